@@ -1,0 +1,4 @@
+//! Wherry's live-migration engine: wire protocol, rounds, hint accounting.
+#![forbid(unsafe_code)]
+
+pub mod traits;

@@ -1,0 +1,127 @@
+//! What the engine needs from the machine that it moves.
+//!
+//! `vmm` implements these on KVM; the tests implement them on a model guest. The engine knows neither KVM nor virtio.
+//!
+//! Guest RAM is a flat array of 4 KiB pages numbered `0..nr_pages()`, the RAM regions one after another with no gaps
+//! (a *page number* here is therefore **not** a guest frame number above the 32-bit hole).
+
+use std::io;
+use std::sync::Arc;
+
+use crate::bitmap::Bitmap;
+
+/// Size of a page in bytes. x86-64 base pages; the unit of the dirty log, of hints and of the wire format.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Guest memory, as source or destination. Access may race with running vCPUs; only whole pages are moved.
+pub trait GuestRam: Send + Sync {
+    /// Number of pages of guest RAM.
+    fn nr_pages(&self) -> u64;
+
+    /// Copies pages starting at page `first` into `buf` (a multiple of [`PAGE_SIZE`]). Never populates a hole.
+    fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Writes `data` (a multiple of [`PAGE_SIZE`]) from page `first` on. Destination only.
+    fn write(&self, first: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes `nr` pages from `first` on read as zero and gives their memory back to the host.
+    fn zero(&self, first: u64, nr: u64) -> io::Result<()>;
+
+    /// Sets in `out` the bit of every page that may hold something other than zero. A page whose bit stays clear was a
+    /// hole (reads as zero) at some time during the call. Costs time by extents, not by pages, and populates nothing.
+    fn populated(&self, out: &mut Bitmap) -> io::Result<()>;
+}
+
+/// The dirty log: KVM's log OR the VMM's own writes to guest memory.
+///
+/// KVM's manual-protect log with all bits initially set: [`start`](DirtyLog::start) protects nothing and calls every page dirty;
+/// [`protect`](DirtyLog::protect) write-protects a range and forgets its dirty bits, so that a write after it is seen.
+pub trait DirtyLog: Send + Sync {
+    /// Turns the log on. Afterwards every page counts as dirty and none is write-protected.
+    fn start(&self) -> io::Result<()>;
+
+    /// Write-protects the pages and clears their dirty bits. `first` and `nr` are multiples of 64 (`nr` may also end at the last
+    /// page of RAM). A write that happens after this returns sets the page's bit again; read the page only after it returned.
+    fn protect(&self, first: u64, nr: u64) -> io::Result<()>;
+
+    /// Sets in `out` the bits of all pages written since they were last protected, and protects these pages again (a bit
+    /// once returned is consumed).
+    fn harvest(&self, out: &mut Bitmap) -> io::Result<()>;
+
+    /// Turns the log off. Idempotent.
+    fn stop(&self) -> io::Result<()>;
+}
+
+/// Receives hints: page range `first..first + nr` was free at some time after the current command id was published.
+pub trait HintSink: Send + Sync {
+    /// One hinted range. Called from the device's thread; must not block on the sender.
+    fn hint(&self, first: u64, nr: u64);
+}
+
+/// Where hints come from: the balloon device.
+pub trait HintSource: Send + Sync {
+    /// Whether the guest's driver negotiated free page hinting and is live.
+    fn available(&self) -> bool;
+
+    /// Publishes a new command id (never one used before) and lets hints flow to `sink`.
+    fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()>;
+
+    /// Publishes STOP. When this returns, no call into the sink is under way and none follows: the epoch is closed.
+    fn stop(&self);
+
+    /// Publishes DONE: the guest takes its hinted memory back. Implies [`stop`](HintSource::stop). Idempotent.
+    fn done(&self);
+
+    /// Whether the guest has said that it has no more pages to hint under the current id.
+    fn finished(&self) -> bool;
+
+    /// Waits up to `timeout` until the driver has read the last published id (it then acts on it before it reads
+    /// another). Returns whether it did.
+    fn wait_seen(&self, timeout: std::time::Duration) -> bool;
+
+    /// Sets in `out` the bit of every page that is in the balloon now.
+    fn ballooned(&self, out: &mut Bitmap);
+
+    /// Bytes that the guest's statistics last called free, if it sends statistics.
+    fn guest_free_bytes(&self) -> Option<u64>;
+}
+
+/// The machine's vCPUs, devices and their state.
+pub trait Machine: Send + Sync {
+    /// Stops vCPUs, then devices. When this returns guest memory and state no longer change.
+    fn pause(&self) -> io::Result<()>;
+
+    /// Undoes [`pause`](Machine::pause). Only called while this side still owns the guest.
+    fn resume(&self) -> io::Result<()>;
+
+    /// State of all vCPUs and devices, in the machine's own encoding. Paused machines only.
+    fn save(&self) -> io::Result<Vec<u8>>;
+}
+
+/// Everything that a source needs.
+#[derive(Clone)]
+pub struct SourceVm {
+    /// Guest memory.
+    pub ram: Arc<dyn GuestRam>,
+    /// Its dirty log.
+    pub log: Arc<dyn DirtyLog>,
+    /// The balloon, if the machine has one.
+    pub hints: Option<Arc<dyn HintSource>>,
+    /// vCPUs and devices.
+    pub machine: Arc<dyn Machine>,
+    /// What the destination must know to build the same machine (opaque; sent in the handshake).
+    pub description: Vec<u8>,
+}
+
+/// What the destination builds. Called in this order by the engine; an `Err` at any point refuses the migration.
+pub trait DestinationVm {
+    /// Builds the empty machine from the source's description and gives its RAM. Refusals (less CPU, no memory) are errors whose
+    /// text is sent to the source.
+    fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>>;
+
+    /// Loads vCPU and device state, completely, without running anything.
+    fn load(&mut self, state: &[u8]) -> io::Result<()>;
+
+    /// Runs the guest. Called once, only after the source's hand-off arrived.
+    fn run(&mut self) -> io::Result<()>;
+}
