@@ -1,0 +1,129 @@
+//! The client side of the control socket.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::line::{LineError, LineReader, write_line};
+use super::{ControlError, ErrorCode, MAX_REPLY_LINE, Reply, Request, RuntimeDir, check_name};
+
+/// How long a VM may take to answer anything but a migration.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// A connection to a running VM.
+pub struct Client {
+    reader: LineReader,
+    writer: UnixStream,
+}
+
+fn lost(error: &LineError) -> ControlError {
+    match error {
+        LineError::TimedOut => ControlError::new(ErrorCode::Timeout, "the VM does not answer")
+            .hint("if it hangs, end its process with SIGTERM or SIGKILL"),
+        LineError::Io(source) => ControlError::new(ErrorCode::ConnectionLost, format!("{error}: {source}")),
+        _ => ControlError::new(ErrorCode::ConnectionLost, format!("no answer from the VM: {error}")),
+    }
+}
+
+impl Client {
+    /// Connects to the VM called `name`.
+    pub fn connect(dir: &RuntimeDir, name: &str) -> Result<Self, ControlError> {
+        check_name(name)?;
+        let path = dir.socket(name);
+        let failed = |e: &io::Error| {
+            ControlError::new(ErrorCode::Failed, format!("cannot connect to {}: {e}", path.display()))
+        };
+        if dir.path().exists() {
+            dir.check_owner()?;
+        }
+        let writer = UnixStream::connect(&path).map_err(|e| match e.kind() {
+            // Refused: the file is there but nobody listens, the VMM crashed.
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_such_vm(dir, name),
+            io::ErrorKind::PermissionDenied => failed(&e).hint("run as the user who started the VM"),
+            _ => failed(&e),
+        })?;
+        writer.set_write_timeout(Some(ANSWER)).map_err(|e| failed(&e))?;
+        let reader = LineReader::new(writer.try_clone().map_err(|e| failed(&e))?, MAX_REPLY_LINE);
+        Ok(Self { reader, writer })
+    }
+
+    /// Sends a request and returns its answer.
+    pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ControlError> {
+        self.call_within(request, ANSWER)
+    }
+
+    /// Like [`call`](Self::call) with a time limit.
+    pub fn call_within<T: DeserializeOwned>(
+        &mut self,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<T, ControlError> {
+        let value = self.exchange(request, Some(limit), &mut |_| {})?;
+        serde_json::from_value(value).map_err(|e| {
+            ControlError::new(ErrorCode::Failed, format!("answer not understood: {e}"))
+                .hint("the VM may run another version of wherry")
+        })
+    }
+
+    /// Sends a request, passes its events on, and returns the final answer. Waits without limit.
+    pub fn call_with_events(
+        &mut self,
+        request: &Request,
+        on_event: &mut dyn FnMut(Value),
+    ) -> Result<Value, ControlError> {
+        self.exchange(request, None, on_event)
+    }
+
+    fn exchange(
+        &mut self,
+        request: &Request,
+        limit: Option<Duration>,
+        on_event: &mut dyn FnMut(Value),
+    ) -> Result<Value, ControlError> {
+        // A failed write is no news yet: a server that refused us has sent its reason before it closed.
+        let sent = write_line(&mut self.writer, request);
+        loop {
+            let line = self.reader.next_line(limit).map_err(|e| match &sent {
+                Err(send) => {
+                    let text = format!("cannot send to the VM: {send}");
+                    ControlError::new(ErrorCode::ConnectionLost, text)
+                }
+                Ok(()) => lost(&e),
+            })?;
+            let reply = serde_json::from_slice(&line).map_err(|e| {
+                ControlError::new(ErrorCode::Failed, format!("answer not understood: {e}"))
+                    .hint("the VM may run another version of wherry")
+            })?;
+            match reply {
+                Reply::Event(event) => on_event(event),
+                Reply::Ok(value) => return Ok(value),
+                Reply::Error(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Turns the connection into the serial console: the stream, and the console output that came with the answer.
+    pub fn console(mut self) -> Result<(UnixStream, Vec<u8>), ControlError> {
+        self.exchange(&Request::Console {}, Some(ANSWER), &mut |_| {})?;
+        let (stream, early) = self.reader.into_parts();
+        let failed = |e: io::Error| ControlError::new(ErrorCode::Failed, format!("console: {e}"));
+        stream.set_read_timeout(None).map_err(failed)?;
+        stream.set_write_timeout(None).map_err(failed)?;
+        Ok((stream, early))
+    }
+}
+
+fn no_such_vm(dir: &RuntimeDir, name: &str) -> ControlError {
+    let error = ControlError::new(ErrorCode::NoSuchVm, format!("no VM named \"{name}\" runs"));
+    let mut running = dir.names().unwrap_or_default();
+    running.retain(|other| other != name);
+    let shown = running.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+    match running.len() {
+        0 => error.hint(format!("none runs in {}", dir.path().display())),
+        1..=8 => error.hint(format!("running: {shown}")),
+        n => error.hint(format!("running: {shown} and {} more; see `wherry ls`", n - 8)),
+    }
+}

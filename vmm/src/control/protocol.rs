@@ -1,0 +1,418 @@
+//! The control protocol: newline-delimited JSON over a Unix socket.
+//!
+//! A client writes one [`Request`] as one line and reads lines until a final one comes: `{"ok": …}` or `{"error": …}`. Lines
+//! of the form `{"event": …}` may come before it. Requests on one connection are served one after another. After the answer
+//! to [`Request::Console`] the connection is no longer lines but the raw bytes of the serial console, in both directions.
+//!
+//! ```text
+//! > {"request":"info"}
+//! < {"ok":{"name":"web","pid":4711,…}}
+//! > {"request":"migrate","uri":"tcp:host-b:4444","hints":"auto"}
+//! < {"event":{…}}
+//! < {"event":{…}}
+//! < {"ok":{…report…}}
+//! ```
+//!
+//! Unknown fields in a request are refused, so that an option that an older VMM does not know is never silently dropped.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be longer
+/// ([`MAX_REPLY_LINE`]).
+pub const MAX_REQUEST_LINE: usize = 64 * 1024;
+
+/// Longest accepted line in bytes from a VMM; reports with many rounds are the longest.
+pub const MAX_REPLY_LINE: usize = 8 * 1024 * 1024;
+
+/// What a client asks of a running VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Describe the VM: answers [`Info`].
+    Info {},
+    /// Stop the vCPUs, keep everything.
+    Pause {},
+    /// Let the vCPUs run (again).
+    Resume(ResumeRequest),
+    /// Press the power button.
+    Stop {},
+    /// End the VM at once.
+    Kill {},
+    /// Turn this connection into the serial console.
+    Console {},
+    /// Set the balloon's target.
+    BalloonSet(BalloonSetRequest),
+    /// The balloon's statistics and counters.
+    BalloonStats {},
+    /// Migrate to `uri`: answers events, then the report.
+    Migrate(MigrateRequest),
+    /// Cancel the migration under way.
+    MigrateCancel {},
+    /// State of the migration under way, or of the last one: answers [`MigrationStatus`].
+    MigrateStatus {},
+}
+
+/// Fields of [`Request::Resume`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// Run even though the outcome of a migration is unknown. Only right when the destination is known not to run.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Fields of [`Request::BalloonSet`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonSetRequest {
+    /// Bytes that the balloon should hold (taken from the guest). 0 gives all memory back.
+    pub target_bytes: u64,
+}
+
+/// Whether to ask the guest for free page hints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HintMode {
+    /// Where they pay.
+    #[default]
+    Auto,
+    /// Always, if the guest's driver offers them.
+    On,
+    /// Never.
+    Off,
+}
+
+impl HintMode {
+    /// The word used on the command line and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HintMode::Auto => "auto",
+            HintMode::On => "on",
+            HintMode::Off => "off",
+        }
+    }
+}
+
+/// Fields of [`Request::Migrate`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where the receiver listens: `unix:/absolute/path` or `tcp:HOST:PORT`.
+    pub uri: String,
+    /// Free page hints.
+    #[serde(default)]
+    pub hints: HintMode,
+    /// Longest acceptable predicted downtime in milliseconds.
+    #[serde(default = "default_downtime_ms")]
+    pub downtime_limit_ms: u64,
+    /// Cap on the bytes sent per second; `None` is no cap.
+    #[serde(default)]
+    pub bandwidth_bytes_s: Option<u64>,
+    /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to the engine.
+    #[serde(default)]
+    pub max_rounds: Option<u32>,
+    /// Go on when the client's connection is lost. Without it a lost client cancels the migration.
+    #[serde(default)]
+    pub detach: bool,
+}
+
+/// Default of [`MigrateRequest::downtime_limit_ms`].
+pub const DEFAULT_DOWNTIME_MS: u64 = 300;
+
+fn default_downtime_ms() -> u64 {
+    DEFAULT_DOWNTIME_MS
+}
+
+impl MigrateRequest {
+    /// A request with every option at its default.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self {
+            uri: uri.into(),
+            hints: HintMode::default(),
+            downtime_limit_ms: DEFAULT_DOWNTIME_MS,
+            bandwidth_bytes_s: None,
+            max_rounds: None,
+            detach: false,
+        }
+    }
+}
+
+/// One line from the VMM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Progress; more lines follow.
+    Event(Value),
+    /// The request succeeded. Final.
+    Ok(Value),
+    /// The request failed. Final.
+    Error(ControlError),
+}
+
+/// What went wrong, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is malformed or its values are out of range.
+    BadRequest,
+    /// Another request of this kind is under way, or there are too many clients.
+    Busy,
+    /// Not possible in the VM's present state.
+    InvalidState,
+    /// This VM cannot do that (the guest has no driver, the device is absent).
+    Unsupported,
+    /// The migration failed; the guest goes on at the source.
+    MigrationFailed,
+    /// The migration was cancelled; the guest goes on at the source.
+    Cancelled,
+    /// The hand-off was sent and not confirmed: the guest may run at the destination and is stopped here.
+    MigrationUnknown,
+    /// No VM of that name runs.
+    NoSuchVm,
+    /// A VM of that name runs already.
+    NameInUse,
+    /// The command line is wrong.
+    Usage,
+    /// KVM is absent, forbidden or cannot run Linux here.
+    Kvm,
+    /// The VM did not do it in time.
+    Timeout,
+    /// The connection to the VM broke before the answer.
+    ConnectionLost,
+    /// Anything else.
+    Failed,
+    /// A code that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorCode {
+    /// The code as written in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::BadRequest => "bad_request",
+            ErrorCode::Busy => "busy",
+            ErrorCode::InvalidState => "invalid_state",
+            ErrorCode::Unsupported => "unsupported",
+            ErrorCode::MigrationFailed => "migration_failed",
+            ErrorCode::Cancelled => "cancelled",
+            ErrorCode::MigrationUnknown => "migration_unknown",
+            ErrorCode::NoSuchVm => "no_such_vm",
+            ErrorCode::NameInUse => "name_in_use",
+            ErrorCode::Usage => "usage",
+            ErrorCode::Kvm => "kvm",
+            ErrorCode::Timeout => "timeout",
+            ErrorCode::ConnectionLost => "connection_lost",
+            ErrorCode::Failed => "failed",
+            ErrorCode::Unknown => "unknown",
+        }
+    }
+}
+
+/// An error as it travels to the client: a code, what happened, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// What happened, one line.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl ControlError {
+    /// An error without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// What the VM is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped on request.
+    Paused,
+    /// vCPUs run and a migration away is under way.
+    Migrating,
+    /// Waiting for, or receiving, a guest.
+    Receiving,
+    /// The guest runs at the destination; this process is about to end.
+    Migrated,
+    /// The hand-off was sent but not confirmed: stopped here, may run at the destination.
+    MigrationUnknown,
+    /// The guest has powered off or was killed; this process is about to end.
+    Stopped,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl VmState {
+    /// The state for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+            VmState::Migrating => "migrating",
+            VmState::Receiving => "receiving",
+            VmState::Migrated => "migrated",
+            VmState::MigrationUnknown => "migration-unknown",
+            VmState::Stopped => "stopped",
+            VmState::Unknown => "unknown",
+        }
+    }
+}
+
+/// A VM as `ls` and `info` show it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// Process id of its VMM.
+    pub pid: u32,
+    /// What it does now.
+    pub state: VmState,
+    /// Number of vCPUs (0 while nothing was received yet).
+    pub nr_vcpus: u32,
+    /// Guest RAM in bytes.
+    pub ram_bytes: u64,
+    /// Resident memory of the VMM in bytes, guest RAM included.
+    pub rss_bytes: u64,
+    /// Path of the kernel that it was started with, if it was started here.
+    pub kernel: Option<String>,
+    /// Milliseconds since the VMM started.
+    pub uptime_ms: u64,
+    /// Where the serial console goes, for people: `stdio`, `pty /dev/pts/3`, …
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// The balloon, if the machine has one.
+    pub balloon: Option<BalloonInfo>,
+    /// The last migration, if any. The server fills it in.
+    #[serde(default)]
+    pub last_migration: Option<MigrationStatus>,
+}
+
+/// The balloon as `info` and `balloon stats` show it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BalloonInfo {
+    /// Bytes asked for.
+    pub target_bytes: u64,
+    /// Bytes that the guest has given.
+    pub actual_bytes: u64,
+    /// Names of the features that the guest's driver negotiated.
+    pub features: Vec<String>,
+    /// Counters and guest statistics, named by the device.
+    #[serde(default)]
+    pub counters: Value,
+}
+
+/// The migration under way, or the last one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MigrationStatus {
+    /// How it stands.
+    pub state: MigrationState,
+    /// Destination.
+    pub uri: String,
+    /// Latest progress event.
+    #[serde(default)]
+    pub progress: Option<Value>,
+    /// The report, once completed.
+    #[serde(default)]
+    pub report: Option<Value>,
+    /// The error, once failed.
+    #[serde(default)]
+    pub error: Option<ControlError>,
+}
+
+/// See [`MigrationStatus`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationState {
+    /// There was none.
+    #[default]
+    None,
+    /// Under way.
+    Running,
+    /// The guest runs at the destination.
+    Completed,
+    /// The guest goes on here; see the error.
+    Failed,
+    /// See [`ErrorCode::MigrationUnknown`].
+    OutcomeUnknown,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Request, serde_json::Error> {
+        serde_json::from_str(line)
+    }
+
+    #[test]
+    fn requests_round_trip() {
+        let mut migrate = MigrateRequest::new("tcp:b:1");
+        migrate.bandwidth_bytes_s = Some(125_000_000);
+        for request in [
+            Request::Info {},
+            Request::Resume(ResumeRequest { force: true }),
+            Request::BalloonSet(BalloonSetRequest { target_bytes: 7 }),
+            Request::Migrate(migrate),
+            Request::MigrateStatus {},
+        ] {
+            let line = serde_json::to_string(&request).unwrap();
+            assert_eq!(parse(&line).unwrap(), request, "{line}");
+        }
+    }
+
+    #[test]
+    fn defaults_apply_and_unknown_fields_are_refused() {
+        let request = parse(r#"{"request":"migrate","uri":"unix:/x"}"#).unwrap();
+        assert_eq!(request, Request::Migrate(MigrateRequest::new("unix:/x")));
+        assert!(parse(r#"{"request":"migrate","uri":"unix:/x","postcopy":true}"#).is_err());
+        assert!(parse(r#"{"request":"resume","forse":true}"#).is_err());
+        assert!(parse(r#"{"request":"balloon_set","target_bytes":-1}"#).is_err());
+        assert!(parse(r#"{"request":"fly"}"#).is_err());
+        assert!(parse("[]").is_err());
+    }
+
+    #[test]
+    fn codes_are_named_as_serde_names_them() {
+        for code in [
+            ErrorCode::BadRequest,
+            ErrorCode::Busy,
+            ErrorCode::InvalidState,
+            ErrorCode::Unsupported,
+            ErrorCode::MigrationFailed,
+            ErrorCode::Cancelled,
+            ErrorCode::MigrationUnknown,
+            ErrorCode::NoSuchVm,
+            ErrorCode::NameInUse,
+            ErrorCode::Usage,
+            ErrorCode::Kvm,
+            ErrorCode::Timeout,
+            ErrorCode::ConnectionLost,
+            ErrorCode::Failed,
+        ] {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+        }
+        let other: ErrorCode = serde_json::from_str(r#""from_the_future""#).unwrap();
+        assert_eq!(other, ErrorCode::Unknown);
+    }
+}

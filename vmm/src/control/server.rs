@@ -1,0 +1,392 @@
+//! The server side of the control socket.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::line::{LineError, LineReader, write_line};
+use super::{
+    ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus, NameClaim,
+    Reply, Request, RuntimeError, VmControl,
+};
+
+/// Most connections at a time; further ones are told so and closed.
+pub const MAX_CLIENTS: usize = 32;
+
+/// Progress events that may wait for a slow client. Beyond that they are dropped: the report has everything.
+const MAX_QUEUED_EVENTS: usize = 64;
+
+/// Time limits, apart so that tests can shorten them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// For a complete request line; an idle connection is closed after it.
+    pub(crate) request: Duration,
+    /// For a client to take some of an answer.
+    pub(crate) write: Duration,
+    /// How often a migration looks whether its client is still there.
+    pub(crate) poll: Duration,
+    /// How long the end of the server waits for answers that are being written.
+    pub(crate) drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(10),
+            write: Duration::from_secs(5),
+            poll: Duration::from_millis(200),
+            drain: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Serves a VM's control socket until dropped.
+pub struct Server {
+    shared: Arc<Shared>,
+    wake: UnixStream,
+    acceptor: Option<JoinHandle<()>>,
+    _claim: NameClaim,
+}
+
+struct Shared {
+    vm: Arc<dyn VmControl>,
+    limits: Limits,
+    clients: Mutex<Clients>,
+    /// Signalled when `Clients::busy` falls.
+    quiet: Condvar,
+    migration: Mutex<MigrationStatus>,
+}
+
+#[derive(Default)]
+struct Clients {
+    stopping: bool,
+    next_id: u64,
+    open: HashMap<u64, UnixStream>,
+    /// Connections with a request that is not answered yet.
+    busy: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half-changed under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Server {
+    /// Listens on the claimed name's socket and serves `vm`.
+    pub fn start(claim: NameClaim, vm: Arc<dyn VmControl>) -> Result<Self, RuntimeError> {
+        Self::start_with(claim, vm, Limits::default())
+    }
+
+    pub(crate) fn start_with(
+        claim: NameClaim,
+        vm: Arc<dyn VmControl>,
+        limits: Limits,
+    ) -> Result<Self, RuntimeError> {
+        let listener = claim.listen()?;
+        let failed = |source| RuntimeError::Io { action: "serve", path: claim.socket(), source };
+        listener.set_nonblocking(true).map_err(failed)?;
+        let (wake, woken) = UnixStream::pair().map_err(failed)?;
+        let shared = Arc::new(Shared {
+            vm,
+            limits,
+            clients: Mutex::default(),
+            quiet: Condvar::new(),
+            migration: Mutex::default(),
+        });
+        let for_acceptor = shared.clone();
+        let acceptor = thread::Builder::new()
+            .name("control".into())
+            .spawn(move || accept_loop(&for_acceptor, &listener, &woken))
+            .map_err(failed)?;
+        Ok(Self { shared, wake, acceptor: Some(acceptor), _claim: claim })
+    }
+}
+
+impl Drop for Server {
+    /// Takes no new clients, lets answers under way go out (up to 3 s), then closes the connections.
+    fn drop(&mut self) {
+        let _ = self.wake.shutdown(Shutdown::Both);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+        let mut clients = lock(&self.shared.clients);
+        clients.stopping = true;
+        let (clients, _) = self
+            .shared
+            .quiet
+            .wait_timeout_while(clients, self.shared.limits.drain, |clients| clients.busy > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        for stream in clients.open.values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Waits until one of the two can be read; false when it was `woken`.
+fn wait_for_client(listener: &UnixListener, woken: &UnixStream) -> bool {
+    let mut fds = [listener.as_raw_fd(), woken.as_raw_fd()].map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // SAFETY: `fds` is an array of two valid pollfd that outlives the call.
+    unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
+    fds[1].revents == 0
+}
+
+fn accept_loop(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream) {
+    while wait_for_client(listener, woken) {
+        match listener.accept() {
+            Ok((stream, _)) => admit(shared, stream),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            // Out of descriptors, most likely: wait until some are closed instead of spinning.
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Starts a thread for the connection, or refuses it.
+fn admit(shared: &Arc<Shared>, mut stream: UnixStream) {
+    let prepared = stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_write_timeout(Some(shared.limits.write)))
+        .and_then(|()| stream.try_clone());
+    let Ok(clone) = prepared else { return };
+    let id = {
+        let mut clients = lock(&shared.clients);
+        if clients.open.len() >= MAX_CLIENTS {
+            drop(clients);
+            // Fits into the socket's empty buffer: does not block.
+            let error = ControlError::new(ErrorCode::Busy, format!("more than {MAX_CLIENTS} connections"))
+                .hint("close some and try again");
+            let _ = write_line(&mut stream, &Reply::Error(error));
+            return;
+        }
+        clients.next_id += 1;
+        let id = clients.next_id;
+        clients.open.insert(id, clone);
+        id
+    };
+    let for_thread = shared.clone();
+    let spawned = thread::Builder::new().name("control-client".into()).spawn(move || {
+        let _ = catch_unwind(AssertUnwindSafe(|| for_thread.serve(stream)));
+        lock(&for_thread.clients).open.remove(&id);
+    });
+    if spawned.is_err() {
+        lock(&shared.clients).open.remove(&id);
+    }
+}
+
+/// Counts a connection as busy while it lives.
+struct Busy<'a>(&'a Shared);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.clients).busy -= 1;
+        self.0.quiet.notify_all();
+    }
+}
+
+fn to_value<T: Serialize>(value: T) -> Result<Value, ControlError> {
+    serde_json::to_value(value).map_err(|e| ControlError::new(ErrorCode::Failed, e.to_string()))
+}
+
+/// Runs a call of the machine; a panic in it becomes an error instead of a client that waits for ever.
+fn guarded<T>(call: impl FnOnce() -> Result<T, ControlError>) -> Result<T, ControlError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        Err(ControlError::new(ErrorCode::Failed, "internal error in the VMM; see its standard error"))
+    })
+}
+
+fn final_reply(result: Result<Value, ControlError>) -> Reply {
+    match result {
+        Ok(value) => Reply::Ok(value),
+        Err(error) => Reply::Error(error),
+    }
+}
+
+impl Shared {
+    /// `None` when the server is ending.
+    fn busy(&self) -> Option<Busy<'_>> {
+        let mut clients = lock(&self.clients);
+        if clients.stopping {
+            return None;
+        }
+        clients.busy += 1;
+        Some(Busy(self))
+    }
+
+    fn serve(self: &Arc<Self>, stream: UnixStream) {
+        let Ok(mut writer) = stream.try_clone() else { return };
+        let mut reader = LineReader::new(stream, MAX_REQUEST_LINE);
+        loop {
+            let line = match reader.next_line(Some(self.limits.request)) {
+                Ok(line) => line,
+                Err(LineError::TooLong(max)) => {
+                    let text = format!("request longer than {max} bytes");
+                    let error = ControlError::new(ErrorCode::BadRequest, text);
+                    let _ = write_line(&mut writer, &Reply::Error(error));
+                    return;
+                }
+                Err(_) => return,
+            };
+            let Some(_busy) = self.busy() else { return };
+            let reply = match serde_json::from_slice::<Request>(&line) {
+                Err(e) => {
+                    let text = format!("not a request of this version: {e}");
+                    Reply::Error(ControlError::new(ErrorCode::BadRequest, text))
+                }
+                Ok(Request::Console {}) => return self.console(reader, writer),
+                Ok(Request::Migrate(request)) => match self.migrate(&mut writer, request) {
+                    Some(result) => final_reply(result),
+                    None => return,
+                },
+                Ok(request) => final_reply(guarded(|| self.dispatch(request))),
+            };
+            if write_line(&mut writer, &reply).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn dispatch(&self, request: Request) -> Result<Value, ControlError> {
+        let vm = &self.vm;
+        match request {
+            Request::Info {} => {
+                let mut info = vm.info();
+                let migration = lock(&self.migration).clone();
+                info.last_migration = (migration.state != MigrationState::None).then_some(migration);
+                to_value(info)
+            }
+            Request::Pause {} => vm.pause().map(|()| Value::Null),
+            Request::Resume(request) => vm.resume(request.force).map(|()| Value::Null),
+            Request::Stop {} => vm.stop().map(|()| Value::Null),
+            Request::Kill {} => {
+                vm.kill();
+                Ok(Value::Null)
+            }
+            Request::BalloonSet(request) => vm.balloon_set(request.target_bytes).map(|()| Value::Null),
+            Request::BalloonStats {} => to_value(vm.balloon_stats()?),
+            Request::MigrateCancel {} => vm.migrate_cancel().map(|()| Value::Null),
+            Request::MigrateStatus {} => to_value(lock(&self.migration).clone()),
+            Request::Console {} | Request::Migrate(_) => unreachable!("served before"),
+        }
+    }
+
+    fn console(&self, reader: LineReader, mut writer: UnixStream) {
+        let result = guarded(|| self.vm.check_console());
+        let (stream, early) = reader.into_parts();
+        let result = match result {
+            Ok(()) if !early.is_empty() => {
+                Err(ControlError::new(ErrorCode::BadRequest, "console input before the console was granted"))
+            }
+            other => other,
+        };
+        let granted = result.is_ok();
+        let reply = final_reply(result.map(|()| Value::Null));
+        if write_line(&mut writer, &reply).is_err() || !granted {
+            return;
+        }
+        // A socket's time limits belong to all its descriptors.
+        let ready = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
+        if ready.is_ok() {
+            let _ = guarded(|| self.vm.attach_console(stream));
+        }
+    }
+
+    /// Runs a migration and writes its progress. `None` when the client is gone; the migration then goes on (detached) or
+    /// was told to stop.
+    fn migrate(
+        self: &Arc<Self>,
+        writer: &mut UnixStream,
+        request: MigrateRequest,
+    ) -> Option<Result<Value, ControlError>> {
+        {
+            let mut status = lock(&self.migration);
+            if status.state == MigrationState::Running {
+                return Some(Err(ControlError::new(ErrorCode::Busy, "a migration is under way")
+                    .hint("wait for it, or end it with `wherry cancel NAME`")));
+            }
+            *status = MigrationStatus {
+                state: MigrationState::Running,
+                uri: request.uri.clone(),
+                ..MigrationStatus::default()
+            };
+        }
+        let detach = request.detach;
+        let (events, queue) = sync_channel::<Value>(MAX_QUEUED_EVENTS);
+        let for_worker = self.clone();
+        let spawned = thread::Builder::new().name("control-migrate".into()).spawn(move || {
+            let shared = &for_worker;
+            let result = guarded(|| {
+                shared.vm.migrate(&request, &mut |event| {
+                    lock(&shared.migration).progress = Some(event.clone());
+                    // A slow or absent client must not slow the migration down.
+                    let _ = events.try_send(event);
+                })
+            });
+            shared.migration_ended(&result);
+            drop(events);
+            result
+        });
+        let worker = match spawned {
+            Ok(worker) => worker,
+            Err(e) => {
+                let result = Err(ControlError::new(ErrorCode::MigrationFailed, format!("no thread: {e}")));
+                self.migration_ended(&result);
+                return Some(result);
+            }
+        };
+        loop {
+            let lost = match queue.recv_timeout(self.limits.poll) {
+                Ok(event) => write_line(writer, &Reply::Event(event)).is_err(),
+                Err(RecvTimeoutError::Timeout) => hung_up(writer),
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if lost {
+                if !detach {
+                    let _ = guarded(|| self.vm.migrate_cancel());
+                }
+                return None;
+            }
+        }
+        Some(worker.join().unwrap_or_else(|_| {
+            Err(ControlError::new(ErrorCode::MigrationUnknown, "internal error in the migration"))
+        }))
+    }
+
+    fn migration_ended(&self, result: &Result<Value, ControlError>) {
+        let mut status = lock(&self.migration);
+        match result {
+            Ok(report) => {
+                status.state = MigrationState::Completed;
+                status.report = Some(report.clone());
+            }
+            Err(error) => {
+                status.state = match error.code {
+                    ErrorCode::MigrationUnknown => MigrationState::OutcomeUnknown,
+                    _ => MigrationState::Failed,
+                };
+                status.error = Some(error.clone());
+            }
+        }
+    }
+}
+
+/// Whether the peer is gone altogether (having shut down only its sending side, it may still read).
+fn hung_up(stream: &UnixStream) -> bool {
+    let mut fd = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: `fd` is a valid pollfd that outlives the call, which does not wait.
+    unsafe { libc::poll(&mut fd, 1, 0) };
+    fd.revents & (libc::POLLHUP | libc::POLLERR) != 0
+}

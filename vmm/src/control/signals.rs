@@ -1,0 +1,66 @@
+//! SIGINT, SIGTERM, SIGHUP and SIGQUIT as ordinary events on a thread.
+//!
+//! [`watch`] blocks them in the calling thread; threads that are started later inherit that, so call it before any other
+//! thread starts. Signals that end a process by default then reach only the watcher.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+
+use super::VmControl;
+
+/// The signals that ask a process to end.
+const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// The VM that [`end_vm`] ends.
+static VM: Mutex<Option<Weak<dyn VmControl>>> = Mutex::new(None);
+
+fn ending_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set that it is given; sigaddset then changes it. The signal numbers are valid.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in ENDING {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        set.assume_init()
+    }
+}
+
+/// Calls `handler` on a thread of its own for each ending signal, for as long as the process lives.
+pub fn watch(mut handler: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
+    let set = ending_set();
+    // SAFETY: `set` is initialised; the old mask is not asked for.
+    let failed = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+    if failed != 0 {
+        return Err(io::Error::from_raw_os_error(failed));
+    }
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        loop {
+            let mut signal = 0;
+            // SAFETY: both pointers are to initialised values that outlive the call.
+            if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
+                handler(signal);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Names the VM that an ending signal ends; the machine calls this once its [`VmControl`] exists.
+pub fn forward_to(vm: &Arc<dyn VmControl>) {
+    *VM.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(vm));
+}
+
+/// Kills the VM named by [`forward_to`]; false if there is none (any more).
+pub fn end_vm() -> bool {
+    let vm = VM.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match vm.and_then(|vm| vm.upgrade()) {
+        Some(vm) => {
+            vm.kill();
+            true
+        }
+        None => false,
+    }
+}

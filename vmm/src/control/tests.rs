@@ -1,0 +1,335 @@
+//! The server against a fake VM and hostile clients.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::server::Limits;
+use super::*;
+
+/// A VM that does what tests tell it to.
+#[derive(Default)]
+struct FakeVm {
+    calls: Mutex<Vec<String>>,
+    cancelled: AtomicBool,
+    migrations: AtomicU32,
+    consoles: Mutex<Vec<UnixStream>>,
+}
+
+impl FakeVm {
+    fn note(&self, what: impl Into<String>) {
+        self.calls.lock().unwrap().push(what.into());
+    }
+}
+
+impl VmControl for FakeVm {
+    fn info(&self) -> Info {
+        Info {
+            name: "vm".into(),
+            pid: 1,
+            state: VmState::Running,
+            nr_vcpus: 2,
+            ram_bytes: 1 << 30,
+            rss_bytes: 1 << 20,
+            kernel: None,
+            uptime_ms: 5,
+            serial: None,
+            balloon: None,
+            last_migration: None,
+        }
+    }
+    fn pause(&self) -> Result<(), ControlError> {
+        panic!("a bug in the machine")
+    }
+    fn resume(&self, force: bool) -> Result<(), ControlError> {
+        self.note(format!("resume {force}"));
+        Ok(())
+    }
+    fn stop(&self) -> Result<(), ControlError> {
+        Err(ControlError::new(ErrorCode::InvalidState, "paused").hint("resume it"))
+    }
+    fn kill(&self) {
+        self.note("kill");
+    }
+    fn balloon_set(&self, target: u64) -> Result<(), ControlError> {
+        self.note(format!("balloon {target}"));
+        Ok(())
+    }
+    fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
+        Ok(BalloonInfo { actual_bytes: 4096, ..BalloonInfo::default() })
+    }
+    /// `many`: floods progress. `slow`: waits for a cancel. `unknown`: fails so. Anything else: succeeds.
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        progress: &mut dyn FnMut(Value),
+    ) -> Result<Value, ControlError> {
+        self.migrations.fetch_add(1, Ordering::SeqCst);
+        match request.uri.as_str() {
+            "many" => {
+                for n in 0..20_000 {
+                    progress(json!({"n": n, "padding": "x".repeat(200)}));
+                }
+            }
+            "slow" => {
+                progress(json!({"round": 1}));
+                let start = Instant::now();
+                while !self.cancelled.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(10) {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
+            }
+            "unknown" => return Err(ControlError::new(ErrorCode::MigrationUnknown, "no answer")),
+            _ => progress(json!({"round": 1})),
+        }
+        Ok(json!({"rounds": 3}))
+    }
+    fn migrate_cancel(&self) -> Result<(), ControlError> {
+        self.cancelled.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn attach_console(&self, client: UnixStream) -> Result<(), ControlError> {
+        (&client).write_all(b"login: ").unwrap();
+        self.consoles.lock().unwrap().push(client);
+        Ok(())
+    }
+}
+
+struct Fixture {
+    vm: Arc<FakeVm>,
+    dir: RuntimeDir,
+    server: Option<Server>,
+    _temp: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let limits = Limits {
+            request: Duration::from_millis(300),
+            write: Duration::from_millis(300),
+            poll: Duration::from_millis(20),
+            drain: Duration::from_secs(2),
+        };
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RuntimeDir::at(temp.path().join("run"));
+        let vm = Arc::new(FakeVm::default());
+        let server = Server::start_with(dir.claim("vm").unwrap(), vm.clone(), limits).unwrap();
+        Self { vm, dir, server: Some(server), _temp: temp }
+    }
+    fn client(&self) -> Client {
+        Client::connect(&self.dir, "vm").unwrap()
+    }
+    fn raw(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.dir.socket("vm")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    }
+    fn status(&self) -> MigrationStatus {
+        self.client().call(&Request::MigrateStatus {}).unwrap()
+    }
+    fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(10), "waiting for: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn read_all(mut stream: UnixStream) -> String {
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    text
+}
+
+#[test]
+fn requests_reach_the_machine() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let info: Info = client.call(&Request::Info {}).unwrap();
+    assert_eq!((info.name.as_str(), info.nr_vcpus), ("vm", 2));
+    let _: Value = client.call(&Request::Resume(ResumeRequest { force: true })).unwrap();
+    let _: Value = client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: 9 })).unwrap();
+    let stats: BalloonInfo = client.call(&Request::BalloonStats {}).unwrap();
+    assert_eq!(stats.actual_bytes, 4096);
+    let error = client.call::<Value>(&Request::Stop {}).unwrap_err();
+    assert_eq!(error, ControlError::new(ErrorCode::InvalidState, "paused").hint("resume it"));
+    let _: Value = client.call(&Request::Kill {}).unwrap();
+    assert_eq!(*fixture.vm.calls.lock().unwrap(), ["resume true", "balloon 9", "kill"]);
+}
+
+#[test]
+fn a_panic_in_the_machine_is_an_answer() {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let error = client.call::<Value>(&Request::Pause {}).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Failed);
+    client.call::<Info>(&Request::Info {}).unwrap();
+}
+
+#[test]
+fn nonsense_is_answered_and_the_connection_goes_on() {
+    let fixture = Fixture::new();
+    let mut raw = fixture.raw();
+    raw.write_all(b"{}\n\xff\xfe\n[[[[\n\n{\"request\":\"info\"}\n").unwrap();
+    raw.shutdown(std::net::Shutdown::Write).unwrap();
+    let text = read_all(raw);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 5);
+    assert!(lines[..4].iter().all(|line| line["error"]["code"] == "bad_request"), "{text}");
+    assert_eq!(lines[4]["ok"]["name"], "vm");
+}
+
+#[test]
+fn deep_nesting_and_endless_lines_are_refused() {
+    let fixture = Fixture::new();
+    let mut raw = fixture.raw();
+    let mut deep = vec![b'['; MAX_REQUEST_LINE - 2];
+    deep.push(b'\n');
+    raw.write_all(&deep).unwrap();
+    raw.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(read_all(raw).contains("bad_request"));
+
+    let mut raw = fixture.raw();
+    let sent = (0..4096).take_while(|_| raw.write_all(&[b'x'; 1024]).is_ok()).count();
+    assert!(sent < 4096, "the server read 4 MiB of one line");
+    fixture.client().call::<Info>(&Request::Info {}).unwrap();
+}
+
+#[test]
+fn idle_and_half_said_connections_are_closed() {
+    let fixture = Fixture::new();
+    let idle = fixture.raw();
+    let mut half = fixture.raw();
+    half.write_all(b"{\"request\":").unwrap();
+    let start = Instant::now();
+    assert_eq!(read_all(idle), "");
+    assert_eq!(read_all(half), "");
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn too_many_clients_are_told_and_later_ones_are_served() {
+    let fixture = Fixture::new();
+    let idle: Vec<UnixStream> = (0..MAX_CLIENTS).map(|_| fixture.raw()).collect();
+    fixture.wait_for("refusal", || {
+        let error = fixture.client().call::<Info>(&Request::Info {}).err();
+        error.is_some_and(|e| e.code == ErrorCode::Busy)
+    });
+    drop(idle);
+    fixture.wait_for("room", || fixture.client().call::<Info>(&Request::Info {}).is_ok());
+}
+
+#[test]
+fn a_migration_reports_events_then_the_report() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.status().state, MigrationState::None);
+    let mut events = Vec::new();
+    let request = Request::Migrate(MigrateRequest::new("tcp:b:1"));
+    let report = fixture.client().call_with_events(&request, &mut |event| events.push(event)).unwrap();
+    assert_eq!(report, json!({"rounds": 3}));
+    assert_eq!(events, [json!({"round": 1})]);
+    let info: Info = fixture.client().call(&Request::Info {}).unwrap();
+    let last = info.last_migration.unwrap();
+    assert_eq!((last.state, last.report), (MigrationState::Completed, Some(report)));
+
+    let request = Request::Migrate(MigrateRequest::new("unknown"));
+    let error = fixture.client().call_with_events(&request, &mut |_| {}).unwrap_err();
+    assert_eq!(error.code, ErrorCode::MigrationUnknown);
+    assert_eq!(fixture.status().state, MigrationState::OutcomeUnknown);
+}
+
+#[test]
+fn one_migration_at_a_time_and_cancel_ends_it() {
+    let fixture = Fixture::new();
+    let request = Request::Migrate(MigrateRequest::new("slow"));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| fixture.client().call_with_events(&request, &mut |_| {}));
+        fixture.wait_for("start", || fixture.status().state == MigrationState::Running);
+        let second = fixture.client().call_with_events(&request, &mut |_| {}).unwrap_err();
+        assert_eq!(second.code, ErrorCode::Busy);
+        let _: Value = fixture.client().call(&Request::MigrateCancel {}).unwrap();
+        assert_eq!(first.join().unwrap().unwrap_err().code, ErrorCode::Cancelled);
+    });
+    assert_eq!(fixture.vm.migrations.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_lost_client_cancels_unless_detached() {
+    for detach in [false, true] {
+        let fixture = Fixture::new();
+        let mut raw = fixture.raw();
+        let request = MigrateRequest { detach, ..MigrateRequest::new("slow") };
+        let mut line = serde_json::to_vec(&Request::Migrate(request)).unwrap();
+        line.push(b'\n');
+        raw.write_all(&line).unwrap();
+        // Having said everything is not being lost.
+        raw.shutdown(std::net::Shutdown::Write).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!fixture.vm.cancelled.load(Ordering::SeqCst));
+        drop(raw);
+        if detach {
+            std::thread::sleep(Duration::from_millis(150));
+            assert_eq!(fixture.status().state, MigrationState::Running);
+            let _: Value = fixture.client().call(&Request::MigrateCancel {}).unwrap();
+        }
+        fixture.wait_for("cancel", || fixture.status().state == MigrationState::Failed);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_does_not_hold_the_migration() {
+    let fixture = Fixture::new();
+    let mut raw = fixture.raw();
+    raw.write_all(b"{\"request\":\"migrate\",\"uri\":\"many\"}\n").unwrap();
+    fixture.wait_for("end", || fixture.status().state == MigrationState::Completed);
+    drop(raw);
+}
+
+#[test]
+fn the_console_is_a_raw_stream() {
+    let fixture = Fixture::new();
+    let (mut stream, early) = fixture.client().console().unwrap();
+    let mut text = early;
+    while text.len() < 7 {
+        let mut chunk = [0; 16];
+        let n = stream.read(&mut chunk).unwrap();
+        text.extend_from_slice(&chunk[..n]);
+    }
+    assert_eq!(text, b"login: ");
+    stream.write_all(b"root\n").unwrap();
+    let mut machine = fixture.vm.consoles.lock().unwrap().pop().unwrap();
+    assert_eq!(machine.write_timeout().unwrap(), None);
+    let mut typed = [0; 5];
+    machine.read_exact(&mut typed).unwrap();
+    assert_eq!(&typed, b"root\n");
+    // Dropping the machine's end ends the client's, although the server has seen the connection.
+    drop(machine);
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn ending_lets_answers_out_and_frees_the_name() {
+    let mut fixture = Fixture::new();
+    let idle = fixture.raw();
+    let mut raw = fixture.raw();
+    raw.write_all(b"{\"request\":\"migrate\",\"uri\":\"slow\"}\n").unwrap();
+    fixture.wait_for("start", || fixture.status().state == MigrationState::Running);
+    let server = fixture.server.take().unwrap();
+    let vm = fixture.vm.clone();
+    let canceller = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        vm.migrate_cancel().unwrap();
+    });
+    drop(server);
+    canceller.join().unwrap();
+    assert!(read_all(raw).contains("\"cancelled\""));
+    assert_eq!(read_all(idle), "");
+    let error = Client::connect(&fixture.dir, "vm").err().unwrap();
+    assert_eq!(error.code, ErrorCode::NoSuchVm);
+    fixture.dir.claim("vm").unwrap();
+}
