@@ -1,0 +1,200 @@
+//! What the VMM does with a balloon, from any thread.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::constants::*;
+use super::hinting::SeenGate;
+use super::{Balloon, BalloonDeviceStateV1, BalloonStats, BalloonTelemetry, HintError, HintRange, Role};
+use crate::bus::BusDevice;
+use crate::sync::TwoLane;
+use crate::virtio::mmio::{MmioDevice, MmioPort, Subscriber};
+
+/// A balloon on its transport, shared between the bus, the event loop and whoever controls it. Cheap to clone.
+#[derive(Clone)]
+pub struct BalloonHandle {
+    device: Arc<TwoLane<MmioDevice<Balloon>>>,
+    // Apart from the device, so that waiting does not hold its lock.
+    gate: Arc<SeenGate>,
+}
+
+impl BalloonHandle {
+    pub(super) fn new(device: MmioDevice<Balloon>) -> Self {
+        let gate = Arc::clone(&device.device().hinting.gate);
+        Self { device: Arc::new(TwoLane::new(device)), gate }
+    }
+
+    /// For `Bus::insert`, [`SLOT_LEN`](crate::virtio::mmio::regs::SLOT_LEN) bytes.
+    pub fn bus_device(&self) -> Arc<Mutex<dyn BusDevice>> {
+        MmioPort::shared(Arc::clone(&self.device))
+    }
+
+    /// For `EventManager::add_subscriber`.
+    pub fn subscriber(&self) -> Subscriber<Balloon> {
+        Subscriber::new(Arc::clone(&self.device))
+    }
+
+    /// The device behind its lock.
+    pub fn device(&self) -> &Arc<TwoLane<MmioDevice<Balloon>>> {
+        &self.device
+    }
+
+    /// One eventfd per queue, in order: register each as ioeventfd on offset 0x50 with the index as 4-byte datamatch.
+    pub fn queue_events(&self) -> Vec<Arc<EventFd>> {
+        self.device.urgent().queue_events()
+    }
+
+    /// Stops (when this returns nothing is being consumed) or resumes the queues. Idempotent. Pause after the vCPUs and
+    /// before the state is taken; resume before the vCPUs, after the interrupt controller was restored.
+    pub fn set_paused(&self, paused: bool) {
+        self.device.urgent().set_paused(paused);
+    }
+
+    /// Whether the guest's driver is up and well.
+    pub fn live(&self) -> bool {
+        self.device.urgent().live()
+    }
+
+    /// The whole state. Take it while paused.
+    pub fn state(&self) -> BalloonDeviceStateV1 {
+        let device = self.device.urgent();
+        BalloonDeviceStateV1 { mmio: device.state(), balloon: device.device().state() }
+    }
+
+    /// Counters.
+    pub fn telemetry(&self) -> BalloonTelemetry {
+        self.device.urgent().device().telemetry()
+    }
+
+    /// Asks the guest for a balloon of `pages` (4096 bytes each).
+    pub fn set_target(&self, pages: u32) {
+        let mut device = self.device.urgent();
+        if std::mem::replace(&mut device.device_mut().num_pages, pages) != pages {
+            device.config_changed();
+        }
+    }
+
+    /// What the guest is asked for, in pages of 4096 bytes.
+    pub fn target(&self) -> u32 {
+        self.device.urgent().device().num_pages
+    }
+
+    /// What the driver says it gave, in pages. Its word only; see [`ballooned`](Self::ballooned).
+    pub fn actual(&self) -> u32 {
+        self.device.urgent().device().actual
+    }
+
+    /// The pages in the balloon as (guest address, bytes), ascending, each range in one region. These need not be sent
+    /// in a migration: the driver says so before it uses one again. Empty if that is not certain (MUST_TELL_HOST was not
+    /// negotiated, or a deflate request could not be read).
+    pub fn ballooned(&self) -> Vec<(u64, u64)> {
+        self.device.urgent().device().ballooned()
+    }
+
+    /// Allows or forbids giving memory to the host: forbid it during post-copy, background snapshots, or while pages are
+    /// pinned. Inflating goes on, without effect on the host's memory. When this returns no discard is under way.
+    pub fn set_discard_allowed(&self, allowed: bool) {
+        self.device.urgent().device_mut().discard_allowed = allowed;
+    }
+
+    /// Asks the guest for new statistics. False if that is impossible now: no driver, or the last request is still open.
+    pub fn request_stats(&self) -> bool {
+        let mut device = self.device.urgent();
+        let Some(queue) = device.device().role_index(Role::Stats).filter(|_| device.live()) else {
+            return false;
+        };
+        match device.device_mut().stats.held.take() {
+            Some(head) => {
+                device.complete(queue, head, 0);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The last statistics.
+    pub fn stats(&self) -> BalloonStats {
+        self.device.urgent().device().stats.last.clone()
+    }
+
+    /// Bytes that the guest's statistics last called free.
+    pub fn guest_free_bytes(&self) -> Option<u64> {
+        self.stats().get(STAT_FREE_MEMORY)
+    }
+
+    /// Whether the driver is up and negotiated free page hinting.
+    pub fn hints_available(&self) -> bool {
+        hints_available(&self.device.urgent())
+    }
+
+    /// Publishes a new id and passes the driver's hints to `sink`, which replaces an earlier one. Returns the id.
+    pub fn hint_start(&self, sink: Arc<dyn HintRange>) -> Result<u32, HintError> {
+        let mut device = self.device.urgent();
+        if !hints_available(&device) {
+            return Err(HintError::NotAvailable);
+        }
+        let id = device.device_mut().hinting.start(sink)?;
+        device.config_changed();
+        Ok(id)
+    }
+
+    /// Publishes STOP. When this returns no call into the sink is under way, none follows, and the sink is dropped.
+    /// Idempotent. Do not call it from the sink.
+    pub fn hint_stop(&self) {
+        let mut device = self.device.urgent();
+        if device.device_mut().hinting.stop() {
+            device.config_changed();
+        }
+    }
+
+    /// Publishes DONE, if the driver may hold hinted pages: it takes them back. Implies [`hint_stop`](Self::hint_stop).
+    /// Idempotent.
+    pub fn hint_done(&self) {
+        let mut device = self.device.urgent();
+        if device.device_mut().hinting.done() {
+            device.config_changed();
+        }
+    }
+
+    /// A guard that calls [`hint_done`](Self::hint_done) when it is dropped.
+    pub fn done_guard(&self) -> DoneGuard {
+        DoneGuard(self.clone())
+    }
+
+    /// What free_page_hint_cmd_id shows: 0 STOP, 1 DONE, else the active id.
+    pub fn hint_field(&self) -> u32 {
+        self.device.urgent().device().hinting.field()
+    }
+
+    /// Whether the driver sent STOP for the id that was last published: it has no more pages to hint.
+    pub fn hint_finished(&self) -> bool {
+        self.device.urgent().device().hinting.finished()
+    }
+
+    /// Whether the driver has read free_page_hint_cmd_id since it was last published (by start, stop or done).
+    pub fn hint_id_seen(&self) -> bool {
+        self.gate.seen()
+    }
+
+    /// Waits until [`hint_id_seen`](Self::hint_id_seen), at most for `timeout`, without the device's lock. Returns early,
+    /// with false, if the driver resets the device.
+    pub fn wait_id_seen(&self, timeout: Duration) -> bool {
+        self.gate.wait(timeout)
+    }
+}
+
+fn hints_available(device: &MmioDevice<Balloon>) -> bool {
+    device.live() && device.negotiated() & F_FREE_PAGE_HINT != 0
+}
+
+/// Publishes DONE when dropped: a guest never stays without the pages it hinted, however a migration ends.
+#[must_use = "dropping the guard publishes DONE at once"]
+pub struct DoneGuard(BalloonHandle);
+
+impl Drop for DoneGuard {
+    fn drop(&mut self) {
+        self.0.hint_done();
+    }
+}

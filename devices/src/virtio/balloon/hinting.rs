@@ -1,0 +1,272 @@
+//! Free page hinting (virtio 1.3, section 5.5.6.4 and 5.5.6.5).
+//!
+//! The device publishes a command id in config space; the driver answers on the hint queue with the id (a device-readable
+//! buffer of 4 bytes), with free blocks (device-writable buffers), and with STOP when it has no more. Blocks count only
+//! between the announcement of the id that is in the field *now* and the STOP: everything else is stale, however it came
+//! about (an old id, a replayed one, one that was guessed before it was published).
+//!
+//! The field shows the active id as long as hinting runs. Were it to show anything else, the next config interrupt for
+//! whatever reason would make Linux re-read it and end hinting early.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use vm_memory::Bytes;
+
+use super::constants::*;
+use super::{Balloon, descriptors};
+use crate::virtio::Chain;
+
+/// After this long the remaining blocks of a chain are dropped, which is always safe, so that a guest with a chain of
+/// huge overlapping blocks cannot keep the lock.
+const CHAIN_TIME: Duration = Duration::from_millis(20);
+
+/// Receives hints.
+pub trait HintRange: Send + Sync {
+    /// Whole pages of RAM, `len` bytes from `gpa` on, were free at some time after the current id was published. Called
+    /// from the event loop with the device locked: be quick, and do not call the device.
+    fn range(&self, gpa: u64, len: u64);
+}
+
+/// Why hinting could not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HintError {
+    /// The driver is not up, or did not negotiate hinting.
+    #[error("the guest's balloon driver does not offer free page hints")]
+    NotAvailable,
+    /// All ids were used and the driver never sent STOP in between, so none may be used again.
+    #[error("no unused hint command id left")]
+    NoId,
+}
+
+/// Saved hinting state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintStateV1 {
+    /// free_page_hint_cmd_id.
+    pub field: u32,
+    /// The last id that was published, 0 if none ever was.
+    pub last_id: u32,
+    /// Some id was published to the present driver, which may hold pages until it sees DONE.
+    pub issued: bool,
+    /// The driver sent STOP since ids last started from 2.
+    pub stop_seen: bool,
+}
+
+/// Whether the driver has read the field since it was last published.
+#[derive(Default)]
+pub(super) struct SeenGate {
+    state: Mutex<Seen>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Bit n: byte n of the field was read.
+    bytes: u8,
+    /// The driver is gone; waiting is pointless.
+    gone: bool,
+}
+
+const ALL_BYTES: u8 = 0xf;
+
+impl SeenGate {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn published(&self) {
+        *self.lock() = Seen::default();
+    }
+
+    fn driver_gone(&self) {
+        self.lock().gone = true;
+        self.changed.notify_all();
+    }
+
+    fn read(&self, bytes: u8) {
+        let mut seen = self.lock();
+        seen.bytes |= bytes;
+        if seen.bytes == ALL_BYTES {
+            self.changed.notify_all();
+        }
+    }
+
+    pub(super) fn seen(&self) -> bool {
+        self.lock().bytes == ALL_BYTES
+    }
+
+    pub(super) fn wait(&self, timeout: Duration) -> bool {
+        let guard = self.lock();
+        let waiting = |seen: &mut Seen| seen.bytes != ALL_BYTES && !seen.gone;
+        let (seen, _) =
+            self.changed.wait_timeout_while(guard, timeout, waiting).unwrap_or_else(PoisonError::into_inner);
+        seen.bytes == ALL_BYTES
+    }
+}
+
+/// The hinting state machine.
+#[derive(Default)]
+pub(super) struct Hinting {
+    saved: HintStateV1,
+    /// The driver announced the id that is in the field, and has not sent STOP.
+    open: bool,
+    /// The driver sent STOP for the id that was last published.
+    finished: bool,
+    sink: Option<Arc<dyn HintRange>>,
+    pub(super) gate: Arc<SeenGate>,
+}
+
+impl Hinting {
+    /// free_page_hint_cmd_id.
+    pub(super) fn field(&self) -> u32 {
+        self.saved.field
+    }
+
+    pub(super) fn state(&self) -> HintStateV1 {
+        self.saved.clone()
+    }
+
+    pub(super) fn finished(&self) -> bool {
+        self.finished
+    }
+
+    /// `None`: the state contradicts itself. The sink did not travel, so whatever was going on is over: if the driver may
+    /// hold pages, the field shows DONE.
+    pub(super) fn restore(mut saved: HintStateV1) -> Option<Self> {
+        let id_ok = saved.field < CMD_FIRST_ID || saved.field == saved.last_id;
+        if !id_ok || saved.last_id == CMD_DONE || (saved.issued && saved.last_id == 0) {
+            return None;
+        }
+        if !saved.issued && saved.field != CMD_STOP {
+            return None;
+        }
+        if saved.issued {
+            saved.field = CMD_DONE;
+        }
+        Some(Self { saved, ..Self::default() })
+    }
+
+    /// The driver is gone: STOP, and no pages are owed to anybody. Ids go on where they were.
+    pub(super) fn reset(&mut self) {
+        self.sink = None;
+        self.open = false;
+        self.finished = false;
+        self.saved.field = CMD_STOP;
+        self.saved.issued = false;
+        self.saved.stop_seen = true;
+        self.gate.driver_gone();
+    }
+
+    /// A new id in the field. The caller raises the config interrupt.
+    pub(super) fn start(&mut self, sink: Arc<dyn HintRange>) -> Result<u32, HintError> {
+        let id = match self.saved.last_id {
+            u32::MAX if !self.saved.stop_seen => return Err(HintError::NoId),
+            u32::MAX => {
+                self.saved.stop_seen = false;
+                CMD_FIRST_ID
+            }
+            last => last.max(CMD_DONE) + 1,
+        };
+        self.saved.last_id = id;
+        self.saved.issued = true;
+        self.finished = false;
+        self.sink = Some(sink);
+        self.publish(id);
+        Ok(id)
+    }
+
+    /// STOP. Returns whether the field changed.
+    pub(super) fn stop(&mut self) -> bool {
+        self.sink = None;
+        self.saved.field >= CMD_FIRST_ID && self.publish(CMD_STOP)
+    }
+
+    /// DONE, if the driver may hold pages. Returns whether the field changed.
+    pub(super) fn done(&mut self) -> bool {
+        self.sink = None;
+        self.saved.issued && self.saved.field != CMD_DONE && self.publish(CMD_DONE)
+    }
+
+    fn publish(&mut self, value: u32) -> bool {
+        self.saved.field = value;
+        // An announcement counts only if it comes after the publication.
+        self.open = false;
+        self.gate.published();
+        true
+    }
+
+    /// The driver read `len` bytes of config space at `offset`.
+    pub(super) fn config_read(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len);
+        let bytes =
+            (0..4u64).filter(|n| (offset..end).contains(&(CONFIG_CMD_ID + n))).fold(0, |m, n| m | 1 << n);
+        if bytes != 0 {
+            self.gate.read(bytes);
+        }
+    }
+}
+
+impl Balloon {
+    /// One chain of the hint queue: commands and pages are told apart by direction, never by length.
+    pub(super) fn hinted(&mut self, chain: Chain<'_>) {
+        let started = Instant::now();
+        let (descs, complete) = descriptors(chain);
+        self.telemetry.hints_malformed += u64::from(!complete);
+        for (nth, desc) in descs.into_iter().enumerate() {
+            if !desc.is_write_only() {
+                let mut word = [0; 4];
+                match desc.len() == 4 && self.mem.read_slice(&mut word, desc.addr()).is_ok() {
+                    true => self.command(u32::from_le_bytes(word)),
+                    false => self.telemetry.hints_malformed += 1,
+                }
+            } else if nth > 0 && started.elapsed() > CHAIN_TIME {
+                self.telemetry.hints_dropped += 1;
+            } else {
+                self.block(desc.addr().0, u64::from(desc.len()));
+            }
+        }
+    }
+
+    fn command(&mut self, id: u32) {
+        let hinting = &mut self.hinting;
+        let was_open = std::mem::replace(&mut hinting.open, false);
+        match id {
+            CMD_STOP => {
+                self.telemetry.stops += 1;
+                hinting.saved.stop_seen = true;
+                hinting.finished |= was_open;
+            }
+            CMD_DONE => self.telemetry.hints_malformed += 1,
+            id => {
+                self.telemetry.ids_announced += 1;
+                if id != hinting.saved.field {
+                    self.telemetry.ids_stale += 1;
+                } else if hinting.finished {
+                    // The driver said that it was through with this id. Opening it again would let a guest restart
+                    // hinting at any later time.
+                    self.telemetry.ids_replayed += 1;
+                } else {
+                    hinting.open = true;
+                }
+            }
+        }
+    }
+
+    fn block(&mut self, gpa: u64, len: u64) {
+        let parts: Vec<_> = self.ram.clip(gpa, len).collect();
+        if parts.is_empty() {
+            self.telemetry.hints_malformed += 1;
+            return;
+        }
+        let Some(sink) = self.hinting.sink.as_ref().filter(|_| self.hinting.open) else {
+            self.telemetry.hints_stale += 1;
+            return;
+        };
+        self.telemetry.hints_received += 1;
+        for (gpa, len) in parts {
+            self.telemetry.hinted_bytes += len;
+            sink.range(gpa, len);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The inflate and deflate queues (virtio 1.3, section 5.5.6): lists of le32 page numbers.
+//!
+//! The set of ballooned pages is exact, so that a migration may leave these pages out. Two things could make it wrong for
+//! an honest guest, and both end with "not known" instead: a driver that did not negotiate MUST_TELL_HOST may use a page
+//! before it says so, and a deflate request that could not be read completely leaves pages in the set that are in use.
+
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::Bytes;
+
+use super::constants::*;
+use super::{Balloon, descriptors};
+use crate::virtio::Chain;
+
+/// Into or out of the balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Inflate,
+    Deflate,
+}
+
+impl Balloon {
+    pub(super) fn page_numbers(&mut self, direction: Direction, chain: Chain<'_>) {
+        let (descs, complete) = descriptors(chain);
+        if !complete {
+            self.malformed(direction);
+        }
+        let mut discard = Vec::new();
+        for desc in descs {
+            match self.read_pfns(desc) {
+                Some(pfns) => pfns.into_iter().for_each(|pfn| self.one_page(direction, pfn, &mut discard)),
+                None => self.malformed(direction),
+            }
+        }
+        self.discard_pages(discard);
+    }
+
+    fn malformed(&mut self, direction: Direction) {
+        self.telemetry.malformed_requests += 1;
+        if direction == Direction::Deflate {
+            self.set_known = false;
+        }
+    }
+
+    fn one_page(&mut self, direction: Direction, pfn: u32, discard: &mut Vec<u64>) {
+        let gfn = u64::from(pfn);
+        let outcome = match direction {
+            Direction::Inflate => self.set.insert(gfn),
+            Direction::Deflate => self.set.remove(gfn),
+        };
+        match (outcome, direction) {
+            // Not RAM: neither in the set nor of any consequence to it.
+            (None, _) => self.telemetry.malformed_requests += 1,
+            (Some(changed), Direction::Inflate) => {
+                self.telemetry.inflated_pages += u64::from(changed);
+                discard.push(gfn);
+            }
+            (Some(changed), Direction::Deflate) => self.telemetry.deflated_pages += u64::from(changed),
+        }
+    }
+
+    /// `None`: wrong direction, not whole numbers, too many of them, or not in RAM.
+    fn read_pfns(&self, desc: Descriptor) -> Option<Vec<u32>> {
+        let len = desc.len() as usize;
+        if desc.is_write_only() || len == 0 || !len.is_multiple_of(4) || len > MAX_PFNS * 4 {
+            return None;
+        }
+        let mut bytes = vec![0; len];
+        self.mem.read_slice(&mut bytes, desc.addr()).ok()?;
+        Some(bytes.chunks_exact(4).filter_map(|c| Some(u32::from_le_bytes(c.try_into().ok()?))).collect())
+    }
+
+    /// Linux fills its arrays in no particular order; neighbours go to the host in one call.
+    fn discard_pages(&mut self, mut gfns: Vec<u64>) {
+        gfns.sort_unstable();
+        gfns.dedup();
+        let mut rest = gfns.as_slice();
+        while let Some(&first) = rest.first() {
+            let nr = rest.iter().zip(first..).take_while(|(a, b)| **a == *b).count();
+            rest = rest.get(nr..).unwrap_or_default();
+            self.discard_range(first << PAGE_SHIFT, (nr as u64) << PAGE_SHIFT);
+        }
+    }
+}

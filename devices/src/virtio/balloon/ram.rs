@@ -1,0 +1,285 @@
+//! Which guest addresses are RAM, and a set of RAM pages.
+
+use serde::{Deserialize, Serialize};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::constants::{PAGE_SHIFT, PAGE_SIZE};
+use crate::GuestMemory;
+
+/// One region: whole pages, numbered from `first` on in the flat numbering of all RAM.
+#[derive(Debug, Clone, Copy)]
+struct Region {
+    start: u64,
+    end: u64,
+    first: u64,
+}
+
+/// Layout of guest RAM. Pages are numbered one region after another, without gaps.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ram {
+    regions: Vec<Region>,
+    pages: u64,
+}
+
+impl Ram {
+    pub(super) fn new(mem: &GuestMemory) -> Self {
+        let mut ram = Self::default();
+        for region in mem.iter() {
+            let start = region.start_addr().raw_value();
+            let (start, end) = whole_pages(start, start.saturating_add(region.len()));
+            if start < end {
+                ram.regions.push(Region { start, end, first: ram.pages });
+                ram.pages += (end - start) >> PAGE_SHIFT;
+            }
+        }
+        ram
+    }
+
+    /// Pages of RAM.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The whole pages of RAM that lie entirely in `gpa..gpa + len`, as (address, bytes), at most one part a region.
+    pub(super) fn clip(&self, gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let end = gpa.saturating_add(len);
+        self.regions.iter().filter_map(move |r| {
+            let (start, end) = whole_pages(gpa.max(r.start), end.min(r.end));
+            (start < end).then(|| (start, end - start))
+        })
+    }
+
+    /// Flat number of the page with this guest frame number.
+    fn index(&self, gfn: u64) -> Option<u64> {
+        let gpa = gfn.checked_mul(PAGE_SIZE)?;
+        let region = self.regions.iter().find(|r| r.start <= gpa && gpa < r.end)?;
+        Some(region.first + ((gpa - region.start) >> PAGE_SHIFT))
+    }
+}
+
+/// Shrinks to page boundaries. May return an empty or inverted range.
+fn whole_pages(start: u64, end: u64) -> (u64, u64) {
+    (start.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX), end & !(PAGE_SIZE - 1))
+}
+
+/// An exact set of RAM pages: one bit a page, whatever the guest does.
+#[derive(Debug, Clone)]
+pub(super) struct PageSet {
+    ram: Ram,
+    words: Vec<u64>,
+    count: u64,
+}
+
+/// A saved set: whichever is smaller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PageSetV1 {
+    /// Runs of flat page numbers: (first, how many), ascending, with gaps between them.
+    Runs(Vec<(u64, u64)>),
+    /// Bit n of word m is page 64 m + n.
+    Bits(Vec<u64>),
+}
+
+impl PageSet {
+    pub(super) fn new(ram: Ram) -> Self {
+        let words = vec![0; usize::try_from(ram.pages.div_ceil(64)).unwrap_or(usize::MAX)];
+        Self { ram, words, count: 0 }
+    }
+
+    /// Pages in the set.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.words.fill(0);
+        self.count = 0;
+    }
+
+    /// Puts a guest frame in. `None`: not RAM. Otherwise whether it was new.
+    pub(super) fn insert(&mut self, gfn: u64) -> Option<bool> {
+        let (word, bit) = self.locate(gfn)?;
+        let new = *word & bit == 0;
+        *word |= bit;
+        self.count += u64::from(new);
+        Some(new)
+    }
+
+    /// Takes a guest frame out. `None`: not RAM. Otherwise whether it was there.
+    pub(super) fn remove(&mut self, gfn: u64) -> Option<bool> {
+        let (word, bit) = self.locate(gfn)?;
+        let was = *word & bit != 0;
+        *word &= !bit;
+        self.count -= u64::from(was);
+        Some(was)
+    }
+
+    fn locate(&mut self, gfn: u64) -> Option<(&mut u64, u64)> {
+        let index = self.ram.index(gfn)?;
+        let word = self.words.get_mut(usize::try_from(index / 64).ok()?)?;
+        Some((word, 1 << (index % 64)))
+    }
+
+    /// The set as (guest address, bytes), ascending; a run never leaves its region.
+    pub(super) fn ranges(&self) -> Vec<(u64, u64)> {
+        let mut out = Vec::new();
+        for (first, nr) in self.runs() {
+            let last = first + nr;
+            for r in &self.ram.regions {
+                let end = r.first + ((r.end - r.start) >> PAGE_SHIFT);
+                let (a, b) = (first.max(r.first), last.min(end));
+                if a < b {
+                    out.push((r.start + ((a - r.first) << PAGE_SHIFT), (b - a) << PAGE_SHIFT));
+                }
+            }
+        }
+        out
+    }
+
+    /// Runs of flat page numbers: (first, how many).
+    fn runs(&self) -> Vec<(u64, u64)> {
+        let mut out = Vec::new();
+        let mut at = self.next(0, true);
+        while let Some(first) = at {
+            let end = self.next(first, false).unwrap_or(self.ram.pages);
+            out.push((first, end - first));
+            at = self.next(end, true);
+        }
+        out
+    }
+
+    /// The first page from `from` on whose bit is `set`.
+    fn next(&self, from: u64, set: bool) -> Option<u64> {
+        let flip = if set { 0 } else { u64::MAX };
+        let start = usize::try_from(from / 64).ok()?;
+        let mut mask = u64::MAX << (from % 64);
+        for (index, word) in self.words.iter().enumerate().skip(start) {
+            let found = (word ^ flip) & mask;
+            if found != 0 {
+                let page = index as u64 * 64 + u64::from(found.trailing_zeros());
+                return (page < self.ram.pages).then_some(page);
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+
+    pub(super) fn save(&self) -> PageSetV1 {
+        let runs = self.runs();
+        if runs.len() * 2 <= self.words.len() {
+            PageSetV1::Runs(runs)
+        } else {
+            PageSetV1::Bits(self.words.clone())
+        }
+    }
+
+    /// `None`: the set does not fit the RAM, or its runs are not ascending and apart.
+    pub(super) fn restore(ram: Ram, saved: &PageSetV1) -> Option<Self> {
+        let mut set = Self::new(ram);
+        match saved {
+            PageSetV1::Runs(runs) => set.fill_runs(runs)?,
+            PageSetV1::Bits(words) => {
+                let spare = (set.words.len() as u64 * 64).checked_sub(set.ram.pages)?;
+                let beyond = words.last().is_some_and(|w| w.leading_zeros() < spare as u32);
+                if words.len() != set.words.len() || beyond {
+                    return None;
+                }
+                set.words.clone_from(words);
+            }
+        }
+        set.count = set.words.iter().map(|w| u64::from(w.count_ones())).sum();
+        Some(set)
+    }
+
+    fn fill_runs(&mut self, runs: &[(u64, u64)]) -> Option<()> {
+        let mut free_from = 0;
+        for &(first, nr) in runs {
+            let end = first.checked_add(nr)?;
+            if nr == 0 || first < free_from || end > self.ram.pages {
+                return None;
+            }
+            self.fill(first, end)?;
+            free_from = end + 1;
+        }
+        Some(())
+    }
+
+    fn fill(&mut self, mut first: u64, end: u64) -> Option<()> {
+        while first < end {
+            let nr = (64 - first % 64).min(end - first);
+            let mask = (u64::MAX >> (64 - nr)) << (first % 64);
+            *self.words.get_mut(usize::try_from(first / 64).ok()?)? |= mask;
+            first += nr;
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    const MIB: usize = 1 << 20;
+
+    fn two_regions() -> Ram {
+        let mem =
+            GuestMemory::from_ranges(&[(GuestAddress(0), MIB), (GuestAddress(4 << 30), 2 * MIB)]).unwrap();
+        Ram::new(&mem)
+    }
+
+    #[test]
+    fn clip_shrinks_inward_and_spans_the_hole() {
+        let ram = two_regions();
+        let clip = |gpa, len| ram.clip(gpa, len).collect::<Vec<_>>();
+        assert_eq!(clip(1, 4096 * 3), vec![(4096, 8192)]);
+        assert_eq!(clip(1, 4096), vec![]);
+        assert_eq!(clip(0, u64::MAX), vec![(0, MIB as u64), (4 << 30, 2 * MIB as u64)]);
+        assert_eq!(
+            clip(MIB as u64 - 4096, 1 << 33),
+            vec![(MIB as u64 - 4096, 4096), (4 << 30, 2 * MIB as u64)]
+        );
+        assert_eq!(clip(u64::MAX, u64::MAX), vec![]);
+        assert_eq!(clip(2 << 30, 4096), vec![]);
+    }
+
+    #[test]
+    fn set_is_exact_and_survives_saving_in_both_forms() {
+        let mut set = PageSet::new(two_regions());
+        for gfn in [0, 1, 2, 63, 64, 255, (4 << 30) >> 12, ((4 << 30) >> 12) + 511] {
+            assert_eq!(set.insert(gfn), Some(true));
+            assert_eq!(set.insert(gfn), Some(false));
+        }
+        assert_eq!(set.insert(256), None);
+        assert_eq!(set.remove(5), Some(false));
+        assert_eq!(set.remove(u64::MAX), None);
+        let expected = [(0, 12288), (63 << 12, 8192), (255 << 12, 4096), (4 << 30, 4096)];
+        assert_eq!(set.ranges()[..4], expected);
+        assert_eq!(set.count(), 8);
+        let saved = set.save();
+        assert!(matches!(saved, PageSetV1::Runs(_)));
+        assert_eq!(PageSet::restore(two_regions(), &saved).unwrap().ranges(), set.ranges());
+
+        for gfn in (0..256).step_by(2) {
+            set.insert(gfn);
+        }
+        let saved = set.save();
+        assert!(matches!(saved, PageSetV1::Bits(_)));
+        let back = PageSet::restore(two_regions(), &saved).unwrap();
+        assert_eq!((back.ranges(), back.count()), (set.ranges(), set.count()));
+    }
+
+    #[test]
+    fn hostile_sets_are_refused() {
+        let runs: [&[(u64, u64)]; 6] =
+            [&[(0, 0)], &[(768, 1)], &[(0, 769)], &[(u64::MAX, 2)], &[(5, 2), (3, 1)], &[(0, 2), (1, 4)]];
+        for bad in runs {
+            assert!(PageSet::restore(two_regions(), &PageSetV1::Runs(bad.to_vec())).is_none(), "{bad:?}");
+        }
+        for words in [0, 11, 13] {
+            assert!(PageSet::restore(two_regions(), &PageSetV1::Bits(vec![0; words])).is_none());
+        }
+        let odd = Ram::new(&GuestMemory::from_ranges(&[(GuestAddress(0), 65 * 4096)]).unwrap());
+        assert!(PageSet::restore(odd.clone(), &PageSetV1::Bits(vec![0, 2])).is_none());
+        assert!(PageSet::restore(odd, &PageSetV1::Bits(vec![0, 1])).is_some());
+    }
+}

@@ -1,0 +1,142 @@
+//! Saved state of the balloon.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::hinting::Hinting;
+use super::ram::PageSet;
+use super::{Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintStateV1, PageSetV1, Role};
+use crate::GuestMemory;
+use crate::interrupt::InterruptLine;
+use crate::virtio::mmio::regs::status;
+use crate::virtio::mmio::{MmioDevice, MmioError, MmioStateV1};
+
+/// Why a saved balloon was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BalloonStateError {
+    /// The guest's RAM has another size.
+    #[error("saved balloon is for {saved} pages of RAM, there are {own}")]
+    RamPages {
+        /// In the state.
+        saved: u64,
+        /// Of the guest.
+        own: u64,
+    },
+    /// The set of ballooned pages is malformed or leaves RAM.
+    #[error("saved set of ballooned pages is invalid")]
+    PageSet,
+    /// The held statistics buffer cannot exist.
+    #[error("saved statistics buffer is invalid")]
+    HeldStats,
+    /// The hint command contradicts the rest.
+    #[error("saved hint state is invalid")]
+    Hinting,
+    /// A value that the driver could not have set.
+    #[error("saved poison value is invalid")]
+    Poison,
+}
+
+/// The balloon without its transport. Numbers of pages are in 4096 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStateV1 {
+    /// Target.
+    pub num_pages: u32,
+    /// What the driver says it gave.
+    pub actual: u32,
+    /// Value in the guest's free pages.
+    pub poison_val: u32,
+    /// Pages of guest RAM.
+    pub ram_pages: u64,
+    /// Pages in the balloon.
+    pub ballooned: PageSetV1,
+    /// Whether that set is to be believed.
+    pub set_known: bool,
+    /// Head of the statistics buffer that the device holds.
+    pub held_stats: Option<u16>,
+    /// Free page hinting.
+    pub hinting: HintStateV1,
+}
+
+/// A balloon with its transport: what the VMM saves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonDeviceStateV1 {
+    /// Registers and queues.
+    pub mmio: MmioStateV1,
+    /// The device behind them.
+    pub balloon: BalloonStateV1,
+}
+
+impl Balloon {
+    /// The device's state.
+    pub fn state(&self) -> BalloonStateV1 {
+        BalloonStateV1 {
+            num_pages: self.num_pages,
+            actual: self.actual,
+            poison_val: self.poison_val,
+            ram_pages: self.ram.pages(),
+            ballooned: self.set.save(),
+            set_known: self.set_known,
+            held_stats: self.stats.held,
+            hinting: self.hinting.state(),
+        }
+    }
+
+    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its target is ignored. The
+    /// device comes paused: resume it after the interrupt controller was restored and when the guest may run. If the
+    /// driver may hold hinted pages, it finds DONE.
+    pub fn restore(
+        cfg: BalloonConfig,
+        mem: Arc<GuestMemory>,
+        irq: Arc<dyn InterruptLine>,
+        backend: Arc<dyn BalloonBackend>,
+        state: &BalloonDeviceStateV1,
+    ) -> Result<BalloonHandle, MmioError> {
+        let mut balloon = Self::new(cfg, Arc::clone(&mem), backend);
+        balloon.load(state).map_err(|e| MmioError::Device(Box::new(e)))?;
+        let tell = balloon.hinting.field() != state.balloon.hinting.field;
+        let mut device = MmioDevice::restore(balloon, mem, irq, &state.mmio)?;
+        if tell {
+            device.config_changed_quietly();
+        }
+        Ok(BalloonHandle::new(device))
+    }
+
+    fn load(&mut self, state: &BalloonDeviceStateV1) -> Result<(), BalloonStateError> {
+        let (mmio, saved) = (&state.mmio, &state.balloon);
+        let own = self.ram.pages();
+        if saved.ram_pages != own {
+            return Err(BalloonStateError::RamPages { saved: saved.ram_pages, own });
+        }
+        let has = |bit| mmio.status & bit != 0;
+        self.live = has(status::DRIVER_OK);
+        self.negotiated = if has(status::FEATURES_OK) { mmio.driver_features } else { 0 };
+        self.set = PageSet::restore(self.ram.clone(), &saved.ballooned).ok_or(BalloonStateError::PageSet)?;
+        if self.set.count() > 0 && !self.live {
+            return Err(BalloonStateError::PageSet);
+        }
+        self.hinting = Hinting::restore(saved.hinting.clone()).ok_or(BalloonStateError::Hinting)?;
+        let hints = self.live && self.negotiated & super::constants::F_FREE_PAGE_HINT != 0;
+        if saved.hinting.issued && !hints {
+            return Err(BalloonStateError::Hinting);
+        }
+        if saved.poison_val != 0 && self.negotiated & super::constants::F_PAGE_POISON == 0 {
+            return Err(BalloonStateError::Poison);
+        }
+        if !self.held_is_possible(saved.held_stats, mmio) {
+            return Err(BalloonStateError::HeldStats);
+        }
+        self.num_pages = saved.num_pages;
+        self.actual = saved.actual;
+        self.poison_val = saved.poison_val;
+        self.set_known = saved.set_known;
+        self.stats.held = saved.held_stats;
+        Ok(())
+    }
+
+    fn held_is_possible(&self, held: Option<u16>, mmio: &MmioStateV1) -> bool {
+        let Some(head) = held else { return true };
+        let queue = self.role_index(Role::Stats).and_then(|index| mmio.queues.get(index));
+        self.live && queue.is_some_and(|q| q.ready && head < q.size)
+    }
+}

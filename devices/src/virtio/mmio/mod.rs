@@ -1,0 +1,408 @@
+//! The virtio-mmio transport (virtio 1.3, section 4.2.2): registers, status machine, queues, interrupts.
+//!
+//! The transport owns the queues and does everything that is the same for all devices: it pops chains, hands them to
+//! the [`VirtioDevice`], puts them into the used ring and decides whether the driver wants an interrupt. Nothing that
+//! the guest writes can make it panic; a register that is written in a wrong state ignores it, and a ring that makes no
+//! sense sets DEVICE_NEEDS_RESET.
+//!
+//! # Kicks
+//! A kick is an eventfd per queue ([`MmioDevice::queue_events`]): KVM signals it (an ioeventfd on QueueNotify with the
+//! queue's index as datamatch), and so does a QueueNotify that arrives through the bus. [`Subscriber`] waits for them in
+//! the event loop. A kick is never lost to a pause: when it ends all queues are looked at once.
+
+mod process;
+pub mod regs;
+mod state;
+mod subscriber;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use self::regs::{offset, status};
+use super::VirtioDevice;
+use crate::GuestMemory;
+use crate::bus::BusDevice;
+use crate::interrupt::InterruptLine;
+use crate::sync::TwoLane;
+
+pub use self::state::{MmioStateV1, QueueStateV1};
+pub use self::subscriber::Subscriber;
+
+/// Why a transport could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum MmioError {
+    /// No eventfd for a queue.
+    #[error("cannot make an eventfd")]
+    EventFd(#[source] io::Error),
+    /// The device asks for a queue size that is not a power of two up to 32768.
+    #[error("bad queue size {0}")]
+    QueueSize(u16),
+    /// The saved state is of another kind of device.
+    #[error("saved device has type {saved}, this one {own}")]
+    DeviceType {
+        /// In the state.
+        saved: u32,
+        /// Of the device.
+        own: u32,
+    },
+    /// The saved device offered other features.
+    #[error("saved device offers features {saved:#x}, this one {own:#x}")]
+    Features {
+        /// In the state.
+        saved: u64,
+        /// Of the device.
+        own: u64,
+    },
+    /// Status and features of the saved state contradict each other.
+    #[error("saved status {0:#x} is impossible")]
+    Status(u32),
+    /// The saved state has another number of queues.
+    #[error("saved device has {saved} queues, this one {own}")]
+    QueueCount {
+        /// In the state.
+        saved: usize,
+        /// Of the device.
+        own: usize,
+    },
+    /// A saved queue has a bad size or address, or lies outside RAM.
+    #[error("saved queue {0} is invalid")]
+    Queue(usize),
+    /// The device refused its part of the state.
+    #[error("device state is invalid")]
+    Device(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A virtio device behind its registers.
+pub struct MmioDevice<D> {
+    device: D,
+    mem: Arc<GuestMemory>,
+    irq: Arc<dyn InterruptLine>,
+    queues: Vec<Queue>,
+    events: Vec<Arc<EventFd>>,
+    paused: bool,
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    interrupt_status: u32,
+    config_generation: u32,
+    interrupts: u64,
+}
+
+impl<D: VirtioDevice> MmioDevice<D> {
+    /// The device after power on.
+    pub fn new(device: D, mem: Arc<GuestMemory>, irq: Arc<dyn InterruptLine>) -> Result<Self, MmioError> {
+        let sizes = device.queue_sizes();
+        let mut queues = Vec::with_capacity(sizes.len());
+        let mut events = Vec::with_capacity(sizes.len());
+        for size in sizes {
+            queues.push(Queue::new(size).map_err(|_| MmioError::QueueSize(size))?);
+            events.push(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MmioError::EventFd)?));
+        }
+        Ok(Self {
+            device,
+            mem,
+            irq,
+            queues,
+            events,
+            paused: false,
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            interrupt_status: 0,
+            config_generation: 0,
+            interrupts: 0,
+        })
+    }
+
+    /// The device behind the registers.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The device behind the registers.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// One eventfd per queue; see the module's text.
+    pub fn queue_events(&self) -> Vec<Arc<EventFd>> {
+        self.events.clone()
+    }
+
+    /// Interrupts raised since the device was made.
+    pub fn interrupts(&self) -> u64 {
+        self.interrupts
+    }
+
+    /// Whether the driver is up: DRIVER_OK, and neither side has given up.
+    pub fn live(&self) -> bool {
+        self.status & (status::DRIVER_OK | status::NEEDS_RESET | status::FAILED) == status::DRIVER_OK
+    }
+
+    /// Acknowledged features, once negotiation ended well, else 0.
+    pub fn negotiated(&self) -> u64 {
+        if self.status & status::FEATURES_OK != 0 { self.driver_features } else { 0 }
+    }
+
+    /// Stops or resumes the processing of queues. When `set_paused(true)` returns nothing is being consumed, and nothing
+    /// will be. On resume all queues are kicked, and an interrupt that the driver has not acknowledged is repeated.
+    pub fn set_paused(&mut self, paused: bool) {
+        let was = std::mem::replace(&mut self.paused, paused);
+        if was && !paused {
+            self.kick_all();
+            if self.interrupt_status != 0 {
+                self.pulse();
+            }
+        }
+    }
+
+    /// Tells the driver that config space changed: a new generation, and an interrupt if it is live.
+    pub fn config_changed(&mut self) {
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if self.status & status::DRIVER_OK != 0 {
+            self.raise(regs::INT_CONFIG);
+        }
+    }
+
+    /// For restoring: as [`config_changed`](Self::config_changed), but the interrupt comes when the device is resumed,
+    /// when there is an interrupt controller to take it.
+    pub(crate) fn config_changed_quietly(&mut self) {
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if self.status & status::DRIVER_OK != 0 {
+            self.interrupt_status |= regs::INT_CONFIG;
+        }
+    }
+
+    pub(crate) fn kick(&self, queue: usize) {
+        if let Some(event) = self.events.get(queue) {
+            // The only error is a counter that is about to overflow, which is as good a kick as any.
+            let _ = event.write(1);
+        }
+    }
+
+    fn kick_all(&self) {
+        (0..self.events.len()).for_each(|queue| self.kick(queue));
+    }
+
+    fn raise(&mut self, cause: u32) {
+        self.interrupt_status |= cause;
+        self.pulse();
+    }
+
+    fn pulse(&mut self) {
+        self.interrupts += 1;
+        // A line that cannot be pulsed is the VMM's trouble, which it knows; the cause stays in the status register.
+        let _ = self.irq.pulse();
+    }
+
+    /// Something the driver did leaves the device without a way on (section 2.1.2).
+    pub(crate) fn needs_reset(&mut self) {
+        if self.status & status::NEEDS_RESET == 0 {
+            self.status |= status::NEEDS_RESET;
+            self.config_changed();
+        }
+    }
+
+    fn reset(&mut self) {
+        self.status = 0;
+        self.driver_features = 0;
+        self.device_features_sel = 0;
+        self.driver_features_sel = 0;
+        self.queue_sel = 0;
+        self.interrupt_status = 0;
+        self.queues.iter_mut().for_each(QueueT::reset);
+        self.device.reset();
+        self.config_generation = self.config_generation.wrapping_add(1);
+    }
+
+    fn selected(&mut self) -> Option<&mut Queue> {
+        self.queues.get_mut(self.queue_sel as usize)
+    }
+
+    fn read_register(&mut self, register: u64) -> u32 {
+        match register {
+            offset::MAGIC_VALUE => regs::MAGIC,
+            offset::VERSION => regs::VERSION,
+            offset::DEVICE_ID => self.device.device_type(),
+            offset::VENDOR_ID => regs::VENDOR,
+            offset::DEVICE_FEATURES => half(self.device.features(), self.device_features_sel),
+            offset::QUEUE_SIZE_MAX => self.selected().map_or(0, |q| u32::from(q.max_size())),
+            offset::QUEUE_READY => self.selected().map_or(0, |q| u32::from(q.ready())),
+            offset::INTERRUPT_STATUS => self.interrupt_status,
+            offset::STATUS => self.status,
+            // No shared memory regions: their length reads as all ones.
+            offset::SHM_LEN_LOW | offset::SHM_LEN_HIGH | offset::SHM_BASE_LOW | offset::SHM_BASE_HIGH => {
+                u32::MAX
+            }
+            offset::CONFIG_GENERATION => self.config_generation,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, register: u64, value: u32) {
+        match register {
+            offset::DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            offset::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            offset::DRIVER_FEATURES => self.write_features(value),
+            offset::QUEUE_SEL => self.queue_sel = value,
+            offset::QUEUE_NOTIFY => self.kick(value as usize),
+            offset::INTERRUPT_ACK => self.interrupt_status &= !value,
+            offset::STATUS => self.write_status(value),
+            offset::QUEUE_READY => self.write_queue_ready(value),
+            offset::QUEUE_SIZE | offset::QUEUE_DESC_LOW..=offset::QUEUE_DEVICE_HIGH => {
+                self.write_queue(register, value);
+            }
+            _ => {}
+        }
+    }
+
+    fn write_features(&mut self, value: u32) {
+        if self.status & (status::DRIVER | status::FEATURES_OK | status::FAILED) != status::DRIVER {
+            return;
+        }
+        let value = u64::from(value);
+        match self.driver_features_sel {
+            0 => self.driver_features = (self.driver_features & !0xffff_ffff) | value,
+            1 => self.driver_features = (self.driver_features & 0xffff_ffff) | (value << 32),
+            _ => {}
+        }
+    }
+
+    /// Section 3.1.1: bits are only ever added, in order, and the driver reads back what was accepted.
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        let wanted = value & status::DRIVER_BITS;
+        self.status |= wanted & (status::ACKNOWLEDGE | status::FAILED);
+        if wanted & status::DRIVER != 0 && self.status & status::ACKNOWLEDGE != 0 {
+            self.status |= status::DRIVER;
+        }
+        let new = wanted & !self.status;
+        if new & status::FEATURES_OK != 0 && self.status & status::DRIVER != 0 && self.features_acceptable() {
+            self.status |= status::FEATURES_OK;
+            self.device.negotiated(self.driver_features);
+        }
+        if new & status::DRIVER_OK != 0
+            && self.status & (status::FEATURES_OK | status::FAILED) == status::FEATURES_OK
+        {
+            self.activate();
+        }
+    }
+
+    fn features_acceptable(&self) -> bool {
+        self.driver_features & !self.device.features() == 0 && self.driver_features & regs::F_VERSION_1 != 0
+    }
+
+    fn activate(&mut self) {
+        self.status |= status::DRIVER_OK;
+        let event_idx = self.driver_features & regs::F_EVENT_IDX != 0;
+        self.queues.iter_mut().for_each(|q| q.set_event_idx(event_idx));
+        self.device.activate();
+        // Linux primes the statistics queue, kick included, before it sets DRIVER_OK.
+        self.kick_all();
+    }
+
+    /// Queues are set up between FEATURES_OK and DRIVER_OK (section 3.1.1, step 7), while they are not in use.
+    fn may_configure_queues(&self) -> bool {
+        self.status & (status::FEATURES_OK | status::DRIVER_OK | status::FAILED) == status::FEATURES_OK
+    }
+
+    fn write_queue(&mut self, register: u64, value: u32) {
+        if !self.may_configure_queues() {
+            return;
+        }
+        let Some(queue) = self.selected().filter(|q| !q.ready()) else { return };
+        let v = Some(value);
+        match register {
+            offset::QUEUE_SIZE => {
+                // A size that does not fit 16 bits is as invalid as 0, which the queue refuses.
+                queue.set_size(u16::try_from(value).unwrap_or(0));
+            }
+            offset::QUEUE_DESC_LOW => queue.set_desc_table_address(v, None),
+            offset::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, v),
+            offset::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(v, None),
+            offset::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, v),
+            offset::QUEUE_DEVICE_LOW => queue.set_used_ring_address(v, None),
+            offset::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, v),
+            _ => {}
+        }
+    }
+
+    fn write_queue_ready(&mut self, value: u32) {
+        let may_start = self.may_configure_queues();
+        let mem = Arc::clone(&self.mem);
+        let Some(queue) = self.selected() else { return };
+        match value {
+            0 => queue.set_ready(false),
+            1 if may_start => {
+                queue.set_ready(true);
+                // `is_valid` wants a ready queue; one that is not valid does not stay so.
+                let valid = queue.is_valid(&*mem);
+                queue.set_ready(valid);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn half(features: u64, selector: u32) -> u32 {
+    match selector {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+impl<D: VirtioDevice> BusDevice for MmioDevice<D> {
+    fn read(&mut self, at: u64, data: &mut [u8]) {
+        data.fill(0);
+        if at >= offset::CONFIG {
+            return self.device.read_config(at - offset::CONFIG, data);
+        }
+        // Section 4.2.2.2: registers are read and written as aligned 32-bit words.
+        if at.is_multiple_of(4) && data.len() == 4 {
+            let value = self.read_register(at);
+            data.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    fn write(&mut self, at: u64, data: &[u8]) {
+        if at >= offset::CONFIG {
+            if self.status & status::FEATURES_OK != 0 {
+                self.device.write_config(at - offset::CONFIG, data);
+            }
+        } else if at.is_multiple_of(4)
+            && let Ok(word) = <[u8; 4]>::try_from(data)
+        {
+            self.write_register(at, u32::from_le_bytes(word));
+        }
+    }
+}
+
+/// The bus's end of a shared device: every register access takes the fast lane of the device's lock.
+pub struct MmioPort<D>(Arc<TwoLane<MmioDevice<D>>>);
+
+impl<D: VirtioDevice + 'static> MmioPort<D> {
+    /// For `Bus::insert`.
+    pub fn shared(device: Arc<TwoLane<MmioDevice<D>>>) -> Arc<Mutex<dyn BusDevice>> {
+        Arc::new(Mutex::new(Self(device)))
+    }
+}
+
+impl<D: VirtioDevice> BusDevice for MmioPort<D> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.urgent().read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.0.urgent().write(offset, data);
+    }
+}

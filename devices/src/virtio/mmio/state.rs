@@ -1,0 +1,170 @@
+//! Saved state of the transport.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueState, QueueT};
+
+use super::regs::{self, status};
+use super::{MmioDevice, MmioError};
+use crate::GuestMemory;
+use crate::interrupt::InterruptLine;
+use crate::virtio::VirtioDevice;
+
+/// One queue. Addresses are guest-physical.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStateV1 {
+    /// Largest size that the device offers.
+    pub max_size: u16,
+    /// Size that the driver chose.
+    pub size: u16,
+    /// In use.
+    pub ready: bool,
+    /// EVENT_IDX is in use.
+    pub event_idx: bool,
+    /// Index of the next chain to take.
+    pub next_avail: u16,
+    /// Index of the next chain to give back.
+    pub next_used: u16,
+    /// Descriptor table.
+    pub desc_table: u64,
+    /// Available ring.
+    pub avail_ring: u64,
+    /// Used ring.
+    pub used_ring: u64,
+}
+
+/// Registers and queues of a transport.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmioStateV1 {
+    /// Device id.
+    pub device_type: u32,
+    /// Offered features; a device that offers others refuses the state.
+    pub device_features: u64,
+    /// What the driver wrote.
+    pub driver_features: u64,
+    /// DeviceFeaturesSel.
+    pub device_features_sel: u32,
+    /// DriverFeaturesSel.
+    pub driver_features_sel: u32,
+    /// QueueSel.
+    pub queue_sel: u32,
+    /// Device status.
+    pub status: u32,
+    /// Unacknowledged causes of interrupts.
+    pub interrupt_status: u32,
+    /// ConfigGeneration.
+    pub config_generation: u32,
+    /// The queues, in order.
+    pub queues: Vec<QueueStateV1>,
+}
+
+impl From<QueueState> for QueueStateV1 {
+    fn from(s: QueueState) -> Self {
+        Self {
+            max_size: s.max_size,
+            size: s.size,
+            ready: s.ready,
+            event_idx: s.event_idx_enabled,
+            next_avail: s.next_avail,
+            next_used: s.next_used,
+            desc_table: s.desc_table,
+            avail_ring: s.avail_ring,
+            used_ring: s.used_ring,
+        }
+    }
+}
+
+impl From<&QueueStateV1> for QueueState {
+    fn from(s: &QueueStateV1) -> Self {
+        Self {
+            max_size: s.max_size,
+            size: s.size,
+            ready: s.ready,
+            event_idx_enabled: s.event_idx,
+            next_avail: s.next_avail,
+            next_used: s.next_used,
+            desc_table: s.desc_table,
+            avail_ring: s.avail_ring,
+            used_ring: s.used_ring,
+        }
+    }
+}
+
+impl<D: VirtioDevice> MmioDevice<D> {
+    /// The transport's state. Take it while paused.
+    pub fn state(&self) -> MmioStateV1 {
+        MmioStateV1 {
+            device_type: self.device.device_type(),
+            device_features: self.device.features(),
+            driver_features: self.driver_features,
+            device_features_sel: self.device_features_sel,
+            driver_features_sel: self.driver_features_sel,
+            queue_sel: self.queue_sel,
+            status: self.status,
+            interrupt_status: self.interrupt_status,
+            config_generation: self.config_generation,
+            queues: self.queues.iter().map(|q| q.state().into()).collect(),
+        }
+    }
+
+    /// A transport around a device that is already restored. It comes paused: nothing is consumed before
+    /// `set_paused(false)`, which belongs after the interrupt controller was restored.
+    pub fn restore(
+        device: D,
+        mem: Arc<GuestMemory>,
+        irq: Arc<dyn InterruptLine>,
+        state: &MmioStateV1,
+    ) -> Result<Self, MmioError> {
+        let mut this = Self::new(device, mem, irq)?;
+        this.check(state)?;
+        this.paused = true;
+        this.status = state.status;
+        this.driver_features = state.driver_features;
+        this.device_features_sel = state.device_features_sel;
+        this.driver_features_sel = state.driver_features_sel;
+        this.queue_sel = state.queue_sel;
+        this.interrupt_status = state.interrupt_status;
+        this.config_generation = state.config_generation;
+        let event_idx =
+            state.status & status::DRIVER_OK != 0 && state.driver_features & regs::F_EVENT_IDX != 0;
+        for (index, (slot, saved)) in this.queues.iter_mut().zip(&state.queues).enumerate() {
+            *slot =
+                restore_queue(saved, slot.max_size(), event_idx, &this.mem).ok_or(MmioError::Queue(index))?;
+        }
+        Ok(this)
+    }
+
+    fn check(&self, state: &MmioStateV1) -> Result<(), MmioError> {
+        let (own_type, own_features) = (self.device.device_type(), self.device.features());
+        if state.device_type != own_type {
+            return Err(MmioError::DeviceType { saved: state.device_type, own: own_type });
+        }
+        if state.device_features != own_features {
+            return Err(MmioError::Features { saved: state.device_features, own: own_features });
+        }
+        if state.queues.len() != self.queues.len() {
+            return Err(MmioError::QueueCount { saved: state.queues.len(), own: self.queues.len() });
+        }
+        let s = state.status;
+        let needs = |bit: u32, before: u32| s & bit == 0 || s & before != 0;
+        let negotiated =
+            state.driver_features & !own_features == 0 && state.driver_features & regs::F_VERSION_1 != 0;
+        let possible = s & !(status::DRIVER_BITS | status::NEEDS_RESET) == 0
+            && needs(status::DRIVER, status::ACKNOWLEDGE)
+            && needs(status::FEATURES_OK, status::DRIVER)
+            && needs(status::DRIVER_OK, status::FEATURES_OK)
+            && (s & status::FEATURES_OK == 0 || negotiated)
+            && state.interrupt_status & !(regs::INT_VRING | regs::INT_CONFIG) == 0;
+        if possible { Ok(()) } else { Err(MmioError::Status(s)) }
+    }
+}
+
+fn restore_queue(saved: &QueueStateV1, max_size: u16, event_idx: bool, mem: &GuestMemory) -> Option<Queue> {
+    // DRIVER_OK sets the flag on every queue, and only a device reset clears it.
+    if saved.max_size != max_size || saved.event_idx != event_idx {
+        return None;
+    }
+    let queue = Queue::try_from(QueueState::from(saved)).ok()?;
+    (!queue.ready() || queue.is_valid(mem)).then_some(queue)
+}

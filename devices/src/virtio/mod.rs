@@ -1,0 +1,44 @@
+//! Virtio 1.3: the MMIO transport and the devices behind it.
+
+pub mod balloon;
+pub mod mmio;
+
+use virtio_queue::DescriptorChain;
+
+use crate::GuestMemory;
+
+/// One chain of descriptors, as the transport hands it to the device.
+pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
+
+/// What became of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completion {
+    /// Give it back to the driver, with this many bytes written into its device-writable part.
+    Used(u32),
+    /// The device keeps it and completes it later.
+    Held,
+}
+
+/// What the transport needs from a device. Everything is called with the device's lock held.
+pub trait VirtioDevice: Send {
+    /// Device id (virtio 1.3, section 5).
+    fn device_type(&self) -> u32;
+    /// Offered feature bits, transport bits included.
+    fn features(&self) -> u64;
+    /// The largest size of each queue; its length is the number of queues.
+    fn queue_sizes(&self) -> Vec<u16>;
+    /// The driver reads config space at `offset` bytes. `data` comes zeroed; what lies past the layout stays so.
+    fn read_config(&mut self, offset: u64, data: &mut [u8]);
+    /// The driver writes config space. What is read-only or past the layout is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// Feature negotiation ended well (FEATURES_OK): these are acknowledged.
+    fn negotiated(&mut self, features: u64);
+    /// The driver is live (DRIVER_OK).
+    fn activate(&mut self);
+    /// Back to the state after power on, except for what the host set.
+    fn reset(&mut self);
+    /// Most chains of this queue to handle before the lock is given up.
+    fn batch(&self, queue: usize) -> usize;
+    /// One chain of a live queue. Nothing in it may be trusted.
+    fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
+}
