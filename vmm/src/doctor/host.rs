@@ -1,0 +1,148 @@
+//! Opening /dev/kvm, and why it cannot be opened.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use kvm_ioctls::Kvm;
+
+use super::{Report, Verdict};
+
+/// The API version of every KVM since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// What the CPU says of itself in /proc/cpuinfo.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Cpu {
+    /// VMX or SVM.
+    pub(crate) virtualisation: bool,
+    /// Runs under a hypervisor itself.
+    pub(crate) guest: bool,
+}
+
+impl Cpu {
+    pub(crate) fn read() -> Self {
+        Self::parse(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+    }
+
+    fn parse(cpuinfo: &str) -> Self {
+        let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+        let has = |flag| flags.split_whitespace().any(|word| word == flag);
+        Self { virtualisation: has("vmx") || has("svm"), guest: has("hypervisor") }
+    }
+}
+
+/// Opens KVM, or says why not.
+pub(crate) fn open(path: &Path) -> Result<Kvm, Report> {
+    let name = path.display();
+    let c_path = CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Report::new(Verdict::Absent, "a path cannot contain a zero byte"))?;
+    let kvm = Kvm::new_with_path(&c_path).map_err(|e| {
+        let error = io::Error::from_raw_os_error(e.errno());
+        match e.errno() {
+            libc::ENOENT | libc::ENOTDIR => absent(Cpu::read(), &format!("{name} does not exist")),
+            libc::ENXIO | libc::ENODEV => absent(Cpu::read(), &format!("nothing drives {name}")),
+            libc::EACCES | libc::EPERM => no_permission(path),
+            libc::EBUSY => Report::new(Verdict::Broken, format!("{name} is busy"))
+                .advise("another hypervisor uses the CPU's virtualisation: end it"),
+            _ => Report::new(Verdict::Broken, format!("cannot open {name}: {error}")),
+        }
+    })?;
+    if !fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device()) {
+        return Err(Report::new(Verdict::Broken, format!("{name} is not a device")).advise(format!(
+            "remove it and load the module: sudo rm {name}; sudo modprobe kvm_intel || sudo modprobe kvm_amd"
+        )));
+    }
+    match kvm.get_api_version() {
+        API_VERSION => Ok(kvm),
+        other => Err(Report::new(
+            Verdict::Broken,
+            format!("{name} answers API version {other}, not {API_VERSION}"),
+        )
+        .advise("it is not KVM, or one from before 2007")),
+    }
+}
+
+fn absent(cpu: Cpu, what: &str) -> Report {
+    let report = Report::new(Verdict::Absent, format!("no KVM here: {what}"));
+    let report = match (cpu.virtualisation, cpu.guest) {
+        (true, _) => report
+            .advise("the CPU has VMX or SVM; load the module: sudo modprobe kvm_intel || sudo modprobe kvm_amd")
+            .advise("if that fails, enable virtualisation (VT-x, AMD-V) in the firmware"),
+        (false, true) => report.advise(
+            "this is a virtual machine without nested virtualisation: enable it at its host, or use a bare-metal host",
+        ),
+        (false, false) => report
+            .advise("the CPU offers neither VMX nor SVM: enable virtualisation (VT-x, AMD-V) in the firmware, if it has it"),
+    };
+    report.advise("in a container, pass the device in: --device /dev/kvm").advise_lab()
+}
+
+fn no_permission(path: &Path) -> Report {
+    let name = path.display();
+    let report = Report::new(Verdict::NoPermission, format!("no permission to open {name}"));
+    let Ok(meta) = fs::metadata(path) else { return report.advise("run as root") };
+    let group = group_name(&fs::read_to_string("/etc/group").unwrap_or_default(), meta.gid());
+    let group_may = meta.mode() & 0o060 == 0o060;
+    match group {
+        Some(group) if group_may && group != "root" => report
+            .advise(format!("join the group {group}: sudo usermod -aG {group} \"$USER\", then log in again"))
+            .advise(format!("for this shell only: newgrp {group}")),
+        None if group_may => report.advise(format!(
+            "its group has the number {} and no name here; run with it as an extra group (in a container: --group-add {0})",
+            meta.gid()
+        )),
+        _ => report.advise(format!(
+            "give it to a group that you are in: sudo chgrp kvm {name}; sudo chmod 660 {name}; or run as root"
+        )),
+    }
+}
+
+fn group_name(etc_group: &str, gid: u32) -> Option<String> {
+    etc_group.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_flags() {
+        let cpu = Cpu::parse("processor\t: 0\nflags\t\t: fpu hypervisor vmx_not svmx\n");
+        assert_eq!(cpu, Cpu { virtualisation: false, guest: true });
+        assert!(Cpu::parse("flags : fpu svm").virtualisation);
+        assert_eq!(Cpu::parse(""), Cpu::default());
+    }
+
+    #[test]
+    fn groups() {
+        let text = "root:x:0:\nkvm:x:104:me\nbad\n:::\n";
+        assert_eq!(group_name(text, 104).as_deref(), Some("kvm"));
+        assert_eq!(group_name(text, 105), None);
+    }
+
+    #[test]
+    fn what_is_not_kvm_is_told() {
+        let report = open(Path::new("/nonexistent/kvm")).unwrap_err();
+        assert_eq!(report.verdict, Verdict::Absent);
+        assert!(!report.advice.is_empty());
+        assert_eq!(open(Path::new("/dev/null")).unwrap_err().verdict, Verdict::Broken);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(open(file.path()).unwrap_err().verdict, Verdict::Broken);
+    }
+
+    #[test]
+    fn a_forbidden_device_names_its_group() {
+        // Root may open anything; the text is what counts here.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(no_permission(file.path()).verdict, Verdict::NoPermission);
+        assert!(no_permission(file.path()).advice[0].contains("chgrp kvm"));
+    }
+}

@@ -1,0 +1,245 @@
+//! What this host's KVM can do, measured.
+//!
+//! That `/dev/kvm` opens does not mean that Linux boots: there are KVMs in software that run guest kernel code through an
+//! instruction emulator, slowly and with gaps. So [`diagnose`] runs small guests that use what kernels use, times a loop and
+//! checks the dirty log, all in a child process with a time limit. [`quick`] only opens the device, for `wherry run`.
+
+mod guest;
+mod host;
+mod probe;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+use serde::{Deserialize, Serialize};
+
+pub use probe::{Detail, Status, run as run_probe};
+
+/// Where KVM is.
+pub const DEV_KVM: &str = "/dev/kvm";
+
+/// Time limit of the whole probe. It takes under a second where all is well.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+
+/// The answer in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Wherry can run Linux here.
+    Good,
+    /// It opens, but emulates kernel code in software: Linux does not boot.
+    Software,
+    /// It is there and may not be opened.
+    NoPermission,
+    /// There is none.
+    Absent,
+    /// It is there and does not work.
+    Broken,
+}
+
+impl Verdict {
+    /// The word used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Good => "good",
+            Verdict::Software => "software",
+            Verdict::NoPermission => "no-permission",
+            Verdict::Absent => "absent",
+            Verdict::Broken => "broken",
+        }
+    }
+}
+
+/// What the doctor says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// In one word.
+    pub verdict: Verdict,
+    /// In one line.
+    pub summary: String,
+    /// What to do about it, one step each.
+    pub advice: Vec<String>,
+    /// What was looked at.
+    pub details: Vec<Detail>,
+}
+
+impl Report {
+    fn new(verdict: Verdict, summary: impl Into<String>) -> Self {
+        Self { verdict, summary: summary.into(), advice: Vec::new(), details: Vec::new() }
+    }
+
+    fn advise(mut self, text: impl Into<String>) -> Self {
+        self.advice.push(text.into());
+        self
+    }
+
+    fn advise_lab(self) -> Self {
+        self.advise("to try Wherry without it: cargo xtask lab -- COMMAND runs COMMAND where KVM is emulated")
+    }
+
+    /// Builds the verdict from what the probe found; `ended` says how it ended if not well.
+    fn conclude(details: Vec<Detail>, ended: Result<(), String>) -> Self {
+        let names = |status| -> Vec<&str> {
+            details.iter().filter(|d| d.status == status).map(|d| d.check.as_str()).collect()
+        };
+        let (software, bad) = (names(Status::Software), names(Status::Bad));
+        let mut report = if let Err(how) = ended {
+            Self::new(Verdict::Broken, format!("KVM does not work: {how}"))
+                .advise("look at the host's kernel log: dmesg | grep -i kvm")
+                .advise_lab()
+        } else if !software.is_empty() {
+            let report = Self::new(
+                Verdict::Software,
+                "KVM here emulates kernel code in software: Linux does not boot on it",
+            );
+            let report = match host::Cpu::read() {
+                host::Cpu { virtualisation: true, .. } => report.advise(
+                    "the CPU has VMX or SVM: load kvm_intel or kvm_amd instead of the module that is loaded",
+                ),
+                host::Cpu { guest: true, .. } => report
+                    .advise("this is a virtual machine without nested virtualisation: enable it at its host"),
+                _ => report.advise("use a host whose CPU has VMX or SVM, enabled in the firmware"),
+            };
+            report.advise_lab()
+        } else if !bad.is_empty() {
+            Self::new(Verdict::Broken, format!("KVM here lacks what Wherry needs: {}", bad.join(", ")))
+                .advise("use a host kernel of version 5.17 or later")
+        } else {
+            Self::new(Verdict::Good, "KVM is good: Wherry can run and migrate Linux here")
+        };
+        report.details = details;
+        report
+    }
+}
+
+/// Opens KVM without measuring it.
+pub fn quick() -> Result<Kvm, Box<Report>> {
+    host::open(Path::new(DEV_KVM)).map_err(Box::new)
+}
+
+/// Opens KVM at `path` and measures it. `probe` is a command that calls [`run_probe`] with its standard output.
+pub fn diagnose(path: &Path, probe: Command) -> Report {
+    match host::open(path) {
+        Err(report) => report,
+        Ok(kvm) => {
+            let opened = Detail {
+                check: path.display().to_string(),
+                status: Status::Ok,
+                text: format!("opens; up to {} vCPUs", kvm.get_max_vcpus()),
+            };
+            drop(kvm);
+            let (details, ended) = supervise(probe, PROBE_LIMIT);
+            Report::conclude([vec![opened], details].concat(), ended)
+        }
+    }
+}
+
+/// Kills the probe however the supervision ends.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the probe; returns what it found, and how it ended if not well.
+fn supervise(mut probe: Command, limit: Duration) -> (Vec<Detail>, Result<(), String>) {
+    let mut details = Vec::new();
+    let spawned = probe.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = match spawned {
+        Ok(child) => Reaped(child),
+        Err(e) => return (details, Err(format!("the probe does not start: {e}"))),
+    };
+    let Some(stdout) = child.0.stdout.take() else { return (details, Err("the probe has no output".into())) };
+    let (sender, lines) = mpsc::channel();
+    // Ends with the child's output.
+    thread::spawn(move || {
+        for line in BufReader::new(stdout.take(1 << 20)).lines().map_while(Result::ok) {
+            let Ok(line) = serde_json::from_str::<probe::Line>(&line) else { continue };
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + limit;
+    let mut at = String::from("start");
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(probe::Line::Begin(check)) => at = check,
+            Ok(probe::Line::Found(detail)) => details.push(detail),
+            Ok(probe::Line::End) => return (details, Ok(())),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                return (details, Err(format!("the probe hangs at: {at}")));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let how = child.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+                return (details, Err(format!("the probe died at: {at} ({how})")));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn detail(status: Status) -> Detail {
+        Detail { check: "x".into(), status, text: "y".into() }
+    }
+
+    #[test]
+    fn verdicts_follow_from_what_was_found() {
+        let verdict =
+            |list: &[Status]| Report::conclude(list.iter().copied().map(detail).collect(), Ok(())).verdict;
+        assert_eq!(verdict(&[Status::Ok, Status::Note]), Verdict::Good);
+        assert_eq!(verdict(&[Status::Ok, Status::Bad]), Verdict::Broken);
+        assert_eq!(verdict(&[Status::Bad, Status::Software]), Verdict::Software);
+        let died = Report::conclude(vec![detail(Status::Ok)], Err("the probe died".into()));
+        assert_eq!(died.verdict, Verdict::Broken);
+        for verdict in
+            [Verdict::Good, Verdict::Software, Verdict::NoPermission, Verdict::Absent, Verdict::Broken]
+        {
+            assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
+        }
+    }
+
+    #[test]
+    fn a_probe_that_hangs_or_dies_is_named_with_its_step() {
+        let begin = r#"echo '{"begin":"speed"}'"#;
+        let (_, ended) = supervise(shell(&format!("{begin}; exec sleep 60")), Duration::from_millis(300));
+        assert_eq!(ended.unwrap_err(), "the probe hangs at: speed");
+        let (_, ended) = supervise(shell(&format!("{begin}; exit 3")), Duration::from_secs(20));
+        assert!(ended.unwrap_err().starts_with("the probe died at: speed"));
+        let (details, ended) = supervise(
+            shell(r#"echo noise; echo '{"found":{"check":"c","status":"ok","text":"t"}}'; echo '"end"'"#),
+            Duration::from_secs(20),
+        );
+        assert_eq!((details.len(), ended), (1, Ok(())));
+    }
+
+    #[test]
+    fn the_probe_ends_with_a_verdict_on_any_kvm() {
+        let Ok(kvm) = quick() else { return };
+        let mut out = Vec::new();
+        run_probe(&kvm, &mut out).unwrap();
+        let lines: Vec<probe::Line> =
+            String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(matches!(lines.last(), Some(probe::Line::End)));
+        for line in lines {
+            println!("{line:?}");
+        }
+    }
+}
