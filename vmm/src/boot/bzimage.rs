@@ -1,0 +1,159 @@
+//! The bzImage format, as far as a 64-bit boot loader has to understand it.
+//!
+//! Source: the kernel's Documentation/arch/x86/boot.rst. A bzImage is a real-mode part of `setup_sects + 1` sectors,
+//! which holds the setup header at 0x1F1, and after it the protected-mode part, which alone is loaded. Its 64-bit
+//! entry is 0x200 bytes in. It unpacks itself over its own load address, so `init_size` bytes from there must be RAM
+//! that nothing else uses.
+//!
+//! The header is taken apart here and not by `linux-loader`, which loads at `code32_start` (below the preferred
+//! address, where the kernel then has to move itself), does not look at `init_size`, and has one error for all damage.
+
+use super::KernelError;
+use super::layout::HIGH_MEMORY_START;
+use std::io::{Read, Seek, SeekFrom};
+
+/// Offset of the setup header in the file and in `boot_params`.
+pub(super) const SETUP_HEADER: usize = 0x1F1;
+/// The header's largest end: its length byte counts from 0x202.
+const SETUP_HEADER_MAX: usize = 0x202 + 0xFF;
+/// "HdrS" at 0x202.
+const HEADER_MAGIC: u32 = 0x5372_6448;
+/// Distance from the load address to the 64-bit entry.
+const ENTRY_64: u64 = 0x200;
+/// First protocol version with `xloadflags`.
+const PROTOCOL_MIN: u16 = 0x020C;
+/// `loadflags`: the protected-mode part is loaded high.
+const LOADED_HIGH: u8 = 1;
+/// `xloadflags`: there is a 64-bit entry.
+const XLF_KERNEL_64: u16 = 1;
+/// Room in `boot_params` between the header's start and the next field, `edd_mbr_sig_buffer` at 0x290.
+const HEADER_ROOM: usize = 0x290 - SETUP_HEADER;
+
+/// A validated bzImage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BzImage {
+    /// Raw header bytes, to go to `boot_params` at 0x1F1.
+    pub(super) header: Vec<u8>,
+    /// Offset in the file of what is to be loaded.
+    pub(super) payload_offset: u64,
+    /// Length of what is to be loaded.
+    pub(super) payload_len: u64,
+    /// Where to load it.
+    pub(super) load_addr: u64,
+    /// One past the last byte that the kernel uses before it knows the memory map.
+    pub(super) end: u64,
+    /// Most bytes of command line, without the NUL.
+    pub(super) cmdline_max: usize,
+    /// Highest address that a byte of the initrd may have.
+    pub(super) initrd_addr_max: u64,
+}
+
+impl BzImage {
+    /// The 64-bit entry point.
+    pub(super) fn entry(&self) -> u64 {
+        self.load_addr + ENTRY_64
+    }
+
+    /// Reads and checks the header. `Ok(None)`: the file has no bzImage magic.
+    pub(super) fn parse<F: Read + Seek>(file: &mut F, file_len: u64) -> Result<Option<Self>, KernelError> {
+        let mut head = Vec::with_capacity(SETUP_HEADER_MAX);
+        file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
+        file.take(SETUP_HEADER_MAX as u64).read_to_end(&mut head).map_err(KernelError::Read)?;
+        if head.get(0x202..0x206) != Some(&HEADER_MAGIC.to_le_bytes()[..]) {
+            return Ok(None);
+        }
+        let header_end = 0x202 + usize::from(head[0x201]);
+        if header_end > head.len() {
+            return Err(truncated("the setup header", header_end as u64, file_len));
+        }
+        let field = Fields { bytes: &head[..header_end] };
+        if field.u16(0x1FE)? != 0xAA55 {
+            return Err(corrupt("no boot sector signature"));
+        }
+        let version = field.u16(0x206)?;
+        if version < PROTOCOL_MIN {
+            return Err(KernelError::OldProtocol { version });
+        }
+        if field.u8(0x211)? & LOADED_HIGH == 0 {
+            return Err(KernelError::NotX86_64 { what: "a zImage that loads below 1 MiB" });
+        }
+        if field.u16(0x236)? & XLF_KERNEL_64 == 0 {
+            return Err(KernelError::NotX86_64 {
+                what: "it has no 64-bit entry, so it is a 32-bit x86 kernel",
+            });
+        }
+        let header = head[SETUP_HEADER..header_end].to_vec();
+        if header.len() > HEADER_ROOM {
+            return Err(corrupt("the setup header is too long"));
+        }
+
+        // boot.rst: "for backwards compatibility, if setup_sects is 0, the real value is 4".
+        let sectors = match field.u8(0x1F1)? {
+            0 => 4,
+            n => u64::from(n),
+        };
+        let payload_offset = (sectors + 1) * 512;
+        // syssize counts 16-byte paragraphs of protected-mode code: with it a truncated file is found out.
+        let payload_len = u64::from(field.u32(0x1F4)?) * 16;
+        if payload_len <= ENTRY_64 {
+            return Err(corrupt("no code"));
+        }
+        if payload_offset + payload_len > file_len {
+            return Err(truncated("the kernel", payload_offset + payload_len, file_len));
+        }
+
+        let load_addr = field.u64(0x258)?;
+        let init_size = u64::from(field.u32(0x260)?);
+        let alignment = u64::from(field.u32(0x230)?);
+        if load_addr < HIGH_MEMORY_START || load_addr > u64::from(u32::MAX) {
+            return Err(corrupt("its preferred address is not between 1 MiB and 4 GiB"));
+        }
+        if !alignment.is_power_of_two() || !load_addr.is_multiple_of(alignment) {
+            return Err(corrupt("its preferred address is not aligned"));
+        }
+        if init_size < payload_len {
+            return Err(corrupt("init_size is smaller than the code"));
+        }
+        Ok(Some(Self {
+            header,
+            payload_offset,
+            payload_len,
+            load_addr,
+            end: load_addr + init_size,
+            cmdline_max: field.u32(0x238)? as usize,
+            initrd_addr_max: u64::from(field.u32(0x22C)?),
+        }))
+    }
+}
+
+/// Little-endian fields by their offset in `boot_params`.
+struct Fields<'a> {
+    bytes: &'a [u8],
+}
+
+impl Fields<'_> {
+    fn array<const N: usize>(&self, offset: usize) -> Result<[u8; N], KernelError> {
+        let bytes = self.bytes.get(offset..offset + N).and_then(|b| b.try_into().ok());
+        bytes.ok_or(corrupt("the setup header is too short for its version"))
+    }
+    fn u8(&self, offset: usize) -> Result<u8, KernelError> {
+        self.array(offset).map(u8::from_le_bytes)
+    }
+    fn u16(&self, offset: usize) -> Result<u16, KernelError> {
+        self.array(offset).map(u16::from_le_bytes)
+    }
+    fn u32(&self, offset: usize) -> Result<u32, KernelError> {
+        self.array(offset).map(u32::from_le_bytes)
+    }
+    fn u64(&self, offset: usize) -> Result<u64, KernelError> {
+        self.array(offset).map(u64::from_le_bytes)
+    }
+}
+
+fn corrupt(what: &'static str) -> KernelError {
+    KernelError::Corrupt { what }
+}
+
+fn truncated(what: &'static str, need: u64, have: u64) -> KernelError {
+    KernelError::Truncated { what, need, have }
+}

@@ -1,0 +1,149 @@
+//! The guest-physical address map: one place for every constant (`docs/architecture.md` has it as a table).
+//!
+//! All addresses are guest-physical, all lengths are bytes.
+
+use super::BootError;
+
+/// One mebibyte in bytes.
+pub const MIB: u64 = 1 << 20;
+/// One gibibyte in bytes.
+pub const GIB: u64 = 1 << 30;
+
+/// RAM below the 32-bit hole ends here at the latest.
+pub const LOW_RAM_MAX: u64 = 3 * GIB;
+/// RAM that does not fit below the hole goes on here.
+pub const HIGH_RAM_START: u64 = 4 * GIB;
+/// Least RAM that a stock distribution kernel with its initrd starts in.
+pub const MIN_RAM: u64 = 128 * MIB;
+/// RAM sizes are a multiple of this (the page size).
+pub const RAM_GRANULE: u64 = 4096;
+
+/// Global descriptor table of the boot CPU.
+pub const BOOT_GDT: u64 = 0x500;
+/// Interrupt descriptor table of the boot CPU (empty: interrupts are off at entry).
+pub const BOOT_IDT: u64 = 0x540;
+/// PVH `hvm_start_info`, followed by its module list.
+pub const PVH_START_INFO: u64 = 0x6000;
+/// PVH module list (one entry: the initrd).
+pub const PVH_MODULES: u64 = 0x6040;
+/// PVH memory map.
+pub const PVH_MEMMAP: u64 = 0x6100;
+/// Linux `boot_params` (the "zero page").
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Identity-mapping page tables: one PML4, one PDPT, four page directories of 2 MiB pages.
+pub const BOOT_PAGE_TABLES: u64 = 0x9000;
+/// Kernel command line, NUL-terminated.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Room for the command line, its NUL included.
+pub const CMDLINE_AREA: u64 = 0x1_0000;
+
+/// Conventional memory ends here; the extended BIOS data area would begin.
+pub const EBDA_START: u64 = 0x9_FC00;
+/// ACPI tables: the RSDP is the first thing here, inside the BIOS area that an OS may search for it.
+pub const ACPI_START: u64 = 0xE_0000;
+/// End (exclusive) of the ACPI area and of the BIOS area.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Extended memory begins here; nothing of a kernel may lie below.
+pub const HIGH_MEMORY_START: u64 = MIB;
+
+/// First virtio-mmio slot.
+pub const VIRTIO_MMIO_BASE: u64 = 0xD000_0000;
+/// Bytes per virtio-mmio slot.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// virtio-mmio slots: the KVM IOAPIC has 24 pins, the last eight are theirs.
+pub const VIRTIO_MMIO_SLOTS: u32 = 8;
+/// GSI of virtio-mmio slot 0; slot n has this plus n. Edge-triggered.
+pub const VIRTIO_MMIO_GSI: u32 = 16;
+
+/// First port of COM1 (eight ports).
+pub const COM1_PORT: u16 = 0x3F8;
+/// GSI of COM1, edge-triggered.
+pub const COM1_GSI: u32 = 4;
+
+/// ACPI sleep control register (FADT SLEEP_CONTROL_REG), one byte.
+pub const ACPI_SLEEP_CONTROL_PORT: u16 = 0x600;
+/// ACPI sleep status register (FADT SLEEP_STATUS_REG), one byte.
+pub const ACPI_SLEEP_STATUS_PORT: u16 = 0x601;
+/// ACPI reset register: writing [`ACPI_RESET_VALUE`] resets the machine.
+pub const ACPI_RESET_PORT: u16 = 0x602;
+/// What the guest writes to the reset register.
+pub const ACPI_RESET_VALUE: u8 = 1;
+/// Event register of the generic event device: u32, reading clears it. Bit 0 is the power button.
+pub const ACPI_EVENT_PORT: u16 = 0x604;
+/// GSI of the generic event device, edge-triggered.
+pub const ACPI_EVENT_GSI: u32 = 9;
+/// `SLP_TYP` of soft off, as in the DSDT's `_S5_`.
+pub const ACPI_S5_SLEEP_TYPE: u8 = 5;
+
+/// IOAPIC registers (in KVM).
+pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
+/// Local APIC registers (in KVM).
+pub const LAPIC_BASE: u64 = 0xFEE0_0000;
+/// Three pages that KVM_SET_TSS_ADDR wants on Intel hosts, inside the hole.
+pub const KVM_TSS_ADDR: u64 = 0xFFFB_D000;
+/// The page that KVM_SET_IDENTITY_MAP_ADDR wants on Intel hosts; set it before creating vCPUs.
+pub const KVM_IDENTITY_MAP_ADDR: u64 = 0xFFFB_C000;
+
+/// Largest vCPU count: APIC ids stay below 255, the limit without KVM's x2APIC API.
+pub const MAX_VCPUS: u32 = 254;
+
+/// Where `size_bytes` of RAM lie: `(guest address, length)`, ascending. At most 3 GiB low, the rest from 4 GiB.
+///
+/// Sizes of zero give an empty vector; check sizes from users with [`check_ram_size`] first.
+pub fn ram_regions(size_bytes: u64) -> Vec<(u64, u64)> {
+    let low = size_bytes.min(LOW_RAM_MAX);
+    let high = size_bytes - low;
+    [(0, low), (HIGH_RAM_START, high)].into_iter().filter(|&(_, len)| len > 0).collect()
+}
+
+/// Whether a guest can be built with this much RAM (bytes): at least [`MIN_RAM`], whole pages, and an end below
+/// 2^52, the architecture's largest physical address.
+pub fn check_ram_size(size_bytes: u64) -> Result<(), BootError> {
+    if size_bytes < MIN_RAM {
+        return Err(BootError::RamTooSmall { have: size_bytes });
+    }
+    if !size_bytes.is_multiple_of(RAM_GRANULE) || size_bytes > (1 << 52) - HIGH_RAM_START {
+        return Err(BootError::RamSize { have: size_bytes });
+    }
+    Ok(())
+}
+
+/// Base address of virtio-mmio slot `n`, or `None` for a slot that the machine does not have.
+pub fn virtio_mmio_base(n: u32) -> Option<u64> {
+    (n < VIRTIO_MMIO_SLOTS).then(|| VIRTIO_MMIO_BASE + u64::from(n) * VIRTIO_MMIO_SIZE)
+}
+
+/// GSI of virtio-mmio slot `n`, or `None` for a slot that the machine does not have.
+pub fn virtio_mmio_gsi(n: u32) -> Option<u32> {
+    (n < VIRTIO_MMIO_SLOTS).then_some(VIRTIO_MMIO_GSI + n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_is_split_at_the_hole() {
+        assert_eq!(ram_regions(0), []);
+        assert_eq!(ram_regions(GIB), [(0, GIB)]);
+        assert_eq!(ram_regions(3 * GIB), [(0, 3 * GIB)]);
+        assert_eq!(ram_regions(3 * GIB + 4096), [(0, 3 * GIB), (4 * GIB, 4096)]);
+        assert_eq!(ram_regions(128 * GIB), [(0, 3 * GIB), (4 * GIB, 125 * GIB)]);
+    }
+
+    #[test]
+    fn ram_sizes_are_checked() {
+        assert!(check_ram_size(MIN_RAM).is_ok());
+        assert!(matches!(check_ram_size(MIN_RAM - 4096), Err(BootError::RamTooSmall { .. })));
+        assert!(matches!(check_ram_size(MIN_RAM + 1), Err(BootError::RamSize { .. })));
+        assert!(check_ram_size(u64::MAX & !4095).is_err());
+    }
+
+    #[test]
+    fn slots_have_addresses_and_interrupts() {
+        assert_eq!(virtio_mmio_base(7), Some(0xD000_7000));
+        assert_eq!(virtio_mmio_gsi(7), Some(23));
+        assert_eq!(virtio_mmio_base(8), None);
+        assert_eq!(virtio_mmio_gsi(8), None);
+    }
+}

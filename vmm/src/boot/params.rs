@@ -1,0 +1,135 @@
+//! What a kernel is told at entry: the memory map, `boot_params` (64-bit entry) or `hvm_start_info` (PVH entry).
+
+use super::BootError;
+use super::bzimage::SETUP_HEADER;
+use super::layout::{
+    ACPI_END, ACPI_START, CMDLINE, EBDA_START, HIGH_MEMORY_START, HIGH_RAM_START, IOAPIC_BASE, PVH_MEMMAP,
+    PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use wherry_devices::GuestMemory;
+
+/// Usable RAM, in e820 and in PVH memory maps.
+const MAP_RAM: u32 = 1;
+/// Never to be used by the guest.
+const MAP_RESERVED: u32 = 2;
+/// ACPI tables: the guest may reuse them once it has read them.
+const MAP_ACPI: u32 = 3;
+/// `type_of_loader`: an unregistered loader (boot.rst).
+const LOADER_UNDEFINED: u8 = 0xFF;
+/// XEN_HVM_START_MAGIC_VALUE, xen/include/public/arch-x86/hvm/start_info.h
+const PVH_MAGIC: u32 = 0x336E_C578;
+
+/// One range of the memory map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MapEntry {
+    pub(super) addr: u64,
+    pub(super) len: u64,
+    pub(super) kind: u32,
+}
+
+/// Addresses of what the kernel has to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Handover {
+    /// Address and length of the initrd.
+    pub(super) initrd: Option<(u64, u64)>,
+    /// Address of the RSDP.
+    pub(super) rsdp: u64,
+}
+
+/// End of RAM below the 32-bit hole.
+pub(super) fn low_ram_end(mem: &GuestMemory) -> u64 {
+    mem.iter().find(|r| r.start_addr().0 == 0).map_or(0, |r| r.len())
+}
+
+/// The memory map that goes with `mem`, ascending.
+///
+/// Below 1 MiB: conventional memory, then EBDA, video and BIOS area (reserved) with the ACPI tables in its last
+/// 128 KiB. In the hole only the interrupt controllers and KVM's own pages up to 4 GiB are listed; the rest,
+/// virtio-mmio included, is left out of the map, which makes it free for devices and never RAM.
+pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
+    let range = |start: u64, end: u64, kind| MapEntry { addr: start, len: end.saturating_sub(start), kind };
+    let mut map = vec![
+        range(0, EBDA_START, MAP_RAM),
+        range(EBDA_START, ACPI_START, MAP_RESERVED),
+        range(ACPI_START, ACPI_END, MAP_ACPI),
+        range(HIGH_MEMORY_START, low_ram_end(mem), MAP_RAM),
+        range(IOAPIC_BASE, HIGH_RAM_START, MAP_RESERVED),
+    ];
+    for region in mem.iter().filter(|r| r.start_addr().0 >= HIGH_RAM_START) {
+        map.push(MapEntry { addr: region.start_addr().0, len: region.len(), kind: MAP_RAM });
+    }
+    map.retain(|e| e.len > 0);
+    map
+}
+
+/// Writes `boot_params`; `header` is a bzImage's setup header, absent for an ELF kernel. Returns its address.
+pub(super) fn write_zero_page(
+    mem: &GuestMemory,
+    header: Option<&[u8]>,
+    handover: &Handover,
+) -> Result<u64, BootError> {
+    let mut params = boot_params::default();
+    match header {
+        Some(bytes) => {
+            // The caller's header ends before edd_mbr_sig_buffer (checked when parsed).
+            params.as_mut_slice()[SETUP_HEADER..SETUP_HEADER + bytes.len()].copy_from_slice(bytes);
+        }
+        None => {
+            // What the kernel proper (arch/x86/kernel/head64.c, setup.c) reads of the header.
+            params.hdr.boot_flag = 0xAA55;
+            params.hdr.header = 0x5372_6448;
+            params.hdr.version = 0x020C;
+            params.hdr.kernel_alignment = 0x0100_0000;
+        }
+    }
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.cmd_line_ptr = CMDLINE as u32;
+    // The setup_data chain of a file makes no sense in memory.
+    params.hdr.setup_data = 0;
+    // Both are below 4 GiB: the initrd lies under low_ram_end. Without an initrd both stay zero.
+    let (initrd_addr, initrd_len) = handover.initrd.unwrap_or_default();
+    params.hdr.ramdisk_image = initrd_addr as u32;
+    params.hdr.ramdisk_size = initrd_len as u32;
+    params.acpi_rsdp_addr = handover.rsdp;
+
+    let map = memory_map(mem);
+    for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
+        *slot = boot_e820_entry { addr: entry.addr, size: entry.len, r#type: entry.kind };
+    }
+    params.e820_entries = map.len() as u8;
+    let write = mem.write_slice(params.as_slice(), GuestAddress(ZERO_PAGE));
+    write.map_err(|source| BootError::GuestMemory { what: "boot_params", source })?;
+    Ok(ZERO_PAGE)
+}
+
+/// Writes PVH start info, module list and memory map (version 1 of the structure). Returns its address.
+pub(super) fn write_start_info(mem: &GuestMemory, handover: &Handover) -> Result<u64, BootError> {
+    let failed = |source| BootError::GuestMemory { what: "the PVH start info", source };
+    let map = memory_map(mem);
+    let mut info = hvm_start_info {
+        magic: PVH_MAGIC,
+        version: 1,
+        cmdline_paddr: CMDLINE,
+        rsdp_paddr: handover.rsdp,
+        memmap_paddr: PVH_MEMMAP,
+        memmap_entries: map.len() as u32,
+        ..Default::default()
+    };
+    if let Some((paddr, size)) = handover.initrd {
+        let module = hvm_modlist_entry { paddr, size, ..Default::default() };
+        mem.write_obj(module, GuestAddress(PVH_MODULES)).map_err(failed)?;
+        info.nr_modules = 1;
+        info.modlist_paddr = PVH_MODULES;
+    }
+    for (i, entry) in map.iter().enumerate() {
+        let row =
+            hvm_memmap_table_entry { addr: entry.addr, size: entry.len, type_: entry.kind, reserved: 0 };
+        let addr = PVH_MEMMAP + (i * size_of::<hvm_memmap_table_entry>()) as u64;
+        mem.write_obj(row, GuestAddress(addr)).map_err(failed)?;
+    }
+    mem.write_obj(info, GuestAddress(PVH_START_INFO)).map_err(failed)?;
+    Ok(PVH_START_INFO)
+}
