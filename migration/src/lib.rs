@@ -1,5 +1,34 @@
 //! Wherry's live-migration engine: wire protocol, rounds, hint accounting.
+//!
+//! [`source::migrate`] moves a running guest to a [`destination::receive`] at the other end of a
+//! [`transport::Transport`], in rounds: everything once, then what was written meanwhile, until the rest is small enough to be
+//! sent while the guest is paused. Pages that the guest's balloon driver hints free are skipped.
+//!
+//! Read in this order: [`traits`] (what a machine must offer), [`round`] and [`hints`] (why skipping is safe), [`source`] (the
+//! sequence, and who owns the guest when it breaks), [`wire`] (the protocol), [`destination`] (what it takes to believe it).
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod control;
+pub mod destination;
+pub mod error;
+pub mod hints;
+pub mod link;
+pub mod pacing;
+pub mod report;
+pub mod round;
+pub mod source;
 pub mod traits;
+pub mod transport;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use control::CancelToken;
+pub use destination::{DestinationConfig, Received, receive};
+pub use error::{Error, Failure, Ownership, Phase};
+pub use hints::{HintMode, HintPolicy};
+pub use report::{Downtime, Progress, Report, RoundReport, Snapshot};
+pub use source::{OnTimeout, SourceConfig, migrate};
+pub use transport::{Endpoint, Listener, Transport, TransportError, connect};

@@ -1,0 +1,361 @@
+//! Honouring hints: the two safe ways, and how the engine finds out which one fits the guest.
+//!
+//! # The rule
+//! A page may be skipped only if it was free at some time after the id was published and has not been written since.
+//! The balloon device vouches for the first half (hints of older ids never reach the sink). The second half is the dirty log's:
+//! a page that is *write-protected* when it is skipped, and was so at all times since the id was published (or was checked to be
+//! zero since), cannot be written without showing up in the next harvest.
+//!
+//! # Protected
+//! Everything is protected, then the id is published, then hints clear bits of the to-send bitmap. Nothing else: a hint never
+//! touches the dirty log. Stale, doubled and lying hints are harmless to an honest guest: any write since the protection,
+//! so any write since the request, is in the next harvest.
+//!
+//! # Checked zero (round one only)
+//! A guest that zeroes on allocation writes every page that it hints, *after* the id was published. Under the protected way each
+//! of these writes faults, and each page comes back dirty. So words of 64 pages that are wholly populated are left unprotected
+//! at first, and a hint of such a word is honoured by looking: take the word's bits, protect it, *then* read it. Pages that are
+//! zero now equal the destination's (round one: it has nothing but zeros), and a write after the protection is in the next
+//! harvest. This needs no trust in the hint at all.
+//!
+//! Hazards, and what is done about them:
+//! - *Protecting forgets dirty bits.* Protecting a word twice forgets writes to pages that were already sent or skipped. So each
+//!   word is protected **once** before the harvest, by whoever took its to-send bits for the first time; the shared `guarded`
+//!   bitmap (one bit a word) remembers. Only words wholly inside the hint are taken: a hint's ragged edges shrink inward.
+//! - *A word put back.* Pages with content go back to the to-send bitmap, their word now guarded. Another hint for them must not
+//!   clear them in the protected way, for their protection came after the id: the page may have been hinted (free), taken
+//!   back and written, and only then protected. So only words that were guarded **before** the id (`early`) may be
+//!   cleared by the mere word of a hint.
+//! - *Holes.* A word that contains any hole is protected before the round, and only **then** are holes determined: not populated
+//!   after the protection means zero at that time, and every write since is logged. The other order loses a write that falls
+//!   between looking and protecting.
+//! - *The balloon.* A ballooned page's content does not matter, but it may leave the balloon at any time. The set is read after the
+//!   protection and holds only for guarded words, so a page that leaves and is written is in the next harvest.
+//!
+//! # Which way
+//! [`HintMode::Auto`] starts with checked zero. If the blocks found with content are a quarter or more of those found zero, the guest
+//! does not zero: the sink raises a flag and honours nothing more; the control thread publishes DONE (the guest takes its
+//! memory back, so that it can hint it again), waits until the driver has read it, protects what is not guarded yet, and
+//! publishes a new id in the protected way. In rounds from two on the harvest has protected everything: hints work in the protected
+//! way, and are asked for only if that way was used before, since a zeroing guest would dirty every page that it hints.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::round::Round;
+use crate::traits::{DirtyLog, GuestRam, HintSink, PAGE_SIZE};
+use crate::wire::pages::is_zero;
+
+/// Which way to honour hints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HintMode {
+    /// Find out.
+    #[default]
+    Auto,
+    /// Protect first, then trust.
+    Protected,
+    /// Protect at the hint, then look.
+    CheckedZero,
+}
+
+/// Whether to ask for hints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HintPolicy {
+    /// Where they pay; see [`worthwhile`].
+    #[default]
+    Auto,
+    /// Always, if the guest's driver can.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Words of 64 pages that a hint may have read at a time: 256 KiB each.
+const BUFFER_PAGES: usize = 64;
+/// Words of a hint that are taken and protected at a time: 4 MiB of guest RAM, Linux's hint block.
+const WORDS_AT_ONCE: usize = 16;
+
+/// Whether each word has been protected since the log was turned on: see the module's hazards.
+pub(crate) fn word_map(nr_pages: u64) -> AtomicBitmap {
+    AtomicBitmap::new(nr_pages.div_ceil(64))
+}
+
+/// Protects words, clipping the last one to guest RAM.
+pub(crate) fn protect_words(log: &dyn DirtyLog, nr_pages: u64, words: Range<usize>) -> std::io::Result<()> {
+    let first = words.start as u64 * 64;
+    let end = (words.end as u64 * 64).min(nr_pages);
+    log.protect(first, end.saturating_sub(first))
+}
+
+enum Way {
+    Protected,
+    CheckedZero { early: Bitmap, guarded: Arc<AtomicBitmap> },
+}
+
+/// The sink of one epoch: one published id.
+pub(crate) struct Sink {
+    round: Arc<Round>,
+    gate: crate::round::Gate,
+    way: Way,
+    ram: Arc<dyn GuestRam>,
+    log: Arc<dyn DirtyLog>,
+    /// Only hint threads share it, never the sender.
+    buffer: Mutex<Vec<u8>>,
+    zero_blocks: AtomicU64,
+    content_blocks: AtomicU64,
+    not_zeroing: AtomicBool,
+    probe: bool,
+    #[cfg(test)]
+    pub(crate) ignore_gate: AtomicBool,
+}
+
+impl Sink {
+    /// Hints clear bits. Everything in the round's to-send bitmap is protected already.
+    pub(crate) fn protected(round: &Arc<Round>, ram: &Arc<dyn GuestRam>, log: &Arc<dyn DirtyLog>) -> Self {
+        Self::new(round, ram, log, Way::Protected, false)
+    }
+
+    /// Hints are checked. What is in `guarded` now was protected before the id is published. With `probe`, a guest that does
+    /// not zero raises [`not_zeroing`](Self::not_zeroing).
+    pub(crate) fn checked_zero(
+        round: &Arc<Round>,
+        ram: &Arc<dyn GuestRam>,
+        log: &Arc<dyn DirtyLog>,
+        guarded: &Arc<AtomicBitmap>,
+        probe: bool,
+    ) -> Self {
+        let way = Way::CheckedZero { early: guarded.snapshot(), guarded: guarded.clone() };
+        Self::new(round, ram, log, way, probe)
+    }
+
+    fn new(
+        round: &Arc<Round>,
+        ram: &Arc<dyn GuestRam>,
+        log: &Arc<dyn DirtyLog>,
+        way: Way,
+        probe: bool,
+    ) -> Self {
+        Self {
+            round: round.clone(),
+            gate: crate::round::Gate::default(),
+            way,
+            ram: ram.clone(),
+            log: log.clone(),
+            buffer: Mutex::default(),
+            zero_blocks: AtomicU64::new(0),
+            content_blocks: AtomicU64::new(0),
+            not_zeroing: AtomicBool::new(false),
+            probe,
+            #[cfg(test)]
+            ignore_gate: AtomicBool::new(false),
+        }
+    }
+
+    /// After this returned no hint of this epoch has any effect.
+    pub(crate) fn close(&self) {
+        self.gate.close();
+    }
+
+    /// Whether the probe found a guest that does not zero what it hints.
+    pub(crate) fn not_zeroing(&self) -> bool {
+        self.not_zeroing.load(Ordering::Acquire)
+    }
+
+    fn gate_ignored(&self) -> bool {
+        #[cfg(test)]
+        return self.ignore_gate.load(Ordering::Relaxed);
+        #[cfg(not(test))]
+        false
+    }
+
+    fn clear(&self, word: usize, mask: u64) {
+        self.round.note_sent_before(word, mask);
+        self.round.clear_hinted(word, mask);
+    }
+
+    fn check(&self, first: u64, nr: u64, early: &Bitmap, guarded: &AtomicBitmap) {
+        let mut batch: Vec<(usize, u64)> = Vec::with_capacity(WORDS_AT_ONCE);
+        let mut found = Found::default();
+        for (word, mask) in self.round.words_of(first, nr) {
+            let follows = batch.last().is_none_or(|(last, _)| last + 1 == word);
+            if !follows || batch.len() == WORDS_AT_ONCE {
+                self.look(&mut batch, guarded, &mut found);
+                // The rest of a block with content is the sender's, and nobody waits for a long hint to end.
+                if found.content || self.gate.is_closed() {
+                    break;
+                }
+            }
+            if early.test(word as u64) {
+                self.clear(word, mask);
+                continue;
+            }
+            if mask != self.round.valid(word) || guarded.test(word as u64) {
+                self.round.note_sent_before(word, mask);
+                continue;
+            }
+            let taken = self.round.claim(word);
+            if guarded.test(word as u64) {
+                // Another hint thread guarded the word and put pages back between the two lines above.
+                self.round.put_back(word, taken);
+            } else if taken == 0 {
+                self.round.note_sent_before(word, mask);
+            } else {
+                batch.push((word, taken));
+            }
+        }
+        self.look(&mut batch, guarded, &mut found);
+        self.judge(&found);
+    }
+
+    /// Protects the taken, consecutive words and reads their pages; what is not zero goes back.
+    fn look(&self, batch: &mut Vec<(usize, u64)>, guarded: &AtomicBitmap, found: &mut Found) {
+        let (Some(&(start, _)), Some(&(last, _))) = (batch.first(), batch.last()) else {
+            return;
+        };
+        let nr_pages = self.round.nr_pages();
+        if protect_words(&*self.log, nr_pages, start..last + 1).is_err() {
+            // Not guarded: the sender will protect them itself, and report the error.
+            for (word, taken) in batch.drain(..) {
+                self.round.put_back(word, taken);
+            }
+            return;
+        }
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.resize(BUFFER_PAGES * PAGE_SIZE, 0);
+        for (word, taken) in batch.drain(..) {
+            guarded.set(word as u64);
+            let zero = if found.content { 0 } else { self.zero_pages(word, taken, &mut buffer) };
+            self.round.mark_hinted(word, zero);
+            if taken & !zero != 0 {
+                found.content = true;
+                self.round.put_back(word, taken & !zero);
+            }
+            found.looked = true;
+        }
+    }
+
+    /// The pages of `taken` that are zero, up to the first that is not.
+    fn zero_pages(&self, word: usize, taken: u64, buffer: &mut [u8]) -> u64 {
+        let mut zero = 0;
+        for (at, nr) in crate::bitmap::word_runs(taken) {
+            let first = word as u64 * 64 + u64::from(at);
+            let Some(buf) = buffer.get_mut(..nr as usize * PAGE_SIZE) else {
+                return zero;
+            };
+            // An error is the sender's to report: it will read the same page.
+            if self.ram.read(first, buf).is_err() {
+                return zero;
+            }
+            for (page, bytes) in buf.chunks_exact(PAGE_SIZE).enumerate() {
+                if !is_zero(bytes) {
+                    return zero;
+                }
+                zero |= 1 << (at as usize + page);
+            }
+        }
+        zero
+    }
+
+    fn judge(&self, found: &Found) {
+        if !found.looked {
+            return;
+        }
+        let counter = if found.content { &self.content_blocks } else { &self.zero_blocks };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let content = self.content_blocks.load(Ordering::Relaxed);
+        // One block with content may be memory that a zeroing guest took back in need; a quarter is not.
+        if self.probe && content * 4 > self.zero_blocks.load(Ordering::Relaxed) {
+            self.not_zeroing.store(true, Ordering::Release);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    looked: bool,
+    content: bool,
+}
+
+impl HintSink for Sink {
+    fn hint(&self, first: u64, nr: u64) {
+        let end = first.saturating_add(nr).min(self.round.nr_pages());
+        let Some(nr) = end.checked_sub(first).filter(|&nr| nr > 0) else {
+            return;
+        };
+        self.round.note_hint(nr);
+        let pass = self.gate.enter();
+        if pass.is_none() && !self.gate_ignored() {
+            return self.round.note_late(nr);
+        }
+        match &self.way {
+            Way::Protected => {
+                for (word, mask) in self.round.words_of(first, nr) {
+                    self.clear(word, mask);
+                }
+            }
+            Way::CheckedZero { .. } if self.not_zeroing() => {}
+            Way::CheckedZero { early, guarded } => self.check(first, nr, early, guarded),
+        }
+    }
+}
+
+/// Numbers that decide whether hints pay.
+#[derive(Clone, Copy, Debug)]
+pub struct Worth {
+    /// Pages that the host has populated.
+    pub populated: u64,
+    /// Pages of guest RAM.
+    pub nr_pages: u64,
+    /// Free memory by the guest's own statistics, in bytes.
+    pub guest_free_bytes: Option<u64>,
+    /// The link, in bytes per second.
+    pub link_rate: f64,
+}
+
+/// The decision of [`HintPolicy::Auto`]: `Err` says why not.
+///
+/// Only populated memory that the guest does not use can be saved: populated − (RAM − free). Below 32 MiB, below 2 % of what
+/// is populated, or below 50 ms on the link it is not worth making the guest allocate all its free memory (and, if it zeroes,
+/// populate it). Without statistics all that is populated might be free.
+pub fn worthwhile(worth: &Worth) -> Result<u64, &'static str> {
+    let page = PAGE_SIZE as u64;
+    let populated = worth.populated * page;
+    let used = match worth.guest_free_bytes {
+        Some(free) => (worth.nr_pages * page).saturating_sub(free),
+        None => 0,
+    };
+    let saving = populated.saturating_sub(used);
+    if saving < 32 << 20 || saving < populated / 50 {
+        return Err("little populated memory is free");
+    }
+    if (saving as f64) < worth.link_rate * 0.05 {
+        return Err("the link is faster than the hints could save");
+    }
+    Ok(saving)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_are_asked_for_where_they_pay() {
+        let gib = (1u64 << 30) / PAGE_SIZE as u64;
+        let base =
+            Worth { populated: gib, nr_pages: 8 * gib, guest_free_bytes: Some(15 << 29), link_rate: 1e9 };
+        // 1 GiB populated, 0.5 GiB used.
+        assert_eq!(worthwhile(&base), Ok(1 << 29));
+        let used = Worth { guest_free_bytes: Some(7 << 30), ..base };
+        assert!(worthwhile(&used).is_err());
+        let fast = Worth { link_rate: 1e11, ..base };
+        assert!(worthwhile(&fast).is_err());
+        let silent = Worth { guest_free_bytes: None, ..base };
+        assert_eq!(worthwhile(&silent), Ok(1 << 30));
+    }
+}

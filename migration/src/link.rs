@@ -1,0 +1,292 @@
+//! Frames over a transport: what both sides share.
+//!
+//! [`FrameWriter`] numbers, checksums, counts and throttles what goes out; [`FrameReader`] believes nothing of what comes in until
+//! the checks listed in [`crate::wire`] have passed. Both wait in ticks (see [`crate::transport`]) and give up when cancelled, when
+//! told to stop, or when nothing has moved for the stall time.
+
+use std::io::{ErrorKind, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::control::CancelToken;
+use crate::error::Error;
+use crate::transport::{Throttle, WriteHalf};
+use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, codec};
+
+/// Reasons to leave a wait early.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt {
+    /// The user cancelled.
+    pub cancel: CancelToken,
+    /// The other half of the connection has seen its end.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Interrupt {
+    /// `Err` if there is a reason. A stop without a cancel is [`Error::Closed`]; who set it knows the true cause.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if self.stop.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+}
+
+fn is_tick(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+/// The sending direction.
+pub struct FrameWriter {
+    out: Box<dyn WriteHalf>,
+    seq: u64,
+    bytes: u64,
+    throttle: Option<Throttle>,
+    stall: Duration,
+    interrupt: Interrupt,
+    last: Instant,
+    /// Part of a frame is out: nothing that follows would be understood.
+    broken: bool,
+}
+
+impl FrameWriter {
+    /// Writes to `out`, at most `bandwidth` bytes per second; a peer that takes nothing for `stall` is given up.
+    pub fn new(
+        out: Box<dyn WriteHalf>,
+        bandwidth: Option<u64>,
+        stall: Duration,
+        interrupt: Interrupt,
+    ) -> Self {
+        Self {
+            out,
+            seq: 0,
+            bytes: 0,
+            throttle: bandwidth.map(Throttle::new),
+            stall,
+            interrupt,
+            last: Instant::now(),
+            broken: false,
+        }
+    }
+
+    /// Bytes on the wire so far, headers included.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// When the last frame was complete.
+    pub fn last_sent(&self) -> Instant {
+        self.last
+    }
+
+    /// Sends one frame whose payload is the parts one after another.
+    pub fn send(&mut self, kind: Kind, parts: &[&[u8]]) -> Result<(), Error> {
+        let len: usize = parts.iter().map(|p| p.len()).sum();
+        let len = u32::try_from(len).ok().filter(|&l| l as usize <= kind.limit());
+        let len = len.ok_or(WireError::TooLong { kind, len: u32::MAX })?;
+        let mut crc = crc32fast::Hasher::new();
+        for part in parts {
+            crc.update(part);
+        }
+        let header = Header { kind: kind as u16, seq: self.seq, len, crc: crc.finalize() };
+        self.interrupt.check()?;
+        self.broken = true;
+        self.write(&header.encode())?;
+        for part in parts {
+            self.write(part)?;
+        }
+        self.broken = false;
+        self.seq += 1;
+        self.last = Instant::now();
+        Ok(())
+    }
+
+    /// Sends a control frame.
+    pub fn send_control<T: Serialize>(
+        &mut self,
+        kind: Kind,
+        name: &'static str,
+        payload: &T,
+    ) -> Result<(), Error> {
+        let payload = codec::encode(payload, name, kind.limit())?;
+        self.send(kind, &[&payload])
+    }
+
+    /// Tells the peer why, if it can still understand it. Does not wait for a peer that does not listen.
+    pub fn abort(&mut self, reason: &str) {
+        if self.broken {
+            return;
+        }
+        // What interrupted this side must not keep it from saying so.
+        self.interrupt = Interrupt::default();
+        self.stall = Duration::from_millis(200);
+        self.throttle = None;
+        let payload = crate::wire::Abort::new(reason);
+        let _ = self.send_control(Kind::Abort, "abort", &payload);
+    }
+
+    /// Ends the connection.
+    pub fn shutdown(&self) {
+        self.out.shutdown();
+    }
+
+    fn write(&mut self, mut rest: &[u8]) -> Result<(), Error> {
+        let mut moved = Instant::now();
+        while !rest.is_empty() {
+            self.interrupt.check()?;
+            let mut piece = rest;
+            if let Some(throttle) = &mut self.throttle {
+                piece = rest.get(..throttle.piece()).unwrap_or(rest);
+                let wait = throttle.charge(piece.len(), Instant::now());
+                if !wait.is_zero() {
+                    self.wait(wait)?;
+                    moved = Instant::now();
+                }
+            }
+            while !piece.is_empty() {
+                match self.out.write(piece) {
+                    Ok(0) => return Err(Error::Closed),
+                    Ok(n) => {
+                        self.bytes += n as u64;
+                        piece = piece.get(n..).unwrap_or_default();
+                        rest = rest.get(n..).unwrap_or_default();
+                        moved = Instant::now();
+                    }
+                    Err(e) if is_tick(e.kind()) => {
+                        self.interrupt.check()?;
+                        if moved.elapsed() >= self.stall {
+                            return Err(Error::Stalled(self.stall));
+                        }
+                    }
+                    Err(e) if e.kind() == ErrorKind::BrokenPipe => return Err(Error::Closed),
+                    Err(e) => return Err(Error::Connection(e)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sleeps in ticks, so that a cap of a few bytes a second does not delay a cancel.
+    fn wait(&self, time: Duration) -> Result<(), Error> {
+        let until = Instant::now() + time;
+        loop {
+            self.interrupt.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.interrupt.cancel.sleep(left.min(crate::transport::TICK));
+        }
+    }
+}
+
+/// The receiving direction.
+pub struct FrameReader {
+    input: Box<dyn Read + Send>,
+    seq: u64,
+    /// Give up after this long without a byte; `None` waits for ever.
+    pub stall: Option<Duration>,
+    interrupt: Interrupt,
+    payload: Vec<u8>,
+    bytes: u64,
+}
+
+impl FrameReader {
+    /// Reads from `input`.
+    pub fn new(input: Box<dyn Read + Send>, stall: Option<Duration>, interrupt: Interrupt) -> Self {
+        Self { input, seq: 0, stall, interrupt, payload: Vec::new(), bytes: 0 }
+    }
+
+    /// Bytes received so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The next frame, which must be one of `legal`; its payload is then in [`payload`](Self::payload). An Abort is
+    /// always legal and becomes [`Error::PeerAbort`]. `during` says what was going on, for the error.
+    pub fn next(&mut self, legal: &[Kind], during: &'static str) -> Result<Kind, Error> {
+        let mut raw = [0; HEADER_LEN];
+        self.fill(Target::Header(&mut raw))?;
+        let header = Header::decode(&raw)?;
+        if header.seq != self.seq {
+            return Err(WireError::Sequence { found: header.seq, expected: self.seq }.into());
+        }
+        let kind = Kind::from_u16(header.kind).ok_or(WireError::UnknownKind(header.kind))?;
+        if kind != Kind::Abort && !legal.contains(&kind) {
+            return Err(WireError::Unexpected { found: kind, during }.into());
+        }
+        if header.len as usize > kind.limit() {
+            return Err(WireError::TooLong { kind, len: header.len }.into());
+        }
+        // Bounded by the kind's limit, about 1 MiB, and kept for the next frame.
+        self.payload.resize(header.len as usize, 0);
+        self.fill(Target::Payload)?;
+        if crc32fast::hash(&self.payload) != header.crc {
+            return Err(WireError::PayloadCrc.into());
+        }
+        self.seq += 1;
+        if kind == Kind::Abort {
+            let abort: crate::wire::Abort = codec::decode(&self.payload, "abort")?;
+            return Err(Error::PeerAbort(abort.reason));
+        }
+        Ok(kind)
+    }
+
+    /// Payload of the last frame.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Payload of the last frame, decoded.
+    pub fn control<T: DeserializeOwned>(&self, name: &'static str) -> Result<T, Error> {
+        Ok(codec::decode(&self.payload, name)?)
+    }
+
+    fn fill(&mut self, mut target: Target<'_>) -> Result<(), Error> {
+        let mut done = 0;
+        let mut moved = Instant::now();
+        loop {
+            let is_header = matches!(target, Target::Header(_));
+            let buf = match &mut target {
+                Target::Header(raw) => raw.as_mut_slice(),
+                Target::Payload => self.payload.as_mut_slice(),
+            };
+            let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) else {
+                return Ok(());
+            };
+            match self.input.read(rest) {
+                Ok(0) => return Err(Error::Closed),
+                Ok(n) => {
+                    done += n;
+                    self.bytes += n as u64;
+                    moved = Instant::now();
+                    // Say so at once when it is something else that answers, however little it says.
+                    let seen = buf.get(..done.min(MAGIC.len())).unwrap_or_default();
+                    if is_header && !MAGIC.starts_with(seen) {
+                        return Err(WireError::Magic.into());
+                    }
+                    continue;
+                }
+                Err(e) if is_tick(e.kind()) => {}
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Err(Error::Closed),
+                Err(e) => return Err(Error::Connection(e)),
+            }
+            self.interrupt.check()?;
+            match self.stall {
+                Some(stall) if moved.elapsed() >= stall => return Err(Error::Stalled(stall)),
+                _ => {}
+            }
+        }
+    }
+}
+
+enum Target<'a> {
+    Header(&'a mut [u8; HEADER_LEN]),
+    Payload,
+}

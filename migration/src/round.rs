@@ -1,0 +1,355 @@
+//! One round: which pages are still to be sent, who takes them, and what became of each.
+//!
+//! # Invariants
+//! 1. **A page leaves the to-send bitmap once.** The sender takes whole words with one swap, a hint clears bits with one
+//!    fetch_and (or takes whole words to check them and puts back what it does not skip). Whoever got the bit counts the page. No
+//!    mutex stands between hints and sending.
+//! 2. **After [`Gate::close`] returned no hint has any effect.** The gate is one atomic: a closed flag and the number of hints
+//!    under way. A hint enters by adding one and looks at the flag *in the value that it replaced*, so it either counted itself
+//!    in before the close, and is waited for, or sees the flag and leaves.
+//! 3. `sent + zero + hole + hinted + ballooned + clean = pages`, checked in [`Round::account`].
+//!
+//! # Hazard
+//! A round that ends while a hint is half-way could lose the page: the hint takes the word, the sender sees an empty bitmap and
+//! ends the round, the hint puts the word back. So the gate is closed first, then the bitmap is swept once more.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
+use crate::error::Error;
+use crate::report::RoundReport;
+
+const CLOSED: u64 = 1 << 63;
+
+/// Lets hints in until it is closed.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: AtomicU64,
+    lock: Mutex<()>,
+    empty: Condvar,
+}
+
+impl Gate {
+    /// Enters for the life of the returned pass; `None` if the gate is closed.
+    pub fn enter(&self) -> Option<Pass<'_>> {
+        let before = self.state.fetch_add(1, SeqCst);
+        let pass = Pass(self);
+        (before & CLOSED == 0).then_some(pass)
+    }
+
+    /// Closes the gate and waits (asleep) until everyone who entered has left. Idempotent.
+    pub fn close(&self) {
+        self.state.fetch_or(CLOSED, SeqCst);
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.state.load(SeqCst) != CLOSED {
+            guard = self.empty.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether [`close`](Self::close) has begun.
+    pub fn is_closed(&self) -> bool {
+        self.state.load(SeqCst) & CLOSED != 0
+    }
+}
+
+/// Someone inside a [`Gate`]; leaves when dropped.
+#[derive(Debug)]
+pub struct Pass<'a>(&'a Gate);
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.0.state.fetch_sub(1, SeqCst) == CLOSED | 1 {
+            // The lock orders this notification after the closer's look at the count: without it the wakeup could fall
+            // between its look and its sleep.
+            let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.0.empty.notify_all();
+        }
+    }
+}
+
+/// Why a page does not need sending, decided before the round starts.
+#[derive(Debug)]
+pub struct Plan {
+    /// Pages to send: disjoint from the two below.
+    pub to_send: Bitmap,
+    /// Pages of the dirty set that are in the balloon.
+    pub ballooned: u64,
+    /// Pages of the dirty set that the host never populated.
+    pub hole: u64,
+}
+
+/// One round of pre-copy. Shared by the sender and the hint sink.
+#[derive(Debug)]
+pub struct Round {
+    /// From 1.
+    pub number: u32,
+    nr_pages: u64,
+    ballooned: u64,
+    hole: u64,
+    clean: u64,
+    to_send: AtomicBitmap,
+    sent_map: AtomicBitmap,
+    hinted_map: AtomicBitmap,
+    started: Instant,
+    sent: AtomicU64,
+    zero: AtomicU64,
+    hinted: AtomicU64,
+    too_late: AtomicU64,
+    sent_then_hinted: AtomicU64,
+    hints: AtomicU64,
+    hint_bytes: AtomicU64,
+    first_hint_us: AtomicU64,
+}
+
+impl Round {
+    /// A round over `plan` for a guest of `nr_pages`.
+    pub fn new(number: u32, nr_pages: u64, plan: &Plan) -> Self {
+        let planned = plan.to_send.count() + plan.ballooned + plan.hole;
+        Self {
+            number,
+            nr_pages,
+            ballooned: plan.ballooned,
+            hole: plan.hole,
+            clean: nr_pages.saturating_sub(planned),
+            to_send: AtomicBitmap::from(&plan.to_send),
+            sent_map: AtomicBitmap::new(nr_pages),
+            hinted_map: AtomicBitmap::new(nr_pages),
+            started: Instant::now(),
+            sent: AtomicU64::new(0),
+            zero: AtomicU64::new(0),
+            hinted: AtomicU64::new(0),
+            too_late: AtomicU64::new(0),
+            sent_then_hinted: AtomicU64::new(0),
+            hints: AtomicU64::new(0),
+            hint_bytes: AtomicU64::new(0),
+            first_hint_us: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Pages of guest RAM.
+    pub fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+
+    /// Words of the bitmaps.
+    pub fn nr_words(&self) -> usize {
+        self.to_send.nr_words()
+    }
+
+    /// Takes all pages of a word that are still to be sent.
+    pub fn claim(&self, word: usize) -> u64 {
+        self.to_send.take(word)
+    }
+
+    /// Returns claimed pages that were neither sent nor skipped.
+    pub fn put_back(&self, word: usize, mask: u64) {
+        self.to_send.set_mask(word, mask);
+    }
+
+    /// Whether the word has pages to send.
+    pub fn has_work(&self, word: usize) -> bool {
+        self.to_send.load(word) != 0
+    }
+
+    /// Pages still to be dealt with: derived from the counters, so that asking costs nothing.
+    pub fn remaining(&self) -> u64 {
+        let done = self.ballooned + self.hole + self.clean;
+        let done = done + self.sent.load(Relaxed) + self.zero.load(Relaxed);
+        self.nr_pages.saturating_sub(done + self.hinted())
+    }
+
+    /// Claimed pages of `word` were sent with content.
+    pub fn mark_sent(&self, word: usize, mask: u64) {
+        self.sent_map.set_mask(word, mask);
+        self.sent.fetch_add(u64::from(mask.count_ones()), Relaxed);
+    }
+
+    /// Claimed pages were read and are zero.
+    pub fn mark_zero(&self, nr: u64) {
+        self.zero.fetch_add(nr, Relaxed);
+    }
+
+    /// Claimed pages of `word` are skipped for a hint.
+    pub fn mark_hinted(&self, word: usize, mask: u64) {
+        self.hinted_map.set_mask(word, mask);
+        let nr = u64::from(mask.count_ones());
+        self.hinted.fetch_add(nr, Relaxed);
+    }
+
+    /// A hint clears the bits of `mask`: the protected way. Returns how many pages it skipped.
+    pub fn clear_hinted(&self, word: usize, mask: u64) -> u64 {
+        let mask = self.to_send.clear_mask(word, mask);
+        if mask != 0 {
+            self.mark_hinted(word, mask);
+        }
+        u64::from(mask.count_ones())
+    }
+
+    /// Notes pages of a hint that had already been sent in this round. `mask` is the hint's part of `word`.
+    pub fn note_sent_before(&self, word: usize, mask: u64) {
+        let nr = u64::from((self.sent_map.load(word) & mask).count_ones());
+        if nr > 0 {
+            self.sent_then_hinted.fetch_add(nr, Relaxed);
+            self.too_late.fetch_add(nr, Relaxed);
+        }
+    }
+
+    /// Notes that a hint arrived.
+    pub fn note_hint(&self, pages: u64) {
+        let us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.first_hint_us.fetch_min(us, Relaxed);
+        self.hints.fetch_add(1, Relaxed);
+        let bytes = pages * crate::traits::PAGE_SIZE as u64;
+        self.hint_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Notes a hint that found the gate closed.
+    pub fn note_late(&self, pages: u64) {
+        self.too_late.fetch_add(pages, Relaxed);
+    }
+
+    /// Hints so far, and the pages that they named.
+    pub fn hints(&self) -> (u64, u64) {
+        let pages = self.hint_bytes.load(Relaxed) / crate::traits::PAGE_SIZE as u64;
+        (self.hints.load(Relaxed), pages)
+    }
+
+    /// Pages skipped for hints so far.
+    pub fn hinted(&self) -> u64 {
+        self.hinted.load(Relaxed)
+    }
+
+    /// Pages sent with content so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// The round is over: its report so far. `Err` if the classes do not add up. Gate closed, nothing to send left.
+    pub fn account(&self) -> Result<RoundReport, Error> {
+        let first_hint = self.first_hint_us.load(Relaxed);
+        let report = RoundReport {
+            round: self.number,
+            sent: self.sent.load(Relaxed),
+            zero: self.zero.load(Relaxed),
+            hole: self.hole,
+            hinted: self.hinted.load(Relaxed),
+            ballooned: self.ballooned,
+            clean: self.clean,
+            hinted_too_late: self.too_late.load(Relaxed),
+            sent_then_hinted: self.sent_then_hinted.load(Relaxed),
+            hint_bytes: self.hint_bytes.load(Relaxed),
+            duration_ms: millis(self.started.elapsed()),
+            time_to_first_hint_ms: (first_hint != u64::MAX).then_some(first_hint / 1000),
+            ..RoundReport::default()
+        };
+        let skipped = report.zero + report.hole + report.hinted + report.ballooned;
+        let counted = report.sent + skipped + report.clean;
+        // Two things that must agree: the bitmap is empty, and the counters sum up.
+        let left = self.to_send.count();
+        if counted != self.nr_pages || left != 0 {
+            return Err(Error::Accounting { round: self.number, counted, pages: self.nr_pages });
+        }
+        Ok(report)
+    }
+
+    /// How many pages that were skipped for hints are in `harvest`: written since.
+    pub fn overridden(&self, harvest: &Bitmap) -> u64 {
+        self.hinted_map.snapshot().count_and(harvest)
+    }
+
+    /// Pages of this round that were skipped for hints.
+    pub fn hinted_pages(&self) -> Bitmap {
+        self.hinted_map.snapshot()
+    }
+
+    /// The words that a hint touches, each with the mask of its pages.
+    pub(crate) fn words_of(&self, first: u64, nr: u64) -> impl Iterator<Item = (usize, u64)> {
+        word_masks(self.nr_pages, first, nr)
+    }
+
+    /// All valid pages of a word.
+    pub(crate) fn valid(&self, word: usize) -> u64 {
+        let masks = word_masks(self.nr_pages, word as u64 * 64, 64);
+        masks.map(|(_, mask)| mask).next().unwrap_or(0)
+    }
+}
+
+/// Whole milliseconds.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whole microseconds.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    fn plan(nr_pages: u64) -> Plan {
+        Plan { to_send: Bitmap::full(nr_pages), ballooned: 0, hole: 0 }
+    }
+
+    #[test]
+    fn closing_waits_for_those_inside_and_refuses_the_rest() {
+        let gate = Arc::new(Gate::default());
+        let pass = gate.enter().unwrap();
+        let closed = Arc::new(AtomicBool::new(false));
+        let (gate2, closed2) = (gate.clone(), closed.clone());
+        let closer = std::thread::spawn(move || {
+            gate2.close();
+            closed2.store(true, SeqCst);
+        });
+        while !gate.is_closed() {
+            std::thread::yield_now();
+        }
+        assert!(gate.enter().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!closed.load(SeqCst), "closed with a hint inside");
+        drop(pass);
+        closer.join().unwrap();
+        gate.close();
+    }
+
+    #[test]
+    fn racing_claims_and_hints_count_every_page_once() {
+        let pages = 64 * 400 + 17;
+        for _ in 0..20 {
+            let round = Arc::new(Round::new(1, pages, &plan(pages)));
+            let hinter = {
+                let round = round.clone();
+                std::thread::spawn(move || {
+                    for word in 0..round.nr_words() {
+                        round.clear_hinted(word, 0x00ff_f0f0_0f0f_ff00);
+                    }
+                })
+            };
+            for word in (0..round.nr_words()).rev() {
+                let mask = round.claim(word);
+                round.mark_sent(word, mask);
+            }
+            hinter.join().unwrap();
+            let report = round.account().unwrap();
+            assert_eq!(report.sent + report.hinted, pages);
+        }
+    }
+
+    #[test]
+    fn a_page_that_nobody_counted_is_an_error() {
+        let round = Round::new(3, 100, &plan(100));
+        assert!(round.account().is_err());
+        for word in 0..2 {
+            let mask = round.claim(word);
+            round.mark_sent(word, mask);
+        }
+        assert_eq!(round.account().unwrap().sent, 100);
+        round.mark_zero(1);
+        assert!(round.account().is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Undoing, by construction.
+//!
+//! Whatever way a migration ends, the guest must get its hinted memory back (DONE), and unless the hand-off has begun it must run,
+//! without the cost of a dirty log. The guard does this when dropped, so that an early return or a panic cannot forget it.
+
+use std::sync::Arc;
+
+use crate::error::Ownership;
+use crate::traits::{DirtyLog, HintSource, Machine, SourceVm};
+
+/// What has been done to the machine and must be undone.
+pub(super) struct Guard {
+    hints: Option<Arc<dyn HintSource>>,
+    log: Arc<dyn DirtyLog>,
+    machine: Arc<dyn Machine>,
+    log_on: bool,
+    paused: bool,
+    handed_off: bool,
+    over: bool,
+}
+
+impl Guard {
+    pub(super) fn new(vm: &SourceVm) -> Self {
+        Self {
+            hints: vm.hints.clone(),
+            log: vm.log.clone(),
+            machine: vm.machine.clone(),
+            log_on: false,
+            paused: false,
+            handed_off: false,
+            over: false,
+        }
+    }
+
+    /// The log is about to be turned on.
+    pub(super) fn log_started(&mut self) {
+        self.log_on = true;
+    }
+
+    /// The machine is about to be paused.
+    pub(super) fn pausing(&mut self) {
+        self.paused = true;
+    }
+
+    /// HandOff is about to be sent (`true`), or not a byte of it was (`false`).
+    pub(super) fn handed_off(&mut self, yes: bool) {
+        self.handed_off = yes;
+    }
+
+    /// The destination runs the guest: it stays paused here.
+    pub(super) fn succeed(&mut self) {
+        self.handed_off = true;
+        self.undo();
+    }
+
+    /// Undoes everything that may be undone, once. Says who owns the guest.
+    pub(super) fn undo(&mut self) -> Ownership {
+        if !self.over {
+            self.over = true;
+            if let Some(hints) = &self.hints {
+                hints.done();
+            }
+            if self.paused && !self.handed_off && self.machine.resume().is_ok() {
+                self.paused = false;
+            }
+            if self.log_on {
+                // Fails only if the log cannot be turned off, which costs speed and nothing else.
+                let _ = self.log.stop();
+            }
+        }
+        match (self.handed_off, self.paused) {
+            (true, _) => Ownership::Unknown,
+            (false, true) => Ownership::SourcePaused,
+            (false, false) => Ownership::SourceRuns,
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.undo();
+    }
+}

@@ -1,0 +1,201 @@
+//! The source's side of a migration.
+//!
+//! # Sequence
+//! handshake → log on → round one (hints arrive while sending) → rounds on the dirty set until the predicted downtime fits →
+//! pause → DONE → harvest → last round → state → the destination says Loaded → HandOff → the destination says Running.
+//!
+//! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes after the pause but before the
+//! last harvest, so that whatever the device writes for it is still part of the last round and of the saved state.
+//!
+//! # Who owns the guest
+//! One fact decides: whether the source began to send HandOff.
+//!
+//! | broken | source | destination |
+//! |---|---|---|
+//! | before HandOff | resumes, log off, DONE; [`Ownership::SourceRuns`] | has no HandOff, never runs |
+//! | HandOff sent in part, or sent and no Running came | never runs again; [`Ownership::Unknown`] | runs if HandOff arrived whole and untouched, else never |
+//! | Running lost on its way | as above | runs |
+//! | Running arrived | success: paused for good | runs |
+//!
+//! So never both, and where neither may run by itself both sides say so. The source counts HandOff as sent as soon as the transport
+//! took its first byte. [`CancelToken::cancel`] and the hand-off exclude each other by one atomic.
+//!
+//! Undoing is the work of a drop guard (module `guard`): it publishes DONE, resumes and stops the log on every way out, a
+//! panic included.
+//!
+//! # Threads
+//! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one blocks in reading the
+//! destination's answers, so that an Abort interrupts sending within a [`TICK`](crate::transport::TICK). Hints come on the
+//! device's thread. Nothing spins.
+
+mod guard;
+mod rounds;
+mod sender;
+mod session;
+mod switchover;
+
+use std::time::{Duration, Instant};
+
+use crate::control::CancelToken;
+use crate::error::{Error, Failure, Ownership, Phase};
+use crate::hints::{HintMode, HintPolicy};
+use crate::report::{Progress, Report};
+use crate::round::millis;
+use crate::traits::{PAGE_SIZE, SourceVm};
+use crate::transport::Transport;
+use guard::Guard;
+use session::Session;
+
+/// What to do when the guest does not converge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnTimeout {
+    /// Give up; the guest goes on at the source.
+    #[default]
+    Fail,
+    /// Switch over however long the downtime will be.
+    Force,
+}
+
+/// How to migrate.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// Whether to ask the guest for hints.
+    pub hints: HintPolicy,
+    /// How to honour them in round one.
+    pub hint_mode: HintMode,
+    /// Bytes per second on the wire at most, the last round included; `None` for no cap.
+    pub bandwidth: Option<u64>,
+    /// Switch over when the predicted downtime is at most this.
+    pub downtime_limit: Duration,
+    /// Rounds with the guest running, at most. At least 1.
+    pub max_rounds: u32,
+    /// Time for these rounds; `None` for no limit. Looked at between rounds.
+    pub total_timeout: Option<Duration>,
+    /// What then.
+    pub on_timeout: OnTimeout,
+    /// Give a peer up that neither takes nor sends anything for this long.
+    pub stall_timeout: Duration,
+    /// Longest wait for the first hint.
+    pub first_hint_wait: Duration,
+    /// Length of a pacing slice.
+    pub slice: Duration,
+    /// What pausing, state and hand-off add to the downtime, for the prediction.
+    pub switchover_estimate: Duration,
+    /// A deliberate mistake, for the tests that show that they notice.
+    #[cfg(test)]
+    pub(crate) mutation: Option<crate::tests::Mutation>,
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        Self {
+            hints: HintPolicy::Auto,
+            hint_mode: HintMode::Auto,
+            bandwidth: None,
+            downtime_limit: Duration::from_millis(300),
+            max_rounds: 30,
+            total_timeout: None,
+            on_timeout: OnTimeout::Fail,
+            stall_timeout: Duration::from_secs(30),
+            first_hint_wait: Duration::from_millis(250),
+            slice: Duration::from_millis(20),
+            switchover_estimate: Duration::from_millis(10),
+            #[cfg(test)]
+            mutation: None,
+        }
+    }
+}
+
+/// Moves the guest to the destination at the other end of `transport`. Blocks until that is done or has failed.
+///
+/// On success the machine is paused here and must never run again. On failure [`Failure::ownership`] says who owns the guest; if
+/// it is the source, the guest already runs again, and a second attempt may be made over a new connection.
+pub fn migrate(
+    vm: &SourceVm,
+    transport: Box<dyn Transport>,
+    cfg: &SourceConfig,
+    progress: &dyn Progress,
+    cancel: &CancelToken,
+) -> Result<Report, Failure> {
+    let started = Instant::now();
+    let mut guard = Guard::new(vm);
+    let opened = Session::open(vm, transport, cfg, progress, cancel);
+    let mut session = opened.map_err(|cause| Failure {
+        phase: Phase::Handshake,
+        ownership: Ownership::SourceRuns,
+        cause,
+    })?;
+    match run(&mut session, &mut guard) {
+        Ok(mut report) => {
+            guard.succeed();
+            report.total_bytes = session.writer.bytes();
+            report.nr_pages = session.nr_pages;
+            report.total_ms = millis(started.elapsed());
+            report.sent = report.rounds.iter().map(|r| r.sent).sum();
+            report.hinted = report.rounds.iter().map(|r| r.hinted).sum();
+            session.enter(Phase::Done);
+            Ok(report)
+        }
+        Err(cause) => {
+            // The guest first: it has waited long enough.
+            let ownership = guard.undo();
+            let cause = session.explain(cause);
+            if ownership != Ownership::Unknown {
+                session.writer.abort(&describe(&cause));
+            }
+            Err(Failure { phase: session.phase, ownership, cause })
+        }
+    }
+}
+
+fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
+    session.handshake()?;
+    session.enter(Phase::Prepare);
+    guard.log_started();
+    let mut report = Report::default();
+    let mut dirty = rounds::round_one(session, &mut report)?;
+    if let Some(first) = report.rounds.first() {
+        report.round_one_bytes = first.bytes;
+        let seconds = (first.duration_ms.max(1)) as f64 / 1000.0;
+        report.pages_per_second = session.nr_pages as f64 / seconds;
+    }
+    let started = Instant::now();
+    loop {
+        let pages = dirty.count();
+        let bytes = (pages * PAGE_SIZE as u64) as f64;
+        let predicted =
+            Duration::from_secs_f64(bytes / session.link_rate()) + session.cfg.switchover_estimate;
+        if predicted <= session.cfg.downtime_limit {
+            break;
+        }
+        let rounds = report.rounds.len() as u32;
+        let late = session.cfg.total_timeout;
+        if rounds >= session.cfg.max_rounds || late.is_some_and(|t| started.elapsed() >= t) {
+            match session.cfg.on_timeout {
+                OnTimeout::Force => break,
+                OnTimeout::Fail => {
+                    return Err(Error::NotConverging {
+                        rounds,
+                        dirty_pages: pages,
+                        predicted_ms: millis(predicted),
+                    });
+                }
+            }
+        }
+        dirty = rounds::next_round(session, &dirty, &mut report)?;
+    }
+    switchover::switchover(session, guard, dirty, &mut report)?;
+    Ok(report)
+}
+
+/// An error and its sources in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,405 @@
+//! Round one, with its hints, and the rounds on the dirty set.
+//!
+//! Order of every round: plan → publish an id → send, hints arriving → STOP, epoch closed → sweep what hints put back → check the
+//! accounting → harvest. The module docs of [`crate::hints`] say why each step stands where it does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::error::{Error, Phase};
+use crate::hints::{HintMode, HintPolicy, Sink, Worth, protect_words, word_map, worthwhile};
+use crate::pacing::{Pace, Pacer, Sample};
+use crate::report::Report;
+use crate::round::{Plan, Round, millis};
+use crate::traits::{HintSource, PAGE_SIZE};
+use crate::wire::{Kind, RoundStart};
+
+use super::session::Session;
+
+/// How long the driver may take to read a new id before the engine stops waiting for it.
+const SEEN: Duration = Duration::from_millis(100);
+/// Words protected in one call when a lot is to be protected: 1 GiB.
+const PROTECT_WORDS: usize = 4096;
+/// Dirty pages from which asking for holes is cheaper than reading.
+const ASK_FOR_HOLES: u64 = 4096;
+/// A later round asks for hints only if it lasts longer than this: shorter ones are over before the driver has answered.
+const ROUND_FOR_HINTS: f64 = 0.1;
+/// Hints judged together when deciding whether to go on: 512 MiB of Linux's 4 MiB blocks.
+const JUDGE_HINTS: u64 = 128;
+
+/// One published id and what listens to it.
+struct Epoch {
+    source: Arc<dyn HintSource>,
+    sink: Arc<Sink>,
+    published: Instant,
+    pacer: Pacer,
+    mode: HintMode,
+    /// Hints, pages in them and pages skipped when they were last judged.
+    judged: (u64, u64, u64),
+}
+
+impl Epoch {
+    fn publish(
+        session: &Session<'_>,
+        source: &Arc<dyn HintSource>,
+        sink: Sink,
+        mode: HintMode,
+    ) -> Result<Self, Error> {
+        #[cfg(test)]
+        if session.mutated(crate::tests::Mutation::HintAfterClose) {
+            sink.ignore_gate.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        let sink = Arc::new(sink);
+        (source.start(sink.clone())).map_err(Error::machine("ask for hints"))?;
+        let published = Instant::now();
+        let seen = source.wait_seen(SEEN.min(session.cfg.first_hint_wait));
+        let wait = if seen { session.cfg.first_hint_wait } else { Duration::ZERO };
+        Ok(Self { source: source.clone(), sink, published, pacer: Pacer::new(wait), mode, judged: (0, 0, 0) })
+    }
+
+    /// STOP: when this returns no hint has any effect.
+    fn close(&self) {
+        self.source.stop();
+        self.sink.close();
+    }
+
+    fn pace(&mut self, round: &Round, link_rate: f64) -> Pace {
+        if self.source.finished() {
+            return Pace::Send;
+        }
+        self.pacer.pace(&Sample {
+            now: self.published.elapsed(),
+            cleared: round.hinted() * PAGE_SIZE as u64,
+            any_hint: round.hints().0 > 0,
+            link_rate,
+        })
+    }
+
+    /// Whether the last hints were worth it: at least one page in sixteen was still to be sent.
+    fn pays(&mut self, round: &Round) -> bool {
+        let (hints, pages) = round.hints();
+        let hinted = round.hinted();
+        let (last_hints, last_pages, last_hinted) = self.judged;
+        if hints - last_hints < JUDGE_HINTS {
+            return true;
+        }
+        self.judged = (hints, pages, hinted);
+        (hinted - last_hinted) * 16 >= pages - last_pages
+    }
+}
+
+/// Runs round one. Returns the dirty set that the second round has to send.
+pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Result<Bitmap, Error> {
+    let log = &session.vm.log;
+    log.start().map_err(Error::machine("start the dirty log"))?;
+    let guarded = Arc::new(word_map(session.nr_pages));
+    let mut populated = Bitmap::new(session.nr_pages);
+    let ask = |out: &mut Bitmap| {
+        let asked = session.vm.ram.populated(out);
+        asked.map_err(Error::machine("find populated memory"))
+    };
+    ask(&mut populated)?;
+    let (source, mode) = decide(session, &populated, report);
+
+    #[cfg(test)]
+    if session.mutated(crate::tests::Mutation::PublishBeforeProtect) {
+        return mutant_round_one(session, report, &guarded, source);
+    }
+
+    // Words with a hole, or all of them for the protected way, are protected before anything is decided about them.
+    let all = source.is_some() && mode == HintMode::Protected;
+    let mut todo = Bitmap::full(guarded.len());
+    if !all {
+        for (word, pages) in populated.words().iter().enumerate() {
+            let first = word as u64 * 64;
+            let full = (session.nr_pages - first).min(64) == u64::from(pages.count_ones());
+            if full {
+                todo.clear(word as u64);
+            }
+        }
+    }
+    protect(session, &todo, &guarded)?;
+    populated.clear_all();
+    let asked = session.vm.ram.populated(&mut populated);
+    asked.map_err(Error::machine("find populated memory"))?;
+    let plan = plan_round_one(session, &populated, &todo);
+
+    session.enter(Phase::Rounds);
+    let round = Arc::new(Round::new(1, session.nr_pages, &plan));
+    let epoch = match source {
+        None => None,
+        Some(source) => {
+            let (ram, log) = (&session.vm.ram, &session.vm.log);
+            let (sink, mode) = if mode == HintMode::Protected {
+                (Sink::protected(&round, ram, log), mode)
+            } else {
+                let probe = mode == HintMode::Auto;
+                let sink = Sink::checked_zero(&round, ram, log, &guarded, probe);
+                (sink, HintMode::CheckedZero)
+            };
+            Some(Epoch::publish(session, &source, sink, mode)?)
+        }
+    };
+    run(session, &round, epoch, Some(&guarded), report)
+}
+
+/// Runs a round on `dirty`. Returns the next dirty set.
+pub(super) fn next_round(
+    session: &mut Session<'_>,
+    dirty: &Bitmap,
+    report: &mut Report,
+) -> Result<Bitmap, Error> {
+    let plan = plan_later(session, dirty)?;
+    let number = report.rounds.len() as u32 + 1;
+    let pages = plan.to_send.count();
+    let round = Arc::new(Round::new(number, session.nr_pages, &plan));
+    let seconds = (pages * PAGE_SIZE as u64) as f64 / session.link_rate();
+    let epoch = match &session.vm.hints {
+        Some(source) if session.protected_hints && seconds > ROUND_FOR_HINTS => {
+            let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
+            let mut epoch = Epoch::publish(session, source, sink, HintMode::Protected)?;
+            // Most of this round's pages are in use: do not wait for the first hint.
+            epoch.pacer = Pacer::new(Duration::ZERO);
+            Some(epoch)
+        }
+        _ => None,
+    };
+    run(session, &round, epoch, None, report)
+}
+
+/// Sends the pages of a plan with the guest paused: no hints, no harvest.
+pub(super) fn last_round(
+    session: &mut Session<'_>,
+    dirty: &Bitmap,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let plan = plan_later(session, dirty)?;
+    let number = report.rounds.len() as u32 + 1;
+    let round = Round::new(number, session.nr_pages, &plan);
+    let before = session.writer.bytes();
+    announce(session, &round)?;
+    sweep(session, &round, None)?;
+    let mut done = round.account()?;
+    done.bytes = session.writer.bytes() - before;
+    report.rounds.push(done);
+    Ok(())
+}
+
+fn announce(session: &mut Session<'_>, round: &Round) -> Result<(), Error> {
+    let start = RoundStart { round: round.number };
+    session.writer.send_control(Kind::Round, "round", &start)
+}
+
+/// Sends all that is left, from the first page on.
+fn sweep(session: &mut Session<'_>, round: &Round, guarded: Option<&AtomicBitmap>) -> Result<(), Error> {
+    let mut cursor = 0;
+    while session.send_chunk(round, &mut cursor, guarded)? {
+        session.tick(Some(round))?;
+    }
+    Ok(())
+}
+
+/// Whether to ask for hints, and how; says why in the report.
+fn decide(
+    session: &Session<'_>,
+    populated: &Bitmap,
+    report: &mut Report,
+) -> (Option<Arc<dyn HintSource>>, HintMode) {
+    let mode = session.cfg.hint_mode;
+    let mut no = |why: &str| {
+        report.hints = format!("off: {why}");
+        (None, mode)
+    };
+    let Some(source) = &session.vm.hints else {
+        return no("the machine has no balloon");
+    };
+    if session.cfg.hints == HintPolicy::Off {
+        return no("not wanted");
+    }
+    if !source.available() {
+        return no("the guest's driver does not hint");
+    }
+    if session.cfg.hints == HintPolicy::Auto {
+        let worth = Worth {
+            populated: populated.count(),
+            nr_pages: session.nr_pages,
+            guest_free_bytes: source.guest_free_bytes(),
+            link_rate: session.link_rate(),
+        };
+        if let Err(why) = worthwhile(&worth) {
+            return no(why);
+        }
+    }
+    report.hints = "on".into();
+    (Some(source.clone()), mode)
+}
+
+/// Protects the words of `todo` that are not yet protected.
+fn protect(session: &mut Session<'_>, todo: &Bitmap, guarded: &AtomicBitmap) -> Result<(), Error> {
+    let mut todo = todo.clone();
+    todo.and_not(&guarded.snapshot());
+    for (first, nr) in todo.runs() {
+        let end = (first + nr) as usize;
+        let mut start = first as usize;
+        while start < end {
+            let stop = end.min(start + PROTECT_WORDS);
+            protect_words(&*session.vm.log, session.nr_pages, start..stop)
+                .map_err(Error::machine("write-protect guest memory"))?;
+            for word in start..stop {
+                guarded.set(word as u64);
+            }
+            start = stop;
+            session.tick(None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sorts all pages: what is in the balloon or a hole, in words that are protected, needs no sending.
+fn plan_round_one(session: &Session<'_>, populated: &Bitmap, protected: &Bitmap) -> Plan {
+    let mut known = Bitmap::new(session.nr_pages);
+    for (first, nr) in protected.runs() {
+        known.set_range(first * 64, nr * 64);
+    }
+    let mut ballooned = Bitmap::new(session.nr_pages);
+    if let Some(hints) = &session.vm.hints {
+        hints.ballooned(&mut ballooned);
+        ballooned.and(&known);
+    }
+    let mut hole = known;
+    hole.and_not(populated);
+    hole.and_not(&ballooned);
+    let mut to_send = Bitmap::full(session.nr_pages);
+    to_send.and_not(&hole);
+    to_send.and_not(&ballooned);
+    Plan { to_send, ballooned: ballooned.count(), hole: hole.count() }
+}
+
+/// Sorts a harvest, whose pages are protected again: the same reasoning holds for holes and the balloon as in round one.
+fn plan_later(session: &mut Session<'_>, dirty: &Bitmap) -> Result<Plan, Error> {
+    let mut to_send = dirty.clone();
+    let mut ballooned = Bitmap::new(session.nr_pages);
+    if let Some(hints) = &session.vm.hints {
+        hints.ballooned(&mut ballooned);
+        ballooned.and(dirty);
+        to_send.and_not(&ballooned);
+    }
+    let mut hole = 0;
+    if to_send.count() >= ASK_FOR_HOLES {
+        let mut populated = Bitmap::new(session.nr_pages);
+        let asked = session.vm.ram.populated(&mut populated);
+        asked.map_err(Error::machine("find populated memory"))?;
+        let mut holes = to_send.clone();
+        holes.and_not(&populated);
+        to_send.and_not(&holes);
+        hole = holes.count();
+        session.send_zeroed(&holes)?;
+    }
+    Ok(Plan { to_send, ballooned: ballooned.count(), hole })
+}
+
+/// Sends a round while its hints arrive, then closes the epoch, sweeps, accounts, harvests.
+fn run(
+    session: &mut Session<'_>,
+    round: &Arc<Round>,
+    mut epoch: Option<Epoch>,
+    guarded: Option<&AtomicBitmap>,
+    report: &mut Report,
+) -> Result<Bitmap, Error> {
+    let before = session.writer.bytes();
+    let mut held = Duration::ZERO;
+    let mut cursor = 0;
+    let mut mode = epoch.as_ref().map(|e| e.mode);
+    announce(session, round)?;
+    loop {
+        session.tick(Some(round))?;
+        if let Some(now) = &mut epoch {
+            if now.sink.not_zeroing() {
+                let next = switch(session, round, now, guarded)?;
+                mode = Some(next.mode);
+                epoch = Some(next);
+                // What was put back may lie behind the cursor.
+                cursor = 0;
+                continue;
+            }
+            if session.cfg.hints == HintPolicy::Auto && !now.pays(round) {
+                report.hints = "stopped early: most of what was hinted needed no sending".into();
+                now.close();
+                now.source.done();
+                epoch = None;
+                continue;
+            }
+            if round.remaining() > 0 && now.pace(round, session.link_rate()) == Pace::Hold {
+                session.interrupt.cancel.sleep(session.cfg.slice);
+                held += session.cfg.slice;
+                continue;
+            }
+        }
+        let until = Instant::now() + session.cfg.slice;
+        let mut more = true;
+        while more && Instant::now() < until {
+            more = session.send_chunk(round, &mut cursor, guarded)?;
+        }
+        if !more {
+            break;
+        }
+    }
+    if let Some(epoch) = &epoch {
+        epoch.close();
+        session.protected_hints = epoch.mode == HintMode::Protected;
+    }
+    sweep(session, round, guarded)?;
+    let mut done = round.account()?;
+    let mut dirty = Bitmap::new(session.nr_pages);
+    let harvested = session.vm.log.harvest(&mut dirty);
+    harvested.map_err(Error::machine("harvest the dirty log"))?;
+    #[cfg(test)]
+    if session.mutated(crate::tests::Mutation::HintAfterClose) {
+        crate::tests::after_close(&mut dirty, round);
+    }
+    done.bytes = session.writer.bytes() - before;
+    done.hint_mode = mode;
+    done.held_ms = millis(held);
+    done.overridden = round.overridden(&dirty);
+    done.dirty_at_end = dirty.count();
+    report.rounds.push(done);
+    Ok(dirty)
+}
+
+/// The guest does not zero what it hints: it gets its memory back, everything is protected, and it is asked again.
+fn switch(
+    session: &mut Session<'_>,
+    round: &Arc<Round>,
+    old: &Epoch,
+    guarded: Option<&AtomicBitmap>,
+) -> Result<Epoch, Error> {
+    old.source.done();
+    old.sink.close();
+    // A driver that has not read DONE would take the new id for a continuation and not hint again what it still holds.
+    old.source.wait_seen(SEEN);
+    if let Some(guarded) = guarded {
+        protect(session, &Bitmap::full(guarded.len()), guarded)?;
+    }
+    let sink = Sink::protected(round, &session.vm.ram, &session.vm.log);
+    Epoch::publish(session, &old.source, sink, HintMode::Protected)
+}
+
+/// Round one as it must not be: the id is published, and only then is memory protected.
+#[cfg(test)]
+fn mutant_round_one(
+    session: &mut Session<'_>,
+    report: &mut Report,
+    guarded: &Arc<AtomicBitmap>,
+    source: Option<Arc<dyn HintSource>>,
+) -> Result<Bitmap, Error> {
+    let plan = Plan { to_send: Bitmap::full(session.nr_pages), ballooned: 0, hole: 0 };
+    let round = Arc::new(Round::new(1, session.nr_pages, &plan));
+    let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
+    let epoch = match source {
+        None => None,
+        Some(s) => Some(Epoch::publish(session, &s, sink, HintMode::Protected)?),
+    };
+    protect(session, &Bitmap::full(guarded.len()), guarded)?;
+    run(session, &round, epoch, Some(guarded), report)
+}

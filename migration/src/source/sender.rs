@@ -1,0 +1,207 @@
+//! Sending chunks of pages: claim → protect → read → send.
+//!
+//! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals with it; in round one its word is
+//! protected next if nobody has yet; only then is it read. A write after the protection is in the next harvest, a write before it
+//! is in what was read. (In later rounds the harvest has protected everything.)
+//!
+//! A chunk is up to 256 pages: big enough that the protection's ioctl and the socket's write cost little per page, small
+//! enough that a slice or a cancel is never late by more than a few milliseconds.
+
+use std::time::Instant;
+
+use crate::bitmap::{AtomicBitmap, Bitmap, word_runs};
+use crate::error::Error;
+use crate::hints::protect_words;
+use crate::round::Round;
+use crate::traits::PAGE_SIZE;
+use crate::wire::Kind;
+use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero};
+
+use super::session::Session;
+
+const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
+/// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up the caller.
+const WORDS_PER_CALL: usize = 1 << 16;
+/// Chunks with less content than this say little about the link.
+const MEASURE: usize = 256 << 10;
+
+/// Reused from chunk to chunk.
+pub(super) struct Buffers {
+    words: Vec<(usize, u64)>,
+    spans: Vec<(u64, u32)>,
+    runs: Vec<Run>,
+    table: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Buffers {
+    pub(super) fn new() -> Self {
+        Self {
+            words: Vec::new(),
+            spans: Vec::new(),
+            runs: Vec::new(),
+            table: Vec::new(),
+            content: vec![0; MAX_CONTENT],
+        }
+    }
+}
+
+/// Appends pages to a run table, extending the last run where possible.
+fn push(runs: &mut Vec<Run>, first: u64, nr: u32, zero: bool) {
+    match runs.last_mut() {
+        Some(last) if last.zero == zero && last.first + u64::from(last.nr) == first => {
+            last.nr += nr;
+        }
+        _ => runs.push(Run { first, nr, zero }),
+    }
+}
+
+impl Session<'_> {
+    /// Sends the next chunk from word `cursor` on. `false` when there was nothing left up to the end. With `guarded`, protects words that
+    /// are not yet (round one).
+    pub(super) fn send_chunk(
+        &mut self,
+        round: &Round,
+        cursor: &mut usize,
+        guarded: Option<&AtomicBitmap>,
+    ) -> Result<bool, Error> {
+        let started = Instant::now();
+        if !self.claim(round, cursor) {
+            return Ok(*cursor < round.nr_words());
+        }
+        if let Some(guarded) = guarded {
+            self.protect_claimed(guarded)?;
+        }
+        let len = self.read_claimed(round)?;
+        if !self.buffers.runs.is_empty() {
+            self.buffers.table.clear();
+            encode_runs(&self.buffers.runs, &mut self.buffers.table);
+            let before = self.writer.bytes();
+            let content = self.buffers.content.get(..len).unwrap_or_default();
+            self.writer.send(Kind::Pages, &[&self.buffers.table, content])?;
+            if len >= MEASURE {
+                self.meter.add(self.writer.bytes() - before, started.elapsed());
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes up to a chunk's worth of words into `buffers.words`.
+    fn claim(&mut self, round: &Round, cursor: &mut usize) -> bool {
+        let words = &mut self.buffers.words;
+        words.clear();
+        let mut pages = 0;
+        let end = round.nr_words().min(cursor.saturating_add(WORDS_PER_CALL));
+        while *cursor < end && pages + 64 <= CHUNK_PAGES {
+            let taken = round.claim(*cursor);
+            if taken != 0 {
+                pages += taken.count_ones();
+                words.push((*cursor, taken));
+            }
+            *cursor += 1;
+        }
+        !words.is_empty()
+    }
+
+    fn protect_claimed(&mut self, guarded: &AtomicBitmap) -> Result<(), Error> {
+        let log = &*self.vm.log;
+        let mut todo: Option<(usize, usize)> = None;
+        let protect = |words: Option<(usize, usize)>| -> Result<(), Error> {
+            let Some((start, end)) = words else {
+                return Ok(());
+            };
+            protect_words(log, self.nr_pages, start..end)
+                .map_err(Error::machine("write-protect guest memory"))?;
+            for word in start..end {
+                guarded.set(word as u64);
+            }
+            Ok(())
+        };
+        for &(word, _) in &self.buffers.words {
+            if guarded.test(word as u64) {
+                continue;
+            }
+            todo = match todo {
+                Some((start, end)) if end == word => Some((start, word + 1)),
+                other => {
+                    protect(other)?;
+                    Some((word, word + 1))
+                }
+            };
+        }
+        protect(todo)
+    }
+
+    /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and `buffers.content`. Returns the length of
+    /// the content.
+    fn read_claimed(&mut self, round: &Round) -> Result<usize, Error> {
+        let Buffers { words, spans, runs, content, .. } = &mut self.buffers;
+        spans.clear();
+        runs.clear();
+        for &(word, taken) in words.iter() {
+            for (at, nr) in word_runs(taken) {
+                let first = word as u64 * 64 + u64::from(at);
+                match spans.last_mut() {
+                    Some((start, len)) if *start + u64::from(*len) == first => *len += nr,
+                    _ => spans.push((first, nr)),
+                }
+            }
+        }
+        let mut len = 0;
+        let mut zeros = 0;
+        for &(first, nr) in spans.iter() {
+            let bytes = nr as usize * PAGE_SIZE;
+            let span = &mut content[len..len + bytes];
+            (self.vm.ram.read(first, span)).map_err(Error::machine("read guest memory"))?;
+            let from = len;
+            for page in 0..nr {
+                let number = first + u64::from(page);
+                let at = from + page as usize * PAGE_SIZE;
+                if !is_zero(&content[at..at + PAGE_SIZE]) {
+                    if at != len {
+                        content.copy_within(at..at + PAGE_SIZE, len);
+                    }
+                    len += PAGE_SIZE;
+                    push(runs, number, 1, false);
+                    self.content.set(number);
+                    continue;
+                }
+                zeros += 1;
+                // The destination's RAM is zero where it never got content.
+                if self.content.test(number) {
+                    self.content.clear(number);
+                    push(runs, number, 1, true);
+                }
+            }
+        }
+        round.mark_zero(zeros);
+        for &(word, taken) in words.iter() {
+            let sent = taken & self.content.words()[word];
+            if sent != 0 {
+                round.mark_sent(word, sent);
+            }
+        }
+        Ok(len)
+    }
+
+    /// Tells the destination that these pages are zero now, where it may hold content.
+    pub(super) fn send_zeroed(&mut self, pages: &Bitmap) -> Result<(), Error> {
+        let mut stale = pages.clone();
+        stale.and(&self.content);
+        self.content.and_not(&stale);
+        let mut runs: Vec<Run> = Vec::new();
+        let mut all = stale.runs().peekable();
+        while let Some((first, nr)) = all.next() {
+            // Runs are at most u32 long: guests of 16 TiB and more would need a split here.
+            push(&mut runs, first, u32::try_from(nr).unwrap_or(u32::MAX), true);
+            if runs.len() == MAX_RUNS || all.peek().is_none() {
+                let mut table = Vec::new();
+                encode_runs(&runs, &mut table);
+                self.writer.send(Kind::Pages, &[&table])?;
+                runs.clear();
+                self.tick(None)?;
+            }
+        }
+        Ok(())
+    }
+}

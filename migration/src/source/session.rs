@@ -1,0 +1,238 @@
+//! The connection and what every phase needs of it: answers, interruption, signs of life, progress.
+//!
+//! The destination is silent between Welcome and Loaded, so its half of the connection is read by a thread of its own: it passes
+//! answers on through a channel and, when the stream ends or an Abort comes, raises the stop flag that interrupts sending.
+//! The source is never silent: after a second without a frame it sends Idle, so that scanning gigabytes of zeros, or
+//! holding back for hints, is not taken for a stall.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::bitmap::Bitmap;
+use crate::control::CancelToken;
+use crate::error::{Error, Phase};
+use crate::link::{FrameReader, FrameWriter, Interrupt};
+use crate::report::{Progress, Snapshot};
+use crate::round::Round;
+use crate::traits::SourceVm;
+use crate::transport::{TICK, Transport};
+use crate::wire::{Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
+
+use super::SourceConfig;
+use super::sender::Buffers;
+
+/// Assumed until something was measured, in bytes per second.
+const ASSUMED_RATE: f64 = (1u64 << 30) as f64;
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+const PROGRESS: Duration = Duration::from_millis(200);
+
+/// Link rate, from sending chunks with content. Old measurements fade.
+#[derive(Default)]
+pub(super) struct Meter {
+    bytes: f64,
+    seconds: f64,
+}
+
+impl Meter {
+    pub(super) fn add(&mut self, bytes: u64, time: Duration) {
+        // The last 20 or so chunks count: about 20 MiB.
+        self.bytes = self.bytes * 0.95 + bytes as f64;
+        self.seconds = self.seconds * 0.95 + time.as_secs_f64();
+    }
+
+    fn rate(&self) -> Option<f64> {
+        (self.seconds > 0.0 && self.bytes > 0.0).then(|| self.bytes / self.seconds)
+    }
+}
+
+pub(super) struct Session<'a> {
+    pub(super) vm: &'a SourceVm,
+    pub(super) cfg: &'a SourceConfig,
+    pub(super) nr_pages: u64,
+    pub(super) writer: FrameWriter,
+    pub(super) interrupt: Interrupt,
+    pub(super) meter: Meter,
+    pub(super) phase: Phase,
+    /// Pages of which the destination may hold content: those that were sent and not zeroed since.
+    pub(super) content: Bitmap,
+    pub(super) buffers: Buffers,
+    /// Hints were honoured in the protected way, so later rounds may ask for more.
+    pub(super) protected_hints: bool,
+    progress: &'a dyn Progress,
+    last_progress: Instant,
+    answers: Receiver<Result<(Kind, Vec<u8>), Error>>,
+    reader: Option<JoinHandle<()>>,
+    /// Tells the reading thread that its session is over.
+    over: Interrupt,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn open(
+        vm: &'a SourceVm,
+        transport: Box<dyn Transport>,
+        cfg: &'a SourceConfig,
+        progress: &'a dyn Progress,
+        cancel: &CancelToken,
+    ) -> Result<Self, Error> {
+        let (input, output) = transport.split().map_err(Error::Connection)?;
+        let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
+        let over = Interrupt::default();
+        let mut frames = FrameReader::new(input, None, over.clone());
+        let (tell, answers) = channel();
+        let stop = interrupt.stop.clone();
+        let reader = thread::Builder::new()
+            .name("migration-answers".into())
+            .spawn(move || {
+                let legal = [Kind::Welcome, Kind::Loaded, Kind::Running];
+                loop {
+                    let next = frames.next(&legal, "from a destination");
+                    let next = next.map(|kind| (kind, frames.payload().to_vec()));
+                    let end = next.is_err();
+                    // The channel first: who sees the flag finds the cause there.
+                    let gone = tell.send(next).is_err();
+                    if end || gone {
+                        stop.store(true, Ordering::Release);
+                        return;
+                    }
+                }
+            })
+            .map_err(Error::Connection)?;
+        let nr_pages = vm.ram.nr_pages();
+        Ok(Self {
+            vm,
+            cfg,
+            nr_pages,
+            writer: FrameWriter::new(output, cfg.bandwidth, cfg.stall_timeout, interrupt.clone()),
+            interrupt,
+            meter: Meter::default(),
+            phase: Phase::Handshake,
+            content: Bitmap::new(nr_pages),
+            buffers: Buffers::new(),
+            protected_hints: false,
+            progress,
+            last_progress: Instant::now(),
+            answers,
+            reader: Some(reader),
+            over,
+        })
+    }
+
+    pub(super) fn handshake(&mut self) -> Result<(), Error> {
+        self.enter(Phase::Handshake);
+        let description = self.vm.description.clone();
+        if description.len() > MAX_DESCRIPTION {
+            return Err(WireError::Payload("description").into());
+        }
+        let hello = Hello { features: 0, nr_pages: self.nr_pages, description };
+        self.writer.send_control(Kind::Hello, "hello", &hello)?;
+        let payload = match self.expect(Kind::Welcome) {
+            Err(Error::PeerAbort(reason)) => return Err(Error::Refused(reason)),
+            other => other?,
+        };
+        let welcome: Welcome = crate::wire::codec::decode(&payload, "welcome")?;
+        match welcome.features {
+            0 => Ok(()),
+            unknown => Err(WireError::Features(unknown).into()),
+        }
+    }
+
+    /// Waits for the destination's next answer, which must be `kind`.
+    pub(super) fn expect(&mut self, kind: Kind) -> Result<Vec<u8>, Error> {
+        let until = Instant::now() + self.cfg.stall_timeout;
+        loop {
+            match self.answers.recv_timeout(TICK) {
+                Ok(Ok((found, payload))) if found == kind => return Ok(payload),
+                Ok(Ok((found, _))) => {
+                    let during = "as the next answer";
+                    return Err(WireError::Unexpected { found, during }.into());
+                }
+                Ok(Err(cause)) => return Err(cause),
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Closed),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.interrupt.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            if Instant::now() >= until {
+                return Err(Error::Stalled(self.cfg.stall_timeout));
+            }
+        }
+    }
+
+    /// The true cause of an error that may only be its consequence: a broken pipe is what an Abort looks like to the writer.
+    pub(super) fn explain(&mut self, error: Error) -> Error {
+        if !matches!(error, Error::Closed | Error::Connection(_)) {
+            return error;
+        }
+        let until = Instant::now() + TICK;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(Ok(_)) => {}
+                Ok(Err(Error::PeerAbort(reason))) if self.phase == Phase::Handshake => {
+                    return Error::Refused(reason);
+                }
+                Ok(Err(cause)) => return cause,
+                Err(_) => return error,
+            }
+        }
+    }
+
+    /// Bytes per second to reckon with: the cap, or what was measured, or an assumption.
+    pub(super) fn link_rate(&self) -> f64 {
+        let measured = self.meter.rate();
+        match (self.cfg.bandwidth, measured) {
+            (Some(cap), Some(rate)) => rate.min(cap.max(1) as f64),
+            (Some(cap), None) => cap.max(1) as f64,
+            (None, Some(rate)) => rate,
+            (None, None) => ASSUMED_RATE,
+        }
+    }
+
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.report(None);
+    }
+
+    /// To be called often: notices interruption, shows signs of life, reports progress.
+    pub(super) fn tick(&mut self, round: Option<&Round>) -> Result<(), Error> {
+        self.interrupt.check()?;
+        if self.writer.last_sent().elapsed() >= SIGN_OF_LIFE {
+            self.writer.send(Kind::Idle, &[])?;
+        }
+        if self.last_progress.elapsed() >= PROGRESS {
+            self.report(round);
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, round: Option<&Round>) {
+        self.last_progress = Instant::now();
+        self.progress.update(&Snapshot {
+            phase: self.phase,
+            round: round.map_or(0, |r| r.number),
+            sent: round.map_or(0, Round::sent),
+            remaining: round.map_or(0, Round::remaining),
+            hinted: round.map_or(0, Round::hinted),
+            bytes: self.writer.bytes(),
+            rate: self.meter.rate().unwrap_or(0.0) as u64,
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn mutated(&self, mutation: crate::tests::Mutation) -> bool {
+        self.cfg.mutation == Some(mutation)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.over.stop.store(true, Ordering::Release);
+        self.writer.shutdown();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! From pausing the guest to the destination's Running.
+//!
+//! What follows the hand-off is decided by one flag of the guard, which is set *before* the first byte of HandOff is given to the
+//! transport and taken back only if the transport took none.
+
+use std::time::Instant;
+
+use crate::bitmap::Bitmap;
+use crate::error::{Error, Phase};
+use crate::report::{Downtime, Report};
+use crate::round::micros;
+use crate::wire::{Kind, MAX_STATE, STATE_PART, StateEnd};
+
+use super::guard::Guard;
+use super::rounds;
+use super::session::Session;
+
+/// Pauses, sends what is dirty and the state, and hands the guest over.
+pub(super) fn switchover(
+    session: &mut Session<'_>,
+    guard: &mut Guard,
+    mut dirty: Bitmap,
+    report: &mut Report,
+) -> Result<(), Error> {
+    session.tick(None)?;
+    session.enter(Phase::LastRound);
+    let start = Instant::now();
+    guard.pausing();
+    let machine = session.vm.machine.clone();
+    machine.pause().map_err(Error::machine("pause the guest"))?;
+    let paused = Instant::now();
+
+    if let Some(hints) = &session.vm.hints {
+        hints.done();
+    }
+    let mut last = Bitmap::new(session.nr_pages);
+    let harvested = session.vm.log.harvest(&mut last);
+    harvested.map_err(Error::machine("harvest the dirty log"))?;
+    dirty.or(&last);
+    rounds::last_round(session, &dirty, report)?;
+    let sent = Instant::now();
+
+    session.enter(Phase::State);
+    let state = machine.save().map_err(Error::machine("save machine state"))?;
+    send_state(session, &state)?;
+    report.state_bytes = state.len() as u64;
+    session.expect(Kind::Loaded)?;
+    let loaded = Instant::now();
+
+    session.enter(Phase::Commit);
+    session.interrupt.check()?;
+    if !session.interrupt.cancel.commit() {
+        return Err(Error::Cancelled);
+    }
+    let before = session.writer.bytes();
+    guard.handed_off(true);
+    if let Err(cause) = session.writer.send(Kind::HandOff, &[]) {
+        // A write that fails has taken nothing, and less than a whole frame is nothing to the destination; but only the first
+        // is beyond doubt, so only then does the guest stay here.
+        guard.handed_off(session.writer.bytes() != before);
+        return Err(cause);
+    }
+    let committed = Instant::now();
+    session.expect(Kind::Running)?;
+    let running = Instant::now();
+    report.downtime = Downtime {
+        pause_us: micros(paused - start),
+        last_round_us: micros(sent - paused),
+        state_us: micros(loaded - sent),
+        commit_us: micros(committed - loaded),
+        resume_us: micros(running - committed),
+        total_us: micros(running - start),
+    };
+    Ok(())
+}
+
+fn send_state(session: &mut Session<'_>, state: &[u8]) -> Result<(), Error> {
+    if state.len() > MAX_STATE {
+        return Err(Error::StateTooLarge(state.len() as u64));
+    }
+    for part in state.chunks(STATE_PART) {
+        session.writer.send(Kind::State, &[part])?;
+    }
+    let end = StateEnd { len: state.len() as u64, crc: crc32fast::hash(state) };
+    session.writer.send_control(Kind::StateEnd, "state end", &end)
+}

@@ -1,0 +1,342 @@
+//! Byte streams between source and destination: Unix and TCP sockets, their addresses, and the bandwidth cap.
+//!
+//! Contract of the halves of a [`Transport`]: `read` and `write` block for at most about [`TICK`] and then return
+//! `WouldBlock` or `TimedOut`. The layer above ([`crate::link`]) loops, and between two ticks looks whether it was cancelled, whether
+//! the peer gave up, and whether nothing has moved for the stall time. So nobody is ever stuck in a system call, no
+//! signals are needed, and nothing spins.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::control::CancelToken;
+
+/// Longest time that a half blocks in one call.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// The writing half of a connection.
+pub trait WriteHalf: Write + Send {
+    /// Ends the connection in both directions, so that a blocked reader wakes up. Errors do not matter any more.
+    fn shutdown(&self);
+}
+
+/// A connection that has not begun.
+pub trait Transport: Send {
+    /// Splits it into the two halves, which keep to the module's contract.
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)>;
+}
+
+impl WriteHalf for UnixStream {
+    fn shutdown(&self) {
+        let _ = UnixStream::shutdown(self, Shutdown::Both);
+    }
+}
+
+impl WriteHalf for TcpStream {
+    fn shutdown(&self) {
+        let _ = TcpStream::shutdown(self, Shutdown::Both);
+    }
+}
+
+impl Transport for UnixStream {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)> {
+        self.set_nonblocking(false)?;
+        self.set_read_timeout(Some(TICK))?;
+        self.set_write_timeout(Some(TICK))?;
+        Ok((Box::new(self.try_clone()?), self))
+    }
+}
+
+impl Transport for TcpStream {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)> {
+        self.set_nonblocking(false)?;
+        // Frames are written whole; waiting to fill a segment would only lengthen the downtime.
+        self.set_nodelay(true)?;
+        self.set_read_timeout(Some(TICK))?;
+        self.set_write_timeout(Some(TICK))?;
+        Ok((Box::new(self.try_clone()?), self))
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The text is not an address.
+    #[error("'{0}' is not an address; use tcp:HOST:PORT or unix:PATH")]
+    Address(String),
+    /// Someone listens there already.
+    #[error("{0} is already in use")]
+    InUse(Endpoint),
+    /// Something that is not a socket is in the way.
+    #[error("{0} exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// The name has no address.
+    #[error("cannot resolve {0}")]
+    Resolve(Endpoint, #[source] io::Error),
+    /// Could not connect.
+    #[error("cannot connect to {0}")]
+    Connect(Endpoint, #[source] io::Error),
+    /// Could not listen.
+    #[error("cannot listen on {0}")]
+    Listen(Endpoint, #[source] io::Error),
+    /// [`CancelToken::cancel`] was called while waiting.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Where a destination listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Endpoint {
+    /// `tcp:HOST:PORT`; IPv6 hosts in brackets. Holds `HOST:PORT`.
+    Tcp(String),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => write!(f, "tcp:{address}"),
+            Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = TransportError;
+
+    fn from_str(text: &str) -> Result<Self, TransportError> {
+        let bad = || TransportError::Address(text.to_owned());
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Unix(path.into())),
+            Some(("tcp", address)) => {
+                let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+                let bracketed = host.starts_with('[') && host.ends_with(']');
+                let host_ok = !host.is_empty() && (bracketed || !host.contains(':'));
+                if !host_ok || port.parse::<u16>().is_err() {
+                    return Err(bad());
+                }
+                Ok(Endpoint::Tcp(address.to_owned()))
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
+/// Connects to a listening destination, waiting up to `timeout` for each of its addresses.
+pub fn connect(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+    let failed = |e| TransportError::Connect(to.clone(), e);
+    match to {
+        Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).map_err(failed)?)),
+        Endpoint::Tcp(address) => {
+            let resolved = address.to_socket_addrs().map_err(|e| TransportError::Resolve(to.clone(), e))?;
+            let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+            for address in resolved {
+                match TcpStream::connect_timeout(&address, timeout) {
+                    Ok(stream) => return Ok(Box::new(stream)),
+                    Err(e) => last = e,
+                }
+            }
+            Err(failed(last))
+        }
+    }
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+/// Waits for a source. A Unix socket's file is removed when the listener is dropped.
+pub struct Listener(Socket);
+
+impl Listener {
+    /// Listens. A Unix socket file that nobody listens on any more is replaced.
+    pub fn bind(at: &Endpoint) -> Result<Self, TransportError> {
+        let failed = |e: io::Error| match e.kind() {
+            ErrorKind::AddrInUse => TransportError::InUse(at.clone()),
+            _ => TransportError::Listen(at.clone(), e),
+        };
+        let socket = match at {
+            Endpoint::Tcp(address) => {
+                let listener = TcpListener::bind(address.as_str()).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Socket::Tcp(listener)
+            }
+            Endpoint::Unix(path) => {
+                let listener = match UnixListener::bind(path) {
+                    Err(e) if e.kind() == ErrorKind::AddrInUse => {
+                        remove_stale(at, path)?;
+                        UnixListener::bind(path)
+                    }
+                    other => other,
+                };
+                let listener = listener.map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Socket::Unix(listener, path.clone())
+            }
+        };
+        Ok(Self(socket))
+    }
+
+    /// Where it listens: for `tcp:HOST:0` the port that was chosen.
+    pub fn endpoint(&self) -> io::Result<Endpoint> {
+        Ok(match &self.0 {
+            Socket::Tcp(listener) => Endpoint::Tcp(listener.local_addr()?.to_string()),
+            Socket::Unix(_, path) => Endpoint::Unix(path.clone()),
+        })
+    }
+
+    /// Waits for one source.
+    pub fn accept(&self, cancel: &CancelToken) -> Result<Box<dyn Transport>, TransportError> {
+        while !cancel.is_cancelled() {
+            let accepted: io::Result<Box<dyn Transport>> = match &self.0 {
+                Socket::Tcp(listener) => listener.accept().map(|(s, _)| Box::new(s) as _),
+                Socket::Unix(listener, _) => listener.accept().map(|(s, _)| Box::new(s) as _),
+            };
+            match accepted {
+                Ok(stream) => return Ok(stream),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => cancel.sleep(TICK / 4),
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(e) => {
+                    let at = self.endpoint().unwrap_or(Endpoint::Tcp(String::new()));
+                    return Err(TransportError::Listen(at, e));
+                }
+            }
+        }
+        Err(TransportError::Cancelled)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Socket::Unix(_, path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn remove_stale(at: &Endpoint, path: &Path) -> Result<(), TransportError> {
+    let failed = |e| TransportError::Listen(at.clone(), e);
+    let meta = fs::symlink_metadata(path).map_err(failed)?;
+    if !meta.file_type().is_socket() {
+        return Err(TransportError::NotASocket(path.to_owned()));
+    }
+    // Refused means that no process holds the listening end: a leftover of one that was killed.
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
+        _ => Err(TransportError::InUse(at.clone())),
+    }
+}
+
+/// A token bucket: keeps a stream to a number of bytes per second by sleeping.
+#[derive(Debug)]
+pub struct Throttle {
+    rate: f64,
+    /// When the bytes handed out so far are paid for.
+    due: Instant,
+}
+
+impl Throttle {
+    /// Unused time is credited up to this much, so that short stalls do not lower the rate.
+    const BURST: Duration = Duration::from_millis(20);
+
+    /// `rate` bytes per second, at least 1.
+    pub fn new(rate: u64) -> Self {
+        Self { rate: rate.max(1) as f64, due: Instant::now() }
+    }
+
+    /// Most bytes to write before asking again: 10 ms worth, 4 KiB to 1 MiB.
+    pub fn piece(&self) -> usize {
+        (self.rate / 100.0).clamp(4096.0, (1 << 20) as f64) as usize
+    }
+
+    /// Accounts for `bytes` and returns how long to sleep before writing them.
+    pub fn charge(&mut self, bytes: usize, now: Instant) -> Duration {
+        let earliest = now.checked_sub(Self::BURST).unwrap_or(now);
+        self.due = self.due.max(earliest);
+        let wait = self.due.saturating_duration_since(now);
+        self.due += Duration::from_secs_f64(bytes as f64 / self.rate);
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let parse = |text: &str| text.parse::<Endpoint>();
+        assert_eq!(parse("unix:/a:b").unwrap(), Endpoint::Unix("/a:b".into()));
+        for good in ["tcp:host:1", "tcp:[::1]:65535", "tcp:127.0.0.1:0"] {
+            assert_eq!(parse(good).unwrap().to_string(), good);
+        }
+        for bad in
+            ["", "unix:", "tcp:host", "tcp::1", "tcp:host:", "tcp:h:65536", "tcp:::1:5", "udp:h:1", "/path"]
+        {
+            let text = parse(bad).unwrap_err().to_string();
+            assert!(text.contains("tcp:HOST:PORT"), "{text}");
+        }
+    }
+
+    #[test]
+    fn unix_listener_replaces_stale_sockets_only() {
+        let dir = std::env::temp_dir().join(format!("wherry-listen-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("sock");
+        let at = Endpoint::Unix(path.clone());
+        // A leftover: bound, never removed.
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&at).unwrap();
+        assert!(matches!(Listener::bind(&at), Err(TransportError::InUse(_))));
+        let client = connect(&at, TICK).unwrap();
+        drop(listener.accept(&CancelToken::new()).unwrap());
+        drop((client, listener));
+        assert!(!path.exists(), "socket file left behind");
+        fs::write(&path, "data").unwrap();
+        assert!(matches!(Listener::bind(&at), Err(TransportError::NotASocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"data");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn tcp_port_in_use_says_so() {
+        let listener = Listener::bind(&Endpoint::Tcp("127.0.0.1:0".into())).unwrap();
+        let at = listener.endpoint().unwrap();
+        let Err(second) = Listener::bind(&at) else { panic!("bound twice") };
+        assert!(second.to_string().contains("already in use"), "{second}");
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        assert!(matches!(listener.accept(&cancel), Err(TransportError::Cancelled)));
+    }
+
+    #[test]
+    fn throttle_keeps_its_rate() {
+        let mut throttle = Throttle::new(10_000_000);
+        let start = Instant::now();
+        let mut now = start;
+        let mut bytes = 0;
+        while now < start + Duration::from_secs(1) {
+            now += throttle.charge(65536, now);
+            bytes += 65536;
+        }
+        assert!((9_700_000..10_400_000).contains(&bytes), "{bytes}");
+        // Idle time is not saved up.
+        now += Duration::from_secs(60);
+        let mut free = 0;
+        while throttle.charge(65536, now).is_zero() {
+            free += 65536;
+        }
+        assert!(free <= 400_000, "{free}");
+    }
+}

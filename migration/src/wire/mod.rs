@@ -1,0 +1,329 @@
+//! The wire protocol, version [`VERSION`].
+//!
+//! A connection carries frames both ways. A frame is a header of [`HEADER_LEN`] bytes, all fields little-endian, and a payload:
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 4 | magic `WHRY` |
+//! | 4 | 2 | protocol version |
+//! | 6 | 2 | kind |
+//! | 8 | 8 | sequence number, from 0, one series per direction |
+//! | 16 | 4 | payload length in bytes |
+//! | 20 | 4 | CRC32 of the payload |
+//! | 24 | 4 | CRC32 of bytes 0..24 |
+//!
+//! The header has this layout in every version, so that a peer of another version gets a clear answer.
+//!
+//! Rules of the receiver ([`crate::link::FrameReader`]), in this order: magic, header CRC, version, sequence number, kind known and
+//! legal in the present phase, length within the kind's limit; only then room for the payload, and its CRC before its content
+//! is looked at. Control payloads go through the private `codec` module; [`pages`] describes the frames that carry guest memory.
+//!
+//! ```text
+//! source                                   destination
+//!   Hello {features, nr_pages, description} ->            builds the machine
+//!                                        <- Welcome {features}
+//!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM
+//!   State*  StateEnd {len, crc}          ->               loads state, runs nothing
+//!                                        <- Loaded
+//!   HandOff                              ->               runs the guest
+//!                                        <- Running
+//! either, at any time: Abort {reason}
+//! ```
+
+pub(crate) mod codec;
+pub mod pages;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Version of the protocol. Both sides must speak the same.
+pub const VERSION: u16 = 1;
+/// First bytes of every frame.
+pub const MAGIC: [u8; 4] = *b"WHRY";
+/// Length of a frame header in bytes.
+pub const HEADER_LEN: usize = 28;
+/// Longest machine description in bytes.
+pub const MAX_DESCRIPTION: usize = 1 << 20;
+/// Longest vCPU and device state in bytes.
+pub const MAX_STATE: usize = 64 << 20;
+/// Longest part of it in one frame, in bytes.
+pub const STATE_PART: usize = 1 << 20;
+/// Longest reason in an Abort, in bytes.
+pub const MAX_REASON: usize = 4096;
+
+/// What a frame is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum Kind {
+    /// Source: who I am and what I bring.
+    Hello = 1,
+    /// Source: a round begins.
+    Round = 2,
+    /// Source: guest memory.
+    Pages = 3,
+    /// Source: nothing to send at the moment, still here.
+    Idle = 4,
+    /// Source: part of the machine state.
+    State = 5,
+    /// Source: the state is complete.
+    StateEnd = 6,
+    /// Source: the guest is yours. Never sent twice, never taken back.
+    HandOff = 7,
+    /// Destination: the machine is built.
+    Welcome = 16,
+    /// Destination: memory and state are in place, nothing runs.
+    Loaded = 17,
+    /// Destination: the guest runs here.
+    Running = 18,
+    /// Either: I give up, and why.
+    Abort = 32,
+}
+
+impl Kind {
+    /// The kind of this number.
+    pub fn from_u16(kind: u16) -> Option<Self> {
+        use Kind::*;
+        let all = [Hello, Round, Pages, Idle, State, StateEnd, HandOff, Welcome, Loaded, Running, Abort];
+        all.into_iter().find(|k| *k as u16 == kind)
+    }
+
+    /// Longest legal payload in bytes.
+    pub fn limit(self) -> usize {
+        match self {
+            Kind::Hello => MAX_DESCRIPTION + 64,
+            Kind::Pages => pages::MAX_PAYLOAD,
+            Kind::State => STATE_PART,
+            Kind::Abort => MAX_REASON + 16,
+            Kind::Round | Kind::StateEnd | Kind::Welcome => 64,
+            Kind::Idle | Kind::HandOff | Kind::Loaded | Kind::Running => 0,
+        }
+    }
+}
+
+/// Why bytes from the peer were not accepted.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireError {
+    /// Not a frame of this protocol at all.
+    #[error("not a Wherry frame")]
+    Magic,
+    /// A frame of another version.
+    #[error("protocol version {theirs}")]
+    Version {
+        /// The frame's version.
+        theirs: u16,
+    },
+    /// Header damaged.
+    #[error("frame header checksum does not match")]
+    HeaderCrc,
+    /// Payload damaged.
+    #[error("frame payload checksum does not match")]
+    PayloadCrc,
+    /// A frame is missing, doubled or out of order.
+    #[error("frame number {found}, expected {expected}")]
+    Sequence {
+        /// Number in the header.
+        found: u64,
+        /// Number that is due.
+        expected: u64,
+    },
+    /// No such kind.
+    #[error("unknown frame kind {0}")]
+    UnknownKind(u16),
+    /// Not now.
+    #[error("frame {found:?} is not expected {during}")]
+    Unexpected {
+        /// What came.
+        found: Kind,
+        /// What was going on.
+        during: &'static str,
+    },
+    /// Too long for its kind.
+    #[error("payload of {len} bytes in a {kind:?} frame")]
+    TooLong {
+        /// The frame's kind.
+        kind: Kind,
+        /// Length in the header.
+        len: u32,
+    },
+    /// A control payload that does not decode, or decodes and leaves bytes over.
+    #[error("malformed {0} payload")]
+    Payload(&'static str),
+    /// A page table that lies.
+    #[error("invalid page runs: {0}")]
+    Runs(&'static str),
+    /// Both sides know the protocol, but one needs what the other lacks.
+    #[error("unsupported features {0:#x}")]
+    Features(u64),
+    /// State longer than [`MAX_STATE`], or not of the announced length or checksum.
+    #[error("machine state: {0}")]
+    State(&'static str),
+    /// Rounds out of order.
+    #[error("round {found} after round {previous}")]
+    Round {
+        /// Number that came.
+        found: u32,
+        /// Number before it.
+        previous: u32,
+    },
+}
+
+/// A header whose own checksum was right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// What the payload is.
+    pub kind: u16,
+    /// Position in its direction's series.
+    pub seq: u64,
+    /// Payload length in bytes; not yet held against the kind's limit.
+    pub len: u32,
+    /// CRC32 of the payload.
+    pub crc: u32,
+}
+
+impl Header {
+    /// As sent.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        self.encode_as(VERSION)
+    }
+
+    pub(crate) fn encode_as(&self, version: u16) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[0..4].copy_from_slice(&MAGIC);
+        out[4..6].copy_from_slice(&version.to_le_bytes());
+        out[6..8].copy_from_slice(&self.kind.to_le_bytes());
+        out[8..16].copy_from_slice(&self.seq.to_le_bytes());
+        out[16..20].copy_from_slice(&self.len.to_le_bytes());
+        out[20..24].copy_from_slice(&self.crc.to_le_bytes());
+        let crc = crc32fast::hash(&out[..24]);
+        out[24..28].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Checks magic, checksum and version, in this order.
+    pub fn decode(raw: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
+        let mut at = Fields(raw);
+        if at.take() != MAGIC {
+            return Err(WireError::Magic);
+        }
+        let theirs = u16::from_le_bytes(at.take());
+        let kind = u16::from_le_bytes(at.take());
+        let seq = u64::from_le_bytes(at.take());
+        let len = u32::from_le_bytes(at.take());
+        let crc = u32::from_le_bytes(at.take());
+        let own = u32::from_le_bytes(at.take());
+        if crc32fast::hash(&raw[..24]) != own {
+            return Err(WireError::HeaderCrc);
+        }
+        if theirs != VERSION {
+            return Err(WireError::Version { theirs });
+        }
+        Ok(Self { kind, seq, len, crc })
+    }
+}
+
+/// Fields one after another; beyond the end they are zero (cannot happen on a header of the right length).
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some((field, rest)) = self.0.split_first_chunk::<N>() else {
+            return [0; N];
+        };
+        self.0 = rest;
+        *field
+    }
+}
+
+/// Payload of [`Kind::Hello`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// Features that the destination must have; none are defined yet.
+    pub features: u64,
+    /// Pages of guest RAM.
+    pub nr_pages: u64,
+    /// For [`crate::traits::DestinationVm::prepare`].
+    pub description: Vec<u8>,
+}
+
+/// Payload of [`Kind::Welcome`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Features that will be used.
+    pub features: u64,
+}
+
+/// Payload of [`Kind::Round`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RoundStart {
+    /// From 1, ascending.
+    pub round: u32,
+}
+
+/// Payload of [`Kind::StateEnd`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StateEnd {
+    /// Bytes of all State frames.
+    pub len: u64,
+    /// CRC32 of them.
+    pub crc: u32,
+}
+
+/// Payload of [`Kind::Abort`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Abort {
+    /// In words, for people.
+    pub reason: String,
+}
+
+impl Abort {
+    /// Cuts the reason to [`MAX_REASON`] bytes.
+    pub fn new(reason: &str) -> Self {
+        let mut end = reason.len().min(MAX_REASON);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        let reason = reason.get(..end).unwrap_or_default().to_owned();
+        Self { reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: Header = Header { kind: 3, seq: 77, len: 1000, crc: 0xdead_beef };
+
+    #[test]
+    fn header_survives_and_any_flipped_bit_is_noticed() {
+        let raw = HEADER.encode();
+        assert_eq!(Header::decode(&raw), Ok(HEADER));
+        for bit in 0..HEADER_LEN * 8 {
+            let mut bad = raw;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let expected = match bit / 8 {
+                0..4 => WireError::Magic,
+                _ => WireError::HeaderCrc,
+            };
+            assert_eq!(Header::decode(&bad), Err(expected));
+        }
+        let other = HEADER.encode_as(9);
+        assert_eq!(Header::decode(&other), Err(WireError::Version { theirs: 9 }));
+    }
+
+    #[test]
+    fn reasons_are_cut_at_a_character() {
+        let long = "é".repeat(MAX_REASON);
+        assert_eq!(Abort::new(&long).reason.len(), MAX_REASON);
+        assert_eq!(Abort::new("short").reason, "short");
+    }
+
+    #[test]
+    fn kinds_come_back_from_their_numbers() {
+        for n in 0..u16::MAX {
+            if let Some(kind) = Kind::from_u16(n) {
+                assert_eq!(kind as u16, n);
+            }
+        }
+    }
+}

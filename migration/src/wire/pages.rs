@@ -1,0 +1,169 @@
+//! Payload of a Pages frame: guest memory.
+//!
+//! ```text
+//! u32 number of runs (1..=MAX_RUNS)
+//! per run: u64 first page, u32 number of pages (1..), u8 kind (0 raw, 1 zero)
+//! content of all raw runs in their order, 4096 bytes a page, nothing after it
+//! ```
+//!
+//! Invariants, all checked before the first byte is written to guest RAM ([`parse`]): runs ascend and do not overlap, all lie within
+//! guest RAM, the content is exactly as long as the raw runs say, at most [`MAX_CONTENT`] bytes.
+//!
+//! **Zero pages.** The destination builds a new machine, whose RAM is all zero. So in round one a page that is zero, or a
+//! hole, or skipped, needs no record at all. Later a page that has become zero needs one only if the destination may hold content
+//! there, which the source knows from a bitmap of the pages that it sent. A zero run of any length costs 13 bytes; the destination
+//! does not write zeros but gives the memory back ([`GuestRam::zero`](crate::traits::GuestRam::zero)).
+
+use super::WireError;
+use crate::traits::PAGE_SIZE;
+
+/// Most content in one frame, in bytes.
+pub const MAX_CONTENT: usize = 1 << 20;
+/// Most runs in one frame.
+pub const MAX_RUNS: usize = 2048;
+const RUN_LEN: usize = 13;
+/// Longest payload in bytes.
+pub const MAX_PAYLOAD: usize = 4 + MAX_RUNS * RUN_LEN + MAX_CONTENT;
+
+/// Consecutive pages of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// First page.
+    pub first: u64,
+    /// Number of pages.
+    pub nr: u32,
+    /// All zero, so without content.
+    pub zero: bool,
+}
+
+/// Appends the run table to `out`.
+pub fn encode_runs(runs: &[Run], out: &mut Vec<u8>) {
+    let nr = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&nr.to_le_bytes());
+    for run in runs {
+        out.extend_from_slice(&run.first.to_le_bytes());
+        out.extend_from_slice(&run.nr.to_le_bytes());
+        out.push(u8::from(run.zero));
+    }
+}
+
+/// Checks a payload from an untrusted peer against a guest of `nr_pages`. Fills `runs` and returns the content.
+pub fn parse<'a>(payload: &'a [u8], nr_pages: u64, runs: &mut Vec<Run>) -> Result<&'a [u8], WireError> {
+    runs.clear();
+    let bad = WireError::Runs;
+    let (nr, rest) = payload.split_first_chunk().ok_or(bad("no table"))?;
+    let nr = u32::from_le_bytes(*nr) as usize;
+    if nr == 0 || nr > MAX_RUNS {
+        return Err(bad("number of runs"));
+    }
+    let (table, content) = rest.split_at_checked(nr * RUN_LEN).ok_or(bad("table cut short"))?;
+    let mut due = 0u64;
+    let mut next = 0u64;
+    for entry in table.chunks_exact(RUN_LEN) {
+        let (first, entry) = entry.split_first_chunk().ok_or(bad("entry"))?;
+        let (nr, kind) = entry.split_first_chunk().ok_or(bad("entry"))?;
+        let run = Run {
+            first: u64::from_le_bytes(*first),
+            nr: u32::from_le_bytes(*nr),
+            zero: match kind {
+                [0] => false,
+                [1] => true,
+                _ => return Err(bad("kind of run")),
+            },
+        };
+        if run.nr == 0 {
+            return Err(bad("empty run"));
+        }
+        if run.first < next {
+            return Err(bad("not ascending"));
+        }
+        next = match run.first.checked_add(u64::from(run.nr)) {
+            Some(end) if end <= nr_pages => end,
+            _ => return Err(bad("outside guest RAM")),
+        };
+        if !run.zero {
+            due += u64::from(run.nr) * PAGE_SIZE as u64;
+        }
+        runs.push(run);
+    }
+    if due != content.len() as u64 || content.len() > MAX_CONTENT {
+        return Err(bad("length of content"));
+    }
+    Ok(content)
+}
+
+/// Whether all bytes are zero. Written so that the compiler vectorises it.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let mut chunks = bytes.chunks_exact(128);
+    chunks.by_ref().all(|c| c.iter().fold(0, |a, b| a | b) == 0) && chunks.remainder().iter().all(|&b| b == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(runs: &[Run], content: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_runs(runs, &mut out);
+        out.resize(out.len() + content, 7);
+        out
+    }
+
+    fn run(first: u64, nr: u32, zero: bool) -> Run {
+        Run { first, nr, zero }
+    }
+
+    #[test]
+    fn only_exact_tables_are_accepted() {
+        let mut runs = Vec::new();
+        let good = [run(3, 2, false), run(5, 90, true), run(99, 1, false)];
+        let raw = frame(&good, 3 * PAGE_SIZE);
+        assert_eq!(parse(&raw, 100, &mut runs).unwrap().len(), 3 * PAGE_SIZE);
+        assert_eq!(runs, good);
+        let cases: [(&str, Vec<u8>); 10] = [
+            ("beyond RAM", frame(&[run(99, 2, true)], 0)),
+            ("wraps", frame(&[run(u64::MAX, 1, true)], 0)),
+            ("wraps", frame(&[run(u64::MAX - 1, u32::MAX, true)], 0)),
+            ("overlap", frame(&[run(3, 2, true), run(4, 1, true)], 0)),
+            ("descending", frame(&[run(9, 1, true), run(4, 1, true)], 0)),
+            ("empty run", frame(&[run(9, 0, true)], 0)),
+            ("no run", frame(&[], 0)),
+            ("content missing", frame(&[run(1, 2, false)], PAGE_SIZE)),
+            ("content left", frame(&[run(1, 1, false)], PAGE_SIZE + 1)),
+            ("table cut", frame(&good, 0)[..20].to_vec()),
+        ];
+        for (name, raw) in cases {
+            assert!(parse(&raw, 100, &mut runs).is_err(), "{name}");
+        }
+        let mut kind = frame(&[run(1, 1, true)], 0);
+        *kind.last_mut().unwrap() = 2;
+        assert!(parse(&kind, 100, &mut runs).is_err());
+        assert!(parse(&u32::MAX.to_le_bytes(), 100, &mut runs).is_err());
+    }
+
+    #[test]
+    fn one_byte_makes_a_page_not_zero() {
+        let mut page = vec![0; PAGE_SIZE + 5];
+        assert!(is_zero(&page));
+        for at in [0, 1, 127, 128, 4095, 4096, PAGE_SIZE + 4] {
+            page[at] = 1;
+            assert!(!is_zero(&page));
+            page[at] = 0;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsed_runs_always_fit(raw in prop::collection::vec(any::<u8>(), 0..80), nr in 0u8..4, pages in 0u64..1000) {
+            let mut raw = raw;
+            raw.splice(0..raw.len().min(4), [nr, 0, 0, 0]);
+            let mut runs = Vec::new();
+            if let Ok(content) = parse(&raw, pages, &mut runs) {
+                let due: u64 = runs.iter().filter(|r| !r.zero).map(|r| u64::from(r.nr) * 4096).sum();
+                prop_assert_eq!(due, content.len() as u64);
+                prop_assert!(runs.iter().all(|r| r.first + u64::from(r.nr) <= pages));
+            }
+        }
+    }
+}
