@@ -1,2 +1,79 @@
-//! xtask
-fn main() {}
+//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | demo | ci`.
+//!
+//! - [`setup`]: installs or names what is missing.
+//! - [`lab`]: a place where `/dev/kvm` is real: this machine, or a KVM host in software emulation.
+//! - [`build`]: cargo invocations, among them the guest's static init.
+//! - [`images`]: stock kernels and the initramfs images for them.
+//! - [`testing`] and [`demo`]: what runs in the lab.
+
+mod build;
+mod demo;
+mod images;
+mod lab;
+mod setup;
+mod testing;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of Wherry.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what is missing (as root), or print the one command that does; fetch kernels, build the guest images.
+    #[command(
+        after_help = "Examples:\n  cargo xtask setup          # everything that tests and demo need\n  \
+                            cargo xtask setup --check  # only say what is missing; exit code 1 if anything is"
+    )]
+    Setup(setup::Args),
+    /// Run a command where /dev/kvm is real; its output and exit code are the command's.
+    ///
+    /// If this machine's KVM can boot Linux the command runs here. Else it runs in a KVM host under QEMU's software
+    /// emulation, with this machine's files as its root: changes stay in the lab's memory and are gone afterwards,
+    /// except in folders given with --rw. Unix sockets work everywhere but below --rw folders.
+    #[command(after_help = "Examples:\n  cargo xtask lab -- ls -l /dev/kvm\n  \
+                            cargo xtask lab --rw /tmp/out -- sh -c 'dmesg > /tmp/out/dmesg.txt'\n  \
+                            cargo xtask lab --timeout 300 --copy target/release/wherry:/run/wherry -- /run/wherry doctor\n\n\
+                            Environment: WHERRY_LAB=qemu|host chooses the lab; WHERRY_LAB_MEM (MiB) and WHERRY_LAB_CPUS size it.")]
+    Lab(lab::Args),
+    /// Build everything, run the unit tests here and the integration tests in the lab.
+    #[command(
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter boot\n  cargo xtask test --soak\n  \
+                            cargo xtask test --units   # only what needs no KVM"
+    )]
+    Test(testing::Args),
+    /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.
+    #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --json demo.json")]
+    Demo(demo::Args),
+    /// What the continuous integration runs: setup, formatting, lints, test.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Setup(args) => setup::main(&args),
+        Command::Lab(args) => lab::main(&args),
+        Command::Test(args) => testing::main(&args),
+        Command::Demo(args) => demo::main(&args),
+        Command::Ci => testing::ci(),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line of progress, on standard error so that a command's output stays clean.
+fn note(text: &str) {
+    eprintln!("xtask: {text}");
+}

@@ -1,0 +1,127 @@
+//! Lines in and out of the serial console.
+//!
+//! Every line of ours begins with `WHERRY: `. A command is one line; it gets exactly one answer line, which begins with the
+//! command's name or with `error`. Steps of the workload (`fill`, `free`, ...) answer when they are done; the console goes on
+//! meanwhile.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::check::Check;
+use crate::sys::{self, End};
+use crate::work::{self, Worker};
+use crate::{cmdline, heartbeat, stats};
+
+const PREFIX: &str = "WHERRY: ";
+const TTY: &str = "/dev/ttyS0";
+
+static OUTPUT: OnceLock<Mutex<File>> = OnceLock::new();
+
+/// Opens the serial console: input by the byte without echo, output with CR LF.
+pub fn attach() {
+    let path = if fs::metadata(TTY).is_ok() { TTY } else { "/dev/console" };
+    let Ok(tty) = OpenOptions::new().read(true).write(true).open(path) else { return };
+    // SAFETY: all-zero is a valid termios; tcgetattr fills it.
+    let mut mode: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `mode` lives through both calls.
+    unsafe {
+        if libc::tcgetattr(tty.as_raw_fd(), &mut mode) == 0 {
+            mode.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
+            mode.c_iflag &= !(libc::IXON | libc::INLCR | libc::ICRNL | libc::IGNCR | libc::ISTRIP);
+            mode.c_oflag |= libc::OPOST | libc::ONLCR;
+            libc::tcsetattr(tty.as_raw_fd(), libc::TCSANOW, &mode);
+        }
+    }
+    let _ = OUTPUT.set(Mutex::new(tty));
+}
+
+/// Prints one line, whole.
+pub fn say(text: &str) {
+    let Some(output) = OUTPUT.get() else { return };
+    let line = format!("{PREFIX}{text}\n");
+    let _ = output.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+}
+
+/// Answers commands for ever.
+pub fn serve(check: &Check, worker: &Worker) -> ! {
+    let mut line = Vec::new();
+    let mut buffer = [0; 256];
+    loop {
+        let input =
+            OUTPUT.get().and_then(|m| m.lock().unwrap_or_else(PoisonError::into_inner).try_clone().ok());
+        let Some(mut input) = input else {
+            std::thread::sleep(Duration::from_secs(60));
+            continue;
+        };
+        while let Ok(len @ 1..) = input.read(&mut buffer) {
+            for &byte in &buffer[..len] {
+                match byte {
+                    b'\r' | b'\n' => {
+                        answer(String::from_utf8_lossy(&line).trim(), check, worker);
+                        line.clear();
+                    }
+                    _ if line.len() < 4096 => line.push(byte),
+                    _ => {}
+                }
+            }
+        }
+        // A hang-up of the line is no reason to stop.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn answer(line: &str, check: &Check, worker: &Worker) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let Some(&command) = words.first() else { return };
+    match command {
+        "status" => say(&format!("status {}", stats::status_line())),
+        "verify" => {
+            let start = Instant::now();
+            let (pages, bad) = check.verify_all();
+            let word = if bad == 0 { "ok" } else { "failed" };
+            say(&format!("verify {word} pages={pages} bad={bad} ms={}", start.elapsed().as_millis()));
+        }
+        "resetgap" => {
+            heartbeat::reset();
+            say("resetgap ok");
+        }
+        "drop" => write_answer(command, "/proc/sys/vm/drop_caches", "3"),
+        "compact" => write_answer(command, "/proc/sys/vm/compact_memory", "1"),
+        "spoil" => {
+            let page = words.get(1).and_then(|w| w.parse().ok());
+            let done = page.is_some_and(|page| check.spoil(page));
+            say(if done { "spoil ok" } else { "error spoil: no such page" });
+        }
+        "echo" => say(&format!("echo {}", words[1..].join(" "))),
+        "fill" | "tmpfs" | "free" | "hog" | "writer" | "sleep" => match cmdline::parse_step(&words) {
+            Ok(step) => work::submit(worker, step),
+            Err(e) => say(&format!("error {e}")),
+        },
+        "poweroff" => {
+            say("poweroff reason=command");
+            sys::end(End::Poweroff)
+        }
+        "reboot" => {
+            say("reboot reason=command");
+            sys::end(End::Reboot)
+        }
+        "crash" => {
+            say("crash ok");
+            write_answer(command, "/proc/sysrq-trigger", "c");
+        }
+        "help" => say(
+            "help status verify resetgap drop compact fill free tmpfs hog writer sleep spoil echo poweroff reboot crash",
+        ),
+        _ => say(&format!("error unknown command {command}")),
+    }
+}
+
+fn write_answer(command: &str, path: &str, value: &str) {
+    match fs::write(path, value) {
+        Ok(()) => say(&format!("{command} ok")),
+        Err(e) => say(&format!("error {command}: {e}")),
+    }
+}

@@ -1,0 +1,76 @@
+//! Figures for the `ready` and `status` lines, from `/proc` and `/sys`.
+
+use std::fmt::Write;
+use std::fs;
+
+use crate::{check, heartbeat, sys, work};
+
+/// The number after `key` in a file of `key value` or `key: value kB` lines.
+fn lookup(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next()?.trim_end_matches(':') == key).then(|| words.next()?.parse().ok()).flatten()
+    })
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The feature bits that the balloon driver negotiated, as a number; `None` when no balloon is bound.
+fn balloon_features() -> Option<u64> {
+    let bound = fs::read_dir("/sys/bus/virtio/drivers/virtio_balloon").ok()?;
+    let device = bound.filter_map(|e| Some(e.ok()?.path())).find(|p| p.join("features").exists())?;
+    let bits = fs::read_to_string(device.join("features")).ok()?;
+    Some(bits.trim().bytes().take(64).enumerate().fold(0, |n, (bit, c)| n | u64::from(c == b'1') << bit))
+}
+
+/// `kernel=… cpus=… memtotal_kb=… memfree_kb=… …`
+pub fn ready_line() -> String {
+    let mem = read("/proc/meminfo");
+    let cpus = read("/proc/cpuinfo").lines().filter(|l| l.starts_with("processor")).count();
+    let balloon = balloon_features().map_or_else(|| "none".into(), |bits| format!("{bits:#x}"));
+    let clock = read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+    format!(
+        "kernel={} cpus={cpus} memtotal_kb={} memfree_kb={} memavailable_kb={} clocksource={} balloon={balloon} \
+         uptime_ms={}",
+        sys::kernel_release(),
+        lookup(&mem, "MemTotal").unwrap_or(0),
+        lookup(&mem, "MemFree").unwrap_or(0),
+        lookup(&mem, "MemAvailable").unwrap_or(0),
+        clock.trim(),
+        sys::monotonic_ns() / 1_000_000,
+    )
+}
+
+/// `uptime_ms=… beats=… longest_gap_ms=… checked=… bad=… …`
+pub fn status_line() -> String {
+    let (mem, vm) = (read("/proc/meminfo"), read("/proc/vmstat"));
+    let (beats, gap, gap_at) = heartbeat::read();
+    let (checked, bad) = check::counts();
+    let mut line = format!(
+        "uptime_ms={} beats={beats} longest_gap_ms={gap:.1} longest_gap_at_ms={gap_at} checked={checked} bad={bad} \
+         memtotal_kb={} memfree_kb={} memavailable_kb={}",
+        sys::monotonic_ns() / 1_000_000,
+        lookup(&mem, "MemTotal").unwrap_or(0),
+        lookup(&mem, "MemFree").unwrap_or(0),
+        lookup(&mem, "MemAvailable").unwrap_or(0),
+    );
+    for key in ["balloon_inflate", "balloon_deflate", "balloon_migrate", "oom_kill"] {
+        let _ = write!(line, " {key}={}", lookup(&vm, key).unwrap_or(0));
+    }
+    let _ = write!(line, " {}", work::status());
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_formats() {
+        assert_eq!(lookup("MemTotal:  100 kB\nMemFree:  7 kB\n", "MemFree"), Some(7));
+        assert_eq!(lookup("balloon_inflate 12\n", "balloon_inflate"), Some(12));
+        assert_eq!(lookup("x 1\n", "y"), None);
+    }
+}

@@ -1,0 +1,196 @@
+//! The workload: memory written, held, given back and rewritten, step by step in one thread.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cmdline::Step;
+use crate::console::say;
+use crate::mem::{Mapping, PAGE, Random, WORDS};
+use crate::sys::{self, End};
+
+/// Memory is mapped and given back in pieces of this many MiB.
+const PIECE_MIB: u64 = 4;
+const PAGES_PER_MIB: usize = (1 << 20) / PAGE;
+
+static PENDING: AtomicU64 = AtomicU64::new(0);
+static FILLED: AtomicU64 = AtomicU64::new(0);
+static HOGGED: AtomicU64 = AtomicU64::new(0);
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+static WRITER_MIB: AtomicU64 = AtomicU64::new(0);
+static WRITER_STOP: AtomicBool = AtomicBool::new(false);
+
+/// Steps to do: from the command line first, then from the console.
+pub type Worker = Sender<Step>;
+
+/// `work=busy|idle filled_mib=… hogged_mib=… writer_mib=… written_mib=…`
+pub fn status() -> String {
+    let work = if PENDING.load(Relaxed) > 0 { "busy" } else { "idle" };
+    let [filled, hogged, writer, written] =
+        [&FILLED, &HOGGED, &WRITER_MIB, &WRITTEN].map(|counter| counter.load(Relaxed));
+    format!("work={work} filled_mib={filled} hogged_mib={hogged} writer_mib={writer} written_mib={written}")
+}
+
+/// Hands a step to the worker.
+pub fn submit(worker: &Worker, step: Step) {
+    PENDING.fetch_add(1, Relaxed);
+    // The worker lives as long as PID 1.
+    let _ = worker.send(step);
+}
+
+/// Starts the worker on the command line's steps; `WHERRY: work done` follows them, then `exit` if there is one.
+pub fn start(steps: Vec<Step>, exit: Option<End>) -> Worker {
+    let (sender, receiver) = mpsc::channel();
+    PENDING.fetch_add(1, Relaxed);
+    thread::spawn(move || {
+        let start = Instant::now();
+        let mut state = State::default();
+        steps.into_iter().for_each(|step| state.run(step));
+        PENDING.fetch_sub(1, Relaxed);
+        say(&format!("work done ms={}", start.elapsed().as_millis()));
+        if let Some(how) = exit {
+            say(&format!("{} reason=work", if how == End::Poweroff { "poweroff" } else { "reboot" }));
+            sys::end(how);
+        }
+        state.serve(receiver);
+    });
+    sender
+}
+
+#[derive(Default)]
+struct State {
+    filled: Vec<Mapping>,
+    tmpfs: Vec<String>,
+    hogged: Vec<Mapping>,
+    files: u64,
+}
+
+impl State {
+    fn serve(&mut self, receiver: Receiver<Step>) {
+        for step in receiver {
+            self.run(step);
+            PENDING.fetch_sub(1, Relaxed);
+        }
+    }
+
+    fn run(&mut self, step: Step) {
+        let start = Instant::now();
+        let (name, result) = match step {
+            Step::Fill(mib) => ("fill", self.fill(mib)),
+            Step::Tmpfs(mib) => ("tmpfs", self.write_file(mib)),
+            Step::Free(mib) => ("free", Ok(self.free(mib))),
+            Step::Hog(mib) => ("hog", self.hog(mib)),
+            Step::Writer(mib, rate) => ("writer", writer(mib, rate)),
+            Step::Sleep(ms) => {
+                thread::sleep(Duration::from_millis(ms));
+                ("sleep", Ok(0))
+            }
+        };
+        match result {
+            Ok(mib) => say(&format!("{name} ok mib={mib} ms={}", start.elapsed().as_millis())),
+            Err(e) => say(&format!("error {name}: {e}")),
+        }
+    }
+
+    fn fill(&mut self, mib: u64) -> std::io::Result<u64> {
+        let mut random = Random::from_clock();
+        let mut left = mib;
+        while left > 0 {
+            let piece = left.min(PIECE_MIB);
+            let mut mapping = Mapping::new(piece as usize * PAGES_PER_MIB)?;
+            random.fill(mapping.words());
+            self.filled.push(mapping);
+            FILLED.fetch_add(piece, Relaxed);
+            left -= piece;
+        }
+        Ok(mib)
+    }
+
+    fn write_file(&mut self, mib: u64) -> std::io::Result<u64> {
+        fs::create_dir_all("/run/fill")?;
+        // The default limit is half of memory.
+        let _ = sys::mount("tmpfs", "/run/fill", "tmpfs", libc::MS_REMOUNT, "size=95%")
+            .or_else(|_| sys::mount("tmpfs", "/run/fill", "tmpfs", 0, "size=95%"));
+        let mut random = Random::from_clock();
+        let mut buffer = vec![0u8; 1 << 20];
+        for _ in 0..mib {
+            buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.word().to_le_bytes()));
+            self.files += 1;
+            let path = format!("/run/fill/{}", self.files);
+            File::create(&path)?.write_all(&buffer)?;
+            self.tmpfs.push(path);
+            FILLED.fetch_add(1, Relaxed);
+        }
+        Ok(mib)
+    }
+
+    /// Gives back files first, then memory; pieces are not split. Returns the MiB that were given back.
+    fn free(&mut self, mib: u64) -> u64 {
+        let mut freed = 0;
+        while freed < mib {
+            if let Some(path) = self.tmpfs.pop() {
+                let _ = fs::remove_file(path);
+                freed += 1;
+            } else if let Some(mapping) = self.filled.pop() {
+                freed += (mapping.pages() / PAGES_PER_MIB) as u64;
+            } else {
+                break;
+            }
+        }
+        FILLED.fetch_sub(freed, Relaxed);
+        freed
+    }
+
+    fn hog(&mut self, mib: u64) -> std::io::Result<u64> {
+        if mib == 0 {
+            self.hogged.clear();
+            HOGGED.store(0, Relaxed);
+            return Ok(0);
+        }
+        for _ in 0..mib {
+            let mut mapping = Mapping::new(PAGES_PER_MIB)?;
+            mapping.words().iter_mut().step_by(WORDS).enumerate().for_each(|(i, word)| *word = i as u64 + 1);
+            self.hogged.push(mapping);
+            HOGGED.fetch_add(1, Relaxed);
+        }
+        Ok(mib)
+    }
+}
+
+/// Starts the writer (or stops it with 0 MiB). It goes round and round its memory, at most `rate` MiB a second.
+fn writer(mib: u64, rate: u64) -> std::io::Result<u64> {
+    if WRITER_MIB.load(Relaxed) > 0 {
+        WRITER_STOP.store(true, Relaxed);
+        while WRITER_MIB.load(Relaxed) > 0 {
+            thread::sleep(Duration::from_millis(10));
+        }
+        WRITER_STOP.store(false, Relaxed);
+    }
+    if mib == 0 {
+        return Ok(0);
+    }
+    let mut memory = Mapping::new(mib as usize * PAGES_PER_MIB)?;
+    WRITER_MIB.store(mib, Relaxed);
+    thread::spawn(move || {
+        let mut random = Random::from_clock();
+        let pages_a_tick = (rate as f64 * PAGES_PER_MIB as f64 / 100.0).max(0.01);
+        let (mut page, mut owed, mut pages) = (0, 0.0, 0u64);
+        while !WRITER_STOP.load(Relaxed) {
+            owed += pages_a_tick;
+            while owed >= 1.0 {
+                random.fill(memory.page(page));
+                page = (page + 1) % memory.pages();
+                pages += 1;
+                owed -= 1.0;
+            }
+            WRITTEN.store(pages / PAGES_PER_MIB as u64, Relaxed);
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(memory);
+        WRITER_MIB.store(0, Relaxed);
+    });
+    Ok(mib)
+}

@@ -1,0 +1,56 @@
+//! Packs our init and the modules it loads into an initramfs, for guests and for the lab's KVM host.
+//!
+//! Images are not compressed: they are a few MB, and unpacking costs more than reading under software emulation.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cpio::Archive;
+use crate::error::{Error, Result, io};
+use crate::labconf::{self, LabConf};
+use crate::modules::{Module, ModuleTree};
+
+/// What a guest loads. The PCI transport is for other VMMs: init loads it only where there is a PCI bus.
+const GUEST: [&str; 5] = ["virtio_mmio", "virtio_balloon", "button", "evdev", "virtio_pci"];
+/// What the lab's KVM host loads.
+const LAB: [&str; 6] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd"];
+
+/// The initramfs of a test guest for the kernel whose modules are in `modules`.
+pub fn guest(init: &Path, modules: &Path) -> Result<Vec<u8>> {
+    pack(init, &ModuleTree::open(modules)?.resolve(&GUEST)?, None)
+}
+
+/// The modules of the lab's KVM host.
+pub fn lab_modules(modules: &Path) -> Result<Vec<Module>> {
+    ModuleTree::open(modules)?.resolve(&LAB)
+}
+
+/// The initramfs of the lab's KVM host, with the command to run.
+pub fn lab(init: &Path, modules: &[Module], conf: &LabConf) -> Result<Vec<u8>> {
+    pack(init, modules, Some(conf))
+}
+
+fn pack(init: &Path, modules: &[Module], conf: Option<&LabConf>) -> Result<Vec<u8>> {
+    let program = fs::read(init).map_err(io("read", init))?;
+    if !program.starts_with(b"\x7fELF") {
+        return Err(Error::Malformed { path: init.to_owned(), what: "not a program".into() });
+    }
+    let mut archive = Archive::default();
+    for dir in ["dev", "proc", "sys", "run", "tmp", "modules"] {
+        archive.dir(dir);
+    }
+    // Before devtmpfs is mounted, this is where the kernel opens init's standard streams.
+    archive.char_device("dev/console", 0o600, (5, 1));
+    let mut order = String::new();
+    for module in modules {
+        archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.content);
+        order.push_str(&module.name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    archive.file("init", 0o755, &program);
+    if let Some(conf) = conf {
+        archive.file(labconf::PATH.trim_start_matches('/'), 0o600, &conf.encode());
+    }
+    Ok(archive.finish())
+}

@@ -1,0 +1,153 @@
+//! Cargo invocations.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    /// The repository.
+    pub root: PathBuf,
+    /// Cargo's target directory.
+    pub target: PathBuf,
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Set for us by the `cargo run` that started us; it would name our own package to build scripts.
+    command.env_remove("CARGO_MANIFEST_DIR");
+    command
+}
+
+impl Workspace {
+    /// Asks cargo, so that every way of setting the target directory counts.
+    pub fn find() -> Result<Self> {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let out = cargo()
+            .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path"])
+            .arg(manifest)
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        let meta: serde_json::Value =
+            serde_json::from_slice(&out.stdout).context("cannot read `cargo metadata`")?;
+        let dir = |key: &str| meta[key].as_str().map(PathBuf::from).context("`cargo metadata` is incomplete");
+        Ok(Self { root: dir("workspace_root")?, target: dir("target_directory")? })
+    }
+
+    /// Where our own products go.
+    pub fn out(&self) -> Result<PathBuf> {
+        let out = self.target.join("wherry");
+        std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        Ok(out)
+    }
+
+    fn run(&self, mut command: Command) -> Result<()> {
+        let line: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+        let status =
+            command.current_dir(&self.root).stdout(std::io::stderr()).status().context("cannot run cargo")?;
+        if !status.success() {
+            bail!("`cargo {}` failed", line.join(" "));
+        }
+        Ok(())
+    }
+
+    /// Runs cargo with these arguments in the repository.
+    pub fn cargo(&self, args: &[&str]) -> Result<()> {
+        let mut command = cargo();
+        command.args(args);
+        self.run(command)
+    }
+
+    /// Builds the guest's init: static, small, optimised.
+    pub fn init(&self) -> Result<PathBuf> {
+        let mut command = cargo();
+        command
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--target",
+                STATIC_TARGET,
+                "--package",
+                "wherry-guest-kernel",
+            ])
+            .args(["--bin", "wherry-init", "--no-default-features"])
+            // RUSTFLAGS of the caller would replace the flags for this target.
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+            .env("CARGO_PROFILE_RELEASE_PANIC", "abort");
+        self.run(command)?;
+        Ok(self.target.join(STATIC_TARGET).join("release/wherry-init"))
+    }
+
+    /// Builds the release binary `wherry`.
+    pub fn wherry(&self) -> Result<PathBuf> {
+        self.cargo(&["build", "--release", "--package", "wherry-vmm", "--bin", "wherry"])?;
+        Ok(self.wherry_path())
+    }
+
+    /// Where the release binary `wherry` is, built or not.
+    pub fn wherry_path(&self) -> PathBuf {
+        self.target.join("release/wherry")
+    }
+
+    /// Builds the integration tests of `wherry-tests` and returns their executables.
+    pub fn integration_tests(&self) -> Result<Vec<PathBuf>> {
+        let out = cargo()
+            .args([
+                "test",
+                "--release",
+                "--package",
+                "wherry-tests",
+                "--tests",
+                "--no-run",
+                "--message-format=json",
+            ])
+            .current_dir(&self.root)
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot run cargo")?;
+        if !out.status.success() {
+            bail!("building the integration tests failed");
+        }
+        let messages = String::from_utf8_lossy(&out.stdout).into_owned();
+        Ok(messages.lines().filter_map(test_executable).collect())
+    }
+}
+
+/// The executable in one line of cargo's JSON messages, if it is that of an integration test.
+fn test_executable(line: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let is_test = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "test");
+    if !is_test {
+        return None;
+    }
+    message["executable"].as_str().map(PathBuf::from)
+}
+
+/// Whether the C library is here as an archive to link statically.
+pub fn static_libc_present() -> bool {
+    let found = Command::new("cc").arg("-print-file-name=libc.a").output();
+    // The compiler echoes the bare name when it does not find the file.
+    found.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).trim().contains('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_test_executables_only() {
+        let line = r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":"/t/boot-1"}"#;
+        assert_eq!(test_executable(line), Some("/t/boot-1".into()));
+        assert_eq!(test_executable(&line.replace("test", "lib")), None);
+        assert_eq!(test_executable("not json"), None);
+    }
+}

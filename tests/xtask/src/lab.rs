@@ -1,0 +1,190 @@
+//! The lab: where `/dev/kvm` is real.
+//!
+//! Either this machine, or a KVM host in QEMU's software emulation ([`qemu`]), which needs no hardware virtualisation at
+//! all and so works anywhere, slowly.
+
+mod qemu;
+mod relay;
+mod signals;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::build::Workspace;
+use crate::note;
+
+/// Options of `lab`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Folder whose changes reach this machine's files; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    rw: Vec<PathBuf>,
+    /// Copies a file or folder into the lab's memory first; may be repeated. For what is read often, since the lab
+    /// reads this machine's files slowly.
+    #[arg(long, value_name = "FROM:TO")]
+    copy: Vec<String>,
+    /// Working directory of the command [default: this one].
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Ends the lab after so many seconds, with exit code 124.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Shows the lab's kernel messages on standard error.
+    #[arg(long)]
+    verbose: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// A command for the lab.
+#[derive(Debug, Clone, Default)]
+pub struct Job {
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Variables added to the caller's environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory.
+    pub cwd: PathBuf,
+    /// Folders whose changes reach this machine.
+    pub writable: Vec<PathBuf>,
+    /// What is copied into the lab's memory first.
+    pub copies: Vec<(PathBuf, PathBuf)>,
+    /// When to give up.
+    pub timeout: Option<Duration>,
+    /// Shows the lab's kernel messages.
+    pub verbose: bool,
+}
+
+/// Exit code of a command that ran out of time, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
+
+/// Runs `cargo xtask lab`.
+pub fn main(args: &Args) -> Result<u8> {
+    let here = std::env::current_dir().context("the working directory is gone")?;
+    let copies = args.copy.iter().map(|copy| {
+        let (from, to) = copy.split_once(':').with_context(|| format!("--copy {copy}: should be FROM:TO"))?;
+        Ok((here.join(from), here.join(to)))
+    });
+    let job = Job {
+        argv: args.command.clone(),
+        env: Vec::new(),
+        cwd: args.cwd.as_ref().map_or_else(|| here.clone(), |dir| here.join(dir)),
+        writable: args.rw.iter().map(|dir| here.join(dir)).collect(),
+        copies: copies.collect::<Result<_>>()?,
+        timeout: args.timeout.map(Duration::from_secs),
+        verbose: args.verbose,
+    };
+    run(&Workspace::find()?, &job)
+}
+
+/// Runs a job in the lab that this machine allows; returns its exit code.
+pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
+    match choose(workspace)? {
+        Lab::Host(why) => {
+            note(&format!("lab: this machine ({why})"));
+            run_here(job)
+        }
+        Lab::Qemu(why) => {
+            note(&format!("lab: a KVM host in QEMU's software emulation ({why})"));
+            crate::setup::install_missing()?;
+            qemu::run(workspace, job)
+        }
+    }
+}
+
+enum Lab {
+    Host(String),
+    Qemu(String),
+}
+
+/// Which lab to use, and why.
+fn choose(workspace: &Workspace) -> Result<Lab> {
+    match std::env::var("WHERRY_LAB").ok().as_deref() {
+        Some("host") => return Ok(Lab::Host("WHERRY_LAB=host".into())),
+        Some("qemu") => return Ok(Lab::Qemu("WHERRY_LAB=qemu".into())),
+        Some("inside") => return Ok(Lab::Host("it is the lab already".into())),
+        Some("") | None => {}
+        Some(other) => bail!("WHERRY_LAB={other}: should be `host` or `qemu`"),
+    }
+    if let Some(verdict) = doctor(workspace) {
+        let why = format!("`wherry doctor` finds its KVM {verdict}");
+        return Ok(if verdict == "good" { Lab::Host(why) } else { Lab::Qemu(why) });
+    }
+    // Without the doctor: a KVM without hardware behind it opens just as well, but boots no Linux.
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
+    if !flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") {
+        return Ok(Lab::Qemu("this CPU shows no VMX or SVM".into()));
+    }
+    Ok(match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Lab::Host("hardware KVM".into()),
+        Err(e) => Lab::Qemu(format!("/dev/kvm: {e}")),
+    })
+}
+
+/// The verdict of `wherry doctor`, if there is a `wherry` and it has one.
+fn doctor(workspace: &Workspace) -> Option<String> {
+    let wherry = workspace.wherry_path();
+    if !wherry.exists() {
+        return None;
+    }
+    let out = Command::new(wherry).args(["doctor", "--json"]).output().ok()?;
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).ok()?;
+    report["verdict"].as_str().map(str::to_owned)
+}
+
+/// Runs the job on this machine.
+fn run_here(job: &Job) -> Result<u8> {
+    for (from, to) in &job.copies {
+        let mut copy = Command::new("cp");
+        let status = copy.arg("-aT").arg(from).arg(to).status().context("cannot run cp")?;
+        if !status.success() {
+            bail!("cannot copy {} to {}", from.display(), to.display());
+        }
+    }
+    let mut command = Command::new(&job.argv[0]);
+    command.args(&job.argv[1..]).current_dir(&job.cwd).env("WHERRY_LAB", "inside");
+    command.envs(job.env.iter().map(|(k, v)| (k, v)));
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(e) => {
+            eprintln!("{}: {e}", job.argv[0].display());
+            return Ok(if e.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 });
+        }
+    };
+    let start = Instant::now();
+    loop {
+        let Some(limit) = job.timeout else { return Ok(exit_code(child.wait()?)) };
+        if let Some(status) = child.try_wait()? {
+            return Ok(exit_code(status));
+        }
+        if start.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            note(&format!("lab: ended after {} s", limit.as_secs()));
+            return Ok(TIMED_OUT);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A process's exit code as the shell has it.
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().unwrap_or(128 + status.signal().unwrap_or(0));
+    (code & 0xff) as u8
+}
+
+/// A number from the environment.
+fn env_number(name: &str) -> Result<Option<u64>> {
+    let Some(value) = std::env::var_os(name).filter(|v| v != OsStr::new("")) else { return Ok(None) };
+    let number = value.to_str().and_then(|v| v.parse().ok());
+    number.map(Some).with_context(|| format!("{name}={}: should be a whole number", value.display()))
+}

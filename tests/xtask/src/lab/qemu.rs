@@ -1,0 +1,233 @@
+//! A KVM host in QEMU's software emulation.
+//!
+//! QEMU's TCG emulates AMD's SVM with nested paging, so a Linux in it has a working `/dev/kvm`. Debian's generic kernel
+//! boots there from its unpacked ELF with an initramfs of ours, whose init (`wherry-init`, module `lab`) takes this machine's
+//! files over 9p as its root, runs one command and reports over virtio-serial ports.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use wherry_guest_kernel::kernels::KernelId;
+use wherry_guest_kernel::labconf::{LabConf, PORTS};
+use wherry_guest_kernel::{initramfs, unpack};
+
+use super::relay::{Event, Listeners, socket_path};
+use super::{Job, TIMED_OUT, env_number, signals};
+use crate::build::Workspace;
+use crate::{images, note};
+
+/// Less does not hold a KVM host and a guest.
+const MIN_MIB: u64 = 1536;
+/// More is not needed by any test.
+const MAX_MIB: u64 = 12 << 10;
+/// Lines of the lab's kernel messages shown when it dies.
+const TAIL_LINES: usize = 25;
+
+/// Runs the job; returns its exit code.
+pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
+    let init = workspace.init()?;
+    let kernel = images::kernel(KernelId::GENERIC_6_1)?;
+    let vmlinux = unpack::cached(&kernel.vmlinuz)?;
+    let dir = scratch()?;
+    let conf = job_file(job)?;
+    let initrd = dir.path().join("initrd");
+    let modules = initramfs::lab_modules(&kernel.modules)?;
+    fs::write(&initrd, initramfs::lab(&init, &modules, &conf)?)
+        .context("cannot write the lab's initramfs")?;
+    let listeners = Listeners::new(dir.path())?;
+    let console = dir.path().join("console");
+    signals::handle();
+    let start = Instant::now();
+    let mut qemu = Qemu(command(&vmlinux, &initrd, &console, dir.path(), job)?.spawn().map_err(not_started)?);
+    signals::guard(Some((qemu.0.id(), dir.path().to_owned())));
+    let outcome = follow(&mut qemu, listeners, &console, job, start);
+    signals::guard(None);
+    outcome
+}
+
+/// Ends QEMU however we leave.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A temporary folder with a path short enough for Unix sockets.
+fn scratch() -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("wherry-lab-");
+    let parent = std::env::temp_dir();
+    let short = parent.as_os_str().len() < 60;
+    builder
+        .tempdir_in(if short { &parent } else { Path::new("/tmp") })
+        .context("cannot create a temporary folder")
+}
+
+fn not_started(error: std::io::Error) -> anyhow::Error {
+    anyhow!(
+        "cannot start qemu-system-x86_64: {error}; the Debian package is qemu-system-x86 (`cargo xtask setup`)"
+    )
+}
+
+/// What the lab's init needs to know.
+fn job_file(job: &Job) -> Result<LabConf> {
+    // What describes this session here is not true in the lab.
+    let ours = ["WHERRY_LAB", "XDG_RUNTIME_DIR", "PWD", "OLDPWD"];
+    let mut env: Vec<(OsString, OsString)> =
+        std::env::vars_os().filter(|(key, _)| !ours.iter().any(|name| key == name)).collect();
+    env.extend(
+        [("WHERRY_LAB", "inside"), ("XDG_RUNTIME_DIR", "/run/user/0")].map(|(k, v)| (k.into(), v.into())),
+    );
+    env.extend(job.env.iter().cloned());
+    let mut writable = Vec::new();
+    for (index, folder) in job.writable.iter().enumerate() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let folder = folder.canonicalize().with_context(|| format!("cannot use {}", folder.display()))?;
+        writable.push((format!("rw{index}").into(), folder.into()));
+    }
+    let copies = job.copies.iter().map(|(from, to)| (from.into(), to.into())).collect();
+    Ok(LabConf { argv: job.argv.clone(), env, cwd: job.cwd.clone().into(), writable, copies })
+}
+
+/// Memory of the lab in MiB: three quarters of what is available, within bounds.
+fn memory() -> Result<u64> {
+    if let Some(mib) = env_number("WHERRY_LAB_MEM")? {
+        return Ok(mib);
+    }
+    let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let kib: Option<u64> = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let mib = kib.context("/proc/meminfo has no MemAvailable")? / 1024 * 3 / 4;
+    if mib < MIN_MIB {
+        bail!(
+            "the lab needs {MIN_MIB} MiB and can have {mib}; free some memory, or force it with WHERRY_LAB_MEM"
+        );
+    }
+    Ok(mib.min(MAX_MIB))
+}
+
+/// A path as a QEMU option value, in which a comma is doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job) -> Result<Command> {
+    let cpus = env_number("WHERRY_LAB_CPUS")?.unwrap_or(2);
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-machine",
+        "q35,hpet=off",
+    ])
+    .args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", &cpus.to_string()])
+    .args(["-m", &format!("{}M", memory()?)])
+    .arg("-kernel")
+    .arg(vmlinux)
+    .arg("-initrd")
+    .arg(initrd)
+    .args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 tsc=reliable"])
+    .args(["-chardev", &format!("file,id=console,path={}", escaped(console)), "-serial", "chardev:console"])
+    .args(["-device", "virtio-serial-pci,max_ports=8"]);
+    for (port, name) in PORTS.iter().enumerate() {
+        let socket = escaped(&socket_path(dir, port));
+        qemu.args(["-chardev", &format!("socket,id=port{port},path={socket}")])
+            .args(["-device", &format!("virtserialport,chardev=port{port},name={name}")]);
+    }
+    let folders = [("root".to_owned(), PathBuf::from("/"), ",readonly=on")].into_iter();
+    let writable = job.writable.iter().enumerate().map(|(i, folder)| (format!("rw{i}"), folder.clone(), ""));
+    for (tag, path, mode) in folders.chain(writable) {
+        let path = escaped(&path);
+        qemu.args([
+            "-fsdev",
+            &format!("local,id={tag},path={path},security_model=none,multidevs=remap{mode}"),
+        ])
+        .args(["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
+    }
+    let errors = fs::File::create(dir.join("qemu")).context("cannot create a file")?;
+    qemu.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
+    // SAFETY: between fork and exec only prctl is called, which is safe there: it allocates nothing and takes no lock.
+    unsafe {
+        qemu.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    Ok(qemu)
+}
+
+/// Waits for the command's end.
+fn follow(qemu: &mut Qemu, listeners: Listeners, console: &Path, job: &Job, start: Instant) -> Result<u8> {
+    let mut kernel_log = KernelLog { path: console.to_owned(), position: 0 };
+    let relay = listeners.accept(|| matches!(qemu.0.try_wait(), Ok(None)))?;
+    let Some(mut relay) = relay else { return Err(died(console, "QEMU ended at once")) };
+    loop {
+        if job.verbose {
+            kernel_log.show();
+        }
+        match relay.event() {
+            Event::Running => note(&format!("lab: up after {:.1} s", start.elapsed().as_secs_f64())),
+            Event::Exit(code, written) => {
+                relay.drain(written);
+                return Ok(code);
+            }
+            Event::Failed(text) => {
+                return Err(died(console, &format!("the lab could not run the command: {text}")));
+            }
+            Event::Closed => return Err(died(console, "the lab died")),
+            Event::Quiet => {}
+        }
+        if job.timeout.is_some_and(|limit| start.elapsed() > limit) {
+            note(&format!("lab: ended after {} s", start.elapsed().as_secs()));
+            return Ok(TIMED_OUT);
+        }
+    }
+}
+
+/// An error with the last words of the lab's kernel and of QEMU.
+fn died(console: &Path, what: &str) -> anyhow::Error {
+    let mut text = what.to_owned();
+    for (name, path) in [("QEMU", console.with_file_name("qemu")), ("its console", console.to_owned())] {
+        let content = fs::read(path).unwrap_or_default();
+        let content = String::from_utf8_lossy(&content);
+        let lines: Vec<&str> = content.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        if !lines.is_empty() {
+            let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
+            text.push_str(&format!("\n{name} said last:\n  {tail}"));
+        }
+    }
+    anyhow!(text)
+}
+
+/// Passes the lab's kernel messages on as they appear.
+struct KernelLog {
+    path: PathBuf,
+    position: u64,
+}
+
+impl KernelLog {
+    fn show(&mut self) {
+        let mut new = Vec::new();
+        let read = fs::File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.position))?;
+            file.read_to_end(&mut new)
+        });
+        if let Ok(len @ 1..) = read {
+            self.position += len as u64;
+            let _ = std::io::stderr().write_all(&new);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `cargo xtask test` and `ci`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::build::Workspace;
+use crate::lab::{self, Job};
+use crate::{images, note, setup};
+
+/// Options of `test`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Runs only the integration tests whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Also runs the long tests.
+    #[arg(long)]
+    soak: bool,
+    /// Runs only the unit tests, which need no KVM.
+    #[arg(long, conflicts_with_all = ["integration", "soak"])]
+    units: bool,
+    /// Runs only the integration tests.
+    #[arg(long)]
+    integration: bool,
+    /// Gives up on the integration tests after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    timeout: u64,
+}
+
+/// How one part ended.
+struct Outcome {
+    name: String,
+    passed: bool,
+    seconds: f64,
+}
+
+/// Runs `cargo xtask test`.
+pub fn main(args: &Args) -> Result<u8> {
+    setup::install_missing()?;
+    let workspace = Workspace::find()?;
+    let mut outcomes = Vec::new();
+    if !args.integration {
+        outcomes.push(timed("unit tests", || {
+            // The integration tests' own folder is left to the lab.
+            workspace.cargo(&["test", "--workspace", "--exclude", "wherry-tests"])?;
+            workspace.cargo(&["test", "--package", "wherry-tests", "--lib"])?;
+            Ok(true)
+        }));
+    }
+    if !args.units {
+        integration(&workspace, args, &mut outcomes)?;
+    }
+    summary(&outcomes)
+}
+
+fn timed(name: &str, work: impl FnOnce() -> Result<bool>) -> Outcome {
+    let start = Instant::now();
+    let passed = work().unwrap_or_else(|error| {
+        note(&format!("{name}: {error:#}"));
+        false
+    });
+    Outcome { name: name.to_owned(), passed, seconds: start.elapsed().as_secs_f64() }
+}
+
+/// Builds the integration tests here and runs all of them in one lab, one after the other.
+fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    let wherry = workspace.wherry()?;
+    let executables = workspace.integration_tests()?;
+    if executables.is_empty() {
+        note("there are no integration tests yet");
+        return Ok(());
+    }
+    let images = images::all(workspace)?;
+    let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
+    job.timeout = Some(std::time::Duration::from_secs(args.timeout));
+    job.env = lab_environment(&wherry, &images);
+    if args.soak {
+        job.env.push(("WHERRY_SOAK".into(), "1".into()));
+    }
+    // One lab for all: it costs seconds to start. `$1` is the filter, the rest are the executables.
+    let script = "filter=$1; shift; failed=0; for t; do \"$t\" --test-threads=1 ${filter:+\"$filter\"} || failed=1; done; exit $failed";
+    job.argv = ["sh", "-c", script, "sh"].map(Into::into).to_vec();
+    job.argv.push(args.filter.clone().unwrap_or_default().into());
+    job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
+    outcomes.push(timed("integration tests", || Ok(lab::run(workspace, &job)? == 0)));
+    Ok(())
+}
+
+/// The environment of whatever runs in the lab: where the binary, the kernels and the images are, and where to write.
+pub fn lab_environment(
+    wherry: &std::path::Path,
+    images: &[images::Image],
+) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+    let mut env = images::environment(images);
+    env.push(("WHERRY_BIN".into(), wherry.to_owned()));
+    env.push(("WHERRY_SCRATCH".into(), PathBuf::from("/dev/shm")));
+    env.push(("WHERRY_RUNTIME_DIR".into(), PathBuf::from("/run/user/0")));
+    env.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
+}
+
+fn summary(outcomes: &[Outcome]) -> Result<u8> {
+    for outcome in outcomes {
+        let word = if outcome.passed { "passed" } else { "FAILED" };
+        note(&format!("{word}: {} ({:.0} s)", outcome.name, outcome.seconds));
+    }
+    Ok(u8::from(outcomes.iter().any(|o| !o.passed)))
+}
+
+/// Runs `cargo xtask ci`.
+pub fn ci() -> Result<u8> {
+    setup::install_missing()?;
+    let workspace = Workspace::find()?;
+    let outcomes = [
+        timed("formatting", || workspace.cargo(&["fmt", "--all", "--check"]).map(|()| true)),
+        timed("lints", || {
+            workspace
+                .cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+                .map(|()| true)
+        }),
+    ];
+    let code = summary(&outcomes)?;
+    let tests = main(&Args::parse_from(["test"]))?;
+    Ok(code.max(tests))
+}
