@@ -5,7 +5,7 @@
 //! never calls the machine while it waits for a client, and never waits for a client from within a call of the machine.
 //!
 //! ```text
-//! let claim = RuntimeDir::from_env().claim(name)?;   // the name is ours, or NameInUse
+//! let claim = RuntimeDir::from_env()?.claim(name)?;   // the name is ours, or NameInUse
 //! let vm: Arc<dyn VmControl> = …;
 //! signals::forward_to(&vm);                          // SIGTERM and SIGINT call vm.kill()
 //! let server = Server::start(claim, vm)?;            // from now on `wherry info NAME` works

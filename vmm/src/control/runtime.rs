@@ -30,6 +30,9 @@ pub enum RuntimeError {
         /// Why.
         reason: &'static str,
     },
+    /// The folder is not an absolute path.
+    #[error("the runtime folder \"{}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or XDG_RUNTIME_DIR", .0.display())]
+    Relative(PathBuf),
     /// The socket's path does not fit into a socket address.
     #[error("{} is too long for a socket path (107 bytes); set WHERRY_RUNTIME_DIR to a shorter one", .0.display())]
     PathTooLong(PathBuf),
@@ -73,11 +76,15 @@ pub struct RuntimeDir {
 impl RuntimeDir {
     /// `$WHERRY_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/wherry`, else `/run/wherry` for root, else `/tmp/wherry-UID`. Only names
     /// the folder; [`claim`](Self::claim) makes it.
-    pub fn from_env() -> Self {
+    ///
+    /// # Errors
+    /// The variable holds a relative path: two commands could mean two folders by it.
+    pub fn from_env() -> Result<Self, RuntimeError> {
         // SAFETY: geteuid has no preconditions and cannot fail.
         let uid = unsafe { libc::geteuid() };
         let var = |name| std::env::var_os(name).filter(|v| !v.is_empty());
-        Self::choose(var("WHERRY_RUNTIME_DIR"), var("XDG_RUNTIME_DIR"), uid)
+        let dir = Self::choose(var("WHERRY_RUNTIME_DIR"), var("XDG_RUNTIME_DIR"), uid);
+        if dir.path.is_absolute() { Ok(dir) } else { Err(RuntimeError::Relative(dir.path)) }
     }
 
     fn choose(own: Option<std::ffi::OsString>, xdg: Option<std::ffi::OsString>, uid: u32) -> Self {

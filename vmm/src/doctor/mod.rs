@@ -119,7 +119,12 @@ impl Report {
 
 /// Opens KVM without measuring it.
 pub fn quick() -> Result<Kvm, Box<Report>> {
-    host::open(Path::new(DEV_KVM)).map_err(Box::new)
+    open(Path::new(DEV_KVM))
+}
+
+/// Opens the KVM at `path` without measuring it.
+pub fn open(path: &Path) -> Result<Kvm, Box<Report>> {
+    host::open(path).map_err(Box::new)
 }
 
 /// Opens KVM at `path` and measures it. `probe` is a command that calls [`run_probe`] with its standard output.

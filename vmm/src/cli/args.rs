@@ -1,0 +1,366 @@
+//! The command line's grammar and help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use wherry_vmm::config::{BalloonOptions, SerialSink};
+use wherry_vmm::control::{HintMode, check_name};
+
+use super::exit::EXIT_CODES;
+use super::{units, uri};
+
+/// Run Linux guests on KVM and migrate them live, sending what they use instead of what they own.
+#[derive(Debug, Parser)]
+#[command(name = "wherry", version, after_help = EXIT_CODES, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Print one JSON document on standard output, errors included
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no remarks
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a Linux kernel in a new VM and stay until it ends
+    Run(RunArgs),
+    /// Wait for a VM to be migrated here, then run it until it ends
+    Receive(ReceiveArgs),
+    /// Migrate a running VM to a waiting `wherry receive`
+    Migrate(MigrateArgs),
+    /// Cancel the migration of a VM; the guest goes on at the source
+    #[command(after_help = "Examples:\n  wherry cancel web")]
+    Cancel(Name),
+    /// List running VMs
+    #[command(after_help = "Examples:\n  wherry ls\n  wherry ls --json | jq -r '.vms[].name'")]
+    Ls,
+    /// Describe a VM, its balloon and its last migration
+    #[command(after_help = "Examples:\n  wherry info web\n  wherry info web --json | jq .rss_bytes")]
+    Info(Name),
+    /// Stop a VM's vCPUs
+    #[command(after_help = "Examples:\n  wherry pause web && cp /data/disk /backup; wherry resume web")]
+    Pause(Name),
+    /// Let a paused VM run
+    Resume(ResumeArgs),
+    /// Press the power button and wait until the VM has ended
+    Stop(StopArgs),
+    /// End a VM at once
+    #[command(after_help = "Examples:\n  wherry kill web")]
+    Kill(Name),
+    /// Attach to a VM's serial console; Ctrl-] leaves it
+    #[command(
+        after_help = "Without a terminal, standard input is sent to the guest and its output copied until the VM ends.\n\n\
+        Examples:\n  wherry console web\n  wherry console web </dev/null | tee boot.log"
+    )]
+    Console(Name),
+    /// Show or set a VM's balloon
+    Balloon(BalloonArgs),
+    /// Say what this host's KVM can do, and what to do about it
+    Doctor(DoctorArgs),
+}
+
+/// The name of a running VM.
+#[derive(Debug, Args)]
+pub struct Name {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+}
+
+/// `wherry run`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The terminal is raw while --serial stdio has it: Ctrl-C goes to the guest; Ctrl-] then q ends the VM.\n\n\
+    Examples:\n  \
+    wherry run web --kernel vmlinuz --initrd initrd.img --memory 2GiB --cpus 2\n  \
+    wherry run web --kernel vmlinuz --append 'init=/bin/sh' --serial file:web.log\n  \
+    wherry run web --kernel vmlinuz --serial none & wherry console web"
+)]
+pub struct RunArgs {
+    /// Name for the VM [default: vm-PID]
+    #[arg(value_parser = name)]
+    pub name: Option<String>,
+    /// Kernel: bzImage (a distribution's vmlinuz) or ELF with a PVH entry
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line [default: console=ttyS0]
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Add to the kernel command line (may be repeated)
+    #[arg(long, value_name = "TEXT", action = ArgAction::Append)]
+    pub append: Vec<String>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Guest RAM, such as 512MiB or 2G
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = units::size)]
+    pub memory: u64,
+    /// Where the serial console goes.
+    #[command(flatten)]
+    pub console: ConsoleArgs,
+    /// Whether the machine has a balloon
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub balloon: Switch,
+    /// What the balloon offers, separated by commas
+    #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    pub balloon_features: Vec<BalloonFeature>,
+}
+
+/// Options of `run` and `receive` alike.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// Serial console: stdio, file:PATH, pty, or none (only `wherry console`)
+    #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial)]
+    pub serial: SerialSink,
+    /// End the VM when the guest reboots
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+/// `wherry receive`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The migration stream is neither encrypted nor authenticated: listen where only the source can reach.\n\n\
+    Examples:\n  \
+    wherry receive web tcp:10.0.0.2:4444\n  \
+    wherry receive web2 unix:/run/move.sock --serial none"
+)]
+pub struct ReceiveArgs {
+    /// Name for the VM
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Where to listen: unix:PATH or tcp:HOST:PORT
+    #[arg(value_parser = uri::parse)]
+    pub uri: String,
+    /// Where the serial console goes.
+    #[command(flatten)]
+    pub console: ConsoleArgs,
+}
+
+/// `wherry migrate`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ctrl-C cancels the migration and waits until the guest goes on at the source. A lost connection to the VM's\n\
+    process (this command was killed, a terminal was closed) cancels it too, unless --detach was given.\n\n\
+    Examples:\n  \
+    wherry migrate web tcp:host-b:4444\n  \
+    wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
+    wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach"
+)]
+pub struct MigrateArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Where the receiver listens: unix:PATH or tcp:HOST:PORT
+    #[arg(value_parser = uri::parse)]
+    pub uri: String,
+    /// Ask the guest which memory is free: where it pays, always, or never
+    #[arg(long, value_enum, default_value_t = Hints::Auto)]
+    pub hints: Hints,
+    /// Pause the guest when the rest would take no longer than this
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::millis)]
+    pub downtime_limit: u64,
+    /// Send no faster than this, such as 1Gbit or 125MB/s
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub bandwidth: Option<u64>,
+    /// Pause the guest after this many rounds, however long the rest takes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rounds: Option<u32>,
+    /// Return once the migration has begun; `wherry info` shows how it goes
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// `wherry resume`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  wherry resume web\n  wherry resume web --force   # the destination surely does not run it"
+)]
+pub struct ResumeArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Even if a migration's outcome is unknown: only when the destination surely does not run the guest
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `wherry stop`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  wherry stop web\n  wherry stop web --timeout 5s || wherry kill web")]
+pub struct StopArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// How long the guest may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    pub timeout: Duration,
+}
+
+/// `wherry balloon`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  wherry balloon web                # statistics\n  wherry balloon web target 256MiB  # take 256 MiB from the \
+    guest\n  wherry balloon web target 0       # give it all back"
+)]
+pub struct BalloonArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// What to do with it [default: stats]
+    #[command(subcommand)]
+    pub action: Option<BalloonAction>,
+}
+
+/// What to do with the balloon.
+#[derive(Debug, Subcommand)]
+pub enum BalloonAction {
+    /// Set how much memory the balloon should take from the guest
+    Target {
+        /// Size of the balloon, such as 256MiB; 0 gives all memory back
+        #[arg(value_parser = units::size)]
+        size: u64,
+    },
+    /// Show statistics and counters
+    Stats,
+}
+
+/// `wherry doctor`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exits with 0 if KVM is good, else with 4.\n\nExamples:\n  wherry doctor\n  wherry doctor --json | jq -r .verdict"
+)]
+pub struct DoctorArgs {
+    /// The device to examine
+    #[arg(long, hide = true, default_value = wherry_vmm::doctor::DEV_KVM)]
+    pub device: PathBuf,
+    /// Measure, in the process that `doctor` starts for it.
+    #[arg(long, hide = true)]
+    pub probe: bool,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// `--hints`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hints {
+    /// Where they pay.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl From<Hints> for HintMode {
+    fn from(hints: Hints) -> Self {
+        match hints {
+            Hints::Auto => HintMode::Auto,
+            Hints::On => HintMode::On,
+            Hints::Off => HintMode::Off,
+        }
+    }
+}
+
+/// `--balloon-features`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BalloonFeature {
+    /// All of them
+    All,
+    /// None of them: inflate and deflate only
+    None,
+    /// Free page hints, for migration
+    Hinting,
+    /// Free page reporting: freed memory goes back to the host
+    Reporting,
+    /// Guest memory statistics
+    Stats,
+    /// Deflate before the guest runs out of memory
+    DeflateOnOom,
+    /// The guest tells its page poison
+    PagePoison,
+}
+
+/// The balloon that the two options describe.
+pub fn balloon(switch: Switch, features: &[BalloonFeature]) -> Result<BalloonOptions, String> {
+    use BalloonFeature as F;
+    if features.len() > 1 && features.iter().any(|f| matches!(f, F::All | F::None)) {
+        return Err("--balloon-features: all and none stand alone".into());
+    }
+    let has = |feature| switch == Switch::On && (features.contains(&feature) || features.contains(&F::All));
+    Ok(BalloonOptions {
+        device: switch == Switch::On,
+        hinting: has(F::Hinting),
+        reporting: has(F::Reporting),
+        stats: has(F::Stats),
+        deflate_on_oom: has(F::DeflateOnOom),
+        page_poison: has(F::PagePoison),
+    })
+}
+
+fn name(text: &str) -> Result<String, String> {
+    match check_name(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(_) => Err("use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -".into()),
+    }
+}
+
+fn serial(text: &str) -> Result<SerialSink, String> {
+    match text {
+        "stdio" => Ok(SerialSink::Stdio),
+        "pty" => Ok(SerialSink::Pty),
+        "none" => Ok(SerialSink::None),
+        _ => match text.strip_prefix("file:") {
+            Some(path) if !path.is_empty() => Ok(SerialSink::File(path.into())),
+            _ => Err("write stdio, file:PATH, pty or none".into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  wherry "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn sinks_and_features() {
+        assert_eq!(serial("file:a b"), Ok(SerialSink::File("a b".into())));
+        assert!(serial("file:").is_err());
+        assert!(serial("tty").is_err());
+        assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(BalloonOptions::default()));
+        let some = balloon(Switch::On, &[BalloonFeature::Stats]).unwrap();
+        assert!(some.device && some.stats && !some.hinting);
+        assert!(!balloon(Switch::Off, &[BalloonFeature::All]).unwrap().hinting);
+        assert!(balloon(Switch::On, &[BalloonFeature::None, BalloonFeature::Stats]).is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! `wherry doctor`
+
+use std::process::Command;
+
+use wherry_vmm::control::{ControlError, ErrorCode};
+use wherry_vmm::doctor::{self, Status, Verdict};
+
+use super::Context;
+use super::args::DoctorArgs;
+use super::exit::{Exit, Failure};
+
+/// Measures KVM and says what was found.
+pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure> {
+    if args.probe {
+        let kvm = doctor::open(&args.device).map_err(|report| no_kvm(&report))?;
+        // The parent notices how this ends.
+        let _ = doctor::run_probe(&kvm, &mut std::io::stdout());
+        return Ok(Exit::Ok);
+    }
+    let own = std::env::current_exe()
+        .map_err(|e| ControlError::new(ErrorCode::Failed, format!("cannot find my own executable: {e}")))?;
+    let mut probe = Command::new(own);
+    probe.args(["doctor", "--probe", "--device"]).arg(&args.device);
+    let report = doctor::diagnose(&args.device, probe);
+    if context.out.json {
+        context.out.document(&report);
+    } else {
+        context.out.line(format!("{}: {}", report.verdict.as_str(), report.summary));
+        if !report.details.is_empty() {
+            context.out.line("");
+        }
+        let width = report.details.iter().map(|d| d.check.len()).max().unwrap_or(0);
+        for detail in &report.details {
+            let mark = match detail.status {
+                Status::Ok => "ok",
+                Status::Note => "-",
+                Status::Software => "soft",
+                Status::Bad => "BAD",
+            };
+            context.out.line(format!("  {mark:<4}  {:<width$}  {}", detail.check, detail.text));
+        }
+        if !report.advice.is_empty() {
+            context.out.line("\nWhat to do:");
+        }
+        for advice in &report.advice {
+            context.out.line(format!("  - {advice}"));
+        }
+    }
+    Ok(if report.verdict == Verdict::Good { Exit::Ok } else { Exit::Kvm })
+}
+
+/// The error of a command that needs KVM.
+pub fn no_kvm(report: &doctor::Report) -> Failure {
+    let error = ControlError::new(ErrorCode::Kvm, report.summary.clone());
+    match report.advice.first() {
+        Some(advice) => error.hint(format!("{advice} (more: wherry doctor)")).into(),
+        None => error.hint("run `wherry doctor` to see more").into(),
+    }
+}

@@ -1,0 +1,208 @@
+//! `wherry migrate` and `wherry cancel`
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use wherry_vmm::control::{
+    Client, ControlError, ErrorCode, MigrateRequest, MigrationState, MigrationStatus, Request, RuntimeDir,
+    signals,
+};
+
+use super::args::MigrateArgs;
+use super::exit::{Exit, Failure};
+use super::report::{self, Progress};
+use super::{Context, terminal};
+
+/// How long `cancel` waits for the migration to end.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Without a terminal, a line at most this often within a round.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// `wherry migrate NAME URI`
+pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure> {
+    let mut client = context.client(&args.name)?;
+    let request = MigrateRequest {
+        uri: args.uri,
+        hints: args.hints.into(),
+        downtime_limit_ms: args.downtime_limit,
+        bandwidth_bytes_s: args.bandwidth,
+        max_rounds: args.max_rounds,
+        detach: args.detach,
+    };
+    if args.detach {
+        return detached(context, &args.name, client, request);
+    }
+    cancel_on_signal(context.dir.clone(), args.name.clone());
+    let mut show = Show::new(context);
+    let answer =
+        client.call_with_events(&Request::Migrate(request), &mut |event| show.update(context, &event));
+    show.finish();
+    match answer {
+        Ok(report) if context.out.json => context.out.document(&report),
+        Ok(report) => report::print(&mut context.out, &report),
+        Err(error) => return Err(explain(&args.name, error).into()),
+    }
+    Ok(Exit::Ok)
+}
+
+/// Errors of a migration, with where the guest is.
+fn explain(name: &str, mut error: ControlError) -> ControlError {
+    match error.code {
+        ErrorCode::ConnectionLost | ErrorCode::Timeout => {
+            ControlError::new(ErrorCode::MigrationUnknown, format!("the VM's process went away: {error}"))
+                .hint("look at the destination: `wherry info` there says whether the guest runs")
+        }
+        ErrorCode::MigrationFailed | ErrorCode::Cancelled if error.hint.is_none() => {
+            error.hint = Some(format!("the guest goes on at the source; see `wherry info {name}`"));
+            error
+        }
+        ErrorCode::MigrationUnknown if error.hint.is_none() => {
+            error.hint = Some(format!(
+                "if the destination runs the guest: `wherry kill {name}` here; if it surely does not: `wherry resume --force {name}`"
+            ));
+            error
+        }
+        _ => error,
+    }
+}
+
+/// The first signal cancels and waits for the answer as usual; the second leaves without it.
+fn cancel_on_signal(dir: RuntimeDir, name: String) {
+    let asked = Arc::new(AtomicBool::new(false));
+    // Failing that, a signal ends us, the connection is lost, and the VM cancels by itself.
+    let _ = signals::watch(move |signal| {
+        if asked.swap(true, Ordering::SeqCst) {
+            terminal::exit_for_signal(signal);
+        }
+        eprintln!("\nwherry: cancelling (again to leave without waiting)");
+        let cancelled = Client::connect(&dir, &name).and_then(|mut client| {
+            client.call_within::<Value>(&Request::MigrateCancel {}, Duration::from_secs(10))
+        });
+        if let Err(e) = cancelled {
+            eprintln!("wherry: cannot cancel: {e}");
+        }
+    });
+}
+
+/// Starts a migration that goes on without us; returns when its first progress was seen, or its end.
+fn detached(
+    context: &mut Context,
+    name: &str,
+    mut client: Client,
+    request: MigrateRequest,
+) -> Result<Exit, Failure> {
+    let uri = request.uri.clone();
+    let (sender, first) = std::sync::mpsc::channel();
+    // Left behind at the end of the process: closing the connection is what detaching means.
+    std::thread::spawn(move || {
+        let started = sender.clone();
+        let answer = client.call_with_events(&Request::Migrate(request), &mut |event| {
+            // Connecting is where mistakes show: report those, not a start that was none.
+            if !matches!(Progress::from(&event).phase.as_str(), "" | "handshake") {
+                let _ = started.send(None);
+            }
+        });
+        let _ = sender.send(Some(answer));
+    });
+    match first.recv() {
+        Ok(Some(Ok(report))) if context.out.json => context.out.document(&report),
+        Ok(Some(Ok(report))) => report::print(&mut context.out, &report),
+        Ok(Some(Err(error))) => return Err(explain(name, error).into()),
+        Ok(None) if context.out.json => {
+            context.out.document(&json!({"detached": true, "name": name, "uri": uri}))
+        }
+        Ok(None) => {
+            context.out.line(format!("{name} migrates to {uri}"));
+            context.out.remark(format!("see `wherry info {name}`; end it with `wherry cancel {name}`"));
+        }
+        Err(_) => return Err(ControlError::new(ErrorCode::ConnectionLost, "the VM went away").into()),
+    }
+    Ok(Exit::Ok)
+}
+
+/// `wherry cancel NAME`
+pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+    let _: Value = context.client(name)?.call(&Request::MigrateCancel {})?;
+    let start = Instant::now();
+    loop {
+        // A VM that is gone has completed it and ended.
+        let status = match context
+            .client(name)
+            .and_then(|mut c| c.call::<MigrationStatus>(&Request::MigrateStatus {}))
+        {
+            Ok(status) => status,
+            Err(e) if matches!(e.code, ErrorCode::NoSuchVm | ErrorCode::ConnectionLost) => {
+                MigrationStatus { state: MigrationState::Completed, ..MigrationStatus::default() }
+            }
+            Err(e) => return Err(e.into()),
+        };
+        match status.state {
+            MigrationState::Running if start.elapsed() < CANCEL_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            MigrationState::Running => {
+                let text = format!("asked, but the migration of {name} still goes on");
+                return Err(ControlError::new(ErrorCode::Timeout, text).into());
+            }
+            MigrationState::Completed => {
+                let text = format!("too late: {name} has been handed to its destination");
+                return Err(ControlError::new(ErrorCode::InvalidState, text).into());
+            }
+            MigrationState::OutcomeUnknown => {
+                let text = "too late: the hand-off was sent and its outcome is unknown";
+                let error =
+                    status.error.unwrap_or_else(|| ControlError::new(ErrorCode::MigrationUnknown, text));
+                return Err(explain(name, error).into());
+            }
+            _ => break,
+        }
+    }
+    context.out.done(format!("cancelled; {name} goes on here"));
+    Ok(Exit::Ok)
+}
+
+/// Progress on standard error: a live line on a terminal, else a line per round and now and then.
+struct Show {
+    bar: Option<ProgressBar>,
+    phase: String,
+    last: Option<Instant>,
+}
+
+impl Show {
+    fn new(context: &Context) -> Self {
+        let bar = (context.out.live && !context.out.quiet).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar.set_message("connecting");
+            bar
+        });
+        Self { bar, phase: String::new(), last: None }
+    }
+
+    fn update(&mut self, context: &mut Context, event: &Value) {
+        let progress = Progress::from(event);
+        if let Some(bar) = &self.bar {
+            bar.set_message(progress.line());
+            return;
+        }
+        let phase = progress.phase();
+        if phase != self.phase || self.last.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            context.out.remark(progress.line());
+            self.phase = phase;
+            self.last = Some(Instant::now());
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A migration's progress and report for people.
+//!
+//! Both come as JSON from the VM's process, which may be of another version: absent fields count as zero, unknown ones are
+//! left alone.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::output::Output;
+use super::units::{show_bytes, show_millis};
+
+const PAGE: u64 = 4096;
+
+/// Where a running migration is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// `handshake`, `prepare`, `rounds`, `last_round`, `state`, `commit`, `done`.
+    pub phase: String,
+    /// From 1; 0 before the first.
+    pub round: u32,
+    /// Pages sent in this round.
+    pub sent: u64,
+    /// Pages left in this round.
+    pub remaining: u64,
+    /// Pages skipped for hints in this round.
+    pub hinted: u64,
+    /// Bytes on the wire since the start.
+    pub bytes: u64,
+    /// Bytes a second.
+    pub rate: u64,
+}
+
+impl From<&Value> for Progress {
+    fn from(value: &Value) -> Self {
+        Self::deserialize(value).unwrap_or_default()
+    }
+}
+
+impl Progress {
+    /// The phase in words.
+    pub fn phase(&self) -> String {
+        match self.phase.as_str() {
+            "handshake" => "connecting".into(),
+            "prepare" => "preparing".into(),
+            "rounds" => format!("round {}", self.round),
+            "last_round" => "guest paused, last round".into(),
+            "state" => "guest paused, device state".into(),
+            "commit" => "handing over".into(),
+            "done" => "done".into(),
+            other => other.escape_default().to_string(),
+        }
+    }
+
+    /// One line.
+    pub fn line(&self) -> String {
+        let mut line = format!("{}: {} sent", self.phase(), show_bytes(self.bytes));
+        if self.remaining > 0 {
+            line.push_str(&format!(", {} left", show_bytes(self.remaining.saturating_mul(PAGE))));
+        }
+        if self.hinted > 0 {
+            line.push_str(&format!(", {} skipped", show_bytes(self.hinted.saturating_mul(PAGE))));
+        }
+        if self.rate > 0 {
+            line.push_str(&format!(", {}/s", show_bytes(self.rate)));
+        }
+        line
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Round {
+    round: u32,
+    bytes: u64,
+    sent: u64,
+    zero: u64,
+    hole: u64,
+    hinted: u64,
+    hinted_too_late: u64,
+    ballooned: u64,
+    clean: u64,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Downtime {
+    pause_us: u64,
+    last_round_us: u64,
+    state_us: u64,
+    commit_us: u64,
+    resume_us: u64,
+    total_us: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Report {
+    rounds: Vec<Round>,
+    nr_pages: u64,
+    total_bytes: u64,
+    downtime: Downtime,
+    total_ms: u64,
+    hints: String,
+}
+
+fn ms(us: u64) -> String {
+    show_millis(us as f64 / 1000.0)
+}
+
+/// Prints a report: a table of rounds (pages), then totals.
+pub fn print(out: &mut Output, value: &Value) {
+    let Ok(report) = Report::deserialize(value) else {
+        // Not what this version knows: better raw than not at all.
+        return out.document(value);
+    };
+    let rows: Vec<Vec<String>> = report
+        .rounds
+        .iter()
+        .map(|r| {
+            let pages = [r.sent, r.zero, r.hole, r.hinted, r.hinted_too_late, r.ballooned, r.clean];
+            let mut row = vec![r.round.to_string(), show_bytes(r.bytes)];
+            row.extend(pages.map(|n| n.to_string()));
+            row.push(show_millis(r.duration_ms as f64));
+            row
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header =
+            ["ROUND", "BYTES", "SENT", "ZERO", "HOLE", "HINTED", "LATE", "BALLOONED", "CLEAN", "TIME"];
+        out.table(&header, &rows);
+        out.line("");
+    }
+    let mut line =
+        format!("migrated: {} in {}", show_bytes(report.total_bytes), show_millis(report.total_ms as f64));
+    match report.rounds.len() {
+        0 => {}
+        1 => line.push_str(", 1 round"),
+        n => line.push_str(&format!(", {n} rounds")),
+    }
+    if report.nr_pages > 0 {
+        line.push_str(&format!(", guest RAM {}", show_bytes(report.nr_pages.saturating_mul(PAGE))));
+    }
+    out.line(line);
+    let d = &report.downtime;
+    out.line(format!(
+        "downtime: {} (pause {}, last round {}, state {}, hand-off {}, resume {})",
+        ms(d.total_us),
+        ms(d.pause_us),
+        ms(d.last_round_us),
+        ms(d.state_us),
+        ms(d.commit_us),
+        ms(d.resume_us)
+    ));
+    if !report.hints.is_empty() {
+        out.line(format!("hints: {}", report.hints));
+    }
+}

@@ -1,0 +1,371 @@
+//! `wherry run` and `wherry receive`
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use kvm_ioctls::Kvm;
+use wherry_vmm::config::{
+    DEFAULT_CMDLINE, ExitReason, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ReceiveConfig,
+    RunConfig, SerialSink,
+};
+use wherry_vmm::control::{ControlError, ErrorCode, signals};
+use wherry_vmm::{doctor, machine};
+
+use super::args::{self, ReceiveArgs, RunArgs};
+use super::doctor::no_kvm;
+use super::exit::{Exit, Failure};
+use super::terminal::{self, ESCAPE, RawMode};
+use super::units::show_bytes;
+use super::{Context, output::Output};
+
+/// The signal that asked us to end; 0 if none did.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// `wherry run`
+pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
+    let config = run_config(args)?;
+    check_output(&context.out, &config.serial)?;
+    let kvm = doctor::quick().map_err(|report| no_kvm(&report))?;
+    check_host(&config, &kvm)?;
+    check_file("kernel", &config.kernel)?;
+    if let Some(initrd) = &config.initrd {
+        check_file("initrd", initrd)?;
+    }
+    drop(kvm);
+    let name = config.name.clone();
+    let serial = config.serial.clone();
+    supervise(context, &name, &serial, || machine::run(config))
+}
+
+/// `wherry receive`
+pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure> {
+    let config = ReceiveConfig {
+        name: args.name,
+        uri: args.uri,
+        serial: args.console.serial,
+        reboot: !args.console.no_reboot,
+    };
+    check_output(&context.out, &config.serial)?;
+    doctor::quick().map_err(|report| no_kvm(&report))?;
+    let name = config.name.clone();
+    let serial = config.serial.clone();
+    supervise(context, &name, &serial, || machine::receive(config))
+}
+
+/// Runs a machine with signals and the terminal taken care of, and says how it ended.
+fn supervise(
+    context: &mut Context,
+    name: &str,
+    serial: &SerialSink,
+    machine: impl FnOnce() -> anyhow::Result<ExitReason>,
+) -> Result<Exit, Failure> {
+    let failed =
+        |e: io::Error| ControlError::new(ErrorCode::Failed, format!("cannot set up the terminal: {e}"));
+    // Before any other thread, so that all of them leave these signals to the watcher.
+    signals::watch(|signal| {
+        // The first asks the machine to end; without a machine, or the second time, that is that.
+        if SIGNAL.swap(signal, Ordering::SeqCst) != 0 || !signals::end_vm() {
+            terminal::exit_for_signal(signal);
+        }
+    })
+    .map_err(failed)?;
+    let raw = match serial {
+        SerialSink::Stdio => raw_console(context, name).map_err(failed)?,
+        _ => None,
+    };
+    let result = machine();
+    drop(raw);
+    let reason = result?;
+    let signal = SIGNAL.load(Ordering::SeqCst);
+    if context.out.json {
+        context.out.document(&reason);
+    }
+    let (text, exit) = match &reason {
+        ExitReason::PoweredOff => ("the guest powered off".to_owned(), Exit::Ok),
+        ExitReason::Rebooted => ("the guest rebooted".to_owned(), Exit::Ok),
+        ExitReason::Migrated => ("the guest runs at its destination".to_owned(), Exit::Ok),
+        ExitReason::Killed => ("ended".to_owned(), Exit::GuestEnded),
+        ExitReason::Crashed(why) => {
+            let text =
+                format!("the guest crashed: {why}; `wherry doctor` tells whether this host can run Linux");
+            (text, Exit::GuestEnded)
+        }
+    };
+    context.out.remark(format!("wherry: {name}: {text}"));
+    if reason == ExitReason::Killed && signal != 0 {
+        terminal::exit_for_signal(signal);
+    }
+    Ok(exit)
+}
+
+fn check_output(out: &Output, serial: &SerialSink) -> Result<(), Failure> {
+    if out.json && *serial == SerialSink::Stdio {
+        return Err(Failure::usage(
+            "--json and --serial stdio both want standard output; add --serial none or file:PATH",
+        ));
+    }
+    Ok(())
+}
+
+/// The configuration that the options describe, or what is wrong with them.
+fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
+    let usage = |text: String| Err(Failure::usage(text));
+    match args.memory {
+        0 => return usage("--memory 0: a guest needs memory, 128 MiB or more".into()),
+        n if n < MIN_RAM_BYTES => {
+            return usage(format!("--memory: {} is too little; 128 MiB or more", show_bytes(n)));
+        }
+        n if n > MAX_RAM_BYTES => {
+            return usage(format!("--memory: {} is too much; 64 TiB or less", show_bytes(n)));
+        }
+        n if n % 4096 != 0 => return usage(format!("--memory: {n} bytes is not a multiple of 4 KiB")),
+        _ => {}
+    }
+    if !(1..=MAX_VCPUS).contains(&args.cpus) {
+        return usage(format!("--cpus: {} is not from 1 to {MAX_VCPUS}", args.cpus));
+    }
+    let mut cmdline = args.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
+    for more in &args.append {
+        if !cmdline.is_empty() {
+            cmdline.push(' ');
+        }
+        cmdline.push_str(more);
+    }
+    if cmdline.contains(['\0', '\n']) {
+        return usage("the kernel command line has a line break or a zero byte in it".into());
+    }
+    if cmdline.len() > MAX_CMDLINE {
+        return usage(format!(
+            "the kernel command line has {} bytes; {MAX_CMDLINE} is the most",
+            cmdline.len()
+        ));
+    }
+    let balloon = args::balloon(args.balloon, &args.balloon_features).map_err(Failure::usage)?;
+    Ok(RunConfig {
+        name: args.name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
+        kernel: args.kernel,
+        initrd: args.initrd,
+        cmdline,
+        nr_vcpus: args.cpus,
+        ram_bytes: args.memory,
+        serial: args.console.serial,
+        reboot: !args.console.no_reboot,
+        balloon,
+    })
+}
+
+/// What this host cannot do, before anything is built. (Whether the memory can be mapped shows when it is.)
+fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
+    let refuse = |code, text: String, hint: &str| Err(ControlError::new(code, text).hint(hint).into());
+    let most = kvm.get_max_vcpus();
+    if config.nr_vcpus as usize > most {
+        let text = format!("--cpus: KVM here allows {most}, not {}", config.nr_vcpus);
+        return refuse(ErrorCode::Kvm, text, "use fewer");
+    }
+    // RAM ends 1 GiB above its size where it reaches around the 32-bit hole.
+    if let Some(bits) = physical_address_bits(kvm) {
+        let end = config.ram_bytes.saturating_add(1 << 30);
+        if bits < 64 && end > 1 << bits {
+            let text = format!(
+                "--memory: this CPU's physical addresses have {bits} bits, too few for {}",
+                show_bytes(config.ram_bytes)
+            );
+            return refuse(ErrorCode::Failed, text, "use less memory");
+        }
+    }
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that outlives the call.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } == 0;
+    if known && config.ram_bytes >= limit.rlim_cur {
+        let text = format!(
+            "--memory: {} is more than this process may map ({})",
+            show_bytes(config.ram_bytes),
+            show_bytes(limit.rlim_cur)
+        );
+        return refuse(ErrorCode::Failed, text, "raise the limit (ulimit -v) or use less memory");
+    }
+    Ok(())
+}
+
+fn physical_address_bits(kvm: &Kvm) -> Option<u32> {
+    let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).ok()?;
+    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008)?;
+    match leaf.eax & 0xFF {
+        0 => None,
+        bits => Some(bits),
+    }
+}
+
+/// Refuses what is certainly no kernel or initrd with a text that names the file.
+fn check_file(what: &str, path: &Path) -> Result<(), ControlError> {
+    let failed =
+        |why: String| ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()));
+    let meta = File::open(path).and_then(|file| file.metadata()).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => failed("no such file".into()),
+        io::ErrorKind::PermissionDenied => failed("no permission to read it".into()),
+        _ => failed(e.to_string()),
+    })?;
+    if !meta.is_file() {
+        return Err(failed("not a file".into()));
+    }
+    if meta.len() == 0 {
+        return Err(failed("the file is empty".into()));
+    }
+    Ok(())
+}
+
+/// Where typed bytes go.
+#[derive(Debug, PartialEq, Eq)]
+enum Typed {
+    /// To the guest.
+    Guest(u8),
+    /// Nowhere; tell what Ctrl-] can do.
+    Ask,
+    /// The VM is to end.
+    Quit,
+}
+
+/// Finds Ctrl-] in what is typed: followed by q it ends the VM, typed twice it is sent once.
+#[derive(Default)]
+struct Escape(bool);
+
+impl Escape {
+    fn see(&mut self, byte: u8) -> Typed {
+        match (std::mem::take(&mut self.0), byte) {
+            (false, ESCAPE) => {
+                self.0 = true;
+                Typed::Ask
+            }
+            (true, b'q') => Typed::Quit,
+            (_, byte) => Typed::Guest(byte),
+        }
+    }
+}
+
+/// Makes the terminal raw, if there is one, and puts the search for Ctrl-] between it and standard input.
+fn raw_console(context: &mut Context, name: &str) -> io::Result<Option<RawMode>> {
+    if !io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    context.out.remark(format!("wherry: console of {name}; Ctrl-] then q ends the VM"));
+    let mut keyboard = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let Some(raw) = RawMode::enter()? else { return Ok(None) };
+    let (reader, mut guest) = io::pipe()?;
+    // SAFETY: fcntl with F_SETFL on a descriptor of ours; no memory is passed.
+    if unsafe { libc::fcntl(guest.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both are open descriptors; the terminal stays open as `keyboard`.
+    if unsafe { libc::dup2(reader.as_raw_fd(), libc::STDIN_FILENO) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    std::thread::Builder::new().name("keyboard".into()).spawn(move || {
+        let mut escape = Escape::default();
+        let mut buffer = [0; 256];
+        while let Ok(n @ 1..) = keyboard.read(&mut buffer) {
+            for byte in &buffer[..n] {
+                match escape.see(*byte) {
+                    // A guest that takes no input loses it; else Ctrl-] would not be seen.
+                    Typed::Guest(byte) => drop(guest.write(&[byte])),
+                    Typed::Ask => eprint!("\r\n[wherry: q ends the VM, Ctrl-] is sent to it]\r\n"),
+                    Typed::Quit if signals::end_vm() => {}
+                    Typed::Quit => terminal::exit_for_signal(libc::SIGINT),
+                }
+            }
+        }
+    })?;
+    Ok(Some(raw))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::args::{Cli, Command};
+    use super::*;
+
+    fn config(options: &[&str]) -> Result<RunConfig, String> {
+        let args = [&["wherry", "run", "--kernel", "k"], options].concat();
+        match Cli::try_parse_from(args).map_err(|e| e.to_string())?.command {
+            Command::Run(args) => run_config(args).map_err(|failure| failure.error.message),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn options_become_a_configuration() {
+        let config = config(&[
+            "web",
+            "--memory",
+            "2G",
+            "--cpus",
+            "4",
+            "--append",
+            "quiet",
+            "--append",
+            "init=/x",
+            "--serial",
+            "none",
+            "--no-reboot",
+            "--balloon-features",
+            "hinting,stats",
+        ])
+        .unwrap();
+        assert_eq!((config.name.as_str(), config.ram_bytes, config.nr_vcpus), ("web", 2 << 30, 4));
+        assert_eq!(config.cmdline, "console=ttyS0 quiet init=/x");
+        assert!(!config.reboot && config.balloon.stats && !config.balloon.reporting);
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<RunConfig>(&json).unwrap(), config);
+    }
+
+    #[test]
+    fn bad_options_are_refused_with_a_reason() {
+        let long = "x".repeat(2048);
+        for (options, reason) in [
+            (&["--memory", "0"][..], "needs memory"),
+            (&["--memory", "127MiB"], "too little"),
+            (&["--memory", "65T"], "too much"),
+            (&["--memory", "134217729B"], "multiple of 4 KiB"),
+            (&["--memory", "1"], "needs a unit"),
+            (&["--cpus", "0"], "from 1 to"),
+            (&["--cpus", "255"], "from 1 to"),
+            (&["--cpus", "-1"], "-1"),
+            (&["--cmdline", "a\nb"], "line break"),
+            (&["--append", &long], "2047 is the most"),
+            (&["--serial", "tty"], "stdio, file:PATH"),
+            (&["--balloon-features", "none,stats"], "stand alone"),
+            (&["-x"], "-x"),
+            (&["../a"], "1 to 64"),
+        ] {
+            let error = config(options).unwrap_err();
+            assert!(error.contains(reason), "{options:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty");
+        File::create(&empty).unwrap();
+        for (path, reason) in
+            [(dir.path().join("none"), "no such file"), (dir.path().into(), "not a file"), (empty, "empty")]
+        {
+            let error = check_file("kernel", &path).unwrap_err().message;
+            assert!(error.starts_with("kernel ") && error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn escape_is_found() {
+        let mut escape = Escape::default();
+        let seen: Vec<Typed> = b"a\x1d\x1db\x1dxq\x1dq".iter().map(|b| escape.see(*b)).collect();
+        use Typed::*;
+        assert_eq!(
+            seen,
+            [Guest(b'a'), Ask, Guest(ESCAPE), Guest(b'b'), Ask, Guest(b'x'), Guest(b'q'), Ask, Quit]
+        );
+    }
+}

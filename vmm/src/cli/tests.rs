@@ -1,0 +1,285 @@
+//! The command line against a fake VM.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use wherry_vmm::control::*;
+
+use super::*;
+
+/// Answers what tests expect. Ends its server when stopped or killed, as a machine would.
+#[derive(Default)]
+struct FakeVm {
+    last: Mutex<Option<MigrateRequest>>,
+    cancelled: AtomicBool,
+    deaf: AtomicBool,
+    server: Mutex<Option<Server>>,
+}
+
+impl FakeVm {
+    fn end(&self) {
+        if let Some(server) = self.server.lock().unwrap().take() {
+            std::thread::spawn(move || drop(server));
+        }
+    }
+}
+
+impl VmControl for FakeVm {
+    fn info(&self) -> Info {
+        Info {
+            name: "web".into(),
+            pid: 42,
+            state: VmState::Running,
+            nr_vcpus: 2,
+            ram_bytes: 1 << 30,
+            rss_bytes: 90 << 20,
+            kernel: Some("/boot/vmlinuz".into()),
+            uptime_ms: 61_000,
+            serial: Some("none".into()),
+            balloon: Some(self.balloon_stats().unwrap()),
+            last_migration: None,
+        }
+    }
+    fn pause(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+    fn resume(&self, force: bool) -> Result<(), ControlError> {
+        if force { Ok(()) } else { Err(ControlError::new(ErrorCode::InvalidState, "not paused")) }
+    }
+    fn stop(&self) -> Result<(), ControlError> {
+        if !self.deaf.load(Ordering::SeqCst) {
+            self.end();
+        }
+        Ok(())
+    }
+    fn kill(&self) {
+        self.end();
+    }
+    fn balloon_set(&self, target: u64) -> Result<(), ControlError> {
+        if target > 1 << 30 { Err(ControlError::new(ErrorCode::BadRequest, "more than RAM")) } else { Ok(()) }
+    }
+    fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
+        Ok(BalloonInfo {
+            target_bytes: 0,
+            actual_bytes: 0,
+            features: vec!["free_page_hint".into()],
+            counters: json!({"guest": {"free_bytes": 512 << 20}, "hints": 7}),
+        })
+    }
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        progress: &mut dyn FnMut(Value),
+    ) -> Result<Value, ControlError> {
+        *self.last.lock().unwrap() = Some(request.clone());
+        progress(json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256}));
+        if request.uri.ends_with(":1") {
+            return Err(ControlError::new(ErrorCode::MigrationFailed, "connection refused"));
+        }
+        if request.uri.ends_with(":2") {
+            return Err(ControlError::new(ErrorCode::MigrationUnknown, "no answer after the hand-off"));
+        }
+        if request.uri.ends_with(":3") {
+            let start = Instant::now();
+            while !self.cancelled.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(20) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
+        }
+        Ok(json!({
+            "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6, "hinted": 7,
+                        "hinted_too_late": 8, "ballooned": 9, "clean": 10, "duration_ms": 900}],
+            "nr_pages": 262_144, "total_bytes": 98_000_000, "total_ms": 1250, "hints": "used",
+            "downtime": {"pause_us": 300, "total_us": 25_000}, "from_the_future": [1]
+        }))
+    }
+    fn migrate_cancel(&self) -> Result<(), ControlError> {
+        self.cancelled.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn attach_console(&self, _: UnixStream) -> Result<(), ControlError> {
+        Ok(())
+    }
+}
+
+#[derive(Clone, Default)]
+struct Sink(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(buf)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Bench {
+    vm: Arc<FakeVm>,
+    dir: RuntimeDir,
+    _temp: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RuntimeDir::at(temp.path().join("run"));
+        let vm = Arc::new(FakeVm::default());
+        let server = Server::start(dir.claim("web").unwrap(), vm.clone()).unwrap();
+        *vm.server.lock().unwrap() = Some(server);
+        Self { vm, dir, _temp: temp }
+    }
+
+    /// Runs a command; returns its exit, standard output and standard error.
+    fn run(&self, line: &str) -> (Exit, String, String) {
+        let (stdout, stderr) = (Sink::default(), Sink::default());
+        let out = Output::to(Box::new(stdout.clone()), Box::new(stderr.clone()));
+        let mut context = Context { out, dir: self.dir.clone() };
+        let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let exit = execute(&mut context, &args);
+        let text = |sink: Sink| String::from_utf8(sink.0.borrow().clone()).unwrap();
+        (exit, text(stdout), text(stderr))
+    }
+
+    fn json(&self, line: &str) -> (Exit, Value) {
+        let (exit, stdout, _) = self.run(&format!("{line} --json"));
+        (exit, serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}")))
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // The server and the VM hold each other.
+        drop(self.vm.server.lock().unwrap().take());
+    }
+}
+
+#[test]
+fn looking() {
+    let bench = Bench::new();
+    let (exit, out, _) = bench.run("wherry ls");
+    assert_eq!(exit, Exit::Ok);
+    assert!(out.starts_with("NAME  STATE") && out.contains("web") && out.contains("1.0 GiB"), "{out}");
+    let (_, value) = bench.json("wherry ls");
+    assert_eq!(value["vms"][0]["pid"], 42);
+    let (_, out, _) = bench.run("wherry info web");
+    assert!(
+        out.contains("balloon    0 B of 0 B; free_page_hint") && out.contains("90.0 MiB resident"),
+        "{out}"
+    );
+    let (_, value) = bench.json("wherry info web");
+    assert_eq!(value["nr_vcpus"], 2);
+    let (_, out, _) = bench.run("wherry balloon web");
+    assert!(out.contains("guest.free  512 MiB") && out.contains("hints       7"), "{out}");
+}
+
+#[test]
+fn stale_sockets_are_not_listed() {
+    let bench = Bench::new();
+    drop(std::os::unix::net::UnixListener::bind(bench.dir.socket("dead")).unwrap());
+    let (_, value) = bench.json("wherry ls");
+    assert_eq!(value["vms"].as_array().unwrap().len(), 1);
+    let (exit, _, err) = bench.run("wherry info dead");
+    assert_eq!(exit, Exit::NoSuchVm);
+    assert!(err.contains("no VM named \"dead\" runs") && err.contains("running: web"), "{err}");
+}
+
+#[test]
+fn changing() {
+    let bench = Bench::new();
+    assert_eq!(bench.run("wherry pause web").1, "web is paused\n");
+    assert_eq!(bench.run("wherry -q pause web").1, "");
+    assert_eq!(bench.json("wherry pause web").1, json!({"ok": true}));
+    let (exit, value) = bench.json("wherry resume web");
+    assert_eq!((exit, &value["error"]["code"]), (Exit::Failed, &json!("invalid_state")));
+    assert_eq!(bench.run("wherry resume web --force").0, Exit::Ok);
+    assert_eq!(bench.run("wherry balloon web target 256MiB").0, Exit::Ok);
+    assert_eq!(bench.run("wherry balloon web target 2G").0, Exit::Failed);
+    assert_eq!(bench.run("wherry balloon web target 2GB").0, Exit::Usage);
+}
+
+#[test]
+fn ending() {
+    let bench = Bench::new();
+    bench.vm.deaf.store(true, Ordering::SeqCst);
+    let (exit, _, err) = bench.run("wherry stop web --timeout 200ms");
+    assert_eq!(exit, Exit::Failed);
+    assert!(err.contains("not powered off within 200 ms") && err.contains("wherry kill web"), "{err}");
+    bench.vm.deaf.store(false, Ordering::SeqCst);
+    assert_eq!(bench.run("wherry stop web --timeout 10s").0, Exit::Ok);
+    assert_eq!(bench.run("wherry kill web").0, Exit::NoSuchVm);
+    let bench = Bench::new();
+    assert_eq!(bench.run("wherry kill web").0, Exit::Ok);
+    assert_eq!(bench.run("wherry ls").1, "");
+}
+
+#[test]
+fn migrating() {
+    let bench = Bench::new();
+    let (exit, out, err) =
+        bench.run("wherry migrate web tcp:b:9 --hints on --downtime-limit 100ms --bandwidth 1Gbit");
+    assert_eq!(exit, Exit::Ok);
+    assert!(
+        out.contains("ROUND") && out.contains("20000") && out.contains("migrated: 93.5 MiB in 1.25 s"),
+        "{out}"
+    );
+    assert!(out.contains("downtime: 25.0 ms (pause 0.3 ms"), "{out}");
+    assert!(err.contains("round 1: 1.0 MiB sent, 1.0 MiB left"), "{err}");
+    let sent = bench.vm.last.lock().unwrap().clone().unwrap();
+    assert_eq!((sent.hints, sent.downtime_limit_ms), (HintMode::On, 100));
+    assert_eq!(sent.bandwidth_bytes_s, Some(125_000_000));
+    let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
+    assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
+    assert_eq!(bench.run("wherry migrate web tcp:b:9 --quiet").2, "");
+    let (_, out, _) = bench.run("wherry info web");
+    assert!(out.contains("migration  to tcp:b:9: completed"), "{out}");
+}
+
+#[test]
+fn migrations_that_fail_say_where_the_guest_is() {
+    let bench = Bench::new();
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:1");
+    assert_eq!(exit, Exit::MigrationFailed);
+    assert!(err.contains("wherry: connection refused\n  the guest goes on at the source"), "{err}");
+    let (exit, value) = bench.json("wherry migrate web tcp:b:2");
+    assert_eq!(exit, Exit::MigrationUnknown);
+    assert_eq!(value["error"]["code"], "migration_unknown");
+    assert!(value["error"]["hint"].as_str().unwrap().contains("resume --force"));
+}
+
+#[test]
+fn a_detached_migration_goes_on_and_can_be_cancelled() {
+    let bench = Bench::new();
+    let (exit, value) = bench.json("wherry migrate web tcp:b:3 --detach");
+    assert_eq!((exit, &value["detached"]), (Exit::Ok, &json!(true)));
+    assert!(bench.run("wherry info web").1.contains("under way: round 1"));
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9");
+    assert_eq!(exit, Exit::Failed);
+    assert!(err.contains("a migration is under way"), "{err}");
+    assert_eq!(bench.run("wherry cancel web").1, "cancelled; web goes on here\n");
+    assert!(bench.run("wherry info web").1.contains("tcp:b:3: cancelled"));
+    // One that fails before it begins says so.
+    assert_eq!(bench.run("wherry migrate web unix:/x --detach").0, Exit::Ok);
+}
+
+#[test]
+fn wrong_usage_is_code_2_also_as_json() {
+    let bench = Bench::new();
+    for line in
+        ["wherry migrate web nowhere", "wherry info .x", "wherry migrate web tcp:b:9 --downtime-limit 3"]
+    {
+        let (exit, value) = bench.json(line);
+        assert_eq!(exit, Exit::Usage, "{line}");
+        assert_eq!(value["error"]["code"], "usage", "{line}");
+        assert!(!value["error"]["message"].as_str().unwrap().contains('\n'));
+    }
+    let (exit, value) = bench.json("wherry run x --kernel k");
+    assert_eq!((exit, &value["error"]["code"]), (Exit::Usage, &json!("usage")));
+}

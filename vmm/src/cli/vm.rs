@@ -1,0 +1,232 @@
+//! Commands that look at or change a running VM.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use wherry_vmm::control::{
+    BalloonInfo, BalloonSetRequest, ControlError, ErrorCode, Info, MigrationState, Request, ResumeRequest,
+};
+
+use super::args::{BalloonAction, BalloonArgs, ResumeArgs, StopArgs};
+use super::exit::{Exit, Failure};
+use super::units::{show_bytes, show_millis};
+use super::{Context, report};
+
+/// How long `ls` waits for each VM.
+const LS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long `kill` waits for the end.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// `wherry ls`
+pub fn ls(context: &mut Context) -> Result<Exit, Failure> {
+    let mut found: Vec<(String, Result<Info, ControlError>)> = Vec::new();
+    for name in context.dir.names()? {
+        let info = context
+            .client(&name)
+            .and_then(|mut client| client.call_within::<Info>(&Request::Info {}, LS_PATIENCE));
+        match info {
+            // A crash left its socket, or it ended just now.
+            Err(e) if matches!(e.code, ErrorCode::NoSuchVm | ErrorCode::ConnectionLost) => {}
+            other => found.push((name, other)),
+        }
+    }
+    if context.out.json {
+        let vms: Vec<Value> = found
+            .iter()
+            .map(|(name, info)| match info {
+                Ok(info) => json!(info),
+                Err(error) => json!({"name": name, "error": error}),
+            })
+            .collect();
+        context.out.document(&json!({"vms": vms}));
+        return Ok(Exit::Ok);
+    }
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|(name, info)| match info {
+            Ok(info) => vec![
+                name.clone(),
+                info.state.as_str().into(),
+                info.pid.to_string(),
+                info.nr_vcpus.to_string(),
+                show_bytes(info.ram_bytes),
+                show_bytes(info.rss_bytes),
+                show_millis(info.uptime_ms as f64),
+            ],
+            Err(error) => vec![name.clone(), format!("({error})"), "-".into()],
+        })
+        .collect();
+    if rows.is_empty() {
+        context.out.remark(format!("no VM runs in {}", context.dir.path().display()));
+    } else {
+        context.out.table(&["NAME", "STATE", "PID", "CPUS", "MEMORY", "RESIDENT", "UPTIME"], &rows);
+    }
+    Ok(Exit::Ok)
+}
+
+/// `wherry info NAME`
+pub fn info(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+    let mut client = context.client(name)?;
+    if context.out.json {
+        // As it came: a newer VMM may tell more than this version knows.
+        let value: Value = client.call(&Request::Info {})?;
+        context.out.document(&value);
+        return Ok(Exit::Ok);
+    }
+    let info: Info = client.call(&Request::Info {})?;
+    let mut show = |key: &str, value: String| context.out.line(format!("{key:<10} {value}"));
+    show("name", info.name);
+    show("state", info.state.as_str().into());
+    show("pid", info.pid.to_string());
+    show("vCPUs", info.nr_vcpus.to_string());
+    show("memory", format!("{}, {} resident", show_bytes(info.ram_bytes), show_bytes(info.rss_bytes)));
+    if let Some(kernel) = info.kernel {
+        show("kernel", kernel);
+    }
+    if let Some(serial) = info.serial {
+        show("serial", serial);
+    }
+    show("uptime", show_millis(info.uptime_ms as f64));
+    if let Some(balloon) = info.balloon {
+        let (actual, target) = (show_bytes(balloon.actual_bytes), show_bytes(balloon.target_bytes));
+        show("balloon", format!("{actual} of {target}; {}", features(&balloon)));
+    }
+    if let Some(migration) = info.last_migration {
+        let state = match migration.state {
+            MigrationState::Running => match migration.progress.as_ref() {
+                Some(event) => format!("under way: {}", report::Progress::from(event).line()),
+                None => "under way".into(),
+            },
+            MigrationState::Completed => "completed".into(),
+            MigrationState::Failed | MigrationState::OutcomeUnknown => {
+                migration.error.map_or_else(|| "failed".into(), |error| error.message)
+            }
+            MigrationState::None | MigrationState::Unknown => "unknown".into(),
+        };
+        show("migration", format!("to {}: {state}", migration.uri));
+    }
+    Ok(Exit::Ok)
+}
+
+fn features(balloon: &BalloonInfo) -> String {
+    if balloon.features.is_empty() { "no driver features".into() } else { balloon.features.join(", ") }
+}
+
+/// `wherry pause NAME`
+pub fn pause(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+    let _: Value = context.client(name)?.call(&Request::Pause {})?;
+    context.out.done(format!("{name} is paused"));
+    Ok(Exit::Ok)
+}
+
+/// `wherry resume NAME`
+pub fn resume(context: &mut Context, args: &ResumeArgs) -> Result<Exit, Failure> {
+    let request = Request::Resume(ResumeRequest { force: args.force });
+    let _: Value = context.client(&args.name)?.call(&request)?;
+    context.out.done(format!("{} runs", args.name));
+    Ok(Exit::Ok)
+}
+
+/// `wherry stop NAME`
+pub fn stop(context: &mut Context, args: &StopArgs) -> Result<Exit, Failure> {
+    let name = &args.name;
+    let mut client = context.client(name)?;
+    let info: Info = client.call(&Request::Info {})?;
+    ended(client.call::<Value>(&Request::Stop {}))?;
+    if !wait_for_end(context, name, info.pid, args.timeout) {
+        let text =
+            format!("{name} has not powered off within {}", show_millis(args.timeout.as_millis() as f64));
+        let hint = format!("the guest may ignore its power button; `wherry kill {name}` ends it at once");
+        return Err(ControlError::new(ErrorCode::Timeout, text).hint(hint).into());
+    }
+    context.out.done(format!("{name} has ended"));
+    Ok(Exit::Ok)
+}
+
+/// `wherry kill NAME`
+pub fn kill(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+    let mut client = context.client(name)?;
+    let info: Info = client.call(&Request::Info {})?;
+    ended(client.call::<Value>(&Request::Kill {}))?;
+    if !wait_for_end(context, name, info.pid, KILL_PATIENCE) {
+        let text = format!("{name} has not ended within {} s", KILL_PATIENCE.as_secs());
+        let hint = format!("end its process: kill -KILL {}", info.pid);
+        return Err(ControlError::new(ErrorCode::Timeout, text).hint(hint).into());
+    }
+    context.out.done(format!("{name} has ended"));
+    Ok(Exit::Ok)
+}
+
+/// A VM that ended before it could answer has done what was asked.
+fn ended(answer: Result<Value, ControlError>) -> Result<(), ControlError> {
+    match answer {
+        Err(e) if e.code != ErrorCode::ConnectionLost => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the VM of that name and process is gone.
+fn wait_for_end(context: &Context, name: &str, pid: u32, limit: Duration) -> bool {
+    let start = Instant::now();
+    loop {
+        let left = limit.saturating_sub(start.elapsed());
+        let there = context.client(name).and_then(|mut client| {
+            client.call_within::<Info>(&Request::Info {}, left.max(Duration::from_millis(10)))
+        });
+        match there {
+            Err(e) if matches!(e.code, ErrorCode::NoSuchVm) => return true,
+            // Another one by now.
+            Ok(info) if info.pid != pid => return true,
+            _ if left.is_zero() => return false,
+            _ => std::thread::sleep(left.min(Duration::from_millis(50))),
+        }
+    }
+}
+
+/// `wherry balloon NAME …`
+pub fn balloon(context: &mut Context, args: &BalloonArgs) -> Result<Exit, Failure> {
+    let mut client = context.client(&args.name)?;
+    if let Some(BalloonAction::Target { size }) = args.action {
+        let _: Value = client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: size }))?;
+        context.out.done(format!("the balloon of {} is to hold {}", args.name, show_bytes(size)));
+        return Ok(Exit::Ok);
+    }
+    if context.out.json {
+        let value: Value = client.call(&Request::BalloonStats {})?;
+        context.out.document(&value);
+        return Ok(Exit::Ok);
+    }
+    let stats: BalloonInfo = client.call(&Request::BalloonStats {})?;
+    let mut rows = vec![
+        ("target".to_owned(), show_bytes(stats.target_bytes)),
+        ("actual".to_owned(), show_bytes(stats.actual_bytes)),
+        ("features".to_owned(), features(&stats)),
+    ];
+    flatten("", &stats.counters, &mut rows);
+    let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    for (key, value) in rows {
+        context.out.line(format!("{key:<width$}  {value}"));
+    }
+    Ok(Exit::Ok)
+}
+
+/// Nested objects as `outer.inner` lines. Depth is bounded by the JSON parser.
+fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+    match value {
+        Value::Null => {}
+        Value::Object(map) => {
+            for (key, value) in map {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&key, value, rows);
+            }
+        }
+        Value::Number(n) if prefix.ends_with("_bytes") => {
+            rows.push((
+                prefix.trim_end_matches("_bytes").to_owned(),
+                n.as_u64().map_or(n.to_string(), show_bytes),
+            ));
+        }
+        Value::String(text) => rows.push((prefix.to_owned(), text.clone())),
+        other => rows.push((prefix.to_owned(), other.to_string())),
+    }
+}
