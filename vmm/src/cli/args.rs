@@ -149,7 +149,7 @@ pub struct ReceiveArgs {
 /// `wherry migrate`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ctrl-C cancels the migration and waits until the guest goes on at the source. A lost connection to the VM's\n\
+    after_help = "Ctrl-C cancels the migration and waits until the guest goes on at the source. A lost connection to the VM's \
     process (this command was killed, a terminal was closed) cancels it too, unless --detach was given.\n\n\
     Examples:\n  \
     wherry migrate web tcp:host-b:4444\n  \
@@ -251,20 +251,15 @@ pub struct DoctorArgs {
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// Yes.
     On,
-    /// No.
     Off,
 }
 
 /// `--hints`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Hints {
-    /// Where they pay.
     Auto,
-    /// Always.
     On,
-    /// Never.
     Off,
 }
 

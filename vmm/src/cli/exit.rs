@@ -38,8 +38,8 @@ Exit codes:
   128 + N  ended by signal N
 
 Files:
-  Running VMs are found in $WHERRY_RUNTIME_DIR, else $XDG_RUNTIME_DIR/wherry, else /run/wherry (root),
-  else /tmp/wherry-UID.";
+  Control sockets of running VMs are in $WHERRY_RUNTIME_DIR, else $XDG_RUNTIME_DIR/wherry,
+  else /run/wherry (root), else /tmp/wherry-UID.";
 
 /// An error and the exit code that it leads to.
 #[derive(Debug)]

@@ -153,9 +153,9 @@ impl Guest {
         // and which nothing else touches.
         unsafe { vm.set_user_memory_region(region) }?;
         let vcpu = vm.create_vcpu(0)?;
-        let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         let xsave = has_xsave(kvm)?;
-        vcpu.set_cpuid2(&mut cpuid)?;
+        vcpu.set_cpuid2(&cpuid)?;
 
         let mut sregs = vcpu.get_sregs()?;
         sregs.cs = segment(8, true);

@@ -176,7 +176,7 @@ fn instruction(kvm: &Kvm, check: &str, name: &str, code: &[u8]) -> Detail {
         _ => Ok(true),
     };
     if let Ok(false) = offered {
-        return found(check, Status::Note, "not tried: this CPU has no such feature");
+        return found(check, Status::Note, "not tried: KVM offers guests no such feature");
     }
     match Guest::new(kvm, code, Log::Off) {
         Err(e) => found(check, Status::Bad, format!("cannot be tried: {e}")),
