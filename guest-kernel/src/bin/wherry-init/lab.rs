@@ -60,19 +60,21 @@ struct Ports {
 /// Opens the virtio-serial ports by their names; they appear soon after the driver is loaded.
 fn ports() -> Result<Ports, String> {
     let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        match (port(Port::In), port(Port::Out), port(Port::Err), port(Port::Control)) {
-            (Some(mut input), Some(out), Some(err), Some(control)) => {
-                // The caller's first byte means nothing; until it is there, reading gives a false end of file.
-                while Instant::now() < deadline && !matches!(input.read(&mut [0]), Ok(1)) {
-                    thread::sleep(Duration::from_millis(5));
-                }
-                return Ok(Ports { input: Some(input), out: Some(out), err: Some(err), control });
-            }
-            _ if Instant::now() > deadline => return Err("the virtio-serial ports did not appear".into()),
-            _ => thread::sleep(Duration::from_millis(20)),
+    // Each is opened once: closing the input would throw away what is in it.
+    let open = |wanted: Port| loop {
+        match port(wanted) {
+            Some(file) => return Ok(file),
+            None if Instant::now() > deadline => return Err(format!("no port {}", PORTS[wanted as usize])),
+            None => thread::sleep(Duration::from_millis(10)),
         }
+    };
+    let (control, out, err) = (open(Port::Control)?, open(Port::Out)?, open(Port::Err)?);
+    let mut input = open(Port::In)?;
+    // The caller's first byte means nothing; until it is there, reading gives a false end of file.
+    while Instant::now() < deadline && !matches!(input.read(&mut [0]), Ok(1)) {
+        thread::sleep(Duration::from_millis(5));
     }
+    Ok(Ports { input: Some(input), out: Some(out), err: Some(err), control })
 }
 
 fn port(port: Port) -> Option<File> {

@@ -204,6 +204,9 @@ fn died(console: &Path, what: &str) -> anyhow::Error {
         let content = fs::read(path).unwrap_or_default();
         let content = String::from_utf8_lossy(&content);
         let lines: Vec<&str> = content.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        if let Some(panic) = lines.iter().find(|line| line.contains("Kernel panic")) {
+            text.push_str(&format!(": {panic}"));
+        }
         if !lines.is_empty() {
             let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
             text.push_str(&format!("\n{name} said last:\n  {tail}"));

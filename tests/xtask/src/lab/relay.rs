@@ -64,7 +64,7 @@ impl Listeners {
             stream.set_nonblocking(false)?;
             streams.push(stream);
         }
-        Relay::start(&streams).map(Some)
+        Relay::start(streams).map(Some)
     }
 }
 
@@ -74,10 +74,12 @@ pub struct Relay {
     control: BufReader<UnixStream>,
     line: String,
     counts: [Arc<AtomicU64>; 2],
+    /// A socket closed on both sides loses what QEMU has not read yet, so all stay open.
+    _streams: Vec<UnixStream>,
 }
 
 impl Relay {
-    fn start(streams: &[UnixStream]) -> Result<Self> {
+    fn start(streams: Vec<UnixStream>) -> Result<Self> {
         let stream = |port: Port| streams[port as usize].try_clone();
         let mut input = stream(Port::In)?;
         thread::spawn(move || {
@@ -91,7 +93,7 @@ impl Relay {
         move_bytes(stream(Port::Err)?, io::stderr(), Arc::clone(&counts[1]));
         let control = stream(Port::Control)?;
         control.set_read_timeout(Some(Duration::from_millis(100)))?;
-        Ok(Self { control: BufReader::new(control), line: String::new(), counts })
+        Ok(Self { control: BufReader::new(control), line: String::new(), counts, _streams: streams })
     }
 
     /// What the lab says next; waits a little.
