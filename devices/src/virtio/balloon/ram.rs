@@ -49,6 +49,12 @@ impl Ram {
         })
     }
 
+    /// As [`clip`](Self::clip), but only within the region that has `gpa`; `None` if nothing is left.
+    pub(super) fn clip_to_region(&self, gpa: u64, len: u64) -> Option<(u64, u64)> {
+        let region = self.regions.iter().find(|r| r.start <= gpa && gpa < r.end)?;
+        self.clip(gpa, len.min(region.end - gpa)).next()
+    }
+
     /// Flat number of the page with this guest frame number.
     fn index(&self, gfn: u64) -> Option<u64> {
         let gpa = gfn.checked_mul(PAGE_SIZE)?;

@@ -12,19 +12,18 @@ impl Balloon {
         let (descs, complete) = descriptors(chain);
         self.telemetry.malformed_reports += u64::from(!complete);
         for desc in descs {
-            let parts: Vec<_> = self.ram.clip(desc.addr().0, u64::from(desc.len())).collect();
-            if !desc.is_write_only() || parts.is_empty() {
+            // A report that runs out of its region is nonsense beyond it: whatever follows the hole was not meant.
+            let range = self.ram.clip_to_region(desc.addr().0, u64::from(desc.len()));
+            let Some((gpa, len)) = range.filter(|_| desc.is_write_only()) else {
                 self.telemetry.malformed_reports += 1;
                 continue;
-            }
+            };
             self.telemetry.reports += 1;
-            for (gpa, len) in parts {
-                self.telemetry.reported_bytes += len;
-                if self.poisoned() {
-                    self.telemetry.withheld_bytes += len;
-                } else {
-                    self.discard_range(gpa, len);
-                }
+            self.telemetry.reported_bytes += len;
+            if self.poisoned() {
+                self.telemetry.withheld_bytes += len;
+            } else {
+                self.discard_range(gpa, len);
             }
         }
     }
