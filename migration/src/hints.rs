@@ -111,6 +111,9 @@ pub(crate) struct Sink {
     content_blocks: AtomicU64,
     not_zeroing: AtomicBool,
     probe: bool,
+    /// Mutations: a bitmap shared by the rounds, and a gate that does not close.
+    #[cfg(test)]
+    pub(crate) redirect: Mutex<Option<Arc<Round>>>,
     #[cfg(test)]
     pub(crate) ignore_gate: AtomicBool,
 }
@@ -153,6 +156,8 @@ impl Sink {
             not_zeroing: AtomicBool::new(false),
             probe,
             #[cfg(test)]
+            redirect: Mutex::default(),
+            #[cfg(test)]
             ignore_gate: AtomicBool::new(false),
         }
     }
@@ -175,6 +180,11 @@ impl Sink {
     }
 
     fn clear(&self, word: usize, mask: u64) {
+        #[cfg(test)]
+        if let Some(round) = &*self.redirect.lock().unwrap_or_else(PoisonError::into_inner) {
+            round.clear_hinted(word, mask);
+            return;
+        }
         self.round.note_sent_before(word, mask);
         self.round.clear_hinted(word, mask);
     }

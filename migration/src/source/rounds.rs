@@ -46,11 +46,9 @@ impl Epoch {
         sink: Sink,
         mode: HintMode,
     ) -> Result<Self, Error> {
-        #[cfg(test)]
-        if session.mutated(crate::tests::Mutation::HintAfterClose) {
-            sink.ignore_gate.store(true, std::sync::atomic::Ordering::Relaxed);
-        }
         let sink = Arc::new(sink);
+        #[cfg(test)]
+        crate::tests::sink_published(session.cfg.mutation, &sink);
         (source.start(sink.clone())).map_err(Error::machine("ask for hints"))?;
         let published = Instant::now();
         let seen = source.wait_seen(SEEN.min(session.cfg.first_hint_wait));
@@ -154,6 +152,8 @@ pub(super) fn next_round(
     let number = report.rounds.len() as u32 + 1;
     let pages = plan.to_send.count();
     let round = Arc::new(Round::new(number, session.nr_pages, &plan));
+    #[cfg(test)]
+    crate::tests::round_begins(&round);
     let seconds = (pages * PAGE_SIZE as u64) as f64 / session.link_rate();
     let epoch = match &session.vm.hints {
         Some(source) if session.protected_hints && seconds > ROUND_FOR_HINTS => {
@@ -354,10 +354,6 @@ fn run(
     let mut dirty = Bitmap::new(session.nr_pages);
     let harvested = session.vm.log.harvest(&mut dirty);
     harvested.map_err(Error::machine("harvest the dirty log"))?;
-    #[cfg(test)]
-    if session.mutated(crate::tests::Mutation::HintAfterClose) {
-        crate::tests::after_close(&mut dirty, round);
-    }
     done.bytes = session.writer.bytes() - before;
     done.hint_mode = mode;
     done.held_ms = millis(held);

@@ -1,0 +1,187 @@
+//! A transport that damages one chosen frame.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use crate::transport::{TICK, Transport, WriteHalf};
+use crate::wire::{HEADER_LEN, Kind};
+
+/// What happens to the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    /// The connection breaks; the frame's first write fails.
+    CutBefore,
+    /// The transport takes the frame, half of it arrives, the connection breaks.
+    CutHalf,
+    /// The transport takes the frame, all of it arrives, then the connection breaks.
+    CutAfter,
+    /// One bit of the header is wrong.
+    FlipHeader,
+    /// One bit of the last byte is wrong (of the header, if there is no payload).
+    FlipLast,
+    /// The frame and all that follows is taken and never arrives; the connection stays.
+    Swallow,
+    /// Nothing is taken any more.
+    Block,
+    /// The frame arrives twice.
+    Duplicate,
+}
+
+pub(super) const FAULTS: [Fault; 8] = [
+    Fault::CutBefore,
+    Fault::CutHalf,
+    Fault::CutAfter,
+    Fault::FlipHeader,
+    Fault::FlipLast,
+    Fault::Swallow,
+    Fault::Block,
+    Fault::Duplicate,
+];
+
+/// Which frame, and what happens to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FaultPlan {
+    index: Option<u64>,
+    kind: Option<Kind>,
+    fault: Fault,
+}
+
+impl FaultPlan {
+    pub(super) fn at_index(index: u64, fault: Fault) -> Self {
+        Self { index: Some(index), kind: None, fault }
+    }
+
+    pub(super) fn at_kind(kind: Kind, fault: Fault) -> Self {
+        Self { index: None, kind: Some(kind), fault }
+    }
+
+    fn hits(&self, index: u64, header: &[u8]) -> bool {
+        let kind = u16::from_le_bytes([header[6], header[7]]);
+        self.index == Some(index) || self.kind.is_some_and(|k| k as u16 == kind)
+    }
+}
+
+struct FaultyTransport {
+    stream: UnixStream,
+    plan: Option<FaultPlan>,
+}
+
+struct FaultyWriter {
+    stream: UnixStream,
+    plan: Option<FaultPlan>,
+    index: u64,
+    frame: Vec<u8>,
+    dead: Option<Fault>,
+}
+
+/// A connection whose two directions may each have a fault: (source's end, destination's end).
+pub(super) fn faulty_pair(
+    to_destination: Option<FaultPlan>,
+    to_source: Option<FaultPlan>,
+) -> (Box<dyn Transport>, Box<dyn Transport>) {
+    let (near, far) = UnixStream::pair().unwrap();
+    let end = |stream, plan| Box::new(FaultyTransport { stream, plan });
+    (end(near, to_destination), end(far, to_source))
+}
+
+impl Transport for FaultyTransport {
+    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)> {
+        self.stream.set_read_timeout(Some(TICK / 4))?;
+        let writer = FaultyWriter {
+            stream: self.stream.try_clone()?,
+            plan: self.plan,
+            index: 0,
+            frame: Vec::new(),
+            dead: None,
+        };
+        Ok((Box::new(self.stream), Box::new(writer)))
+    }
+}
+
+impl FaultyWriter {
+    fn cut(&mut self) {
+        self.dead = Some(Fault::CutBefore);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// A whole frame was taken.
+    fn deliver(&mut self) -> io::Result<()> {
+        let mut frame = std::mem::take(&mut self.frame);
+        let hit = self.plan.filter(|p| p.hits(self.index, &frame));
+        self.index += 1;
+        match hit.map(|p| p.fault) {
+            Some(Fault::CutHalf) => {
+                let half = frame.len() / 2;
+                let _ = self.stream.write_all(&frame[..half]);
+                self.cut();
+            }
+            Some(Fault::CutAfter) => {
+                let _ = self.stream.write_all(&frame);
+                self.cut();
+            }
+            Some(Fault::FlipHeader) => {
+                frame[9] ^= 4;
+                return self.stream.write_all(&frame);
+            }
+            Some(Fault::FlipLast) => {
+                *frame.last_mut().unwrap() ^= 0x10;
+                return self.stream.write_all(&frame);
+            }
+            Some(Fault::Swallow) => self.dead = Some(Fault::Swallow),
+            Some(Fault::Duplicate) => {
+                self.stream.write_all(&frame)?;
+                return self.stream.write_all(&frame);
+            }
+            _ => return self.stream.write_all(&frame),
+        }
+        Ok(())
+    }
+}
+
+impl Write for FaultyWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self.dead {
+            Some(Fault::CutBefore) => return Err(ErrorKind::BrokenPipe.into()),
+            Some(Fault::Block) => {
+                thread::sleep(TICK / 4);
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            Some(_) => return Ok(buf.len()),
+            None => {}
+        }
+        // Our writer sends the header in one piece, then the payload.
+        if self.frame.is_empty() {
+            assert!(buf.len() >= HEADER_LEN);
+            let hit = self.plan.filter(|p| p.hits(self.index, buf));
+            match hit.map(|p| p.fault) {
+                Some(Fault::CutBefore) => {
+                    self.cut();
+                    return Err(ErrorKind::BrokenPipe.into());
+                }
+                Some(Fault::Block) => {
+                    self.dead = Some(Fault::Block);
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                _ => {}
+            }
+        }
+        self.frame.extend_from_slice(buf);
+        let header = &self.frame[16..20];
+        let len = u32::from_le_bytes(header.try_into().unwrap()) as usize;
+        if self.frame.len() >= HEADER_LEN + len {
+            self.deliver()?;
+        }
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl WriteHalf for FaultyWriter {
+    fn shutdown(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}

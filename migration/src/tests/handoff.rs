@@ -1,0 +1,241 @@
+//! The hand-off table: whatever breaks at whatever frame, never do both sides run the guest, and a source that still owns
+//! it runs it and can try again.
+
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::faults::{FAULTS, Fault, FaultPlan, faulty_pair};
+use super::model::{Dest, Model, Op};
+use super::oracle::{config, migrate_model, migrate_over, pair};
+use crate::*;
+
+const PAGES: u64 = 64 * 12 + 13;
+
+fn script() -> Vec<Op> {
+    let mut script = vec![];
+    for n in 0..40 {
+        script.push(Op::Write(n * 17 % PAGES));
+        script.push(Op::Hint(64 * (n % 12), 64));
+        script.push(Op::Deliver);
+    }
+    script
+}
+
+/// Runs one migration with one fault and checks the table. Returns whether the fault hit.
+fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
+    let name = format!("{fault:?} at frame {index}, to destination: {to_destination}");
+    let model = Model::new(PAGES, index % 2 == 0, script());
+    let stall = Duration::from_millis(250);
+    let cfg = SourceConfig { stall_timeout: stall, ..config(HintMode::Auto) };
+    let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
+    let plan = Some(FaultPlan::at_index(index, fault));
+    let ends = if to_destination { faulty_pair(plan, None) } else { faulty_pair(None, plan) };
+    let start = Instant::now();
+    let (report, received, dest) = migrate_over(&model, &cfg, &dest_cfg, ends);
+    assert!(start.elapsed() < Duration::from_secs(5), "{name}: stuck");
+    let source_runs = !model.paused();
+    let dest_runs = dest.runs > 0;
+
+    assert!(!(source_runs && dest_runs), "{name}: BOTH run");
+    assert!(dest.runs <= 1, "{name}");
+    assert_eq!(dest_runs, received.is_ok(), "{name}");
+    assert!(model.done.load(SeqCst) > 0, "{name}: DONE not published");
+    assert!(!model.hinting_published.load(SeqCst), "{name}: DONE is not last");
+    assert!(!model.log_on(), "{name}: log left on");
+    if dest_runs {
+        model.compare(&dest.memory()).unwrap();
+    }
+    match report {
+        Ok(_) => {
+            assert!(dest_runs && !source_runs, "{name}");
+            false
+        }
+        Err(failure) => {
+            match failure.ownership {
+                Ownership::SourceRuns => {
+                    assert!(source_runs, "{name}");
+                    // The same guest, over a good connection.
+                    migrate_model(&model, &config(HintMode::Auto)).1.unwrap();
+                }
+                Ownership::Unknown => {
+                    assert!(!source_runs, "{name}");
+                    assert_eq!(failure.phase, Phase::Commit, "{name}");
+                    let told = failure.to_string();
+                    assert!(told.contains("hand-off may or may not"), "{name}: {told}");
+                    if let Err(theirs) = received {
+                        assert_eq!(theirs.ownership, Ownership::Unknown, "{name}");
+                    }
+                }
+                Ownership::SourcePaused => panic!("{name}"),
+            }
+            true
+        }
+    }
+}
+
+fn sweep(to_destination: bool) {
+    let workers: Vec<_> = FAULTS
+        .into_iter()
+        .map(|fault| {
+            thread::spawn(move || {
+                let mut hits = 0;
+                for index in 0..40 {
+                    if check(fault, index, to_destination) {
+                        hits += 1;
+                    }
+                }
+                (fault, hits)
+            })
+        })
+        .collect();
+    for worker in workers {
+        let (fault, hits) = worker.join().unwrap();
+        let least = if to_destination { 8 } else { 2 };
+        assert!(hits >= least, "{fault:?} hit only {hits} times");
+    }
+}
+
+#[test]
+fn faults_at_every_frame_to_the_destination() {
+    sweep(true);
+}
+
+#[test]
+fn faults_at_every_frame_to_the_source() {
+    sweep(false);
+}
+
+#[test]
+fn a_lost_hand_off_is_unknown_and_a_lost_answer_too() {
+    use crate::wire::Kind;
+    for (fault, arrives) in [(Fault::CutHalf, false), (Fault::CutAfter, true)] {
+        let model = Model::new(PAGES, false, vec![]);
+        let plan = FaultPlan::at_kind(Kind::HandOff, fault);
+        let ends = faulty_pair(Some(plan), None);
+        let cfg = config(HintMode::Auto);
+        let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+        match report {
+            Err(failure) => assert_eq!(failure.ownership, Ownership::Unknown),
+            // The answer may be faster than the cut.
+            Ok(_) => assert!(arrives),
+        }
+        assert!(model.paused());
+        assert_eq!(dest.runs > 0, arrives);
+        match received {
+            Ok(received) => assert!(!received.acknowledged || arrives),
+            Err(failure) => assert_eq!(failure.ownership, Ownership::Unknown),
+        }
+    }
+    let model = Model::new(PAGES, false, vec![]);
+    let plan = FaultPlan::at_kind(Kind::Running, Fault::CutHalf);
+    let ends = faulty_pair(None, Some(plan));
+    let cfg = config(HintMode::Auto);
+    let (report, _, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+    assert_eq!(report.unwrap_err().ownership, Ownership::Unknown);
+    assert!(model.paused() && dest.runs == 1);
+}
+
+#[test]
+fn a_refusal_reaches_the_source_in_words() {
+    let model = Model::new(PAGES, false, vec![]);
+    let (near, far) = pair();
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest { refuse: true, ..Dest::default() };
+        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
+    });
+    let failure = migrate(&model.vm(), near, &config(HintMode::Auto), &(), &CancelToken::new()).unwrap_err();
+    assert!(matches!(&failure.cause, Error::Refused(why) if why.contains("no room")), "{failure:?}");
+    assert!(receiver.join().unwrap().is_err() && !model.paused());
+}
+
+#[test]
+fn cancelling_works_while_blocked_in_writing() {
+    let model = Model::new(64 * 64, false, vec![]);
+    let (near, far) = UnixStream::pair().unwrap();
+    let cancel = CancelToken::new();
+    let canceller = cancel.clone();
+    // A destination that says Welcome and never reads again.
+    let deaf = thread::spawn(move || {
+        use std::io::{Read, Write};
+        let mut far = far;
+        let mut hello = [0; 28 + 8 + 8 + 8 + 5];
+        far.read_exact(&mut hello).unwrap();
+        let welcome = super::hostile::frame(crate::wire::Kind::Welcome as u16, 0, &[0; 8]);
+        far.write_all(&welcome).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert!(canceller.cancel());
+        far
+    });
+    let start = Instant::now();
+    let failure = migrate(&model.vm(), Box::new(near), &config(HintMode::Auto), &(), &cancel).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(matches!(failure.cause, Error::Cancelled), "{failure:?}");
+    assert_eq!(failure.ownership, Ownership::SourceRuns);
+    assert!(!model.paused() && !model.log_on() && model.done.load(SeqCst) > 0);
+    drop(deaf.join().unwrap());
+    migrate_model(&model, &config(HintMode::Auto)).1.unwrap();
+}
+
+#[test]
+fn cancelling_in_any_phase_leaves_one_owner() {
+    use Phase::*;
+    for phase in [Handshake, Prepare, Rounds, LastRound, State, Commit] {
+        let model = Model::new(PAGES, false, script());
+        let cancel = CancelToken::new();
+        let canceller = cancel.clone();
+        let progress = move |s: &Snapshot| {
+            if s.phase == phase {
+                canceller.cancel();
+            }
+        };
+        let (near, far) = pair();
+        let receiver = thread::spawn(move || {
+            let mut dest = Dest::default();
+            let cfg = DestinationConfig::default();
+            let _ = receive(far, &mut dest, &cfg, &(), &CancelToken::new());
+            dest
+        });
+        let failure = migrate(&model.vm(), near, &config(HintMode::Auto), &progress, &cancel).unwrap_err();
+        assert!(matches!(failure.cause, Error::Cancelled), "{failure:?}");
+        assert_eq!(failure.ownership, Ownership::SourceRuns);
+        assert_eq!(receiver.join().unwrap().runs, 0);
+        assert!(!model.paused() && !model.log_on());
+        migrate_model(&model, &config(HintMode::Auto)).1.unwrap();
+    }
+}
+
+#[test]
+fn a_panic_in_the_engine_gives_the_guest_its_memory_back() {
+    let model = Model::new(PAGES, false, vec![]);
+    model.panic_at_read.store(true, SeqCst);
+    let (near, far) = pair();
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest::default();
+        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
+    });
+    let cfg = config(HintMode::Auto);
+    let caught =
+        catch_unwind(AssertUnwindSafe(|| migrate(&model.vm(), near, &cfg, &(), &CancelToken::new())));
+    assert!(caught.is_err());
+    assert!(receiver.join().unwrap().is_err());
+    assert!(model.done.load(SeqCst) > 0 && !model.log_on() && !model.paused());
+    model.panic_at_read.store(false, SeqCst);
+    migrate_model(&model, &cfg).1.unwrap();
+}
+
+#[test]
+fn a_guest_that_does_not_converge_goes_on_at_the_source() {
+    let model: Arc<Model> = Model::new(PAGES, false, vec![]);
+    let cfg = SourceConfig { on_timeout: OnTimeout::Fail, ..config(HintMode::Auto) };
+    let dest_cfg = DestinationConfig::default();
+    let (report, received, _) = migrate_over(&model, &cfg, &dest_cfg, pair());
+    let failure = report.unwrap_err();
+    assert!(matches!(failure.cause, Error::NotConverging { rounds: 3, .. }), "{failure:?}");
+    assert!(!model.paused());
+    let theirs = received.unwrap_err();
+    assert!(matches!(theirs.cause, Error::PeerAbort(why) if why.contains("converge")));
+}

@@ -1,0 +1,604 @@
+//! A model guest: memory, dirty log, balloon driver and an oracle that knows what every page must be.
+//!
+//! Two ways to run it. *Scripted*: at every call of the engine into the model the guest does the next operations of a script, on
+//! the engine's own thread, so that any interleaving at the granularity of these calls is reproducible. *Threaded*: other
+//! threads call [`Model::act`] while the engine works.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::bitmap::Bitmap;
+use crate::traits::*;
+
+/// One thing that a guest (or its device) does.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Op {
+    /// Uses a page and writes something new.
+    Write(u64),
+    /// Uses a page as a zero page.
+    WriteZero(u64),
+    /// The VMM writes into a page in use (device DMA).
+    VmmWrite(u64),
+    /// Frees pages.
+    Free(u64, u64),
+    /// The driver takes the free pages of a range and queues hints for them.
+    Hint(u64, u64),
+    /// The device processes the oldest queued hint.
+    Deliver,
+    /// A hint for pages in use.
+    Lie(u64, u64),
+    /// A hint reaches a sink of an earlier epoch, against the rules.
+    Stale(u64, u64),
+    /// Free pages go into the balloon.
+    Inflate(u64, u64),
+    /// And come out.
+    Deflate(u64, u64),
+    /// Free page reporting gives free memory back to the host.
+    Report(u64, u64),
+}
+
+pub(super) fn ops(pages: u64) -> impl Strategy<Value = Op> {
+    let nr = prop_oneof![1u64..8, Just(64), Just(128), Just(200)];
+    let range = (0..pages, nr).prop_map(|(f, n)| (if n >= 64 { f / 64 * 64 } else { f }, n));
+    prop_oneof![
+        6 => (0..pages).prop_map(Op::Write),
+        2 => (0..pages).prop_map(Op::WriteZero),
+        2 => (0..pages).prop_map(Op::VmmWrite),
+        3 => range.clone().prop_map(|(f, n)| Op::Free(f, n)),
+        6 => range.clone().prop_map(|(f, n)| Op::Hint(f, n)),
+        8 => Just(Op::Deliver),
+        1 => range.clone().prop_map(|(f, n)| Op::Lie(f, n)),
+        2 => range.clone().prop_map(|(f, n)| Op::Stale(f, n)),
+        1 => range.clone().prop_map(|(f, n)| Op::Inflate(f, n)),
+        1 => range.clone().prop_map(|(f, n)| Op::Deflate(f, n)),
+        1 => range.prop_map(|(f, n)| Op::Report(f, n)),
+    ]
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    data: Vec<u8>,
+    populated: Vec<bool>,
+    dirty: Vec<bool>,
+    log_on: bool,
+    used: Vec<bool>,
+    /// Hinted by the driver and held until DONE.
+    held: Vec<bool>,
+    ballooned: Vec<bool>,
+    /// Hinted while in use and not written since: the guest's own fault.
+    lied: Vec<bool>,
+    /// Ever hinted, ballooned or reported: only such pages may differ.
+    excused: Vec<bool>,
+    queue: VecDeque<(u64, u64, u64)>,
+    id: u64,
+    /// The driver has this id and hints under it.
+    driver_id: Option<u64>,
+    sink: Option<Arc<dyn HintSink>>,
+    old_sinks: Vec<Arc<dyn HintSink>>,
+    paused: bool,
+    script: VecDeque<Op>,
+    stamp: u64,
+}
+
+/// A call of the engine at which a scenario goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Trigger {
+    /// The first id has just been published.
+    Published,
+    /// The first page is about to be read.
+    FirstRead,
+    /// The first harvest is about to be made.
+    Harvest,
+    /// The first page of round two is about to be read.
+    ReadInRoundTwo,
+}
+
+/// The guest and its machine.
+pub(super) struct Model {
+    pub(super) pages: u64,
+    zeroing: bool,
+    per_call: usize,
+    /// Mutation: the VMM's own writes are not in the dirty set.
+    pub(super) forget_vmm_writes: AtomicBool,
+    pub(super) inner: Mutex<Inner>,
+    delivery: Mutex<()>,
+    /// Inside a call of the sink: no further hints, there is one device thread.
+    hinting: AtomicBool,
+    pub(super) done: AtomicU64,
+    pub(super) panic_at_read: AtomicBool,
+    /// What the guest does at certain calls, once each.
+    triggers: Mutex<Vec<(Trigger, Vec<Op>)>>,
+    harvests: AtomicU64,
+    /// The last published command is one that hints run under.
+    pub(super) hinting_published: AtomicBool,
+}
+
+impl Model {
+    /// A guest whose even words are in use, whose odd words are free with content (or zero), and whose last quarter was never touched.
+    pub(super) fn new(pages: u64, zeroing: bool, script: Vec<Op>) -> Arc<Self> {
+        let n = pages as usize;
+        let mut inner = Inner {
+            data: vec![0; n * PAGE_SIZE],
+            populated: vec![false; n],
+            dirty: vec![false; n],
+            used: vec![false; n],
+            held: vec![false; n],
+            ballooned: vec![false; n],
+            lied: vec![false; n],
+            excused: vec![false; n],
+            id: 1,
+            script: script.into(),
+            ..Inner::default()
+        };
+        for page in 0..pages * 3 / 4 {
+            inner.write(page, page % 9 == 0, true);
+            inner.used[page as usize] = page / 64 % 2 == 0;
+        }
+        Arc::new(Self {
+            pages,
+            zeroing,
+            per_call: 2,
+            forget_vmm_writes: AtomicBool::new(false),
+            inner: Mutex::new(inner),
+            delivery: Mutex::new(()),
+            hinting: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+            panic_at_read: AtomicBool::new(false),
+            triggers: Mutex::default(),
+            harvests: AtomicU64::new(0),
+            hinting_published: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn vm(self: &Arc<Self>) -> SourceVm {
+        SourceVm {
+            ram: self.clone(),
+            log: self.clone(),
+            hints: Some(self.clone()),
+            machine: self.clone(),
+            description: b"model".to_vec(),
+        }
+    }
+
+    pub(super) fn paused(&self) -> bool {
+        self.inner.lock().unwrap().paused
+    }
+
+    pub(super) fn log_on(&self) -> bool {
+        self.inner.lock().unwrap().log_on
+    }
+
+    /// At this call the guest does these operations, once.
+    pub(super) fn on(&self, trigger: Trigger, ops: Vec<Op>) {
+        self.triggers.lock().unwrap().push((trigger, ops));
+    }
+
+    fn fire(&self, trigger: Trigger) {
+        let mut triggers = self.triggers.lock().unwrap();
+        let Some(at) = triggers.iter().position(|(t, _)| *t == trigger) else {
+            return;
+        };
+        let (_, ops) = triggers.remove(at);
+        drop(triggers);
+        for op in ops {
+            self.act(op);
+        }
+    }
+
+    /// The engine calls: the guest does something meanwhile.
+    fn hook(&self) {
+        for _ in 0..self.per_call {
+            let mut inner = self.inner.lock().unwrap();
+            let in_sink = self.hinting.load(SeqCst);
+            match inner.script.front() {
+                Some(Op::Deliver | Op::Lie(..) | Op::Stale(..)) if in_sink => return,
+                _ => {}
+            }
+            let Some(op) = inner.script.pop_front() else {
+                return;
+            };
+            drop(inner);
+            self.act(op);
+        }
+    }
+
+    /// Does one operation, unless the guest is paused.
+    pub(super) fn act(&self, op: Op) {
+        let mut guard = self.inner.lock().unwrap();
+        let inner = &mut *guard;
+        if inner.paused {
+            return;
+        }
+        let clip = |f: u64, n: u64| f.min(self.pages)..(f + n).min(self.pages);
+        match op {
+            Op::Write(page) => inner.write(page, false, true),
+            Op::WriteZero(page) => inner.write(page, true, true),
+            Op::VmmWrite(page) => {
+                if inner.used[page as usize] {
+                    inner.write(page, false, !self.forget_vmm_writes.load(SeqCst));
+                }
+            }
+            Op::Free(first, nr) => {
+                for page in clip(first, nr) {
+                    if !inner.ballooned[page as usize] {
+                        inner.used[page as usize] = false;
+                    }
+                }
+            }
+            Op::Hint(first, nr) => {
+                let Some(id) = inner.driver_id else { return };
+                let range = clip(first, nr);
+                let free = |p: u64, i: &Inner| {
+                    let p = p as usize;
+                    !i.used[p] && !i.held[p] && !i.ballooned[p]
+                };
+                if range.is_empty() || !range.clone().all(|p| free(p, inner)) {
+                    return;
+                }
+                for page in range.clone() {
+                    if self.zeroing {
+                        inner.write(page, true, true);
+                        inner.used[page as usize] = false;
+                    }
+                    inner.held[page as usize] = true;
+                    inner.excused[page as usize] = true;
+                }
+                inner.queue.push_back((id, range.start, range.end - range.start));
+            }
+            Op::Deliver => {
+                drop(guard);
+                self.deliver();
+            }
+            Op::Lie(first, nr) => {
+                let Some(sink) = inner.sink.clone() else { return };
+                for page in clip(first, nr) {
+                    inner.lied[page as usize] = true;
+                    inner.excused[page as usize] = true;
+                }
+                drop(guard);
+                let _order = self.delivery.lock().unwrap();
+                if self.inner.lock().unwrap().sink.is_none() {
+                    return;
+                }
+                self.hint(&sink, first, nr);
+            }
+            Op::Stale(first, nr) => {
+                let sinks = inner.old_sinks.clone();
+                drop(guard);
+                for sink in sinks {
+                    self.hint(&sink, first, nr);
+                }
+            }
+            Op::Inflate(first, nr) => {
+                for page in clip(first, nr) {
+                    let p = page as usize;
+                    if !inner.used[p] && !inner.held[p] {
+                        inner.ballooned[p] = true;
+                        inner.excused[p] = true;
+                        inner.discard(page);
+                    }
+                }
+            }
+            Op::Deflate(first, nr) => {
+                for page in clip(first, nr) {
+                    inner.ballooned[page as usize] = false;
+                }
+            }
+            Op::Report(first, nr) => {
+                for page in clip(first, nr) {
+                    let p = page as usize;
+                    if !inner.used[p] && !inner.held[p] {
+                        inner.excused[p] = true;
+                        inner.discard(page);
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&self) {
+        let _order = self.delivery.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        let Some((id, first, nr)) = inner.queue.pop_front() else {
+            return;
+        };
+        let sink = match &inner.sink {
+            Some(sink) if id == inner.id => sink.clone(),
+            _ => return,
+        };
+        drop(inner);
+        self.hint(&sink, first, nr);
+    }
+
+    fn hint(&self, sink: &Arc<dyn HintSink>, first: u64, nr: u64) {
+        self.hinting.store(true, SeqCst);
+        sink.hint(first, nr);
+        self.hinting.store(false, SeqCst);
+    }
+
+    /// Compares a paused guest with what arrived. `Err` names the first wrong page.
+    pub(super) fn compare(&self, dest: &[u8]) -> Result<(), String> {
+        let inner = self.inner.lock().unwrap();
+        assert!(inner.paused && dest.len() == inner.data.len());
+        for page in 0..self.pages as usize {
+            let range = page * PAGE_SIZE..(page + 1) * PAGE_SIZE;
+            if inner.data[range.clone()] == dest[range] {
+                continue;
+            }
+            if inner.used[page] && !inner.lied[page] {
+                return Err(format!("page {page} is in use and lost"));
+            }
+            if !inner.excused[page] {
+                return Err(format!("page {page} was never hinted and differs"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn write(&mut self, page: u64, zero: bool, logged: bool) {
+        self.stamp += 1;
+        let stamp = if zero { 0 } else { self.stamp };
+        let p = page as usize;
+        if self.ballooned[p] {
+            return;
+        }
+        let range = p * PAGE_SIZE..(p + 1) * PAGE_SIZE;
+        self.data[range.clone()].fill(0);
+        // In the middle, so that looking at the start of a page is not enough.
+        self.data[range.start + 2048..range.start + 2056].copy_from_slice(&stamp.to_le_bytes());
+        self.populated[p] = true;
+        self.used[p] = true;
+        self.held[p] = false;
+        self.lied[p] = false;
+        if self.log_on && logged {
+            self.dirty[p] = true;
+        }
+    }
+
+    fn discard(&mut self, page: u64) {
+        let p = page as usize;
+        self.data[p * PAGE_SIZE..(p + 1) * PAGE_SIZE].fill(0);
+        self.populated[p] = false;
+    }
+}
+
+impl GuestRam for Model {
+    fn nr_pages(&self) -> u64 {
+        self.pages
+    }
+
+    fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
+        assert!(!self.panic_at_read.load(SeqCst), "model: told to panic");
+        self.fire(Trigger::FirstRead);
+        if self.harvests.load(SeqCst) == 1 {
+            self.fire(Trigger::ReadInRoundTwo);
+        }
+        self.hook();
+        let at = first as usize * PAGE_SIZE;
+        buf.copy_from_slice(&self.inner.lock().unwrap().data[at..at + buf.len()]);
+        self.hook();
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::other("the source's memory is not written"))
+    }
+
+    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::other("the source's memory is not written"))
+    }
+
+    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.hook();
+        {
+            let inner = self.inner.lock().unwrap();
+            for page in 0..self.pages {
+                if inner.populated[page as usize] {
+                    out.set(page);
+                }
+            }
+        }
+        self.hook();
+        Ok(())
+    }
+}
+
+impl DirtyLog for Model {
+    fn start(&self) -> io::Result<()> {
+        self.hook();
+        let mut inner = self.inner.lock().unwrap();
+        inner.log_on = true;
+        inner.dirty.fill(true);
+        Ok(())
+    }
+
+    fn protect(&self, first: u64, nr: u64) -> io::Result<()> {
+        assert!(first % 64 == 0 && (nr % 64 == 0 || first + nr == self.pages));
+        self.hook();
+        let range = first as usize..(first + nr) as usize;
+        self.inner.lock().unwrap().dirty[range].fill(false);
+        self.hook();
+        Ok(())
+    }
+
+    fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.fire(Trigger::Harvest);
+        self.harvests.fetch_add(1, SeqCst);
+        self.hook();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            assert!(inner.log_on && inner.sink.is_none(), "harvest in an epoch");
+            for page in 0..self.pages {
+                if std::mem::take(&mut inner.dirty[page as usize]) {
+                    out.set(page);
+                }
+            }
+        }
+        self.hook();
+        Ok(())
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        self.inner.lock().unwrap().log_on = false;
+        Ok(())
+    }
+}
+
+impl HintSource for Model {
+    fn available(&self) -> bool {
+        true
+    }
+
+    fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
+        self.hook();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            inner.id += 1;
+            inner.driver_id = Some(inner.id);
+            inner.sink = Some(sink);
+            self.hinting_published.store(true, SeqCst);
+        }
+        self.fire(Trigger::Published);
+        self.hook();
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.hook();
+        let _order = self.delivery.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        let sink = inner.sink.take();
+        inner.old_sinks.extend(sink);
+        inner.driver_id = None;
+        self.hinting_published.store(false, SeqCst);
+    }
+
+    fn done(&self) {
+        HintSource::stop(self);
+        self.done.fetch_add(1, SeqCst);
+        let mut inner = self.inner.lock().unwrap();
+        if !inner.paused {
+            inner.held.fill(false);
+        }
+    }
+
+    fn finished(&self) -> bool {
+        self.hook();
+        self.inner.lock().unwrap().script.is_empty()
+    }
+
+    fn wait_seen(&self, _: Duration) -> bool {
+        self.hook();
+        true
+    }
+
+    fn ballooned(&self, out: &mut Bitmap) {
+        self.hook();
+        {
+            let inner = self.inner.lock().unwrap();
+            for page in 0..self.pages {
+                if inner.ballooned[page as usize] {
+                    out.set(page);
+                }
+            }
+        }
+        self.hook();
+    }
+
+    fn guest_free_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Machine for Model {
+    fn pause(&self) -> io::Result<()> {
+        self.hook();
+        self.inner.lock().unwrap().paused = true;
+        Ok(())
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        self.inner.lock().unwrap().paused = false;
+        Ok(())
+    }
+
+    fn save(&self) -> io::Result<Vec<u8>> {
+        assert!(self.paused());
+        Ok(b"state of the model".to_vec())
+    }
+}
+
+/// The destination's memory.
+pub(super) struct DestRam {
+    pub(super) data: Mutex<Vec<u8>>,
+}
+
+impl GuestRam for DestRam {
+    fn nr_pages(&self) -> u64 {
+        (self.data.lock().unwrap().len() / PAGE_SIZE) as u64
+    }
+
+    fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::Error::other("the destination's memory is not read"))
+    }
+
+    fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
+        let at = first as usize * PAGE_SIZE;
+        self.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn zero(&self, first: u64, nr: u64) -> io::Result<()> {
+        let at = first as usize * PAGE_SIZE;
+        self.data.lock().unwrap()[at..at + nr as usize * PAGE_SIZE].fill(0);
+        Ok(())
+    }
+
+    fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
+        Err(io::Error::other("the destination's memory is not asked"))
+    }
+}
+
+/// The destination.
+#[derive(Default)]
+pub(super) struct Dest {
+    pub(super) ram: Option<Arc<DestRam>>,
+    pub(super) state: Option<Vec<u8>>,
+    pub(super) runs: u32,
+    pub(super) refuse: bool,
+}
+
+impl Dest {
+    pub(super) fn memory(&self) -> Vec<u8> {
+        self.ram.as_ref().unwrap().data.lock().unwrap().clone()
+    }
+}
+
+impl DestinationVm for Dest {
+    fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
+        if self.refuse || description != b"model" || nr_pages > 1 << 20 {
+            return Err(io::Error::other("no room for this guest"));
+        }
+        let ram = Arc::new(DestRam { data: Mutex::new(vec![0; nr_pages as usize * PAGE_SIZE]) });
+        self.ram = Some(ram.clone());
+        Ok(ram)
+    }
+
+    fn load(&mut self, state: &[u8]) -> io::Result<()> {
+        self.state = Some(state.to_vec());
+        Ok(())
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        assert!(self.state.is_some(), "run without state");
+        self.runs += 1;
+        Ok(())
+    }
+}

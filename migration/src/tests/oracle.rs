@@ -1,0 +1,226 @@
+//! Whole migrations of the model guest, judged by the oracle.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::model::{Dest, Model, Op, Trigger, ops};
+use crate::*;
+
+pub(super) fn config(mode: HintMode) -> SourceConfig {
+    SourceConfig {
+        hints: HintPolicy::On,
+        hint_mode: mode,
+        // Three rounds, then switch over whatever is left: the script decides what is dirty when.
+        downtime_limit: Duration::ZERO,
+        max_rounds: 3,
+        on_timeout: OnTimeout::Force,
+        first_hint_wait: Duration::from_millis(1),
+        slice: Duration::from_micros(100),
+        stall_timeout: Duration::from_secs(10),
+        ..SourceConfig::default()
+    }
+}
+
+type Outcome = (Result<Report, Failure>, Result<Received, Failure>, Dest);
+
+/// Migrates over the given connection ends.
+pub(super) fn migrate_over(
+    model: &Arc<Model>,
+    cfg: &SourceConfig,
+    dest_cfg: &DestinationConfig,
+    ends: (Box<dyn Transport>, Box<dyn Transport>),
+) -> Outcome {
+    let (near, far) = ends;
+    let dest_cfg = dest_cfg.clone();
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest::default();
+        let received = receive(far, &mut dest, &dest_cfg, &(), &CancelToken::new());
+        (received, dest)
+    });
+    let report = migrate(&model.vm(), near, cfg, &(), &CancelToken::new());
+    let (received, dest) = receiver.join().unwrap();
+    (report, received, dest)
+}
+
+pub(super) fn pair() -> (Box<dyn Transport>, Box<dyn Transport>) {
+    let (near, far) = UnixStream::pair().unwrap();
+    (Box::new(near), Box::new(far))
+}
+
+/// Migrates over a socket pair; the report, and what the oracle says.
+pub(super) fn migrate_model(model: &Arc<Model>, cfg: &SourceConfig) -> (Report, Result<(), String>) {
+    let (report, received, dest) = migrate_over(model, cfg, &DestinationConfig::default(), pair());
+    let report = report.unwrap();
+    assert!(received.unwrap().acknowledged && dest.runs == 1);
+    assert_eq!(dest.state.as_deref(), Some(&b"state of the model"[..]));
+    for r in &report.rounds {
+        let sum = r.sent + r.zero + r.hole + r.hinted + r.ballooned + r.clean;
+        assert_eq!(sum, model.pages, "{r:?}");
+    }
+    assert!(model.done.load(Ordering::SeqCst) > 0 && !model.log_on());
+    let verdict = model.compare(&dest.memory());
+    (report, verdict)
+}
+
+const PAGES: u64 = 64 * 12 + 13;
+
+fn hinting(nr_words: u64) -> Vec<Op> {
+    let mut script = vec![];
+    for word in 0..nr_words {
+        script.push(Op::Hint(word * 64, 64));
+        script.push(Op::Deliver);
+    }
+    script
+}
+
+#[test]
+fn a_zeroing_guest_stays_in_checked_zero_mode_and_nothing_comes_back_dirty() {
+    let model = Model::new(PAGES, true, vec![]);
+    model.on(Trigger::Published, hinting(9));
+    let cfg = config(HintMode::Auto);
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    let first = &report.rounds[0];
+    assert_eq!(first.hint_mode, Some(HintMode::CheckedZero));
+    assert!(first.hinted >= 3 * 64, "{first:?}");
+    assert_eq!(first.overridden, 0, "{first:?}");
+}
+
+#[test]
+fn a_guest_that_does_not_zero_is_found_out_and_switched_to_protected_mode() {
+    let model = Model::new(PAGES, false, vec![]);
+    // Under the first id, and under the one that follows DONE.
+    model.on(Trigger::Published, hinting(9));
+    model.on(Trigger::Published, hinting(9));
+    let cfg = config(HintMode::Auto);
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    let first = &report.rounds[0];
+    assert_eq!(first.hint_mode, Some(HintMode::Protected));
+    assert!(first.hinted >= 3 * 64, "{first:?}");
+}
+
+#[test]
+fn holes_and_zero_pages_cost_nothing_on_the_wire_in_round_one() {
+    let model = Model::new(PAGES, false, vec![]);
+    let mut cfg = config(HintMode::Auto);
+    cfg.hints = HintPolicy::Off;
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    let first = &report.rounds[0];
+    assert_eq!(first.hole, PAGES - PAGES * 3 / 4);
+    assert!(first.zero > 60 && first.sent > 400);
+    let content = first.sent * 4096;
+    assert!(first.bytes > content && first.bytes < content + content / 50);
+    assert_eq!(first.hint_mode, None);
+}
+
+#[test]
+fn a_page_that_became_zero_is_zeroed_at_the_destination() {
+    // Sent with content in round one, zero in round two.
+    let model = Model::new(PAGES, false, vec![]);
+    let mut cfg = config(HintMode::Auto);
+    cfg.hints = HintPolicy::Off;
+    let writer = model.clone();
+    let progress = move |s: &Snapshot| {
+        if s.phase == Phase::LastRound {
+            writer.act(Op::WriteZero(1));
+        }
+    };
+    let (near, far) = pair();
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest::default();
+        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new()).unwrap();
+        dest
+    });
+    migrate(&model.vm(), near, &cfg, &progress, &CancelToken::new()).unwrap();
+    let dest = receiver.join().unwrap();
+    model.compare(&dest.memory()).unwrap();
+}
+
+#[test]
+fn auto_leaves_hints_alone_where_little_is_populated() {
+    let model = Model::new(PAGES, false, hinting(9));
+    let mut cfg = config(HintMode::Auto);
+    cfg.hints = HintPolicy::Auto;
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    assert!(report.hints.starts_with("off"), "{}", report.hints);
+    assert_eq!(report.hinted, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn no_interleaving_of_a_scripted_guest_loses_a_page(
+        script in prop::collection::vec(ops(PAGES), 0..300),
+        zeroing: bool,
+        mode in prop_oneof![Just(HintMode::Auto), Just(HintMode::Protected), Just(HintMode::CheckedZero)],
+    ) {
+        let model = Model::new(PAGES, zeroing, script);
+        let (_, verdict) = migrate_model(&model, &config(mode));
+        prop_assert_eq!(verdict, Ok(()));
+    }
+}
+
+/// A small generator, so that threads need no shared one.
+fn next(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    *seed >> 33
+}
+
+#[test]
+fn no_page_is_lost_with_threads_writing_and_hinting() {
+    const PAGES: u64 = 64 * 60 + 13;
+    for (case, (zeroing, mode)) in [
+        (false, HintMode::Auto),
+        (true, HintMode::Auto),
+        (false, HintMode::Protected),
+        (true, HintMode::Protected),
+        (false, HintMode::CheckedZero),
+        (true, HintMode::CheckedZero),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let model = Model::new(PAGES, zeroing, vec![]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let spawn = |role: u64| {
+            let (model, stop) = (model.clone(), stop.clone());
+            thread::spawn(move || {
+                let mut seed = role * 7919 + case as u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let page = next(&mut seed) % PAGES;
+                    let op = match (role, next(&mut seed) % 8) {
+                        (0, 0..5) => Op::Write(page),
+                        (0, 5) => Op::WriteZero(page),
+                        (0, 6) => Op::VmmWrite(page),
+                        (0, _) => Op::Free(page, 40),
+                        (_, 0..4) => Op::Hint(page / 64 * 64, 64),
+                        (_, 4) => Op::Inflate(page, 3),
+                        (_, 5) => Op::Deflate(page, 9),
+                        _ => Op::Deliver,
+                    };
+                    model.act(op);
+                    if next(&mut seed).is_multiple_of(16) {
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                }
+            })
+        };
+        let threads = [spawn(0), spawn(1)];
+        let mut cfg = config(mode);
+        cfg.slice = Duration::from_millis(2);
+        cfg.first_hint_wait = Duration::from_millis(20);
+        let (report, verdict) = migrate_model(&model, &cfg);
+        stop.store(true, Ordering::Relaxed);
+        threads.map(|t| t.join().unwrap());
+        assert_eq!(verdict, Ok(()), "zeroing {zeroing}, {mode:?}");
+        assert!(report.rounds.len() >= 2);
+    }
+}

@@ -1,0 +1,46 @@
+//! How fast the engine is by itself. Not run by default: `cargo test --release -p wherry-migration -- --ignored --nocapture`.
+
+use std::time::{Duration, Instant};
+
+use super::model::Model;
+use super::oracle::{config, migrate_model};
+use crate::*;
+
+#[test]
+fn the_bandwidth_cap_is_kept() {
+    let model = Model::new(64 * 64, false, vec![]);
+    let cfg = SourceConfig {
+        bandwidth: Some(16 << 20),
+        hints: HintPolicy::Off,
+        max_rounds: 1,
+        ..config(HintMode::Auto)
+    };
+    let start = Instant::now();
+    let (report, verdict) = migrate_model(&model, &cfg);
+    let time = start.elapsed().as_secs_f64();
+    verdict.unwrap();
+    let expected = report.total_bytes as f64 / f64::from(16 << 20);
+    assert!(time > expected * 0.9 - 0.03, "{time} s, expected {expected} s");
+    assert!(time < expected * 1.1 + 0.3, "{time} s, expected {expected} s");
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn throughput_over_a_socket_pair() {
+    let model = Model::new(1 << 18, false, vec![]);
+    let cfg = SourceConfig {
+        hints: HintPolicy::Off,
+        downtime_limit: Duration::from_millis(300),
+        ..config(HintMode::Auto)
+    };
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    let gib = report.round_one_bytes as f64 / f64::from(1 << 30);
+    let seconds = report.rounds[0].duration_ms as f64 / 1000.0;
+    println!(
+        "round one: {gib:.2} GiB in {seconds:.3} s, {:.2} GiB/s, {:.0} pages/s; downtime {:?}",
+        gib / seconds,
+        report.pages_per_second,
+        report.downtime
+    );
+}
