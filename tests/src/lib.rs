@@ -1,1 +1,17 @@
-//! Integration tests; see `tests/`.
+//! Drives real guests through the `wherry` binary: start, talk over the serial console, migrate, read the verdict.
+//!
+//! Used by the integration tests (`tests/tests/`), the demo and the benchmark. Knows the command line and the guest's console
+//! protocol, nothing of Wherry's inside.
+
+mod console;
+mod guest;
+mod proxy;
+mod scratch;
+
+pub use console::{Console, Fields};
+pub use guest::{Env, Guest, GuestOptions, MigrateError, migrate};
+pub use proxy::{Frame, Proxy, When};
+pub use scratch::Scratch;
+
+/// Result with any error; tests and tools only print it.
+pub type Result<T> = anyhow::Result<T>;

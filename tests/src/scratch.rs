@@ -1,0 +1,42 @@
+//! A scratch folder of a test's own.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::{Env, Result};
+
+/// A folder below `WHERRY_SCRATCH` (a file system with sockets), removed when dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new, empty folder.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let base = std::env::var_os("WHERRY_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        let path = base.join(format!("wherry-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// An environment for guests with this stock kernel (for example `CLOUD_6_1`), its files on fast storage.
+    ///
+    /// # Errors
+    /// Not started by `cargo xtask test`.
+    pub fn env(&self, kernel: &str) -> Result<Env> {
+        Env::from_vars(kernel, &self.0)?.on_fast_storage()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

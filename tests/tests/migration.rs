@@ -1,0 +1,178 @@
+//! Live migration of stock Linux: there and back, with hints and without, and what happens when it breaks.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, Scratch, migrate};
+
+const BOOT: Duration = Duration::from_secs(180);
+const SOON: Duration = Duration::from_secs(60);
+
+/// Migrates `guest` to a new VMM called `name` and lets the guest check all of its memory there.
+fn hop(env: &Env, guest: &mut Guest, name: &str, args: &[&str]) -> Result<(Guest, Value)> {
+    let uri = env.unix_uri(name);
+    let mut destination = Guest::receive(env, name, &uri)?;
+    let report = migrate(env, &guest.name, &uri, args)?;
+    check_accounting(&report);
+    assert!(guest.wait_exit(SOON)?.success(), "{}", guest.log());
+    let verdict = destination.ask("verify", SOON)?;
+    assert_eq!(verdict.num("bad")?, 0);
+    assert_eq!(destination.ask("status", SOON)?.num("bad")?, 0);
+    Ok((destination, report))
+}
+
+fn check_accounting(report: &Value) {
+    let pages = report["nr_pages"].as_u64();
+    for round in report["rounds"].as_array().into_iter().flatten() {
+        let sum = ["sent", "zero", "hole", "hinted", "ballooned", "clean"]
+            .iter()
+            .map(|class| round[*class].as_u64().unwrap_or_else(|| panic!("no {class} in {round}")))
+            .sum();
+        assert_eq!(Some(sum), pages, "{round}");
+    }
+}
+
+fn total(report: &Value, class: &str) -> u64 {
+    report["rounds"].as_array().into_iter().flatten().filter_map(|r| r[class].as_u64()).sum()
+}
+
+fn start(env: &Env, cpus: u32, memory: &str, work: &str) -> Result<Guest> {
+    let options = GuestOptions {
+        cpus,
+        memory: memory.into(),
+        append: format!("wherry.check=64 wherry.check_rate=2000 {work}"),
+        args: vec![],
+    };
+    let mut guest = Guest::run(env, "start", &options)?;
+    guest.wait_for("work done", BOOT)?;
+    Ok(guest)
+}
+
+#[test]
+fn ten_times_there_and_back_under_a_writer() -> Result<()> {
+    let scratch = Scratch::new("pingpong")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let mut guest = start(&env, 2, "1GiB", "wherry.work=fill:300,free:300+writer:32,8")?;
+    let turns = if std::env::var_os("WHERRY_SOAK").is_some() { 200 } else { 20 };
+    for turn in 0..turns {
+        let hints = ["on", "off", "auto"][turn % 3];
+        let (next, _) = hop(&env, &mut guest, &format!("hop{turn}"), &["--hints", hints])?;
+        guest = next;
+    }
+    Ok(())
+}
+
+#[test]
+fn hints_skip_what_was_freed_and_memfree_comes_back() -> Result<()> {
+    let scratch = Scratch::new("hints")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let mut guest = start(&env, 1, "1GiB", "init_on_alloc=0 wherry.work=fill:600,free:600")?;
+    let free = guest.ask("status", SOON)?.num("memfree_kb")?;
+    let (mut guest, report) = hop(&env, &mut guest, "there", &["--hints", "on", "--bandwidth", "1Gbit"])?;
+    assert!(total(&report, "hinted") > 100_000, "only {} pages were skipped: {report:#}", total(&report, "hinted"));
+    assert!(report["total_bytes"].as_u64() < Some(300 << 20), "{report:#}");
+    memfree_returns(&mut guest, free)
+}
+
+#[test]
+fn five_gib_on_two_cpus() -> Result<()> {
+    let scratch = Scratch::new("large")?;
+    let env = scratch.env("CLOUD_6_12")?;
+    let mut guest = start(&env, 2, "5GiB", "wherry.work=fill:200,free:100")?;
+    let (mut guest, report) = hop(&env, &mut guest, "there", &["--hints", "auto"])?;
+    assert!(report["total_bytes"].as_u64() < Some(600 << 20), "holes were sent: {report:#}");
+    hop(&env, &mut guest, "back", &["--hints", "off"])?;
+    Ok(())
+}
+
+fn memfree_returns(guest: &mut Guest, before_kb: u64) -> Result<()> {
+    let mut now = 0;
+    for _ in 0..50 {
+        now = guest.ask("status", SOON)?.num("memfree_kb")?;
+        if now + 16 * 1024 > before_kb {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the guest had {before_kb} KiB free and has {now} KiB: it did not get its hinted memory back");
+}
+
+#[test]
+fn after_failure_and_cancel_the_guest_goes_on_and_the_next_attempt_works() -> Result<()> {
+    let scratch = Scratch::new("retry")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let mut guest = start(&env, 1, "1GiB", "wherry.work=fill:400,free:300")?;
+    let free = guest.ask("status", SOON)?.num("memfree_kb")?;
+
+    // Cancelled in round one, while hints are out.
+    let uri = env.unix_uri("cancelled");
+    let mut lost = Guest::receive(&env, "cancelled", &uri)?;
+    let migration = std::thread::spawn({
+        let (env, uri) = (env.clone(), uri.clone());
+        move || migrate(&env, "start", &uri, &["--hints", "on", "--bandwidth", "20Mbit"])
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(env.command(&["cancel", "start"]).status()?.success());
+    let error = migration.join().expect("migrate thread").expect_err("cancelled");
+    assert_eq!(error.downcast_ref::<MigrateError>().map(|e| e.code), Some(5), "{error:#}");
+    assert!(!lost.wait_exit(SOON)?.success(), "a receiver without a guest must not succeed");
+    assert_eq!(guest.info()?["state"], "running");
+    memfree_returns(&mut guest, free)?;
+
+    // The receiver dies in round one.
+    let uri = env.unix_uri("killed");
+    let mut lost = Guest::receive(&env, "killed", &uri)?;
+    let migration = std::thread::spawn({
+        let (env, uri) = (env.clone(), uri.clone());
+        move || migrate(&env, "start", &uri, &["--hints", "on", "--bandwidth", "20Mbit"])
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    lost.kill();
+    let error = migration.join().expect("migrate thread").expect_err("receiver killed");
+    assert_eq!(error.downcast_ref::<MigrateError>().map(|e| e.code), Some(5), "{error:#}");
+    memfree_returns(&mut guest, free)?;
+
+    let (mut guest, _) = hop(&env, &mut guest, "there", &["--hints", "on"])?;
+    memfree_returns(&mut guest, free)
+}
+
+#[test]
+fn a_paused_guest_arrives_paused() -> Result<()> {
+    let scratch = Scratch::new("paused")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let guest = start(&env, 1, "512MiB", "")?;
+    assert!(env.command(&["pause", "start"]).status()?.success());
+    let uri = env.unix_uri("there");
+    let mut destination = Guest::receive(&env, "there", &uri)?;
+    migrate(&env, "start", &uri, &[])?;
+    drop(guest);
+    assert_eq!(destination.info()?["state"], "paused");
+    assert!(env.command(&["resume", "there"]).status()?.success());
+    assert_eq!(destination.ask("verify", SOON)?.num("bad")?, 0);
+    Ok(())
+}
+
+#[test]
+fn memory_beside_guest_ram_stays_small() -> Result<()> {
+    let scratch = Scratch::new("rss")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let mut guest = start(&env, 1, "5GiB", "wherry.work=fill:200,free:200")?;
+    let beside = |g: &Guest| -> Result<u64> { Ok(g.proc_kib("RssAnon")? + g.proc_kib("RssFile")?) };
+    let before = beside(&guest)?;
+    let uri = env.unix_uri("there");
+    let destination = Guest::receive(&env, "there", &uri)?;
+    let migration = std::thread::spawn({
+        let (env, uri) = (env.clone(), uri.clone());
+        move || migrate(&env, "start", &uri, &["--hints", "on", "--bandwidth", "100Mbit"])
+    });
+    let mut during = 0;
+    while !migration.is_finished() {
+        during = during.max(beside(&guest).unwrap_or(0)).max(beside(&destination)?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    migration.join().expect("migrate thread")?;
+    guest.wait_exit(SOON)?;
+    println!("beside guest RAM: {before} KiB before, at most {during} KiB during migration");
+    assert!(before.max(during) <= 16 * 1024, "{before} KiB before, {during} KiB during migration");
+    Ok(())
+}

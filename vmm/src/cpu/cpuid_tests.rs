@@ -1,0 +1,102 @@
+//! Tests of the CPUID that guests get, on made-up hosts and on this one.
+
+use super::*;
+
+fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
+    let [eax, ebx, ecx, edx] = regs;
+    kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
+}
+
+/// An AMD-like host with everything set that is to be hidden.
+fn host() -> Vec<kvm_cpuid_entry2> {
+    vec![
+        leaf(0, 0, [0xD, 0x6874_7541, 0x444D_4163, 0x6974_6E65]),
+        leaf(1, 0, [0xA20F10, 0x0710_0800, u32::MAX, u32::MAX]),
+        leaf(4, 0, [0x21 | 0x7 << 26, 0, 0, 0]),
+        leaf(4, 3, [0x63 | 0x7 << 26, 0, 0, 0]),
+        leaf(6, 0, [0xFF, 2, 1, 0]),
+        leaf(7, 0, [1, u32::MAX, u32::MAX, u32::MAX]),
+        leaf(0xA, 0, [0x0730_0404, 0, 0, 0x603]),
+        leaf(0xD, 0, [0x602E7, 0, 11008, 0]),
+        leaf(0xD, 1, [0x1F, 0, 0x1900, 0]),
+        leaf(0xD, 2, [256, 576, 0, 0]),
+        leaf(0xD, 9, [8, 2432, 0, 0]),
+        leaf(0xD, 11, [16, 0, 1, 0]),
+        leaf(0xD, 18, [8192, 2816, 6, 0]),
+        leaf(0x4000_0000, 0, [0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D]),
+        leaf(0x4000_0001, 0, [0x0100_7EFB, 0, 0, 0]),
+        leaf(0x8000_0000, 0, [0x8000_0021, 0, 0, 0]),
+        leaf(0x8000_0001, 0, [0, 0, u32::MAX, u32::MAX]),
+        leaf(0x8000_0007, 0, [0, 0, 0, 0x100]),
+        leaf(0x8000_0008, 0, [0x3030, 0, 0x4007, 0]),
+        leaf(0x8000_000A, 0, [1, 8, 0, 0]),
+        leaf(0x8000_001D, 3, [0x163, 0, 0, 0]),
+        leaf(0x8000_001E, 0, [0, 0x100, 0, 0]),
+    ]
+}
+
+fn get(cpuid: &CpuId, function: u32, index: u32) -> Option<[u32; 4]> {
+    let entry = cpuid.as_slice().iter().find(|e| (e.function, e.index) == (function, index))?;
+    Some([entry.eax, entry.ebx, entry.ecx, entry.edx])
+}
+
+#[test]
+fn what_cannot_move_is_hidden() {
+    let cpuid = filter(&host()).unwrap();
+    let [_, _, ecx, _] = get(&cpuid, 1, 0).unwrap();
+    assert_eq!(ecx & (1 << 5 | 1 << 3 | 1 << 15), 0, "vmx, monitor, pdcm");
+    assert_ne!(ecx & (HYPERVISOR | X2APIC | TSC_DEADLINE), 0);
+    assert_eq!(get(&cpuid, 0xA, 0), None);
+    assert_eq!(get(&cpuid, 0x8000_000A, 0), None);
+    assert_eq!(get(&cpuid, 0x8000_0007, 0), Some([0; 4]));
+    assert_eq!(get(&cpuid, 6, 0), Some([ARAT, 0, 0, 0]));
+    let [_, _, _, edx] = get(&cpuid, 7, 0).unwrap();
+    assert_eq!(edx & (1 << 20 | 1 << 22 | 1 << 24 | 1 << 25), 0, "ibt, amx");
+    let [eax, ..] = get(&cpuid, 0x4000_0001, 0).unwrap();
+    assert_eq!(eax & (1 << 4 | 1 << 10 | 1 << 14), 0, "async page faults");
+    assert_eq!(eax & (1 << 3 | 1 << 24), 1 << 3 | 1 << 24, "kvmclock stays");
+    assert!(get(&cpuid, 0x4000_0000, 0).is_some(), "so does the signature");
+}
+
+#[test]
+fn the_xsave_area_shrinks_with_its_components() {
+    let cpuid = filter(&host()).unwrap();
+    assert_eq!(get(&cpuid, 0xD, 0), Some([0x2E7, 0, 2440, 0]));
+    assert_eq!(get(&cpuid, 0xD, 1), Some([0xF, 0, 0, 0]));
+    assert!(get(&cpuid, 0xD, 9).is_some());
+    assert_eq!(get(&cpuid, 0xD, 11), None);
+    assert_eq!(get(&cpuid, 0xD, 18), None);
+}
+
+#[test]
+fn every_vcpu_has_its_own_ids() {
+    let template = filter(&host()).unwrap();
+    for count in [1u32, 2, 3, 8, 64, 254] {
+        let ids = count.next_power_of_two();
+        for id in [0, count - 1] {
+            let cpuid = per_vcpu(&template, id, count).unwrap();
+            let [_, ebx, _, edx] = get(&cpuid, 1, 0).unwrap();
+            assert_eq!((ebx >> 24, ebx >> 16 & 0xFF), (id, ids.min(255)));
+            assert_eq!(edx & HTT != 0, count > 1);
+            assert_eq!(get(&cpuid, 0xB, 0), Some([0, 1, 0x100, id]));
+            assert_eq!(get(&cpuid, 0xB, 1), Some([ids.trailing_zeros(), count, 0x201, id]));
+            assert_eq!(get(&cpuid, 0xB, 2), Some([0, 0, 2, id]));
+            assert_eq!(get(&cpuid, 0x1F, 0), None);
+            assert_eq!(get(&cpuid, 0x8000_001E, 0), Some([id, id, 0, 0]));
+            let [_, _, ecx, _] = get(&cpuid, 0x8000_0008, 0).unwrap();
+            assert_eq!(ecx, (count - 1) | ids.trailing_zeros() << 12);
+            let [l1, ..] = get(&cpuid, 4, 0).unwrap();
+            let [l3, ..] = get(&cpuid, 4, 3).unwrap();
+            assert_eq!((l1 >> 14 & 0xFFF, l3 >> 14 & 0xFFF), (0, ids - 1));
+            assert_eq!(l1 >> 26, (ids - 1).min(63));
+        }
+    }
+    assert!(has_topoext(template.as_slice()));
+}
+
+#[test]
+fn an_empty_host_does_no_harm() {
+    let cpuid = filter(&[]).unwrap();
+    assert!(per_vcpu(&cpuid, 0, 1).unwrap().as_slice().is_empty());
+    assert!(matches!(to_cpuid(&[kvm_cpuid_entry2::default(); 300]), Err(CpuidError::TooMany(300))));
+}

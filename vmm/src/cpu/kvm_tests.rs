@@ -1,0 +1,162 @@
+//! Smoke tests against this machine's /dev/kvm: every ioctl used here is issued once. They say so and pass where
+//! there is no KVM; no guest code runs.
+
+use super::codec::{decode, encode};
+use super::compat::{CpuDescriptionV1, missing_features};
+use super::state::{StateAccess, VcpuStateV1, note_pause};
+use super::vm_state::VmStateV1;
+use super::{cpuid, regs, vm};
+use crate::boot::layout::{GIB, MIB, ram_regions};
+use crate::boot::loader::Entry;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use wherry_devices::GuestMemory;
+
+/// A VM with RAM and vCPUs; fields drop in this order.
+struct Machine {
+    vcpus: Vec<VcpuFd>,
+    vm: VmFd,
+    kvm: Kvm,
+    mem: GuestMemory,
+}
+
+impl Machine {
+    /// `None`, with a reason printed, where KVM cannot be used.
+    fn new(vcpus: u64) -> Option<Self> {
+        let kvm = match Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(e) => {
+                println!("skipped: /dev/kvm: {e}");
+                return None;
+            }
+        };
+        let vm = match kvm.create_vm() {
+            Ok(vm) => vm,
+            Err(e) => {
+                println!("skipped: KVM_CREATE_VM: {e}");
+                return None;
+            }
+        };
+        let ranges: Vec<_> = ram_regions(128 * MIB).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
+        let mem = GuestMemory::from_ranges(&ranges).unwrap();
+        for (slot, region) in mem.iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the mapping lives in `mem`, which is dropped after the VM.
+            unsafe { vm.set_user_memory_region(region) }.unwrap();
+        }
+        vm::prepare(&vm).unwrap();
+        let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id).unwrap()).collect();
+        Some(Self { vcpus, vm, kvm, mem })
+    }
+
+    fn access(&self) -> StateAccess {
+        StateAccess::new(&self.kvm, &self.vm, &self.vcpus[0]).unwrap()
+    }
+
+    fn boot(&self) {
+        let template = cpuid::template(&self.kvm).unwrap();
+        let count = self.vcpus.len() as u32;
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
+            regs::init_vcpu(vcpu, &cpuid::per_vcpu(&template, id as u32, count).unwrap()).unwrap();
+        }
+        let entry = Entry::Linux64 { rip: 16 * MIB, boot_params: 0x7000 };
+        regs::setup_boot_vcpu(&self.vcpus[0], &self.mem, &entry).unwrap();
+    }
+
+    fn save(&self) -> (VmStateV1, Vec<VcpuStateV1>) {
+        let access = self.access();
+        let vcpus = self.vcpus.iter().enumerate().map(|(id, v)| access.save(v, id as u32).unwrap()).collect();
+        (VmStateV1::save(&self.vm).unwrap(), vcpus)
+    }
+
+    fn restore(&self, vm: &VmStateV1, vcpus: &[VcpuStateV1]) -> u64 {
+        let access = self.access();
+        let elapsed = vm.restore_clock(&self.vm).unwrap();
+        for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
+            access.restore(vcpu, state, elapsed).unwrap();
+            note_pause(vcpu).unwrap();
+        }
+        vm.restore_chips(&self.vm).unwrap();
+        elapsed
+    }
+}
+
+#[test]
+fn both_entries_are_accepted() {
+    let Some(machine) = Machine::new(1) else { return };
+    machine.boot();
+    let regs = machine.vcpus[0].get_regs().unwrap();
+    assert_eq!((regs.rip, regs.rsi), (16 * MIB, 0x7000));
+    let pvh = Entry::Pvh { rip: 16 * MIB, start_info: 0x6000 };
+    regs::setup_boot_vcpu(&machine.vcpus[0], &machine.mem, &pvh).unwrap();
+    let sregs = machine.vcpus[0].get_sregs().unwrap();
+    assert_eq!((sregs.cr0 & 0x8000_0001, sregs.efer & 0x500, sregs.cs.db), (1, 0, 1));
+}
+
+#[test]
+fn a_guest_has_no_more_than_its_host() {
+    let Some(machine) = Machine::new(1) else { return };
+    let template = cpuid::template(&machine.kvm).unwrap();
+    let vcpu = cpuid::per_vcpu(&template, 0, 1).unwrap();
+    let host = cpuid::host_supported(&machine.kvm).unwrap();
+    assert_eq!(missing_features(vcpu.as_slice(), host.as_slice()), [""; 0]);
+    let tsc_khz = machine.vcpus[0].get_tsc_khz().unwrap();
+    let description = CpuDescriptionV1 { cpuid: vcpu.as_slice().to_vec(), tsc_khz };
+    description.check(&machine.kvm, tsc_khz).unwrap();
+}
+
+/// Save, restore to another VM, save again: the second copy equals the first but for the running clocks.
+#[test]
+fn state_survives_a_move() {
+    let Some(source) = Machine::new(2) else { return };
+    source.boot();
+    let (vm, vcpus) = source.save();
+    assert!(vcpus[0].msrs.len() > 10, "{} MSRs", vcpus[0].msrs.len());
+    let bytes = encode(&vcpus[0]).unwrap();
+    println!("{} MSRs, {} bytes, {} kHz", vcpus[0].msrs.len(), bytes.len(), vcpus[0].tsc_khz);
+    let vcpus: Vec<VcpuStateV1> = vcpus.iter().map(|s| decode(&encode(s).unwrap()).unwrap()).collect();
+    let vm: VmStateV1 = decode(&encode(&vm).unwrap()).unwrap();
+
+    let destination = Machine::new(2).unwrap();
+    let elapsed = destination.restore(&vm, &vcpus);
+    assert!(elapsed < 60_000_000_000, "{elapsed}");
+    let (vm_after, vcpus_after) = destination.save();
+    assert!(vm_after.clock_ns >= vm.clock_ns);
+    assert_eq!(encode(&vm_after.ioapic).unwrap(), encode(&vm.ioapic).unwrap());
+    assert_eq!(encode(&vm_after.pic_master).unwrap(), encode(&vm.pic_master).unwrap());
+    for (mut after, before) in vcpus_after.into_iter().zip(vcpus) {
+        assert!(after.tsc >= before.tsc, "the TSC went back");
+        after.tsc = before.tsc;
+        assert_eq!(after.msrs, before.msrs);
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
+fn hostile_state_is_an_error() {
+    let Some(source) = Machine::new(1) else { return };
+    source.boot();
+    let (vm, vcpus) = source.save();
+    let refused = |change: fn(&mut VcpuStateV1)| {
+        let mut state = vcpus[0].clone();
+        change(&mut state);
+        let machine = Machine::new(1).unwrap();
+        machine.access().restore(&machine.vcpus[0], &state, u64::MAX).unwrap_err().to_string()
+    };
+    assert!(refused(|s| s.sregs.cr4 = u64::MAX).contains("system registers"));
+    assert!(refused(|s| s.xsave.resize(16384, 0xFF)).contains("XSAVE"));
+    assert!(refused(|s| s.msrs[0].index = 0xDEAD_BEEF).contains("0xdeadbeef"));
+    assert!(refused(|s| s.mp_state.mp_state = 99).contains("mp_state"));
+    assert!(refused(|s| s.events.flags = u32::MAX).contains("events"));
+    let mut swapped = vm.clone();
+    swapped.ioapic.chip_id = 7;
+    assert!(swapped.restore_chips(&source.vm).is_err());
+    assert!(ram_regions(8 * GIB).len() == 2);
+}

@@ -1,0 +1,116 @@
+//! State that belongs to the VM and not to one vCPU: its clock, and the interrupt controllers and timer in KVM.
+//!
+//! Order: save it once all vCPUs are out and the devices have drained, so that no interrupt is on its way. Restoring
+//! comes in two parts around the vCPUs:
+//!
+//! 1. [`VmStateV1::restore_clock`]: the vCPUs' TSCs follow it, and writing their kvmclock MSRs uses it
+//! 2. the vCPUs ([`super::state`])
+//! 3. [`VmStateV1::restore_chips`]: the IOAPIC delivers at once what was pending in it, and that must land in the
+//!    restored local APICs; before them it would be overwritten
+
+use super::state::StateError;
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
+    kvm_irqchip, kvm_pit_state2,
+};
+use kvm_ioctls::{Cap, VmFd};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The VM's state as it goes over the wire. Decode it with [`super::codec::decode`].
+#[derive(Clone, Serialize, Deserialize)]
+pub struct VmStateV1 {
+    /// kvmclock, nanoseconds.
+    pub clock_ns: u64,
+    /// The source's real-time clock when `clock_ns` was read, nanoseconds since 1970.
+    pub realtime_ns: u64,
+    /// First 8259.
+    pub pic_master: kvm_irqchip,
+    /// Second 8259.
+    pub pic_slave: kvm_irqchip,
+    /// IOAPIC.
+    pub ioapic: kvm_irqchip,
+    /// 8254, if the VM has one.
+    pub pit: Option<kvm_pit_state2>,
+}
+
+impl fmt::Debug for VmStateV1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("VmStateV1");
+        out.field("clock_ns", &self.clock_ns).field("realtime_ns", &self.realtime_ns).finish_non_exhaustive()
+    }
+}
+
+impl VmStateV1 {
+    /// Reads everything.
+    pub fn save(vm: &VmFd) -> Result<Self, StateError> {
+        let clock = vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
+        // With the flag KVM has read both clocks at one instant (Linux 5.16, and a host that runs on its TSC).
+        let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
+        Ok(Self {
+            clock_ns: clock.clock,
+            realtime_ns: if paired { clock.realtime } else { realtime_ns() },
+            pic_master: get_chip(vm, KVM_IRQCHIP_PIC_MASTER)?,
+            pic_slave: get_chip(vm, KVM_IRQCHIP_PIC_SLAVE)?,
+            ioapic: get_chip(vm, KVM_IRQCHIP_IOAPIC)?,
+            pit: get_pit(vm)?,
+        })
+    }
+
+    /// Sets kvmclock to where it would be had it run on, and returns by how many nanoseconds it moved: the downtime
+    /// so far by the hosts' real-time clocks, 0 if this host's is behind the source's. Kept by NTP they agree to
+    /// milliseconds; a large value says that they do not (or that a snapshot is old), and is worth a warning.
+    pub fn restore_clock(&self, vm: &VmFd) -> Result<u64, StateError> {
+        let failed = |source| StateError::Set { what: "clock", source };
+        // The capability's value is the set of flags that KVM_SET_CLOCK may use.
+        let flags = vm.check_extension_int(Cap::AdjustClock).max(0) as u32 & KVM_CLOCK_REALTIME;
+        let data = if flags != 0 {
+            kvm_clock_data { clock: self.clock_ns, realtime: self.realtime_ns, flags, ..Default::default() }
+        } else {
+            let elapsed = realtime_ns().saturating_sub(self.realtime_ns);
+            kvm_clock_data { clock: self.clock_ns.saturating_add(elapsed), ..Default::default() }
+        };
+        vm.set_clock(&data).map_err(failed)?;
+        let now = vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
+        Ok(now.clock.saturating_sub(self.clock_ns))
+    }
+
+    /// Writes PIC, IOAPIC and PIT to a VM whose vCPUs have been restored.
+    pub fn restore_chips(&self, vm: &VmFd) -> Result<(), StateError> {
+        for (chip, id) in [
+            (&self.pic_master, KVM_IRQCHIP_PIC_MASTER),
+            (&self.pic_slave, KVM_IRQCHIP_PIC_SLAVE),
+            (&self.ioapic, KVM_IRQCHIP_IOAPIC),
+        ] {
+            if chip.chip_id != id {
+                return Err(StateError::Size { what: "interrupt controller's number", have: chip.chip_id as usize });
+            }
+            vm.set_irqchip(chip).map_err(|source| StateError::Set { what: "interrupt controller", source })?;
+        }
+        if let Some(pit) = &self.pit {
+            vm.set_pit2(pit).map_err(|source| StateError::Set { what: "PIT", source })?;
+        }
+        Ok(())
+    }
+}
+
+fn get_chip(vm: &VmFd, chip_id: u32) -> Result<kvm_irqchip, StateError> {
+    let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+    vm.get_irqchip(&mut chip).map_err(|source| StateError::Get { what: "an interrupt controller", source })?;
+    Ok(chip)
+}
+
+fn get_pit(vm: &VmFd) -> Result<Option<kvm_pit_state2>, StateError> {
+    match vm.get_pit2() {
+        Ok(pit) => Ok(Some(pit)),
+        // There is none.
+        Err(e) if e.errno() == libc::ENXIO => Ok(None),
+        Err(source) => Err(StateError::Get { what: "the PIT", source }),
+    }
+}
+
+/// The host's real-time clock, nanoseconds since 1970; 0 if it stands before that.
+fn realtime_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}

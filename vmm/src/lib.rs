@@ -1,0 +1,14 @@
+//! Wherry: a small KVM virtual machine monitor that live-migrates what the guest uses, not what it owns.
+//!
+//! See `docs/architecture.md` for the way through the code.
+
+pub mod boot;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod cpu;
+pub mod doctor;
+pub mod machine;
+pub mod memory;
+pub mod migrate;
+pub mod vcpu;

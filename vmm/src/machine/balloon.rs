@@ -1,0 +1,66 @@
+//! The balloon for people: names of features, counters, statistics.
+
+use std::time::{Duration, Instant};
+
+use wherry_devices::virtio::balloon::constants::{
+    F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_MUST_TELL_HOST, F_PAGE_POISON, F_PAGE_REPORTING, F_STATS_VQ, STAT_NAMES,
+};
+
+use super::Machine;
+use crate::control::BalloonInfo;
+use crate::memory::PAGE;
+
+const FEATURES: [(u64, &str); 6] = [
+    (F_MUST_TELL_HOST, "must_tell_host"),
+    (F_STATS_VQ, "stats"),
+    (F_DEFLATE_ON_OOM, "deflate_on_oom"),
+    (F_FREE_PAGE_HINT, "free_page_hint"),
+    (F_PAGE_POISON, "page_poison"),
+    (F_PAGE_REPORTING, "page_reporting"),
+];
+
+impl Machine {
+    /// Asks the guest for a balloon of this many bytes.
+    pub fn set_balloon_target(&self, bytes: u64) {
+        if let Some(b) = self.balloon() {
+            b.set_target(u32::try_from(bytes / PAGE).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Asks the guest for fresh statistics and waits for them, at most for `timeout`.
+    pub fn refresh_statistics(&self, timeout: Duration) {
+        let Some(b) = self.balloon() else { return };
+        let (asked, before) = (Instant::now(), b.stats().updated);
+        if !b.request_stats() {
+            return;
+        }
+        while b.stats().updated == before && asked.elapsed() < timeout {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The balloon for `info`.
+    pub fn balloon_info(&self) -> Option<BalloonInfo> {
+        let b = self.balloon()?;
+        let stats = b.stats();
+        let statistics: serde_json::Map<_, _> = (stats.values.iter())
+            .filter_map(|&(tag, value)| Some(((*STAT_NAMES.get(usize::from(tag))?).to_owned(), value.into())))
+            .collect();
+        let age_ms = stats.updated.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let ballooned: u64 = b.ballooned().iter().map(|(_, len)| len).sum();
+        let negotiated = b.device().urgent().negotiated();
+        let features = FEATURES.iter().filter(|(bit, _)| negotiated & bit != 0).map(|(_, name)| (*name).to_owned());
+        Some(BalloonInfo {
+            target_bytes: u64::from(b.target()) * PAGE,
+            actual_bytes: u64::from(b.actual()) * PAGE,
+            features: features.collect(),
+            counters: serde_json::json!({
+                "guest": statistics,
+                "guest_statistics_age_ms": age_ms,
+                "ballooned_bytes": ballooned,
+                "resident_bytes": self.ram().resident_bytes(),
+                "device": b.telemetry(),
+            }),
+        })
+    }
+}

@@ -1,0 +1,64 @@
+//! The one event loop that serves all devices (event-manager on a thread of its own).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A device's end of the loop.
+pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+
+/// The running loop. Dropping it ends the thread, and with it the devices' work.
+pub struct EventLoop {
+    quit: Arc<AtomicBool>,
+    wake: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Wakes the loop so that it sees `quit`.
+struct Wake(EventFd);
+
+impl MutEventSubscriber for Wake {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.0.read();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        let _ = ops.add(Events::new(&self.0, EventSet::IN));
+    }
+}
+
+impl EventLoop {
+    /// Starts the loop with these subscribers.
+    pub fn spawn(subscribers: Vec<Subscriber>) -> io::Result<Self> {
+        let quit = Arc::new(AtomicBool::new(false));
+        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let mut manager = EventManager::<Subscriber>::new().map_err(|e| io::Error::other(e.to_string()))?;
+        for s in subscribers {
+            manager.add_subscriber(s);
+        }
+        manager.add_subscriber(Arc::new(Mutex::new(Wake(wake.try_clone()?))));
+        let stop = quit.clone();
+        let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                // EINTR is the only error here that can occur and pass.
+                let _ = manager.run();
+            }
+        })?;
+        Ok(Self { quit, wake, thread: Some(thread) })
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        self.quit.store(true, Ordering::Release);
+        let _ = self.wake.write(1);
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}

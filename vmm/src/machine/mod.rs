@@ -1,0 +1,386 @@
+//! One machine: RAM, vCPUs, devices, wired together on KVM.
+//!
+//! A machine is built empty from a [`Description`], then either boots a kernel or takes over the state of another. It never
+//! comes back from a reset: a reboot builds a new one.
+//!
+//! **Pausing** stops the vCPUs first, then the devices: a vCPU may still kick a queue, and what it kicked is either consumed
+//! before the state is taken or found again when the queues are looked at on resume. **Resuming** is the reverse.
+
+mod balloon;
+pub mod controller;
+mod event_loop;
+mod irq;
+mod run;
+pub mod state;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    kvm_enable_cap,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use wherry_devices::interrupt::InterruptLine;
+use wherry_devices::power::{Power, PowerSink};
+use wherry_devices::serial::Serial;
+use wherry_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
+use wherry_devices::{Bus, BusDevice};
+
+pub use run::{receive, run};
+pub use state::{Description, Kernel, MachineStateV1};
+
+use crate::boot::{acpi, layout, loader};
+use crate::config::BalloonOptions;
+use crate::console::Console;
+use crate::cpu::{self, state::StateAccess, vm_state::VmStateV1};
+use crate::memory::{KvmDirtyLog, PAGE, Ram};
+use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
+use controller::Event;
+use event_loop::EventLoop;
+use irq::KvmIrqLine;
+
+/// virtio-mmio slot of the balloon.
+const BALLOON_SLOT: u32 = 0;
+/// Offset of QueueNotify in a virtio-mmio slot (virtio 1.3, section 4.2.2).
+const QUEUE_NOTIFY: u64 = 0x50;
+
+/// What a machine needs from its process.
+#[derive(Clone)]
+pub struct MachineHooks {
+    /// Where COM1 goes.
+    pub console: Console,
+    /// Told what the guest does to the machine.
+    pub on_event: Arc<dyn Fn(Event) + Send + Sync>,
+}
+
+/// See the module's text.
+pub struct Machine {
+    // Fields are dropped in this order: threads that use the VM end before the VM does.
+    vcpus: Vec<Vcpu>,
+    access: StateAccess,
+    _event_loop: EventLoop,
+    serial: Arc<Mutex<Serial>>,
+    power: Arc<Mutex<Power>>,
+    balloon: Option<BalloonHandle>,
+    description: Description,
+    log: Arc<KvmDirtyLog>,
+    ram: Arc<Ram>,
+    vm: Arc<VmFd>,
+    /// Whether vCPUs and devices run.
+    running: Mutex<bool>,
+}
+
+/// Opens /dev/kvm, or says what to do about it.
+pub fn open_kvm() -> anyhow::Result<Kvm> {
+    crate::doctor::quick().map_err(|report| anyhow::anyhow!("{}", report.summary))
+}
+
+/// Resident memory of this process in bytes.
+pub fn rss_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * PAGE
+}
+
+struct PowerEvents(Arc<dyn Fn(Event) + Send + Sync>);
+
+impl PowerSink for PowerEvents {
+    fn power_off(&self) {
+        (self.0)(Event::PowerOff);
+    }
+
+    fn reset(&self) {
+        (self.0)(Event::Reset);
+    }
+}
+
+/// State that a machine under construction starts from.
+type Restored<'a> = Option<&'a MachineStateV1>;
+
+impl Machine {
+    /// Builds the machine with nothing in it, paused.
+    ///
+    /// # Errors
+    /// KVM, memory or a device refuses; the text says which.
+    pub fn build(description: &Description, hooks: MachineHooks) -> anyhow::Result<Self> {
+        let (vm, ram) = Self::foundation(description)?;
+        Self::assemble(description, &hooks, vm, ram, None)
+    }
+
+    /// VM and RAM, before any vCPU or device: where a migration's pages arrive.
+    ///
+    /// # Errors
+    /// KVM lacks something, or the host cannot map the memory.
+    pub fn foundation(description: &Description) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
+        let kvm = open_kvm()?;
+        let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
+        let cap = kvm_enable_cap {
+            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
+            ..Default::default()
+        };
+        vm.enable_cap(&cap).context("KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)")?;
+        cpu::vm::prepare(&vm)?;
+        let ram = Arc::new(Ram::new(description.ram_bytes)?);
+        Ok((vm, ram))
+    }
+
+    /// Puts vCPUs and devices on a foundation, fresh or as saved. The machine is paused.
+    ///
+    /// # Errors
+    /// KVM or a device refuses, or a part of the saved state is invalid.
+    pub fn assemble(
+        description: &Description,
+        hooks: &MachineHooks,
+        vm: Arc<VmFd>,
+        ram: Arc<Ram>,
+        restored: Restored<'_>,
+    ) -> anyhow::Result<Self> {
+        install_kick_handler();
+        let log = Arc::new(KvmDirtyLog::new(vm.clone(), ram.clone()));
+        log.map_ram().context("KVM does not take the guest memory")?;
+
+        let line = |gsi| -> Arc<dyn InterruptLine> { Arc::new(KvmIrqLine { vm: vm.clone(), gsi }) };
+        let (mut ports, mut mmio) = (Bus::new(), Bus::new());
+        let serial = Arc::new(Mutex::new(build_serial(line(layout::COM1_GSI), hooks, restored)?));
+        let port: Arc<Mutex<dyn BusDevice>> = serial.clone();
+        ports.insert(u64::from(layout::COM1_PORT), 8, port)?;
+        let power = Arc::new(Mutex::new(build_power(line(layout::ACPI_EVENT_GSI), hooks, restored)));
+        let port: Arc<Mutex<dyn BusDevice>> = power.clone();
+        ports.insert(u64::from(layout::ACPI_SLEEP_CONTROL_PORT), 16, port)?;
+
+        let mut event_loop = Vec::<event_loop::Subscriber>::new();
+        let mut balloon = None;
+        if description.balloon.device {
+            let irq = line(layout::VIRTIO_MMIO_GSI + BALLOON_SLOT);
+            let handle = build_balloon(&description.balloon, &ram, irq, restored)?;
+            let base = layout::VIRTIO_MMIO_BASE + u64::from(BALLOON_SLOT) * layout::VIRTIO_MMIO_SIZE;
+            mmio.insert(base, layout::VIRTIO_MMIO_SIZE, handle.bus_device())?;
+            for (index, event) in (0u32..).zip(handle.queue_events()) {
+                vm.register_ioevent(&event, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), index)
+                    .context("cannot register a queue's notification")?;
+            }
+            handle.set_paused(true);
+            event_loop.push(Arc::new(Mutex::new(handle.subscriber())));
+            balloon = Some(handle);
+        }
+
+        let on_event = hooks.on_event.clone();
+        let context = VcpuContext {
+            pio: Arc::new(ports),
+            mmio: Arc::new(mmio),
+            on_event: Arc::new(move |e| {
+                on_event(match e {
+                    VcpuEvent::Shutdown => Event::Reset,
+                    VcpuEvent::Fatal(why) => Event::Fatal(why),
+                });
+            }),
+        };
+        let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
+        if let Some(s) = restored {
+            s.vm.restore_chips(&vm).context("cannot restore the interrupt controllers")?;
+        }
+        let typed = serial.clone();
+        hooks.console.connect(Arc::new(move |bytes| {
+            typed.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes);
+        }));
+        Ok(Self {
+            vcpus,
+            access,
+            _event_loop: EventLoop::spawn(event_loop).context("cannot start the device thread")?,
+            serial,
+            power,
+            balloon,
+            description: description.clone(),
+            log,
+            ram,
+            vm,
+            running: Mutex::new(false),
+        })
+    }
+
+    /// Loads a kernel and points the first vCPU at it.
+    ///
+    /// # Errors
+    /// The kernel, initrd or command line cannot be loaded.
+    pub fn boot(&self, kernel: &Kernel) -> anyhow::Result<()> {
+        let mem = self.ram.memory();
+        let virtio_slots = self.balloon.iter().map(|_| BALLOON_SLOT).collect();
+        let config = acpi::AcpiConfig { vcpus: self.description.nr_vcpus, virtio_slots };
+        let rsdp = acpi::write_tables(mem, &config)?;
+        let source = loader::BootSource {
+            kernel: &kernel.path,
+            initrd: kernel.initrd.as_deref(),
+            cmdline: &kernel.cmdline,
+        };
+        let loaded = loader::load(mem, &source, rsdp)?;
+        let first = self.vcpus.first().context("a machine has at least one vCPU")?;
+        cpu::regs::setup_boot_vcpu(&first.fd(), mem, &loaded.entry).context("cannot set up the first vCPU")?;
+        Ok(())
+    }
+
+    /// Stops vCPUs, then devices. Idempotent.
+    pub fn pause(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *running, false) {
+            return;
+        }
+        for v in &self.vcpus {
+            v.request_park();
+        }
+        for v in &self.vcpus {
+            v.wait_parked();
+        }
+        if let Some(b) = &self.balloon {
+            b.set_paused(true);
+        }
+    }
+
+    /// Starts devices, then vCPUs. Idempotent.
+    pub fn resume(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *running, true) {
+            return;
+        }
+        if let Some(b) = &self.balloon {
+            b.set_paused(false);
+        }
+        for v in &self.vcpus {
+            // Only spares the guest a watchdog's warning; and before its first run there is nothing to tell.
+            let _ = cpu::state::note_pause(&v.fd());
+            v.run();
+        }
+    }
+
+    /// State of all but RAM. Paused machines only. `run_after`: whether it goes on running where it arrives.
+    ///
+    /// # Errors
+    /// KVM does not give a part of it.
+    pub fn save(&self, run_after: bool) -> anyhow::Result<MachineStateV1> {
+        let vcpus = (0..)
+            .zip(&self.vcpus)
+            .map(|(id, v)| self.access.save(&v.fd(), id).with_context(|| format!("cannot save vCPU {id}")))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let vm = VmStateV1::save(&self.vm).context("cannot save interrupt controllers and clock")?;
+        let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).state();
+        let power = self.power.lock().unwrap_or_else(PoisonError::into_inner).state();
+        let balloon = self.balloon.as_ref().map(BalloonHandle::state);
+        Ok(MachineStateV1::new(run_after, vm, vcpus, serial, power, balloon))
+    }
+
+    /// Presses the ACPI power button.
+    pub fn press_power_button(&self) {
+        // The guest's word for a failing interrupt line is silence; `stop` times out and says so.
+        let _ = self.power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+    }
+
+    /// The balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.balloon.as_ref()
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// The dirty log.
+    pub fn log(&self) -> &Arc<KvmDirtyLog> {
+        &self.log
+    }
+
+    /// What it was built from.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Number of vCPUs.
+    pub fn nr_vcpus(&self) -> u32 {
+        self.description.nr_vcpus
+    }
+}
+
+fn build_serial(irq: Arc<dyn InterruptLine>, hooks: &MachineHooks, restored: Restored<'_>) -> anyhow::Result<Serial> {
+    let out = Box::new(hooks.console.output());
+    match restored {
+        None => Ok(Serial::new(irq, out)),
+        Some(s) => Serial::restore(&s.serial, irq, out).context("cannot restore the serial port"),
+    }
+}
+
+fn build_power(irq: Arc<dyn InterruptLine>, hooks: &MachineHooks, restored: Restored<'_>) -> Power {
+    let sink = Arc::new(PowerEvents(hooks.on_event.clone()));
+    match restored {
+        None => Power::new(irq, sink),
+        Some(s) => Power::restore(s.power.clone(), irq, sink),
+    }
+}
+
+fn build_balloon(
+    options: &BalloonOptions,
+    ram: &Arc<Ram>,
+    irq: Arc<dyn InterruptLine>,
+    restored: Restored<'_>,
+) -> anyhow::Result<BalloonHandle> {
+    let config = BalloonConfig {
+        deflate_on_oom: options.deflate_on_oom,
+        stats: options.stats,
+        hinting: options.hinting,
+        poison: options.page_poison,
+        reporting: options.reporting,
+        ..Default::default()
+    };
+    let mem = ram.memory().clone();
+    let handle = match restored {
+        None => Balloon::create(config, mem, irq, ram.clone())?,
+        Some(s) => {
+            let state = s.balloon.as_ref().context("the state lacks the balloon")?;
+            Balloon::restore(config, mem, irq, ram.clone(), state).context("cannot restore the balloon")?
+        }
+    };
+    Ok(handle)
+}
+
+/// vCPUs, parked: fresh, or as saved (the VM's clock goes first, since vCPUs derive theirs from it).
+fn build_vcpus(
+    description: &Description,
+    vm: &VmFd,
+    context: &VcpuContext,
+    restored: Restored<'_>,
+) -> anyhow::Result<(Vec<Vcpu>, StateAccess)> {
+    let nr = description.nr_vcpus;
+    let fds = (0..nr)
+        .map(|id| vm.create_vcpu(u64::from(id)).with_context(|| format!("cannot create vCPU {id}")))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let first = fds.first().context("a machine has at least one vCPU")?;
+    let access = StateAccess::new(&open_kvm()?, vm, first).context("cannot find out what state a vCPU has")?;
+    match restored {
+        Some(s) => restore_vcpus(vm, &access, &fds, s)?,
+        None => {
+            let template = cpu::cpuid::to_cpuid(&description.cpu.cpuid)?;
+            for (id, fd) in (0..).zip(&fds) {
+                let cpuid = cpu::cpuid::per_vcpu(&template, id, nr)?;
+                cpu::regs::init_vcpu(fd, &cpuid).with_context(|| format!("cannot set up vCPU {id}"))?;
+            }
+        }
+    }
+    let vcpus = (0..)
+        .zip(fds)
+        .map(|(id, fd)| Vcpu::spawn(id, fd, context.clone()).context("cannot start a vCPU thread"))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    Ok((vcpus, access))
+}
+
+fn restore_vcpus(vm: &VmFd, access: &StateAccess, fds: &[VcpuFd], state: &MachineStateV1) -> anyhow::Result<()> {
+    if state.vcpus.len() != fds.len() {
+        anyhow::bail!("the state has {} vCPUs, the machine {}", state.vcpus.len(), fds.len());
+    }
+    let elapsed_ns = state.vm.restore_clock(vm).context("cannot restore the clock")?;
+    for (id, (fd, saved)) in (0u32..).zip(fds.iter().zip(&state.vcpus)) {
+        if saved.id != id {
+            anyhow::bail!("the state of vCPU {id} is that of vCPU {}", saved.id);
+        }
+        access.restore(fd, saved, elapsed_ns).with_context(|| format!("cannot restore vCPU {id}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! Guest RAM: one memfd, mapped once, addressed three ways.
+//!
+//! * **guest-physical address** (gpa): what the guest and its devices use. Two regions, with a hole below 4 GiB for devices;
+//! * **page number**: what migration uses. The regions one after another, no gaps (see [`wherry_migration::traits`]);
+//! * **file offset** in the memfd: page number × 4096, so migration needs no mapping arithmetic at all.
+//!
+//! Why a shared memfd and not private memory: its extents tell which pages were ever populated (`SEEK_DATA`) without reading a page and
+//! without mistaking swapped pages for holes; `pread` of a hole does not populate it, as a read through the mapping would; `pwrite`
+//! of whole pages at the destination neither faults nor zeroes first; and a hole punched in it gives memory back at once.
+
+mod dirty;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use wherry_devices::GuestMemory;
+use wherry_devices::virtio::balloon::BalloonBackend;
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::traits::{GuestRam, PAGE_SIZE};
+
+pub use dirty::KvmDirtyLog;
+
+use crate::boot::layout::ram_regions;
+
+/// Page size as the unit of addresses.
+pub const PAGE: u64 = PAGE_SIZE as u64;
+
+/// One contiguous piece of guest RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// First guest-physical address, in bytes.
+    pub gpa: u64,
+    /// Length in bytes, a multiple of the page size.
+    pub len: u64,
+    /// Number of its first page.
+    pub first_page: u64,
+}
+
+/// Guest RAM of one machine. Cheap to share; the memory goes back to the host when the last reference is dropped.
+pub struct Ram {
+    file: File,
+    regions: Vec<Region>,
+    mem: Arc<GuestMemory>,
+}
+
+/// Why RAM could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The memfd could not be made or sized.
+    #[error("cannot reserve {0} MiB of guest memory")]
+    Reserve(u64, #[source] io::Error),
+    /// The host refused the mapping.
+    #[error("the host cannot map {0} MiB of guest memory: use a smaller --memory, or raise `ulimit -v`")]
+    Map(u64, #[source] vm_memory::mmap::MmapRegionError),
+    /// Regions do not form a guest memory.
+    #[error("guest memory layout is invalid")]
+    Layout,
+}
+
+impl Ram {
+    /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing but two bits a page.
+    pub fn new(bytes: u64) -> Result<Self, RamError> {
+        let mib = bytes >> 20;
+        // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
+        let fd = unsafe { libc::memfd_create(c"wherry-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(RamError::Reserve(mib, io::Error::last_os_error()));
+        }
+        // SAFETY: `fd` was just returned by memfd_create and nothing else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(bytes).map_err(|e| RamError::Reserve(mib, e))?;
+
+        let mut regions = Vec::new();
+        let mut mapped = Vec::new();
+        let mut offset = 0;
+        for (gpa, len) in ram_regions(bytes) {
+            let copy = file.try_clone().map_err(|e| RamError::Reserve(mib, e))?;
+            mapped.push(map_region(copy, offset, gpa, len).map_err(|e| RamError::Map(mib, e))?);
+            regions.push(Region { gpa, len, first_page: offset / PAGE });
+            offset += len;
+        }
+        let mem = GuestMemory::from_arc_regions(mapped).map_err(|_| RamError::Layout)?;
+        Ok(Self { file, regions, mem: Arc::new(mem) })
+    }
+
+    /// The memory as devices and the loader see it; writes through it are tracked.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.mem
+    }
+
+    /// The regions, in ascending order.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.regions.iter().map(|r| r.len).sum()
+    }
+
+    /// Host virtual address of a region, for the KVM memory slot.
+    fn host_address(&self, region: &Region) -> io::Result<u64> {
+        let p = self.mem.get_host_address(GuestAddress(region.gpa)).map_err(io::Error::other)?;
+        Ok(p as u64)
+    }
+
+    /// The VMM's own dirty bits of a region.
+    fn vmm_bitmap(&self, region: &Region) -> Option<&AtomicBitmap> {
+        Some(self.mem.find_region(GuestAddress(region.gpa))?.bitmap_ref())
+    }
+
+    /// Calls `f(first_page, nr_pages)` for the RAM parts of a guest-physical byte range, whole pages only (shrunk inward).
+    pub fn for_pages(&self, gpa: u64, len: u64, mut f: impl FnMut(u64, u64)) {
+        let end = gpa.saturating_add(len);
+        for r in &self.regions {
+            let from = gpa.max(r.gpa).div_ceil(PAGE);
+            let to = end.min(r.gpa + r.len) / PAGE;
+            if from < to {
+                f(r.first_page + (from - r.gpa / PAGE), to - from);
+            }
+        }
+    }
+
+    /// Guest-physical address of a page.
+    pub fn gpa_of_page(&self, page: u64) -> Option<u64> {
+        let r = self.regions.iter().rfind(|r| r.first_page <= page)?;
+        let off = (page - r.first_page) * PAGE;
+        (off < r.len).then_some(r.gpa + off)
+    }
+
+    /// Punches a hole: the pages read as zero and their memory is the host's again.
+    fn punch(&self, first: u64, nr: u64) -> io::Result<()> {
+        let (off, len) = (to_off(first * PAGE)?, to_off(nr * PAGE)?);
+        // SAFETY: fallocate on a file that we own; no memory arguments. The mapping stays valid: a later access sees fresh zero
+        // pages, which guest memory users (volatile accesses only) must expect anyway.
+        let r = unsafe {
+            libc::fallocate(
+                self.file.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                off,
+                len,
+            )
+        };
+        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Next extent boundary at or after `offset`: data (`SEEK_DATA`) or hole (`SEEK_HOLE`). `None`: no more data.
+    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+        // SAFETY: lseek on a file that we own; nobody depends on its position (pread and pwrite only).
+        let r = unsafe { libc::lseek(self.file.as_raw_fd(), to_off(offset)?, whence) };
+        if r >= 0 {
+            return Ok(Some(r as u64));
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            e => Err(e),
+        }
+    }
+
+    /// Bytes of guest RAM that are backed by host memory now.
+    pub fn resident_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.file.metadata().map_or(0, |m| m.blocks() * 512)
+    }
+}
+
+fn to_off(v: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(v).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+type MappedRegion = Arc<GuestRegionMmap<AtomicBitmap>>;
+
+fn map_region(file: File, offset: u64, gpa: u64, len: u64) -> Result<MappedRegion, vm_memory::mmap::MmapRegionError> {
+    use vm_memory::mmap::NewBitmap;
+    let size = usize::try_from(len).unwrap_or(usize::MAX);
+    let region: MmapRegion<AtomicBitmap> = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        .with_file_offset(FileOffset::new(file, offset))
+        .build()?;
+    // SAFETY: advice on the mapping just made. Guest RAM must not land in the VMM's core dumps.
+    unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_DONTDUMP) };
+    GuestRegionMmap::new(region, GuestAddress(gpa))
+        .map(Arc::new)
+        .ok_or(vm_memory::mmap::MmapRegionError::InvalidPointer)
+}
+
+impl GuestRam for Ram {
+    fn nr_pages(&self) -> u64 {
+        self.bytes() / PAGE
+    }
+
+    fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, first * PAGE)
+    }
+
+    fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
+        // A write past the end would grow the file instead of failing.
+        let end = (first * PAGE).checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > self.bytes()) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        self.file.write_all_at(data, first * PAGE)
+    }
+
+    fn zero(&self, first: u64, nr: u64) -> io::Result<()> {
+        self.punch(first, nr)
+    }
+
+    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+        let end = self.bytes();
+        let mut at = 0;
+        while at < end {
+            let Some(data) = self.seek(at, libc::SEEK_DATA)? else { break };
+            let hole = self.seek(data, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
+            let (first, last) = (data / PAGE, hole.div_ceil(PAGE));
+            out.set_range(first, last - first);
+            at = hole.max(data + PAGE);
+        }
+        Ok(())
+    }
+}
+
+impl BalloonBackend for Ram {
+    /// The hole first, the dirty mark after it: a harvest in between finds the mark next time, none ever misses the change.
+    fn discard(&self, gpa: u64, len: u64) -> io::Result<()> {
+        let mut result = Ok(());
+        self.for_pages(gpa, len, |first, nr| {
+            result = std::mem::replace(&mut result, Ok(())).and(self.punch(first, nr));
+            for r in &self.regions {
+                let (from, to) = (first.max(r.first_page), (first + nr).min(r.first_page + r.len / PAGE));
+                if from < to
+                    && let Some(bits) = self.vmm_bitmap(r)
+                {
+                    bits.set_addr_range(((from - r.first_page) * PAGE) as usize, ((to - from) * PAGE) as usize);
+                }
+            }
+        });
+        result
+    }
+}
+
+/// Gives the region's own bitmap; vm-memory only hands out slices of it through the trait.
+trait BitmapRef {
+    fn bitmap_ref(&self) -> &AtomicBitmap;
+}
+
+impl BitmapRef for GuestRegionMmap<AtomicBitmap> {
+    fn bitmap_ref(&self) -> &AtomicBitmap {
+        // `GuestRegionMmap` derefs to its `MmapRegion`, whose inherent method returns the bitmap itself.
+        MmapRegion::bitmap(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    fn pages(ram: &Ram) -> Vec<u64> {
+        let mut b = Bitmap::new(ram.nr_pages());
+        ram.populated(&mut b).unwrap();
+        (0..ram.nr_pages()).filter(|&p| b.test(p)).collect()
+    }
+
+    #[test]
+    fn reading_a_hole_does_not_populate_it() {
+        let ram = Ram::new(128 << 20).unwrap();
+        let mut buf = vec![1; 3 * PAGE_SIZE];
+        ram.read(7, &mut buf).unwrap();
+        assert!(buf.iter().all(|&b| b == 0));
+        assert_eq!(pages(&ram), []);
+        ram.write(9, &[5; PAGE_SIZE]).unwrap();
+        assert_eq!(pages(&ram), [9]);
+        ram.zero(9, 1).unwrap();
+        assert_eq!(pages(&ram), []);
+    }
+
+    #[test]
+    fn pages_above_the_hole_follow_those_below() {
+        let ram = Ram::new(4 << 30).unwrap();
+        assert_eq!(ram.regions().len(), 2);
+        let high = ram.regions()[1];
+        assert_eq!(high.gpa, 4 << 30);
+        ram.memory().write_obj(0x77u8, GuestAddress(high.gpa + 5)).unwrap();
+        assert_eq!(pages(&ram), [high.first_page]);
+        assert_eq!(ram.gpa_of_page(high.first_page), Some(4 << 30));
+        assert_eq!(ram.gpa_of_page(ram.nr_pages()), None);
+        let mut got = vec![];
+        // A range over the device hole: the end of low RAM and the start of high RAM, whole pages only.
+        ram.for_pages((3 << 30) - 8192 - 1, (1 << 30) + 3 * 8192, |f, n| got.push((f, n)));
+        assert_eq!(got, [(high.first_page - 2, 2), (high.first_page, 3)]);
+    }
+
+    #[test]
+    fn writes_past_the_end_are_refused() {
+        let ram = Ram::new(128 << 20).unwrap();
+        let last = ram.nr_pages();
+        assert!(ram.write(last, &[0; PAGE_SIZE]).is_err());
+        assert!(ram.read(last, &mut [0; PAGE_SIZE]).is_err());
+        assert_eq!(ram.nr_pages(), last);
+    }
+
+    #[test]
+    fn discard_marks_the_pages_dirty() {
+        let ram = Ram::new(128 << 20).unwrap();
+        ram.write(3, &[5; PAGE_SIZE]).unwrap();
+        ram.discard(3 * PAGE, PAGE).unwrap();
+        assert_eq!(pages(&ram), []);
+        assert!(ram.vmm_bitmap(&ram.regions()[0]).unwrap().is_bit_set(3));
+    }
+}

@@ -1,0 +1,101 @@
+//! The source's machine in the engine's terms.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wherry_devices::virtio::balloon::{BalloonHandle, HintRange};
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::traits::{HintSink, HintSource, Machine as EngineMachine};
+
+use crate::machine::Machine;
+use crate::memory::Ram;
+
+/// The balloon as a source of hints: guest-physical ranges become page numbers.
+pub struct Hints {
+    ram: Arc<Ram>,
+    balloon: BalloonHandle,
+}
+
+impl Hints {
+    /// Hints of this balloon about this RAM.
+    pub fn new(ram: Arc<Ram>, balloon: BalloonHandle) -> Self {
+        Self { ram, balloon }
+    }
+}
+
+struct Translate {
+    ram: Arc<Ram>,
+    sink: Arc<dyn HintSink>,
+}
+
+impl HintRange for Translate {
+    fn range(&self, gpa: u64, len: u64) {
+        self.ram.for_pages(gpa, len, |first, nr| self.sink.hint(first, nr));
+    }
+}
+
+impl HintSource for Hints {
+    fn available(&self) -> bool {
+        self.balloon.hints_available()
+    }
+
+    fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
+        let sink = Arc::new(Translate { ram: self.ram.clone(), sink });
+        self.balloon.hint_start(sink).map_err(io::Error::other)?;
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.balloon.hint_stop();
+    }
+
+    fn done(&self) {
+        self.balloon.hint_done();
+    }
+
+    fn finished(&self) -> bool {
+        self.balloon.hint_finished()
+    }
+
+    fn wait_seen(&self, timeout: Duration) -> bool {
+        self.balloon.wait_id_seen(timeout)
+    }
+
+    fn ballooned(&self, out: &mut Bitmap) {
+        for (gpa, len) in self.balloon.ballooned() {
+            self.ram.for_pages(gpa, len, |first, nr| out.set_range(first, nr));
+        }
+    }
+
+    fn guest_free_bytes(&self) -> Option<u64> {
+        self.balloon.guest_free_bytes()
+    }
+}
+
+/// vCPUs and devices of a machine that runs, or that its user had paused.
+pub struct Pausing {
+    /// The machine.
+    pub machine: Arc<Machine>,
+    /// Whether the guest runs: before, after a failure, and at the destination.
+    pub run: bool,
+}
+
+impl EngineMachine for Pausing {
+    fn pause(&self) -> io::Result<()> {
+        self.machine.pause();
+        Ok(())
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        if self.run {
+            self.machine.resume();
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> io::Result<Vec<u8>> {
+        let state = self.machine.save(self.run).map_err(|e| io::Error::other(format!("{e:#}")))?;
+        state.encode().map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,76 @@
+//! The destination's machine in the engine's terms.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use wherry_migration::traits::{DestinationVm, GuestRam};
+use wherry_migration::{CancelToken, DestinationConfig, Listener};
+
+use crate::control::VmState;
+use crate::machine::controller::Controller;
+use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
+use crate::memory::{PAGE, Ram};
+
+/// A machine that arrives part by part: description, memory, state.
+struct Arriving<'a> {
+    hooks: MachineHooks,
+    controller: &'a Controller,
+    foundation: Option<(Description, Arc<VmFd>, Arc<Ram>)>,
+    machine: Option<(Arc<Machine>, bool)>,
+}
+
+fn refuse(e: anyhow::Error) -> io::Error {
+    io::Error::other(format!("{e:#}"))
+}
+
+impl DestinationVm for Arriving<'_> {
+    fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
+        let d = Description::decode(description).map_err(|e| refuse(e.into()))?;
+        if d.ram_bytes / PAGE != nr_pages {
+            return Err(io::Error::other("the machine description contradicts the size of guest RAM"));
+        }
+        let kvm = open_kvm().map_err(refuse)?;
+        d.check_cpu(&kvm).map_err(refuse)?;
+        let (vm, ram) = Machine::foundation(&d).map_err(refuse)?;
+        self.foundation = Some((d, vm, ram.clone()));
+        Ok(ram)
+    }
+
+    fn load(&mut self, state: &[u8]) -> io::Result<()> {
+        let (d, vm, ram) = self.foundation.take().ok_or_else(|| io::Error::other("state before memory"))?;
+        let state = MachineStateV1::decode(state).map_err(|e| refuse(e.into()))?;
+        let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(&state)).map_err(refuse)?;
+        self.machine = Some((Arc::new(machine), state.running));
+        Ok(())
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let (machine, run) = self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
+        let state = if *run { VmState::Running } else { VmState::Paused };
+        self.controller.set_machine(Some(machine.clone()), state);
+        if *run {
+            machine.resume();
+        }
+        Ok(())
+    }
+}
+
+/// Waits for one source, takes its guest over and runs it (unless it was paused there).
+///
+/// # Errors
+/// As [`wherry_migration::receive`]; its text says who owns the guest.
+pub fn receive(listener: &Listener, hooks: MachineHooks, controller: &Controller) -> anyhow::Result<Arc<Machine>> {
+    let cancel = CancelToken::new();
+    let transport = super::accept(listener, &cancel)?;
+    let mut arriving = Arriving { hooks, controller, foundation: None, machine: None };
+    let received =
+        wherry_migration::receive(transport, &mut arriving, &DestinationConfig::default(), &(), &cancel)?;
+    if !received.acknowledged {
+        eprintln!("wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`");
+    }
+    match arriving.machine {
+        Some((machine, _)) => Ok(machine),
+        None => anyhow::bail!("the migration ended without a machine"),
+    }
+}

@@ -1,0 +1,134 @@
+//! Joins the machine and the migration engine: the engine's traits on our RAM, dirty log, balloon and vCPUs.
+
+mod adapters;
+mod destination;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::Value;
+use wherry_migration::traits::{HintSource, SourceVm};
+use wherry_migration::{
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Snapshot, SourceConfig, TransportError, connect,
+};
+
+use crate::control::{ControlError, ErrorCode, MigrateRequest};
+use crate::machine::Machine;
+use crate::machine::controller::hint_policy;
+use adapters::{Hints, Pausing};
+pub use destination::receive;
+
+/// Patience with a destination that does not answer a connection request.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Patience with a guest that is asked for fresh statistics (the decision whether hints pay needs them).
+const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Listens for a source.
+///
+/// # Errors
+/// Not an address, or in use.
+pub fn listen(uri: &str) -> anyhow::Result<Listener> {
+    let endpoint: Endpoint = uri.parse()?;
+    Ok(Listener::bind(&endpoint)?)
+}
+
+/// Migrates the machine away. On success it is paused for good and the report is returned; otherwise the error's code says
+/// whether the guest goes on here ([`ErrorCode::MigrationFailed`]) or that this is unknown ([`ErrorCode::MigrationUnknown`]).
+///
+/// A guest that was `paused` stays so, here or there.
+pub fn to(
+    machine: &Arc<Machine>,
+    request: &MigrateRequest,
+    paused: bool,
+    progress: &mut dyn FnMut(Value),
+    cancel: &CancelToken,
+) -> Result<Value, ControlError> {
+    let endpoint: Endpoint = request.uri.parse().map_err(|e: TransportError| {
+        ControlError::new(ErrorCode::BadRequest, e.to_string())
+    })?;
+    let transport = connect(&endpoint, CONNECT_TIMEOUT).map_err(|e| {
+        ControlError::new(ErrorCode::MigrationFailed, chain(&e))
+            .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here"))
+    })?;
+    if !paused {
+        machine.refresh_statistics(STATISTICS_TIMEOUT);
+    }
+    let vm = SourceVm {
+        ram: machine.ram().clone(),
+        log: machine.log().clone(),
+        hints: machine.balloon().map(|b| -> Arc<dyn HintSource> { Arc::new(Hints::new(machine.ram().clone(), b.clone())) }),
+        machine: Arc::new(Pausing { machine: machine.clone(), run: !paused }),
+        description: (machine.description().encode())
+            .map_err(|e| ControlError::new(ErrorCode::Failed, chain(&e)))?,
+    };
+    let defaults = SourceConfig::default();
+    let config = SourceConfig {
+        hints: hint_policy(request.hints),
+        bandwidth: request.bandwidth_bytes_s,
+        downtime_limit: Duration::from_millis(request.downtime_limit_ms),
+        max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds).max(1),
+        // Naming a number of rounds means: then switch over.
+        on_timeout: if request.max_rounds.is_some() { OnTimeout::Force } else { OnTimeout::Fail },
+        ..defaults
+    };
+    // The engine may report from its thread only; the channel keeps `progress` on ours.
+    let (send, events) = std::sync::mpsc::channel::<Value>();
+    let send = std::sync::Mutex::new(send);
+    let update = move |s: &Snapshot| {
+        if let (Ok(value), Ok(send)) = (serde_json::to_value(s), send.lock()) {
+            let _ = send.send(value);
+        }
+    };
+    std::thread::scope(|scope| {
+        let engine = scope.spawn(|| {
+            // Moved in, so that the channel closes when the engine ends.
+            let update = update;
+            wherry_migration::migrate(&vm, transport, &config, &update, cancel)
+        });
+        for event in events {
+            progress(event);
+        }
+        match engine.join() {
+            Ok(Ok(report)) => serde_json::to_value(report)
+                .map_err(|e| ControlError::new(ErrorCode::Failed, format!("migrated, but no report: {e}"))),
+            Ok(Err(failure)) => Err(explain(&failure)),
+            Err(_) => Err(ControlError::new(ErrorCode::MigrationUnknown, "the migration engine panicked")),
+        }
+    })
+}
+
+fn explain(failure: &wherry_migration::Failure) -> ControlError {
+    let code = match (failure.ownership, &failure.cause) {
+        (Ownership::Unknown, _) => ErrorCode::MigrationUnknown,
+        (_, Error::Cancelled) => ErrorCode::Cancelled,
+        _ => ErrorCode::MigrationFailed,
+    };
+    let error = ControlError::new(code, chain(failure));
+    match &failure.cause {
+        Error::NotConverging { .. } => {
+            error.hint("allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless")
+        }
+        _ if code == ErrorCode::MigrationUnknown => {
+            error.hint("if the destination surely does not run the guest: `wherry resume --force NAME`")
+        }
+        _ => error,
+    }
+}
+
+/// An error with all its causes on one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// Waits for one source at `listener`.
+fn accept(listener: &Listener, cancel: &CancelToken) -> anyhow::Result<Box<dyn wherry_migration::Transport>> {
+    listener.accept(cancel).context("no source connected")
+}

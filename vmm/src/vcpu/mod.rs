@@ -1,0 +1,241 @@
+//! vCPU threads: one per vCPU, running or parked.
+//!
+//! A vCPU's [`VcpuFd`] lives behind a mutex that its thread holds while it runs and gives up while it is parked, so that state can be
+//! saved and restored by whoever paused the machine.
+//!
+//! **Parking.** The wish is set under the lock, then the thread is kicked with a signal until it says that it is parked. One
+//! signal is not enough: it may arrive after the thread looked at the wish but before it entered `KVM_RUN`. Repeating it each millisecond until
+//! the answer comes needs no shared `kvm_run` page and no thread-local pointer in a signal handler.
+//!
+//! **Parked means whole.** After an exit for port or memory I/O, KVM finishes the instruction only when `KVM_RUN` is entered again. A vCPU
+//! saved before that would lose the result of a read. So a thread that parks first enters `KVM_RUN` with `immediate_exit` set until KVM
+//! says `EINTR`: it completes the instruction and returns without running the guest.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use wherry_devices::bus::Bus;
+
+/// What a vCPU thread tells the machine, at most once each time it stops by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// Triple fault: the guest asked for a reset the old way.
+    Shutdown,
+    /// The vCPU cannot go on.
+    Fatal(String),
+}
+
+/// Where exits of a vCPU go.
+#[derive(Clone)]
+pub struct VcpuContext {
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Told when the vCPU stops by itself. Called on the vCPU's thread; must not block on the machine.
+    pub on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Park,
+    Run,
+    Quit,
+}
+
+struct Shared {
+    wish: Mutex<Inner>,
+    changed: Condvar,
+    fd: Mutex<VcpuFd>,
+}
+
+struct Inner {
+    wish: Wish,
+    parked: bool,
+    /// Stopped by itself (fatal, shutdown): parks for good.
+    dead: bool,
+}
+
+/// One vCPU and its thread. Dropping it ends the thread.
+pub struct Vcpu {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Signal that interrupts `KVM_RUN`. Its handler does nothing.
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+/// Installs the empty handler for the kick signal. Call once, before any vCPU runs.
+pub fn install_kick_handler() {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: the action is fully initialised, the handler does nothing and is async-signal-safe. No SA_RESTART: KVM_RUN must
+    // return EINTR.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
+        libc::sigaction(kick_signal(), &action, std::ptr::null_mut());
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A poisoned lock means that a vCPU thread panicked; its data is plain and still whole.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vcpu {
+    /// Starts the thread, parked.
+    pub fn spawn(id: u32, fd: VcpuFd, ctx: VcpuContext) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            wish: Mutex::new(Inner { wish: Wish::Park, parked: false, dead: false }),
+            changed: Condvar::new(),
+            fd: Mutex::new(fd),
+        });
+        let copy = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || thread_main(&copy, &ctx))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Lets the vCPU run.
+    pub fn run(&self) {
+        self.set(Wish::Run);
+    }
+
+    /// Asks the vCPU to park; returns at once. See [`wait_parked`](Self::wait_parked).
+    pub fn request_park(&self) {
+        self.set(Wish::Park);
+        self.kick();
+    }
+
+    /// Waits until the vCPU is parked and whole.
+    pub fn wait_parked(&self) {
+        let mut inner = lock(&self.shared.wish);
+        while !inner.parked {
+            let wait = self.shared.changed.wait_timeout(inner, Duration::from_millis(1));
+            inner = wait.unwrap_or_else(PoisonError::into_inner).0;
+            if !inner.parked {
+                self.kick();
+            }
+        }
+    }
+
+    /// The vCPU itself, for state. Blocks unless it is parked.
+    pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+        lock(&self.shared.fd)
+    }
+
+    fn set(&self, wish: Wish) {
+        let mut inner = lock(&self.shared.wish);
+        inner.wish = wish;
+        if wish == Wish::Run && !inner.dead {
+            inner.parked = false;
+        }
+        self.shared.changed.notify_all();
+    }
+
+    fn kick(&self) {
+        use std::os::unix::thread::JoinHandleExt;
+        if let Some(t) = &self.thread {
+            // SAFETY: the thread has not been joined (we hold its handle), so its pthread id is valid; the signal has a handler.
+            unsafe { libc::pthread_kill(t.as_pthread_t(), kick_signal()) };
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.set(Wish::Quit);
+        while let Some(t) = &self.thread
+            && !t.is_finished()
+        {
+            self.kick();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+fn thread_main(shared: &Shared, ctx: &VcpuContext) {
+    loop {
+        let mut inner = lock(&shared.wish);
+        inner.parked = true;
+        shared.changed.notify_all();
+        while inner.wish == Wish::Park || (inner.dead && inner.wish != Wish::Quit) {
+            inner = shared.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        if inner.wish == Wish::Quit {
+            return;
+        }
+        inner.parked = false;
+        drop(inner);
+
+        let mut fd = lock(&shared.fd);
+        let end = run_until(&mut fd, ctx, || lock(&shared.wish).wish != Wish::Run);
+        drop(fd);
+        if let Some(event) = end {
+            lock(&shared.wish).dead = true;
+            (ctx.on_event)(event);
+        }
+    }
+}
+
+/// Runs until `stop` says so (`None`, and whole: see the module's doc) or the vCPU cannot go on.
+fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Option<VcpuEvent> {
+    fd.set_kvm_immediate_exit(0);
+    let mut stopping = false;
+    loop {
+        if !stopping && stop() {
+            // An access may take several exits to finish (each handled below); KVM says EINTR when nothing is left of it.
+            stopping = true;
+            fd.set_kvm_immediate_exit(1);
+        }
+        match fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                ctx.pio.read(u64::from(port), data);
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                ctx.pio.write(u64::from(port), data);
+            }
+            Ok(VcpuExit::MmioRead(addr, data)) => {
+                ctx.mmio.read(addr, data);
+            }
+            Ok(VcpuExit::MmioWrite(addr, data)) => {
+                ctx.mmio.write(addr, data);
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::Shutdown) => return Some(VcpuEvent::Shutdown),
+            Ok(VcpuExit::InternalError) => return Some(VcpuEvent::Fatal(internal_error(fd))),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return Some(VcpuEvent::Fatal(format!("KVM could not enter the guest on cpu {cpu}: reason {reason:#x}")));
+            }
+            Ok(other) => return Some(VcpuEvent::Fatal(format!("unexpected KVM exit: {other:?}"))),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                if stopping {
+                    return None;
+                }
+            }
+            Err(e) => return Some(VcpuEvent::Fatal(format!("KVM_RUN failed: {e}"))),
+        }
+    }
+}
+
+/// What KVM says in the run page about an internal error, with the guest's position.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    let rip = fd.get_regs().map_or(0, |r| r.rip);
+    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM filled the `internal` member; any bit pattern is valid.
+    let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    let what = match suberror {
+        1 => "KVM could not emulate an instruction (a software KVM? `wherry doctor` tells)",
+        2 => "simultaneous exceptions",
+        3 => "an exit while delivering an event",
+        _ => "unknown",
+    };
+    format!("KVM internal error {suberror}: {what}, at guest rip {rip:#x}")
+}
