@@ -249,14 +249,14 @@ proptest! {
             }
         }
         bytes.truncate(cut);
-        if let Ok(image) = parse(&bytes) {
-            if let Ok((start, len)) = image.check_fits(128 * MIB) {
-                prop_assert!(start >= MIB && start + len <= 128 * MIB);
-                let mem = memory(128 * MIB);
-                image.copy(&mem, &mut Cursor::new(&bytes)).unwrap();
-                let handover = Handover { initrd: None, rsdp: RSDP };
-                image.write_params(&mem, &handover).unwrap();
-            }
+        if let Ok(image) = parse(&bytes)
+            && let Ok((start, len)) = image.check_fits(128 * MIB)
+        {
+            prop_assert!(start >= MIB && start + len <= 128 * MIB);
+            let mem = memory(128 * MIB);
+            image.copy(&mem, &mut Cursor::new(&bytes)).unwrap();
+            let handover = Handover { initrd: None, rsdp: RSDP };
+            image.write_params(&mem, &handover).unwrap();
         }
     }
 

@@ -78,7 +78,9 @@ fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec
     let mut problems = Vec::new();
     let low = mask(source, false);
     problems.extend(bits(low & !mask(host, false)).map(|b| format!("XSAVE state {}", xcr0_name(b))));
-    problems.extend(bits(mask(source, true) & !mask(host, true)).map(|b| format!("XSAVE state {}", xcr0_name(b + 32))));
+    problems.extend(
+        bits(mask(source, true) & !mask(host, true)).map(|b| format!("XSAVE state {}", xcr0_name(b + 32))),
+    );
     for bit in bits(low & mask(host, false)).filter(|&b| b >= 2) {
         let place = |entries| entry(entries, 0xD, bit).map(|e| (e.eax, e.ebx));
         if place(source) != place(host) {
@@ -90,7 +92,8 @@ fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec
 
 /// Leaf 0x80000008 EAX: widths of physical and linear addresses.
 fn address_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
-    let width = |entries, shift: u32| entry(entries, 0x8000_0008, 0).map_or(36u32, |e| (e.eax >> shift) & 0xFF);
+    let width =
+        |entries, shift: u32| entry(entries, 0x8000_0008, 0).map_or(36u32, |e| (e.eax >> shift) & 0xFF);
     [(0, "physical"), (8, "linear")]
         .iter()
         .filter(|&&(shift, _)| width(source, shift) > width(host, shift))
@@ -105,7 +108,8 @@ fn address_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> V
 fn tsc_problem(guest_khz: u32, host_khz: u32, scaling: bool) -> Option<String> {
     let (guest, host) = (u64::from(guest_khz), u64::from(host_khz));
     let reachable = scaling || guest >= host || (host - guest) * 1_000_000 <= host * TSC_TOLERANCE_PPM;
-    (!reachable).then(|| format!("TSC scaling (the guest's TSC has {guest_khz} kHz, this host's {host_khz} kHz)"))
+    (!reachable)
+        .then(|| format!("TSC scaling (the guest's TSC has {guest_khz} kHz, this host's {host_khz} kHz)"))
 }
 
 #[cfg(test)]

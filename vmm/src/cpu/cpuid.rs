@@ -38,9 +38,8 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 /// Leaf 6 EAX: the APIC timer does not stop in idle states.
 const ARAT: u32 = 1 << 2;
-/// Leaf 0x80000001 ECX on AMD: more than one core; topology leaves.
+/// Leaf 0x80000001 ECX on AMD: more than one core.
 const CMP_LEGACY: u32 = 1 << 1;
-const TOPOEXT: u32 = 1 << 22;
 /// XCR0 components that guests may have: x87, SSE, AVX, AVX-512 (three), PKRU.
 const XCR0_ALLOWED: u32 = 0b10_1110_0111;
 /// XSAVE legacy area and header, bytes.
@@ -48,8 +47,32 @@ const XSAVE_MIN: u32 = 576;
 
 /// Leaves that guests do not get at all (they then read as zero).
 const HIDDEN_LEAVES: &[u32] = &[
-    0x3, 0x5, 0xA, 0xF, 0x10, 0x12, 0x14, 0x15, 0x16, 0x17, 0x19, 0x1B, 0x1C, 0x1D, 0x1E, 0x20, 0x21, 0x23,
-    0x4000_0010, 0x8000_000A, 0x8000_001B, 0x8000_001C, 0x8000_001F, 0x8000_0020, 0x8000_0022, 0x8000_0023,
+    0x3,
+    0x5,
+    0xA,
+    0xF,
+    0x10,
+    0x12,
+    0x14,
+    0x15,
+    0x16,
+    0x17,
+    0x19,
+    0x1B,
+    0x1C,
+    0x1D,
+    0x1E,
+    0x20,
+    0x21,
+    0x23,
+    0x4000_0010,
+    0x8000_000A,
+    0x8000_001B,
+    0x8000_001C,
+    0x8000_001F,
+    0x8000_0020,
+    0x8000_0022,
+    0x8000_0023,
     0x8000_0026,
 ];
 
@@ -81,7 +104,17 @@ const HIDDEN_BITS: &[(u32, u32, Reg, u32)] = &[
         0x8000_0001,
         0,
         Reg::Ecx,
-        1 << 2 | 1 << 3 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28
+        1 << 2
+            | 1 << 3
+            | 1 << 10
+            | 1 << 12
+            | 1 << 13
+            | 1 << 15
+            | 1 << 19
+            | 1 << 23
+            | 1 << 24
+            | 1 << 27
+            | 1 << 28
             | 1 << 29,
     ),
     // invariant TSC
@@ -172,7 +205,8 @@ pub(super) fn vendor(entries: &[kvm_cpuid_entry2]) -> [u8; 12] {
 fn limit_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
     let component = |index: u32| index < 32 && XCR0_ALLOWED >> index & 1 == 1;
     entries.retain(|e| e.function != 0xD || e.index < 2 || component(e.index));
-    let ends = entries.iter().filter(|e| e.function == 0xD && e.index >= 2).map(|e| e.eax.saturating_add(e.ebx));
+    let ends =
+        entries.iter().filter(|e| e.function == 0xD && e.index >= 2).map(|e| e.eax.saturating_add(e.ebx));
     let size = ends.max().unwrap_or(0).max(XSAVE_MIN);
     for entry in entries.iter_mut().filter(|e| e.function == 0xD && e.index == 0) {
         entry.eax &= XCR0_ALLOWED;
@@ -257,12 +291,6 @@ impl Topology {
 
 fn set(word: &mut u32, bits: u32, on: bool) {
     *word = if on { *word | bits } else { *word & !bits };
-}
-
-/// Whether AMD's topology leaves are announced; for tests and diagnostics.
-#[cfg(test)]
-fn has_topoext(entries: &[kvm_cpuid_entry2]) -> bool {
-    entries.iter().any(|e| e.function == 0x8000_0001 && e.ecx & TOPOEXT != 0)
 }
 
 #[cfg(test)]

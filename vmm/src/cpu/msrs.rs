@@ -106,7 +106,16 @@ mod tests {
     fn what_is_state_is_not_skipped() {
         // SYSENTER_CS, PAT, SPEC_CTRL, STAR, KERNEL_GS_BASE, TSC_AUX, XSS, kvmclock (both), steal time, MTRR default
         for index in [
-            0x174, 0x277, 0x48, 0xC000_0081, 0xC000_0102, 0xC000_0103, 0xDA0, 0x4B56_4D00, 0x4B56_4D01, 0x4B56_4D03,
+            0x174,
+            0x277,
+            0x48,
+            0xC000_0081,
+            0xC000_0102,
+            0xC000_0103,
+            0xDA0,
+            0x4B56_4D00,
+            0x4B56_4D01,
+            0x4B56_4D03,
             0x2FF,
         ] {
             assert!(!is_skipped(index), "{index:#x}");

@@ -153,13 +153,8 @@ fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, tss_type: u8) {
         *segment = data;
     }
     // VMX wants a busy TSS at entry, of the 64-bit or 32-bit kind (both have type 11).
-    sregs.tr = kvm_segment {
-        selector: BOOT_TSS,
-        type_: tss_type,
-        limit: 0x67,
-        present: 1,
-        ..Default::default()
-    };
+    sregs.tr =
+        kvm_segment { selector: BOOT_TSS, type_: tss_type, limit: 0x67, present: 1, ..Default::default() };
     sregs.gdt = kvm_dtable { base: BOOT_GDT, limit: (GDT_ENTRIES * 8 - 1) as u16, ..Default::default() };
     sregs.idt = kvm_dtable { base: BOOT_IDT, limit: 0, ..Default::default() };
 }

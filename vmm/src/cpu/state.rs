@@ -34,8 +34,8 @@
 
 use super::{cpuid, msrs};
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_cpuid_entry2, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,9 @@ pub enum StateError {
         value: u64,
     },
     /// KVM cannot give the guest its TSC frequency.
-    #[error("this host cannot give the guest a TSC of {wanted} kHz; its own has {host} kHz and cannot be scaled")]
+    #[error(
+        "this host cannot give the guest a TSC of {wanted} kHz; its own has {host} kHz and cannot be scaled"
+    )]
     TscFrequency {
         /// Frequency on the source, kHz.
         wanted: u32,
@@ -92,6 +94,9 @@ pub enum StateError {
         /// Its length.
         have: usize,
     },
+    /// A state that no x86 vCPU has.
+    #[error("the saved mp_state, {0}, does not exist")]
+    MpState(u32),
     /// The state uses more XSAVE area than this host has.
     #[error("the saved XSAVE area has {have} bytes, this host's only {max}")]
     XsaveTooLarge {
@@ -194,7 +199,7 @@ impl StateAccess {
     /// `elapsed_ns` is what [`super::vm_state::VmStateV1::restore_clock`] returned. On an error the vCPU is of no
     /// further use.
     pub fn restore(&self, vcpu: &VcpuFd, state: &VcpuStateV1, elapsed_ns: u64) -> Result<(), StateError> {
-        state.check_sizes()?;
+        state.check()?;
         let cpuid = cpuid::to_cpuid(&state.cpuid);
         let cpuid = cpuid.map_err(|_| StateError::Size { what: "CPUID", have: state.cpuid.len() })?;
         vcpu.set_cpuid2(&cpuid).map_err(set("CPUID"))?;
@@ -254,7 +259,7 @@ impl StateAccess {
 
 impl VcpuStateV1 {
     /// Bounds on what comes from a peer, before any of it reaches KVM.
-    fn check_sizes(&self) -> Result<(), StateError> {
+    fn check(&self) -> Result<(), StateError> {
         for (what, have, good) in [
             ("CPUID", self.cpuid.len(), self.cpuid.len() <= KVM_MAX_CPUID_ENTRIES),
             ("MSR list", self.msrs.len(), self.msrs.len() <= MAX_MSRS),
@@ -267,6 +272,10 @@ impl VcpuStateV1 {
             if !good {
                 return Err(StateError::Size { what, have });
             }
+        }
+        // KVM stores any number and wonders about it later, in the host's kernel log.
+        if self.mp_state.mp_state > KVM_MP_STATE_SIPI_RECEIVED {
+            return Err(StateError::MpState(self.mp_state.mp_state));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::super::codec::{CodecError, decode, encode};
 use super::*;
 use proptest::prelude::*;
 
-pub(crate) fn sample() -> VcpuStateV1 {
+fn sample() -> VcpuStateV1 {
     VcpuStateV1 {
         id: 3,
         cpuid: vec![kvm_cpuid_entry2 { function: 1, ecx: 5, ..Default::default() }],
@@ -41,13 +41,14 @@ fn impossible_lengths_are_refused() {
     let with = |change: fn(&mut VcpuStateV1)| {
         let mut state = sample();
         change(&mut state);
-        state.check_sizes().is_err()
+        state.check().is_err()
     };
     assert!(!with(|_| {}));
     assert!(with(|s| s.xsave.truncate(100)));
     assert!(with(|s| s.xsave.push(0)));
     assert!(with(|s| s.xsave.resize(1 << 20, 0)));
     assert!(with(|s| s.cpuid.resize(257, Default::default())));
+    assert!(with(|s| s.mp_state.mp_state = 5));
     assert!(with(|s| s.msrs.resize(5000, Default::default())));
 }
 
@@ -67,7 +68,7 @@ proptest! {
         if let Some(byte) = bytes.get_mut(at) {
             *byte = value;
         }
-        let _ = decode::<VcpuStateV1>(&bytes).map(|s| s.check_sizes());
+        let _ = decode::<VcpuStateV1>(&bytes).map(|s| s.check());
         let _ = decode::<VcpuStateV1>(&bytes[..cut.index(bytes.len())]);
     }
 }

@@ -84,9 +84,13 @@ impl VmStateV1 {
             (&self.ioapic, KVM_IRQCHIP_IOAPIC),
         ] {
             if chip.chip_id != id {
-                return Err(StateError::Size { what: "interrupt controller's number", have: chip.chip_id as usize });
+                return Err(StateError::Size {
+                    what: "interrupt controller's number",
+                    have: chip.chip_id as usize,
+                });
             }
-            vm.set_irqchip(chip).map_err(|source| StateError::Set { what: "interrupt controller", source })?;
+            vm.set_irqchip(chip)
+                .map_err(|source| StateError::Set { what: "interrupt controller", source })?;
         }
         if let Some(pit) = &self.pit {
             vm.set_pit2(pit).map_err(|source| StateError::Set { what: "PIT", source })?;
@@ -97,7 +101,8 @@ impl VmStateV1 {
 
 fn get_chip(vm: &VmFd, chip_id: u32) -> Result<kvm_irqchip, StateError> {
     let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-    vm.get_irqchip(&mut chip).map_err(|source| StateError::Get { what: "an interrupt controller", source })?;
+    vm.get_irqchip(&mut chip)
+        .map_err(|source| StateError::Get { what: "an interrupt controller", source })?;
     Ok(chip)
 }
 
