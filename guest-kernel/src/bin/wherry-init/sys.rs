@@ -63,7 +63,9 @@ pub fn load_module(path: &Path) -> io::Result<()> {
     let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
     if result < 0 {
         let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::EEXIST) { Ok(()) } else { Err(error) };
+        // Loaded already, or a kernel that knows no modules and has everything built in.
+        let fine = matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOSYS));
+        return if fine { Ok(()) } else { Err(error) };
     }
     Ok(())
 }

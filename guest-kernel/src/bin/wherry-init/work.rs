@@ -176,10 +176,13 @@ fn writer(mib: u64, rate: u64) -> std::io::Result<u64> {
     WRITER_MIB.store(mib, Relaxed);
     thread::spawn(move || {
         let mut random = Random::from_clock();
-        let pages_a_tick = (rate as f64 * PAGES_PER_MIB as f64 / 100.0).max(0.01);
+        let pages_a_second = rate as f64 * PAGES_PER_MIB as f64;
         let (mut page, mut owed, mut pages) = (0, 0.0, 0u64);
+        let mut last = Instant::now();
         while !WRITER_STOP.load(Relaxed) {
-            owed += pages_a_tick;
+            // At most a tenth of a second's work is owed: after a pause there is no burst.
+            owed += last.elapsed().as_secs_f64().min(0.1) * pages_a_second;
+            last = Instant::now();
             while owed >= 1.0 {
                 random.fill(memory.page(page));
                 page = (page + 1) % memory.pages();
