@@ -106,6 +106,24 @@ fn h3_an_id_announced_before_its_publication_does_not_count() {
 }
 
 #[test]
+fn h3_hints_that_are_under_way_when_the_round_changes_do_not_count_in_the_next() {
+    for stop_between in [false, true] {
+        let mut rig = Rig::default_up();
+        let (_, first) = rig.start_hinting();
+        rig.add(Rig::HINT, &[inb(FREE, BLOCK)]);
+        rig.kick(Rig::HINT);
+        if stop_between {
+            rig.balloon.hint_stop();
+        }
+        let second = Sink::new();
+        rig.balloon.hint_start(second.clone()).unwrap();
+        rig.run();
+        assert!(first.take().is_empty() && second.take().is_empty());
+        assert_eq!(rig.balloon.telemetry().hints_stale, 1);
+    }
+}
+
+#[test]
 fn h4_after_stop_hints_are_stale_and_the_sink_is_gone() {
     let mut rig = Rig::default_up();
     let (id, sink) = rig.start_hinting();
@@ -317,6 +335,9 @@ fn h14_done_is_forced_on_restore() {
         if stop_first {
             rig.balloon.hint_stop();
         }
+        // The guest has taken every interrupt: the one for DONE must be new.
+        rig.w32(offset::INTERRUPT_ACK, u32::MAX);
+        let generation = rig.r32(offset::CONFIG_GENERATION);
         rig.balloon.set_paused(true);
         let state = rig.balloon.state();
         let mut there = rig.move_to(&state).unwrap();
@@ -325,6 +346,7 @@ fn h14_done_is_forced_on_restore() {
         assert_eq!(there.config(CONFIG_CMD_ID), CMD_DONE);
         assert_eq!(there.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
         assert!(there.line.edges() > 0);
+        assert_ne!(there.r32(offset::CONFIG_GENERATION), generation);
         there.run();
         there.command(id);
         there.hint(FREE, BLOCK);
