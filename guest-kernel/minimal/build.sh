@@ -36,7 +36,7 @@ fi
 
 cd "$source_dir"
 make -s tinyconfig
-scripts/kconfig/merge_config.sh -m -s .config "$here/minimal.config" >/dev/null
+scripts/kconfig/merge_config.sh -m .config "$here/minimal.config" >/dev/null
 make -s olddefconfig
 lost=0
 while read -r line; do

@@ -74,7 +74,7 @@ pub fn install_missing() -> Result<()> {
     }
     note(&format!("installing {}", packages.join(" ")));
     // Stale or missing package lists are the usual reason for a failure.
-    if !apt(&install)? && !(apt("apt-get update -q")? && apt(&install)?) {
+    if !(apt(&install)? || apt("apt-get update -q")? && apt(&install)?) {
         bail!("`{install}` failed; see above");
     }
     match self::missing().as_slice() {
