@@ -122,6 +122,17 @@ fn s7_a_held_buffer_survives_migration() {
 }
 
 #[test]
+fn s1_the_first_buffer_may_be_empty() {
+    // What the specification's initialisation asks for, unlike Linux, which fills it.
+    let mut rig = Rig::default_up();
+    rig.add(Rig::STATS, &[out(FREE, 0)]);
+    rig.kick(Rig::STATS);
+    rig.run();
+    assert_eq!((rig.balloon.stats().values, rig.balloon.telemetry().stats_malformed), (vec![], 0));
+    assert!(rig.balloon.request_stats());
+}
+
+#[test]
 fn linux_primes_the_queue_before_driver_ok() {
     let mut rig = Rig::cold(Default::default());
     rig.negotiate(u64::MAX);

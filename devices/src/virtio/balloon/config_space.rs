@@ -29,7 +29,7 @@ impl Balloon {
         self.hinting.config_read(offset, data.len() as u64);
     }
 
-    /// `actual` is the driver's word. `poison_val` is accepted only before DRIVER_OK (section 5.5.6.6.1). Both may be
+    /// `actual` is the driver's word. `poison_val` is accepted only before DRIVER_OK (section 5.5.6.6, driver requirements). Both may be
     /// written byte by byte; everything else is read-only or not there.
     pub(super) fn config_write(&mut self, offset: u64, data: &[u8]) {
         let poison_open = self.negotiated & F_PAGE_POISON != 0 && !self.live;

@@ -27,11 +27,11 @@ pub const CONFIG_POISON: u64 = 12;
 /// Bytes of config space.
 pub const CONFIG_LEN: usize = 16;
 
-/// Hint command: do not hint (section 5.5.6.4).
+/// Hint command: do not hint (section 5.5.6.5).
 pub const CMD_STOP: u32 = 0;
-/// Hint command: hinting is over, take the pages back (section 5.5.6.4).
+/// Hint command: hinting is over, take the pages back (section 5.5.6.5).
 pub const CMD_DONE: u32 = 1;
-/// First id that starts hinting (section 5.5.6.4).
+/// First id that starts hinting (section 5.5.6.5).
 pub const CMD_FIRST_ID: u32 = 2;
 
 /// The balloon's page (section 5.5.6); not the guest's page size, though on x86 they are the same.
@@ -50,7 +50,7 @@ pub const STAT_LEN: usize = 10;
 /// Most statistics taken from one buffer; Linux 6.12 sends 16.
 pub const MAX_STATS: usize = 256;
 
-/// Names of the known tags, by tag. 0 to 9: section 5.5.6.4 (memory statistics tags); 10 to 15: Linux 6.12.
+/// Names of the known tags, by tag. 0 to 9: section 5.5.6.4; 10 to 15: Linux 6.12.
 pub const STAT_NAMES: [&str; 16] = [
     "swap_in",
     "swap_out",

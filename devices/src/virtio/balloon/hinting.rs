@@ -1,4 +1,4 @@
-//! Free page hinting (virtio 1.3, section 5.5.6.4 and 5.5.6.5).
+//! Free page hinting (virtio 1.3, section 5.5.6.5).
 //!
 //! The device publishes a command id in config space; the driver answers on the hint queue with the id (a device-readable
 //! buffer of 4 bytes), with free blocks (device-writable buffers), and with STOP when it has no more. Blocks count only
