@@ -28,7 +28,7 @@ fn script() -> Vec<Op> {
 /// Runs one migration with one fault and checks the table. Returns whether the fault hit.
 fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
     let name = format!("{fault:?} at frame {index}, to destination: {to_destination}");
-    let model = Model::new(PAGES, index % 2 == 0, script());
+    let model = Model::new(PAGES, index.is_multiple_of(2), script());
     let stall = Duration::from_millis(250);
     let cfg = SourceConfig { stall_timeout: stall, ..config(HintMode::Auto) };
     let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };

@@ -28,6 +28,8 @@ pub(super) enum Op {
     Free(u64, u64),
     /// The driver takes the free pages of a range and queues hints for them.
     Hint(u64, u64),
+    /// The driver gives held pages back to the guest (memory pressure), whatever hints are queued.
+    Shrink(u64, u64),
     /// The device processes the oldest queued hint.
     Deliver,
     /// A hint for pages in use.
@@ -51,6 +53,7 @@ pub(super) fn ops(pages: u64) -> impl Strategy<Value = Op> {
         2 => (0..pages).prop_map(Op::VmmWrite),
         3 => range.clone().prop_map(|(f, n)| Op::Free(f, n)),
         6 => range.clone().prop_map(|(f, n)| Op::Hint(f, n)),
+        2 => range.clone().prop_map(|(f, n)| Op::Shrink(f, n)),
         8 => Just(Op::Deliver),
         1 => range.clone().prop_map(|(f, n)| Op::Lie(f, n)),
         2 => range.clone().prop_map(|(f, n)| Op::Stale(f, n)),
@@ -90,8 +93,12 @@ pub(super) struct Inner {
 pub(super) enum Trigger {
     /// The first id has just been published.
     Published,
+    /// The balloon's pages are about to be asked for.
+    Ballooned,
     /// The first page is about to be read.
     FirstRead,
+    /// The first page has just been read.
+    FirstReadDone,
     /// The first harvest is about to be made.
     Harvest,
     /// The first page of round two is about to be read.
@@ -250,6 +257,11 @@ impl Model {
                 }
                 inner.queue.push_back((id, range.start, range.end - range.start));
             }
+            Op::Shrink(first, nr) => {
+                for page in clip(first, nr) {
+                    inner.held[page as usize] = false;
+                }
+            }
             Op::Deliver => {
                 drop(guard);
                 self.deliver();
@@ -383,6 +395,7 @@ impl GuestRam for Model {
         self.hook();
         let at = first as usize * PAGE_SIZE;
         buf.copy_from_slice(&self.inner.lock().unwrap().data[at..at + buf.len()]);
+        self.fire(Trigger::FirstReadDone);
         self.hook();
         Ok(())
     }
@@ -420,7 +433,8 @@ impl DirtyLog for Model {
     }
 
     fn protect(&self, first: u64, nr: u64) -> io::Result<()> {
-        assert!(first % 64 == 0 && (nr % 64 == 0 || first + nr == self.pages));
+        assert!(first.is_multiple_of(64));
+        assert!(nr.is_multiple_of(64) || first + nr == self.pages);
         self.hook();
         let range = first as usize..(first + nr) as usize;
         self.inner.lock().unwrap().dirty[range].fill(false);
@@ -500,6 +514,7 @@ impl HintSource for Model {
     }
 
     fn ballooned(&self, out: &mut Bitmap) {
+        self.fire(Trigger::Ballooned);
         self.hook();
         {
             let inner = self.inner.lock().unwrap();

@@ -106,6 +106,72 @@ fn a_guest_that_does_not_zero_is_found_out_and_switched_to_protected_mode() {
 }
 
 #[test]
+fn a_page_put_back_is_not_skipped_for_a_second_stale_hint() {
+    let word = 64 * 7;
+    let model = Model::new(PAGES, true, vec![]);
+    let hint = Op::Hint(word, 64);
+    // Hinted twice, in use again before either hint is processed. The first check protects the word, after the write.
+    let taken_back = vec![hint, Op::Shrink(word, 64), hint, Op::Write(word)];
+    model.on(Trigger::Published, taken_back);
+    model.on(Trigger::FirstRead, vec![Op::Deliver, Op::Deliver]);
+    let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
+    verdict.unwrap();
+    assert_eq!(report.rounds[0].hinted, 0);
+}
+
+#[test]
+fn a_write_between_the_check_and_the_harvest_comes_in_round_two() {
+    let word = 64 * 7;
+    let model = Model::new(PAGES, true, vec![]);
+    let hint = vec![Op::Hint(word, 64), Op::Deliver, Op::Write(word + 5)];
+    model.on(Trigger::Published, hint);
+    let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
+    verdict.unwrap();
+    assert_eq!(report.rounds[0].hinted, 64);
+    assert_eq!(report.rounds[0].overridden, 1);
+    assert_eq!(report.rounds[1].sent, 1);
+}
+
+#[test]
+fn a_page_that_leaves_the_balloon_before_its_word_is_protected_is_sent() {
+    let page = 64 * 7 + 9;
+    let model = Model::new(PAGES, true, vec![]);
+    model.on(Trigger::Ballooned, vec![Op::Inflate(page, 1)]);
+    let used_again = vec![Op::Deflate(page, 1), Op::Write(page)];
+    model.on(Trigger::FirstRead, used_again);
+    let (_, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
+    verdict.unwrap();
+}
+
+#[test]
+fn after_the_switch_to_protected_mode_a_hinted_page_that_is_written_is_not_lost() {
+    let word = 64 * 7;
+    let model = Model::new(PAGES, false, vec![]);
+    // Content in the first hint: the guest does not zero.
+    model.on(Trigger::Published, vec![Op::Hint(64, 64), Op::Deliver]);
+    // Part of a word under the second id, written before the sender comes to the rest of the word.
+    let second = vec![Op::Hint(word + 3, 5), Op::Deliver, Op::Write(word + 4)];
+    model.on(Trigger::Published, second);
+    let (report, verdict) = migrate_model(&model, &config(HintMode::Auto));
+    verdict.unwrap();
+    assert_eq!(report.rounds[0].hint_mode, Some(HintMode::Protected));
+    assert_eq!(report.rounds[0].overridden, 1);
+}
+
+#[test]
+fn a_write_right_after_the_check_is_not_lost() {
+    let word = 64 * 7;
+    let model = Model::new(PAGES, true, vec![]);
+    let hint = vec![Op::Hint(word, 64), Op::Deliver];
+    model.on(Trigger::Published, hint);
+    // The first read is the check's: its protection must have come before.
+    model.on(Trigger::FirstReadDone, vec![Op::Write(word + 5)]);
+    let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
+    verdict.unwrap();
+    assert_eq!(report.rounds[0].overridden, 1);
+}
+
+#[test]
 fn holes_and_zero_pages_cost_nothing_on_the_wire_in_round_one() {
     let model = Model::new(PAGES, false, vec![]);
     let mut cfg = config(HintMode::Auto);
@@ -219,7 +285,9 @@ fn no_page_is_lost_with_threads_writing_and_hinting() {
         cfg.first_hint_wait = Duration::from_millis(20);
         let (report, verdict) = migrate_model(&model, &cfg);
         stop.store(true, Ordering::Relaxed);
-        threads.map(|t| t.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         assert_eq!(verdict, Ok(()), "zeroing {zeroing}, {mode:?}");
         assert!(report.rounds.len() >= 2);
     }
