@@ -74,6 +74,7 @@ pub fn receive(
         writer: FrameWriter::new(output, None, cfg.stall_timeout, interrupt),
         cfg,
         progress,
+        cancel,
         phase: Phase::Handshake,
         ownership: Ownership::SourceRuns,
         round: 0,
@@ -95,6 +96,7 @@ struct Receiver<'a> {
     writer: FrameWriter,
     cfg: &'a DestinationConfig,
     progress: &'a dyn Progress,
+    cancel: &'a CancelToken,
     phase: Phase,
     ownership: Ownership,
     round: u32,
@@ -119,6 +121,9 @@ impl Receiver<'_> {
             vm.run().map_err(Error::machine("run the guest"))?;
         }
         self.wait_for_hand_off()?;
+        // Nobody else may run the guest any more: a cancel now, or just before, comes too late.
+        self.cancel.commit();
+        self.writer.ignore_interrupts();
         vm.run().map_err(Error::machine("run the guest"))?;
         // It runs here, whatever becomes of the answer.
         let acknowledged = self.writer.send(Kind::Running, &[]).is_ok();

@@ -124,11 +124,16 @@ impl FrameWriter {
             return;
         }
         // What interrupted this side must not keep it from saying so.
-        self.interrupt = Interrupt::default();
+        self.ignore_interrupts();
         self.stall = Duration::from_millis(200);
         self.throttle = None;
         let payload = crate::wire::Abort::new(reason);
         let _ = self.send_control(Kind::Abort, "abort", &payload);
+    }
+
+    /// From here on neither a cancel nor the stop flag keeps frames from being sent.
+    pub fn ignore_interrupts(&mut self) {
+        self.interrupt = Interrupt::default();
     }
 
     /// Ends the connection.

@@ -153,13 +153,13 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
     session.enter(Phase::Prepare);
     guard.log_started();
     let mut report = Report::default();
+    let started = Instant::now();
     let mut dirty = rounds::round_one(session, &mut report)?;
     if let Some(first) = report.rounds.first() {
         report.round_one_bytes = first.bytes;
         let seconds = (first.duration_ms.max(1)) as f64 / 1000.0;
         report.pages_per_second = session.nr_pages as f64 / seconds;
     }
-    let started = Instant::now();
     loop {
         let pages = dirty.count();
         let bytes = (pages * PAGE_SIZE as u64) as f64;

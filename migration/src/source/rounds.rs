@@ -35,6 +35,8 @@ struct Epoch {
     published: Instant,
     pacer: Pacer,
     mode: HintMode,
+    /// Hints that the round had seen before this id.
+    hints_before: u64,
     /// Hints, pages in them and pages skipped when they were last judged.
     judged: (u64, u64, u64),
 }
@@ -43,9 +45,12 @@ impl Epoch {
     fn publish(
         session: &Session<'_>,
         source: &Arc<dyn HintSource>,
+        round: &Round,
         sink: Sink,
         mode: HintMode,
     ) -> Result<Self, Error> {
+        let (hints_before, pages_before) = round.hints();
+        let judged = (hints_before, pages_before, round.hinted());
         let sink = Arc::new(sink);
         #[cfg(test)]
         crate::tests::sink_published(session.cfg.mutation, &sink);
@@ -53,7 +58,15 @@ impl Epoch {
         let published = Instant::now();
         let seen = source.wait_seen(SEEN.min(session.cfg.first_hint_wait));
         let wait = if seen { session.cfg.first_hint_wait } else { Duration::ZERO };
-        Ok(Self { source: source.clone(), sink, published, pacer: Pacer::new(wait), mode, judged: (0, 0, 0) })
+        Ok(Self {
+            source: source.clone(),
+            sink,
+            published,
+            pacer: Pacer::new(wait),
+            mode,
+            hints_before,
+            judged,
+        })
     }
 
     /// STOP: when this returns no hint has any effect.
@@ -69,7 +82,7 @@ impl Epoch {
         self.pacer.pace(&Sample {
             now: self.published.elapsed(),
             cleared: round.hinted() * PAGE_SIZE as u64,
-            any_hint: round.hints().0 > 0,
+            any_hint: round.hints().0 > self.hints_before,
             link_rate,
         })
     }
@@ -136,7 +149,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
                 let sink = Sink::checked_zero(&round, ram, log, &guarded, probe);
                 (sink, HintMode::CheckedZero)
             };
-            Some(Epoch::publish(session, &source, sink, mode)?)
+            Some(Epoch::publish(session, &source, &round, sink, mode)?)
         }
     };
     run(session, &round, epoch, Some(&guarded), report)
@@ -158,7 +171,7 @@ pub(super) fn next_round(
     let epoch = match &session.vm.hints {
         Some(source) if session.protected_hints && seconds > ROUND_FOR_HINTS => {
             let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
-            let mut epoch = Epoch::publish(session, source, sink, HintMode::Protected)?;
+            let mut epoch = Epoch::publish(session, source, &round, sink, HintMode::Protected)?;
             // Most of this round's pages are in use: do not wait for the first hint.
             epoch.pacer = Pacer::new(Duration::ZERO);
             Some(epoch)
@@ -378,7 +391,7 @@ fn switch(
         protect(session, &Bitmap::full(guarded.len()), guarded)?;
     }
     let sink = Sink::protected(round, &session.vm.ram, &session.vm.log);
-    Epoch::publish(session, &old.source, sink, HintMode::Protected)
+    Epoch::publish(session, &old.source, round, sink, HintMode::Protected)
 }
 
 /// Round one as it must not be: the id is published, and only then is memory protected.
@@ -394,7 +407,7 @@ fn mutant_round_one(
     let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
     let epoch = match source {
         None => None,
-        Some(s) => Some(Epoch::publish(session, &s, sink, HintMode::Protected)?),
+        Some(s) => Some(Epoch::publish(session, &s, &round, sink, HintMode::Protected)?),
     };
     protect(session, &Bitmap::full(guarded.len()), guarded)?;
     run(session, &round, epoch, Some(guarded), report)

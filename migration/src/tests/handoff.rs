@@ -8,8 +8,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::dest::Dest;
 use super::faults::{FAULTS, Fault, FaultPlan, faulty_pair};
-use super::model::{Dest, Model, Op};
+use super::model::Model;
+use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over, pair};
 use crate::*;
 
@@ -238,4 +240,16 @@ fn a_guest_that_does_not_converge_goes_on_at_the_source() {
     assert!(!model.paused());
     let theirs = received.unwrap_err();
     assert!(matches!(theirs.cause, Error::PeerAbort(why) if why.contains("converge")));
+}
+
+#[test]
+fn cancelling_the_destination_ends_its_waiting() {
+    let (_near, far) = pair();
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    let mut dest = Dest::default();
+    let cfg = DestinationConfig::default();
+    let failure = receive(far, &mut dest, &cfg, &(), &cancel).unwrap_err();
+    assert!(matches!(failure.cause, Error::Cancelled) && dest.runs == 0);
+    assert_eq!(failure.ownership, Ownership::SourceRuns);
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::model::{Dest, Model};
+use super::dest::Dest;
+use super::model::Model;
 use super::oracle::config;
 use crate::wire::pages::{Run, encode_runs};
 use crate::wire::{Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd, codec};

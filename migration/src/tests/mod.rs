@@ -3,11 +3,13 @@
 //! The mutations are deliberate mistakes in the engine (or, for the VMM's own writes, in the model's dirty log), compiled in for
 //! tests only. For each there is a test that the oracle notices it, so that the oracle is known to bite.
 
+mod dest;
 mod faults;
 mod handoff;
 mod hostile;
 mod model;
 mod mutations;
+mod ops;
 mod oracle;
 mod speed;
 

@@ -10,58 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use proptest::prelude::*;
-
+use super::ops::Op;
 use crate::bitmap::Bitmap;
 use crate::traits::*;
-
-/// One thing that a guest (or its device) does.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Op {
-    /// Uses a page and writes something new.
-    Write(u64),
-    /// Uses a page as a zero page.
-    WriteZero(u64),
-    /// The VMM writes into a page in use (device DMA).
-    VmmWrite(u64),
-    /// Frees pages.
-    Free(u64, u64),
-    /// The driver takes the free pages of a range and queues hints for them.
-    Hint(u64, u64),
-    /// The driver gives held pages back to the guest (memory pressure), whatever hints are queued.
-    Shrink(u64, u64),
-    /// The device processes the oldest queued hint.
-    Deliver,
-    /// A hint for pages in use.
-    Lie(u64, u64),
-    /// A hint reaches a sink of an earlier epoch, against the rules.
-    Stale(u64, u64),
-    /// Free pages go into the balloon.
-    Inflate(u64, u64),
-    /// And come out.
-    Deflate(u64, u64),
-    /// Free page reporting gives free memory back to the host.
-    Report(u64, u64),
-}
-
-pub(super) fn ops(pages: u64) -> impl Strategy<Value = Op> {
-    let nr = prop_oneof![1u64..8, Just(64), Just(128), Just(200)];
-    let range = (0..pages, nr).prop_map(|(f, n)| (if n >= 64 { f / 64 * 64 } else { f }, n));
-    prop_oneof![
-        6 => (0..pages).prop_map(Op::Write),
-        2 => (0..pages).prop_map(Op::WriteZero),
-        2 => (0..pages).prop_map(Op::VmmWrite),
-        3 => range.clone().prop_map(|(f, n)| Op::Free(f, n)),
-        6 => range.clone().prop_map(|(f, n)| Op::Hint(f, n)),
-        2 => range.clone().prop_map(|(f, n)| Op::Shrink(f, n)),
-        8 => Just(Op::Deliver),
-        1 => range.clone().prop_map(|(f, n)| Op::Lie(f, n)),
-        2 => range.clone().prop_map(|(f, n)| Op::Stale(f, n)),
-        1 => range.clone().prop_map(|(f, n)| Op::Inflate(f, n)),
-        1 => range.clone().prop_map(|(f, n)| Op::Deflate(f, n)),
-        1 => range.prop_map(|(f, n)| Op::Report(f, n)),
-    ]
-}
 
 #[derive(Default)]
 pub(super) struct Inner {
@@ -547,73 +498,5 @@ impl Machine for Model {
     fn save(&self) -> io::Result<Vec<u8>> {
         assert!(self.paused());
         Ok(b"state of the model".to_vec())
-    }
-}
-
-/// The destination's memory.
-pub(super) struct DestRam {
-    pub(super) data: Mutex<Vec<u8>>,
-}
-
-impl GuestRam for DestRam {
-    fn nr_pages(&self) -> u64 {
-        (self.data.lock().unwrap().len() / PAGE_SIZE) as u64
-    }
-
-    fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
-        Err(io::Error::other("the destination's memory is not read"))
-    }
-
-    fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
-        let at = first as usize * PAGE_SIZE;
-        self.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
-        Ok(())
-    }
-
-    fn zero(&self, first: u64, nr: u64) -> io::Result<()> {
-        let at = first as usize * PAGE_SIZE;
-        self.data.lock().unwrap()[at..at + nr as usize * PAGE_SIZE].fill(0);
-        Ok(())
-    }
-
-    fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
-        Err(io::Error::other("the destination's memory is not asked"))
-    }
-}
-
-/// The destination.
-#[derive(Default)]
-pub(super) struct Dest {
-    pub(super) ram: Option<Arc<DestRam>>,
-    pub(super) state: Option<Vec<u8>>,
-    pub(super) runs: u32,
-    pub(super) refuse: bool,
-}
-
-impl Dest {
-    pub(super) fn memory(&self) -> Vec<u8> {
-        self.ram.as_ref().unwrap().data.lock().unwrap().clone()
-    }
-}
-
-impl DestinationVm for Dest {
-    fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
-        if self.refuse || description != b"model" || nr_pages > 1 << 20 {
-            return Err(io::Error::other("no room for this guest"));
-        }
-        let ram = Arc::new(DestRam { data: Mutex::new(vec![0; nr_pages as usize * PAGE_SIZE]) });
-        self.ram = Some(ram.clone());
-        Ok(ram)
-    }
-
-    fn load(&mut self, state: &[u8]) -> io::Result<()> {
-        self.state = Some(state.to_vec());
-        Ok(())
-    }
-
-    fn run(&mut self) -> io::Result<()> {
-        assert!(self.state.is_some(), "run without state");
-        self.runs += 1;
-        Ok(())
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use super::Mutation;
 use super::faults::{Fault, FaultPlan, faulty_pair};
-use super::model::{Model, Op, Trigger};
+use super::model::{Model, Trigger};
+use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over};
 use crate::*;
 

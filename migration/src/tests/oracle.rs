@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::model::{Dest, Model, Op, Trigger, ops};
+use super::dest::Dest;
+use super::model::{Model, Trigger};
+use super::ops::{Op, ops};
 use crate::*;
 
 pub(super) fn config(mode: HintMode) -> SourceConfig {
