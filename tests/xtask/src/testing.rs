@@ -1,9 +1,10 @@
 //! `cargo xtask test` and `ci`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 
 use crate::build::Workspace;
@@ -68,11 +69,12 @@ fn timed(name: &str, work: impl FnOnce() -> Result<bool>) -> Outcome {
 /// Builds the integration tests here and runs all of them in one lab, one after the other.
 fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let wherry = workspace.wherry()?;
-    let executables = workspace.integration_tests()?;
-    if executables.is_empty() {
-        note("there are no integration tests yet");
-        return Ok(());
+    let mut executables = workspace.integration_tests()?;
+    if let Some(filter) = &args.filter {
+        executables.retain(|test| matches(test, filter));
     }
+    // Nothing run is nothing shown: a mistyped filter must not look like success.
+    ensure!(!executables.is_empty(), "no integration test is called like that");
     let images = images::all(workspace)?;
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(std::time::Duration::from_secs(args.timeout));
@@ -89,9 +91,15 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     Ok(())
 }
 
+/// Whether a test executable has a test whose name contains `filter`.
+fn matches(executable: &Path, filter: &str) -> bool {
+    let out = Command::new(executable).args(["--list", filter]).output();
+    out.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).lines().any(|line| line.ends_with(": test")))
+}
+
 /// The environment of whatever runs in the lab: where the binary, the kernels and the images are, and where to write.
 pub fn lab_environment(
-    wherry: &std::path::Path,
+    wherry: &Path,
     images: &[images::Image],
 ) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let mut env = images::environment(images);
