@@ -7,7 +7,7 @@
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
 use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM, RAM_GRANULE};
-use super::params::{Handover, low_ram_end, write_start_info, write_zero_page};
+use super::params::{Handover, low_ram_end, write_reset_vector, write_start_info, write_zero_page};
 use super::{BootError, InitrdError, KernelError};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -84,6 +84,7 @@ pub fn load(mem: &GuestMemory, source: &BootSource<'_>, rsdp: u64) -> Result<Loa
     });
     let initrd = initrd.transpose()?;
     write_cmdline(mem, source.cmdline)?;
+    write_reset_vector(mem)?;
     let handover = Handover { initrd, rsdp };
     let entry = image.write_params(mem, &handover)?;
     Ok(LoadedKernel { entry, kernel, initrd })

@@ -114,7 +114,10 @@ fn bzimage_goes_to_its_preferred_address() {
     let hdr = params.hdr;
     assert_eq!((hdr.ramdisk_image, hdr.ramdisk_size), ((256 * MIB - 8192) as u32, 5000));
     assert_eq!((hdr.type_of_loader, hdr.cmd_line_ptr, hdr.version), (0xFF, 0x2_0000, 0x20F));
-    assert_eq!(({ params.acpi_rsdp_addr }, params.sentinel, params.e820_entries), (RSDP, 0, 5));
+    assert_eq!(({ params.acpi_rsdp_addr }, params.sentinel, params.e820_entries), (RSDP, 0, 6));
+    let mut reset = [0; 6];
+    mem.read_slice(&mut reset, GuestAddress(0xF_FFF0)).unwrap();
+    assert_eq!(reset, [0xBA, 0x02, 0x06, 0xB0, 1, 0xEE]);
     let mut line = [0; 14];
     mem.read_slice(&mut line, GuestAddress(0x2_0000)).unwrap();
     assert_eq!(&line, b"console=ttyS0\0");
@@ -133,7 +136,7 @@ fn elf_enters_through_pvh_or_startup_64() {
     assert_eq!(loaded.kernel, (16 * MIB, 0x2000));
     let info: hvm_start_info = mem.read_obj(GuestAddress(0x6000)).unwrap();
     assert_eq!((info.magic, info.version, info.nr_modules), (0x336E_C578, 1, 1));
-    assert_eq!((info.rsdp_paddr, info.memmap_entries), (RSDP, 5));
+    assert_eq!((info.rsdp_paddr, info.memmap_entries), (RSDP, 6));
     let module: hvm_modlist_entry = mem.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
     assert_eq!((module.paddr, module.size), (128 * MIB - 4096, 4096));
 

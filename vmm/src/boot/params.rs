@@ -3,8 +3,8 @@
 use super::BootError;
 use super::bzimage::SETUP_HEADER;
 use super::layout::{
-    ACPI_END, ACPI_START, CMDLINE, EBDA_START, HIGH_MEMORY_START, HIGH_RAM_START, IOAPIC_BASE, PVH_MEMMAP,
-    PVH_MODULES, PVH_START_INFO, ZERO_PAGE,
+    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_START, CMDLINE, EBDA_START, HIGH_MEMORY_START,
+    HIGH_RAM_START, IOAPIC_BASE, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, RESET_VECTOR, ZERO_PAGE,
 };
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
@@ -46,8 +46,8 @@ pub(super) fn low_ram_end(mem: &GuestMemory) -> u64 {
 
 /// The memory map that goes with `mem`, ascending.
 ///
-/// Below 1 MiB: conventional memory, then EBDA, video and BIOS area (reserved) with the ACPI tables in its last
-/// 128 KiB. In the hole only the interrupt controllers and KVM's own pages up to 4 GiB are listed; the rest,
+/// Below 1 MiB: conventional memory, then EBDA, video and BIOS area (reserved), with the ACPI tables in the last
+/// 128 KiB up to the reset vector's page. In the hole only the interrupt controllers and KVM's own pages up to 4 GiB are listed; the rest,
 /// virtio-mmio included, is left out of the map, which makes it free for devices and never RAM.
 pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
     let range = |start: u64, end: u64, kind| MapEntry { addr: start, len: end.saturating_sub(start), kind };
@@ -55,6 +55,7 @@ pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
         range(0, EBDA_START, MAP_RAM),
         range(EBDA_START, ACPI_START, MAP_RESERVED),
         range(ACPI_START, ACPI_END, MAP_ACPI),
+        range(ACPI_END, HIGH_MEMORY_START, MAP_RESERVED),
         range(HIGH_MEMORY_START, low_ram_end(mem), MAP_RAM),
         range(IOAPIC_BASE, HIGH_RAM_START, MAP_RESERVED),
     ];
@@ -103,6 +104,29 @@ pub(super) fn write_zero_page(
     let write = mem.write_slice(params.as_slice(), GuestAddress(ZERO_PAGE));
     write.map_err(|source| BootError::GuestMemory { what: "boot_params", source })?;
     Ok(ZERO_PAGE)
+}
+
+/// Real-mode code at the reset vector: writes the ACPI reset register and halts.
+///
+/// Linux prefers EFI's reset service on a hardware-reduced machine (reboot_init, arch/x86/kernel/reboot.c), and
+/// where there is no EFI it goes on to the BIOS, past the ACPI reset register. So `reboot` in a stock guest without
+/// `reboot=` on its command line ends up here.
+const RESET_CODE: [u8; 9] = [
+    0xBA,
+    ACPI_RESET_PORT.to_le_bytes()[0],
+    ACPI_RESET_PORT.to_le_bytes()[1], // mov dx, ACPI_RESET_PORT
+    0xB0,
+    ACPI_RESET_VALUE, // mov al, ACPI_RESET_VALUE
+    0xEE,             // out dx, al
+    0xF4,             // hlt
+    0xEB,
+    0xFD, // jmp to hlt
+];
+
+/// Puts the code at the reset vector.
+pub(super) fn write_reset_vector(mem: &GuestMemory) -> Result<(), BootError> {
+    let write = mem.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR));
+    write.map_err(|source| BootError::GuestMemory { what: "the reset vector", source })
 }
 
 /// Writes PVH start info, module list and memory map (version 1 of the structure). Returns its address.

@@ -133,7 +133,7 @@ fn state_survives_a_move() {
     assert_eq!(encode(&vm_after.ioapic).unwrap(), encode(&vm.ioapic).unwrap());
     assert_eq!(encode(&vm_after.pic_master).unwrap(), encode(&vm.pic_master).unwrap());
     for (mut after, before) in vcpus_after.into_iter().zip(vcpus) {
-        assert!(after.tsc >= before.tsc, "the TSC went back");
+        assert!(after.tsc >= before.tsc, "the TSC went back from {} to {}", before.tsc, after.tsc);
         after.tsc = before.tsc;
         assert_eq!(after.msrs, before.msrs);
         assert_eq!(after, before);

@@ -17,7 +17,7 @@
 //! 3. SREGS: sets the APIC's mode, which is the format of the LAPIC page (APIC id in xAPIC or x2APIC form)
 //! 4. REGS: drops pending exceptions, hence before events
 //! 5. XCRs, XSAVE, debug registers
-//! 6. TSC, then the other MSRs. The kvmclock MSRs make KVM write to guest memory: RAM must be complete, and the VM's
+//! 6. TSC (see [`StateAccess::restore`]), then the other MSRs. The kvmclock MSRs make KVM write to guest memory: RAM must be complete, and the VM's
 //!    clock set ([`super::vm_state::VmStateV1::restore_clock`])
 //! 7. LAPIC, with its timer mode
 //! 8. TSC deadline: KVM ignores it unless the LAPIC timer is in that mode, and compares it with the TSC
@@ -39,11 +39,14 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
+use std::sync::{Mutex, PoisonError};
 
 /// More MSRs than any kernel lists.
 const MAX_MSRS: usize = 2048;
 /// Larger than any XSAVE area.
 const MAX_XSAVE: usize = 64 << 10;
+/// Far more than a second of any TSC, and no overflow for centuries.
+const TSC_FAR: u64 = 1 << 60;
 /// The XSAVE area that every kernel has, bytes.
 const XSAVE_BASE: usize = size_of::<kvm_xsave>();
 
@@ -148,14 +151,16 @@ pub struct VcpuStateV1 {
     pub events: kvm_vcpu_events,
 }
 
-/// What saving and restoring has to know about this host; the same for all vCPUs of a VM.
-#[derive(Debug, Clone)]
+/// What saving and restoring has to know about this host; one for all vCPUs of a VM.
+#[derive(Debug)]
 pub struct StateAccess {
     msrs: Vec<u32>,
     /// Bytes that KVM reads and writes as XSAVE area.
     xsave_len: usize,
     /// KVM_GET_XSAVE2 exists.
     has_xsave2: bool,
+    /// A vCPU of this VM has had its TSC restored.
+    tsc_restored: Mutex<bool>,
 }
 
 impl StateAccess {
@@ -167,6 +172,7 @@ impl StateAccess {
             msrs: msrs::saved_indices(kvm, vcpu)?,
             xsave_len: xsave2.max(XSAVE_BASE).next_multiple_of(4),
             has_xsave2: xsave2 > 0,
+            tsc_restored: Mutex::new(false),
         })
     }
 
@@ -209,7 +215,7 @@ impl StateAccess {
         vcpu.set_xcrs(&state.xcrs).map_err(set("XCRs"))?;
         self.set_xsave(vcpu, &state.xsave)?;
         vcpu.set_debug_regs(&state.debug_regs).map_err(set("debug registers"))?;
-        msrs::write_one(vcpu, msrs::TSC, state.tsc_after(elapsed_ns))?;
+        self.set_tsc(vcpu, state.tsc_after(elapsed_ns))?;
         msrs::write(vcpu, &state.msrs)?;
         vcpu.set_lapic(&state.lapic).map_err(set("local APIC"))?;
         if state.tsc_deadline != 0 {
@@ -217,6 +223,22 @@ impl StateAccess {
         }
         vcpu.set_mp_state(state.mp_state).map_err(set("mp_state"))?;
         vcpu.set_vcpu_events(&state.events).map_err(set("events"))
+    }
+
+    /// Sets the TSC: the first vCPU's exactly, the others' in step with it.
+    ///
+    /// KVM takes a write that lies within a second of what another vCPU's TSC should show as an attempt to
+    /// synchronise, and gives this vCPU the same offset (kvm_synchronize_tsc, arch/x86/kvm/x86.c). That is wanted
+    /// between the vCPUs of a VM. But before Linux 6.8 it happens to the first write too, against the TSCs that
+    /// started at zero when the VM was created: a guest that is barely older than the VM that it moves into would
+    /// see its TSC go back. So the first vCPU's TSC is sent far away first.
+    fn set_tsc(&self, vcpu: &VcpuFd, tsc: u64) -> Result<(), StateError> {
+        let mut restored = self.tsc_restored.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*restored {
+            msrs::write_one(vcpu, msrs::TSC, tsc.wrapping_add(TSC_FAR))?;
+            *restored = true;
+        }
+        msrs::write_one(vcpu, msrs::TSC, tsc)
     }
 
     fn get_xsave(&self, vcpu: &VcpuFd) -> Result<Vec<u8>, StateError> {
