@@ -162,6 +162,23 @@ impl Sink {
         }
     }
 
+    /// The sink for the next id of the same round, this one being closed. What was protected meanwhile was so before that id
+    /// is published. The probe goes on where it was.
+    pub(crate) fn renew(&self) -> Self {
+        let next = match &self.way {
+            Way::Protected => Self::protected(&self.round, &self.ram, &self.log),
+            Way::CheckedZero { guarded, .. } => {
+                Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe)
+            }
+        };
+        for (new, old) in
+            [(&next.zero_blocks, &self.zero_blocks), (&next.content_blocks, &self.content_blocks)]
+        {
+            new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        next
+    }
+
     /// After this returned no hint of this epoch has any effect.
     pub(crate) fn close(&self) {
         self.gate.close();

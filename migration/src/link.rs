@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::control::CancelToken;
 use crate::error::Error;
 use crate::transport::{Throttle, WriteHalf};
-use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, codec};
+use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 
 /// Reasons to leave a wait early.
 #[derive(Clone, Debug, Default)]
@@ -90,11 +90,7 @@ impl FrameWriter {
         let len: usize = parts.iter().map(|p| p.len()).sum();
         let len = u32::try_from(len).ok().filter(|&l| l as usize <= kind.limit());
         let len = len.ok_or(WireError::TooLong { kind, len: u32::MAX })?;
-        let mut crc = crc32fast::Hasher::new();
-        for part in parts {
-            crc.update(part);
-        }
-        let header = Header { kind: kind as u16, seq: self.seq, len, crc: crc.finalize() };
+        let header = Header { kind: kind as u16, seq: self.seq, len, sum: checksum(parts) };
         self.interrupt.check()?;
         self.broken = true;
         self.write(&header.encode())?;
@@ -232,8 +228,8 @@ impl FrameReader {
         // Bounded by the kind's limit, about 1 MiB, and kept for the next frame.
         self.payload.resize(header.len as usize, 0);
         self.fill(Target::Payload)?;
-        if crc32fast::hash(&self.payload) != header.crc {
-            return Err(WireError::PayloadCrc.into());
+        if checksum(&[&self.payload]) != header.sum {
+            return Err(WireError::PayloadSum.into());
         }
         self.seq += 1;
         if kind == Kind::Abort {

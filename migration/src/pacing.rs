@@ -7,15 +7,15 @@
 //! order: a kernel keeps its image low and hands out free memory from the top, so the two tend to meet late.
 //!
 //! **The waiting is bounded.** Before the first hint: `first_wait`, and not at all if the driver has not read the id. After it: a slice
-//! is spent waiting only if the slices just before it (`WINDOW`) cleared at the link's rate, so the waiting slices together
+//! is spent waiting only if the slices just before it (a window) cleared at the link's rate, so the waiting slices together
 //! cannot be longer than sending what was cleared would have taken, plus one window.
 //!
 //! The pacer itself is arithmetic on times and counters. The caller sleeps, or sends for a slice, and asks again.
 
 use std::time::Duration;
 
-/// Slices over which the hint rate is measured.
-const WINDOW: usize = 3;
+/// Time over which the hint rate is measured: longer than a spell of hinting and the rest after it.
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// What to do with the next slice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +50,7 @@ pub struct Pacer {
 impl Pacer {
     /// Waits up to `first_wait` for the first hint.
     pub fn new(first_wait: Duration) -> Self {
-        Self { first_wait, window: Vec::with_capacity(WINDOW + 2) }
+        Self { first_wait, window: Vec::new() }
     }
 
     /// Decides the next slice.
@@ -60,7 +60,8 @@ impl Pacer {
             return if patient { Pace::Hold } else { Pace::Send };
         }
         self.window.push((sample.now, sample.cleared));
-        if self.window.len() > WINDOW + 1 {
+        // The oldest sample that is kept is the youngest of those at least a window old.
+        while self.window.get(1).is_some_and(|(at, _)| sample.now.saturating_sub(*at) >= WINDOW) {
             self.window.remove(0);
         }
         let Some(&(since, cleared)) = self.window.first() else {
@@ -117,8 +118,9 @@ mod tests {
                 if pacer.pace(&sample(now, cleared, cleared > 0)) == Pace::Hold { held += 20; }
                 now += 20;
             }
-            // Each slice's hints can justify at most WINDOW waiting slices, by the rate they alone would sustain.
-            let bound = 100 + 20 * (WINDOW as u64 + 1) + (WINDOW as u64) * cleared / 1_000_000;
+            // Each slice's hints can justify at most a window of waiting, by the rate they alone would sustain.
+            let slices = WINDOW.as_millis() as u64 / 20;
+            let bound = 100 + 20 * (slices + 1) + slices * cleared / 1_000_000;
             prop_assert!(held <= bound, "held {} of {}", held, bound);
         }
     }

@@ -79,6 +79,10 @@ pub struct SourceConfig {
     pub first_hint_wait: Duration,
     /// Length of a pacing slice.
     pub slice: Duration,
+    /// Longest time for which the guest is kept hinting under one id; Linux's driver does not yield while it hints.
+    pub hint_time: Duration,
+    /// Time that it gets for itself before the next id.
+    pub hint_rest: Duration,
     /// What pausing, state and hand-off add to the downtime, for the prediction.
     pub switchover_estimate: Duration,
     /// A deliberate mistake, for the tests that show that they notice.
@@ -99,6 +103,8 @@ impl Default for SourceConfig {
             stall_timeout: Duration::from_secs(30),
             first_hint_wait: Duration::from_millis(250),
             slice: Duration::from_millis(20),
+            hint_time: Duration::from_millis(60),
+            hint_rest: Duration::from_millis(10),
             switchover_estimate: Duration::from_millis(10),
             #[cfg(test)]
             mutation: None,

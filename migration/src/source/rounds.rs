@@ -2,6 +2,11 @@
 //!
 //! Order of every round: plan → publish an id → send, hints arriving → STOP, epoch closed → sweep what hints put back → check the
 //! accounting → harvest. The module docs of [`crate::hints`] say why each step stands where it does.
+//!
+//! **Hinting in spells.** Linux's driver allocates and hints block after block without giving way, so a guest with one vCPU does
+//! nothing else until it is through: seconds, if it zeroes. It looks at the id after each block, though. So each id is good for a
+//! short spell; then comes STOP, the guest's other work gets a rest to run in, and a new id follows. The driver keeps what it has
+//! hinted and goes on with what is left.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +20,7 @@ use crate::round::{Plan, Round, millis};
 use crate::traits::{HintSource, PAGE_SIZE};
 use crate::wire::{Kind, RoundStart};
 
+use super::SourceConfig;
 use super::session::Session;
 
 /// How long the driver may take to read a new id before the engine stops waiting for it.
@@ -28,11 +34,15 @@ const ROUND_FOR_HINTS: f64 = 0.1;
 /// Hints judged together when deciding whether to go on: 512 MiB of Linux's 4 MiB blocks.
 const JUDGE_HINTS: u64 = 128;
 
-/// One published id and what listens to it.
+/// Hints of one round: the published id and what listens to it, or the rest between two ids.
 struct Epoch {
     source: Arc<dyn HintSource>,
     sink: Arc<Sink>,
+    /// When the first id was published.
     published: Instant,
+    /// When the present id was published, or STOP was read after it.
+    since: Instant,
+    resting: bool,
     pacer: Pacer,
     mode: HintMode,
     /// Hints that the round had seen before this id.
@@ -58,15 +68,36 @@ impl Epoch {
         let published = Instant::now();
         let seen = source.wait_seen(SEEN.min(session.cfg.first_hint_wait));
         let wait = if seen { session.cfg.first_hint_wait } else { Duration::ZERO };
-        Ok(Self {
-            source: source.clone(),
-            sink,
-            published,
-            pacer: Pacer::new(wait),
-            mode,
-            hints_before,
-            judged,
-        })
+        let (source, pacer, since) = (source.clone(), Pacer::new(wait), Instant::now());
+        Ok(Self { source, sink, published, since, resting: false, pacer, mode, hints_before, judged })
+    }
+
+    /// Ends the spell, or the rest, when it is time.
+    fn turn(&mut self, cfg: &SourceConfig) -> Result<(), Error> {
+        if self.resting {
+            if !self.source.wait_seen(Duration::ZERO) && self.since.elapsed() < SEEN {
+                return Ok(());
+            }
+            if self.since.elapsed() >= cfg.hint_rest {
+                let sink = Arc::new(self.sink.renew());
+                self.source.start(sink.clone()).map_err(Error::machine("ask for hints"))?;
+                self.sink = sink;
+                (self.resting, self.since) = (false, Instant::now());
+            }
+        } else if self.since.elapsed() >= cfg.hint_time && !self.source.finished() {
+            self.close();
+            // The rest counts from when the driver has stopped, which it may do late.
+            self.source.wait_seen(cfg.slice);
+            (self.resting, self.since) = (true, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// How long to hold back at most before looking again.
+    fn patience(&self, cfg: &SourceConfig) -> Duration {
+        let spell = if self.resting { cfg.hint_rest } else { cfg.hint_time };
+        let left = spell.saturating_sub(self.since.elapsed());
+        left.clamp(Duration::from_millis(1), cfg.slice)
     }
 
     /// STOP: when this returns no hint has any effect.
@@ -76,7 +107,7 @@ impl Epoch {
     }
 
     fn pace(&mut self, round: &Round, link_rate: f64) -> Pace {
-        if self.source.finished() {
+        if !self.resting && self.source.finished() {
             return Pace::Send;
         }
         self.pacer.pace(&Sample {
@@ -343,9 +374,11 @@ fn run(
                 epoch = None;
                 continue;
             }
+            now.turn(session.cfg)?;
             if round.remaining() > 0 && now.pace(round, session.link_rate()) == Pace::Hold {
-                session.interrupt.cancel.sleep(session.cfg.slice);
-                held += session.cfg.slice;
+                let patience = now.patience(session.cfg);
+                session.interrupt.cancel.sleep(patience);
+                held += patience;
                 continue;
             }
         }

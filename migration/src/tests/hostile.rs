@@ -12,12 +12,12 @@ use super::dest::Dest;
 use super::model::Model;
 use super::oracle::config;
 use crate::wire::pages::{Run, encode_runs};
-use crate::wire::{Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd, codec};
+use crate::wire::{Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd, checksum, codec};
 use crate::*;
 
 /// A frame with right checksums, whatever is in it.
 pub(super) fn frame(kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
-    let header = Header { kind, seq, len: payload.len() as u32, crc: crc32fast::hash(payload) };
+    let header = Header { kind, seq, len: payload.len() as u32, sum: checksum(&[payload]) };
     let mut out = header.encode().to_vec();
     out.extend_from_slice(payload);
     out
@@ -103,7 +103,7 @@ fn hostile_streams_are_refused() {
         frames[at] = (kind, payload);
         stream(&frames)
     };
-    let huge_header = Header { kind: Kind::Hello as u16, seq: 0, len: u32::MAX, crc: 0 };
+    let huge_header = Header { kind: Kind::Hello as u16, seq: 0, len: u32::MAX, sum: 0 };
     let mut gap = stream(&valid()[..2]);
     gap.extend(frame(Kind::Pages as u16, 7, &pages(3, 1, true, 0)));
     let mut early = valid();
@@ -176,7 +176,7 @@ fn every_cut_and_flip_of_a_valid_stream_is_an_error() {
 
 #[test]
 fn peers_that_are_not_wherry_or_not_this_version_are_told_apart() {
-    let other = Header { kind: 16, seq: 0, len: 0, crc: 0 };
+    let other = Header { kind: 16, seq: 0, len: 0, sum: 0 };
     let answer = |bytes: Vec<u8>| {
         let model = Model::new(200, false, vec![]);
         let (near, mut far) = UnixStream::pair().unwrap();

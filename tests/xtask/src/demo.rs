@@ -179,10 +179,10 @@ fn inner(file: &Path) -> Result<u8> {
 }
 
 fn run(env: &Env, case: &Case) -> Result<Figures> {
-    let work = if case.busy { format!("fill:{USED_MIB},free:{USED_MIB}") } else { "idle".into() };
+    let work = if case.busy { format!("tmpfs:{USED_MIB},free:{USED_MIB}") } else { "idle".into() };
     let options = GuestOptions {
         append: format!("wherry.work={work} wherry.check=32 {}", case.append),
-        memory: RAM.to_string(),
+        memory: format!("{RAM}B"),
         // Reporting would shrink the guest by itself, given seconds; the demo shows hints.
         args: vec!["--balloon-features".into(), "hinting,stats,deflate-on-oom,page-poison".into()],
         ..GuestOptions::default()
