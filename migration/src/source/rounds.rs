@@ -97,7 +97,7 @@ impl Epoch {
     fn patience(&self, cfg: &SourceConfig) -> Duration {
         let spell = if self.resting { cfg.hint_rest } else { cfg.hint_time };
         let left = spell.saturating_sub(self.since.elapsed());
-        left.clamp(Duration::from_millis(1), cfg.slice)
+        left.max(Duration::from_millis(1)).min(cfg.slice)
     }
 
     /// STOP: when this returns no hint has any effect.
