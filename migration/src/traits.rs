@@ -63,8 +63,15 @@ pub trait HintSource: Send + Sync {
     /// Whether the guest's driver negotiated free page hinting and is live.
     fn available(&self) -> bool;
 
-    /// Publishes a new command id (never one used before) and lets hints flow to `sink`.
+    /// Publishes a new command id (never one used before) and lets hints flow to `sink`, which replaces an earlier one.
     fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()>;
+
+    /// Asks the driver to let the guest do other work for a while. Hints that are on their way still reach the sink; the next
+    /// [`start`](HintSource::start) lets the driver go on with what it has not hinted yet.
+    fn rest(&self);
+
+    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has reached the sink.
+    fn rested(&self) -> bool;
 
     /// Publishes STOP. When this returns, no call into the sink is under way and none follows: the epoch is closed.
     fn stop(&self);

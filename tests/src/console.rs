@@ -21,7 +21,12 @@ pub struct Fields(pub HashMap<String, String>);
 
 impl Fields {
     fn parse(text: &str) -> Self {
-        Self(text.split_whitespace().filter_map(|w| w.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect())
+        Self(
+            text.split_whitespace()
+                .filter_map(|w| w.split_once('='))
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect(),
+        )
     }
 
     /// A number by name.
@@ -58,8 +63,12 @@ impl Console {
     /// # Errors
     /// The command cannot be started.
     pub fn attach(mut command: Command) -> Result<Self> {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("console")?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("console")?;
         let out = child.stdout.take().context("no stdout")?;
         let (send, lines) = channel();
         std::thread::spawn(move || read_lines(out, &send));
@@ -76,7 +85,8 @@ impl Console {
             let line = match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => line,
                 Err(e) => {
-                    let why = if e == RecvTimeoutError::Timeout { "no answer in time" } else { "console closed" };
+                    let why =
+                        if e == RecvTimeoutError::Timeout { "no answer in time" } else { "console closed" };
                     bail!("{why}, waiting for `{word}` ({timeout:?}); last lines:\n{}", self.tail.join("\n"));
                 }
             };

@@ -118,8 +118,20 @@ impl Guest {
         let cpus = options.cpus.to_string();
         let (kernel, initrd) = (env.kernel.display().to_string(), env.initrd.display().to_string());
         let mut c = env.command(&[
-            "run", name, "--kernel", &kernel, "--initrd", &initrd, "--cmdline", &append, "--memory", &options.memory,
-            "--cpus", &cpus, "--serial", "none",
+            "run",
+            name,
+            "--kernel",
+            &kernel,
+            "--initrd",
+            &initrd,
+            "--cmdline",
+            &append,
+            "--memory",
+            &options.memory,
+            "--cpus",
+            &cpus,
+            "--serial",
+            "none",
         ]);
         c.args(&options.args);
         Self::spawn(env, name, c)
@@ -204,7 +216,8 @@ impl Guest {
     /// The process is gone.
     pub fn proc_kib(&self, field: &str) -> Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':')).context("no such field")?;
+        let line =
+            text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':')).context("no such field")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 

@@ -79,7 +79,12 @@ impl Drop for Proxy {
     }
 }
 
-fn pump(mut from: &UnixStream, mut to: &UnixStream, when: When, act: &std::sync::Mutex<Option<impl FnOnce()>>) {
+fn pump(
+    mut from: &UnixStream,
+    mut to: &UnixStream,
+    when: When,
+    act: &std::sync::Mutex<Option<impl FnOnce()>>,
+) {
     let mut seen = 0;
     let mut frame = Vec::new();
     loop {

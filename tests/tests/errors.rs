@@ -44,7 +44,8 @@ fn bad_kernels_initrds_and_memory() -> Result<()> {
 fn names_ports_and_peers() -> Result<()> {
     let scratch = Scratch::new("peers")?;
     let env = scratch.env("CLOUD_6_1")?;
-    let mut guest = Guest::run(&env, "taken", &GuestOptions { memory: "256MiB".into(), ..Default::default() })?;
+    let mut guest =
+        Guest::run(&env, "taken", &GuestOptions { memory: "256MiB".into(), ..Default::default() })?;
     guest.wait_for("ready", std::time::Duration::from_secs(120))?;
     let kernel = env.kernel.display().to_string();
     refused(&env, &["run", "taken", "--kernel", &kernel, "--serial", "none"], &["taken", "name"])?;

@@ -21,7 +21,8 @@ struct Broken {
 fn broken(when: When, kill_receiver: bool) -> Result<Broken> {
     let scratch = Scratch::new("handoff")?;
     let env = scratch.env("CLOUD_6_1")?;
-    let mut source = Guest::run(&env, "source", &GuestOptions { memory: "512MiB".into(), ..Default::default() })?;
+    let mut source =
+        Guest::run(&env, "source", &GuestOptions { memory: "512MiB".into(), ..Default::default() })?;
     source.wait_for("work done", BOOT)?;
     let uri = env.unix_uri("real");
     let destination = Guest::receive(&env, "destination", &uri)?;

@@ -69,7 +69,11 @@ fn hints_skip_what_was_freed_and_memfree_comes_back() -> Result<()> {
     let mut guest = start(&env, 1, "1GiB", "init_on_alloc=0 wherry.work=fill:600,free:600")?;
     let free = guest.ask("status", SOON)?.num("memfree_kb")?;
     let (mut guest, report) = hop(&env, &mut guest, "there", &["--hints", "on", "--bandwidth", "1Gbit"])?;
-    assert!(total(&report, "hinted") > 100_000, "only {} pages were skipped: {report:#}", total(&report, "hinted"));
+    assert!(
+        total(&report, "hinted") > 100_000,
+        "only {} pages were skipped: {report:#}",
+        total(&report, "hinted")
+    );
     assert!(report["total_bytes"].as_u64() < Some(300 << 20), "{report:#}");
     memfree_returns(&mut guest, free)
 }

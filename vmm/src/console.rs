@@ -52,7 +52,8 @@ impl Console {
                 console.pump(io::stdin());
             }
             SerialSink::File(path) => {
-                console.lock().sink = Some(Box::new(OpenOptions::new().create(true).append(true).open(path)?));
+                console.lock().sink =
+                    Some(Box::new(OpenOptions::new().create(true).append(true).open(path)?));
             }
             SerialSink::Pty => {
                 let (master, path) = open_pty()?;
@@ -113,7 +114,9 @@ impl Console {
                     Ok(n) => console.type_in(buf.get(..n).unwrap_or_default()),
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     // EIO: nobody has the pty's other end open yet. WouldBlock: its descriptor shares the writer's flags.
-                    Err(e) if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::WouldBlock => {
+                    Err(e)
+                        if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::WouldBlock =>
+                    {
                         std::thread::sleep(std::time::Duration::from_millis(50));
                     }
                     Err(_) => return,

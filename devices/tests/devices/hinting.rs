@@ -144,6 +144,44 @@ fn h4_after_stop_hints_are_stale_and_the_sink_is_gone() {
 }
 
 #[test]
+fn h4_a_resting_drivers_hints_count_until_its_stop_and_it_goes_on_under_a_new_id() {
+    let mut rig = Rig::default_up();
+    let (id, sink) = rig.start_hinting();
+    rig.command(id);
+    rig.balloon.hint_rest();
+    assert_eq!(rig.config(CONFIG_CMD_ID), CMD_STOP);
+    rig.hint(FREE, BLOCK);
+    assert_eq!(sink.take().len(), 1, "on its way when the driver was asked to rest");
+    assert!(!rig.balloon.hint_rested());
+    rig.command(CMD_STOP);
+    assert!(rig.balloon.hint_rested() && !rig.balloon.hint_finished());
+    rig.hint(FREE, BLOCK);
+    assert!(sink.take().is_empty(), "after its STOP nothing counts");
+
+    let next = Sink::new();
+    let id = rig.balloon.hint_start(next.clone()).unwrap();
+    rig.command(id);
+    rig.hint(FREE, BLOCK);
+    assert_eq!(next.take().len(), 1);
+    rig.command(CMD_STOP);
+    assert!(rig.balloon.hint_finished());
+    rig.balloon.hint_rest();
+    assert_eq!(rig.config(CONFIG_CMD_ID), id, "a driver that is through has nothing to rest from");
+}
+
+#[test]
+fn h4_stop_closes_the_epoch_of_a_resting_driver_too() {
+    let mut rig = Rig::default_up();
+    let (id, sink) = rig.start_hinting();
+    rig.command(id);
+    rig.balloon.hint_rest();
+    rig.balloon.hint_stop();
+    assert_eq!(Arc::strong_count(&sink), 1);
+    rig.hint(FREE, BLOCK);
+    assert!(sink.take().is_empty());
+}
+
+#[test]
 fn h7_done_comes_by_guard_even_through_a_panic() {
     let mut rig = Rig::default_up();
     {

@@ -5,8 +5,8 @@
 //!
 //! **Hinting in spells.** Linux's driver allocates and hints block after block without giving way, so a guest with one vCPU does
 //! nothing else until it is through: seconds, if it zeroes. It looks at the id after each block, though. So each id is good for a
-//! short spell; then comes STOP, the guest's other work gets a rest to run in, and a new id follows. The driver keeps what it has
-//! hinted and goes on with what is left.
+//! short spell; then the driver is asked to rest, the guest's other work runs, and a new id follows. The driver keeps what it
+//! has hinted and goes on with what is left. Its hints count during the rest as before: the epoch is open until the round ends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ struct Epoch {
     sink: Arc<Sink>,
     /// When the first id was published.
     published: Instant,
-    /// When the present id was published, or STOP was read after it.
+    /// When the present id was published, or the driver was asked to rest.
     since: Instant,
     resting: bool,
     pacer: Pacer,
@@ -74,20 +74,18 @@ impl Epoch {
 
     /// Ends the spell, or the rest, when it is time.
     fn turn(&mut self, cfg: &SourceConfig) -> Result<(), Error> {
+        let elapsed = self.since.elapsed();
         if self.resting {
-            if !self.source.wait_seen(Duration::ZERO) && self.since.elapsed() < SEEN {
-                return Ok(());
-            }
-            if self.since.elapsed() >= cfg.hint_rest {
+            // Hints on their way still count; a driver that is slow to stop rests by being waited for.
+            if elapsed >= cfg.hint_rest && (self.source.rested() || elapsed >= cfg.hint_rest + SEEN) {
+                self.sink.close();
                 let sink = Arc::new(self.sink.renew());
                 self.source.start(sink.clone()).map_err(Error::machine("ask for hints"))?;
                 self.sink = sink;
                 (self.resting, self.since) = (false, Instant::now());
             }
-        } else if self.since.elapsed() >= cfg.hint_time && !self.source.finished() {
-            self.close();
-            // The rest counts from when the driver has stopped, which it may do late.
-            self.source.wait_seen(cfg.slice);
+        } else if elapsed >= cfg.hint_time && !self.source.finished() {
+            self.source.rest();
             (self.resting, self.since) = (true, Instant::now());
         }
         Ok(())

@@ -435,6 +435,15 @@ impl HintSource for Model {
         Ok(())
     }
 
+    fn rest(&self) {
+        self.hook();
+    }
+
+    fn rested(&self) -> bool {
+        self.hook();
+        true
+    }
+
     fn stop(&self) {
         self.hook();
         let _order = self.delivery.lock().unwrap();

@@ -23,6 +23,8 @@ pub(super) fn config(mode: HintMode) -> SourceConfig {
         on_timeout: OnTimeout::Force,
         first_hint_wait: Duration::from_millis(1),
         slice: Duration::from_micros(100),
+        hint_time: Duration::from_micros(200),
+        hint_rest: Duration::from_micros(100),
         stall_timeout: Duration::from_secs(10),
         ..SourceConfig::default()
     }

@@ -45,8 +45,13 @@ struct Case {
 }
 
 const IDLE: Case = Case { key: "idle", title: "idle guest", append: "", busy: false, hints: "auto" };
-const OFF: Case =
-    Case { key: "hints_off", title: "700 MiB written and freed, hints off", append: "", busy: true, hints: "off" };
+const OFF: Case = Case {
+    key: "hints_off",
+    title: "700 MiB written and freed, hints off",
+    append: "",
+    busy: true,
+    hints: "off",
+};
 const ON: Case = Case { key: "hints_on", title: "the same, hints on", hints: "on", ..OFF };
 const OFF_PLAIN: Case = Case {
     key: "hints_off_init_on_alloc_0",
@@ -105,8 +110,10 @@ fn outer(json: Option<&Path>) -> Result<u8> {
     let results: Results = serde_json::from_slice(&std::fs::read(&file).context("the lab left no results")?)?;
     print(&results);
     if let Some(path) = json {
-        let wanted: serde_json::Map<_, _> =
-            IN_JSON.iter().map(|&k| Ok((k.to_owned(), serde_json::to_value(&results[k])?))).collect::<Result<_>>()?;
+        let wanted: serde_json::Map<_, _> = IN_JSON
+            .iter()
+            .map(|&k| Ok((k.to_owned(), serde_json::to_value(&results[k])?)))
+            .collect::<Result<_>>()?;
         std::fs::write(path, serde_json::to_string_pretty(&wanted)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -150,7 +157,10 @@ fn verdict(results: &Results) -> bool {
         ("hints on: at most a quarter of hints off", 4 * on.total_bytes <= off.total_bytes),
         ("hints on is faster than hints off", on.total_ms < off.total_ms),
         ("init_on_alloc=0: at most 1.3 times idle", 10 * on_plain.total_bytes <= 13 * idle.total_bytes),
-        ("init_on_alloc=0: at most a quarter of hints off", 4 * on_plain.total_bytes <= off_plain.total_bytes),
+        (
+            "init_on_alloc=0: at most a quarter of hints off",
+            4 * on_plain.total_bytes <= off_plain.total_bytes,
+        ),
         ("init_on_alloc=0: hints on is faster than hints off", on_plain.total_ms < off_plain.total_ms),
         (
             "the hinted guests stood still no longer than downtime + 200 ms",
@@ -171,7 +181,12 @@ fn inner(file: &Path) -> Result<u8> {
     for case in CASES {
         note(case.title);
         let figures = run(&env, &case).with_context(|| case.title.to_owned())?;
-        note(&format!("  {} in round one, {} in all, {} ms", mb(figures.round_one_bytes), mb(figures.total_bytes), figures.total_ms));
+        note(&format!(
+            "  {} in round one, {} in all, {} ms",
+            mb(figures.round_one_bytes),
+            mb(figures.total_bytes),
+            figures.total_ms
+        ));
         results.insert(case.key.to_owned(), figures);
     }
     std::fs::write(file, serde_json::to_vec(&results)?)?;
@@ -202,7 +217,8 @@ fn run(env: &Env, case: &Case) -> Result<Figures> {
 }
 
 fn figures(report: &Value, status: &wherry_tests::Fields) -> Result<Figures> {
-    let number = |path: &str| report.pointer(path).and_then(Value::as_u64).with_context(|| format!("no {path}"));
+    let number =
+        |path: &str| report.pointer(path).and_then(Value::as_u64).with_context(|| format!("no {path}"));
     Ok(Figures {
         guest_ram_bytes: number("/nr_pages")? * 4096,
         round_one_bytes: number("/round_one_bytes")?,

@@ -212,7 +212,10 @@ impl StateAccess {
         set_tsc_khz(vcpu, state.tsc_khz)?;
         vcpu.set_sregs(&state.sregs).map_err(set("system registers"))?;
         vcpu.set_regs(&state.regs).map_err(set("registers"))?;
-        vcpu.set_xcrs(&state.xcrs).map_err(set("XCRs"))?;
+        // A CPU without XSAVE has none, and KVM then refuses even an empty set.
+        if state.xcrs.nr_xcrs > 0 {
+            vcpu.set_xcrs(&state.xcrs).map_err(set("XCRs"))?;
+        }
         self.set_xsave(vcpu, &state.xsave)?;
         vcpu.set_debug_regs(&state.debug_regs).map_err(set("debug registers"))?;
         self.set_tsc(vcpu, state.tsc_after(elapsed_ns))?;

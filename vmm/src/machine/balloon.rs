@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use wherry_devices::virtio::balloon::constants::{
-    F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_MUST_TELL_HOST, F_PAGE_POISON, F_PAGE_REPORTING, F_STATS_VQ, STAT_NAMES,
+    F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_MUST_TELL_HOST, F_PAGE_POISON, F_PAGE_REPORTING, F_STATS_VQ,
+    STAT_NAMES,
 };
 
 use super::Machine;
@@ -49,7 +50,8 @@ impl Machine {
         let age_ms = stats.updated.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
         let ballooned: u64 = b.ballooned().iter().map(|(_, len)| len).sum();
         let negotiated = b.device().urgent().negotiated();
-        let features = FEATURES.iter().filter(|(bit, _)| negotiated & bit != 0).map(|(_, name)| (*name).to_owned());
+        let features =
+            FEATURES.iter().filter(|(bit, _)| negotiated & bit != 0).map(|(_, name)| (*name).to_owned());
         Some(BalloonInfo {
             target_bytes: u64::from(b.target()) * PAGE,
             actual_bytes: u64::from(b.actual()) * PAGE,

@@ -19,7 +19,8 @@ pub struct KvmIrqLine {
 
 impl InterruptLine for KvmIrqLine {
     fn pulse(&self) -> io::Result<()> {
-        let set = |on| self.vm.set_irq_line(self.gsi, on).map_err(|e| io::Error::from_raw_os_error(e.errno()));
+        let set =
+            |on| self.vm.set_irq_line(self.gsi, on).map_err(|e| io::Error::from_raw_os_error(e.errno()));
         set(true)?;
         set(false)
     }

@@ -119,7 +119,8 @@ impl Machine {
             args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
             ..Default::default()
         };
-        vm.enable_cap(&cap).context("KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)")?;
+        vm.enable_cap(&cap)
+            .context("KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)")?;
         cpu::vm::prepare(&vm)?;
         let ram = Arc::new(Ram::new(description.ram_bytes)?);
         Ok((vm, ram))
@@ -215,7 +216,8 @@ impl Machine {
         };
         let loaded = loader::load(mem, &source, rsdp)?;
         let first = self.vcpus.first().context("a machine has at least one vCPU")?;
-        cpu::regs::setup_boot_vcpu(&first.fd(), mem, &loaded.entry).context("cannot set up the first vCPU")?;
+        cpu::regs::setup_boot_vcpu(&first.fd(), mem, &loaded.entry)
+            .context("cannot set up the first vCPU")?;
         Ok(())
     }
 
@@ -300,7 +302,11 @@ impl Machine {
     }
 }
 
-fn build_serial(irq: Arc<dyn InterruptLine>, hooks: &MachineHooks, restored: Restored<'_>) -> anyhow::Result<Serial> {
+fn build_serial(
+    irq: Arc<dyn InterruptLine>,
+    hooks: &MachineHooks,
+    restored: Restored<'_>,
+) -> anyhow::Result<Serial> {
     let out = Box::new(hooks.console.output());
     match restored {
         None => Ok(Serial::new(irq, out)),
@@ -353,7 +359,8 @@ fn build_vcpus(
         .map(|id| vm.create_vcpu(u64::from(id)).with_context(|| format!("cannot create vCPU {id}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let first = fds.first().context("a machine has at least one vCPU")?;
-    let access = StateAccess::new(&open_kvm()?, vm, first).context("cannot find out what state a vCPU has")?;
+    let access =
+        StateAccess::new(&open_kvm()?, vm, first).context("cannot find out what state a vCPU has")?;
     match restored {
         Some(s) => restore_vcpus(vm, &access, &fds, s)?,
         None => {
@@ -371,7 +378,12 @@ fn build_vcpus(
     Ok((vcpus, access))
 }
 
-fn restore_vcpus(vm: &VmFd, access: &StateAccess, fds: &[VcpuFd], state: &MachineStateV1) -> anyhow::Result<()> {
+fn restore_vcpus(
+    vm: &VmFd,
+    access: &StateAccess,
+    fds: &[VcpuFd],
+    state: &MachineStateV1,
+) -> anyhow::Result<()> {
     if state.vcpus.len() != fds.len() {
         anyhow::bail!("the state has {} vCPUs, the machine {}", state.vcpus.len(), fds.len());
     }

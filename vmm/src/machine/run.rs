@@ -24,7 +24,12 @@ struct Host {
 }
 
 impl Host {
-    fn start(claim: NameClaim, kernel: Option<String>, serial: &SerialSink, reboot: bool) -> anyhow::Result<Self> {
+    fn start(
+        claim: NameClaim,
+        kernel: Option<String>,
+        serial: &SerialSink,
+        reboot: bool,
+    ) -> anyhow::Result<Self> {
         let name = claim.name().to_owned();
         let (console, pty) =
             Console::open(serial).with_context(|| format!("cannot open the serial console {serial}"))?;
@@ -68,7 +73,9 @@ impl Host {
                     self.controller.set_machine(None, VmState::Stopped);
                     drop(machine);
                     let kernel = description.kernel.clone();
-                    machine = self.boot(&kernel, &description).context("the guest rebooted and cannot be started again")?;
+                    machine = self
+                        .boot(&kernel, &description)
+                        .context("the guest rebooted and cannot be started again")?;
                     machine.resume();
                     self.controller.set_machine(Some(machine.clone()), VmState::Running);
                     continue;

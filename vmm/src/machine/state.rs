@@ -77,7 +77,12 @@ pub enum StateError {
 
 impl Description {
     /// A new machine on this host.
-    pub fn new(ram_bytes: u64, nr_vcpus: u32, balloon: BalloonOptions, kernel: Kernel) -> anyhow::Result<Self> {
+    pub fn new(
+        ram_bytes: u64,
+        nr_vcpus: u32,
+        balloon: BalloonOptions,
+        kernel: Kernel,
+    ) -> anyhow::Result<Self> {
         let kvm = super::open_kvm()?;
         let cpuid = cpu::cpuid::template(&kvm)?.as_slice().to_vec();
         let cpu = CpuDescriptionV1 { cpuid, tsc_khz: tsc_khz(&kvm)? };
@@ -165,6 +170,9 @@ impl MachineStateV1 {
     }
 }
 
-fn decode<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, StateError> {
+fn decode<T: Serialize + serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    what: &'static str,
+) -> Result<T, StateError> {
     codec::decode(bytes).map_err(|e| StateError::Malformed(what, e))
 }

@@ -64,7 +64,8 @@ impl KvmDirtyLog {
     /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose bit is set in `bits`.
     fn clear(&self, slot: u32, first: u64, nr: u64, bits: &[u64]) -> io::Result<()> {
         debug_assert!(bits.len() as u64 >= nr.div_ceil(64));
-        let mut arg = kvm_clear_dirty_log { slot, num_pages: nr as u32, first_page: first, ..Default::default() };
+        let mut arg =
+            kvm_clear_dirty_log { slot, num_pages: nr as u32, first_page: first, ..Default::default() };
         arg.__bindgen_anon_1.dirty_bitmap = bits.as_ptr() as *mut libc::c_void;
         // SAFETY: `bits` holds at least `nr` bits, which is what KVM reads (it never writes it), and outlives the call.
         let r = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &arg) };

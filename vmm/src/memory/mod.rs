@@ -16,9 +16,9 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
 use wherry_devices::GuestMemory;
 use wherry_devices::virtio::balloon::BalloonBackend;
 use wherry_migration::bitmap::Bitmap;
@@ -176,14 +176,20 @@ fn to_off(v: u64) -> io::Result<libc::off_t> {
 
 type MappedRegion = Arc<GuestRegionMmap<AtomicBitmap>>;
 
-fn map_region(file: File, offset: u64, gpa: u64, len: u64) -> Result<MappedRegion, vm_memory::mmap::MmapRegionError> {
+fn map_region(
+    file: File,
+    offset: u64,
+    gpa: u64,
+    len: u64,
+) -> Result<MappedRegion, vm_memory::mmap::MmapRegionError> {
     use vm_memory::mmap::NewBitmap;
     let size = usize::try_from(len).unwrap_or(usize::MAX);
-    let region: MmapRegion<AtomicBitmap> = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        .with_file_offset(FileOffset::new(file, offset))
-        .build()?;
+    let region: MmapRegion<AtomicBitmap> =
+        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::new(file, offset))
+            .build()?;
     // SAFETY: advice on the mapping just made. Guest RAM must not land in the VMM's core dumps.
     unsafe { libc::madvise(region.as_ptr().cast(), size, libc::MADV_DONTDUMP) };
     GuestRegionMmap::new(region, GuestAddress(gpa))
@@ -238,7 +244,10 @@ impl BalloonBackend for Ram {
                 if from < to
                     && let Some(bits) = self.vmm_bitmap(r)
                 {
-                    bits.set_addr_range(((from - r.first_page) * PAGE) as usize, ((to - from) * PAGE) as usize);
+                    bits.set_addr_range(
+                        ((from - r.first_page) * PAGE) as usize,
+                        ((to - from) * PAGE) as usize,
+                    );
                 }
             }
         });

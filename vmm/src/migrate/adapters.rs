@@ -46,6 +46,14 @@ impl HintSource for Hints {
         Ok(())
     }
 
+    fn rest(&self) {
+        self.balloon.hint_rest();
+    }
+
+    fn rested(&self) -> bool {
+        self.balloon.hint_rested()
+    }
+
     fn stop(&self) {
         self.balloon.hint_stop();
     }

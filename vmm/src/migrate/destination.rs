@@ -46,7 +46,8 @@ impl DestinationVm for Arriving<'_> {
     }
 
     fn run(&mut self) -> io::Result<()> {
-        let (machine, run) = self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
+        let (machine, run) =
+            self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
         let state = if *run { VmState::Running } else { VmState::Paused };
         self.controller.set_machine(Some(machine.clone()), state);
         if *run {
@@ -60,14 +61,20 @@ impl DestinationVm for Arriving<'_> {
 ///
 /// # Errors
 /// As [`wherry_migration::receive`]; its text says who owns the guest.
-pub fn receive(listener: &Listener, hooks: MachineHooks, controller: &Controller) -> anyhow::Result<Arc<Machine>> {
+pub fn receive(
+    listener: &Listener,
+    hooks: MachineHooks,
+    controller: &Controller,
+) -> anyhow::Result<Arc<Machine>> {
     let cancel = CancelToken::new();
     let transport = super::accept(listener, &cancel)?;
     let mut arriving = Arriving { hooks, controller, foundation: None, machine: None };
     let received =
         wherry_migration::receive(transport, &mut arriving, &DestinationConfig::default(), &(), &cancel)?;
     if !received.acknowledged {
-        eprintln!("wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`");
+        eprintln!(
+            "wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`"
+        );
     }
     match arriving.machine {
         Some((machine, _)) => Ok(machine),

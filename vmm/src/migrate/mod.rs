@@ -10,7 +10,8 @@ use anyhow::Context;
 use serde_json::Value;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::{
-    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Snapshot, SourceConfig, TransportError, connect,
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Snapshot, SourceConfig, TransportError,
+    connect,
 };
 
 use crate::control::{ControlError, ErrorCode, MigrateRequest};
@@ -44,9 +45,10 @@ pub fn to(
     progress: &mut dyn FnMut(Value),
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
-    let endpoint: Endpoint = request.uri.parse().map_err(|e: TransportError| {
-        ControlError::new(ErrorCode::BadRequest, e.to_string())
-    })?;
+    let endpoint: Endpoint = request
+        .uri
+        .parse()
+        .map_err(|e: TransportError| ControlError::new(ErrorCode::BadRequest, e.to_string()))?;
     let transport = connect(&endpoint, CONNECT_TIMEOUT).map_err(|e| {
         ControlError::new(ErrorCode::MigrationFailed, chain(&e))
             .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here"))
@@ -57,7 +59,9 @@ pub fn to(
     let vm = SourceVm {
         ram: machine.ram().clone(),
         log: machine.log().clone(),
-        hints: machine.balloon().map(|b| -> Arc<dyn HintSource> { Arc::new(Hints::new(machine.ram().clone(), b.clone())) }),
+        hints: machine
+            .balloon()
+            .map(|b| -> Arc<dyn HintSource> { Arc::new(Hints::new(machine.ram().clone(), b.clone())) }),
         machine: Arc::new(Pausing { machine: machine.clone(), run: !paused }),
         description: (machine.description().encode())
             .map_err(|e| ControlError::new(ErrorCode::Failed, chain(&e)))?,
@@ -106,9 +110,9 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
     };
     let error = ControlError::new(code, chain(failure));
     match &failure.cause {
-        Error::NotConverging { .. } => {
-            error.hint("allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless")
-        }
+        Error::NotConverging { .. } => error.hint(
+            "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless",
+        ),
         _ if code == ErrorCode::MigrationUnknown => {
             error.hint("if the destination surely does not run the guest: `wherry resume --force NAME`")
         }

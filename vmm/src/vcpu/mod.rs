@@ -95,9 +95,8 @@ impl Vcpu {
             fd: Mutex::new(fd),
         });
         let copy = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{id}"))
-            .spawn(move || thread_main(&copy, &ctx))?;
+        let thread =
+            std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || thread_main(&copy, &ctx))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -213,7 +212,9 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
             Ok(VcpuExit::Shutdown) => return Some(VcpuEvent::Shutdown),
             Ok(VcpuExit::InternalError) => return Some(VcpuEvent::Fatal(internal_error(fd))),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                return Some(VcpuEvent::Fatal(format!("KVM could not enter the guest on cpu {cpu}: reason {reason:#x}")));
+                return Some(VcpuEvent::Fatal(format!(
+                    "KVM could not enter the guest on cpu {cpu}: reason {reason:#x}"
+                )));
             }
             Ok(other) => return Some(VcpuEvent::Fatal(format!("unexpected KVM exit: {other:?}"))),
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {

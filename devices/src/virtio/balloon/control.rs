@@ -140,6 +140,20 @@ impl BalloonHandle {
         Ok(id)
     }
 
+    /// Publishes STOP, so that the driver lets the guest do other work; hints that are on their way still reach the sink. The next
+    /// [`hint_start`](Self::hint_start) lets it go on. Does nothing if the driver is through.
+    pub fn hint_rest(&self) {
+        let mut device = self.device.urgent();
+        if device.device_mut().hinting.rest() {
+            device.config_changed();
+        }
+    }
+
+    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has reached the sink.
+    pub fn hint_rested(&self) -> bool {
+        self.device.urgent().device().hinting.rested()
+    }
+
     /// Publishes STOP. When this returns no call into the sink is under way, none follows, and the sink is dropped.
     /// Idempotent. Do not call it from the sink.
     pub fn hint_stop(&self) {

@@ -3,7 +3,9 @@
 //! The device publishes a command id in config space; the driver answers on the hint queue with the id (a device-readable
 //! buffer of 4 bytes), with free blocks (device-writable buffers), and with STOP when it has no more. Blocks count only
 //! between the announcement of the id that is in the field *now* and the STOP: everything else is stale, however it came
-//! about (an old id, a replayed one, one that was guessed before it was published).
+//! about (an old id, a replayed one, one that was guessed before it was published). One exception: the device may ask the
+//! driver to *rest*. The field then shows STOP, and what the driver hinted before it saw that is on its way still counts, until
+//! its own STOP arrives or the device closes the epoch.
 //!
 //! The field shows the active id as long as hinting runs. Were it to show anything else, the next config interrupt for
 //! whatever reason would make Linux re-read it and end hinting early.
@@ -113,6 +115,8 @@ pub(super) struct Hinting {
     open: bool,
     /// The driver sent STOP for the id that was last published.
     finished: bool,
+    /// The id that was in the field before the driver was asked to rest: its hints still count.
+    resting: Option<u32>,
     sink: Option<Arc<dyn HintRange>>,
     pub(super) gate: Arc<SeenGate>,
 }
@@ -152,6 +156,7 @@ impl Hinting {
         self.sink = None;
         self.open = false;
         self.finished = false;
+        self.resting = None;
         self.saved.field = CMD_STOP;
         self.saved.issued = false;
         self.saved.stop_seen = true;
@@ -182,6 +187,25 @@ impl Hinting {
         self.saved.field >= CMD_FIRST_ID && self.publish(CMD_STOP)
     }
 
+    /// STOP in the field, so that the driver stops, but what it hinted until then still reaches the sink. Returns whether the
+    /// field changed.
+    pub(super) fn rest(&mut self) -> bool {
+        let id = self.saved.field;
+        if id < CMD_FIRST_ID || self.finished {
+            return false;
+        }
+        let open = self.open;
+        self.publish(CMD_STOP);
+        self.resting = Some(id);
+        self.open = open;
+        true
+    }
+
+    /// Whether no more hints come before the next [`start`](Self::start).
+    pub(super) fn rested(&self) -> bool {
+        self.resting.is_none()
+    }
+
     /// DONE, if the driver may hold pages. Returns whether the field changed.
     pub(super) fn done(&mut self) -> bool {
         self.sink = None;
@@ -190,6 +214,7 @@ impl Hinting {
 
     fn publish(&mut self, value: u32) -> bool {
         self.saved.field = value;
+        self.resting = None;
         // An announcement counts only if it comes after the publication.
         self.open = false;
         self.gate.published();
@@ -235,12 +260,19 @@ impl Balloon {
             CMD_STOP => {
                 self.telemetry.stops += 1;
                 hinting.saved.stop_seen = true;
-                hinting.finished |= was_open;
+                match hinting.resting {
+                    // It stopped because it was asked to, or at the same time by itself: the next id will tell.
+                    Some(_) if was_open => hinting.resting = None,
+                    _ => hinting.finished |= was_open,
+                }
             }
             CMD_DONE => self.telemetry.hints_malformed += 1,
             id => {
                 self.telemetry.ids_announced += 1;
-                if id != hinting.saved.field {
+                if hinting.resting == Some(id) {
+                    // It read the id just before STOP took its place.
+                    hinting.open = true;
+                } else if id != hinting.saved.field {
                     self.telemetry.ids_stale += 1;
                 } else if hinting.finished {
                     // The driver said that it was through with this id. Opening it again would let a guest restart
