@@ -107,8 +107,11 @@ impl Report {
             };
             report.advise_lab()
         } else if !bad.is_empty() {
-            Self::new(Verdict::Broken, format!("KVM here lacks what Wherry needs: {}", bad.join(", ")))
-                .advise("use a host kernel of version 5.17 or later")
+            let report = Self::new(Verdict::Broken, format!("these fail here: {}", bad.join(", ")));
+            match bad.contains(&"capabilities") {
+                true => report.advise("use a host kernel of version 5.17 or later"),
+                false => report.advise("look at the host's kernel log: dmesg | grep -i kvm"),
+            }
         } else {
             Self::new(Verdict::Good, "KVM is good: Wherry can run and migrate Linux here")
         };
