@@ -95,7 +95,7 @@ fn found(check: impl Into<String>, status: Status, text: impl Into<String>) -> D
     Detail { check: check.into(), status, text: text.into() }
 }
 
-/// Runs all steps, writing [`Line`]s. Fails only if `out` does.
+/// Runs all steps, writing one line of JSON for each. Fails only if `out` does.
 pub fn run(kvm: &Kvm, out: &mut dyn Write) -> io::Result<()> {
     // With the last VM KVM turns virtualisation off on every CPU, with the next one on again: spare the host that between steps.
     let _on = kvm.create_vm();
