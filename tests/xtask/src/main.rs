@@ -52,7 +52,7 @@ enum Command {
     /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.
     #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --json demo.json")]
     Demo(demo::Args),
-    /// What the continuous integration runs: setup, formatting, lints, test.
+    /// What the continuous integration runs: setup, formatting, lints, dependencies (with cargo-deny), test.
     Ci,
 }
 

@@ -90,3 +90,28 @@ fn apt(line: &str) -> Result<bool> {
     command.args(words).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
     Ok(command.status().with_context(|| format!("cannot run `{line}`"))?.success())
 }
+
+/// Adds parts of the Rust toolchain that are missing, through rustup.
+pub fn add_components(names: &[&str]) -> Result<()> {
+    let present = |name: &str| {
+        // The programs that the components bring.
+        let program = if name == "clippy" { "clippy-driver" } else { name };
+        // rustup's stand-in is there in any case; it fails if the component is not.
+        Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success())
+    };
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !present(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !on_path("rustup") {
+        bail!("missing parts of the Rust toolchain: {list}; with rustup: rustup component add {list}");
+    }
+    note(&format!("adding {list} to the Rust toolchain"));
+    let mut rustup = Command::new("rustup");
+    rustup.args(["component", "add"]).args(&missing).stdout(std::io::stderr());
+    if !rustup.status().context("cannot run rustup")?.success() {
+        bail!("`rustup component add {list}` failed; see above");
+    }
+    Ok(())
+}
