@@ -27,7 +27,7 @@ fn boots(kernel: &str, cpus: u32, memory: &str, total_kb: std::ops::Range<u64>) 
         assert!(features.contains(f), "the driver did not take {f}: {features}");
     }
     // The power button, through ACPI and the guest's input layer.
-    let status = env.command(&["stop", "guest", "--timeout", "60s"]).status()?;
+    let status = env.command(&["stop", "guest", "--timeout", "60s"]).output()?.status;
     assert!(status.success(), "stop: {status}; {}", guest.log());
     assert!(guest.wait_exit(SOON)?.success());
     Ok(())

@@ -29,6 +29,7 @@ pub fn main(job: &[u8]) -> ! {
     if !failed.is_empty() {
         eprintln!("wherry-lab:{failed}");
     }
+    let _keep = sys::keep_kvm_on();
     let outcome = ports().and_then(|mut ports| {
         let outcome = LabConf::decode(job)
             .ok_or_else(|| "malformed job".to_owned())

@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -68,6 +68,18 @@ pub fn load_module(path: &Path) -> io::Result<()> {
         return if fine { Ok(()) } else { Err(error) };
     }
     Ok(())
+}
+
+/// An empty VM. While it exists KVM leaves virtualisation on: with the first VM it turns that on on all CPUs and with the last one
+/// off again, and software emulation sometimes freezes there.
+pub fn keep_kvm_on() -> io::Result<(File, OwnedFd)> {
+    // include/uapi/linux/kvm.h: _IO(KVMIO, 0x01)
+    const KVM_CREATE_VM: libc::Ioctl = 0xAE01;
+    let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
+    // SAFETY: the descriptor is open; the argument is a number, the machine type.
+    let fd = check(unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM, 0) })?;
+    // SAFETY: the call has just returned this descriptor and nobody else owns it.
+    Ok((kvm, unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Which kernel messages reach the console: those below `level`.
