@@ -174,7 +174,10 @@ fn memory_beside_guest_ram_stays_small() -> Result<()> {
         during = during.max(beside(&guest).unwrap_or(0)).max(beside(&destination)?);
         std::thread::sleep(Duration::from_millis(50));
     }
-    migration.join().expect("migrate thread")?;
+    if let Err(e) = migration.join().expect("migrate thread") {
+        let said = guest.ask("status", SOON);
+        panic!("{e}; {:?}; {}; {said:?}", guest.info(), guest.log());
+    }
     guest.wait_exit(SOON)?;
     println!("beside guest RAM: {before} KiB before, at most {during} KiB during migration");
     assert!(before.max(during) <= 16 * 1024, "{before} KiB before, {during} KiB during migration");
