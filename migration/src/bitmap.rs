@@ -170,7 +170,12 @@ impl Bitmap {
 
     /// The maximal runs of set bits, ascending, each as (first, number).
     pub fn runs(&self) -> Runs<'_> {
-        Runs { map: self, at: 0 }
+        self.runs_in(0, self.len)
+    }
+
+    /// The runs of set bits within `from..to`, cut at its ends.
+    pub fn runs_in(&self, from: u64, to: u64) -> Runs<'_> {
+        Runs { map: self, at: from, end: to.min(self.len) }
     }
 
     /// First bit at or after `from` whose value is `value`, or `len`.
@@ -192,6 +197,7 @@ impl Bitmap {
 pub struct Runs<'a> {
     map: &'a Bitmap,
     at: u64,
+    end: u64,
 }
 
 impl Iterator for Runs<'_> {
@@ -199,10 +205,10 @@ impl Iterator for Runs<'_> {
 
     fn next(&mut self) -> Option<(u64, u64)> {
         let first = self.map.next(self.at, true);
-        if first >= self.map.len {
+        if first >= self.end {
             return None;
         }
-        self.at = self.map.next(first, false);
+        self.at = self.map.next(first, false).min(self.end);
         Some((first, self.at - first))
     }
 }
@@ -358,6 +364,9 @@ mod tests {
                 for bit in first..first + nr { seen[bit as usize] = true; }
             }
             prop_assert_eq!(&seen, &model);
+            let (from, to) = (len / 3, len - len / 4);
+            let inside: Vec<u64> = map.runs_in(from, to).flat_map(|(f, n)| f..f + n).collect();
+            prop_assert_eq!(inside, (from..to).filter(|&b| model[b as usize]).collect::<Vec<_>>());
             for (w, word) in map.words().iter().enumerate() {
                 for (first, nr) in word_runs(*word) {
                     for bit in first..first + nr { prop_assert!(model[w * 64 + bit as usize]); }

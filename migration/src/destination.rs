@@ -5,7 +5,7 @@
 //! and its checksum compared. Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing panics and
 //! nothing is allocated beyond the frame limits and [`MAX_STATE`].
 //!
-//! Phases: greeting → memory (rounds of pages) → state → loaded, waiting → **HandOff** → running.
+//! Phases: greeting → memory (rounds of pages) → (digests of it, if the source wants to verify) → state → loaded, waiting → **HandOff** → running.
 //!
 //! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without it. Ownership in a [`Failure`]:
 //! until this side has said Loaded the source cannot have sent HandOff, so the guest is the source's. After that, an Abort
@@ -21,8 +21,12 @@ use crate::report::{Progress, Snapshot};
 use crate::source::describe;
 use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
 use crate::transport::Transport;
+use crate::verify::{Digester, chunk_at};
+use crate::wire::digests::Digests;
 use crate::wire::pages::{Run, parse};
-use crate::wire::{Hello, Kind, MAX_STATE, RoundStart, StateEnd, Welcome, WireError};
+use crate::wire::{
+    FEATURE_VERIFY, Hello, Kind, MAX_STATE, RoundStart, StateEnd, VerifyChunk, Welcome, WireError,
+};
 
 /// How to receive.
 #[derive(Clone, Debug)]
@@ -77,6 +81,8 @@ pub fn receive(
         cancel,
         phase: Phase::Handshake,
         ownership: Ownership::SourceRuns,
+        verify: false,
+        verified: 0,
         round: 0,
         pages: 0,
         last_progress: Instant::now(),
@@ -99,6 +105,10 @@ struct Receiver<'a> {
     cancel: &'a CancelToken,
     phase: Phase,
     ownership: Ownership,
+    /// The source wants to verify: no state before all memory was digested.
+    verify: bool,
+    /// Pages digested so far.
+    verified: u64,
     round: u32,
     pages: u64,
     last_progress: Instant,
@@ -135,9 +145,10 @@ impl Receiver<'_> {
         self.enter(Phase::Handshake);
         self.reader.next(&[Kind::Hello], "as a greeting")?;
         let hello: Hello = self.reader.control("hello")?;
-        if hello.features != 0 {
-            return Err(WireError::Features(hello.features).into());
+        if hello.features & !FEATURE_VERIFY != 0 {
+            return Err(WireError::Features(hello.features & !FEATURE_VERIFY).into());
         }
+        self.verify = hello.features & FEATURE_VERIFY != 0;
         if hello.nr_pages == 0 || hello.nr_pages > self.cfg.max_pages {
             return Err(WireError::Payload("hello").into());
         }
@@ -151,7 +162,7 @@ impl Receiver<'_> {
             ));
             return Err(Error::machine("build the machine")(found));
         }
-        let welcome = Welcome { features: 0 };
+        let welcome = Welcome { features: hello.features };
         self.writer.send_control(Kind::Welcome, "welcome", &welcome)?;
         Ok(ram)
     }
@@ -161,13 +172,9 @@ impl Receiver<'_> {
         let nr_pages = ram.nr_pages();
         let mut runs = Vec::new();
         let mut state: Vec<u8> = Vec::new();
+        let mut digester = None;
         loop {
-            // Once state has begun no memory may follow; before the first round nothing but a round may come.
-            let (legal, during): (&[Kind], _) = match (self.phase, self.round) {
-                (Phase::State, _) => (&[Kind::State, Kind::StateEnd], "in machine state"),
-                (_, 0) => (&[Kind::Round, Kind::Idle], "before the first round"),
-                _ => (&[Kind::Round, Kind::Pages, Kind::Idle, Kind::State, Kind::StateEnd], "in a round"),
-            };
+            let (legal, during) = self.legal(nr_pages);
             match self.reader.next(legal, during)? {
                 Kind::Round => {
                     let start: RoundStart = self.reader.control("round")?;
@@ -181,7 +188,10 @@ impl Receiver<'_> {
                     let content = parse(self.reader.payload(), nr_pages, &mut runs)?;
                     self.pages += apply(ram, &runs, content)?;
                 }
+                Kind::Verify => self.answer(ram, &mut digester)?,
                 Kind::State => {
+                    // Not needed any more, and machine state may be long.
+                    digester = None;
                     if self.phase != Phase::State {
                         self.enter(Phase::State);
                     }
@@ -208,6 +218,41 @@ impl Receiver<'_> {
                 self.report();
             }
         }
+    }
+
+    /// What may come now. Once verification or state has begun no memory may follow; before the first round nothing but a round
+    /// may come; a source that wants to verify must do so.
+    fn legal(&self, nr_pages: u64) -> (&'static [Kind], &'static str) {
+        use Kind::{Idle, Pages, Round, State, StateEnd, Verify};
+        match (self.phase, self.round) {
+            (Phase::State, _) => (&[State, StateEnd], "in machine state"),
+            (Phase::Verify, _) if self.verified < nr_pages => (&[Verify, Idle], "during verification"),
+            (Phase::Verify, _) => (&[Idle, State, StateEnd], "after verification"),
+            (_, 0) => (&[Round, Idle], "before the first round"),
+            _ if self.verify => (&[Round, Pages, Idle, Verify], "in a round, before verification"),
+            _ => (&[Round, Pages, Idle, State, StateEnd], "in a round"),
+        }
+    }
+
+    /// Digests the chunk that the source asks for: they come in order, each once.
+    fn answer(&mut self, ram: &dyn GuestRam, digester: &mut Option<Digester>) -> Result<(), Error> {
+        let VerifyChunk { first, nr } = self.reader.control("verify")?;
+        let due = self.verified;
+        if first != due || nr == 0 || nr != chunk_at(due, ram.nr_pages()) {
+            return Err(WireError::Chunk { first, nr, due }.into());
+        }
+        if self.phase != Phase::Verify {
+            self.enter(Phase::Verify);
+        }
+        let digester = match digester {
+            Some(digester) => digester,
+            none => none.insert(Digester::new(ram)?),
+        };
+        let (mut digests, mut payload) = (Digests::default(), Vec::new());
+        digester.digest(ram, first, nr, &mut digests)?;
+        digests.encode(&mut payload);
+        self.verified += u64::from(nr);
+        self.writer.send(Kind::Digests, &[&payload])
     }
 
     fn wait_for_hand_off(&mut self) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::verify::WrongPages;
 use crate::wire::WireError;
 
 /// Where a migration was when it failed (or is, in a progress snapshot).
@@ -23,6 +24,8 @@ pub enum Phase {
     Rounds,
     /// Guest paused, last round.
     LastRound,
+    /// Guest paused, both sides' memory is compared.
+    Verify,
     /// vCPU and device state.
     State,
     /// HandOff, and what follows it.
@@ -38,6 +41,7 @@ impl fmt::Display for Phase {
             Phase::Prepare => "preparation",
             Phase::Rounds => "rounds",
             Phase::LastRound => "last round",
+            Phase::Verify => "verification",
             Phase::State => "state transfer",
             Phase::Commit => "hand-off",
             Phase::Done => "end",
@@ -146,6 +150,9 @@ pub enum Error {
     /// The machine's state does not fit the protocol's limit.
     #[error("machine state is {0} bytes, over the limit")]
     StateTooLarge(u64),
+    /// Verification found memory that did not arrive as it is at the source. The guest has lost nothing: it goes on there.
+    #[error("verification: {0}")]
+    Wrong(WrongPages),
     /// The engine's own accounting does not add up: a bug, never ignored.
     #[error("round {round}: {counted} pages accounted for, guest RAM has {pages}")]
     Accounting {

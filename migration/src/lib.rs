@@ -5,7 +5,8 @@
 //! sent while the guest is paused. Pages that the guest's balloon driver hints free are skipped.
 //!
 //! Read in this order: [`traits`] (what a machine must offer), [`round`] and [`hints`] (why skipping is safe), [`source`] (the
-//! sequence, and who owns the guest when it breaks), [`wire`] (the protocol), [`destination`] (what it takes to believe it).
+//! sequence, and who owns the guest when it breaks), [`wire`] (the protocol), [`destination`] (what it takes to believe it),
+//! [`verify`] (proof of one migration, on request).
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
@@ -20,6 +21,7 @@ pub mod round;
 pub mod source;
 pub mod traits;
 pub mod transport;
+pub mod verify;
 pub mod wire;
 
 #[cfg(test)]
@@ -32,3 +34,4 @@ pub use hints::{HintMode, HintPolicy};
 pub use report::{Downtime, Progress, Report, RoundReport, Snapshot};
 pub use source::{OnTimeout, SourceConfig, migrate};
 pub use transport::{Endpoint, Listener, Transport, TransportError, connect};
+pub use verify::{VerifyReport, WrongPage, WrongPages};

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::Phase;
 use crate::hints::HintMode;
+use crate::verify::VerifyReport;
 
 /// One round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -54,6 +55,8 @@ pub struct Downtime {
     pub pause_us: u64,
     /// Last harvest and last round.
     pub last_round_us: u64,
+    /// Comparing memory; 0 unless that was asked for.
+    pub verify_us: u64,
     /// Saving, sending and loading vCPU and device state.
     pub state_us: u64,
     /// Sending HandOff.
@@ -89,6 +92,8 @@ pub struct Report {
     pub pages_per_second: f64,
     /// Why hints were used or not, in words.
     pub hints: String,
+    /// The comparison of both sides' memory, if it was asked for.
+    pub verify: Option<VerifyReport>,
 }
 
 /// A moment of a running migration.

@@ -30,6 +30,11 @@ pub trait GuestRam: Send + Sync {
     /// Sets in `out` the bit of every page that may hold something other than zero. A page whose bit stays clear was a
     /// hole (reads as zero) at some time during the call. Costs time by extents, not by pages, and populates nothing.
     fn populated(&self, out: &mut Bitmap) -> io::Result<()>;
+
+    /// Guest-physical address of a page in bytes, for messages.
+    fn address(&self, page: u64) -> u64 {
+        page.saturating_mul(PAGE_SIZE as u64)
+    }
 }
 
 /// The dirty log: KVM's log OR the VMM's own writes to guest memory.

@@ -2,7 +2,7 @@
 //!
 //! # Sequence
 //! handshake → log on → round one (hints arrive while sending) → rounds on the dirty set until the predicted downtime fits →
-//! pause → DONE → harvest → last round → state → the destination says Loaded → HandOff → the destination says Running.
+//! pause → DONE → harvest → last round → (verification) → state → the destination says Loaded → HandOff → the destination says Running.
 //!
 //! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes after the pause but before the
 //! last harvest, so that whatever the device writes for it is still part of the last round and of the saved state.
@@ -33,6 +33,8 @@ mod rounds;
 mod sender;
 mod session;
 mod switchover;
+mod verify;
+mod witness;
 
 use std::time::{Duration, Instant};
 
@@ -83,6 +85,8 @@ pub struct SourceConfig {
     pub hint_time: Duration,
     /// Time that it gets for itself before the next id.
     pub hint_rest: Duration,
+    /// Compare all memory before the hand-off, and give up if any of it is wrong: see [`crate::verify`].
+    pub verify: bool,
     /// What pausing, state and hand-off add to the downtime, for the prediction.
     pub switchover_estimate: Duration,
     /// A deliberate mistake, for the tests that show that they notice.
@@ -105,6 +109,7 @@ impl Default for SourceConfig {
             slice: Duration::from_millis(20),
             hint_time: Duration::from_millis(60),
             hint_rest: Duration::from_millis(10),
+            verify: false,
             switchover_estimate: Duration::from_millis(10),
             #[cfg(test)]
             mutation: None,
@@ -124,6 +129,11 @@ pub fn migrate(
     cancel: &CancelToken,
 ) -> Result<Report, Failure> {
     let started = Instant::now();
+    let watched = cfg.verify.then(|| verify::Audit::of(vm));
+    let (vm, audit) = match watched {
+        Some((ref watched, audit)) => (watched, Some(audit)),
+        None => (vm, None),
+    };
     let mut guard = Guard::new(vm);
     let opened = Session::open(vm, transport, cfg, progress, cancel);
     let mut session = opened.map_err(|cause| Failure {
@@ -131,6 +141,7 @@ pub fn migrate(
         ownership: Ownership::SourceRuns,
         cause,
     })?;
+    session.audit = audit;
     match run(&mut session, &mut guard) {
         Ok(mut report) => {
             guard.succeed();

@@ -299,7 +299,7 @@ fn protect(session: &mut Session<'_>, todo: &Bitmap, guarded: &AtomicBitmap) -> 
 }
 
 /// Sorts all pages: what is in the balloon or a hole, in words that are protected, needs no sending.
-fn plan_round_one(session: &Session<'_>, populated: &Bitmap, protected: &Bitmap) -> Plan {
+fn plan_round_one(session: &mut Session<'_>, populated: &Bitmap, protected: &Bitmap) -> Plan {
     let mut known = Bitmap::new(session.nr_pages);
     for (first, nr) in protected.runs() {
         known.set_range(first * 64, nr * 64);
@@ -315,6 +315,9 @@ fn plan_round_one(session: &Session<'_>, populated: &Bitmap, protected: &Bitmap)
     let mut to_send = Bitmap::full(session.nr_pages);
     to_send.and_not(&hole);
     to_send.and_not(&ballooned);
+    if let Some(audit) = &mut session.audit {
+        audit.planned(&hole, &ballooned);
+    }
     Plan { to_send, ballooned: ballooned.count(), hole: hole.count() }
 }
 
@@ -327,18 +330,20 @@ fn plan_later(session: &mut Session<'_>, dirty: &Bitmap) -> Result<Plan, Error> 
         ballooned.and(dirty);
         to_send.and_not(&ballooned);
     }
-    let mut hole = 0;
+    let mut holes = Bitmap::new(session.nr_pages);
     if to_send.count() >= ASK_FOR_HOLES {
         let mut populated = Bitmap::new(session.nr_pages);
         let asked = session.vm.ram.populated(&mut populated);
         asked.map_err(Error::machine("find populated memory"))?;
-        let mut holes = to_send.clone();
+        holes = to_send.clone();
         holes.and_not(&populated);
         to_send.and_not(&holes);
-        hole = holes.count();
         session.send_zeroed(&holes)?;
     }
-    Ok(Plan { to_send, ballooned: ballooned.count(), hole })
+    if let Some(audit) = &mut session.audit {
+        audit.planned(&holes, &ballooned);
+    }
+    Ok(Plan { to_send, ballooned: ballooned.count(), hole: holes.count() })
 }
 
 /// Sends a round while its hints arrive, then closes the epoch, sweeps, accounts, harvests.
@@ -394,6 +399,9 @@ fn run(
         session.protected_hints = epoch.mode == HintMode::Protected;
     }
     sweep(session, round, guarded)?;
+    if let Some(audit) = &mut session.audit {
+        audit.hinted(round);
+    }
     let mut done = round.account()?;
     let mut dirty = Bitmap::new(session.nr_pages);
     let harvested = session.vm.log.harvest(&mut dirty);

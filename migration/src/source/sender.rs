@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::hints::protect_words;
 use crate::round::Round;
 use crate::traits::PAGE_SIZE;
+use crate::verify::Dealt;
 use crate::wire::Kind;
 use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero};
 
@@ -153,10 +154,17 @@ impl Session<'_> {
             let bytes = nr as usize * PAGE_SIZE;
             let span = &mut content[len..len + bytes];
             (self.vm.ram.read(first, span)).map_err(Error::machine("read guest memory"))?;
+            #[cfg(test)]
+            crate::tests::pages_read(self.cfg.mutation, first, span);
             let from = len;
             for page in 0..nr {
                 let number = first + u64::from(page);
                 let at = from + page as usize * PAGE_SIZE;
+                #[cfg(test)]
+                if self.cfg.mutation == Some(crate::tests::Mutation::DropPage(number)) {
+                    self.content.set(number);
+                    continue;
+                }
                 if !is_zero(&content[at..at + PAGE_SIZE]) {
                     if at != len {
                         content.copy_within(at..at + PAGE_SIZE, len);
@@ -164,9 +172,15 @@ impl Session<'_> {
                     len += PAGE_SIZE;
                     push(runs, number, 1, false);
                     self.content.set(number);
+                    if let Some(audit) = &mut self.audit {
+                        audit.read(number, Dealt::Sent);
+                    }
                     continue;
                 }
                 zeros += 1;
+                if let Some(audit) = &mut self.audit {
+                    audit.read(number, Dealt::Zero);
+                }
                 // The destination's RAM is zero where it never got content.
                 if self.content.test(number) {
                     self.content.clear(number);

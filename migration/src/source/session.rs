@@ -5,7 +5,8 @@
 //! The source is never silent: after a second without a frame it sends Idle, so that scanning gigabytes of zeros, or
 //! holding back for hints, is not taken for a stall.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,14 +19,17 @@ use crate::report::{Progress, Snapshot};
 use crate::round::Round;
 use crate::traits::SourceVm;
 use crate::transport::{TICK, Transport};
-use crate::wire::{Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
+use crate::wire::{FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
 
 use super::SourceConfig;
 use super::sender::Buffers;
+use super::verify::Audit;
 
 /// Assumed until something was measured, in bytes per second.
 const ASSUMED_RATE: f64 = (1u64 << 30) as f64;
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// Answers that a destination may have under way: more were not asked for, and would fill memory.
+const MAX_UNREAD: u32 = 4;
 const PROGRESS: Duration = Duration::from_millis(200);
 
 /// Link rate, from sending chunks with content. Old measurements fade.
@@ -60,6 +64,10 @@ pub(super) struct Session<'a> {
     pub(super) buffers: Buffers,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
     pub(super) protected_hints: bool,
+    /// If the migration is to be verified.
+    pub(super) audit: Option<Audit>,
+    /// Answers that were read and not yet expected.
+    unread: Arc<AtomicU32>,
     progress: &'a dyn Progress,
     last_progress: Instant,
     answers: Receiver<Result<(Kind, Vec<u8>), Error>>,
@@ -82,13 +90,23 @@ impl<'a> Session<'a> {
         let mut frames = FrameReader::new(input, None, over.clone());
         let (tell, answers) = channel();
         let stop = interrupt.stop.clone();
+        let unread = Arc::new(AtomicU32::new(0));
+        let queued = unread.clone();
+        let legal: &[Kind] = match cfg.verify {
+            true => &[Kind::Welcome, Kind::Digests, Kind::Loaded, Kind::Running],
+            false => &[Kind::Welcome, Kind::Loaded, Kind::Running],
+        };
         let reader = thread::Builder::new()
             .name("migration-answers".into())
             .spawn(move || {
-                let legal = [Kind::Welcome, Kind::Loaded, Kind::Running];
                 loop {
-                    let next = frames.next(&legal, "from a destination");
-                    let next = next.map(|kind| (kind, frames.payload().to_vec()));
+                    let next = frames.next(legal, "from a destination").and_then(|found| {
+                        let during = "without having been asked for";
+                        match queued.fetch_add(1, Ordering::AcqRel) {
+                            MAX_UNREAD.. => Err(WireError::Unexpected { found, during }.into()),
+                            _ => Ok((found, frames.payload().to_vec())),
+                        }
+                    });
                     let end = next.is_err();
                     // The channel first: who sees the flag finds the cause there.
                     let gone = tell.send(next).is_err();
@@ -111,6 +129,8 @@ impl<'a> Session<'a> {
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(),
             protected_hints: false,
+            audit: None,
+            unread,
             progress,
             last_progress: Instant::now(),
             answers,
@@ -125,16 +145,17 @@ impl<'a> Session<'a> {
         if description.len() > MAX_DESCRIPTION {
             return Err(WireError::Payload("description").into());
         }
-        let hello = Hello { features: 0, nr_pages: self.nr_pages, description };
+        let features = if self.cfg.verify { FEATURE_VERIFY } else { 0 };
+        let hello = Hello { features, nr_pages: self.nr_pages, description };
         self.writer.send_control(Kind::Hello, "hello", &hello)?;
         let payload = match self.expect(Kind::Welcome) {
             Err(Error::PeerAbort(reason)) => return Err(Error::Refused(reason)),
             other => other?,
         };
         let welcome: Welcome = crate::wire::codec::decode(&payload, "welcome")?;
-        match welcome.features {
+        match welcome.features ^ features {
             0 => Ok(()),
-            unknown => Err(WireError::Features(unknown).into()),
+            not_agreed => Err(WireError::Features(not_agreed).into()),
         }
     }
 
@@ -142,7 +163,11 @@ impl<'a> Session<'a> {
     pub(super) fn expect(&mut self, kind: Kind) -> Result<Vec<u8>, Error> {
         let until = Instant::now() + self.cfg.stall_timeout;
         loop {
-            match self.answers.recv_timeout(TICK) {
+            let answer = self.answers.recv_timeout(TICK);
+            if let Ok(Ok(_)) = answer {
+                self.unread.fetch_sub(1, Ordering::AcqRel);
+            }
+            match answer {
                 Ok(Ok((found, payload))) if found == kind => return Ok(payload),
                 Ok(Ok((found, _))) => {
                     let during = "as the next answer";

@@ -14,6 +14,7 @@ use crate::wire::{Kind, MAX_STATE, STATE_PART, StateEnd};
 use super::guard::Guard;
 use super::rounds;
 use super::session::Session;
+use super::verify;
 
 /// Pauses, sends what is dirty and the state, and hands the guest over.
 pub(super) fn switchover(
@@ -42,6 +43,11 @@ pub(super) fn switchover(
 
     session.enter(Phase::State);
     let state = machine.save().map_err(Error::machine("save machine state"))?;
+    // After saving, which must not have changed memory either.
+    let (saved, verify) = (Instant::now(), verify::verify(session)?);
+    report.verify = verify;
+    let verified = saved.elapsed();
+    session.enter(Phase::State);
     send_state(session, &state)?;
     report.state_bytes = state.len() as u64;
     session.expect(Kind::Loaded)?;
@@ -66,7 +72,8 @@ pub(super) fn switchover(
     report.downtime = Downtime {
         pause_us: micros(paused - start),
         last_round_us: micros(sent - paused),
-        state_us: micros(loaded - sent),
+        verify_us: if verify.is_some() { micros(verified) } else { 0 },
+        state_us: micros((loaded - sent).saturating_sub(verified)),
         commit_us: micros(committed - loaded),
         resume_us: micros(running - committed),
         total_us: micros(running - start),

@@ -32,7 +32,8 @@ fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
     let name = format!("{fault:?} at frame {index}, to destination: {to_destination}");
     let model = Model::new(PAGES, index.is_multiple_of(2), script());
     let stall = Duration::from_millis(250);
-    let cfg = SourceConfig { stall_timeout: stall, ..config(HintMode::Auto) };
+    let verify = !index.is_multiple_of(3);
+    let cfg = SourceConfig { stall_timeout: stall, verify, ..config(HintMode::Auto) };
     let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
     let plan = Some(FaultPlan::at_index(index, fault));
     let ends = if to_destination { faulty_pair(plan, None) } else { faulty_pair(None, plan) };
@@ -185,7 +186,7 @@ fn cancelling_works_while_blocked_in_writing() {
 #[test]
 fn cancelling_in_any_phase_leaves_one_owner() {
     use Phase::*;
-    for phase in [Handshake, Prepare, Rounds, LastRound, State, Commit] {
+    for phase in [Handshake, Prepare, Rounds, LastRound, Verify, State, Commit] {
         let model = Model::new(PAGES, false, script());
         let cancel = CancelToken::new();
         let canceller = cancel.clone();
@@ -201,7 +202,8 @@ fn cancelling_in_any_phase_leaves_one_owner() {
             let _ = receive(far, &mut dest, &cfg, &(), &CancelToken::new());
             dest
         });
-        let failure = migrate(&model.vm(), near, &config(HintMode::Auto), &progress, &cancel).unwrap_err();
+        let cfg = SourceConfig { verify: phase == Verify, ..config(HintMode::Auto) };
+        let failure = migrate(&model.vm(), near, &cfg, &progress, &cancel).unwrap_err();
         assert!(matches!(failure.cause, Error::Cancelled), "{failure:?}");
         assert_eq!(failure.ownership, Ownership::SourceRuns);
         assert_eq!(receiver.join().unwrap().runs, 0);

@@ -24,15 +24,19 @@ pub(super) fn frame(kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
 }
 
 fn hello(nr_pages: u64) -> Vec<u8> {
-    let hello = Hello { features: 0, nr_pages, description: b"model".to_vec() };
+    hello_with(0, nr_pages)
+}
+
+pub(super) fn hello_with(features: u64, nr_pages: u64) -> Vec<u8> {
+    let hello = Hello { features, nr_pages, description: b"model".to_vec() };
     codec::encode(&hello, "hello", 1 << 20).unwrap()
 }
 
-fn round(round: u32) -> Vec<u8> {
+pub(super) fn round(round: u32) -> Vec<u8> {
     codec::encode(&RoundStart { round }, "round", 64).unwrap()
 }
 
-fn pages(first: u64, nr: u32, zero: bool, content: usize) -> Vec<u8> {
+pub(super) fn pages(first: u64, nr: u32, zero: bool, content: usize) -> Vec<u8> {
     let mut out = vec![];
     encode_runs(&[Run { first, nr, zero }], &mut out);
     out.resize(out.len() + content, 9);
@@ -45,7 +49,7 @@ fn end(state: &[u8]) -> Vec<u8> {
 }
 
 /// Feeds bytes to a receiver and then ends the stream.
-fn feed(bytes: Vec<u8>) -> (Result<Received, Failure>, Dest) {
+pub(super) fn feed(bytes: Vec<u8>) -> (Result<Received, Failure>, Dest) {
     let (near, far) = UnixStream::pair().unwrap();
     let mut drain = near.try_clone().unwrap();
     let drainer = thread::spawn(move || {
@@ -64,7 +68,7 @@ fn feed(bytes: Vec<u8>) -> (Result<Received, Failure>, Dest) {
     (result, dest)
 }
 
-fn stream(frames: &[(Kind, Vec<u8>)]) -> Vec<u8> {
+pub(super) fn stream(frames: &[(Kind, Vec<u8>)]) -> Vec<u8> {
     let mut out = vec![];
     for (seq, (kind, payload)) in frames.iter().enumerate() {
         out.extend(frame(*kind as u16, seq as u64, payload));

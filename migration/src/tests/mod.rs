@@ -12,6 +12,7 @@ mod mutations;
 mod ops;
 mod oracle;
 mod speed;
+mod verify;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -30,6 +31,26 @@ pub(crate) enum Mutation {
     HintAfterClose,
     /// The destination runs as soon as it is loaded.
     RunBeforeHandOff,
+    /// A bit of this page is wrong in what the sender has read.
+    FlipPage(u64),
+    /// This page is counted as sent and is not.
+    DropPage(u64),
+}
+
+/// A machine whose guest does nothing.
+pub(crate) fn idle_model(pages: u64) -> crate::traits::SourceVm {
+    model::Model::new(pages, false, vec![]).vm()
+}
+
+/// The sender has read pages from `first` on.
+pub(crate) fn pages_read(mutation: Option<Mutation>, first: u64, bytes: &mut [u8]) {
+    use crate::traits::PAGE_SIZE;
+    if let Some(Mutation::FlipPage(page)) = mutation
+        && let Some(at) = page.checked_sub(first)
+        && let Some(byte) = bytes.get_mut(at as usize * PAGE_SIZE + 4000)
+    {
+        *byte ^= 0x40;
+    }
 }
 
 thread_local! {

@@ -329,6 +329,8 @@ impl Inner {
         let p = page as usize;
         self.data[p * PAGE_SIZE..(p + 1) * PAGE_SIZE].fill(0);
         self.populated[p] = false;
+        // As the VMM marks what it discards.
+        self.dirty[p] |= self.log_on;
     }
 }
 

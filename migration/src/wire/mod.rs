@@ -23,6 +23,8 @@
 //!   Hello {features, nr_pages, description} ->            builds the machine
 //!                                        <- Welcome {features}
 //!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM
+//!   [Verify {first, nr}                  ->               digests the chunk
+//!                                        <- Digests]*     all chunks in order, if Hello asks for it
 //!   State*  StateEnd {len, crc}          ->               loads state, runs nothing
 //!                                        <- Loaded
 //!   HandOff                              ->               runs the guest
@@ -31,6 +33,7 @@
 //! ```
 
 pub(crate) mod codec;
+pub mod digests;
 pub mod pages;
 
 use std::hash::Hasher;
@@ -52,6 +55,9 @@ pub const MAX_STATE: usize = 64 << 20;
 pub const STATE_PART: usize = 1 << 20;
 /// Longest reason in an Abort, in bytes.
 pub const MAX_REASON: usize = 4096;
+
+/// Feature of [`Hello`]: memory is compared before the state is sent.
+pub const FEATURE_VERIFY: u64 = 1;
 
 /// Checksum of a payload: XXH64 of its parts one after another, its halves XORed.
 ///
@@ -84,12 +90,16 @@ pub enum Kind {
     StateEnd = 6,
     /// Source: the guest is yours. Never sent twice, never taken back.
     HandOff = 7,
+    /// Source: what does this chunk of memory hold?
+    Verify = 8,
     /// Destination: the machine is built.
     Welcome = 16,
     /// Destination: memory and state are in place, nothing runs.
     Loaded = 17,
     /// Destination: the guest runs here.
     Running = 18,
+    /// Destination: digests of the chunk.
+    Digests = 19,
     /// Either: I give up, and why.
     Abort = 32,
 }
@@ -98,7 +108,10 @@ impl Kind {
     /// The kind of this number.
     pub fn from_u16(kind: u16) -> Option<Self> {
         use Kind::*;
-        let all = [Hello, Round, Pages, Idle, State, StateEnd, HandOff, Welcome, Loaded, Running, Abort];
+        let all = [
+            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, Welcome, Loaded, Running, Digests,
+            Abort,
+        ];
         all.into_iter().find(|k| *k as u16 == kind)
     }
 
@@ -109,7 +122,8 @@ impl Kind {
             Kind::Pages => pages::MAX_PAYLOAD,
             Kind::State => STATE_PART,
             Kind::Abort => MAX_REASON + 16,
-            Kind::Round | Kind::StateEnd | Kind::Welcome => 64,
+            Kind::Digests => digests::MAX_PAYLOAD,
+            Kind::Round | Kind::StateEnd | Kind::Welcome | Kind::Verify => 64,
             Kind::Idle | Kind::HandOff | Kind::Loaded | Kind::Running => 0,
         }
     }
@@ -167,6 +181,19 @@ pub enum WireError {
     /// A page table that lies.
     #[error("invalid page runs: {0}")]
     Runs(&'static str),
+    /// Digests of memory that cannot be.
+    #[error("digests {0}")]
+    Digests(&'static str),
+    /// Verification of another chunk than the one that is due.
+    #[error("verification of {nr} pages from {first}, {due} is due")]
+    Chunk {
+        /// First page asked for.
+        first: u64,
+        /// Number of pages asked for.
+        nr: u32,
+        /// Page that is due.
+        due: u64,
+    },
     /// Both sides know the protocol, but one needs what the other lacks.
     #[error("unsupported features {0:#x}")]
     Features(u64),
@@ -253,7 +280,7 @@ impl Fields<'_> {
 /// Payload of [`Kind::Hello`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hello {
-    /// Features that the destination must have; none are defined yet.
+    /// Features that the destination must have and use: [`FEATURE_VERIFY`] or none.
     pub features: u64,
     /// Pages of guest RAM.
     pub nr_pages: u64,
@@ -264,7 +291,7 @@ pub struct Hello {
 /// Payload of [`Kind::Welcome`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Welcome {
-    /// Features that will be used.
+    /// Features that will be used: those of the Hello.
     pub features: u64,
 }
 
@@ -273,6 +300,15 @@ pub struct Welcome {
 pub struct RoundStart {
     /// From 1, ascending.
     pub round: u32,
+}
+
+/// Payload of [`Kind::Verify`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VerifyChunk {
+    /// First page.
+    pub first: u64,
+    /// Number of pages: [`digests::CHUNK_PAGES`], or what is left of guest RAM.
+    pub nr: u32,
 }
 
 /// Payload of [`Kind::StateEnd`].

@@ -1,0 +1,286 @@
+//! Verification: silent on the right engine, loud about every deliberate mistake, and not to be fooled by a hostile peer.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::Mutation;
+use super::dest::Dest;
+use super::hostile::{feed, frame, hello_with, pages, round, stream};
+use super::model::{Model, Trigger};
+use super::mutations::{PAGE, PAGES, late_hint, taken_back, vmm_write};
+use super::ops::Op;
+use super::oracle::{config, hinting, migrate_model, migrate_over, pair};
+use crate::wire::digests::{CHUNK_PAGES, Digests};
+use crate::wire::{FEATURE_VERIFY, Kind, VerifyChunk, Welcome, WireError, codec};
+use crate::*;
+
+fn verified(mode: HintMode) -> SourceConfig {
+    SourceConfig { verify: true, ..config(mode) }
+}
+
+/// Migrates with a mistake, which verification must notice; then without, which must succeed.
+fn wrong_pages(model: &Arc<Model>, cfg: &SourceConfig, mutation: Option<Mutation>) -> WrongPages {
+    let broken = SourceConfig { mutation, ..cfg.clone() };
+    let (report, received, dest) = migrate_over(model, &broken, &DestinationConfig::default(), pair());
+    let failure = report.expect_err("verification noticed nothing");
+    assert_eq!((failure.ownership, failure.phase), (Ownership::SourceRuns, Phase::Verify));
+    assert!(!model.paused() && !model.log_on() && dest.runs == 0);
+    let theirs = received.unwrap_err();
+    assert!(matches!(&theirs.cause, Error::PeerAbort(why) if why.contains("wrong page")), "{theirs:?}");
+    assert_eq!(theirs.ownership, Ownership::SourceRuns);
+    if mutation.is_some() {
+        migrate_model(model, cfg).1.unwrap();
+    }
+    match failure.cause {
+        Error::Wrong(wrong) => wrong,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_right_migration_is_verified_in_every_mode() {
+    for mode in [HintMode::Auto, HintMode::Protected, HintMode::CheckedZero] {
+        for zeroing in [false, true] {
+            let model = Model::new(PAGES, zeroing, vec![]);
+            // Under the first id and, if the engine finds that the guest does not zero, under the one that follows DONE.
+            model.on(Trigger::Published, hinting(9));
+            model.on(Trigger::Published, hinting(9));
+            model.on(Trigger::Harvest, vec![Op::Write(64), Op::WriteZero(1), Op::Inflate(64 * 7, 3)]);
+            let (report, verdict) = migrate_model(&model, &verified(mode));
+            verdict.unwrap();
+            let found = report.verify.unwrap();
+            assert_eq!(found.equal + found.free, PAGES, "{mode:?} {found:?}");
+            assert!(found.wrong == 0 && found.bytes > 2000, "{mode:?} {found:?}");
+            let protected = report.rounds[0].hint_mode == Some(HintMode::Protected);
+            let excused = match (protected, zeroing) {
+                (true, false) => 64..PAGES,
+                (true, true) => 0..PAGES,
+                // Found zero at the source, zero at the destination: only the balloon's pages need an excuse.
+                (false, _) => 0..4,
+            };
+            assert!(excused.contains(&found.free), "{mode:?}, zeroing {zeroing}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn verification_is_off_unless_asked_for() {
+    let model = Model::new(PAGES, false, vec![]);
+    let (report, _) = migrate_model(&model, &config(HintMode::Auto));
+    assert_eq!((report.verify, report.downtime.verify_us), (None, 0));
+    assert!(!SourceConfig::default().verify);
+}
+
+#[test]
+fn ballooned_pages_that_differ_are_free() {
+    let model = Model::new(PAGES, false, vec![]);
+    // Sent with content, then taken by the balloon: zero at the source, stale at the destination.
+    model.on(Trigger::Harvest, vec![Op::Inflate(PAGE, 5)]);
+    let cfg = SourceConfig { hints: HintPolicy::Off, ..verified(HintMode::Auto) };
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    // One of the five was zero before.
+    assert_eq!(report.verify.unwrap().free, 4);
+}
+
+#[test]
+fn verification_notices_an_id_that_is_published_before_memory_is_protected() {
+    let mutation = Some(Mutation::PublishBeforeProtect);
+    let cfg = SourceConfig { max_rounds: 2, ..verified(HintMode::Protected) };
+    let wrong = wrong_pages(&taken_back(), &cfg, mutation);
+    assert_eq!((wrong.count, wrong.named[0].page), (1, PAGE));
+    assert_eq!(wrong.named[0].history.to_string(), "hinted in round 1, clean since");
+}
+
+#[test]
+fn verification_notices_a_hint_that_is_honoured_after_its_epoch_closed() {
+    let cfg = SourceConfig { max_rounds: 2, ..verified(HintMode::Protected) };
+    let (report, verdict) = migrate_model(&late_hint(), &cfg);
+    verdict.unwrap();
+    assert_eq!(report.verify.unwrap().wrong, 0);
+    let wrong = wrong_pages(&late_hint(), &cfg, Some(Mutation::HintAfterClose));
+    assert_eq!((wrong.count, wrong.named[0].page), (1, PAGE));
+    assert_eq!(wrong.named[0].history.to_string(), "hinted in round 2, clean since");
+}
+
+#[test]
+fn verification_notices_writes_of_the_vmm_that_are_left_out_of_the_dirty_set() {
+    let wrong = wrong_pages(&vmm_write(true), &verified(HintMode::Protected), None);
+    assert_eq!((wrong.count, wrong.named[0].page), (1, 1));
+    assert_eq!(wrong.named[0].history.to_string(), "sent in round 1, clean since");
+    migrate_model(&vmm_write(false), &verified(HintMode::Protected)).1.unwrap();
+}
+
+#[test]
+fn a_flipped_bit_and_a_dropped_page_are_named() {
+    let (flipped, dropped) = (Mutation::FlipPage(PAGE + 3), Mutation::DropPage(PAGE + 3));
+    for (mutation, history) in [(flipped, "sent in round 1, clean since"), (dropped, "in no round")] {
+        let model = Model::new(PAGES, false, vec![]);
+        let wrong = wrong_pages(&model, &verified(HintMode::Auto), Some(mutation));
+        assert_eq!(wrong.to_string(), format!("1 wrong page: page 451 at 0x1c3000 ({history})"));
+    }
+}
+
+#[test]
+fn a_wrong_page_in_the_last_of_several_chunks_is_named_once() {
+    let nr = u64::from(CHUNK_PAGES) * 2 + 77;
+    // The model's last quarter is a hole: written here, so that the last chunk has content.
+    let model = Model::new(nr, false, vec![Op::Write(nr - 1), Op::Write(nr - 70)]);
+    let cfg = SourceConfig { hints: HintPolicy::Off, max_rounds: 1, ..verified(HintMode::Auto) };
+    let wrong = wrong_pages(&model, &cfg, Some(Mutation::FlipPage(nr - 1)));
+    assert_eq!((wrong.count, wrong.named[0].page), (1, nr - 1));
+}
+
+#[test]
+fn stray_content_at_the_destination_is_wrong_and_only_sixteen_pages_are_named() {
+    let model = Model::new(PAGES, false, vec![]);
+    let (near, far) = pair();
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest { stray: 18, ..Dest::default() };
+        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new()).unwrap_err();
+        dest.runs
+    });
+    let cfg = verified(HintMode::Auto);
+    let failure = migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap_err();
+    let text = failure.cause.to_string();
+    assert!(
+        text.starts_with("verification: 18 wrong pages: page 750 at 0x2ee000 (a hole in round 1"),
+        "{text}"
+    );
+    assert!(text.ends_with(" and 2 more"), "{text}");
+    assert!(receiver.join().unwrap() == 0 && !model.paused());
+}
+
+fn ask(first: u64, nr: u32) -> Vec<u8> {
+    codec::encode(&VerifyChunk { first, nr }, "verify", 64).unwrap()
+}
+
+/// A valid, verified migration of two chunks.
+fn valid() -> Vec<(Kind, Vec<u8>)> {
+    let end = wire::StateEnd { len: 5, crc: crc32fast::hash(b"state") };
+    vec![
+        (Kind::Hello, hello_with(FEATURE_VERIFY, u64::from(CHUNK_PAGES) + 9)),
+        (Kind::Round, round(1)),
+        (Kind::Pages, pages(3, 2, false, 8192)),
+        (Kind::Verify, ask(0, CHUNK_PAGES)),
+        (Kind::Idle, vec![]),
+        (Kind::Verify, ask(u64::from(CHUNK_PAGES), 9)),
+        (Kind::State, b"state".to_vec()),
+        (Kind::StateEnd, codec::encode(&end, "end", 64).unwrap()),
+        (Kind::HandOff, vec![]),
+    ]
+}
+
+#[test]
+fn hostile_questions_are_refused() {
+    let (result, dest) = feed(stream(&valid()));
+    assert!(result.is_ok() && dest.runs == 1);
+    let with = |at: usize, kind: Kind, payload: Vec<u8>| {
+        let mut frames = valid();
+        frames[at] = (kind, payload);
+        frames
+    };
+    let without = |at: usize| {
+        let mut frames = valid();
+        frames.remove(at);
+        frames
+    };
+    let chunk = u64::from(CHUNK_PAGES);
+    let cases = [
+        ("not agreed on", with(0, Kind::Hello, hello_with(0, chunk + 9))),
+        ("unknown feature", with(0, Kind::Hello, hello_with(3, chunk + 9))),
+        ("before a round", without(1).into_iter().filter(|(kind, _)| *kind != Kind::Pages).collect()),
+        ("first chunk left out", without(3)),
+        ("last chunk left out", without(5)),
+        ("the same chunk again", with(5, Kind::Verify, ask(0, CHUNK_PAGES))),
+        ("an empty chunk", with(3, Kind::Verify, ask(0, 0))),
+        ("a small chunk", with(3, Kind::Verify, ask(0, 64))),
+        ("a giant chunk", with(3, Kind::Verify, ask(0, u32::MAX))),
+        ("beyond RAM", with(5, Kind::Verify, ask(chunk, 10))),
+        ("far beyond RAM", with(5, Kind::Verify, ask(u64::MAX, 1))),
+        ("a chunk too many", with(6, Kind::Verify, ask(chunk + 9, 0))),
+        ("pages in between", with(4, Kind::Pages, pages(3, 1, true, 0))),
+        ("a round in between", with(4, Kind::Round, round(2))),
+        ("cut short", with(3, Kind::Verify, vec![0; 11])),
+        ("too long", with(3, Kind::Verify, vec![0; 65])),
+        ("an answer as a question", with(3, Kind::Digests, vec![0; 12])),
+    ];
+    for (name, frames) in cases {
+        let (result, dest) = feed(stream(&frames));
+        let failure = result.expect_err(name);
+        assert!(matches!(failure.cause, Error::Wire(_)), "{name}: {failure:?}");
+        assert_eq!(dest.runs, 0, "{name}");
+    }
+}
+
+/// What the source makes of these answers, which come before they are asked for.
+fn answered(verify: bool, features: u64, answers: Vec<(Kind, Vec<u8>)>) -> Error {
+    let model = Model::new(200, false, vec![]);
+    let (near, far) = UnixStream::pair().unwrap();
+    let welcome = codec::encode(&Welcome { features }, "welcome", 64).unwrap();
+    let mut bytes = frame(Kind::Welcome as u16, 0, &welcome);
+    for (seq, (kind, payload)) in (1..).zip(&answers) {
+        bytes.extend(frame(*kind as u16, seq, payload));
+    }
+    let mut reader = far.try_clone().unwrap();
+    let drain = thread::spawn(move || reader.read_to_end(&mut Vec::new()));
+    let mut writer = far.try_clone().unwrap();
+    let feeder = thread::spawn(move || {
+        let _ = writer.write_all(&bytes);
+    });
+    let cfg = SourceConfig { verify, stall_timeout: Duration::from_millis(400), ..config(HintMode::Auto) };
+    let failure = migrate(&model.vm(), Box::new(near), &cfg, &(), &CancelToken::new()).unwrap_err();
+    assert_eq!(failure.ownership, Ownership::SourceRuns);
+    assert!(!model.paused() && !model.log_on());
+    drop(far);
+    feeder.join().unwrap();
+    let _ = drain.join().unwrap();
+    failure.cause
+}
+
+#[test]
+fn hostile_answers_are_errors() {
+    let all_zero = |first: u64, nr: u32| {
+        let (mut chunk, mut raw) = (Digests::default(), vec![]);
+        chunk.begin(first, nr);
+        chunk.encode(&mut raw);
+        (Kind::Digests, raw)
+    };
+    let with = |extra: &[u8]| {
+        let mut answer = all_zero(0, 200);
+        answer.1.extend_from_slice(extra);
+        answer
+    };
+    // 200 pages are four words of bits.
+    let outside = [[0; 24], [0xff; 24]].concat();
+    let cases: [(&str, Vec<_>); 9] = [
+        ("another chunk", vec![all_zero(64, 136)]),
+        ("a longer chunk", vec![all_zero(0, 201)]),
+        ("no payload", vec![(Kind::Digests, vec![])]),
+        ("half a map", vec![with(&[1; 20])]),
+        ("digests missing", vec![with(&[1; 32])]),
+        ("pages outside", vec![with(&outside)]),
+        ("no answer, but loaded", vec![(Kind::Loaded, vec![])]),
+        ("beyond the limit", vec![(Kind::Digests, vec![0; wire::digests::MAX_PAYLOAD + 1])]),
+        ("a flood", vec![all_zero(0, 200); 2000]),
+    ];
+    for (name, answers) in cases {
+        let cause = answered(true, FEATURE_VERIFY, answers);
+        assert!(matches!(cause, Error::Wire(_)), "{name}: {cause:?}");
+    }
+    // All zero is a legal answer, and a wrong one.
+    let cause = answered(true, FEATURE_VERIFY, vec![all_zero(0, 200)]);
+    assert!(matches!(&cause, Error::Wrong(wrong) if wrong.count > 100), "{cause:?}");
+    let cause = answered(true, FEATURE_VERIFY, vec![]);
+    assert!(matches!(cause, Error::Stalled(_)), "{cause:?}");
+    let cause = answered(false, 0, vec![all_zero(0, 200)]);
+    assert!(matches!(cause, Error::Wire(WireError::Unexpected { .. })), "{cause:?}");
+    let cause = answered(true, 0, vec![]);
+    assert!(
+        matches!(cause, Error::Wire(WireError::Features(1))),
+        "a destination that does not verify: {cause:?}"
+    );
+}
