@@ -56,7 +56,7 @@ pub(super) fn pair() -> (Box<dyn Transport>, Box<dyn Transport>) {
     (Box::new(near), Box::new(far))
 }
 
-/// Migrates over a socket pair; the report, and what the oracle says.
+/// Migrates over a socket pair; the report, and what the oracle says. If it is to be verified, that must agree.
 pub(super) fn migrate_model(model: &Arc<Model>, cfg: &SourceConfig) -> (Report, Result<(), String>) {
     let (report, received, dest) = migrate_over(model, cfg, &DestinationConfig::default(), pair());
     let report = report.unwrap();
@@ -66,6 +66,10 @@ pub(super) fn migrate_model(model: &Arc<Model>, cfg: &SourceConfig) -> (Report, 
         let sum = r.sent + r.zero + r.hole + r.hinted + r.ballooned + r.clean;
         assert_eq!(sum, model.pages, "{r:?}");
     }
+    assert_eq!(report.verify.is_some(), cfg.verify);
+    if let Some(found) = report.verify {
+        assert_eq!((found.equal + found.free, found.wrong), (model.pages, 0));
+    }
     assert!(model.done.load(Ordering::SeqCst) > 0 && !model.log_on());
     let verdict = model.compare(&dest.memory());
     (report, verdict)
@@ -73,7 +77,7 @@ pub(super) fn migrate_model(model: &Arc<Model>, cfg: &SourceConfig) -> (Report, 
 
 const PAGES: u64 = 64 * 12 + 13;
 
-fn hinting(nr_words: u64) -> Vec<Op> {
+pub(super) fn hinting(nr_words: u64) -> Vec<Op> {
     let mut script = vec![];
     for word in 0..nr_words {
         script.push(Op::Hint(word * 64, 64));
@@ -244,10 +248,11 @@ proptest! {
     fn no_interleaving_of_a_scripted_guest_loses_a_page(
         script in prop::collection::vec(ops(PAGES), 0..300),
         zeroing: bool,
+        verify: bool,
         mode in prop_oneof![Just(HintMode::Auto), Just(HintMode::Protected), Just(HintMode::CheckedZero)],
     ) {
         let model = Model::new(PAGES, zeroing, script);
-        let (_, verdict) = migrate_model(&model, &config(mode));
+        let (_, verdict) = migrate_model(&model, &SourceConfig { verify, ..config(mode) });
         prop_assert_eq!(verdict, Ok(()));
     }
 }
@@ -300,6 +305,7 @@ fn no_page_is_lost_with_threads_writing_and_hinting() {
         let threads = [spawn(0), spawn(1)];
         let mut cfg = config(mode);
         cfg.slice = Duration::from_millis(2);
+        cfg.verify = true;
         cfg.first_hint_wait = Duration::from_millis(20);
         let (report, verdict) = migrate_model(&model, &cfg);
         stop.store(true, Ordering::Relaxed);
