@@ -95,6 +95,10 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             let done = page.is_some_and(|page| check.spoil(page));
             say(if done { "spoil ok" } else { "error spoil: no such page" });
         }
+        "cat" => match words.get(1).map(fs::read_to_string) {
+            Some(Ok(text)) => say(&format!("cat ok text={}", text.trim_end().replace('\n', " | "))),
+            _ => say("error cat: no such file"),
+        },
         "echo" => say(&format!("echo {}", words[1..].join(" "))),
         "fill" | "tmpfs" | "free" | "hog" | "writer" | "sleep" => match cmdline::parse_step(&words) {
             Ok(step) => work::submit(worker, step),
@@ -113,7 +117,7 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             write_answer(command, "/proc/sysrq-trigger", "c");
         }
         "help" => say(
-            "help status verify resetgap drop compact fill free tmpfs hog writer sleep spoil echo poweroff reboot crash",
+            "help status verify resetgap drop compact fill free tmpfs hog writer sleep spoil cat echo poweroff reboot crash",
         ),
         _ => say(&format!("error unknown command {command}")),
     }
