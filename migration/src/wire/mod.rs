@@ -15,7 +15,7 @@
 //! The header has this layout in every version, so that a peer of another version gets a clear answer.
 //!
 //! Rules of the receiver ([`crate::link::FrameReader`]), in this order: magic, header CRC, version, sequence number, kind known and
-//! legal in the present phase, length within the kind's limit; only then room for the payload, and its CRC before its content
+//! legal in the present phase, length within the kind's limit; only then room for the payload, and its checksum before its content
 //! is looked at. Control payloads go through the private `codec` module; [`pages`] describes the frames that carry guest memory.
 //!
 //! ```text
