@@ -154,7 +154,8 @@ pub struct ReceiveArgs {
     Examples:\n  \
     wherry migrate web tcp:host-b:4444\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
-    wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach"
+    wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
+    wherry migrate web tcp:host-b:4444 --verify"
 )]
 pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
@@ -175,6 +176,9 @@ pub struct MigrateArgs {
     /// Pause the guest after this many rounds, however long the rest takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
+    /// Compare all memory while the guest is paused, which makes the pause longer; a page that did not arrive fails the migration
+    #[arg(long)]
+    pub verify: bool,
     /// Return once the migration has begun; `wherry info` shows how it goes
     #[arg(long)]
     pub detach: bool,

@@ -31,6 +31,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         downtime_limit_ms: args.downtime_limit,
         bandwidth_bytes_s: args.bandwidth,
         max_rounds: args.max_rounds,
+        verify: args.verify,
         detach: args.detach,
     };
     if args.detach {

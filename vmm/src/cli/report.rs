@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// `handshake`, `prepare`, `rounds`, `last_round`, `state`, `commit`, `done`.
+    /// `handshake`, `prepare`, `rounds`, `last_round`, `verify`, `state`, `commit`, `done`.
     pub phase: String,
     /// From 1; 0 before the first.
     pub round: u32,
@@ -44,6 +44,7 @@ impl Progress {
             "handshake" => "connecting".into(),
             "prepare" => "preparing".into(),
             "rounds" => format!("round {}", self.round),
+            "verify" => "guest paused, comparing memory".into(),
             "last_round" => "guest paused, last round".into(),
             "state" => "guest paused, device state".into(),
             "commit" => "handing over".into(),
@@ -88,6 +89,7 @@ struct Round {
 struct Downtime {
     pause_us: u64,
     last_round_us: u64,
+    verify_us: u64,
     state_us: u64,
     commit_us: u64,
     resume_us: u64,
@@ -103,6 +105,17 @@ struct Report {
     downtime: Downtime,
     total_ms: u64,
     hints: String,
+    verify: Option<Verify>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Verify {
+    equal: u64,
+    free: u64,
+    wrong: u64,
+    ms: u64,
+    bytes: u64,
 }
 
 fn ms(us: u64) -> String {
@@ -144,8 +157,9 @@ pub fn print(out: &mut Output, value: &Value) {
     }
     out.line(line);
     let d = &report.downtime;
+    let verify = report.verify.as_ref().map_or(String::new(), |_| format!(", verify {}", ms(d.verify_us)));
     out.line(format!(
-        "downtime: {} (pause {}, last round {}, state {}, hand-off {}, resume {})",
+        "downtime: {} (pause {}, last round {}{verify}, state {}, hand-off {}, resume {})",
         ms(d.total_us),
         ms(d.pause_us),
         ms(d.last_round_us),
@@ -155,5 +169,15 @@ pub fn print(out: &mut Output, value: &Value) {
     ));
     if !report.hints.is_empty() {
         out.line(format!("hints: {}", report.hints));
+    }
+    if let Some(v) = &report.verify {
+        out.line(format!(
+            "verified: {} pages equal, {} free and unwritten, {} wrong ({}, {})",
+            v.equal,
+            v.free,
+            v.wrong,
+            show_millis(v.ms as f64),
+            show_bytes(v.bytes)
+        ));
     }
 }

@@ -93,7 +93,11 @@ impl VmControl for FakeVm {
             }
             return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
         }
+        let verify = request
+            .verify
+            .then(|| json!({"equal": 262_000, "free": 144, "wrong": 0, "ms": 80, "bytes": 2 << 20}));
         Ok(json!({
+            "verify": verify,
             "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6, "hinted": 7,
                         "hinted_too_late": 8, "ballooned": 9, "clean": 10, "duration_ms": 900}],
             "nr_pages": 262_144, "total_bytes": 98_000_000, "total_ms": 1250, "hints": "used",
@@ -238,6 +242,9 @@ fn migrating() {
     let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
     assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
     assert_eq!(bench.run("wherry migrate web tcp:b:9 --quiet").2, "");
+    let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --verify");
+    let verified = "verified: 262000 pages equal, 144 free and unwritten, 0 wrong (80.0 ms, 2.0 MiB)";
+    assert!(out.contains(verified) && out.contains(", verify 0.0 ms, state"), "{out}");
     let (_, out, _) = bench.run("wherry info web");
     assert!(out.contains("migration  to tcp:b:9: completed"), "{out}");
 }

@@ -112,6 +112,9 @@ pub struct MigrateRequest {
     /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to the engine.
     #[serde(default)]
     pub max_rounds: Option<u32>,
+    /// Compare all memory before the hand-off; a page that did not arrive fails the migration.
+    #[serde(default)]
+    pub verify: bool,
     /// Go on when the client's connection is lost. Without it a lost client cancels the migration.
     #[serde(default)]
     pub detach: bool,
@@ -133,6 +136,7 @@ impl MigrateRequest {
             downtime_limit_ms: DEFAULT_DOWNTIME_MS,
             bandwidth_bytes_s: None,
             max_rounds: None,
+            verify: false,
             detach: false,
         }
     }

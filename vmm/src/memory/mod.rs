@@ -231,6 +231,10 @@ impl GuestRam for Ram {
         }
         Ok(())
     }
+
+    fn address(&self, page: u64) -> u64 {
+        self.gpa_of_page(page).unwrap_or(u64::MAX)
+    }
 }
 
 impl BalloonBackend for Ram {
@@ -301,6 +305,7 @@ mod tests {
         ram.memory().write_obj(0x77u8, GuestAddress(high.gpa + 5)).unwrap();
         assert_eq!(pages(&ram), [high.first_page]);
         assert_eq!(ram.gpa_of_page(high.first_page), Some(4 << 30));
+        assert_eq!(ram.address(high.first_page + 1), (4 << 30) + PAGE);
         assert_eq!(ram.gpa_of_page(ram.nr_pages()), None);
         let mut got = vec![];
         // A range over the device hole: the end of low RAM and the start of high RAM, whole pages only.

@@ -72,6 +72,7 @@ pub fn to(
         bandwidth: request.bandwidth_bytes_s,
         downtime_limit: Duration::from_millis(request.downtime_limit_ms),
         max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds).max(1),
+        verify: request.verify,
         // Naming a number of rounds means: then switch over.
         on_timeout: if request.max_rounds.is_some() { OnTimeout::Force } else { OnTimeout::Fail },
         ..defaults
@@ -112,6 +113,9 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
     match &failure.cause {
         Error::NotConverging { .. } => error.hint(
             "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless",
+        ),
+        Error::Wrong(_) => error.hint(
+            "the guest goes on here with all of its memory; this is a defect of Wherry, of a host or of its RAM: please report it",
         ),
         _ if code == ErrorCode::MigrationUnknown => {
             error.hint("if the destination surely does not run the guest: `wherry resume --force NAME`")
