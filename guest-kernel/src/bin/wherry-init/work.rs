@@ -1,7 +1,7 @@
 //! The workload: memory written, held, given back and rewritten, step by step in one thread.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -63,9 +63,9 @@ pub fn start(steps: Vec<Step>, exit: Option<End>) -> Worker {
 #[derive(Default)]
 struct State {
     filled: Vec<Mapping>,
-    tmpfs: Vec<String>,
+    /// One file, so that freed pages are not kept apart by the caches that many files leave behind.
+    tmpfs: Option<(File, u64)>,
     hogged: Vec<Mapping>,
-    files: u64,
 }
 
 impl State {
@@ -116,25 +116,31 @@ impl State {
             .or_else(|_| sys::mount("tmpfs", "/run/fill", "tmpfs", 0, "size=95%"));
         let mut random = Random::from_clock();
         let mut buffer = vec![0u8; 1 << 20];
+        let (mut file, mut size) = match self.tmpfs.take() {
+            Some(open) => open,
+            None => (File::create("/run/fill/data")?, 0),
+        };
         for _ in 0..mib {
             buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.word().to_le_bytes()));
-            self.files += 1;
-            let path = format!("/run/fill/{}", self.files);
-            File::create(&path)?.write_all(&buffer)?;
-            self.tmpfs.push(path);
+            file.seek(SeekFrom::Start(size << 20))?;
+            file.write_all(&buffer)?;
+            size += 1;
             FILLED.fetch_add(1, Relaxed);
         }
+        self.tmpfs = Some((file, size));
         Ok(mib)
     }
 
-    /// Gives back files first, then memory; pieces are not split. Returns the MiB that were given back.
+    /// Gives back the file's end first, then memory; pieces are not split. Returns the MiB that were given back.
     fn free(&mut self, mib: u64) -> u64 {
         let mut freed = 0;
+        if let Some((file, size)) = &mut self.tmpfs {
+            freed = mib.min(*size);
+            *size -= freed;
+            let _ = file.set_len(*size << 20);
+        }
         while freed < mib {
-            if let Some(path) = self.tmpfs.pop() {
-                let _ = fs::remove_file(path);
-                freed += 1;
-            } else if let Some(mapping) = self.filled.pop() {
+            if let Some(mapping) = self.filled.pop() {
                 freed += (mapping.pages() / PAGES_PER_MIB) as u64;
             } else {
                 break;
