@@ -23,6 +23,10 @@ fn hop(env: &Env, guest: &mut Guest, name: &str, args: &[&str]) -> Result<(Guest
 
 fn check_accounting(report: &Value) {
     let pages = report["nr_pages"].as_u64();
+    if let Some(verify) = report["verify"].as_object() {
+        let sum = ["equal", "free", "wrong"].iter().filter_map(|class| verify[*class].as_u64()).sum();
+        assert_eq!(Some(sum), pages, "{verify:?}");
+    }
     for round in report["rounds"].as_array().into_iter().flatten() {
         let sum = ["sent", "zero", "hole", "hinted", "ballooned", "clean"]
             .iter()
@@ -56,7 +60,11 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
     let turns = if std::env::var_os("WHERRY_SOAK").is_some() { 200 } else { 20 };
     for turn in 0..turns {
         let hints = ["on", "off", "auto"][turn % 3];
-        let (next, _) = hop(&env, &mut guest, &format!("hop{turn}"), &["--hints", hints])?;
+        // Two opinions: the guest's own check at every turn, and both sides' digests at every other.
+        let verify = turn.is_multiple_of(2);
+        let args = if verify { &["--hints", hints, "--verify"][..] } else { &["--hints", hints] };
+        let (next, report) = hop(&env, &mut guest, &format!("hop{turn}"), args)?;
+        assert_eq!(report["verify"]["wrong"].as_u64(), verify.then_some(0), "{report:#}");
         guest = next;
     }
     Ok(())

@@ -52,8 +52,6 @@ pub struct ReceiveConfig {
     pub uri: String,
     /// Where the serial console goes.
     pub serial: SerialSink,
-    /// As in [`RunConfig::reboot`].
-    pub reboot: bool,
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

@@ -1,7 +1,8 @@
 //! The guest's serial console on the host side: one output, several listeners, one input.
 //!
 //! Output goes to the sink chosen with `--serial`, to every attached client, and into a small history that a client sees when it
-//! attaches. A client that does not read is dropped: it must never hold up a vCPU.
+//! attaches. Nobody who does not read may hold up a vCPU: the sink has a thread and a bounded queue of its own, and loses what does
+//! not fit; a client is dropped.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -9,12 +10,19 @@ use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::config::SerialSink;
 
 /// Bytes of output kept for a client that attaches later.
 const HISTORY: usize = 16 << 10;
+/// Writes of the port that wait for a slow sink; mostly of one byte each.
+const QUEUE: usize = 16 << 10;
+/// How long the sink may take to show the last of them when the guest has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Clients attached at a time.
 const MAX_CLIENTS: usize = 8;
 
@@ -22,7 +30,7 @@ type Input = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
 #[derive(Default)]
 struct Inner {
-    sink: Option<Box<dyn Write + Send>>,
+    sink: Option<(SyncSender<Vec<u8>>, JoinHandle<()>)>,
     clients: Vec<UnixStream>,
     history: VecDeque<u8>,
     /// Where typed bytes go: the serial port of the machine that runs now.
@@ -48,22 +56,42 @@ impl Console {
         match sink {
             SerialSink::None => {}
             SerialSink::Stdio => {
-                console.lock().sink = Some(Box::new(io::stdout()));
+                console.show_on(io::stdout())?;
                 console.pump(io::stdin());
             }
             SerialSink::File(path) => {
-                console.lock().sink =
-                    Some(Box::new(OpenOptions::new().create(true).append(true).open(path)?));
+                console.show_on(OpenOptions::new().create(true).append(true).open(path)?)?;
             }
             SerialSink::Pty => {
                 let (master, path) = open_pty()?;
                 console.pump(master.try_clone()?);
-                set_nonblocking(&master)?;
-                console.lock().sink = Some(Box::new(master));
+                console.show_on(master)?;
                 pty = Some(path);
             }
         }
         Ok((console, pty))
+    }
+
+    fn show_on(&self, mut sink: impl Write + Send + 'static) -> io::Result<()> {
+        let (sender, bytes): (_, Receiver<Vec<u8>>) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("console-out".into()).spawn(move || {
+            for chunk in bytes {
+                // A failing sink (closed terminal, full disk) must not stop the guest.
+                let _ = sink.write_all(&chunk).and_then(|()| sink.flush());
+            }
+        })?;
+        self.lock().sink = Some((sender, thread));
+        Ok(())
+    }
+
+    /// Lets the sink show what is left, for a second at most; what comes later is not shown there.
+    pub fn finish(&self) {
+        let Some((sender, thread)) = self.lock().sink.take() else { return };
+        drop(sender);
+        let end = Instant::now() + LAST_WORDS;
+        while !thread.is_finished() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The output end for a serial port.
@@ -95,7 +123,7 @@ impl Console {
         }
         let mut writer = client;
         let history: Vec<u8> = inner.history.iter().copied().collect();
-        writer.set_write_timeout(Some(std::time::Duration::from_millis(1)))?;
+        writer.set_write_timeout(Some(Duration::from_millis(1)))?;
         writer.write_all(&history)?;
         inner.clients.push(writer);
         drop(inner);
@@ -113,11 +141,11 @@ impl Console {
                     Ok(0) => return,
                     Ok(n) => console.type_in(buf.get(..n).unwrap_or_default()),
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    // EIO: nobody has the pty's other end open yet. WouldBlock: its descriptor shares the writer's flags.
+                    // EIO: nobody has the pty's other end open yet.
                     Err(e)
                         if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::WouldBlock =>
                     {
-                        std::thread::sleep(std::time::Duration::from_millis(50));
+                        std::thread::sleep(Duration::from_millis(50));
                     }
                     Err(_) => return,
                 }
@@ -132,9 +160,8 @@ impl Write for ConsoleOut {
         inner.history.extend(buf);
         let over = inner.history.len().saturating_sub(HISTORY);
         inner.history.drain(..over);
-        // A failing sink (closed terminal, full disk) must not stop the guest.
-        if let Some(sink) = &mut inner.sink {
-            let _ = sink.write_all(buf).and_then(|()| sink.flush());
+        if let Some((sink, _)) = &inner.sink {
+            let _ = sink.try_send(buf.to_vec());
         }
         inner.clients.retain_mut(|c| c.write_all(buf).is_ok());
         Ok(buf.len())
@@ -165,16 +192,6 @@ fn open_pty() -> io::Result<(File, PathBuf)> {
     }
     let text = std::ffi::CStr::from_bytes_until_nul(&name).map_err(io::Error::other)?;
     Ok((master, PathBuf::from(text.to_string_lossy().into_owned())))
-}
-
-fn set_nonblocking(f: &File) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: fcntl on a descriptor that we own, no memory arguments.
-    let r = unsafe {
-        let flags = libc::fcntl(f.as_raw_fd(), libc::F_GETFL);
-        libc::fcntl(f.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-    };
-    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

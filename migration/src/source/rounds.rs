@@ -58,6 +58,7 @@ impl Epoch {
         round: &Round,
         sink: Sink,
         mode: HintMode,
+        first_wait: Duration,
     ) -> Result<Self, Error> {
         let (hints_before, pages_before) = round.hints();
         let judged = (hints_before, pages_before, round.hinted());
@@ -66,8 +67,9 @@ impl Epoch {
         crate::tests::sink_published(session.cfg.mutation, &sink);
         (source.start(sink.clone())).map_err(Error::machine("ask for hints"))?;
         let published = Instant::now();
-        let seen = source.wait_seen(SEEN.min(session.cfg.first_hint_wait));
-        let wait = if seen { session.cfg.first_hint_wait } else { Duration::ZERO };
+        let first_wait = first_wait.min(session.cfg.first_hint_wait);
+        let seen = source.wait_seen(SEEN.min(first_wait));
+        let wait = if seen { first_wait } else { Duration::ZERO };
         let (source, pacer, since) = (source.clone(), Pacer::new(wait), Instant::now());
         Ok(Self { source, sink, published, since, resting: false, pacer, mode, hints_before, judged })
     }
@@ -178,7 +180,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
                 let sink = Sink::checked_zero(&round, ram, log, &guarded, probe);
                 (sink, HintMode::CheckedZero)
             };
-            Some(Epoch::publish(session, &source, &round, sink, mode)?)
+            Some(Epoch::publish(session, &source, &round, sink, mode, Duration::MAX)?)
         }
     };
     run(session, &round, epoch, Some(&guarded), report)
@@ -200,10 +202,9 @@ pub(super) fn next_round(
     let epoch = match &session.vm.hints {
         Some(source) if session.protected_hints && seconds > ROUND_FOR_HINTS => {
             let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
-            let mut epoch = Epoch::publish(session, source, &round, sink, HintMode::Protected)?;
             // Most of this round's pages are in use: do not wait for the first hint.
-            epoch.pacer = Pacer::new(Duration::ZERO);
-            Some(epoch)
+            let wait = Duration::ZERO;
+            Some(Epoch::publish(session, source, &round, sink, HintMode::Protected, wait)?)
         }
         _ => None,
     };
@@ -430,7 +431,7 @@ fn switch(
         protect(session, &Bitmap::full(guarded.len()), guarded)?;
     }
     let sink = Sink::protected(round, &session.vm.ram, &session.vm.log);
-    Epoch::publish(session, &old.source, round, sink, HintMode::Protected)
+    Epoch::publish(session, &old.source, round, sink, HintMode::Protected, Duration::MAX)
 }
 
 /// Round one as it must not be: the id is published, and only then is memory protected.
@@ -446,7 +447,7 @@ fn mutant_round_one(
     let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
     let epoch = match source {
         None => None,
-        Some(s) => Some(Epoch::publish(session, &s, &round, sink, HintMode::Protected)?),
+        Some(s) => Some(Epoch::publish(session, &s, &round, sink, HintMode::Protected, Duration::ZERO)?),
     };
     protect(session, &Bitmap::full(guarded.len()), guarded)?;
     run(session, &round, epoch, Some(guarded), report)

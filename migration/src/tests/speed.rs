@@ -30,6 +30,7 @@ fn throughput_over_a_socket_pair() {
     let model = Model::new(1 << 18, false, vec![]);
     let cfg = SourceConfig {
         hints: HintPolicy::Off,
+        verify: true,
         downtime_limit: Duration::from_millis(300),
         ..config(HintMode::Auto)
     };
@@ -38,9 +39,10 @@ fn throughput_over_a_socket_pair() {
     let gib = report.round_one_bytes as f64 / f64::from(1 << 30);
     let seconds = report.rounds[0].duration_ms as f64 / 1000.0;
     println!(
-        "round one: {gib:.2} GiB in {seconds:.3} s, {:.2} GiB/s, {:.0} pages/s; downtime {:?}",
+        "round one: {gib:.2} GiB in {seconds:.3} s, {:.2} GiB/s, {:.0} pages/s; downtime {:?}; {:?}",
         gib / seconds,
         report.pages_per_second,
-        report.downtime
+        report.downtime,
+        report.verify
     );
 }

@@ -107,6 +107,9 @@ pub struct RunArgs {
     /// Where the serial console goes.
     #[command(flatten)]
     pub console: ConsoleArgs,
+    /// End the VM when the guest reboots
+    #[arg(long)]
+    pub no_reboot: bool,
     /// Whether the machine has a balloon
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub balloon: Switch,
@@ -121,19 +124,15 @@ pub struct ConsoleArgs {
     /// Serial console: stdio, file:PATH, pty, or none (only `wherry console`)
     #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial)]
     pub serial: SerialSink,
-    /// End the VM when the guest reboots
-    #[arg(long)]
-    pub no_reboot: bool,
 }
 
 /// `wherry receive`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "The migration stream is neither encrypted nor authenticated: listen where only the source can reach.\n\n\
+#[command(after_help = "A guest that reboots here ends the VM: its kernel is on the source's host.\n\n\
+    The migration stream is neither encrypted nor authenticated: listen where only the source can reach.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
-    wherry receive web2 unix:/run/move.sock --serial none"
-)]
+    wherry receive web2 unix:/run/move.sock --serial none")]
 pub struct ReceiveArgs {
     /// Name for the VM
     #[arg(value_parser = name)]

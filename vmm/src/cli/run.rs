@@ -42,12 +42,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
 
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure> {
-    let config = ReceiveConfig {
-        name: args.name,
-        uri: args.uri,
-        serial: args.console.serial,
-        reboot: !args.console.no_reboot,
-    };
+    let config = ReceiveConfig { name: args.name, uri: args.uri, serial: args.console.serial };
     check_output(&context.out, &config.serial)?;
     doctor::quick().map_err(|report| no_kvm(&report))?;
     let name = config.name.clone();
@@ -152,7 +147,7 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
         nr_vcpus: args.cpus,
         ram_bytes: args.memory,
         serial: args.console.serial,
-        reboot: !args.console.no_reboot,
+        reboot: !args.no_reboot,
         balloon,
     })
 }

@@ -57,8 +57,15 @@ impl Host {
         Ok(Arc::new(machine))
     }
 
-    /// Runs `machine`, through reboots, until the VM ends.
-    fn run(self, mut machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
+    /// Runs `machine`, through reboots, until the VM ends, and lets the last words of the guest out.
+    fn run(self, machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
+        let console = self.console.clone();
+        let result = self.serve(machine);
+        console.finish();
+        result
+    }
+
+    fn serve(self, mut machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
         loop {
             let event = self.events.recv().unwrap_or(Event::Kill);
             // A guest that ends while it migrates ends here, unless the hand-off was faster.
@@ -68,6 +75,8 @@ impl Host {
             };
             let reason = match (event, state) {
                 (_, VmState::Migrated) => ExitReason::Migrated,
+                // The guest may run elsewhere; what it did here before that must neither restart nor end anything.
+                (e, VmState::MigrationUnknown) if e != Event::Kill => continue,
                 (Event::Reset, _) if self.reboot => {
                     let description = machine.description().clone();
                     self.controller.set_machine(None, VmState::Stopped);
@@ -120,7 +129,8 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
 pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
     let listener = migrate::listen(&config.uri)?;
-    let host = Host::start(claim, None, &config.serial, config.reboot)?;
+    // The kernel's path came from the source and means nothing here: a guest that reboots ends.
+    let host = Host::start(claim, None, &config.serial, false)?;
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
@@ -131,14 +141,18 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
             let _ = done.send(got);
             controller.send(Event::Migrated);
         })?;
-        // The first event is either the receiver's own or a reason to leave.
-        match host.events.recv() {
-            Ok(Event::Migrated) => {
-                let _ = thread.join();
-                result.recv().context("the receiver ended without a result")??
+        // The receiver's own event ends the wait, or a reason to leave. The guest may be faster than both.
+        let mut early = Vec::new();
+        loop {
+            match host.events.recv() {
+                Ok(Event::Migrated) => break,
+                Ok(Event::Kill) | Err(_) => return Ok(ExitReason::Killed),
+                Ok(event) => early.push(event),
             }
-            _ => return Ok(ExitReason::Killed),
         }
+        let _ = thread.join();
+        early.into_iter().for_each(|event| host.controller.send(event));
+        result.recv().context("the receiver ended without a result")??
     };
     host.run(machine)
 }

@@ -16,7 +16,7 @@ use crate::cpu::{self, state::VcpuStateV1, vm_state::VmStateV1};
 /// Version of [`Description`] and [`MachineStateV1`].
 const VERSION: u32 = 1;
 
-/// What a reboot needs. At a destination these are paths of the source; a reboot there works if the files are there too.
+/// What a reboot needs. At a destination these are the source's paths, kept for the next migration but never opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     /// bzImage or ELF kernel.

@@ -117,9 +117,6 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
         Error::Wrong(_) => error.hint(
             "the guest goes on here with all of its memory; this is a defect of Wherry, of a host or of its RAM: please report it",
         ),
-        _ if code == ErrorCode::MigrationUnknown => {
-            error.hint("if the destination surely does not run the guest: `wherry resume --force NAME`")
-        }
         _ => error,
     }
 }

@@ -164,9 +164,10 @@ impl Drop for Vcpu {
 fn thread_main(shared: &Shared, ctx: &VcpuContext) {
     loop {
         let mut inner = lock(&shared.wish);
-        inner.parked = true;
-        shared.changed.notify_all();
         while inner.wish == Wish::Park || (inner.dead && inner.wish != Wish::Quit) {
+            // Each time round: a wish to run that was taken back before this thread saw it has cleared it.
+            inner.parked = true;
+            shared.changed.notify_all();
             inner = shared.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
         if inner.wish == Wish::Quit {
@@ -239,4 +240,25 @@ fn internal_error(fd: &mut VcpuFd) -> String {
         _ => "unknown",
     };
     format!("KVM internal error {suberror}: {what}, at guest rip {rip:#x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_that_is_parked_again_at_once_says_so() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else { return };
+        let Ok(vm) = kvm.create_vm() else { return };
+        install_kick_handler();
+        let context =
+            VcpuContext { pio: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()), on_event: Arc::new(|_| {}) };
+        let vcpu = Vcpu::spawn(0, vm.create_vcpu(0).unwrap(), context).unwrap();
+        vcpu.wait_parked();
+        for _ in 0..100 {
+            vcpu.run();
+            vcpu.request_park();
+            vcpu.wait_parked();
+        }
+    }
 }
