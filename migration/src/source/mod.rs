@@ -107,7 +107,7 @@ impl Default for SourceConfig {
             stall_timeout: Duration::from_secs(30),
             first_hint_wait: Duration::from_millis(250),
             slice: Duration::from_millis(20),
-            hint_time: Duration::from_millis(60),
+            hint_time: Duration::from_millis(40),
             hint_rest: Duration::from_millis(10),
             verify: false,
             switchover_estimate: Duration::from_millis(10),
