@@ -25,8 +25,9 @@ use super::{PAGE, Ram, Region};
 // include/uapi/linux/kvm.h
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
-/// Pages that one `KVM_CLEAR_DIRTY_LOG` covers at most: bounds the bitmap that goes with it (8 KiB).
-const CLEAR_CHUNK: u64 = 65536;
+/// Pages that one `KVM_CLEAR_DIRTY_LOG` covers at most (32 MiB of RAM). KVM holds its MMU lock throughout, and a vCPU that faults
+/// waits for it: short calls let it in between.
+const CLEAR_CHUNK: u64 = 8192;
 
 /// KVM's log and the VMM's own, as one.
 pub struct KvmDirtyLog {
