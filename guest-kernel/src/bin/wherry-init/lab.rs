@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use wherry_guest_kernel::labconf::{LabConf, PORTS, Port};
 
-use crate::{modules, sys};
+use crate::{modules, nudge, sys};
 
 const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,access=any";
 
@@ -30,6 +30,7 @@ pub fn main(job: &[u8]) -> ! {
         eprintln!("wherry-lab:{failed}");
     }
     let _keep = sys::keep_kvm_on();
+    nudge::start();
     let outcome = ports().and_then(|mut ports| {
         let outcome = LabConf::decode(job)
             .ok_or_else(|| "malformed job".to_owned())

@@ -12,6 +12,7 @@ mod heartbeat;
 mod lab;
 mod mem;
 mod modules;
+mod nudge;
 mod power;
 mod stats;
 mod sys;

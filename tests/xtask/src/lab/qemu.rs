@@ -103,11 +103,6 @@ fn job_file(job: &Job) -> Result<LabConf> {
 /// nested guest would lose what it enabled with it.
 const CPU: &str = "max,+svm,+npt,-erms,-fsrm,-xsave";
 
-/// The lab's kernel command line. Ticks are periodic (nohz, highres): emulated SVM loses a timer interrupt now and then, and a CPU
-/// that had programmed just that one would sleep for ever.
-const CMDLINE: &str =
-    "console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 tsc=reliable nohz=off highres=off";
-
 /// Memory of the lab in MiB: three quarters of what is available, within bounds.
 fn memory() -> Result<u64> {
     if let Some(mib) = env_number("WHERRY_LAB_MEM")? {
@@ -149,7 +144,7 @@ fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job)
     .arg(vmlinux)
     .arg("-initrd")
     .arg(initrd)
-    .args(["-append", CMDLINE])
+    .args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 tsc=reliable"])
     .args(["-chardev", &format!("file,id=console,path={}", escaped(console)), "-serial", "chardev:console"])
     .args(["-device", "virtio-serial-pci,max_ports=8"]);
     for (port, name) in PORTS.iter().enumerate() {
