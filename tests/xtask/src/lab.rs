@@ -64,7 +64,7 @@ pub struct Job {
 }
 
 /// Exit code of a command that ran out of time, as timeout(1) has it.
-const TIMED_OUT: u8 = 124;
+pub const TIMED_OUT: u8 = 124;
 
 /// Runs `cargo xtask lab`.
 pub fn main(args: &Args) -> Result<u8> {

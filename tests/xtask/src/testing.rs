@@ -92,7 +92,15 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.argv = ["sh", "-c", script, "sh"].map(Into::into).to_vec();
     job.argv.push(args.filter.clone().unwrap_or_default().into());
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
-    outcomes.push(timed("integration tests", || Ok(lab::run(workspace, &job)? == 0)));
+    outcomes.push(timed("integration tests", || {
+        // A lab that ran out of time has frozen, which emulation does now and then; a test that failed has failed.
+        let mut code = lab::run(workspace, &job)?;
+        if code == lab::TIMED_OUT {
+            note("the lab ran out of time; once more in a fresh one");
+            code = lab::run(workspace, &job)?;
+        }
+        Ok(code == 0)
+    }));
     Ok(())
 }
 
@@ -123,7 +131,7 @@ fn summary(outcomes: &[Outcome]) -> Result<u8> {
 }
 
 /// Time for the integration tests in `ci`, in seconds: the whole is to stay below 40 minutes on two cores.
-const CI_TIMEOUT: &str = "1800";
+const CI_TIMEOUT: &str = "900";
 
 /// Runs `cargo xtask ci`: everything, even after a part has failed, and one summary at the end.
 pub fn ci() -> Result<u8> {
