@@ -99,7 +99,7 @@ fn job_file(job: &Job) -> Result<LabConf> {
 }
 
 /// The lab's CPU. Without erms and fsrm the kernels in it copy and clear memory by 8 bytes and not by single ones, which software
-/// emulation executes one by one: eight times faster. Without xsave because the emulation does not pass XSETBV on to KVM, so that a
+/// emulation executes one by one. Without xsave because the emulation does not pass XSETBV on to KVM, so that a
 /// nested guest would lose what it enabled with it.
 const CPU: &str = "max,+svm,+npt,-erms,-fsrm,-xsave";
 
