@@ -106,6 +106,12 @@ impl Console {
         }
     }
 
+    /// The last lines seen, and what has come since.
+    pub fn tail(&mut self) -> String {
+        self.tail.extend(self.lines.try_iter());
+        self.tail.join("\n")
+    }
+
     /// Sends a command line to the guest.
     ///
     /// # Errors

@@ -167,6 +167,15 @@ impl Guest {
         std::fs::read_to_string(self.env.dir.join(format!("{}.log", self.name))).unwrap_or_default()
     }
 
+    /// What the VMM and the guest said last, for error messages.
+    pub fn last_words(&mut self) -> String {
+        let console = self.console.as_mut().map(Console::tail).unwrap_or_default();
+        let state = self.info().map_or_else(|e| format!("{e:#}"), |i| i["state"].to_string());
+        // Should it be about to end: a VMM says why as the last thing.
+        let _ = self.wait_exit(Duration::from_millis(500));
+        format!("{} is {state}; its VMM: {}\nits console:\n{console}", self.name, self.log())
+    }
+
     /// `wherry info`.
     ///
     /// # Errors

@@ -56,6 +56,8 @@ pub struct Controller {
     /// Held for the whole of a migration: one at a time, and the run loop can wait for its end.
     migrating: Mutex<()>,
     cancel: Mutex<Option<CancelToken>>,
+    /// What the guest did that ended a migration.
+    ended: Mutex<Option<String>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -73,6 +75,7 @@ impl Controller {
             inner: Mutex::new(Inner { machine: None, state: VmState::Receiving }),
             migrating: Mutex::new(()),
             cancel: Mutex::new(None),
+            ended: Mutex::new(None),
         }
     }
 
@@ -94,9 +97,15 @@ impl Controller {
         let _ = lock(&self.events).send(event);
     }
 
-    /// Cancels a migration under way and waits until it is over. Returns the state that it left.
-    pub fn settle_migration(&self) -> VmState {
+    /// Cancels a migration under way because of `event` and waits until it is over. Returns the state that it left.
+    pub fn settle_migration(&self, event: &Event) -> VmState {
         if let Some(c) = &*lock(&self.cancel) {
+            *lock(&self.ended) = match event {
+                Event::PowerOff => Some("the guest powered off".into()),
+                Event::Reset => Some("the guest reset itself".into()),
+                Event::Fatal(why) => Some(format!("the guest crashed: {why}")),
+                Event::Kill | Event::Migrated => None,
+            };
             c.cancel();
         }
         let _over = lock(&self.migrating);
@@ -240,6 +249,14 @@ impl VmControl for Controller {
         self.set_state(VmState::Migrating);
         let result = migrate::to(&m, request, before == VmState::Paused, progress, &cancel);
         *lock(&self.cancel) = None;
+        let ended = lock(&self.ended).take();
+        let result = match (result, ended) {
+            (Err(e), Some(why)) if e.code == ErrorCode::Cancelled => {
+                Err(ControlError::new(ErrorCode::MigrationFailed, format!("{why} while it migrated"))
+                    .hint("a guest that rebooted goes on here and can be migrated again"))
+            }
+            (result, _) => result,
+        };
         match &result {
             Ok(_) => {
                 self.set_state(VmState::Migrated);

@@ -71,7 +71,7 @@ impl Host {
             // A guest that ends while it migrates ends here, unless the hand-off was faster.
             let state = match event {
                 Event::Migrated => VmState::Migrated,
-                _ => self.controller.settle_migration(),
+                _ => self.controller.settle_migration(&event),
             };
             let reason = match (event, state) {
                 (_, VmState::Migrated) => ExitReason::Migrated,
