@@ -117,6 +117,12 @@ pub const PATCHES: &[Patch] = &[
     },
     Patch {
         file: ROUND,
+        mutant: "LeavesRelaxed",
+        right: "if self.0.state.fetch_sub(1, SeqCst) == CLOSED | 1 {",
+        wrong: "if self.0.state.fetch_sub(1, if MUTANT { Relaxed } else { SeqCst }) == CLOSED | 1 {",
+    },
+    Patch {
+        file: ROUND,
         mutant: "CountsUnclaimed",
         right: "let mask = self.to_send.clear_mask(word, mask);",
         wrong: "let wanted = mask;
@@ -164,12 +170,6 @@ pub const PATCHES: &[Patch] = &[
             if guarded.test(word as u64) {",
         wrong: "            let taken = self.round.claim(word);
             if guarded.test(word as u64) && !MUTANT {",
-    },
-    Patch {
-        file: HINTS,
-        mutant: "GuardedNotLookedAt",
-        right: "if mask != self.round.valid(word) || guarded.test(word as u64) {",
-        wrong: "if mask != self.round.valid(word) || (guarded.test(word as u64) && !MUTANT) {",
     },
 ];
 

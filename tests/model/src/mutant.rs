@@ -90,12 +90,12 @@ mutants! {
     GateLooksFirst, false, Threads, "gate: looks at the flag, then counts itself in";
     GateDoesNotWait, false, Threads, "gate: closing does not wait for those inside";
     LostWakeup, false, Threads, "gate: notification without the lock";
+    LeavesRelaxed, false, Threads, "gate: leaving is relaxed, so what was done inside may not be seen";
     CountsUnclaimed, false, Threads, "a hint counts pages whose bits others had taken";
     TakeInTwoSteps, false, Threads, "a word taken by load and store instead of one swap";
     SweepBeforeClose, false, Threads, "the last sweep before the gate is closed";
     ReadsBeforeProtecting, false, Threads, "the product's sink reads, then protects";
-    GuardedNotLookedAt, false, Threads, "the product's sink protects words that the sender has protected";
-    GuardedNotLookedAtAgain, false, Threads, "the same, after claiming";
+    GuardedNotLookedAtAgain, false, Threads, "the product's sink does not look at `guarded` again after claiming";
 }
 
 impl Mutant {

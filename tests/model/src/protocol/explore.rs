@@ -29,6 +29,7 @@ impl Model for System {
             Property::always("nothing is wrong", |_, state: &State| state.wrong.is_none()),
             // That the exploration gets there at all.
             Property::sometimes("it ends", |_, state: &State| super::engine::ended(state)),
+            Property::sometimes("a hint is honoured", |_, state: &State| state.engine.round.any_hinted()),
         ]
     }
 }
@@ -48,17 +49,15 @@ pub struct Explored {
     pub wrong: Option<(Wrong, Vec<Action>)>,
     /// Some path reaches the end of the migration.
     pub ends: bool,
+    /// Some path has a page skipped for a hint.
+    pub honours: bool,
 }
 
 /// Explores everything, shortest paths first, or up to the first wrong state.
 pub fn explore(scenario: &'static Scenario, mutant: Option<Mutant>) -> Explored {
     let started = Instant::now();
     let system = System { scenario, mutant };
-    let until = match mutant {
-        None => HasDiscoveries::AnyFailures,
-        Some(_) => HasDiscoveries::AnyFailures,
-    };
-    let checker = system.checker().finish_when(until).spawn_bfs().join();
+    let checker = system.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let wrong = checker.discovery("nothing is wrong").and_then(|path| {
         let found = path.last_state().wrong;
         Some((found?, path.into_actions()))
@@ -69,6 +68,7 @@ pub fn explore(scenario: &'static Scenario, mutant: Option<Mutant>) -> Explored 
         depth: checker.max_depth(),
         time: started.elapsed(),
         ends: checker.discovery("it ends").is_some(),
+        honours: checker.discovery("a hint is honoured").is_some(),
         wrong,
     }
 }

@@ -29,7 +29,7 @@ mod scenario;
 mod undo;
 
 pub use explore::{Explored, Walked, explore, replay, walk};
-pub use scenario::{Scenario, scenarios, walks};
+pub use scenario::{Scenario, deeper, named, scenarios, walks};
 
 use crate::mutant::{self, Mutant};
 use crate::product::devices::virtio::balloon::HintingProbe;

@@ -105,6 +105,11 @@ impl RoundState {
         self.with(s, |round, _| (round.claim(word as usize) as Mask) << (word * s.per_word))
     }
 
+    /// Whether a hint was honoured.
+    pub(super) fn any_hinted(&self) -> bool {
+        self.hinted_map != 0
+    }
+
     /// Whether the product's accounting adds up.
     pub(super) fn accounts(&self, s: &Scenario) -> bool {
         self.round(s).account().is_ok()

@@ -85,7 +85,8 @@ impl Scenario {
     }
 }
 
-const NONE: Budget = Budget { writes: 0, frees: 0, hints: 0, balloon: 0, shrinks: 0, replays: 0, tiny: 0, spells: 0 };
+const NONE: Budget =
+    Budget { writes: 0, frees: 0, hints: 0, balloon: 0, shrinks: 0, replays: 0, tiny: 0, spells: 0 };
 
 const BASE: Scenario = Scenario {
     name: "",
@@ -263,7 +264,16 @@ static WALKS: [Scenario; 2] = [
         fail: true,
         rounds: 4,
         ring: 8,
-        budget: Budget { writes: 40, frees: 20, hints: 30, balloon: 20, shrinks: 6, replays: 5, tiny: 5, spells: 10 },
+        budget: Budget {
+            writes: 40,
+            frees: 20,
+            hints: 30,
+            balloon: 20,
+            shrinks: 6,
+            replays: 5,
+            tiny: 5,
+            spells: 10,
+        },
         ..BASE
     },
     Scenario {
@@ -289,10 +299,39 @@ static WALKS: [Scenario; 2] = [
         fail: true,
         rounds: 4,
         ring: 8,
-        budget: Budget { writes: 40, frees: 20, hints: 30, balloon: 20, shrinks: 6, replays: 5, tiny: 5, spells: 10 },
+        budget: Budget {
+            writes: 40,
+            frees: 20,
+            hints: 30,
+            balloon: 20,
+            shrinks: 6,
+            replays: 5,
+            tiny: 5,
+            spells: 10,
+        },
         ..BASE
     },
 ];
+
+/// A scenario in which the guest may do one thing more of each kind that it may do.
+pub fn deeper(s: &Scenario) -> &'static Scenario {
+    let more = |n: u8| if n > 0 { n + 1 } else { 0 };
+    let b = s.budget;
+    let budget = Budget {
+        writes: more(b.writes),
+        frees: more(b.frees),
+        hints: more(b.hints),
+        balloon: more(b.balloon),
+        spells: more(b.spells),
+        ..b
+    };
+    Box::leak(Box::new(Scenario { budget, ..*s }))
+}
+
+/// By its name, of both kinds.
+pub fn named(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().chain(&WALKS).find(|s| s.name == name)
+}
 
 /// Too large for that.
 pub fn walks() -> &'static [Scenario] {
