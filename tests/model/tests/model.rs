@@ -41,7 +41,7 @@ fn no_interleaving_of_the_products_threads_is_wrong() {
 
 #[test]
 fn no_random_request_is_answered_wrongly() {
-    let w = device::walk(None, 0..1000);
+    let w = device::walk(None, 0..300);
     println!("{} walks, {} requests, {:?}", w.walks, w.requests, w.time);
     assert!(w.wrong.is_none(), "{:?}", w.wrong);
 }

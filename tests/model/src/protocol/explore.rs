@@ -126,7 +126,7 @@ fn one_walk(
     let system = System { scenario, mutant };
     let mut rng = Rng::new(seed);
     // How eager each machine is differs from walk to walk.
-    let (engine, device) = (1 + rng.below(8), 1 + rng.below(8));
+    let eager: [u64; 4] = std::array::from_fn(|_| 1 << rng.below(5));
     let fails = rng.below(2) == 0;
     let mut state = system.init();
     let mut steps = Vec::new();
@@ -137,19 +137,41 @@ fn one_walk(
         if steps.is_empty() {
             return state;
         }
-        let weight = |s: &Action| match s {
-            Action::Engine | Action::NextRound | Action::Renew => engine,
-            Action::Device => device,
-            _ => 1,
-        };
-        let mut at = rng.below(steps.iter().map(weight).sum());
-        let chosen = steps.iter().find(|s| {
-            let here = at < weight(s);
-            at = at.saturating_sub(weight(s));
+        // First which machine, then which of its steps.
+        let can = |machine: &usize| steps.iter().any(|s| machine_of(*s) == *machine);
+        let machines: Vec<usize> = (0..eager.len()).filter(can).collect();
+        let mut at = rng.below(machines.iter().map(|m| eager[*m]).sum());
+        let machine = machines.into_iter().find(|m| {
+            let here = at < eager[*m];
+            at = at.saturating_sub(eager[*m]);
             here
         });
+        steps.retain(|s| Some(machine_of(*s)) == machine);
+        let chosen = steps.get(rng.below(steps.len() as u64) as usize);
         let Some(&action) = chosen else { return state };
         state = system.step(&state, action);
         show(action, &state);
+    }
+}
+
+/// Engine, device, driver, guest.
+fn machine_of(action: Action) -> usize {
+    match action {
+        Action::Engine
+        | Action::Rest
+        | Action::Renew
+        | Action::Switch
+        | Action::StopEarly
+        | Action::NextRound
+        | Action::SwitchOver
+        | Action::Fail => 0,
+        Action::Device => 1,
+        Action::Write(_)
+        | Action::Free(_)
+        | Action::Shrink
+        | Action::Inflate(_)
+        | Action::Deflate(_)
+        | Action::Report(_) => 3,
+        _ => 2,
     }
 }

@@ -116,29 +116,37 @@ const BASE: Scenario = Scenario {
     budget: Budget { writes: 2, frees: 1, hints: 2, ..NONE },
 };
 
+/// The smallest first.
 static SCENARIOS: [Scenario; 11] = [
-    Scenario { name: "protected", text: "protected way, guest that does not zero", ..BASE },
     Scenario {
-        name: "later",
-        text: "protected way, hints in each of three rounds",
-        later: true,
-        rounds: 3,
-        writable: 0b01,
-        blocks: &[0b01],
-        budget: Budget { writes: 2, hints: 2, frees: 1, ..NONE },
+        name: "alone",
+        text: "no driver, no event loop",
+        driver: false,
+        fail: true,
+        budget: NONE,
         ..BASE
     },
     Scenario {
-        name: "checked",
-        text: "checked zero, two words of two pages, guest that zeroes",
-        nr_pages: 4,
+        name: "ring",
+        text: "the used ring is in guest memory, the machine pauses with chains in the queue",
+        ring_page: 0b10,
+        rounds: 1,
+        blocks: &[0b01],
+        writable: 0b01,
+        budget: Budget { writes: 1, hints: 1, spells: 1, ..NONE },
+        ..BASE
+    },
+    Scenario {
+        name: "spells",
+        text: "checked zero, rests and new ids, a word put back and hinted again",
         per_word: 2,
-        free: 0b0011,
-        blocks: &[0b0011, 0b0001],
-        writable: 0b0111,
-        zeroing: true,
+        free: 0b11,
+        zero: 0b01,
+        blocks: &[0b11],
         checked: true,
-        budget: Budget { writes: 2, hints: 1, ..NONE },
+        rounds: 1,
+        writable: 0b01,
+        budget: Budget { writes: 1, hints: 2, shrinks: 1, spells: 1, ..NONE },
         ..BASE
     },
     Scenario {
@@ -155,16 +163,16 @@ static SCENARIOS: [Scenario; 11] = [
         ..BASE
     },
     Scenario {
-        name: "spells",
-        text: "checked zero, rests and new ids, a word put back and hinted again",
-        per_word: 2,
-        free: 0b11,
-        zero: 0b01,
-        blocks: &[0b11],
-        checked: true,
+        name: "driver",
+        text: "two blocks a chain, four-byte blocks, replayed ids, spells",
+        nr_pages: 3,
+        free: 0b011,
+        zero: 0b001,
+        two_segments: true,
+        blocks: &[0b001, 0b010],
         rounds: 1,
-        writable: 0b01,
-        budget: Budget { writes: 1, hints: 2, shrinks: 1, spells: 1, ..NONE },
+        writable: 0,
+        budget: Budget { hints: 2, replays: 1, tiny: 1, spells: 1, ..NONE },
         ..BASE
     },
     Scenario {
@@ -182,6 +190,20 @@ static SCENARIOS: [Scenario; 11] = [
         ..BASE
     },
     Scenario {
+        name: "checked",
+        text: "checked zero, two words of two pages, guest that zeroes",
+        nr_pages: 4,
+        per_word: 2,
+        free: 0b0011,
+        blocks: &[0b0011, 0b0001],
+        writable: 0b0111,
+        zeroing: true,
+        checked: true,
+        budget: Budget { writes: 2, hints: 1, ..NONE },
+        ..BASE
+    },
+    Scenario { name: "protected", text: "protected way, guest that does not zero", ..BASE },
+    Scenario {
         name: "balloon",
         text: "balloon and holes while hints arrive",
         nr_pages: 2,
@@ -193,6 +215,16 @@ static SCENARIOS: [Scenario; 11] = [
         ..BASE
     },
     Scenario {
+        name: "later",
+        text: "protected way, hints in each of three rounds",
+        later: true,
+        rounds: 3,
+        writable: 0b01,
+        blocks: &[0b01],
+        budget: Budget { writes: 2, hints: 2, frees: 1, ..NONE },
+        ..BASE
+    },
+    Scenario {
         name: "fail",
         text: "failure or cancelling at every step",
         fail: true,
@@ -200,40 +232,10 @@ static SCENARIOS: [Scenario; 11] = [
         stop_early: true,
         checked: true,
         probe: true,
+        zero: 0b01,
         blocks: &[0b01],
         writable: 0b01,
         budget: Budget { writes: 1, hints: 1, spells: 1, ..NONE },
-        ..BASE
-    },
-    Scenario {
-        name: "ring",
-        text: "the used ring is in guest memory, the machine pauses with chains in the queue",
-        ring_page: 0b10,
-        rounds: 1,
-        blocks: &[0b01],
-        writable: 0b01,
-        budget: Budget { writes: 1, hints: 1, spells: 1, ..NONE },
-        ..BASE
-    },
-    Scenario {
-        name: "driver",
-        text: "two blocks a chain, four-byte blocks, replayed ids, spells",
-        nr_pages: 3,
-        free: 0b011,
-        zero: 0b001,
-        two_segments: true,
-        blocks: &[0b001, 0b010],
-        rounds: 1,
-        writable: 0,
-        budget: Budget { hints: 2, replays: 1, tiny: 1, spells: 1, ..NONE },
-        ..BASE
-    },
-    Scenario {
-        name: "alone",
-        text: "no driver, no event loop",
-        driver: false,
-        fail: true,
-        budget: NONE,
         ..BASE
     },
 ];
@@ -243,73 +245,54 @@ pub fn scenarios() -> &'static [Scenario] {
     &SCENARIOS
 }
 
-static WALKS: [Scenario; 2] = [
-    Scenario {
-        name: "large-protected",
-        text: "12 pages, words of 3, everything may happen, protected way",
-        nr_pages: 12,
-        per_word: 3,
-        free: 0b0000_1111_1000,
-        zero: 0b0000_0000_1001,
-        holes: 0b0001_1000_0000,
-        ballooned: 0b0110_0000_0000,
-        blocks: &[0b11_1000, 0b1_1100_0000, 0b1000, 0b1_0000, 0b100_0000, 0b111],
-        two_segments: true,
-        writable: 0b0111_1111_1111,
-        balloonable: 0b0111_1100_0000,
-        ring_page: 0b1000_0000_0000,
-        later: true,
-        later_holes: true,
-        stop_early: true,
-        fail: true,
-        rounds: 4,
-        ring: 8,
-        budget: Budget {
-            writes: 40,
-            frees: 20,
-            hints: 30,
-            balloon: 20,
-            shrinks: 6,
-            replays: 5,
-            tiny: 5,
-            spells: 10,
-        },
-        ..BASE
+/// Word 0 in use, words 1 and 2 free, word 3 with a hole, a ballooned page and the ring.
+const LARGE: Scenario = Scenario {
+    nr_pages: 12,
+    per_word: 3,
+    free: 0b0001_1111_1000,
+    zero: 0b0000_1100_1001,
+    holes: 0b0010_0000_0000,
+    ballooned: 0b0100_0000_0000,
+    blocks: &[0b11_1000, 0b1_1100_0000, 0b1_1111_1000, 0b111, 0b1000, 0b1_0000],
+    two_segments: true,
+    writable: 0b0111_1111_1111,
+    balloonable: 0b0111_1100_0000,
+    ring_page: 0b1000_0000_0000,
+    later: true,
+    later_holes: true,
+    stop_early: true,
+    fail: true,
+    rounds: 4,
+    ring: 8,
+    budget: Budget {
+        writes: 40,
+        frees: 30,
+        hints: 30,
+        balloon: 10,
+        shrinks: 10,
+        replays: 5,
+        tiny: 5,
+        spells: 10,
     },
+    ..BASE
+};
+
+static WALKS: [Scenario; 4] = [
+    Scenario { name: "large-protected", text: "12 pages, everything may happen, protected way", ..LARGE },
     Scenario {
         name: "large-checked",
-        text: "12 pages, words of 3, everything may happen, probe and switch",
-        nr_pages: 12,
-        per_word: 3,
-        free: 0b0000_1111_1000,
-        zero: 0b0000_0000_1001,
-        holes: 0b0001_1000_0000,
-        ballooned: 0b0110_0000_0000,
-        blocks: &[0b11_1000, 0b1_1100_0000, 0b1000, 0b1_0000, 0b100_0000, 0b111],
-        two_segments: true,
-        writable: 0b0111_1111_1111,
-        balloonable: 0b0111_1100_0000,
-        ring_page: 0b1000_0000_0000,
+        text: "the same, checked zero, guest that does not zero, no probe",
+        checked: true,
+        ..LARGE
+    },
+    Scenario { name: "large-probe", text: "the same, probe and switch", checked: true, probe: true, ..LARGE },
+    Scenario {
+        name: "large-zeroing",
+        text: "the same, guest that zeroes",
         zeroing: true,
         checked: true,
         probe: true,
-        later: true,
-        later_holes: true,
-        stop_early: true,
-        fail: true,
-        rounds: 4,
-        ring: 8,
-        budget: Budget {
-            writes: 40,
-            frees: 20,
-            hints: 30,
-            balloon: 20,
-            shrinks: 6,
-            replays: 5,
-            tiny: 5,
-            spells: 10,
-        },
-        ..BASE
+        ..LARGE
     },
 ];
 
@@ -322,6 +305,7 @@ pub fn deeper(s: &Scenario) -> &'static Scenario {
         frees: more(b.frees),
         hints: more(b.hints),
         balloon: more(b.balloon),
+        shrinks: more(b.shrinks),
         spells: more(b.spells),
         ..b
     };
