@@ -1,7 +1,7 @@
 //! Copies the product's sources into this crate, with switchable mistakes and, for the interleavings, loom's primitives.
 //!
-//! The text is the product's own. Three things are done to it: paths that begin with `crate::` get the module's name in front; each
-//! [`Patch`] puts a mistake beside the right code, chosen at run time by `crate::mutant::on`; and probes, which look into
+//! The text is the product's own. Four things are done to it: paths that begin with `crate::` get the module's name in front; the product's own tests
+//! go; each [`Patch`] puts a mistake beside the right code, chosen at run time by `crate::mutant::on`; and probes, which look into
 //! private state and change nothing, are added at a file's end. A patch whose text is not found exactly once stops the build: then the product has changed
 //! and the mistake has to be put back in another way.
 
@@ -80,6 +80,8 @@ fn read(root: &Path, file: &str, module: &str) -> String {
     text = text.replace("crate::", &format!("crate::{inner}::"));
     text = text.replace("pub(in crate)", "pub(crate)").replace("$crate::", &format!("$crate::{inner}::"));
     text = text.replace("wherry_devices::", "crate::product::devices::").replace("CRATE::", "crate::");
+    // The product's own tests, and what it has for them, are not wanted in any build of this crate.
+    text = text.replace("#[cfg(test)]", "#[cfg(any())]").replace("#[cfg(not(test))]", "");
     if module != "interleaved" {
         for (_, probe) in PROBES.iter().filter(|(f, _)| *f == file) {
             text.push_str(probe);

@@ -24,6 +24,7 @@ mod engine;
 mod explore;
 mod guest;
 mod memory;
+mod progress;
 mod round;
 mod scenario;
 mod undo;
