@@ -96,6 +96,18 @@ pub const PATCHES: &[Patch] = &[
         wrong: "                if self.handed_off || !MUTANT { hints.done(); }",
     },
     Patch {
+        file: "migration/src/source/guard.rs",
+        mutant: "StaysPaused",
+        right: "!self.handed_off && self.machine.resume().is_ok()",
+        wrong: "!self.handed_off && !MUTANT && self.machine.resume().is_ok()",
+    },
+    Patch {
+        file: "migration/src/source/guard.rs",
+        mutant: "LogStaysOn",
+        right: "if self.log_on {\n",
+        wrong: "if self.log_on && !MUTANT {\n",
+    },
+    Patch {
         file: ROUND,
         mutant: "GateLooksFirst",
         right: "let before = self.state.fetch_add(1, SeqCst);",
@@ -170,6 +182,29 @@ pub const PATCHES: &[Patch] = &[
             if guarded.test(word as u64) {",
         wrong: "            let taken = self.round.claim(word);
             if guarded.test(word as u64) && !MUTANT {",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "GuardedNotLookedAt",
+        right: "if mask != self.round.valid(word) || guarded.test(word as u64) {",
+        wrong: "if mask != self.round.valid(word) || (guarded.test(word as u64) && !MUTANT) {",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "GuardedNotLookedAt",
+        right: "// Another hint thread guarded the word and put pages back between the two lines above.
+                self.round.put_back(word, taken);",
+        wrong: "if MUTANT && taken != 0 {
+                    batch.push((word, taken));
+                    continue;
+                }
+                self.round.put_back(word, taken);",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "SinkTrustsGuarded",
+        right: "if early.test(word as u64) {",
+        wrong: "if early.test(word as u64) || (MUTANT && guarded.test(word as u64)) {",
     },
 ];
 

@@ -58,6 +58,8 @@ pub enum Finder {
 mutants! {
     LogNotCleared, true, Protocol, "skipped pages sent again next round: the log is not cleared";
     NoDoneAfterFailure, true, Protocol, "DONE not published after a failed migration";
+    StaysPaused, false, Protocol, "the guest not resumed after a failed migration";
+    LogStaysOn, false, Protocol, "the log not turned off after a failed migration";
     ReplayedId, true, Protocol, "hinting restarted by replaying an id";
     FirstSegment, true, Protocol, "only the first segment of a hint used";
     UsedLength, true, Protocol, "wrong used length";
@@ -95,6 +97,8 @@ mutants! {
     TakeInTwoSteps, false, Threads, "a word taken by load and store instead of one swap";
     SweepBeforeClose, false, Threads, "the last sweep before the gate is closed";
     ReadsBeforeProtecting, false, Threads, "the product's sink reads, then protects";
+    SinkTrustsGuarded, false, Threads, "the product's sink clears words protected after the id by the mere word of a hint";
+    GuardedNotLookedAt, false, Threads, "the product's sink never looks at `guarded`";
     GuardedNotLookedAtAgain, false, Threads, "the product's sink does not look at `guarded` again after claiming";
 }
 

@@ -221,6 +221,12 @@ pub const TESTS: &[Test] = &[
         preemptions: Some(2),
         run: two_hints,
     },
+    Test {
+        name: "again",
+        text: "a word hinted twice by the device, guest that writes both pages, closing",
+        preemptions: Some(3),
+        run: again,
+    },
 ];
 
 fn gate(hints: &[usize]) {
@@ -287,6 +293,18 @@ fn two_hints() {
     let one = m.hint(|guest| guest.write(0));
     let two = m.hint(|_| ());
     m.finish(vec![one, two]);
+}
+
+fn again() {
+    let mut m = Migration::new([0, 2], true);
+    let sink = m.sink.clone();
+    let hint = m.hint(move |_| sink.hint(0, PAGES));
+    let guest = m.guest.clone();
+    let writer = thread::spawn(move || {
+        guest.write(1);
+        guest.write(0);
+    });
+    m.finish(vec![hint, writer]);
 }
 
 /// What an exploration found.

@@ -278,6 +278,8 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             device::call(state, HintCall::Restore);
             let e = &mut state.engine;
             (e.vcpus_paused, e.devices_paused) = (false, false);
+            // The guest of interest is the destination's now.
+            state.mem.log_on = false;
             Pc::End
         }
         Pc::UndoDone => {

@@ -64,6 +64,10 @@ pub enum Wrong {
     Resent(Mask),
     /// The device has work and must wait for the sender.
     HintWaits,
+    /// The migration is over and the guest does not run.
+    StaysPaused,
+    /// The migration is over and the log is on.
+    LogStaysOn,
     /// Nobody can go on.
     Deadlock,
 }
@@ -222,6 +226,12 @@ impl System {
             return Some(Wrong::HintWaits);
         }
         if engine::ended(state) {
+            if state.engine.vcpus_paused || state.engine.devices_paused {
+                return Some(Wrong::StaysPaused);
+            }
+            if state.mem.log_on {
+                return Some(Wrong::LogStaysOn);
+            }
             let quiet =
                 guest::quiet(state) && (state.queue.is_empty() || !device::can_work(self.scenario, state));
             return (quiet && state.mem.held != 0).then_some(Wrong::Held(state.mem.held));
