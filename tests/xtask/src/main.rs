@@ -1,15 +1,17 @@
-//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | demo | ci`.
+//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | model | demo | ci`.
 //!
 //! - [`setup`]: installs or names what is missing.
 //! - [`lab`]: a place where `/dev/kvm` is real: this machine, or a KVM host in software emulation.
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`images`]: stock kernels and the initramfs images for them.
+//! - [`model`]: the model checker.
 //! - [`testing`] and [`demo`]: what runs in the lab.
 
 mod build;
 mod demo;
 mod images;
 mod lab;
+mod model;
 mod setup;
 mod testing;
 
@@ -52,6 +54,12 @@ enum Command {
     /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.
     #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --json demo.json")]
     Demo(demo::Args),
+    /// Explore the hint race in every order, with and without deliberate mistakes, and print the tables.
+    #[command(after_help = "Examples:\n  cargo xtask model\n  cargo xtask model -- list\n  \
+                            cargo xtask model -- explore checked --mistake LookBeforeProtect   # prints the way there\n  \
+                            cargo xtask model -- walk large-checked --walks 1000000\n  \
+                            cargo xtask model -- replay large-checked 17")]
+    Model(model::Args),
     /// What the continuous integration runs: setup, formatting, lints, dependencies (with cargo-deny), test.
     Ci,
 }
@@ -61,6 +69,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::main(&args),
         Command::Lab(args) => lab::main(&args),
         Command::Test(args) => testing::main(&args),
+        Command::Model(args) => model::main(&args),
         Command::Demo(args) => demo::main(&args),
         Command::Ci => testing::ci(),
     };

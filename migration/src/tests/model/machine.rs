@@ -1,0 +1,188 @@
+//! The model guest as the engine sees it. Every call lets the guest go on.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use super::{Model, Trigger};
+use crate::bitmap::Bitmap;
+use crate::traits::*;
+
+impl GuestRam for Model {
+    fn nr_pages(&self) -> u64 {
+        self.pages
+    }
+
+    fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
+        assert!(!self.panic_at_read.load(SeqCst), "model: told to panic");
+        self.fire(Trigger::FirstRead);
+        if self.harvests.load(SeqCst) == 1 {
+            self.fire(Trigger::ReadInRoundTwo);
+        }
+        self.hook();
+        let at = first as usize * PAGE_SIZE;
+        buf.copy_from_slice(&self.inner.lock().unwrap().data[at..at + buf.len()]);
+        self.fire(Trigger::FirstReadDone);
+        self.hook();
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::other("the source's memory is not written"))
+    }
+
+    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::other("the source's memory is not written"))
+    }
+
+    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.hook();
+        {
+            let inner = self.inner.lock().unwrap();
+            for page in 0..self.pages {
+                if inner.populated[page as usize] {
+                    out.set(page);
+                }
+            }
+        }
+        self.hook();
+        Ok(())
+    }
+}
+
+impl DirtyLog for Model {
+    fn start(&self) -> io::Result<()> {
+        self.hook();
+        let mut inner = self.inner.lock().unwrap();
+        inner.log_on = true;
+        inner.dirty.fill(true);
+        Ok(())
+    }
+
+    fn protect(&self, first: u64, nr: u64) -> io::Result<()> {
+        assert!(first.is_multiple_of(64));
+        assert!(nr.is_multiple_of(64) || first + nr == self.pages);
+        self.hook();
+        let range = first as usize..(first + nr) as usize;
+        self.inner.lock().unwrap().dirty[range].fill(false);
+        self.hook();
+        Ok(())
+    }
+
+    fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.fire(Trigger::Harvest);
+        self.harvests.fetch_add(1, SeqCst);
+        self.hook();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            assert!(inner.log_on && inner.sink.is_none(), "harvest in an epoch");
+            for page in 0..self.pages {
+                if std::mem::take(&mut inner.dirty[page as usize]) {
+                    out.set(page);
+                }
+            }
+        }
+        self.hook();
+        Ok(())
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        self.inner.lock().unwrap().log_on = false;
+        Ok(())
+    }
+}
+
+impl HintSource for Model {
+    fn available(&self) -> bool {
+        true
+    }
+
+    fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
+        self.hook();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            inner.id += 1;
+            inner.driver_id = Some(inner.id);
+            inner.sink = Some(sink);
+            self.hinting_published.store(true, SeqCst);
+        }
+        self.fire(Trigger::Published);
+        self.hook();
+        Ok(())
+    }
+
+    fn rest(&self) {
+        self.hook();
+    }
+
+    fn rested(&self) -> bool {
+        self.hook();
+        true
+    }
+
+    fn stop(&self) {
+        self.hook();
+        let _order = self.delivery.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        let sink = inner.sink.take();
+        inner.old_sinks.extend(sink);
+        inner.driver_id = None;
+        self.hinting_published.store(false, SeqCst);
+    }
+
+    fn done(&self) {
+        HintSource::stop(self);
+        self.done.fetch_add(1, SeqCst);
+        let mut inner = self.inner.lock().unwrap();
+        if !inner.paused {
+            inner.held.fill(false);
+        }
+    }
+
+    fn finished(&self) -> bool {
+        self.hook();
+        self.inner.lock().unwrap().script.is_empty()
+    }
+
+    fn wait_seen(&self, _: Duration) -> bool {
+        self.hook();
+        true
+    }
+
+    fn ballooned(&self, out: &mut Bitmap) {
+        self.fire(Trigger::Ballooned);
+        self.hook();
+        {
+            let inner = self.inner.lock().unwrap();
+            for page in 0..self.pages {
+                if inner.ballooned[page as usize] {
+                    out.set(page);
+                }
+            }
+        }
+        self.hook();
+    }
+
+    fn guest_free_bytes(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl Machine for Model {
+    fn pause(&self) -> io::Result<()> {
+        self.hook();
+        self.inner.lock().unwrap().paused = true;
+        Ok(())
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        self.inner.lock().unwrap().paused = false;
+        Ok(())
+    }
+
+    fn save(&self) -> io::Result<Vec<u8>> {
+        assert!(self.paused());
+        Ok(b"state of the model".to_vec())
+    }
+}

@@ -1,0 +1,353 @@
+// Mistakes put into the product's own text, and probes. Included by build.rs.
+
+/// One mistake.
+pub struct Patch {
+    /// From the repository's root.
+    pub file: &'static str,
+    /// Its name in `Mutant`.
+    pub mutant: &'static str,
+    /// What the file says, exactly once.
+    pub right: &'static str,
+    /// What it says with the mistake, `MUTANT` being whether it is made.
+    pub wrong: &'static str,
+}
+
+const HINTING: &str = "devices/src/virtio/balloon/hinting.rs";
+const BALLOON: &str = "devices/src/virtio/balloon/mod.rs";
+const ROUND: &str = "migration/src/round.rs";
+const HINTS: &str = "migration/src/hints.rs";
+const BITMAP: &str = "migration/src/bitmap.rs";
+
+pub const PATCHES: &[Patch] = &[
+    Patch {
+        file: HINTING,
+        mutant: "ReplayedId",
+        right: "} else if hinting.finished {",
+        wrong: "} else if hinting.finished && !MUTANT {",
+    },
+    Patch {
+        file: HINTING,
+        mutant: "StaleId",
+        right: "} else if id != hinting.saved.field {",
+        wrong: "} else if id != hinting.saved.field && !(MUTANT && id > CMD_DONE) {",
+    },
+    Patch {
+        file: HINTING,
+        mutant: "FirstSegment",
+        right: "for (nth, desc) in descs.into_iter().enumerate() {",
+        wrong: "let most = if MUTANT { 1 } else { usize::MAX };
+        for (nth, desc) in descs.into_iter().enumerate().take(most) {",
+    },
+    Patch {
+        file: HINTING,
+        mutant: "CommandByLength",
+        right: "if !desc.is_write_only() {",
+        wrong: "if (MUTANT && desc.len() == 4) || (!MUTANT && !desc.is_write_only()) {",
+    },
+    Patch {
+        file: HINTING,
+        mutant: "NoDone",
+        right: "            saved.field = CMD_DONE;",
+        wrong: "            if !MUTANT { saved.field = CMD_DONE; }",
+    },
+    Patch {
+        file: BALLOON,
+        mutant: "UsedLength",
+        right: "        Completion::Used(0)\n",
+        wrong: "        Completion::Used(u32::from(MUTANT))\n",
+    },
+    Patch {
+        file: "devices/src/virtio/mmio/process.rs",
+        mutant: "ConsumesWhilePaused",
+        right: "if self.paused || !self.live()",
+        wrong: "if (self.paused && !MUTANT) || !self.live()",
+    },
+    Patch {
+        file: "devices/src/virtio/balloon/control.rs",
+        mutant: "NoEventLoop",
+        right: "if !hints_available(&device) {",
+        wrong: "if !hints_available(&device) && !MUTANT {",
+    },
+    Patch {
+        file: "devices/src/virtio/balloon/stats.rs",
+        mutant: "StatsTags",
+        right: "if let Some(slot) = known.get_mut(usize::from(u16::from_le_bytes(*tag))) {",
+        wrong: "let tag = usize::from(u16::from_le_bytes(*tag));
+        if MUTANT { known[tag] = Some(0); }
+        if let Some(slot) = known.get_mut(tag) {",
+    },
+    Patch {
+        file: "devices/src/virtio/balloon/ram.rs",
+        mutant: "DeflateUnderflow",
+        right: "self.count -= u64::from(was);",
+        wrong: "self.count = self.count.wrapping_sub(u64::from(was || MUTANT));",
+    },
+    Patch {
+        file: "devices/src/virtio/balloon/ram.rs",
+        mutant: "ReportNotClamped",
+        right: "self.clip(gpa, len.min(region.end - gpa)).next()",
+        wrong: "if MUTANT { return Some((gpa, len)).filter(|_| gpa % PAGE_SIZE == 0 && len >= PAGE_SIZE); }
+        self.clip(gpa, len.min(region.end - gpa)).next()",
+    },
+    Patch {
+        file: "migration/src/source/guard.rs",
+        mutant: "NoDoneAfterFailure",
+        right: "                hints.done();",
+        wrong: "                if self.handed_off || !MUTANT { hints.done(); }",
+    },
+    Patch {
+        file: "migration/src/source/guard.rs",
+        mutant: "StaysPaused",
+        right: "!self.handed_off && self.machine.resume().is_ok()",
+        wrong: "!self.handed_off && !MUTANT && self.machine.resume().is_ok()",
+    },
+    Patch {
+        file: "migration/src/source/guard.rs",
+        mutant: "LogStaysOn",
+        right: "if self.log_on {\n",
+        wrong: "if self.log_on && !MUTANT {\n",
+    },
+    Patch {
+        file: ROUND,
+        mutant: "GateLooksFirst",
+        right: "let before = self.state.fetch_add(1, SeqCst);",
+        wrong: "let mut before = self.state.load(SeqCst);
+        let now = self.state.fetch_add(1, SeqCst);
+        if !MUTANT { before = now; }",
+    },
+    Patch {
+        file: ROUND,
+        mutant: "GateDoesNotWait",
+        right: "while self.state.load(SeqCst) != CLOSED {",
+        wrong: "while !MUTANT && self.state.load(SeqCst) != CLOSED {",
+    },
+    Patch {
+        file: ROUND,
+        mutant: "LostWakeup",
+        right: "let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);",
+        wrong: "let _guard = (!MUTANT).then(|| self.0.lock.lock().unwrap_or_else(PoisonError::into_inner));",
+    },
+    Patch {
+        file: ROUND,
+        mutant: "LeavesRelaxed",
+        right: "if self.0.state.fetch_sub(1, SeqCst) == CLOSED | 1 {",
+        wrong: "if self.0.state.fetch_sub(1, if MUTANT { Relaxed } else { SeqCst }) == CLOSED | 1 {",
+    },
+    Patch {
+        file: ROUND,
+        mutant: "CountsUnclaimed",
+        right: "let mask = self.to_send.clear_mask(word, mask);",
+        wrong: "let wanted = mask;
+        let mut mask = self.to_send.clear_mask(word, mask);
+        if MUTANT { mask = wanted; }",
+    },
+    Patch {
+        file: BITMAP,
+        mutant: "TakeInTwoSteps",
+        right: "Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::AcqRel),",
+        wrong: "Some(w) if MUTANT => {
+                let all = w.load(Ordering::Acquire);
+                w.store(0, Ordering::Release);
+                all
+            }
+            Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::AcqRel),",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "ReadsBeforeProtecting",
+        right: "        let nr_pages = self.round.nr_pages();
+        if protect_words(",
+        wrong: "        let nr_pages = self.round.nr_pages();
+        let early = MUTANT.then(|| {
+            let mut buffer = vec![0; BUFFER_PAGES * PAGE_SIZE];
+            batch.iter().map(|&(word, taken)| self.zero_pages(word, taken, &mut buffer)).collect::<Vec<_>>()
+        });
+        if let Some(early) = early {
+            let _ = protect_words(&*self.log, nr_pages, start..last + 1);
+            for ((word, taken), zero) in batch.drain(..).zip(early) {
+                guarded.set(word as u64);
+                self.round.mark_hinted(word, zero);
+                self.round.put_back(word, taken & !zero);
+                found.content |= taken != zero;
+                found.looked = true;
+            }
+            return;
+        }
+        if protect_words(",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "GuardedNotLookedAtAgain",
+        right: "            let taken = self.round.claim(word);
+            if guarded.test(word as u64) {",
+        wrong: "            let taken = self.round.claim(word);
+            if guarded.test(word as u64) && !MUTANT {",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "GuardedNotLookedAt",
+        right: "if mask != self.round.valid(word) || guarded.test(word as u64) {",
+        wrong: "if mask != self.round.valid(word) || (guarded.test(word as u64) && !MUTANT) {",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "GuardedNotLookedAt",
+        right: "// Another hint thread guarded the word and put pages back between the two lines above.
+                self.round.put_back(word, taken);",
+        wrong: "if MUTANT && taken != 0 {
+                    batch.push((word, taken));
+                    continue;
+                }
+                self.round.put_back(word, taken);",
+    },
+    Patch {
+        file: HINTS,
+        mutant: "SinkTrustsGuarded",
+        right: "if early.test(word as u64) {",
+        wrong: "if early.test(word as u64) || (MUTANT && guarded.test(word as u64)) {",
+    },
+];
+
+/// Looks into private state; each is appended to a file of the copies.
+pub const PROBES: &[(&str, &str)] = &[
+    (
+        HINTING,
+        r#"
+/// The whole hinting state, the sink apart.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct HintingProbe {
+    pub field: u32,
+    pub last_id: u32,
+    pub issued: bool,
+    pub stop_seen: bool,
+    pub open: bool,
+    pub finished: bool,
+    pub resting: Option<u32>,
+}
+
+impl Hinting {
+    pub(super) fn probe(&self) -> HintingProbe {
+        let HintStateV1 { field, last_id, issued, stop_seen } = self.saved;
+        HintingProbe { field, last_id, issued, stop_seen, open: self.open, finished: self.finished, resting: self.resting }
+    }
+
+    pub(super) fn become_probe(&mut self, p: &HintingProbe, sink: Option<Arc<dyn HintRange>>) {
+        self.saved = HintStateV1 { field: p.field, last_id: p.last_id, issued: p.issued, stop_seen: p.stop_seen };
+        (self.open, self.finished, self.resting, self.sink) = (p.open, p.finished, p.resting, sink);
+    }
+}
+"#,
+    ),
+    (
+        BALLOON,
+        r#"
+pub use self::hinting::HintingProbe;
+
+/// What the engine does to the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HintCall {
+    Start,
+    Rest,
+    Stop,
+    Done,
+    Restore,
+}
+
+impl Balloon {
+    pub fn probe_new(mem: Arc<GuestMemory>, backend: Arc<dyn BalloonBackend>) -> Self {
+        Self::new(BalloonConfig::default(), mem, backend)
+    }
+
+    pub fn probe_become(&mut self, probe: &HintingProbe, sink: Option<Arc<dyn HintRange>>) {
+        self.hinting.become_probe(probe, sink);
+    }
+
+    pub fn probe(&self) -> HintingProbe {
+        self.hinting.probe()
+    }
+
+    /// Returns whether the field changed, which raises the config interrupt.
+    pub fn probe_call(&mut self, call: HintCall, sink: &Arc<dyn HintRange>) -> bool {
+        match call {
+            HintCall::Start => self.hinting.start(sink.clone()).is_ok(),
+            HintCall::Rest => self.hinting.rest(),
+            HintCall::Stop => self.hinting.stop(),
+            HintCall::Done => self.hinting.done(),
+            HintCall::Restore => {
+                let before = self.hinting.field();
+                let restored = Hinting::restore(self.hinting.state());
+                self.hinting = restored.unwrap_or_default();
+                self.hinting.field() != before
+            }
+        }
+    }
+}
+"#,
+    ),
+    (
+        ROUND,
+        r#"
+/// The whole state of a round, its statistics apart.
+#[derive(Clone, Debug)]
+pub struct RoundProbe {
+    pub number: u32,
+    pub ballooned: u64,
+    pub hole: u64,
+    pub to_send: Bitmap,
+    pub sent_map: Bitmap,
+    pub hinted_map: Bitmap,
+    pub clean: u64,
+    pub sent: u64,
+    pub zero: u64,
+    pub hinted: u64,
+}
+
+impl Round {
+    pub fn probe(&self) -> RoundProbe {
+        RoundProbe {
+            number: self.number,
+            ballooned: self.ballooned,
+            hole: self.hole,
+            to_send: self.to_send.snapshot(),
+            sent_map: self.sent_map.snapshot(),
+            hinted_map: self.hinted_map.snapshot(),
+            clean: self.clean,
+            sent: self.sent.load(Relaxed),
+            zero: self.zero.load(Relaxed),
+            hinted: self.hinted.load(Relaxed),
+        }
+    }
+
+    pub fn from_probe(nr_pages: u64, p: RoundProbe) -> Self {
+        let plan = Plan { to_send: p.to_send, ballooned: p.ballooned, hole: p.hole };
+        Self {
+            sent_map: AtomicBitmap::from(&p.sent_map),
+            hinted_map: AtomicBitmap::from(&p.hinted_map),
+            clean: p.clean,
+            sent: AtomicU64::new(p.sent),
+            zero: AtomicU64::new(p.zero),
+            hinted: AtomicU64::new(p.hinted),
+            ..Self::new(p.number, nr_pages, &plan)
+        }
+    }
+}
+"#,
+    ),
+    (
+        "migration/src/source/guard.rs",
+        r#"
+/// What the guard does when a migration ends, for a model.
+pub fn probe_undo(vm: &SourceVm, log_on: bool, paused: bool) {
+    let mut guard = Guard::new(vm);
+    if log_on {
+        guard.log_started();
+    }
+    if paused {
+        guard.pausing();
+    }
+    drop(guard);
+}
+"#,
+    ),
+    ("migration/src/source/mod.rs", "\npub use guard::probe_undo;\n"),
+];

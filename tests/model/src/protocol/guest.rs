@@ -1,0 +1,197 @@
+//! The guest, and a balloon driver that does what Linux's does (or, where the budget says so, worse).
+//!
+//! Linux reads the id in a work item after each config interrupt, at any time later. It announces an id that it has not hinted
+//! under, hints block after block as long as the id stays, then says STOP. DONE makes it give everything back, once it does not hint any more.
+//! Between all of this the guest takes hinted pages back when it is short of memory, whatever became of the hint.
+
+use super::{Action, Chain, Mask, Scenario, State};
+use crate::mutant::{Mutant, on};
+use crate::product::devices::virtio::balloon::constants::{CMD_DONE, CMD_FIRST_ID, CMD_STOP};
+
+/// The driver.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Driver {
+    /// A config interrupt has not been acted on.
+    pub interrupted: bool,
+    /// The id as last read.
+    pub received: u32,
+    /// The id as last announced.
+    pub active: u32,
+    /// Between announcement and STOP.
+    pub hinting: bool,
+    /// It announced an old id and hints under it.
+    pub replaying: bool,
+}
+
+/// Nothing more comes from the driver by itself.
+pub(super) fn quiet(state: &State) -> bool {
+    let d = &state.driver;
+    !d.interrupted && !d.hinting && !can_announce(state) && !can_give_back(state)
+}
+
+fn can_announce(state: &State) -> bool {
+    let d = &state.driver;
+    !d.hinting && d.received >= CMD_FIRST_ID && d.received != d.active
+}
+
+fn can_give_back(state: &State) -> bool {
+    let d = &state.driver;
+    !d.hinting && d.received == CMD_DONE && state.mem.held != 0
+}
+
+/// What guest and driver may do.
+pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
+    if state.engine.vcpus_paused || !s.driver {
+        return;
+    }
+    let (d, mem, left) = (&state.driver, &state.mem, &state.left);
+    let ended = super::engine::ended(state);
+    if d.interrupted {
+        out.push(Action::ReadId);
+    }
+    if can_announce(state) && state.queue.len() < s.ring {
+        out.push(Action::Announce);
+    }
+    if can_give_back(state) {
+        out.push(Action::GiveBack);
+    }
+    let room = state.queue.len() < s.ring;
+    if d.hinting && room {
+        out.push(Action::DriverStop);
+    }
+    if ended {
+        return;
+    }
+    if d.hinting && room && (d.received == d.active || d.replaying) {
+        let free = |block: Mask| mem.free & block == block;
+        if left.hints > 0 {
+            out.extend(s.blocks.iter().filter(|b| free(**b)).map(|b| Action::Hint(*b)));
+        }
+        if left.hints > 1
+            && let [a, b, ..] = s.blocks
+            && s.two_segments
+            && free(a | b)
+        {
+            out.push(Action::HintTwo(*a, *b));
+        }
+        if left.tiny > 0 && mem.free & mem.zero != 0 {
+            let page = 1 << (mem.free & mem.zero).trailing_zeros();
+            out.push(Action::HintTiny(page));
+        }
+    }
+    if left.shrinks > 0 && mem.held != 0 {
+        out.push(Action::Shrink);
+    }
+    if left.replays > 0 && room && !d.hinting && d.active >= CMD_FIRST_ID {
+        out.push(Action::Replay);
+    }
+    for page in s.pages() {
+        let told = mem.ballooned & page == 0 || on(Mutant::UsedBeforeTold);
+        if left.writes > 0 && told && s.writable & page != 0 {
+            out.push(Action::Write(page));
+        }
+        let used = (mem.free | mem.held | mem.ballooned) & page == 0;
+        if left.frees > 0 && used && s.ring_page & page == 0 {
+            out.push(Action::Free(page));
+        }
+        if left.balloon > 0 && s.balloonable & page != 0 {
+            if mem.free & page != 0 {
+                out.push(Action::Inflate(page));
+                out.push(Action::Report(page));
+            }
+            if mem.ballooned & page != 0 {
+                out.push(Action::Deflate(page));
+            }
+        }
+    }
+}
+
+/// The guest or its driver does something.
+pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
+    let State { mem, driver: d, queue, left, .. } = state;
+    match action {
+        Action::ReadId => {
+            d.interrupted = false;
+            d.received = state.device.hints.field;
+        }
+        Action::Announce => {
+            d.active = d.received;
+            d.hinting = true;
+            queue.push(Chain::Command(d.active));
+        }
+        Action::GiveBack => {
+            mem.free |= mem.held;
+            mem.held = 0;
+        }
+        Action::Shrink => {
+            left.shrinks -= 1;
+            mem.free |= mem.held;
+            mem.held = 0;
+        }
+        Action::DriverStop => {
+            (d.hinting, d.replaying) = (false, false);
+            queue.push(Chain::Command(CMD_STOP));
+        }
+        Action::Hint(block) => {
+            left.hints -= 1;
+            take(s, mem, block);
+            queue.push(Chain::Blocks(block, 0));
+        }
+        Action::HintTwo(a, b) => {
+            left.hints -= 2;
+            take(s, mem, a | b);
+            queue.push(Chain::Blocks(a, b));
+        }
+        Action::HintTiny(page) => {
+            left.tiny -= 1;
+            queue.push(Chain::Tiny(page));
+        }
+        Action::Replay => {
+            left.replays -= 1;
+            (d.hinting, d.replaying) = (true, true);
+            queue.push(Chain::Command(d.active));
+        }
+        Action::Write(page) => {
+            left.writes -= 1;
+            mem.free &= !page;
+            mem.held &= !page;
+            // In use although the host's set still has it: only where the driver need not tell first.
+            if mem.ballooned & page != 0 {
+                mem.ballooned &= !page;
+                state.device.untold |= page;
+            }
+            mem.write(page);
+        }
+        Action::Free(page) => {
+            left.frees -= 1;
+            mem.free |= page;
+        }
+        Action::Inflate(page) => {
+            left.balloon -= 1;
+            mem.free &= !page;
+            mem.discard(page);
+            mem.ballooned |= page;
+            mem.excused |= page;
+        }
+        Action::Deflate(page) => {
+            left.balloon -= 1;
+            mem.ballooned &= !page;
+            mem.free |= page;
+        }
+        Action::Report(page) => {
+            left.balloon -= 1;
+            mem.discard(page);
+        }
+        _ => {}
+    }
+}
+
+/// The driver allocates pages, which a kernel that zeroes on allocation zeroes.
+fn take(s: &Scenario, mem: &mut super::Memory, pages: Mask) {
+    mem.free &= !pages;
+    mem.held |= pages;
+    if s.zeroing {
+        mem.write_zero(pages);
+    }
+    mem.excused |= pages;
+}
