@@ -66,6 +66,14 @@ pub struct Job {
 /// Exit code of a command that ran out of time, as timeout(1) has it.
 pub const TIMED_OUT: u8 = 124;
 
+/// Set for what runs in software emulation.
+const EMULATED: &str = "WHERRY_LAB_EMULATED";
+
+/// Whether this process runs in the emulated lab.
+pub fn is_emulated() -> bool {
+    std::env::var_os(EMULATED).is_some()
+}
+
 /// Runs `cargo xtask lab`.
 pub fn main(args: &Args) -> Result<u8> {
     let here = std::env::current_dir().context("the working directory is gone")?;

@@ -5,11 +5,12 @@
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
-//! - [`testing`] and [`demo`]: what runs in the lab.
+//! - [`testing`] and [`demo`]: what runs in the lab; [`inside`]: the part of them that is there.
 
 mod build;
 mod demo;
 mod images;
+mod inside;
 mod lab;
 mod model;
 mod setup;
@@ -62,6 +63,9 @@ enum Command {
     Model(model::Args),
     /// What the continuous integration runs: setup, formatting, lints, dependencies (with cargo-deny), test.
     Ci,
+    /// Run integration tests one by one (what `test` runs in the lab).
+    #[command(hide = true)]
+    RunTests(inside::Args),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::main(&args),
         Command::Demo(args) => demo::main(&args),
         Command::Ci => testing::ci(),
+        Command::RunTests(args) => inside::main(&args),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

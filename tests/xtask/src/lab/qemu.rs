@@ -85,7 +85,8 @@ fn job_file(job: &Job) -> Result<LabConf> {
     let mut env: Vec<(OsString, OsString)> =
         std::env::vars_os().filter(|(key, _)| !ours.iter().any(|name| key == name)).collect();
     env.extend(
-        [("WHERRY_LAB", "inside"), ("XDG_RUNTIME_DIR", "/run/user/0")].map(|(k, v)| (k.into(), v.into())),
+        [("WHERRY_LAB", "inside"), (super::EMULATED, "1"), ("XDG_RUNTIME_DIR", "/run/user/0")]
+            .map(|(k, v)| (k.into(), v.into())),
     );
     env.extend(job.env.iter().cloned());
     let mut writable = Vec::new();

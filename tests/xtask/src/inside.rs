@@ -1,0 +1,126 @@
+//! `xtask run-tests`: the integration tests one by one, where `/dev/kvm` is real.
+//!
+//! Each test has a process and a time limit of its own, so that one that hangs costs itself only and says where it hung.
+//!
+//! **A second attempt, in emulation only.** The emulated KVM host loses interrupts and now and then a guest (docs/testing.md). There, and
+//! nowhere else, a failed test is tried once more. Both outcomes are printed and the summary names each test that needed it: one
+//! that needs it often has something to say. On a real KVM host a failure is a failure.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::lab;
+use crate::note;
+
+/// Options of `run-tests`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Runs only the tests whose name contains this.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    /// Ends a test after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    limit: u64,
+    /// Test executables.
+    executables: Vec<PathBuf>,
+}
+
+/// Runs them; 1 if any failed for good.
+pub fn main(args: &Args) -> Result<u8> {
+    let attempts = if lab::is_emulated() { 2 } else { 1 };
+    let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
+    for executable in &args.executables {
+        for name in names(executable, &args.filter)? {
+            let mut attempt = 1;
+            let passed = loop {
+                let passed = run(executable, &name, Duration::from_secs(args.limit))?;
+                if passed || attempt == attempts {
+                    break passed;
+                }
+                attempt += 1;
+                note(&format!("{name}: once more, this host is emulated"));
+            };
+            match (passed, attempt) {
+                (false, _) => failed.push(name),
+                (true, 1) => nr_passed += 1,
+                (true, _) => again.push(name),
+            }
+        }
+    }
+    note(&format!(
+        "{nr_passed} tests passed, {} more at the second attempt, {} failed",
+        again.len(),
+        failed.len()
+    ));
+    again.iter().for_each(|name| note(&format!("passed at the second attempt: {name}")));
+    failed.iter().for_each(|name| note(&format!("FAILED: {name}")));
+    Ok(u8::from(!failed.is_empty()))
+}
+
+/// Names of the tests in an executable that are not ignored and contain `filter`.
+pub fn names(executable: &Path, filter: &str) -> Result<Vec<String>> {
+    let list = |ignored: &[&str]| -> Result<Vec<String>> {
+        let out = Command::new(executable).arg("--list").args(ignored).arg(filter).output();
+        let out = out.with_context(|| format!("cannot run {}", executable.display()))?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        Ok(text.lines().filter_map(|line| line.strip_suffix(": test").map(Into::into)).collect())
+    };
+    let ignored = list(&["--ignored"])?;
+    Ok(list(&[])?.into_iter().filter(|name| !ignored.contains(name)).collect())
+}
+
+/// Runs one test. Its output, which it keeps for failures, goes to ours.
+fn run(executable: &Path, name: &str, limit: Duration) -> Result<bool> {
+    let started = Instant::now();
+    let mut test = Command::new(executable)
+        .args(["--exact", name, "--quiet"])
+        .spawn()
+        .with_context(|| format!("cannot run {}", executable.display()))?;
+    let status = wait(&mut test, limit)?;
+    if status.is_none() {
+        note(&format!("{name} takes longer than {limit:?}; what hangs:"));
+        print_tasks();
+        let _ = test.kill();
+        let _ = test.wait();
+    }
+    let passed = status.is_some_and(|s| s.success());
+    if !passed && lab::is_emulated() {
+        // What the test left behind must not disturb the next one, and there are no VMs but ours.
+        let _ = Command::new("pkill").args(["-KILL", "-x", "wherry"]).status();
+    }
+    let word = if passed { "ok" } else { "FAILED" };
+    note(&format!("{name} ... {word} ({:.1} s)", started.elapsed().as_secs_f64()));
+    Ok(passed)
+}
+
+fn wait(test: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        if let Some(status) = test.try_wait()? {
+            return Ok(Some(status));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(None)
+}
+
+/// Where the threads of all `wherry` processes are: command line, thread, and the kernel's stack (as root).
+fn print_tasks() {
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path()) {
+        let command = read(process.join("cmdline")).replace('\0', " ");
+        if !command.split(' ').next().is_some_and(|program| program.ends_with("wherry")) {
+            continue;
+        }
+        eprintln!("{command}");
+        for task in std::fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|e| e.path())
+        {
+            let top: Vec<String> = read(task.join("stack")).lines().take(3).map(Into::into).collect();
+            eprintln!("  {}: {}", read(task.join("comm")).trim(), top.join(" "));
+        }
+    }
+}
