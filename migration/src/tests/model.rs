@@ -74,6 +74,8 @@ pub(super) struct Model {
     harvests: AtomicU64,
     /// The last published command is one that hints run under.
     pub(super) hinting_published: AtomicBool,
+    /// After this id the driver goes away.
+    pub(super) last_id: AtomicU64,
 }
 
 impl Model {
@@ -110,6 +112,7 @@ impl Model {
             triggers: Mutex::default(),
             harvests: AtomicU64::new(0),
             hinting_published: AtomicBool::new(false),
+            last_id: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -427,6 +430,9 @@ impl HintSource for Model {
         self.hook();
         {
             let mut inner = self.inner.lock().unwrap();
+            if inner.id >= self.last_id.load(SeqCst) {
+                return Err(io::Error::other("the driver is gone"));
+            }
             inner.id += 1;
             inner.driver_id = Some(inner.id);
             inner.sink = Some(sink);
