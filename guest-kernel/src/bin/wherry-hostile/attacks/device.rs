@@ -9,6 +9,9 @@ impl Attacker {
     /// Chains that loop, lead out of their table, nest, or lie about their length. Only on pages that are lied about.
     pub(super) fn chains(&mut self) {
         let number = self.rng.pick(&[0, 1, 3, 3, 3, 4]);
+        if self.rng.one_in(256) {
+            return self.bad_index(number);
+        }
         let ready = self.balloon.wait(number, 4);
         if !self.recover_unless(ready) {
             return;
@@ -23,7 +26,7 @@ impl Attacker {
         let slot = queue.next_slot();
         let linked = |next| Desc { flags: pages.flags | NEXT, next, ..pages };
         let indirect = |addr, len| Desc { addr, len, flags: INDIRECT, next: 0 };
-        let chain: &[Desc] = match self.rng.within(0..12) {
+        let chain: &[Desc] = match self.rng.within(0..11) {
             0 => &[linked(slot)],
             1 => &[pages, linked(slot)],
             2 => &[linked(0xFFFF)],
@@ -45,12 +48,11 @@ impl Attacker {
             7 => &[indirect(self.rng.pick(&[RAM, RAM - 16, 0xD000_0000, u64::MAX - 15, 1 << 60]), 4096)],
             8 => &[Desc { flags: INDIRECT | NEXT | WRITE, next: slot, ..indirect(table, 32) }],
             9 => &[pages, readable(words, 4), pages, readable(words, 1024)],
-            10 => {
+            _ => {
                 put(table, 0, readable(words, 4));
                 put(table, 1, pages);
                 &[indirect(table, 32)]
             }
-            _ => return self.bad_index(number),
         };
         let told = self.balloon.add(number, chain);
         // `prepare` has put links of its own between descriptors; what leads astray is the last one's.
