@@ -392,6 +392,8 @@ fn run(
             if !now.turn(session.cfg) {
                 report.hints = DRIVER_GONE.into();
                 now.close();
+                // Another may be there by the next round.
+                session.protected_hints = now.mode == HintMode::Protected;
                 epoch = None;
                 continue;
             }

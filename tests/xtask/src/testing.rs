@@ -81,9 +81,11 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     // Nothing run is nothing shown: a mistyped filter must not look like success.
     ensure!(!executables.is_empty(), "no integration test is called like that");
     let images = images::all(workspace)?;
+    let hostile = workspace.hostile()?;
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(std::time::Duration::from_secs(args.timeout));
     job.env = lab_environment(&wherry, &images);
+    job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
     if args.soak {
         job.env.push(("WHERRY_SOAK".into(), "1".into()));
     }
@@ -91,6 +93,11 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     let script = "filter=$1; shift; failed=0; for t; do \"$t\" --test-threads=1 ${filter:+\"$filter\"} || failed=1; done; exit $failed";
     job.argv = ["sh", "-c", script, "sh"].map(Into::into).to_vec();
     job.argv.push(args.filter.clone().unwrap_or_default().into());
+    let bare_metal = executables.iter().find(|test| is_called(test, "hostile")).cloned();
+    if let Some(test) = bare_metal.filter(|_| lab::software_kvm(workspace)) {
+        outcomes
+            .push(timed("bare-metal guests on this machine's KVM", || here(&test, &wherry, &hostile, args)));
+    }
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
     outcomes.push(timed("integration tests", || {
         // A lab that ran out of time has frozen, which emulation does now and then; a test that failed has failed.
@@ -102,6 +109,21 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
         Ok(code == 0)
     }));
     Ok(())
+}
+
+/// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. It is fast, so with more seeds.
+fn here(test: &Path, wherry: &Path, hostile: &Path, args: &Args) -> Result<bool> {
+    let mut command = Command::new(test);
+    command.arg("--test-threads=1").args(&args.filter).stdout(std::io::stderr());
+    command.env("WHERRY_BIN", wherry).env("WHERRY_KERNEL_HOSTILE", hostile);
+    command.env("WHERRY_SEEDS", if args.soak { "100" } else { "5" });
+    Ok(command.status()?.success())
+}
+
+/// Whether this is the executable of the integration test `name`: cargo adds a hash.
+fn is_called(test: &Path, name: &str) -> bool {
+    let file = test.file_name().unwrap_or_default().to_string_lossy();
+    file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
 /// Whether a test executable has a test whose name contains `filter`.

@@ -52,6 +52,8 @@ impl Console {
                     let text = core::str::from_utf8(&self.line[..self.len]).unwrap_or_default();
                     answer(text, guest);
                     self.len = 0;
+                    // The guest goes on before it answers more.
+                    return;
                 }
                 byte if self.len < self.line.len() => {
                     self.line[self.len] = byte;

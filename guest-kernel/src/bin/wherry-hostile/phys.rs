@@ -48,7 +48,10 @@ impl Zone {
 
 /// Stops the guest rather than its compiler's assumptions.
 fn check(at: u64, len: u64) {
-    assert!((FREE_OF_CODE..RAM).contains(&at) && at + len <= RAM && at.is_multiple_of(len), "address {at:#x}");
+    assert!(
+        (FREE_OF_CODE..RAM).contains(&at) && at + len <= RAM && at.is_multiple_of(len),
+        "address {at:#x}"
+    );
 }
 
 macro_rules! access {

@@ -1,7 +1,7 @@
 //! Attacks on the transport: descriptors, config space, resets, registers.
 
 use super::Attacker;
-use crate::balloon::{HINT, NR_QUEUES, STATS};
+use crate::balloon::{HINT, STATS};
 use crate::phys::*;
 use crate::virtio::*;
 
@@ -21,7 +21,8 @@ impl Attacker {
         // Page numbers, if somebody reads it as such: none of RAM.
         let words = self.balloon.buffer(1024);
         (0..256).for_each(|at| write32(words + at * 4, u32::MAX - at as u32));
-        let pages = if number == HINT || number == 4 { page_block(lie, len as u32) } else { readable(words, 1024) };
+        let pages =
+            if number == HINT || number == 4 { page_block(lie, len as u32) } else { readable(words, 1024) };
         let queue = self.balloon.queue(number);
         let slot = queue.next_slot();
         let linked = |next| Desc { flags: pages.flags | NEXT, next, ..pages };
@@ -55,7 +56,6 @@ impl Attacker {
             }
         };
         let told = self.balloon.add(number, chain);
-        // `prepare` has put links of its own between descriptors; what leads astray is the last one's.
         self.balloon.queue(number).kick();
         self.recover_unless(told);
     }
@@ -111,13 +111,13 @@ impl Attacker {
             self.hint_all();
         }
         let wanted = if self.rng.one_in(3) { self.rng.next() } else { u64::MAX };
-        // Without INDIRECT_DESC or EVENT_IDX, without hints; the next reset brings them back.
+        // Without INDIRECT_DESC or EVENT_IDX or hints, for a while.
         self.balloon.bring_up(wanted);
         if self.rng.one_in(2) {
             // Before the new driver has announced anything.
             self.hint_all();
         }
-        if self.rng.one_in(4) {
+        if !self.rng.one_in(4) {
             self.balloon.bring_up(u64::MAX);
         }
     }
@@ -176,6 +176,5 @@ impl Attacker {
         }
         write(register, addr as u32);
         write(register + 4, (addr >> 32) as u32);
-        debug_assert!(NR_QUEUES == 5);
     }
 }

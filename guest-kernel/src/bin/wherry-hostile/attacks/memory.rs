@@ -102,7 +102,10 @@ impl Attacker {
     /// Memory that is lied about, so long as it is in use.
     pub(super) fn lie(&mut self) -> (u64, u64) {
         if self.rng.one_in(2) {
-            return (MIXED.start + PAGE + 2 * PAGE * self.rng.within(0..(MIXED.end - MIXED.start) / PAGE / 2), PAGE);
+            return (
+                MIXED.start + PAGE + 2 * PAGE * self.rng.within(0..(MIXED.end - MIXED.start) / PAGE / 2),
+                PAGE,
+            );
         }
         // The very last page stays unused: attacks on the transport have it for queues that end past RAM.
         let start = LIES.start + PAGE * self.rng.within(0..(LIES.end - LIES.start) / PAGE - 1);
