@@ -164,7 +164,12 @@ pub fn ci() -> Result<u8> {
     let mut outcomes = vec![
         timed("formatting", || cargo(&["fmt", "--all", "--check"])),
         timed("lints", || {
-            cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])
+            cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])?;
+            let mut bare_metal =
+                vec!["clippy", "--package", "wherry-guest-kernel", "--bin", "wherry-hostile", "--locked"];
+            bare_metal.extend(["--no-default-features", "--features", "bare-metal"]);
+            bare_metal.extend(["--config", "profile.dev.panic='abort'", "--", "--deny", "warnings"]);
+            cargo(&bare_metal)
         }),
     ];
     if setup::on_path("cargo-deny") {

@@ -89,7 +89,7 @@ pub fn barrier() {
 
 /// Writes a page without changing it, one that holds the program included.
 pub fn touch(page: u64) {
-    assert!(page >= IMAGE && page < RAM);
+    assert!((IMAGE..RAM).contains(&page));
     // SAFETY: mapped, and an atomic OR with zero changes nothing.
     unsafe { asm!("lock or qword ptr [{0}], 0", in(reg) page, options(nostack)) }
 }

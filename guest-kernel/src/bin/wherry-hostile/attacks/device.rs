@@ -44,7 +44,7 @@ impl Attacker {
             }
             6 => {
                 (0..300).for_each(|at| put(table, at, linked(at as u16 + 1)));
-                &[indirect(table, self.rng.pick(&[0, 1, 15, 17, 16 * 299, u32::MAX & !15, u32::MAX]))]
+                &[indirect(table, self.rng.pick(&[0, 1, 15, 17, 16 * 299, !15, u32::MAX]))]
             }
             7 => &[indirect(self.rng.pick(&[RAM, RAM - 16, 0xD000_0000, u64::MAX - 15, 1 << 60]), 4096)],
             8 => &[Desc { flags: INDIRECT | NEXT | WRITE, next: slot, ..indirect(table, 32) }],

@@ -152,7 +152,7 @@ impl Attacker {
             let ranges = [
                 page_block(start, len as u32),
                 // Less than a page, wherever it is.
-                page_block(self.rng.next() % RAM | 1, (odd | 1) as u32),
+                page_block((self.rng.next() % RAM) | 1, (odd | 1) as u32),
                 page_block(LIES.end - PAGE, u32::MAX),
                 page_block(self.rng.next() | RAM, u32::MAX),
                 readable(start, len as u32),

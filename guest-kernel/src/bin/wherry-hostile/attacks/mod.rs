@@ -111,10 +111,14 @@ impl Attacker {
     /// A guest that has written its pages and brought up the balloon.
     pub fn new(scenario: Scenario, seed: u64) -> Self {
         for page in MIXED.pages() {
-            pages::write(page, if page / PAGE % 2 == 0 { Kind::Honest } else { Kind::Lie });
+            pages::write(page, if (page / PAGE).is_multiple_of(2) { Kind::Honest } else { Kind::Lie });
         }
-        POOL.pages().filter(|page| page / BLOCK % 2 == 0).for_each(|page| pages::write(page, Kind::Honest));
-        LIES.pages().filter(|page| page / PAGE / 16 % 4 == 0).for_each(|page| pages::write(page, Kind::Lie));
+        POOL.pages()
+            .filter(|page| (page / BLOCK).is_multiple_of(2))
+            .for_each(|page| pages::write(page, Kind::Honest));
+        LIES.pages()
+            .filter(|page| (page / PAGE / 16).is_multiple_of(4))
+            .for_each(|page| pages::write(page, Kind::Lie));
         Self {
             balloon: Balloon::new(),
             tally: Tally::default(),
