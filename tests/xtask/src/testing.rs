@@ -95,8 +95,14 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.argv.push(args.filter.clone().unwrap_or_default().into());
     let bare_metal = executables.iter().find(|test| is_called(test, "hostile")).cloned();
     if let Some(test) = bare_metal.filter(|_| lab::software_kvm(workspace)) {
-        outcomes
-            .push(timed("bare-metal guests on this machine's KVM", || here(&test, &wherry, &hostile, args)));
+        let run = |filter: &[&str]| here(&test, &wherry, &hostile, args.soak, filter);
+        // Software KVMs differ in what they can do; the lab runs these tests in any case.
+        if run(&["--exact", "the_guest_notices_a_page_that_is_wrong"])? {
+            let filter: Vec<_> = args.filter.as_deref().into_iter().collect();
+            outcomes.push(timed("bare-metal guests on this machine's KVM", || run(&filter)));
+        } else {
+            note("this machine's KVM does not run bare-metal guests either: only the lab runs them");
+        }
     }
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
     outcomes.push(timed("integration tests", || {
@@ -112,11 +118,11 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
 }
 
 /// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. It is fast, so with more seeds.
-fn here(test: &Path, wherry: &Path, hostile: &Path, args: &Args) -> Result<bool> {
+fn here(test: &Path, wherry: &Path, hostile: &Path, soak: bool, filter: &[&str]) -> Result<bool> {
     let mut command = Command::new(test);
-    command.arg("--test-threads=1").args(&args.filter).stdout(std::io::stderr());
+    command.arg("--test-threads=1").args(filter).stdout(std::io::stderr());
     command.env("WHERRY_BIN", wherry).env("WHERRY_KERNEL_HOSTILE", hostile);
-    command.env("WHERRY_SEEDS", if args.soak { "100" } else { "5" });
+    command.env("WHERRY_SEEDS", if soak { "100" } else { "5" });
     Ok(command.status()?.success())
 }
 

@@ -18,6 +18,8 @@ pub const NR_QUEUES: usize = 5;
 
 /// Hint command: do not hint.
 pub const STOP: u32 = 0;
+/// Hint command: hinting is over.
+pub const DONE: u32 = 1;
 /// First id that asks for hints.
 pub const FIRST_ID: u32 = 2;
 /// Config space: the hint command.

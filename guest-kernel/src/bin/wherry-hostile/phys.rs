@@ -18,6 +18,8 @@ pub const LEDGER: u64 = 0x60_0000;
 pub const MIXED: Zone = Zone { start: 0x80_0000, end: 0x180_0000 };
 /// Memory that is freed, hinted, taken back.
 pub const POOL: Zone = Zone { start: 0x200_0000, end: 0x300_0000 };
+/// The same, but each block at most once in a migration: a write that was lost is not healed by the next one.
+pub const ONCE: Zone = Zone { start: 0x300_0000, end: 0x500_0000 };
 /// Never looked at: where garbage in the device's registers may point.
 pub const SCRATCH: Zone = Zone { start: 0x500_0000, end: 0x520_0000 };
 /// Lied about, up to the end of RAM.
@@ -40,6 +42,11 @@ pub struct Zone {
 }
 
 impl Zone {
+    /// Whether it has this address.
+    pub fn has(&self, at: u64) -> bool {
+        (self.start..self.end).contains(&at)
+    }
+
     /// Its pages.
     pub fn pages(&self) -> impl Iterator<Item = u64> {
         (self.start..self.end).step_by(PAGE as usize)

@@ -4,11 +4,16 @@ use super::{Attacker, BLOCK};
 use crate::balloon::{DEFLATE, HINT, INFLATE, NR_QUEUES, REPORT};
 use crate::pages::{self, Kind};
 use crate::phys::*;
-use crate::virtio::{page_block, readable};
+use crate::virtio::{SIZE, page_block, readable};
 
 impl Attacker {
-    /// A block of the pool, or a run of pages in one.
-    fn run_of_pool(&mut self) -> (u64, u64) {
+    /// A block of the pool, or a run of pages in one; or a block whose turn comes once in a migration, while an id is open.
+    fn run_of_pool(&mut self, open: bool) -> (u64, u64) {
+        let once = self.rng.within(0..(ONCE.end - ONCE.start) / BLOCK);
+        if open && self.rng.one_in(4) && (self.taken_once >> once) & 1 == 0 {
+            self.taken_once |= 1 << once;
+            return (ONCE.start + once * BLOCK, BLOCK);
+        }
         let block = POOL.start + BLOCK * self.rng.within(0..(POOL.end - POOL.start) / BLOCK);
         if self.rng.one_in(2) {
             return (block, BLOCK);
@@ -28,7 +33,7 @@ impl Attacker {
 
     /// What Linux does: frees memory, hints it if it was asked to, and takes memory into use.
     pub(super) fn behave(&mut self, open: bool) {
-        let (start, len) = self.run_of_pool();
+        let (start, len) = self.run_of_pool(open);
         if open {
             self.free(start, len);
             let told = self.balloon.post(HINT, &[page_block(start, len as u32)]);
@@ -41,7 +46,7 @@ impl Attacker {
     /// Frees memory, hints it, and writes it at once, in every order that the queue allows. The id was read before all
     /// of this, so the host has to notice the writes.
     pub(super) fn take_back(&mut self, open: bool) {
-        let (start, len) = self.run_of_pool();
+        let (start, len) = self.run_of_pool(open);
         if !open {
             return self.use_again(start, len);
         }
@@ -85,13 +90,18 @@ impl Attacker {
     /// As a kernel does that clears what it allocates: clears, hints, and writes a moment later. The host has to look
     /// at the memory after it has protected it.
     pub(super) fn take_zeroed(&mut self, open: bool) {
-        let (start, len) = self.run_of_pool();
+        let (start, len) = self.run_of_pool(open);
         if open {
             self.free(start, len);
             zero(start, len);
-            let told = self.balloon.post(HINT, &[page_block(start, len as u32)]);
-            let turns = self.rng.pick(&[0, 100, 1000, 10_000]) + self.rng.within(0..1000);
-            (0..turns).for_each(|_| core::hint::spin_loop());
+            let mut told = self.balloon.post(HINT, &[page_block(start, len as u32)]);
+            if self.rng.one_in(5) {
+                let turns = self.rng.pick(&[0, 100, 1000, 5000]) + self.rng.within(0..1000);
+                (0..turns).for_each(|_| core::hint::spin_loop());
+            } else {
+                // Mostly the host gets to see zeros: else it finds that this guest does not zero, and stops looking.
+                told = told && self.balloon.wait(HINT, SIZE);
+            }
             if !self.recover_unless(told) {
                 return;
             }

@@ -9,7 +9,7 @@ mod device;
 mod memory;
 mod protocol;
 
-use crate::balloon::{Balloon, FIRST_ID, STOP};
+use crate::balloon::{Balloon, DONE, FIRST_ID, STOP};
 use crate::pages::{self, Kind, Tally};
 use crate::phys::*;
 use crate::rng::Rng;
@@ -102,6 +102,8 @@ pub struct Attacker {
     stopped: Option<u32>,
     /// The last id that was read.
     last_id: u32,
+    /// Blocks of [`ONCE`] that were hinted since the last DONE: one bit each.
+    taken_once: u128,
 }
 
 /// Bytes of the blocks in which the pool is freed and taken back: what the host can honour at a time when it looks for zeros.
@@ -113,6 +115,7 @@ impl Attacker {
         for page in MIXED.pages() {
             pages::write(page, if (page / PAGE).is_multiple_of(2) { Kind::Honest } else { Kind::Lie });
         }
+        ONCE.pages().for_each(|page| pages::write(page, Kind::Honest));
         POOL.pages()
             .filter(|page| (page / BLOCK).is_multiple_of(2))
             .for_each(|page| pages::write(page, Kind::Honest));
@@ -128,6 +131,7 @@ impl Attacker {
             announced: None,
             stopped: None,
             last_id: 0,
+            taken_once: 0,
         }
     }
 
@@ -170,6 +174,9 @@ impl Attacker {
     /// Does what Linux does on a config interrupt; whether hints count now.
     fn sync(&mut self) -> bool {
         let id = self.balloon.shown();
+        if id == DONE {
+            self.taken_once = 0;
+        }
         if id < FIRST_ID {
             if self.announced.is_some() {
                 self.stop();
@@ -214,18 +221,16 @@ impl Attacker {
         }
         if self.rng.one_in(8) {
             // A small set that is written often, and seldom any.
-            let page = if self.rng.one_in(8) {
-                self.honest_page()
-            } else {
-                MIXED.start + 2 * PAGE * self.rng.within(0..64)
-            };
+            let any = self.honest_page();
+            let rare = self.rng.one_in(8) && !ONCE.has(any);
+            let page = if rare { any } else { MIXED.start + 2 * PAGE * self.rng.within(0..64) };
             pages::write(page, Kind::Honest);
         }
     }
 
     /// An honest page, if the first that is looked at is one, or any of [`MIXED`].
     fn honest_page(&mut self) -> u64 {
-        let page = POOL.start + PAGE * self.rng.within(0..(POOL.end - POOL.start) / PAGE);
+        let page = POOL.start + PAGE * self.rng.within(0..(ONCE.end - POOL.start) / PAGE);
         if pages::is_honest(page) && self.rng.one_in(2) {
             return page;
         }
