@@ -154,6 +154,11 @@ fn zeroed_pages_hinted_and_written_a_moment_later() -> Result<()> {
 }
 
 #[test]
+fn a_driver_that_zeroes_at_first_and_then_does_not() -> Result<()> {
+    attack("fickle", true)
+}
+
+#[test]
 fn hints_of_pages_in_use() -> Result<()> {
     attack("inuse", true)
 }

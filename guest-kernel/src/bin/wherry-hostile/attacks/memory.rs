@@ -109,6 +109,16 @@ impl Attacker {
         self.use_again(start, len);
     }
 
+    /// Zeroes what it hints until the host relies on it, then no more. The host has to begin anew, in the middle of the
+    /// round, and forget no write that was made until then.
+    pub(super) fn fickle(&mut self, open: bool) {
+        if self.balloon.hints - self.hints_at_done < 150 {
+            self.take_zeroed(open);
+        } else {
+            self.take_back(open);
+        }
+    }
+
     /// Memory that is lied about, so long as it is in use.
     pub(super) fn lie(&mut self) -> (u64, u64) {
         if self.rng.one_in(2) {

@@ -19,6 +19,7 @@ use crate::rng::Rng;
 enum Attack {
     TakeBack,
     TakeZeroed,
+    Fickle,
     InUse,
     Tables,
     Discards,
@@ -41,10 +42,11 @@ pub struct Scenario {
 use Attack::*;
 
 /// By the name on the command line.
-const SCENARIOS: [(&str, &[Attack], u64); 14] = [
+const SCENARIOS: [(&str, &[Attack], u64); 15] = [
     ("honest", &[], 1),
     ("takeback", &[TakeBack], 1),
     ("takezeroed", &[TakeZeroed], 1),
+    ("fickle", &[Fickle], 1),
     ("inuse", &[InUse], 1),
     ("tables", &[Tables], 2),
     ("discards", &[Discards], 2),
@@ -58,8 +60,8 @@ const SCENARIOS: [(&str, &[Attack], u64); 14] = [
     (
         "storm",
         &[
-            TakeBack, TakeZeroed, InUse, Tables, Discards, AfterStop, Ids, Shapes, Chains, Config, Reset,
-            Garbage,
+            TakeBack, TakeZeroed, Fickle, InUse, Tables, Discards, AfterStop, Ids, Shapes, Chains, Config,
+            Reset, Garbage,
         ],
         2,
     ),
@@ -104,6 +106,8 @@ pub struct Attacker {
     last_id: u32,
     /// Blocks of [`ONCE`] that were hinted since the last DONE: one bit each.
     taken_once: u128,
+    /// How many hints there had been at the last DONE.
+    hints_at_done: u64,
 }
 
 /// Bytes of the blocks in which the pool is freed and taken back: what the host can honour at a time when it looks for zeros.
@@ -132,6 +136,7 @@ impl Attacker {
             stopped: None,
             last_id: 0,
             taken_once: 0,
+            hints_at_done: 0,
         }
     }
 
@@ -146,6 +151,7 @@ impl Attacker {
             match self.choose() {
                 TakeBack => self.take_back(open),
                 TakeZeroed => self.take_zeroed(open),
+                Fickle => self.fickle(open),
                 InUse => self.hint_in_use(open),
                 Tables => self.hint_tables(open),
                 Discards => self.discards(),
@@ -176,6 +182,7 @@ impl Attacker {
         let id = self.balloon.shown();
         if id == DONE {
             self.taken_once = 0;
+            self.hints_at_done = self.balloon.hints;
         }
         if id < FIRST_ID {
             if self.announced.is_some() {
