@@ -28,7 +28,8 @@ pub const CMD_ID: u64 = 8;
 /// The driver.
 pub struct Balloon {
     queues: [Queue; NR_QUEUES],
-    next_buffer: u64,
+    commands: u64,
+    buffers: u64,
     features: u64,
     /// DRIVER_OK was reached.
     live: bool,
@@ -43,7 +44,8 @@ impl Balloon {
     pub fn new() -> Self {
         let queues = [0, 1, 2, 3, 4].map(Queue::new);
         let mut balloon =
-            Self { queues, next_buffer: BUFFERS, features: 0, live: false, hints: 0, broken: 0 };
+            Self { queues, commands: 0, buffers: 0, features: 0, live: false, hints: 0, broken: 0 };
+        (0..256).for_each(|at| write32(NO_PAGES + at * 4, u32::MAX - at as u32));
         balloon.bring_up(u64::MAX);
         balloon
     }
@@ -124,19 +126,21 @@ impl Balloon {
 
     /// Announces a hint command.
     pub fn command(&mut self, id: u32) -> bool {
-        let at = self.buffer(4);
+        let at = self.command_buffer();
         write32(at, id);
         self.post(HINT, &[readable(at, 4)])
     }
 
-    /// Room that nothing in flight uses, aligned to 16 bytes.
-    pub fn buffer(&mut self, len: u64) -> u64 {
-        if self.next_buffer + len > BUFFERS + BUFFERS_LEN {
-            self.next_buffer = BUFFERS;
-        }
-        let at = self.next_buffer;
-        self.next_buffer += len.next_multiple_of(16);
-        at
+    /// 16 bytes for a command, untouched until the device has seen it: there are more of them than the queue takes.
+    pub fn command_buffer(&mut self) -> u64 {
+        self.commands += 1;
+        COMMANDS + self.commands % 1024 * 16
+    }
+
+    /// 8 KiB for a list or a table. The device may see one kind of buffer overwritten by the next of that kind, never by another.
+    pub fn buffer(&mut self, area: &Area) -> u64 {
+        self.buffers += 1;
+        area.start + self.buffers % (area.len / 0x2000) * 0x2000
     }
 
     /// A new start after the device gave up.

@@ -8,10 +8,16 @@ pub const IMAGE: u64 = 0x10_0000;
 pub const FREE_OF_CODE: u64 = 0x40_0000;
 /// Virtqueues, 64 KiB each.
 pub const RINGS: u64 = 0x40_0000;
-/// Buffers and indirect tables.
-pub const BUFFERS: u64 = 0x50_0000;
-/// Bytes of buffers.
-pub const BUFFERS_LEN: u64 = 0x10_0000;
+/// Indirect tables, and nothing else: what is overwritten or torn there is still a descriptor.
+pub const TABLES: Area = Area { start: 0x50_0000, len: 0x8_0000 };
+/// Lists of page numbers to inflate, of pages that are lied about.
+pub const INFLATE_LISTS: Area = Area { start: 0x58_0000, len: 0x1_0000 };
+/// 1 KiB that holds no number of a page of RAM; never changes.
+pub const NO_PAGES: u64 = 0x59_0000;
+/// Hint commands, in slots of 16 bytes.
+pub const COMMANDS: u64 = 0x5A_0000;
+/// Lists of page numbers to deflate, of any pages.
+pub const DEFLATE_LISTS: Area = Area { start: 0x5C_0000, len: 0x4_0000 };
 /// What is known of each page; see `pages`.
 pub const LEDGER: u64 = 0x60_0000;
 /// Even pages honest, odd ones lied about.
@@ -31,6 +37,14 @@ pub const PAGE: u64 = 4096;
 
 const MMIO: u64 = 0xD000_0000;
 const MMIO_LEN: u64 = 0x1000;
+
+/// Where buffers of one kind are. They are overwritten in turn, even while they are in flight.
+pub struct Area {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+}
 
 /// A range of addresses.
 #[derive(Clone, Copy)]

@@ -16,13 +16,13 @@ impl Attacker {
         if !self.recover_unless(ready) {
             return;
         }
-        let table = self.balloon.buffer(16 * 300);
+        let table = self.balloon.buffer(&TABLES);
         let (lie, len) = self.lie();
-        // Page numbers, if somebody reads it as such: none of RAM.
-        let words = self.balloon.buffer(1024);
-        (0..256).for_each(|at| write32(words + at * 4, u32::MAX - at as u32));
-        let pages =
-            if number == HINT || number == 4 { page_block(lie, len as u32) } else { readable(words, 1024) };
+        let pages = if number == HINT || number == 4 {
+            page_block(lie, len as u32)
+        } else {
+            readable(NO_PAGES, 1024)
+        };
         let queue = self.balloon.queue(number);
         let slot = queue.next_slot();
         let linked = |next| Desc { flags: pages.flags | NEXT, next, ..pages };
@@ -48,9 +48,9 @@ impl Attacker {
             }
             7 => &[indirect(self.rng.pick(&[RAM, RAM - 16, 0xD000_0000, u64::MAX - 15, 1 << 60]), 4096)],
             8 => &[Desc { flags: INDIRECT | NEXT | WRITE, next: slot, ..indirect(table, 32) }],
-            9 => &[pages, readable(words, 4), pages, readable(words, 1024)],
+            9 => &[pages, readable(NO_PAGES, 4), pages, readable(NO_PAGES, 1024)],
             _ => {
-                put(table, 0, readable(words, 4));
+                put(table, 0, readable(NO_PAGES, 4));
                 put(table, 1, pages);
                 &[indirect(table, 32)]
             }

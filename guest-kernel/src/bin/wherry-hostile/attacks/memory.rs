@@ -156,7 +156,7 @@ impl Attacker {
         let (first, last) = match self.rng.within(0..4) {
             0 => (page_table(), page_table() + 6 * PAGE),
             1 => (RINGS, RINGS + NR_QUEUES as u64 * 0x1_0000),
-            2 => (BUFFERS, LEDGER + 0x10_0000),
+            2 => (TABLES.start, LEDGER + 0x10_0000),
             _ => (IMAGE, image_pages().map(|page| page + PAGE).max().unwrap_or(IMAGE)),
         };
         (first..last).step_by(PAGE as usize).for_each(touch);
@@ -195,7 +195,7 @@ impl Attacker {
     fn page_numbers(&mut self, start: u64, len: u64) -> (usize, u64, u32) {
         let inflate = self.rng.one_in(2);
         let nr = self.rng.within(1..300);
-        let list = self.balloon.buffer(nr * 4 + 16);
+        let list = self.balloon.buffer(if inflate { &INFLATE_LISTS } else { &DEFLATE_LISTS });
         for at in 0..nr {
             let page = match self.rng.within(0..8) {
                 0 => self.rng.pick(&[u64::from(u32::MAX), RAM / PAGE, 0xF_FFFF, 0xD_0000]),

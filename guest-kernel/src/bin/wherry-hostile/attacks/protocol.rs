@@ -53,7 +53,7 @@ impl Attacker {
             // The id that was just stopped.
             _ => replay.or(self.stopped).unwrap_or(0),
         };
-        let at = self.balloon.buffer(16);
+        let at = self.balloon.command_buffer();
         write32(at, id);
         write32(at + 4, id);
         let all = page_block(0, RAM as u32);
