@@ -14,16 +14,17 @@ use crate::{Console, Fields, Result};
 pub struct Env {
     /// The `wherry` binary.
     pub wherry: PathBuf,
-    /// Stock kernel.
+    /// Stock kernel, or the bare-metal guest.
     pub kernel: PathBuf,
-    /// Initramfs with our init and that kernel's modules.
-    pub initrd: PathBuf,
+    /// Initramfs with our init and that kernel's modules; the bare-metal guest has none.
+    pub initrd: Option<PathBuf>,
     /// Scratch folder for sockets and logs; on a file system that has sockets.
     pub dir: PathBuf,
 }
 
 impl Env {
-    /// From `WHERRY_BIN`, `WHERRY_KERNEL_{kernel}`, `WHERRY_INITRD_{kernel}` (for example `CLOUD_6_1`) as `cargo xtask test` sets them.
+    /// From `WHERRY_BIN`, `WHERRY_KERNEL_{kernel}`, `WHERRY_INITRD_{kernel}` (for example `CLOUD_6_1`, or `HOSTILE` without an
+    /// initramfs) as `cargo xtask test` sets them.
     ///
     /// # Errors
     /// Unset: the tests were not started by `cargo xtask test`.
@@ -36,7 +37,10 @@ impl Env {
         Ok(Self {
             wherry: var("WHERRY_BIN")?,
             kernel: var(&format!("WHERRY_KERNEL_{kernel}"))?,
-            initrd: var(&format!("WHERRY_INITRD_{kernel}"))?,
+            initrd: match kernel {
+                "HOSTILE" => None,
+                _ => Some(var(&format!("WHERRY_INITRD_{kernel}"))?),
+            },
             dir: dir.to_owned(),
         })
     }
@@ -46,7 +50,7 @@ impl Env {
     /// # Errors
     /// No room.
     pub fn on_fast_storage(mut self) -> Result<Self> {
-        for file in [&mut self.wherry, &mut self.kernel, &mut self.initrd] {
+        for file in [&mut self.wherry, &mut self.kernel].into_iter().chain(&mut self.initrd) {
             let name = file.file_name().context("not a file")?;
             let copy = self.dir.join(name);
             if !copy.exists() {
@@ -116,14 +120,12 @@ impl Guest {
         // quiet: each console byte is an exit, and the lab is slow.
         let append = format!("console=ttyS0 quiet {}", options.append);
         let cpus = options.cpus.to_string();
-        let (kernel, initrd) = (env.kernel.display().to_string(), env.initrd.display().to_string());
+        let kernel = env.kernel.display().to_string();
         let mut c = env.command(&[
             "run",
             name,
             "--kernel",
             &kernel,
-            "--initrd",
-            &initrd,
             "--cmdline",
             &append,
             "--memory",
@@ -133,6 +135,9 @@ impl Guest {
             "--serial",
             "none",
         ]);
+        if let Some(initrd) = &env.initrd {
+            c.arg("--initrd").arg(initrd);
+        }
         c.args(&options.args);
         Self::spawn(env, name, c)
     }

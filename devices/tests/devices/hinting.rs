@@ -429,6 +429,24 @@ fn h15_a_stale_or_replayed_id_does_not_restart_hinting() {
 }
 
 #[test]
+fn h15_a_wrong_id_before_stop_does_not_let_the_right_one_be_replayed() {
+    for resting in [false, true] {
+        let mut rig = Rig::default_up();
+        let (id, sink) = rig.start_hinting();
+        if resting {
+            rig.balloon.hint_rest();
+        }
+        rig.command(id + 1000);
+        rig.hint(FREE, BLOCK);
+        rig.command(CMD_STOP);
+        rig.command(id);
+        rig.hint(FREE, BLOCK);
+        assert!(sink.take().is_empty(), "resting: {resting}");
+        assert_eq!((rig.balloon.hint_finished(), rig.balloon.hint_rested()), (!resting, true));
+    }
+}
+
+#[test]
 fn finished_means_stop_for_the_current_id() {
     let mut rig = Rig::default_up();
     rig.command(CMD_STOP);

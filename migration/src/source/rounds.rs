@@ -31,6 +31,8 @@ const PROTECT_WORDS: usize = 4096;
 const ASK_FOR_HOLES: u64 = 4096;
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the driver has answered.
 const ROUND_FOR_HINTS: f64 = 0.1;
+/// A guest decides when its driver goes: that costs it the hints, never the migration.
+const DRIVER_GONE: &str = "stopped early: the guest's driver does not hint any more";
 /// Hints judged together when deciding whether to go on: 512 MiB of Linux's 4 MiB blocks.
 const JUDGE_HINTS: u64 = 128;
 
@@ -52,6 +54,7 @@ struct Epoch {
 }
 
 impl Epoch {
+    /// `None`: there is no driver (any more) to ask.
     fn publish(
         session: &Session<'_>,
         source: &Arc<dyn HintSource>,
@@ -59,30 +62,32 @@ impl Epoch {
         sink: Sink,
         mode: HintMode,
         first_wait: Duration,
-    ) -> Result<Self, Error> {
+    ) -> Option<Self> {
         let (hints_before, pages_before) = round.hints();
         let judged = (hints_before, pages_before, round.hinted());
         let sink = Arc::new(sink);
         #[cfg(test)]
         crate::tests::sink_published(session.cfg.mutation, &sink);
-        (source.start(sink.clone())).map_err(Error::machine("ask for hints"))?;
+        source.start(sink.clone()).ok()?;
         let published = Instant::now();
         let first_wait = first_wait.min(session.cfg.first_hint_wait);
         let seen = source.wait_seen(SEEN.min(first_wait));
         let wait = if seen { first_wait } else { Duration::ZERO };
         let (source, pacer, since) = (source.clone(), Pacer::new(wait), Instant::now());
-        Ok(Self { source, sink, published, since, resting: false, pacer, mode, hints_before, judged })
+        Some(Self { source, sink, published, since, resting: false, pacer, mode, hints_before, judged })
     }
 
-    /// Ends the spell, or the rest, when it is time.
-    fn turn(&mut self, cfg: &SourceConfig) -> Result<(), Error> {
+    /// Ends the spell, or the rest, when it is time. False: the driver is gone.
+    fn turn(&mut self, cfg: &SourceConfig) -> bool {
         let elapsed = self.since.elapsed();
         if self.resting {
             // Hints on their way still count; a driver that is slow to stop rests by being waited for.
             if elapsed >= cfg.hint_rest && (self.source.rested() || elapsed >= cfg.hint_rest + SEEN) {
                 self.sink.close();
                 let sink = Arc::new(self.sink.renew());
-                self.source.start(sink.clone()).map_err(Error::machine("ask for hints"))?;
+                if self.source.start(sink.clone()).is_err() {
+                    return false;
+                }
                 self.sink = sink;
                 (self.resting, self.since) = (false, Instant::now());
             }
@@ -90,7 +95,7 @@ impl Epoch {
             self.source.rest();
             (self.resting, self.since) = (true, Instant::now());
         }
-        Ok(())
+        true
     }
 
     /// How long to hold back at most before looking again.
@@ -143,6 +148,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
     };
     ask(&mut populated)?;
     let (source, mode) = decide(session, &populated, report);
+    let wanted = source.is_some();
 
     #[cfg(test)]
     if session.mutated(crate::tests::Mutation::PublishBeforeProtect) {
@@ -180,9 +186,12 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
                 let sink = Sink::checked_zero(&round, ram, log, &guarded, probe);
                 (sink, HintMode::CheckedZero)
             };
-            Some(Epoch::publish(session, &source, &round, sink, mode, Duration::MAX)?)
+            Epoch::publish(session, &source, &round, sink, mode, Duration::MAX)
         }
     };
+    if wanted && epoch.is_none() {
+        report.hints = DRIVER_GONE.into();
+    }
     run(session, &round, epoch, Some(&guarded), report)
 }
 
@@ -204,7 +213,7 @@ pub(super) fn next_round(
             let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
             // Most of this round's pages are in use: do not wait for the first hint.
             let wait = Duration::ZERO;
-            Some(Epoch::publish(session, source, &round, sink, HintMode::Protected, wait)?)
+            Epoch::publish(session, source, &round, sink, HintMode::Protected, wait)
         }
         _ => None,
     };
@@ -364,9 +373,11 @@ fn run(
         session.tick(Some(round))?;
         if let Some(now) = &mut epoch {
             if now.sink.not_zeroing() {
-                let next = switch(session, round, now, guarded)?;
-                mode = Some(next.mode);
-                epoch = Some(next);
+                epoch = switch(session, round, now, guarded)?;
+                match &epoch {
+                    Some(next) => mode = Some(next.mode),
+                    None => report.hints = DRIVER_GONE.into(),
+                }
                 // What was put back may lie behind the cursor.
                 cursor = 0;
                 continue;
@@ -378,7 +389,14 @@ fn run(
                 epoch = None;
                 continue;
             }
-            now.turn(session.cfg)?;
+            if !now.turn(session.cfg) {
+                report.hints = DRIVER_GONE.into();
+                now.close();
+                // Another may be there by the next round.
+                session.protected_hints = now.mode == HintMode::Protected;
+                epoch = None;
+                continue;
+            }
             if round.remaining() > 0 && now.pace(round, session.link_rate()) == Pace::Hold {
                 let patience = now.patience(session.cfg);
                 session.interrupt.cancel.sleep(patience);
@@ -422,7 +440,7 @@ fn switch(
     round: &Arc<Round>,
     old: &Epoch,
     guarded: Option<&AtomicBitmap>,
-) -> Result<Epoch, Error> {
+) -> Result<Option<Epoch>, Error> {
     old.source.done();
     old.sink.close();
     // A driver that has not read DONE would take the new id for a continuation and not hint again what it still holds.
@@ -431,7 +449,7 @@ fn switch(
         protect(session, &Bitmap::full(guarded.len()), guarded)?;
     }
     let sink = Sink::protected(round, &session.vm.ram, &session.vm.log);
-    Epoch::publish(session, &old.source, round, sink, HintMode::Protected, Duration::MAX)
+    Ok(Epoch::publish(session, &old.source, round, sink, HintMode::Protected, Duration::MAX))
 }
 
 /// Round one as it must not be: the id is published, and only then is memory protected.
@@ -447,7 +465,7 @@ fn mutant_round_one(
     let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
     let epoch = match source {
         None => None,
-        Some(s) => Some(Epoch::publish(session, &s, &round, sink, HintMode::Protected, Duration::ZERO)?),
+        Some(s) => Epoch::publish(session, &s, &round, sink, HintMode::Protected, Duration::ZERO),
     };
     protect(session, &Bitmap::full(guarded.len()), guarded)?;
     run(session, &round, epoch, Some(guarded), report)

@@ -73,6 +73,8 @@ pub(super) struct Model {
     harvests: AtomicU64,
     /// The last published command is one that hints run under.
     pub(super) hinting_published: AtomicBool,
+    /// After this id the driver goes away.
+    pub(super) last_id: AtomicU64,
 }
 
 impl Model {
@@ -109,6 +111,7 @@ impl Model {
             triggers: Mutex::default(),
             harvests: AtomicU64::new(0),
             hinting_published: AtomicBool::new(false),
+            last_id: AtomicU64::new(u64::MAX),
         })
     }
 

@@ -114,6 +114,21 @@ fn a_guest_that_does_not_zero_is_found_out_and_switched_to_protected_mode() {
 }
 
 #[test]
+fn a_driver_that_goes_away_costs_the_hints_and_not_the_migration() {
+    // Ids begin at 2: gone before the first, before the one that follows the switch, between spells.
+    for (zeroes, last_id) in [(true, 1), (false, 2), (true, 2), (true, 3), (false, 4)] {
+        let model = Model::new(PAGES, zeroes, vec![]);
+        model.on(Trigger::Published, hinting(9));
+        model.last_id.store(last_id, Ordering::SeqCst);
+        let (report, verdict) = migrate_model(&model, &config(HintMode::Auto));
+        verdict.unwrap();
+        if last_id == 1 || !zeroes && last_id == 2 {
+            assert!(report.hints.contains("does not hint any more"), "{last_id}: {}", report.hints);
+        }
+    }
+}
+
+#[test]
 fn a_page_put_back_is_not_skipped_for_a_second_stale_hint() {
     let word = 64 * 7;
     let model = Model::new(PAGES, true, vec![]);

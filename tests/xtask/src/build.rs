@@ -65,26 +65,33 @@ impl Workspace {
 
     /// Builds the guest's init: static, small, optimised.
     pub fn init(&self) -> Result<PathBuf> {
+        self.guest_program("wherry-init", &[], &["target-feature=+crt-static"])
+    }
+
+    /// Builds the bare-metal guest: no C library, no start-up code, at fixed addresses.
+    pub fn hostile(&self) -> Result<PathBuf> {
+        let script = self.root.join("guest-kernel/src/bin/wherry-hostile/link.ld");
+        let script = format!("link-arg=-Wl,-T,{}", script.display());
+        let flags = ["target-feature=+crt-static", "relocation-model=static"];
+        let link = ["link-arg=-nostartfiles", "link-arg=-nostdlib", "link-arg=-Wl,--build-id=none", &script];
+        self.guest_program("wherry-hostile", &["bare-metal"], &[&flags[..], &link].concat())
+    }
+
+    /// Builds a program that runs in a guest, with these features and code generation options.
+    fn guest_program(&self, name: &str, features: &[&str], options: &[&str]) -> Result<PathBuf> {
+        let flags: Vec<_> = options.iter().flat_map(|option| ["-C", option]).collect();
         let mut command = cargo();
         command
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--target",
-                STATIC_TARGET,
-                "--package",
-                "wherry-guest-kernel",
-            ])
-            .args(["--bin", "wherry-init", "--no-default-features"])
-            // RUSTFLAGS of the caller would replace the flags for this target.
+            .args(["build", "--quiet", "--release", "--target", STATIC_TARGET])
+            .args(["--package", "wherry-guest-kernel", "--bin", name, "--no-default-features"])
+            .args(["--features", &features.join(",")])
+            // In place of the caller's. Separated so that a path may have spaces.
             .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
             .env("CARGO_PROFILE_RELEASE_PANIC", "abort");
         self.run(command)?;
-        Ok(self.target.join(STATIC_TARGET).join("release/wherry-init"))
+        Ok(self.target.join(STATIC_TARGET).join("release").join(name))
     }
 
     /// Builds the release binary `wherry`.

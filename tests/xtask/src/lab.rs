@@ -138,6 +138,11 @@ fn choose(workspace: &Workspace) -> Result<Lab> {
     })
 }
 
+/// Whether this machine has a KVM that emulates kernel code in software, and is not the lab.
+pub fn software_kvm(workspace: &Workspace) -> bool {
+    matches!(choose(workspace), Ok(Lab::Qemu(_))) && doctor(workspace).as_deref() == Some("software")
+}
+
 /// The verdict of `wherry doctor`, if there is a `wherry` and it has one.
 fn doctor(workspace: &Workspace) -> Option<String> {
     let wherry = workspace.wherry_path();

@@ -47,6 +47,7 @@ pub fn main(args: &Args) -> Result<u8> {
     install_missing()?;
     let workspace = build::Workspace::find()?;
     images::all(&workspace)?;
+    workspace.hostile()?;
     note("setup complete");
     Ok(0)
 }

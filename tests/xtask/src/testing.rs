@@ -1,6 +1,7 @@
 //! `cargo xtask test` and `ci`.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -80,9 +81,11 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     // Nothing run is nothing shown: a mistyped filter must not look like success.
     ensure!(!executables.is_empty(), "no integration test is called like that");
     let images = images::all(workspace)?;
+    let hostile = workspace.hostile()?;
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(std::time::Duration::from_secs(args.timeout));
     job.env = lab_environment(&wherry, &images);
+    job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
     // One lab for all: it costs seconds to start.
     let own = std::env::current_exe().context("where is xtask?")?;
     job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), TEST_LIMIT.into()];
@@ -91,6 +94,17 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
         job.argv.splice(3.., [args.timeout.to_string().into()]);
     }
     job.argv.extend(["--filter".into(), args.filter.clone().unwrap_or_default().into()]);
+    let bare_metal = executables.iter().find(|test| is_called(test, "hostile")).cloned();
+    if let Some(test) = bare_metal.filter(|_| lab::software_kvm(workspace)) {
+        let run = |filter: &[&str]| here(&test, &wherry, &hostile, args.soak, filter);
+        // Software KVMs differ in what they can do; the lab runs these tests in any case.
+        if run(&["--exact", "the_guest_notices_a_page_that_is_wrong"])? {
+            let filter: Vec<_> = args.filter.as_deref().into_iter().collect();
+            outcomes.push(timed("bare-metal guests on this machine's KVM", || run(&filter)));
+        } else {
+            note("this machine's KVM does not run bare-metal guests either: only the lab runs them");
+        }
+    }
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
     outcomes.push(timed("integration tests", || {
         // A lab that ran out of time has frozen, which emulation does now and then.
@@ -102,6 +116,21 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
         Ok(code == 0)
     }));
     Ok(())
+}
+
+/// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. It is fast, so with more seeds.
+fn here(test: &Path, wherry: &Path, hostile: &Path, soak: bool, filter: &[&str]) -> Result<bool> {
+    let mut command = Command::new(test);
+    command.arg("--test-threads=1").args(filter).stdout(std::io::stderr());
+    command.env("WHERRY_BIN", wherry).env("WHERRY_KERNEL_HOSTILE", hostile);
+    command.env("WHERRY_SEEDS", if soak { "100" } else { "5" });
+    Ok(command.status()?.success())
+}
+
+/// Whether this is the executable of the integration test `name`: cargo adds a hash.
+fn is_called(test: &Path, name: &str) -> bool {
+    let file = test.file_name().unwrap_or_default().to_string_lossy();
+    file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
 /// The environment of whatever runs in the lab: where the binary, the kernels and the images are, and where to write.
@@ -139,7 +168,12 @@ pub fn ci() -> Result<u8> {
     let mut outcomes = vec![
         timed("formatting", || cargo(&["fmt", "--all", "--check"])),
         timed("lints", || {
-            cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])
+            cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])?;
+            let mut bare_metal =
+                vec!["clippy", "--package", "wherry-guest-kernel", "--bin", "wherry-hostile", "--locked"];
+            bare_metal.extend(["--no-default-features", "--features", "bare-metal"]);
+            bare_metal.extend(["--config", "profile.dev.panic='abort'", "--", "--deny", "warnings"]);
+            cargo(&bare_metal)
         }),
     ];
     if setup::on_path("cargo-deny") {

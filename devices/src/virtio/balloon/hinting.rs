@@ -113,6 +113,8 @@ pub(super) struct Hinting {
     saved: HintStateV1,
     /// The driver announced the id that is in the field, and has not sent STOP.
     open: bool,
+    /// The driver has announced the id that was last published, whatever it announced since.
+    announced: bool,
     /// The driver sent STOP for the id that was last published.
     finished: bool,
     /// The id that was in the field before the driver was asked to rest: its hints still count.
@@ -155,6 +157,7 @@ impl Hinting {
     pub(super) fn reset(&mut self) {
         self.sink = None;
         self.open = false;
+        self.announced = false;
         self.finished = false;
         self.resting = None;
         self.saved.field = CMD_STOP;
@@ -194,10 +197,10 @@ impl Hinting {
         if id < CMD_FIRST_ID || self.finished {
             return false;
         }
-        let open = self.open;
+        let (open, announced) = (self.open, self.announced);
         self.publish(CMD_STOP);
         self.resting = Some(id);
-        self.open = open;
+        (self.open, self.announced) = (open, announced);
         true
     }
 
@@ -216,7 +219,7 @@ impl Hinting {
         self.saved.field = value;
         self.resting = None;
         // An announcement counts only if it comes after the publication.
-        self.open = false;
+        (self.open, self.announced) = (false, false);
         self.gate.published();
         true
     }
@@ -255,15 +258,16 @@ impl Balloon {
 
     fn command(&mut self, id: u32) {
         let hinting = &mut self.hinting;
-        let was_open = std::mem::replace(&mut hinting.open, false);
+        hinting.open = false;
         match id {
             CMD_STOP => {
                 self.telemetry.stops += 1;
                 hinting.saved.stop_seen = true;
                 match hinting.resting {
                     // It stopped because it was asked to, or at the same time by itself: the next id will tell.
-                    Some(_) if was_open => hinting.resting = None,
-                    _ => hinting.finished |= was_open,
+                    Some(_) if hinting.announced => hinting.resting = None,
+                    // Even if a wrong id came last: else this one could be replayed after its STOP.
+                    _ => hinting.finished |= hinting.announced,
                 }
             }
             CMD_DONE => self.telemetry.hints_malformed += 1,
@@ -271,7 +275,7 @@ impl Balloon {
                 self.telemetry.ids_announced += 1;
                 if hinting.resting == Some(id) {
                     // It read the id just before STOP took its place.
-                    hinting.open = true;
+                    (hinting.open, hinting.announced) = (true, true);
                 } else if id != hinting.saved.field {
                     self.telemetry.ids_stale += 1;
                 } else if hinting.finished {
@@ -279,7 +283,7 @@ impl Balloon {
                     // hinting at any later time.
                     self.telemetry.ids_replayed += 1;
                 } else {
-                    hinting.open = true;
+                    (hinting.open, hinting.announced) = (true, true);
                 }
             }
         }

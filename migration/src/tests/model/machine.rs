@@ -102,6 +102,9 @@ impl HintSource for Model {
         self.hook();
         {
             let mut inner = self.inner.lock().unwrap();
+            if inner.id >= self.last_id.load(SeqCst) {
+                return Err(io::Error::other("the driver is gone"));
+            }
             inner.id += 1;
             inner.driver_id = Some(inner.id);
             inner.sink = Some(sink);

@@ -1,0 +1,100 @@
+//! The serial port: lines `WHERRY: word key=value` out, commands in, as `wherry-init` has them (docs/testing.md).
+
+use core::fmt::{self, Write};
+
+use crate::attacks::Attacker;
+use crate::pages;
+use crate::port;
+
+const COM1: u16 = 0x3F8;
+const LINE_STATUS: u16 = COM1 + 5;
+const DATA_READY: u8 = 1;
+/// Steps between two looks at the port, each of which is an exit.
+const PATIENCE: u32 = 16;
+
+/// COM1's output.
+pub struct Serial;
+
+impl Write for Serial {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(|byte| port::write(COM1, byte));
+        Ok(())
+    }
+}
+
+/// Writes a line.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use core::fmt::Write as _;
+        let _ = write!(crate::console::Serial, "WHERRY: {}\r\n", format_args!($($arg)*));
+    }};
+}
+pub(crate) use say;
+
+/// A command that is being typed.
+#[derive(Default)]
+pub struct Console {
+    line: [u8; 32],
+    len: usize,
+    calls: u32,
+}
+
+impl Console {
+    /// Takes what was typed, and answers a whole line.
+    pub fn poll(&mut self, guest: &mut Attacker) {
+        self.calls = self.calls.wrapping_add(1);
+        if !self.calls.is_multiple_of(PATIENCE) {
+            return;
+        }
+        while port::read(LINE_STATUS) & DATA_READY != 0 {
+            match port::read(COM1) {
+                b'\r' | b'\n' => {
+                    let text = core::str::from_utf8(&self.line[..self.len]).unwrap_or_default();
+                    answer(text, guest);
+                    self.len = 0;
+                    // The guest goes on before it answers more.
+                    return;
+                }
+                byte if self.len < self.line.len() => {
+                    self.line[self.len] = byte;
+                    self.len += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn answer(command: &str, guest: &mut Attacker) {
+    match command {
+        "" => {}
+        "verify" => {
+            let (kept, lost) = (guest.tally.lies_kept, guest.tally.lies_lost);
+            let pages = pages::check_all(&mut guest.tally);
+            let tally = &guest.tally;
+            let (kept, lost) = (tally.lies_kept - kept, tally.lies_lost - lost);
+            let word = if tally.bad == 0 { "ok" } else { "failed" };
+            say!("verify {word} pages={pages} bad={} lies_kept={kept} lies_lost={lost}", tally.bad);
+        }
+        "status" => {
+            let (counts, tally) = (&guest.counts, &guest.tally);
+            say!(
+                "status steps={} ids={} open_steps={} hints={} resets={} reinits={} checked={} bad={}",
+                counts.steps,
+                counts.ids,
+                counts.open_steps,
+                guest.balloon.hints,
+                counts.resets,
+                guest.balloon.broken,
+                tally.checked,
+                tally.bad
+            );
+        }
+        // Spoils an honest page, so that it can be seen that this is noticed.
+        "spoil" => {
+            guest.spoil();
+            say!("spoil ok");
+        }
+        _ => say!("error unknown command"),
+    }
+}
