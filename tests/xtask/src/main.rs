@@ -1,11 +1,12 @@
-//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | demo | ci`.
+//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | demo | bench | ci`.
 //!
 //! - [`setup`]: installs or names what is missing.
 //! - [`lab`]: a place where `/dev/kvm` is real: this machine, or a KVM host in software emulation.
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`images`]: stock kernels and the initramfs images for them.
-//! - [`testing`] and [`demo`]: what runs in the lab.
+//! - [`testing`], [`demo`] and [`bench`]: what runs in the lab.
 
+mod bench;
 mod build;
 mod demo;
 mod images;
@@ -52,6 +53,13 @@ enum Command {
     /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.
     #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --json demo.json")]
     Demo(demo::Args),
+    /// Measure migrations of many kinds, against another VMM too, and report.
+    #[command(after_help = "Examples:\n  cargo xtask bench --quick --peer qemu --html bench.html\n  \
+                            cargo xtask bench idle-1g --runs 5 --json idle.json\n  \
+                            cargo xtask bench /tmp/my-case.toml\n  \
+                            cargo xtask bench --from old.json --html old.html   # only the report\n\n\
+                            A case is a file of a few lines: see tests/bench/cases and docs/bench/README.md.")]
+    Bench(bench::Args),
     /// What the continuous integration runs: setup, formatting, lints, dependencies (with cargo-deny), test.
     Ci,
 }
@@ -62,6 +70,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::main(&args),
         Command::Test(args) => testing::main(&args),
         Command::Demo(args) => demo::main(&args),
+        Command::Bench(args) => bench::main(&args),
         Command::Ci => testing::ci(),
     };
     match outcome {
