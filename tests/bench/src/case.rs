@@ -257,8 +257,8 @@ mod tests {
             ("cpus = 0", "cpus"),
             ("work = 'fill:1 quiet'", "work"),
             ("timeout_s = 0", "timeout_s"),
-            ("memory = '2GiB'", "memory"),
-            ("= 1", "="),
+            ("memory = '2GiB'", "duplicate"),
+            ("= 1", "keys"),
         ] {
             let error = format!("{:#}", parse("a", &format!("{GOOD}{line}\n")).unwrap_err());
             assert!(error.contains(word), "{line}: {error}");

@@ -1,11 +1,13 @@
 //! Does the runs of a list, one after the other, and writes each result down at once.
 //!
-//! The lab is software emulation and may freeze. So the number of the run that is under way is kept in a file: who finds it there
-//! without its result knows that the lab died in it, says so, and goes on with the next.
+//! The lab is software emulation and may freeze, wholly or so that a process cannot end. So the number of the run that is under way and what it is doing are kept in
+//! a file: who finds it there without its result knows that the lab died in it, and tries once more, or says so and goes on with
+//! the next. [`watch`] ends us when a run takes longer than it can.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,6 +30,10 @@ pub struct Args {
     budget: Option<u64>,
 }
 
+/// How often a run is tried on a machine that does not survive it.
+const ATTEMPTS: u32 = 2;
+/// What a run may take beside the migration.
+const BESIDES: Duration = Duration::from_secs(120);
 /// Exit code when runs are left.
 const MORE: u8 = 3;
 /// One entry a line.
@@ -52,8 +58,11 @@ pub fn main(args: &Args) -> Result<u8> {
     let mut done = results(&args.out)?.len();
     let current = args.out.join(CURRENT);
     let under_way = fs::read_to_string(&current).unwrap_or_default();
-    let (number, stage) = under_way.split_once(' ').unwrap_or_default();
-    if number.parse() == Ok(done)
+    let mut under_way = under_way.splitn(3, ' ');
+    let mut next = || under_way.next().unwrap_or_default();
+    let (number, attempt, stage) = (next(), next(), next());
+    let mut attempt = if number.parse() == Ok(done) { attempt.parse().unwrap_or(1) + 1 } else { 1 };
+    if attempt > ATTEMPTS
         && let Some(run) = plan.runs.get(done)
     {
         let mut entry = Entry::new(&run.named, &run.vmm, run.run);
@@ -61,7 +70,9 @@ pub fn main(args: &Args) -> Result<u8> {
         entry.error =
             Some(format!("the machine did not survive this run, or was ended in it, while {stage}"));
         append(&args.out, &entry)?;
-        done += 1;
+        (done, attempt) = (done + 1, 1);
+    } else if attempt > 1 {
+        note(&format!("once more: the machine did not survive it while {stage}"));
     }
     let link = Link::new();
     for (index, run) in plan.runs.iter().enumerate().skip(done) {
@@ -69,11 +80,14 @@ pub fn main(args: &Args) -> Result<u8> {
             return Ok(MORE);
         }
         // Only for the one who comes after us: a failure to write it is no reason to stop.
-        let stage = |stage: &str| drop(fs::write(&current, format!("{index} {stage}")));
+        let stage = |stage: &str| drop(fs::write(&current, format!("{index} {attempt} {stage}")));
         stage("preparing");
+        let over = watch(Duration::from_secs(run.named.spec.timeout_s) + BESIDES);
         let begin = Instant::now();
         let entry = one(run, &args.out, link, &stage);
+        drop(over);
         append(&args.out, &entry)?;
+        attempt = 1;
         note(&format!(
             "[{}/{}] {} ({:.0} s)",
             index + 1,
@@ -84,6 +98,19 @@ pub fn main(args: &Args) -> Result<u8> {
     }
     let _ = fs::remove_file(&current);
     Ok(0)
+}
+
+/// Ends this process unless the returned sender is dropped in time: a VMM that cannot end keeps us waiting for ever, and the machine
+/// is no good any more.
+fn watch(limit: Duration) -> mpsc::Sender<()> {
+    let (sender, dropped) = mpsc::channel();
+    std::thread::spawn(move || {
+        if dropped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            note(&format!("this run takes more than {} s: the machine has frozen", limit.as_secs()));
+            std::process::exit(MORE.into());
+        }
+    });
+    sender
 }
 
 /// One line about a run.

@@ -165,8 +165,15 @@ impl Machine for Guest {
                 _ => {}
             }
         }
-        let state = qmp.call("query-migrate", json!({}))?;
-        Ok(passes.finish(&state, migration.case))
+        // QEMU says that it has completed before it has worked out how long it took.
+        let patience = Instant::now() + Duration::from_secs(10);
+        loop {
+            let state = qmp.call("query-migrate", json!({}))?;
+            if state["total-time"].as_u64() > Some(0) || Instant::now() > patience {
+                return Ok(passes.finish(&state, migration.case));
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     fn balloon(&mut self, taken: u64, ram: u64) -> Result<()> {
