@@ -151,7 +151,13 @@ fn one(run: &Run, out: &Path, link: Link, stage: &dyn Fn(&str)) -> Entry {
     let skipped = spec.skip.get(&run.vmm).cloned().or_else(|| too_little_memory(spec.host_memory.as_deref()));
     let vmm = match vmm::by_name(&run.vmm) {
         Ok(vmm) => vmm,
-        Err(error) => return skip(entry, format!("{error:#}")),
+        // A peer may be absent; ours may not.
+        Err(error) if run.vmm != vmm::NAMES[0] => return skip(entry, format!("{error:#}")),
+        Err(error) => {
+            entry.outcome = "failed".into();
+            entry.error = Some(format!("{error:#}"));
+            return entry;
+        }
     };
     if let Some(why) = skipped.or_else(|| vmm.unable(spec)) {
         return skip(entry, why);

@@ -95,7 +95,8 @@ fn headline(groups: &[(String, Vec<&Entry>)]) -> String {
         }
     }
     columns.sort_by_key(|c| (c.0, c.1, c.2 as u8));
-    let mut out = String::from("<div class=wide><table><thead><tr><th>guest<th class=n>really used");
+    let mut out =
+        String::from("<div class=wide><table class=glance><thead><tr><th>guest<th class=n>really used");
     for column in &columns {
         let sample =
             groups.iter().flat_map(|(_, m)| m).find(|e| (e.vmm.as_str(), e.hints) == (column.1, column.2));

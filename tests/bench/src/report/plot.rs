@@ -8,8 +8,8 @@ use plotters::prelude::*;
 
 const WIDTH: u32 = 920;
 const BAR: u32 = 26;
-const AXIS: u32 = 46;
-const LABELS: u32 = 150;
+const AXIS: u32 = 50;
+const LABELS: u32 = 165;
 const TOP: u32 = 8;
 /// Room for the text behind the longest bar.
 const RIGHT: u32 = 110;
@@ -77,7 +77,7 @@ fn draw(chart: &Chart, most: f64, height: u32, text: &mut String) -> DrawResult 
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .axis_style(GRID)
-        .label_style(("sans-serif", 13).into_font().color(&INK))
+        .label_style(("sans-serif", 15).into_font().color(&INK))
         .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { format!("{x:.1}") })
         .draw()?;
     for (row, bar) in chart.bars.iter().enumerate() {
@@ -92,9 +92,9 @@ fn draw(chart: &Chart, most: f64, height: u32, text: &mut String) -> DrawResult 
             at += part.value;
         }
         let (x, y) = area.backend_coord(&(at, row as f64 + 0.5));
-        let style = ("sans-serif", 13).into_font().color(&INK);
-        root.draw(&Text::new(bar.text.clone(), (x + 6, y - 7), style.clone()))?;
-        root.draw(&Text::new(bar.label.clone(), (6, y - 7), style))?;
+        let style = ("sans-serif", 15).into_font().color(&INK);
+        root.draw(&Text::new(bar.text.clone(), (x + 6, y - 8), style.clone()))?;
+        root.draw(&Text::new(bar.label.clone(), (6, y - 8), style))?;
     }
     if let Some(mark) = chart.mark {
         area.draw_series(std::iter::once(PathElement::new(

@@ -245,10 +245,11 @@ impl Passes {
     }
 
     fn close(&mut self, now: Totals, pages: u64) {
-        let (sent, zero) = (now.normal - self.last.normal, now.duplicate - self.last.duplicate);
+        let (sent, zero) =
+            (now.normal.saturating_sub(self.last.normal), now.duplicate.saturating_sub(self.last.duplicate));
         self.rounds.push(Round {
             round: self.rounds.len() as u64 + 1,
-            bytes: Some(now.bytes - self.last.bytes),
+            bytes: Some(now.bytes.saturating_sub(self.last.bytes)),
             duration_ms: Some(now.ms.saturating_sub(self.last.ms)),
             sent: Some(sent),
             zero: Some(zero),
