@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 
 use super::plot::{self, Bar, Chart, Part};
-use super::{change, groups, heading, mb, ms, number, percent, who};
+use super::{EMULATED, change, emulated, facts, gib, groups, heading, mb, ms, number, percent, who};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
 
@@ -53,36 +53,12 @@ pub fn escape(text: &str) -> String {
 }
 
 fn about(entries: &[Entry]) -> String {
-    let mut facts: Vec<String> = Vec::new();
-    let mut add = |text: Option<String>| facts.extend(text.filter(|t| !t.is_empty()));
-    let first = entries.iter().find_map(|e| e.machine.as_ref());
-    add(entries.iter().find_map(|e| e.commit.clone()).map(|commit| format!("commit {commit}")));
-    for vmm in crate::vmm::NAMES {
-        add(entries.iter().find(|e| e.vmm == vmm).and_then(|e| e.vmm_version.clone()));
-    }
-    add(first.map(|m| {
-        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, gib(m.memory_bytes))
-    }));
-    let mut guests: Vec<String> = entries.iter().filter_map(|e| e.kernel_release.clone()).collect();
-    guests.sort();
-    guests.dedup();
-    add(Some(format!("guests: Linux {}", guests.join(", "))));
-    let runs = entries.iter().map(|e| e.run).max().unwrap_or(1);
-    if runs > 1 {
-        add(Some(format!("{runs} runs each; shown is the one with the median time")));
-    }
-    let mut out =
-        format!("<p class=note>{}</p>", facts.iter().map(|f| escape(f)).collect::<Vec<_>>().join(" · "));
-    if first.is_some_and(|m| m.cpu.contains("TCG")) {
-        out.push_str(
-            "<p class=note>The host is software emulation, and source and destination share it: compare figures with each other, not with those of real machines.</p>",
-        );
+    let facts: Vec<String> = facts(entries).iter().map(|fact| escape(fact)).collect();
+    let mut out = format!("<p class=note>{}</p>", facts.join(" · "));
+    if emulated(entries) {
+        write!(out, "<p class=note>{EMULATED}</p>").unwrap_or_default();
     }
     out
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// Bytes and time of every group, a column for each VMM and setting.

@@ -115,6 +115,37 @@ fn change(members: &[&Entry], entry: &Entry, figure: impl Fn(&Entry) -> Option<u
     (from > 0.0).then(|| (to - from) / from * 100.0)
 }
 
+/// What was measured where, each in a few words.
+fn facts(entries: &[Entry]) -> Vec<String> {
+    let mut facts = Vec::new();
+    facts.extend(entries.iter().find_map(|e| e.commit.clone()).map(|commit| format!("commit {commit}")));
+    for vmm in crate::vmm::NAMES {
+        facts.extend(entries.iter().filter(|e| e.vmm == vmm).find_map(|e| e.vmm_version.clone()));
+    }
+    facts.extend(entries.iter().find_map(|e| e.machine.as_ref()).map(|m| {
+        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, gib(m.memory_bytes))
+    }));
+    let mut guests: Vec<String> = entries.iter().filter_map(|e| e.kernel_release.clone()).collect();
+    guests.sort();
+    guests.dedup();
+    facts.push(format!("guests: Linux {}", guests.join(", ")));
+    let runs = entries.iter().map(|e| e.run).max().unwrap_or(1);
+    if runs > 1 {
+        facts.push(format!("{runs} runs each; shown is the one with the median time"));
+    }
+    facts
+}
+
+const EMULATED: &str = "The host is software emulation, and source and destination share it: compare figures with each other, not with those of real machines.";
+
+fn emulated(entries: &[Entry]) -> bool {
+    entries.iter().filter_map(|e| e.machine.as_ref()).any(|m| m.cpu.contains("TCG"))
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
 /// Megabytes, as in `113.8 MB`.
 fn mb(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "–".into(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6))

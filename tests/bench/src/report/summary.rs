@@ -1,11 +1,14 @@
 //! The summary on the terminal.
 
-use super::{change, groups, heading, mb, ms, number, percent, who};
+use super::{EMULATED, change, emulated, facts, groups, heading, mb, ms, number, percent, who};
 use crate::entry::Entry;
 
 /// All of it.
 pub fn text(entries: &[Entry]) -> String {
-    let mut out = String::new();
+    let mut out = facts(entries).join("\n") + "\n";
+    if emulated(entries) {
+        out.push_str(&format!("{EMULATED}\n"));
+    }
     for (_, members) in groups(entries) {
         let Some(first) = members.first() else { continue };
         let floor = members.iter().find_map(|e| e.figures.floor_bytes);
