@@ -13,7 +13,8 @@ use crate::modules::{Module, ModuleTree};
 /// What a guest loads. The PCI transport is for other VMMs: init loads it only where there is a PCI bus.
 const GUEST: [&str; 5] = ["virtio_mmio", "virtio_balloon", "button", "evdev", "virtio_pci"];
 /// What the lab's KVM host loads.
-const LAB: [&str; 6] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd"];
+const LAB: [&str; 7] =
+    ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd", "sch_tbf"];
 
 /// The initramfs of a test guest for the kernel whose modules are in `modules`.
 pub fn guest(init: &Path, modules: &Path) -> Result<Vec<u8>> {

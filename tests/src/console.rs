@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -50,9 +51,11 @@ impl Fields {
     }
 }
 
-/// `wherry console NAME` on pipes.
+/// `wherry console NAME` on pipes, or another VMM's serial port on a socket.
 pub struct Console {
-    child: Child,
+    /// Ends with us.
+    child: Option<Child>,
+    input: Box<dyn Write + Send>,
     lines: Receiver<String>,
     tail: Vec<String>,
 }
@@ -70,15 +73,43 @@ impl Console {
             .spawn()
             .context("console")?;
         let out = child.stdout.take().context("no stdout")?;
+        let input = child.stdin.take().context("no stdin")?;
+        Ok(Self::new(Some(child), Box::new(input), out))
+    }
+
+    /// Takes a connected socket as the console.
+    ///
+    /// # Errors
+    /// The socket cannot be cloned.
+    pub fn over(stream: UnixStream) -> Result<Self> {
+        let input = Box::new(stream.try_clone().context("console")?);
+        Ok(Self::new(None, input, stream))
+    }
+
+    fn new(child: Option<Child>, input: Box<dyn Write + Send>, out: impl Read + Send + 'static) -> Self {
         let (send, lines) = channel();
         std::thread::spawn(move || read_lines(out, &send));
-        Ok(Self { child, lines, tail: Vec::new() })
+        Self { child, input, lines, tail: Vec::new() }
+    }
+
+    /// Sends a command and waits for the line that answers it (same first word).
+    ///
+    /// # Errors
+    /// As [`Console::wait_for`].
+    pub fn ask(&mut self, command: &str, timeout: Duration) -> Result<Fields> {
+        self.send(command)?;
+        self.wait_for(command.split_whitespace().next().unwrap_or(command), timeout)
+    }
+
+    /// The last lines seen.
+    pub fn tail(&self) -> &[String] {
+        &self.tail
     }
 
     /// Waits for a line `WHERRY: {word} …` and returns its fields.
     ///
     /// # Errors
-    /// Timeout, the console closed, or the guest reported a bad page; with the last lines seen.
+    /// Timeout, the console closed, the guest answered with an error, or it reported a bad page.
     pub fn wait_for(&mut self, word: &str, timeout: Duration) -> Result<Fields> {
         let end = Instant::now() + timeout;
         loop {
@@ -97,6 +128,9 @@ impl Console {
             let Some((_, said)) = line.split_once(PREFIX) else { continue };
             if said.starts_with("BAD") {
                 bail!("the guest found a wrong page: {said}");
+            }
+            if said.strip_prefix("error ").is_some_and(|e| e.starts_with(word)) {
+                bail!("the guest says: {said}");
             }
             if let Some(rest) = said.strip_prefix(word)
                 && (rest.is_empty() || rest.starts_with(' '))
@@ -117,15 +151,17 @@ impl Console {
     /// # Errors
     /// The console is closed.
     pub fn send(&mut self, line: &str) -> Result<()> {
-        let stdin = self.child.stdin.as_mut().context("console closed")?;
-        stdin.write_all(format!("{line}\n").as_bytes()).and_then(|()| stdin.flush()).context("console closed")
+        let input = &mut self.input;
+        input.write_all(format!("{line}\n").as_bytes()).and_then(|()| input.flush()).context("console closed")
     }
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -215,8 +215,7 @@ impl Guest {
     /// As [`Guest::wait_for`].
     pub fn ask(&mut self, command: &str, timeout: Duration) -> Result<Fields> {
         self.console()?.send(command)?;
-        let word = command.split_whitespace().next().unwrap_or(command).to_owned();
-        self.wait_for(&word, timeout)
+        self.wait_for(command.split_whitespace().next().unwrap_or(command), timeout)
     }
 
     /// Process id of the VMM.

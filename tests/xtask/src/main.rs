@@ -1,12 +1,13 @@
-//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | model | demo | ci`.
+//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | model | demo | bench | ci`.
 //!
 //! - [`setup`]: installs or names what is missing.
 //! - [`lab`]: a place where `/dev/kvm` is real: this machine, or a KVM host in software emulation.
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
-//! - [`testing`] and [`demo`]: what runs in the lab; [`inside`]: the part of them that is there.
+//! - [`testing`], [`demo`] and [`bench`]: what runs in the lab; [`inside`]: the part of the tests that is there.
 
+mod bench;
 mod build;
 mod demo;
 mod images;
@@ -61,6 +62,13 @@ enum Command {
                             cargo xtask model -- walk large-checked --walks 1000000\n  \
                             cargo xtask model -- replay large-checked 17")]
     Model(model::Args),
+    /// Measure migrations of many kinds, against another VMM too, and report.
+    #[command(after_help = "Examples:\n  cargo xtask bench --quick --peer qemu --html bench.html\n  \
+                            cargo xtask bench idle-1g --runs 5 --json idle.json\n  \
+                            cargo xtask bench /tmp/my-case.toml\n  \
+                            cargo xtask bench --from old.json --html old.html   # only the report\n\n\
+                            A case is a file of a few lines: see tests/bench/cases and docs/bench/README.md.")]
+    Bench(bench::Args),
     /// What the continuous integration runs: setup, formatting, lints, dependencies (with cargo-deny), test.
     Ci,
     /// Run integration tests one by one (what `test` runs in the lab).
@@ -75,6 +83,7 @@ fn main() -> ExitCode {
         Command::Test(args) => testing::main(&args),
         Command::Model(args) => model::main(&args),
         Command::Demo(args) => demo::main(&args),
+        Command::Bench(args) => bench::main(&args),
         Command::Ci => testing::ci(),
         Command::RunTests(args) => inside::main(&args),
     };

@@ -45,7 +45,9 @@ impl Default for Limits {
             request: Duration::from_secs(10),
             write: Duration::from_secs(5),
             poll: Duration::from_millis(200),
-            drain: Duration::from_secs(3),
+            // A migration's answer comes only when its big guest's memory and log are given back, long after the machine has ended. A client that does
+            // not read is given up after `write`.
+            drain: Duration::from_secs(60),
         }
     }
 }
@@ -113,7 +115,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Takes no new clients, lets answers under way go out (up to 3 s), then closes the connections.
+    /// Takes no new clients, lets answers under way go out (within `Limits::drain`), then closes the connections.
     fn drop(&mut self) {
         let _ = self.wake.shutdown(Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {

@@ -17,6 +17,8 @@ pub enum Step {
     Hog(u64),
     /// Rewrites MiB over and over, at so many MiB a second; 0 MiB stops.
     Writer(u64, u64),
+    /// So many processes at a time, each of MiB, one after the other; 0 processes stop.
+    Churn(u64, u64),
     /// Waits, in milliseconds.
     Sleep(u64),
 }
@@ -91,6 +93,7 @@ pub fn parse_step(words: &[&str]) -> Result<Step, String> {
         "free" => Ok(Step::Free(number(1, "MiB")?)),
         "hog" => Ok(Step::Hog(number(1, "MiB")?)),
         "writer" => Ok(Step::Writer(number(1, "MiB")?, number(2, "MiB/s").unwrap_or(10))),
+        "churn" => Ok(Step::Churn(number(1, "jobs")?, number(2, "MiB").unwrap_or(16))),
         "sleep" => Ok(Step::Sleep(number(1, "milliseconds")?)),
         other => Err(format!("unknown step {other}")),
     }
@@ -105,6 +108,7 @@ mod tests {
         assert_eq!(steps("idle"), []);
         assert_eq!(steps("fill:700,free:700"), [Step::Fill(700), Step::Free(700)]);
         assert_eq!(steps("fill:8,free:4+writer:64,20"), [Step::Fill(8), Step::Free(4), Step::Writer(64, 20)]);
+        assert_eq!(steps("churn:4+sleep:5"), [Step::Churn(4, 16), Step::Sleep(5)]);
         assert_eq!(steps("writer:64+sleep:5"), [Step::Writer(64, 10), Step::Sleep(5)]);
         assert_eq!(steps("nonsense:1,fill:x"), []);
     }

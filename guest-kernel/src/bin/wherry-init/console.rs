@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::check::Check;
 use crate::sys::{self, End};
 use crate::work::{self, Worker};
-use crate::{cmdline, heartbeat, stats};
+use crate::{cmdline, floor, heartbeat, stats};
 
 const PREFIX: &str = "WHERRY: ";
 const TTY: &str = "/dev/ttyS0";
@@ -84,6 +84,10 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             let word = if bad == 0 { "ok" } else { "failed" };
             say(&format!("verify {word} pages={pages} bad={bad} ms={}", start.elapsed().as_millis()));
         }
+        "floor" => match floor::line() {
+            Ok(line) => say(&format!("floor ok {line}")),
+            Err(e) => say(&format!("error floor: {e}")),
+        },
         "resetgap" => {
             heartbeat::reset();
             say("resetgap ok");
@@ -100,7 +104,8 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             _ => say("error cat: no such file"),
         },
         "echo" => say(&format!("echo {}", words[1..].join(" "))),
-        "fill" | "tmpfs" | "free" | "hog" | "writer" | "sleep" => match cmdline::parse_step(&words) {
+        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "sleep" => match cmdline::parse_step(&words)
+        {
             Ok(step) => work::submit(worker, step),
             Err(e) => say(&format!("error {e}")),
         },
@@ -117,7 +122,7 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             write_answer(command, "/proc/sysrq-trigger", "c");
         }
         "help" => say(
-            "help status verify resetgap drop compact fill free tmpfs hog writer sleep spoil cat echo poweroff reboot crash",
+            "help status verify floor resetgap drop compact fill free tmpfs hog writer churn sleep spoil cat echo poweroff reboot crash",
         ),
         _ => say(&format!("error unknown command {command}")),
     }

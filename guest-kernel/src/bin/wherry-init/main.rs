@@ -6,8 +6,10 @@
 //! is the lab's KVM host instead (`lab`).
 
 mod check;
+mod churn;
 mod cmdline;
 mod console;
+mod floor;
 mod heartbeat;
 mod lab;
 mod mem;

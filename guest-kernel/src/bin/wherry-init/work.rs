@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::churn;
 use crate::cmdline::Step;
 use crate::console::say;
 use crate::mem::{Mapping, PAGE, Random, WORDS};
@@ -31,7 +32,10 @@ pub fn status() -> String {
     let work = if PENDING.load(Relaxed) > 0 { "busy" } else { "idle" };
     let [filled, hogged, writer, written] =
         [&FILLED, &HOGGED, &WRITER_MIB, &WRITTEN].map(|counter| counter.load(Relaxed));
-    format!("work={work} filled_mib={filled} hogged_mib={hogged} writer_mib={writer} written_mib={written}")
+    format!(
+        "work={work} filled_mib={filled} hogged_mib={hogged} writer_mib={writer} written_mib={written} churned={}",
+        churn::done()
+    )
 }
 
 /// Hands a step to the worker.
@@ -84,6 +88,7 @@ impl State {
             Step::Free(mib) => ("free", Ok(self.free(mib))),
             Step::Hog(mib) => ("hog", self.hog(mib)),
             Step::Writer(mib, rate) => ("writer", writer(mib, rate)),
+            Step::Churn(jobs, mib) => ("churn", churn::set(jobs, mib)),
             Step::Sleep(ms) => {
                 thread::sleep(Duration::from_millis(ms));
                 ("sleep", Ok(0))

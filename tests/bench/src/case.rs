@@ -1,0 +1,287 @@
+//! Case files: TOML, one value a key, or a list of values. A file with lists stands for all combinations.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// One case: a guest, its work and how it is migrated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// For people.
+    pub title: String,
+    /// Part of `--quick`.
+    #[serde(default)]
+    pub quick: bool,
+    /// Guest RAM, as in `8GiB`.
+    pub memory: String,
+    /// vCPUs.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// Guest kernel, as `cargo xtask setup` calls it.
+    #[serde(default = "kernel")]
+    pub kernel: String,
+    /// Whether the guest zeroes memory when it allocates it, which stock kernels do; `false` adds `init_on_alloc=0`.
+    #[serde(default = "yes")]
+    pub init_on_alloc: bool,
+    /// Steps for the guest's init, as in `wherry.work=`; empty for an idle guest.
+    #[serde(default)]
+    pub work: String,
+    /// Wait after these, in milliseconds; free page reporting needs seconds.
+    #[serde(default)]
+    pub settle_ms: u64,
+    /// MiB of self-checking memory.
+    #[serde(default = "check_mib")]
+    pub check_mib: u64,
+    /// Free page hints: `off`, `on` or `auto`.
+    #[serde(default)]
+    pub hints: Hints,
+    /// Free page reporting.
+    #[serde(default)]
+    pub reporting: bool,
+    /// Taken from the guest with the balloon before the migration, as in `512MiB`.
+    #[serde(default)]
+    pub balloon: Option<String>,
+    /// Rate of the link, as in `1Gbit`; `unlimited` for as fast as the host is.
+    #[serde(default = "unlimited")]
+    pub link: String,
+    /// The most that the guest may stand still, in milliseconds.
+    #[serde(default = "downtime_limit")]
+    pub downtime_limit_ms: u64,
+    /// When to give up on the migration, in seconds.
+    #[serde(default = "timeout")]
+    pub timeout_s: u64,
+    /// Memory that the host must have available, as in `6GiB`.
+    #[serde(default)]
+    pub host_memory: Option<String>,
+    /// VMMs to leave out, with the reason: `skip = { qemu = "…" }`.
+    #[serde(default)]
+    pub skip: std::collections::BTreeMap<String, String>,
+}
+
+/// Whether the guest is asked for free pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hints {
+    /// Never.
+    #[default]
+    Off,
+    /// Always.
+    On,
+    /// Where the VMM thinks that it pays.
+    Auto,
+}
+
+impl Hints {
+    /// As Wherry's command line has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+fn kernel() -> String {
+    "cloud-6.1".into()
+}
+fn yes() -> bool {
+    true
+}
+fn check_mib() -> u64 {
+    32
+}
+fn unlimited() -> String {
+    "unlimited".into()
+}
+fn downtime_limit() -> u64 {
+    300
+}
+fn timeout() -> u64 {
+    180
+}
+
+/// A case with its names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Named {
+    /// The file's name without `.toml`.
+    pub case: String,
+    /// `case`, or `case/key=value,…` where the file has lists.
+    pub id: String,
+    /// The case.
+    pub spec: Case,
+}
+
+/// Reads a case file.
+pub fn load(path: &Path) -> Result<Vec<Named>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let stem = path.file_stem().and_then(|s| s.to_str()).context("the file's name is not text")?;
+    parse(stem, &text).with_context(|| format!("bad case file {}", path.display()))
+}
+
+fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
+    let table: Table = text.parse().map_err(one_line)?;
+    let mut all = vec![(Vec::new(), Table::new())];
+    for (key, value) in table {
+        let (values, axis) = match value {
+            Value::Array(values) => (values, true),
+            value => (vec![value], false),
+        };
+        ensure!(!values.is_empty(), "{key}: the list is empty");
+        let mut next = Vec::new();
+        for (names, table) in &all {
+            for value in &values {
+                let (mut names, mut table) = (names.clone(), table.clone());
+                if axis {
+                    names.push(format!("{key}={}", plain(value)));
+                }
+                table.insert(key.clone(), value.clone());
+                next.push((names, table));
+            }
+        }
+        all = next;
+    }
+    all.into_iter()
+        .map(|(names, table)| {
+            let spec: Case = table.try_into().map_err(one_line)?;
+            spec.check()?;
+            let id = if names.is_empty() { stem.to_owned() } else { format!("{stem}/{}", names.join(",")) };
+            Ok(Named { case: stem.to_owned(), id, spec })
+        })
+        .collect()
+}
+
+fn one_line(error: toml::de::Error) -> anyhow::Error {
+    anyhow::anyhow!("{}", error.message().trim().replace('\n', " "))
+}
+
+/// A value as it is typed, without quotes.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+impl Case {
+    fn check(&self) -> Result<()> {
+        let bytes = self.memory_bytes()?;
+        ensure!(bytes >= 128 << 20, "memory: {} is too little for a Linux guest", self.memory);
+        ensure!((1..=254).contains(&self.cpus), "cpus: {} should be between 1 and 254", self.cpus);
+        self.link_rate()?;
+        for size in [&self.balloon, &self.host_memory].into_iter().flatten() {
+            size_bytes(size)?;
+        }
+        let word = |c: char| c.is_ascii_alphanumeric() || ":,+".contains(c);
+        ensure!(self.work.chars().all(word), "work: {:?} should look like tmpfs:700,free:700", self.work);
+        ensure!(self.timeout_s > 0, "timeout_s: should not be 0");
+        Ok(())
+    }
+
+    /// Guest RAM.
+    pub fn memory_bytes(&self) -> Result<u64> {
+        size_bytes(&self.memory)
+    }
+
+    /// Rate of the link in bytes a second, if it is limited.
+    pub fn link_rate(&self) -> Result<Option<u64>> {
+        if self.link == "unlimited" {
+            return Ok(None);
+        }
+        let wrong = || format!("link: {:?} should be like 1Gbit, or unlimited", self.link);
+        let (number, unit) = split(&self.link).with_context(wrong)?;
+        let bits = match unit {
+            "Mbit" => 1_000_000,
+            "Gbit" => 1_000_000_000,
+            _ => bail!(wrong()),
+        };
+        let rate = number.checked_mul(bits).with_context(wrong)? / 8;
+        ensure!(rate > 0, wrong());
+        Ok(Some(rate))
+    }
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let at = text.find(|c: char| !c.is_ascii_digit())?;
+    Some((text[..at].parse().ok()?, &text[at..]))
+}
+
+/// `512MiB` or `8GiB` in bytes.
+pub fn size_bytes(text: &str) -> Result<u64> {
+    let shift = |unit| match unit {
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        _ => None,
+    };
+    split(text)
+        .and_then(|(number, unit)| number.checked_mul(1 << shift(unit)?))
+        .with_context(|| format!("{text:?} should be like 512MiB or 8GiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "title = 'x'\nmemory = '1GiB'\n";
+
+    #[test]
+    fn lists_are_multiplied_out() {
+        let all = parse("a", &format!("{GOOD}hints = ['off', 'on']\ninit_on_alloc = [true, false]")).unwrap();
+        let ids: Vec<_> = all.iter().map(|c| c.id.as_str()).collect();
+        assert_eq!(
+            ids,
+            [
+                "a/hints=off,init_on_alloc=true",
+                "a/hints=off,init_on_alloc=false",
+                "a/hints=on,init_on_alloc=true",
+                "a/hints=on,init_on_alloc=false"
+            ]
+        );
+        assert_eq!(all[3].spec.hints, Hints::On);
+        assert!(!all[3].spec.init_on_alloc);
+        assert_eq!(parse("a", GOOD).unwrap()[0].id, "a");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, word) in [
+            ("hint = 'on'", "hint"),
+            ("hints = 'maybe'", "maybe"),
+            ("hints = []", "empty"),
+            ("link = 'fast'", "link"),
+            ("link = '0Gbit'", "link"),
+            ("balloon = '1G'", "1G"),
+            ("cpus = 0", "cpus"),
+            ("work = 'fill:1 quiet'", "work"),
+            ("timeout_s = 0", "timeout_s"),
+            ("memory = '2GiB'", "duplicate"),
+            ("= 1", "keys"),
+        ] {
+            let error = format!("{:#}", parse("a", &format!("{GOOD}{line}\n")).unwrap_err());
+            assert!(error.contains(word), "{line}: {error}");
+        }
+        let error = format!("{:#}", parse("a", "title = 'x'").unwrap_err());
+        assert!(error.contains("memory"), "{error}");
+        assert!(parse("a", "title='x'\nmemory='99999999999999GiB'").is_err());
+    }
+
+    #[test]
+    fn every_case_file_here_is_right() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+        let files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(files.len() > 5);
+        for file in files {
+            load(&file).unwrap();
+        }
+    }
+
+    #[test]
+    fn rates() {
+        let case = |link: &str| parse("a", &format!("{GOOD}link = '{link}'")).unwrap().remove(0).spec;
+        assert_eq!(case("1Gbit").link_rate().unwrap(), Some(125_000_000));
+        assert_eq!(case("unlimited").link_rate().unwrap(), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! Which runs to do.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::case::{self, Named};
+use crate::{note, vmm};
+
+/// Options of `plan`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Case files' names, ids (`name/key=value,…`), or paths of case files; none for all.
+    cases: Vec<String>,
+    /// Measures this VMM, too.
+    #[arg(long)]
+    peer: Vec<String>,
+    /// Measures only this VMM.
+    #[arg(long, conflicts_with = "peer")]
+    only: Option<String>,
+    /// Only the cases that are marked `quick`.
+    #[arg(long)]
+    quick: bool,
+    /// Runs of each case.
+    #[arg(long, default_value_t = 1)]
+    runs: u32,
+    /// Folder of case files.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Folder for the list, and later for the results.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// The list of runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Guest kernels that are needed.
+    pub kernels: Vec<String>,
+    /// What could not be planned, in words.
+    pub problems: Vec<String>,
+    /// The runs, in order.
+    pub runs: Vec<Run>,
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    /// The case.
+    pub named: Named,
+    /// The VMM.
+    pub vmm: String,
+    /// From 1.
+    pub run: u32,
+}
+
+impl Plan {
+    /// The file's name.
+    pub const FILE: &str = "plan.json";
+
+    /// Reads the list.
+    pub fn read(out: &Path) -> Result<Self> {
+        let path = out.join(Self::FILE);
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("cannot understand {}", path.display()))
+    }
+}
+
+/// Runs `plan`.
+pub fn main(args: &Args) -> Result<u8> {
+    let plan = plan(args)?;
+    for problem in &plan.problems {
+        note(problem);
+    }
+    ensure!(!plan.runs.is_empty(), "nothing to run");
+    let files: Vec<_> = plan.runs.iter().map(|run| &run.named.case).collect();
+    note(&format!("{} runs", files.len()));
+    std::fs::write(args.out.join(Plan::FILE), serde_json::to_vec_pretty(&plan)?)
+        .with_context(|| format!("cannot write into {}", args.out.display()))?;
+    Ok(0)
+}
+
+fn plan(args: &Args) -> Result<Plan> {
+    ensure!(args.runs > 0, "--runs 0: should be at least 1");
+    let mut vmms = vec![args.only.clone().unwrap_or_else(|| vmm::NAMES[0].to_owned())];
+    vmms.extend(args.peer.iter().cloned());
+    if let Some(unknown) = vmms.iter().find(|name| !vmm::NAMES.contains(&name.as_str())) {
+        bail!("{unknown}: no such VMM; there are {}", vmm::NAMES.join(" and "));
+    }
+    vmms.dedup();
+    let mut problems = Vec::new();
+    let mut cases = Vec::new();
+    let wanted: Vec<&str> = args.cases.iter().map(String::as_str).collect();
+    for path in files(&args.dir, &wanted)? {
+        match case::load(&path) {
+            Ok(found) => cases.extend(found),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    // A path stands for the file that it names.
+    let names: Vec<String> =
+        wanted.iter().map(|w| if is_path(w) { stem(Path::new(w)) } else { (*w).to_owned() }).collect();
+    for name in &names {
+        let known = |c: &Named| c.id == *name || c.case == *name;
+        let is_bad =
+            problems.iter().any(|p| p.contains(&format!("{}.toml", name.split('/').next().unwrap_or(name))));
+        if !cases.iter().any(known) && !is_bad {
+            problems.push(format!("{name}: no such case"));
+        }
+    }
+    cases.retain(|c| names.is_empty() || names.iter().any(|name| c.id == *name || c.case == *name));
+    cases.retain(|c| !args.quick || c.spec.quick);
+    let mut kernels: Vec<String> = cases.iter().map(|c| c.spec.kernel.clone()).collect();
+    kernels.sort();
+    kernels.dedup();
+    let mut runs = Vec::new();
+    // Round by round and VMM beside VMM, so that a machine that changes its pace does so for all of them.
+    for run in 1..=args.runs {
+        for named in &cases {
+            runs.extend(vmms.iter().map(|vmm| Run { named: named.clone(), vmm: vmm.clone(), run }));
+        }
+    }
+    Ok(Plan { kernels, problems, runs })
+}
+
+fn is_path(name: &str) -> bool {
+    name.ends_with(".toml")
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The case files to read, in order: those of the folder, and paths that were given.
+fn files(dir: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+    let list = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut files: Vec<PathBuf> =
+        list.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| is_path(&p.to_string_lossy())).collect();
+    files.retain(|path| {
+        // Files that nobody asked for need not be right.
+        let stem = stem(path);
+        wanted.is_empty() || wanted.iter().any(|w| w.split('/').next() == Some(&stem))
+    });
+    files.sort();
+    files.extend(wanted.iter().filter(|w| is_path(w)).map(PathBuf::from));
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(dir: &Path, words: &[&str]) -> Args {
+        let dir = dir.to_str().unwrap();
+        Args::parse_from(["plan", "--dir", dir, "--out", dir].iter().chain(words))
+    }
+
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("a.toml", "title = 'a'\nmemory = '1GiB'\nhints = ['off', 'on']\nquick = true\n");
+        write("b.toml", "title = 'b'\nmemory = '1GiB'\nkernel = 'cloud-6.12'\n");
+        write("bad.toml", "title = 'c'\nmemry = '1GiB'\n");
+        dir
+    }
+
+    #[test]
+    fn a_bad_file_is_named_and_the_rest_runs() {
+        let dir = folder();
+        let plan = plan(&args(dir.path(), &["--peer", "qemu", "--runs", "2"])).unwrap();
+        assert_eq!(plan.runs.len(), 3 * 2 * 2);
+        assert_eq!(plan.problems.len(), 1);
+        assert!(
+            plan.problems[0].contains("bad.toml") && plan.problems[0].contains("memry"),
+            "{:?}",
+            plan.problems
+        );
+        assert_eq!(plan.kernels, ["cloud-6.1", "cloud-6.12"]);
+        let first: Vec<_> = plan.runs[..2].iter().map(|r| (r.named.id.as_str(), r.vmm.as_str())).collect();
+        assert_eq!(first, [("a/hints=off", "wherry"), ("a/hints=off", "qemu")]);
+    }
+
+    #[test]
+    fn selection() {
+        let dir = folder();
+        let ids = |words: &[&str]| -> Vec<String> {
+            plan(&args(dir.path(), words)).unwrap().runs.into_iter().map(|r| r.named.id).collect()
+        };
+        assert_eq!(ids(&["--quick"]), ["a/hints=off", "a/hints=on"]);
+        assert_eq!(ids(&["a/hints=on"]), ["a/hints=on"]);
+        assert_eq!(ids(&["b", "nothing"]), ["b"]);
+        let path = dir.path().join("b.toml");
+        assert_eq!(ids(&[path.to_str().unwrap()]), ["b"]);
+        let wrong = plan(&args(dir.path(), &["b", "nothing", "bad"])).unwrap().problems;
+        assert!(wrong.len() == 2 && wrong.iter().any(|p| p.contains("nothing: no such case")), "{wrong:?}");
+        assert!(plan(&args(dir.path(), &["--peer", "xen"])).is_err());
+    }
+}

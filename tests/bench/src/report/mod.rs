@@ -1,0 +1,167 @@
+//! What people look at: the JSON list, a summary on the terminal, an HTML page.
+
+mod html;
+mod plot;
+mod summary;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use crate::entry::Entry;
+use crate::plan::Plan;
+use crate::{note, run, spread};
+
+/// Options of `report`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Folder of results.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// JSON lists of earlier reports.
+    from: Vec<PathBuf>,
+    /// Writes the JSON list.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Writes the page.
+    #[arg(long)]
+    html: Option<PathBuf>,
+}
+
+/// Runs `report`. The exit code is 1 if a run that was asked for is not there or is not `ok` or `skipped`.
+pub fn main(args: &Args) -> Result<u8> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for path in &args.from {
+        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let list: Vec<Entry> = serde_json::from_slice(&text)
+            .with_context(|| format!("{}: not a list of results", path.display()))?;
+        entries.extend(list);
+    }
+    let mut problems = Vec::new();
+    if let Some(out) = &args.out {
+        problems = Plan::read(out)?.problems;
+        entries.extend(run::results(out)?);
+    }
+    ensure!(!entries.is_empty(), "there are no results");
+    entries.iter_mut().for_each(|entry| entry.spread = None);
+    spread::add(&mut entries);
+    print!("{}", summary::text(&entries));
+    problems.iter().for_each(|problem| note(problem));
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&entries)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::page(&entries)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let bad = entries.iter().any(|e| !e.ok() && e.outcome != "skipped");
+    Ok(u8::from(bad || !problems.is_empty()))
+}
+
+/// Entries of the same guest, link and settings, which differ in VMM and hints only; in order of appearance.
+fn groups(entries: &[Entry]) -> Vec<(String, Vec<&Entry>)> {
+    let mut groups: Vec<(String, Vec<&Entry>)> = Vec::new();
+    for entry in spread::typical(entries) {
+        let name = entry.group();
+        match groups.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, members)) => members.push(entry),
+            None => groups.push((name, vec![entry])),
+        }
+    }
+    for (_, members) in &mut groups {
+        members.sort_by_key(|e| (e.vmm != crate::vmm::NAMES[0], e.vmm.clone(), e.hints as u8));
+    }
+    groups
+}
+
+/// What a group's guest is, in words.
+fn heading(entry: &Entry) -> String {
+    let mut text = entry.title.clone();
+    if !entry.init_on_alloc {
+        text.push_str(", init_on_alloc=0");
+    }
+    if entry.reporting {
+        text.push_str(", reporting");
+    }
+    if let Some(size) = &entry.balloon {
+        text.push_str(&format!(", {size} ballooned"));
+    }
+    if entry.link != "unlimited" {
+        text.push_str(&format!(", link {}/s", entry.link));
+    }
+    text
+}
+
+/// `Wherry, hints on`.
+fn who(entry: &Entry) -> String {
+    let name = match entry.vmm.as_str() {
+        "wherry" => "Wherry",
+        "qemu" => "QEMU",
+        other => other,
+    };
+    format!("{name}, hints {}", entry.hints.word())
+}
+
+/// The change from hints off to hints on for the same VMM in a group, in per cent.
+fn change(members: &[&Entry], entry: &Entry, figure: impl Fn(&Entry) -> Option<u64>) -> Option<f64> {
+    use crate::case::Hints;
+    let off = members.iter().find(|e| e.vmm == entry.vmm && e.hints == Hints::Off && e.ok())?;
+    if entry.hints == Hints::Off || !entry.ok() {
+        return None;
+    }
+    let (from, to) = (figure(off)? as f64, figure(entry)? as f64);
+    (from > 0.0).then(|| (to - from) / from * 100.0)
+}
+
+/// What was measured where, each in a few words.
+fn facts(entries: &[Entry]) -> Vec<String> {
+    let mut facts = Vec::new();
+    facts.extend(entries.iter().find_map(|e| e.commit.clone()).map(|commit| format!("commit {commit}")));
+    for vmm in crate::vmm::NAMES {
+        facts.extend(entries.iter().filter(|e| e.vmm == vmm).find_map(|e| e.vmm_version.clone()));
+    }
+    facts.extend(entries.iter().find_map(|e| e.machine.as_ref()).map(|m| {
+        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, gib(m.memory_bytes))
+    }));
+    let mut guests: Vec<String> = entries.iter().filter_map(|e| e.kernel_release.clone()).collect();
+    guests.sort();
+    guests.dedup();
+    facts.push(format!("guests: Linux {}", guests.join(", ")));
+    let runs = entries.iter().map(|e| e.run).max().unwrap_or(1);
+    if runs > 1 {
+        facts.push(format!("{runs} runs each; shown is the one with the median time"));
+    }
+    facts
+}
+
+const EMULATED: &str = "The host is software emulation, and source and destination share it: compare figures with each other, not with those of real machines.";
+
+fn emulated(entries: &[Entry]) -> bool {
+    entries.iter().filter_map(|e| e.machine.as_ref()).any(|m| m.cpu.contains("TCG"))
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// Megabytes, as in `113.8 MB`.
+fn mb(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "–".into(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6))
+}
+
+/// Milliseconds.
+fn ms(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".into(), |ms| format!("{ms:.0} ms"))
+}
+
+/// A number with `digits` after the point and a unit after it.
+fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
+    value.map_or_else(|| "–".into(), |v| format!("{v:.digits$}{unit}"))
+}
+
+/// `−87 %`.
+fn percent(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |v| format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs()))
+}

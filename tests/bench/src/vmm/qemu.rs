@@ -1,0 +1,303 @@
+//! QEMU with KVM, through QMP.
+//!
+//! Machine q35 with `virtio-balloon-pci,free-page-hint=on` and an I/O thread, as its documentation of the device asks for. Its
+//! migration is at its defaults (one stream, no compression, no postcopy) but for events, the downtime limit and the bandwidth cap: that is lifted, since the
+//! link has the rate.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use wherry_tests::Console;
+
+use super::qmp::Qmp;
+use super::{Files, Machine, Migration, TimedOut, Vmm, no_auto};
+use crate::case::{Case, Hints};
+use crate::entry::{Figures, Round};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+/// Rate that no link here reaches: QEMU's own default is 128 MiB/s.
+const NO_CAP: u64 = 100 << 30;
+/// How often QEMU is asked how far it is.
+const POLL: Duration = Duration::from_millis(50);
+/// The downtime limit's own bounds in QEMU.
+const MAX_DOWNTIME_MS: u64 = 2_000_000;
+
+/// The program.
+pub struct Qemu {
+    program: PathBuf,
+}
+
+impl Qemu {
+    /// From the `PATH`.
+    pub fn new() -> Result<Self> {
+        let program = super::on_path(PROGRAM);
+        Ok(Self {
+            program: program
+                .with_context(|| format!("there is no {PROGRAM}: apt-get install qemu-system-x86"))?,
+        })
+    }
+
+    fn spawn(
+        &self,
+        files: &Files,
+        name: &'static str,
+        case: &Case,
+        more: &[String],
+    ) -> Result<Box<dyn Machine>> {
+        let path = |suffix: &str| files.dir.join(format!("{name}.{suffix}"));
+        let log = files.log(name)?;
+        let mut command = Command::new(&self.program);
+        let hint = if case.hints == Hints::Off { "off" } else { "on" };
+        let reporting = if case.reporting { "on" } else { "off" };
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-machine", "q35,accel=kvm,usb=off", "-cpu", "host"])
+            .args(["-smp", &case.cpus.to_string()])
+            .args(["-m", &format!("{}M", case.memory_bytes()? >> 20)])
+            .arg("-kernel")
+            .arg(&files.kernel)
+            .arg("-initrd")
+            .arg(&files.initrd)
+            .args(["-object", "iothread,id=io0", "-device"])
+            .arg(format!(
+                "virtio-balloon-pci,id=balloon0,iothread=io0,free-page-hint={hint},free-page-reporting={reporting}"
+            ))
+            .arg("-chardev")
+            .arg(format!("socket,id=serial,path={},server=on,wait=off", path("serial").display()))
+            .args(["-serial", "chardev:serial"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", path("qmp").display()))
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
+        let mut guest = Guest { child: Some(child), qmp: None, serial: path("serial") };
+        // Until QMP answers QEMU has not even read its arguments.
+        match Qmp::connect(&path("qmp"), Duration::from_secs(30)) {
+            Ok(qmp) => guest.qmp = Some(qmp),
+            Err(error) => {
+                drop(guest);
+                let said = std::fs::read_to_string(path("log")).unwrap_or_default();
+                bail!("{error:#}; it says: {}", said.trim());
+            }
+        }
+        Ok(Box::new(guest))
+    }
+}
+
+impl Vmm for Qemu {
+    fn version(&self) -> Result<String> {
+        let out = Command::new(&self.program).arg("--version").output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().to_owned())
+    }
+
+    fn unable(&self, case: &Case) -> Option<String> {
+        no_auto(case)
+    }
+
+    fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>> {
+        self.spawn(files, "source", case, &["-append".into(), append.into()])
+    }
+
+    fn receive(&self, files: &Files, case: &Case, port: u16) -> Result<Box<dyn Machine>> {
+        self.spawn(files, "destination", case, &["-incoming".into(), format!("tcp:127.0.0.1:{port}")])
+    }
+}
+
+struct Guest {
+    child: Option<Child>,
+    qmp: Option<Qmp>,
+    serial: PathBuf,
+}
+
+impl Guest {
+    fn qmp(&mut self) -> Result<&mut Qmp> {
+        self.qmp.as_mut().context("QEMU is gone")
+    }
+}
+
+impl Machine for Guest {
+    fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    fn console(&mut self) -> Result<Console> {
+        let stream = std::os::unix::net::UnixStream::connect(&self.serial).context("QEMU's serial port")?;
+        Console::over(stream)
+    }
+
+    fn migrate(&mut self, migration: Migration) -> Result<Figures> {
+        let qmp = self.qmp()?;
+        qmp.call(
+            "migrate-set-capabilities",
+            json!({ "capabilities": [{ "capability": "events", "state": true }] }),
+        )?;
+        let limit = migration.case.downtime_limit_ms.min(MAX_DOWNTIME_MS);
+        let cap = migration.bandwidth.unwrap_or(NO_CAP);
+        qmp.call("migrate-set-parameters", json!({ "downtime-limit": limit, "max-bandwidth": cap }))?;
+        qmp.call("migrate", json!({ "uri": format!("tcp:127.0.0.1:{}", migration.port) }))?;
+        let end = Instant::now() + migration.timeout;
+        let mut passes = Passes::default();
+        loop {
+            if Instant::now() > end {
+                let _ = qmp.call("migrate_cancel", json!({}));
+                return Err(TimedOut(migration.timeout.as_secs()).into());
+            }
+            let Some(event) = qmp.event(POLL)? else {
+                passes.seen(&qmp.call("query-migrate", json!({}))?);
+                continue;
+            };
+            match (event["event"].as_str(), event["data"]["status"].as_str()) {
+                // Said when a pass begins, so what was sent until now belongs to the one before.
+                (Some("MIGRATION_PASS"), _) => {
+                    let pass = event["data"]["pass"].as_u64().unwrap_or(0);
+                    passes.next(pass, &qmp.call("query-migrate", json!({}))?);
+                }
+                (Some("MIGRATION"), Some("completed")) => break,
+                (Some("MIGRATION"), Some("failed" | "cancelled")) => {
+                    let state = qmp.call("query-migrate", json!({}))?;
+                    bail!("QEMU: {}", state["error-desc"].as_str().unwrap_or("the migration failed"));
+                }
+                _ => {}
+            }
+        }
+        // QEMU says that it has completed before it has worked out how long it took.
+        let patience = Instant::now() + Duration::from_secs(10);
+        loop {
+            let state = qmp.call("query-migrate", json!({}))?;
+            if state["total-time"].as_u64() > Some(0) || Instant::now() > patience {
+                return Ok(passes.finish(&state, migration.case));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn balloon(&mut self, taken: u64, ram: u64) -> Result<()> {
+        self.qmp()?.call("balloon", json!({ "value": ram.saturating_sub(taken) })).map(drop)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// QEMU counts since the start; a round's figures are differences.
+#[derive(Default)]
+struct Passes {
+    rounds: Vec<Round>,
+    last: Totals,
+    /// Where it was when last seen in the pass of that number.
+    seen: Option<(u64, Totals, u64)>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Totals {
+    bytes: u64,
+    normal: u64,
+    duplicate: u64,
+    ms: u64,
+}
+
+impl Totals {
+    fn of(state: &Value) -> Self {
+        let ram = |key: &str| state["ram"][key].as_u64().unwrap_or(0);
+        Self {
+            bytes: ram("transferred"),
+            normal: ram("normal"),
+            duplicate: ram("duplicate"),
+            ms: state["total-time"].as_u64().unwrap_or(0),
+        }
+    }
+}
+
+fn pages(state: &Value) -> u64 {
+    state["ram"]["total"].as_u64().unwrap_or(0) / 4096
+}
+
+impl Passes {
+    /// A look in between.
+    fn seen(&mut self, state: &Value) {
+        let pass = state["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
+        self.seen = Some((pass, Totals::of(state), pages(state)));
+    }
+
+    /// A pass begins. Pass 1 is announced before anything is sent.
+    fn next(&mut self, pass: u64, state: &Value) {
+        if pass <= 1 {
+            return;
+        }
+        // QEMU may have been too busy to answer in time; then the last look at the pass before is closer to the truth.
+        let late = state["ram"]["dirty-sync-count"].as_u64().is_some_and(|now| now > pass)
+            || state["status"].as_str().is_some_and(|status| status != "active");
+        match self.seen {
+            Some((seen, totals, pages)) if late && seen + 1 == pass => self.close(totals, pages),
+            _ => self.close(Totals::of(state), pages(state)),
+        }
+    }
+
+    fn close(&mut self, now: Totals, pages: u64) {
+        let (sent, zero) =
+            (now.normal.saturating_sub(self.last.normal), now.duplicate.saturating_sub(self.last.duplicate));
+        self.rounds.push(Round {
+            round: self.rounds.len() as u64 + 1,
+            bytes: Some(now.bytes.saturating_sub(self.last.bytes)),
+            duration_ms: Some(now.ms.saturating_sub(self.last.ms)),
+            sent: Some(sent),
+            zero: Some(zero),
+            skipped: Some(pages.saturating_sub(sent + zero)),
+            ..Round::default()
+        });
+        self.last = now;
+    }
+
+    fn finish(mut self, state: &Value, case: &Case) -> Figures {
+        self.close(Totals::of(state), pages(state));
+        Figures {
+            round_one_bytes: self.rounds.first().and_then(|r| r.bytes),
+            total_bytes: Some(self.last.bytes),
+            rounds: Some(self.rounds.len() as u64),
+            total_ms: state["total-time"].as_u64(),
+            downtime_ms: state["downtime"].as_f64(),
+            hints_note: Some(format!(
+                "free-page-hint={}",
+                if case.hints == Hints::Off { "off" } else { "on" }
+            )),
+            per_round: self.rounds,
+            ..Figures::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_differences() {
+        let state = |bytes: u64, normal: u64, zero: u64| json!({ "ram": { "total": 4096 * 100, "transferred": bytes, "normal": normal, "duplicate": zero }, "total-time": bytes / 10, "downtime": 7 });
+        let mut passes = Passes::default();
+        passes.next(1, &state(0, 0, 0));
+        passes.next(2, &state(100, 10, 80));
+        let case = Case { hints: Hints::Off, ..toml::from_str("title = ''\nmemory = '1GiB'").unwrap() };
+        let figures = passes.finish(&state(150, 15, 81), &case);
+        assert_eq!(
+            (figures.round_one_bytes, figures.total_bytes, figures.rounds),
+            (Some(100), Some(150), Some(2))
+        );
+        let second = &figures.per_round[1];
+        assert_eq!(
+            (second.sent, second.zero, second.skipped, second.duration_ms),
+            (Some(5), Some(1), Some(94), Some(5))
+        );
+        assert_eq!(figures.downtime_ms, Some(7.0));
+    }
+}

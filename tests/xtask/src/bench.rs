@@ -1,0 +1,179 @@
+//! `cargo xtask bench`: migrations in the lab, measured, as tables, JSON and an HTML report.
+//!
+//! The work is done by `wherry-bench` (`tests/bench`); this builds what it needs and gives it a lab, and a fresh one whenever the old one
+//! has died or has been used for long enough.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use wherry_guest_kernel::kernels::KernelId;
+
+use crate::build::Workspace;
+use crate::lab::{self, Job};
+use crate::{images, note, setup, testing};
+
+/// A lab begins no run after so many seconds: the longer one lives, the more is lost when it freezes.
+const BUDGET: u64 = 420;
+/// How long the run that is then under way may take.
+const LAST_RUN: u64 = 660;
+/// Exit code of `wherry-bench run` when runs are left.
+const MORE: u8 = 3;
+
+/// Options of `bench`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Case files in `tests/bench/cases` by name, single cases by id (`name/key=value,…`), or paths of case files [default: all]
+    #[arg(value_name = "CASE")]
+    cases: Vec<String>,
+    /// Measures this VMM, too: qemu.
+    #[arg(long, value_name = "VMM")]
+    peer: Vec<String>,
+    /// Measures this VMM alone: wherry or qemu.
+    #[arg(long, value_name = "VMM", conflicts_with = "peer")]
+    only: Option<String>,
+    /// Only the cases marked as quick: about 10 minutes with a peer.
+    #[arg(long)]
+    quick: bool,
+    /// Runs each case so often; the tables then show medians.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    runs: u32,
+    /// Writes the results to this file as a JSON list.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes a report to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Runs nothing, shows these results (files of `--json`) again; may be repeated.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "quick", "only", "peer", "resume"])]
+    from: Vec<PathBuf>,
+    /// Ends after one lab, to go on with --resume.
+    #[arg(long, hide = true)]
+    one_lab: bool,
+    /// Goes on with a benchmark that was interrupted.
+    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer"])]
+    resume: bool,
+}
+
+/// Runs `cargo xtask bench`.
+pub fn main(args: &Args) -> Result<u8> {
+    let start = Instant::now();
+    let workspace = Workspace::find()?;
+    let out = workspace.out()?.join("bench");
+    let tool = build(&workspace)?;
+    if args.from.is_empty() {
+        run(&workspace, &tool, &out, args)?;
+        note(&format!(
+            "bench took {:.0} s; logs and single results are in {}",
+            start.elapsed().as_secs_f64(),
+            out.display()
+        ));
+    }
+    let mut report = Command::new(&tool);
+    report.arg("report").current_dir(&workspace.root);
+    let here = std::env::current_dir().context("the working directory is gone")?;
+    for (option, path) in [("--json", &args.json), ("--html", &args.html)] {
+        if let Some(path) = path {
+            report.arg(option).arg(here.join(path));
+        }
+    }
+    if args.from.is_empty() {
+        report.arg("--out").arg(&out);
+    }
+    report.args(args.from.iter().map(|file| here.join(file)));
+    code(&mut report)
+}
+
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    workspace.cargo(&["build", "--release", "--package", "wherry-bench"])?;
+    Ok(workspace.target.join("release/wherry-bench"))
+}
+
+/// Runs a command with our streams.
+fn code(command: &mut Command) -> Result<u8> {
+    let status = command.stdin(Stdio::null()).status().context("cannot run wherry-bench")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()> {
+    setup::install_missing()?;
+    let wherry = workspace.wherry()?;
+    if args.resume {
+        ensure!(out.join("plan.json").is_file(), "there is nothing to resume");
+    } else {
+        plan(workspace, tool, out, args)?;
+    }
+    let images = images::guests(workspace, &kernels(out)?)?;
+    let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
+    job.timeout = Some(Duration::from_secs(BUDGET + LAST_RUN));
+    job.env = testing::lab_environment(&wherry, &images);
+    job.env.extend(commit(workspace).map(|commit| ("WHERRY_COMMIT".into(), commit.into())));
+    job.writable.push(out.to_owned());
+    job.argv = [tool.as_os_str(), "run".as_ref(), out.as_os_str()].map(Into::into).to_vec();
+    job.argv.extend(["--budget".into(), BUDGET.to_string().into()]);
+    loop {
+        let before = progress(out);
+        let outcome = lab::run(workspace, &job);
+        match outcome {
+            Ok(0) => return Ok(()),
+            Ok(MORE) if args.one_lab => return Ok(()),
+            Ok(MORE) => note("a fresh lab for the rest"),
+            // A lab that died in a run has left that run's number: the next one puts it down as such.
+            Ok(lab::TIMED_OUT) => note("the lab ran out of time; a fresh one for the rest"),
+            Err(error) if progress(out) != before => {
+                note(&format!("the lab died: {error:#}; a fresh one for the rest"))
+            }
+            Err(error) => return Err(error),
+            Ok(code) => bail!("wherry-bench failed in the lab with exit code {code}; see above"),
+        }
+        ensure!(progress(out) != before, "the lab gets nowhere; `cargo xtask bench --resume` tries again");
+    }
+}
+
+/// The commit that is measured, marked if the files differ from it.
+fn commit(workspace: &Workspace) -> Option<String> {
+    let mut git = Command::new("git");
+    let out = git
+        .args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .current_dir(&workspace.root)
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    (out.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// Changes with every run that begins or ends.
+fn progress(out: &Path) -> [Vec<u8>; 2] {
+    ["current", "results.jsonl"].map(|name| std::fs::read(out.join(name)).unwrap_or_default())
+}
+
+fn plan(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()> {
+    // What an earlier benchmark left is not this one's.
+    let _ = std::fs::remove_dir_all(out);
+    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let mut plan = Command::new(tool);
+    plan.arg("plan").arg("--dir").arg(workspace.root.join("tests/bench/cases")).arg("--out").arg(out);
+    plan.args(["--runs", &args.runs.to_string()]);
+    plan.args(args.peer.iter().flat_map(|peer| ["--peer", peer]));
+    plan.args(args.only.iter().flat_map(|only| ["--only", only]));
+    plan.args(args.quick.then_some("--quick")).args(&args.cases);
+    ensure!(code(&mut plan)? == 0, "there is nothing to measure");
+    Ok(())
+}
+
+/// The kernels that the plan's cases boot.
+fn kernels(out: &Path) -> Result<Vec<KernelId>> {
+    let plan: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("plan.json"))?)?;
+    let names = plan["kernels"].as_array().context("the plan has no kernels")?;
+    let names: Vec<&str> = names.iter().filter_map(|name| name.as_str()).collect();
+    let known: Vec<KernelId> =
+        KernelId::ALL.into_iter().filter(|id| names.contains(&id.to_string().as_str())).collect();
+    for name in names.iter().filter(|name| !known.iter().any(|id| id.to_string() == **name)) {
+        let all = KernelId::ALL.map(|id| id.to_string()).join(", ");
+        note(&format!("{name}: no such kernel; there are {all}. Its cases will fail."));
+    }
+    // The lab's environment wants one, even if no case has a kernel that exists.
+    Ok(if known.is_empty() { vec![KernelId::CLOUD_6_1] } else { known })
+}
