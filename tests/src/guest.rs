@@ -69,6 +69,18 @@ impl Env {
         format!("unix:{}", self.dir.join(format!("{name}.migrate")).display())
     }
 
+    /// Runs `wherry ARGS --json` and returns its document.
+    ///
+    /// # Errors
+    /// It did not succeed.
+    pub fn query(&self, args: &[&str]) -> Result<Value> {
+        let out = self.command(args).arg("--json").output()?;
+        if !out.status.success() {
+            bail!("wherry {args:?}: {}, {}", out.status, String::from_utf8_lossy(&out.stdout));
+        }
+        json(out.stdout)
+    }
+
     fn console(&self, name: &str) -> Result<Console> {
         Console::attach(self.command(&["console", name]))
     }
@@ -203,6 +215,11 @@ impl Guest {
         self.console()?.send(command)?;
         let word = command.split_whitespace().next().unwrap_or(command).to_owned();
         self.wait_for(&word, timeout)
+    }
+
+    /// What it was started with.
+    pub fn env(&self) -> &Env {
+        &self.env
     }
 
     /// Process id of the VMM.
