@@ -289,6 +289,8 @@ fn all_mechanisms(kernel: &str, tags: &[&str]) -> Result<()> {
     inflate_into_fragments(&mut guest, 140)?;
     compaction(&mut guest)?;
     let mut guest = migrates_without_hints(&env, guest)?;
+    // The buffer that the source held came along.
+    statistics(&mut guest, tags)?;
     deflates(&mut guest)?;
     inflate_into_fragments(&mut guest, 100)?;
     compaction(&mut guest)?;
