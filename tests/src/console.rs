@@ -141,7 +141,7 @@ impl Console {
     }
 
     /// The last lines seen, and what has come since.
-    pub fn tail(&mut self) -> String {
+    pub fn last_words(&mut self) -> String {
         self.tail.extend(self.lines.try_iter());
         self.tail.join("\n")
     }

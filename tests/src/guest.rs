@@ -73,6 +73,18 @@ impl Env {
         format!("unix:{}", self.dir.join(format!("{name}.migrate")).display())
     }
 
+    /// Runs `wherry ARGS --json` and returns its document.
+    ///
+    /// # Errors
+    /// It did not succeed.
+    pub fn query(&self, args: &[&str]) -> Result<Value> {
+        let out = self.command(args).arg("--json").output()?;
+        if !out.status.success() {
+            bail!("wherry {args:?}: {}, {}", out.status, String::from_utf8_lossy(&out.stdout));
+        }
+        json(out.stdout)
+    }
+
     fn console(&self, name: &str) -> Result<Console> {
         Console::attach(self.command(&["console", name]))
     }
@@ -174,7 +186,7 @@ impl Guest {
 
     /// What the VMM and the guest said last, for error messages.
     pub fn last_words(&mut self) -> String {
-        let console = self.console.as_mut().map(Console::tail).unwrap_or_default();
+        let console = self.console.as_mut().map(Console::last_words).unwrap_or_default();
         let state = self.info().map_or_else(|e| format!("{e:#}"), |i| i["state"].to_string());
         // Should it be about to end: a VMM says why as the last thing.
         let _ = self.wait_exit(Duration::from_millis(500));
@@ -216,6 +228,11 @@ impl Guest {
     pub fn ask(&mut self, command: &str, timeout: Duration) -> Result<Fields> {
         self.console()?.send(command)?;
         self.wait_for(command.split_whitespace().next().unwrap_or(command), timeout)
+    }
+
+    /// What it was started with.
+    pub fn env(&self) -> &Env {
+        &self.env
     }
 
     /// Process id of the VMM.

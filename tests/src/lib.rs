@@ -3,11 +3,13 @@
 //! Used by the integration tests (`tests/tests/`), the demo and the benchmark. Knows the command line and the guest's console
 //! protocol, nothing of Wherry's inside.
 
+mod balloon;
 mod console;
 mod guest;
 mod proxy;
 mod scratch;
 
+pub use balloon::{Balloon, eventually, note};
 pub use console::{Console, Fields};
 pub use guest::{Env, Guest, GuestOptions, MigrateError, migrate};
 pub use proxy::{Frame, Proxy, When};

@@ -170,6 +170,24 @@ fn ballooned_pages_are_not_named_unless_the_driver_tells_before_use() {
 }
 
 #[test]
+fn figures_name_the_size_of_the_set_only_if_it_is_certain() {
+    let mut rig = Rig::default_up();
+    rig.balloon.set_target(3);
+    rig.inflate(&[pfn(FREE), pfn(FREE + 5 * PAGE)]);
+    rig.w32(offset::CONFIG + CONFIG_ACTUAL, 7);
+    let figures = rig.balloon.figures();
+    assert_eq!((figures.target_pages, figures.actual_pages, figures.ballooned_pages), (3, 7, Some(2)));
+    assert_eq!(figures.telemetry, rig.balloon.telemetry());
+    assert_ne!(figures.features & F_MUST_TELL_HOST, 0);
+    // A deflate request that cannot be read: the pages may be in use.
+    rig.send(Rig::DEFLATE, &[out(FREE, 4 * 257)]);
+    let figures = rig.balloon.figures();
+    assert_eq!((figures.ballooned_pages, figures.telemetry.ballooned_pages), (None, 2));
+    // Nor is it certain before a driver has promised to tell.
+    assert_eq!(Rig::cold(BalloonConfig::default()).balloon.figures().ballooned_pages, None);
+}
+
+#[test]
 fn a_discard_that_fails_is_counted_and_no_more() {
     let mut rig = Rig::default_up();
     rig.host.fail.store(true, Ordering::SeqCst);

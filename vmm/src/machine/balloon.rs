@@ -43,25 +43,23 @@ impl Machine {
     /// The balloon for `info`.
     pub fn balloon_info(&self) -> Option<BalloonInfo> {
         let b = self.balloon()?;
-        let stats = b.stats();
-        let statistics: serde_json::Map<_, _> = (stats.values.iter())
+        let figures = b.figures();
+        let statistics: serde_json::Map<_, _> = (figures.stats.values.iter())
             .filter_map(|&(tag, value)| Some(((*STAT_NAMES.get(usize::from(tag))?).to_owned(), value.into())))
             .collect();
-        let age_ms = stats.updated.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
-        let ballooned: u64 = b.ballooned().iter().map(|(_, len)| len).sum();
-        let negotiated = b.device().urgent().negotiated();
-        let features =
-            FEATURES.iter().filter(|(bit, _)| negotiated & bit != 0).map(|(_, name)| (*name).to_owned());
+        let age = figures.stats.updated.map(|t| t.elapsed());
+        let features = FEATURES.iter().filter(|(bit, _)| figures.features & bit != 0);
         Some(BalloonInfo {
-            target_bytes: u64::from(b.target()) * PAGE,
-            actual_bytes: u64::from(b.actual()) * PAGE,
-            features: features.collect(),
+            target_bytes: u64::from(figures.target_pages) * PAGE,
+            actual_bytes: u64::from(figures.actual_pages) * PAGE,
+            features: features.map(|(_, name)| (*name).to_owned()).collect(),
             counters: serde_json::json!({
                 "guest": statistics,
-                "guest_statistics_age_ms": age_ms,
-                "ballooned_bytes": ballooned,
+                "guest_statistics_age_ms": age.map(|a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX)),
+                // What a migration leaves out; null if it is not certain which pages those are.
+                "ballooned_bytes": figures.ballooned_pages.map(|nr| nr * PAGE),
                 "resident_bytes": self.ram().resident_bytes(),
-                "device": b.telemetry(),
+                "device": figures.telemetry,
             }),
         })
     }

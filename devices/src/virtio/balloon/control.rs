@@ -12,6 +12,23 @@ use crate::bus::BusDevice;
 use crate::sync::TwoLane;
 use crate::virtio::mmio::{MmioDevice, MmioPort, Subscriber};
 
+/// What a balloon says about itself, all of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalloonFigures {
+    /// What the guest is asked for, in pages of 4096 bytes.
+    pub target_pages: u32,
+    /// What the driver says it gave, in pages.
+    pub actual_pages: u32,
+    /// Negotiated feature bits, the transport's included; 0 without a driver.
+    pub features: u64,
+    /// Pages that [`BalloonHandle::ballooned`] names. `None` if it is not certain which are in the balloon.
+    pub ballooned_pages: Option<u64>,
+    /// The guest's last statistics.
+    pub stats: BalloonStats,
+    /// Counters.
+    pub telemetry: BalloonTelemetry,
+}
+
 /// A balloon on its transport, shared between the bus, the event loop and whoever controls it. Cheap to clone.
 #[derive(Clone)]
 pub struct BalloonHandle {
@@ -66,6 +83,20 @@ impl BalloonHandle {
     /// Counters.
     pub fn telemetry(&self) -> BalloonTelemetry {
         self.device.urgent().device().telemetry()
+    }
+
+    /// Everything there is to tell, of one moment: while the guest inflates, figures asked for one by one would not agree.
+    pub fn figures(&self) -> BalloonFigures {
+        let device = self.device.urgent();
+        let balloon = device.device();
+        BalloonFigures {
+            target_pages: balloon.num_pages,
+            actual_pages: balloon.actual,
+            features: device.negotiated(),
+            ballooned_pages: balloon.certain().then(|| balloon.set.count()),
+            stats: balloon.stats.last.clone(),
+            telemetry: balloon.telemetry(),
+        }
     }
 
     /// Asks the guest for a balloon of `pages` (4096 bytes each).

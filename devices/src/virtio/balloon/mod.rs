@@ -42,7 +42,7 @@ use super::{Chain, Completion, VirtioDevice};
 use crate::GuestMemory;
 use crate::interrupt::InterruptLine;
 
-pub use self::control::{BalloonHandle, DoneGuard};
+pub use self::control::{BalloonFigures, BalloonHandle, DoneGuard};
 pub use self::hinting::{HintError, HintRange, HintStateV1};
 pub use self::ram::PageSetV1;
 pub use self::state::{BalloonDeviceStateV1, BalloonStateError, BalloonStateV1};
@@ -210,9 +210,13 @@ impl Balloon {
         BalloonTelemetry { ballooned_pages: self.set.count(), ..self.telemetry.clone() }
     }
 
+    /// Whether the set holds exactly the pages that the guest does not use.
+    fn certain(&self) -> bool {
+        self.set_known && self.negotiated & F_MUST_TELL_HOST != 0
+    }
+
     fn ballooned(&self) -> Vec<(u64, u64)> {
-        let certain = self.set_known && self.negotiated & F_MUST_TELL_HOST != 0;
-        if certain { self.set.ranges() } else { Vec::new() }
+        if self.certain() { self.set.ranges() } else { Vec::new() }
     }
 }
 

@@ -19,6 +19,13 @@ pub enum Step {
     Writer(u64, u64),
     /// So many processes at a time, each of MiB, one after the other; 0 processes stop.
     Churn(u64, u64),
+    /// Fills MiB and gives one of each two physical buddies of this order back, so that what is free lies in blocks of it; 0 MiB gives back
+    /// the rest.
+    Scatter(u64, u64),
+    /// Touches MiB in a process of its own, which the kernel may kill.
+    Eat(u64),
+    /// Touches MiB in huge pages as far as there are any, and lets go of it.
+    Huge(u64),
     /// Waits, in milliseconds.
     Sleep(u64),
 }
@@ -94,6 +101,9 @@ pub fn parse_step(words: &[&str]) -> Result<Step, String> {
         "hog" => Ok(Step::Hog(number(1, "MiB")?)),
         "writer" => Ok(Step::Writer(number(1, "MiB")?, number(2, "MiB/s").unwrap_or(10))),
         "churn" => Ok(Step::Churn(number(1, "jobs")?, number(2, "MiB").unwrap_or(16))),
+        "scatter" => Ok(Step::Scatter(number(1, "MiB")?, number(2, "order").unwrap_or(0))),
+        "eat" => Ok(Step::Eat(number(1, "MiB")?)),
+        "huge" => Ok(Step::Huge(number(1, "MiB")?)),
         "sleep" => Ok(Step::Sleep(number(1, "milliseconds")?)),
         other => Err(format!("unknown step {other}")),
     }

@@ -103,12 +103,25 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             Some(Ok(text)) => say(&format!("cat ok text={}", text.trim_end().replace('\n', " | "))),
             _ => say("error cat: no such file"),
         },
-        "echo" => say(&format!("echo {}", words[1..].join(" "))),
-        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "sleep" => match cmdline::parse_step(&words)
-        {
-            Ok(step) => work::submit(worker, step),
-            Err(e) => say(&format!("error {e}")),
+        "write" => match words.as_slice() {
+            [_, path, value] => write_answer(command, path, value),
+            _ => say("error write: file and value, please"),
         },
+        "vmstat" => say(&format!("vmstat ok{}", stats::vmstat(&words[1..]))),
+        "buddyinfo" => say(&format!("buddyinfo ok{}", stats::buddyinfo())),
+        "dmesg" => {
+            let wanted = words[1..].join(" ");
+            let text = sys::kernel_log();
+            let found: Vec<&str> = text.lines().filter(|line| line.contains(&wanted)).collect();
+            say(&format!("dmesg ok lines={} last={}", found.len(), found.last().unwrap_or(&"")));
+        }
+        "echo" => say(&format!("echo {}", words[1..].join(" "))),
+        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "scatter" | "eat" | "huge" | "sleep" => {
+            match cmdline::parse_step(&words) {
+                Ok(step) => work::submit(worker, step),
+                Err(e) => say(&format!("error {e}")),
+            }
+        }
         "poweroff" => {
             say("poweroff reason=command");
             sys::end(End::Poweroff)
@@ -122,7 +135,8 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             write_answer(command, "/proc/sysrq-trigger", "c");
         }
         "help" => say(
-            "help status verify floor resetgap drop compact fill free tmpfs hog writer churn sleep spoil cat echo poweroff reboot crash",
+            "help status verify floor resetgap drop compact vmstat buddyinfo dmesg write fill free tmpfs hog writer churn scatter eat huge \
+              sleep spoil cat echo poweroff reboot crash",
         ),
         _ => say(&format!("error unknown command {command}")),
     }

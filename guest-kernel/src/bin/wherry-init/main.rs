@@ -16,6 +16,7 @@ mod mem;
 mod modules;
 mod nudge;
 mod power;
+mod pressure;
 mod stats;
 mod sys;
 mod work;
@@ -26,6 +27,7 @@ use wherry_guest_kernel::labconf;
 
 fn main() {
     if std::process::id() != 1 {
+        pressure::child_main();
         eprintln!("wherry-init is the init of a test guest; it does nothing but as PID 1");
         std::process::exit(1);
     }

@@ -60,6 +60,37 @@ impl Mapping {
         &mut self.words()[index * WORDS..(index + 1) * WORDS]
     }
 
+    /// Asks for huge pages wherever they fit, at the price of compacting memory on a fault.
+    pub fn huge_pages(&self) {
+        // SAFETY: the range is exactly our mapping; the advice does not change its content.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), self.pages * PAGE, libc::MADV_HUGEPAGE) };
+    }
+
+    /// Gives one page back to the kernel; it reads as zero from now on.
+    pub fn give_back(&mut self, index: usize) -> io::Result<()> {
+        assert!(index < self.pages, "page {index} of {}", self.pages);
+        // SAFETY: the page lies within our mapping (asserted), which is private and anonymous; no reference into it is alive, for
+        // those borrow `self`.
+        sys::check(unsafe {
+            let page = self.base.as_ptr().byte_add(index * PAGE);
+            libc::madvise(page.cast(), PAGE, libc::MADV_DONTNEED)
+        })
+        .map(|_| ())
+    }
+
+    /// Frame numbers of all pages now, from `/proc/self/pagemap`; 0 for a page that has none.
+    pub fn frames(&self) -> io::Result<Vec<u64>> {
+        use std::os::unix::fs::FileExt;
+        let mut entries = vec![0; self.pages * 8];
+        let at = self.base.as_ptr() as u64 / PAGE as u64 * 8;
+        std::fs::File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, at)?;
+        let frame = |entry: &[u8]| {
+            let entry = entry.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+            if entry >> 63 == 1 { entry & ((1 << 55) - 1) } else { 0 }
+        };
+        Ok(entries.chunks_exact(8).map(frame).collect())
+    }
+
     /// Guest-physical address of a page now, from `/proc/self/pagemap`; `None` when it has none.
     pub fn physical(&self, index: usize) -> Option<u64> {
         use std::os::unix::fs::FileExt;

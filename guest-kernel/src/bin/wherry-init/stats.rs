@@ -63,9 +63,43 @@ pub fn status_line() -> String {
     line
 }
 
+/// ` KEY=N` for each key that `/proc/vmstat` has.
+pub fn vmstat(keys: &[&str]) -> String {
+    let text = read("/proc/vmstat");
+    keys.iter().filter_map(|key| Some(format!(" {key}={}", lookup(&text, key)?))).collect()
+}
+
+/// ` order0=N order1=N …`: free blocks of each order, all zones together.
+pub fn buddyinfo() -> String {
+    let blocks = free_blocks(&read("/proc/buddyinfo"));
+    (0..).zip(blocks).map(|(order, nr): (u32, u64)| format!(" order{order}={nr}")).collect()
+}
+
+/// From lines like `Node 0, zone    DMA32    10    4 …`.
+fn free_blocks(text: &str) -> Vec<u64> {
+    let mut sum = Vec::new();
+    for line in text.lines() {
+        let numbers = line.split_whitespace().skip(4).map(|word| word.parse().unwrap_or(0));
+        for (order, nr) in numbers.enumerate() {
+            match sum.get_mut(order) {
+                Some(all) => *all += nr,
+                None => sum.push(nr),
+            }
+        }
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zones_are_summed() {
+        let text =
+            "Node 0, zone      DMA      1      0      2 \nNode 0, zone    DMA32    300      1      0 \n";
+        assert_eq!(free_blocks(text), [301, 1, 2]);
+    }
 
     #[test]
     fn both_formats() {

@@ -89,6 +89,17 @@ pub fn console_loglevel(level: i32) {
     unsafe { libc::klogctl(SYSLOG_ACTION_CONSOLE_LEVEL, std::ptr::null_mut(), level) };
 }
 
+/// The kernel's messages so far, as far as its buffer reaches.
+pub fn kernel_log() -> String {
+    const SYSLOG_ACTION_READ_ALL: libc::c_int = 3;
+    let mut text = vec![0u8; 1 << 18];
+    let room = text.len() as libc::c_int;
+    // SAFETY: the buffer is writable and as long as the call is told.
+    let len = unsafe { libc::klogctl(SYSLOG_ACTION_READ_ALL, text.as_mut_ptr().cast(), room) };
+    text.truncate(usize::try_from(len).unwrap_or(0));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// How a machine ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {

@@ -11,6 +11,7 @@ use crate::churn;
 use crate::cmdline::Step;
 use crate::console::say;
 use crate::mem::{Mapping, PAGE, Random, WORDS};
+use crate::pressure;
 use crate::sys::{self, End};
 
 /// Memory is mapped and given back in pieces of this many MiB.
@@ -70,6 +71,7 @@ struct State {
     /// One file, so that freed pages are not kept apart by the caches that many files leave behind.
     tmpfs: Option<(File, u64)>,
     hogged: Vec<Mapping>,
+    scattered: Option<Mapping>,
 }
 
 impl State {
@@ -82,20 +84,24 @@ impl State {
 
     fn run(&mut self, step: Step) {
         let start = Instant::now();
+        let ok = |mib: u64| format!("ok mib={mib}");
         let (name, result) = match step {
-            Step::Fill(mib) => ("fill", self.fill(mib)),
-            Step::Tmpfs(mib) => ("tmpfs", self.write_file(mib)),
-            Step::Free(mib) => ("free", Ok(self.free(mib))),
-            Step::Hog(mib) => ("hog", self.hog(mib)),
-            Step::Writer(mib, rate) => ("writer", writer(mib, rate)),
-            Step::Churn(jobs, mib) => ("churn", churn::set(jobs, mib)),
+            Step::Fill(mib) => ("fill", self.fill(mib).map(ok)),
+            Step::Tmpfs(mib) => ("tmpfs", self.write_file(mib).map(ok)),
+            Step::Free(mib) => ("free", Ok(ok(self.free(mib)))),
+            Step::Hog(mib) => ("hog", self.hog(mib).map(ok)),
+            Step::Writer(mib, rate) => ("writer", writer(mib, rate).map(ok)),
+            Step::Churn(jobs, mib) => ("churn", churn::set(jobs, mib).map(ok)),
+            Step::Scatter(mib, order) => ("scatter", self.scatter(mib, order).map(ok)),
+            Step::Eat(mib) => ("eat", pressure::eat(mib)),
+            Step::Huge(mib) => ("huge", pressure::huge(mib)),
             Step::Sleep(ms) => {
                 thread::sleep(Duration::from_millis(ms));
-                ("sleep", Ok(0))
+                ("sleep", Ok(ok(0)))
             }
         };
         match result {
-            Ok(mib) => say(&format!("{name} ok mib={mib} ms={}", start.elapsed().as_millis())),
+            Ok(outcome) => say(&format!("{name} {outcome} ms={}", start.elapsed().as_millis())),
             Err(e) => say(&format!("error {name}: {e}")),
         }
     }
@@ -168,6 +174,17 @@ impl State {
             HOGGED.fetch_add(1, Relaxed);
         }
         Ok(mib)
+    }
+
+    /// Returns the MiB that were given back.
+    fn scatter(&mut self, mib: u64, order: u64) -> std::io::Result<u64> {
+        self.scattered = None;
+        if mib == 0 {
+            return Ok(0);
+        }
+        let (memory, freed) = pressure::scatter(mib as usize * PAGES_PER_MIB, order)?;
+        self.scattered = Some(memory);
+        Ok((freed / PAGES_PER_MIB) as u64)
     }
 }
 
