@@ -160,6 +160,12 @@ pub struct Round {
     pub ballooned: Option<u64>,
     /// Not needed in this round.
     pub clean: Option<u64>,
+    /// Bytes that the guest named, useful or not.
+    pub hint_bytes: Option<u64>,
+    /// From asking for hints to the first one.
+    pub time_to_first_hint_ms: Option<u64>,
+    /// Time for which the sender held back for hints.
+    pub held_ms: Option<u64>,
     /// Neither sent nor found zero: skipped for hints, or clean; for VMMs that do not tell these apart.
     pub skipped: Option<u64>,
 }

@@ -105,7 +105,8 @@ fn cell(members: &[&Entry], entry: Option<&Entry>) -> String {
     let f = &entry.figures;
     let less = |figure: fn(&Entry) -> Option<u64>| {
         let text = percent(change(members, entry, figure));
-        if text.is_empty() { text } else { format!(" <span class=less>{text}</span>") }
+        let class = if text.starts_with('+') { "more" } else { "less" };
+        if text.is_empty() { text } else { format!(" <span class={class}>{text}</span>") }
     };
     format!(
         "<td class=n>{}{}<br>{}{}",

@@ -192,6 +192,9 @@ fn round(report: &Value) -> Round {
         overridden: number("overridden"),
         ballooned: number("ballooned"),
         clean: number("clean"),
+        hint_bytes: number("hint_bytes"),
+        time_to_first_hint_ms: number("time_to_first_hint_ms"),
+        held_ms: number("held_ms"),
         skipped: None,
     }
 }
