@@ -120,6 +120,10 @@ mod tests {
         assert_eq!(steps("fill:8,free:4+writer:64,20"), [Step::Fill(8), Step::Free(4), Step::Writer(64, 20)]);
         assert_eq!(steps("churn:4+sleep:5"), [Step::Churn(4, 16), Step::Sleep(5)]);
         assert_eq!(steps("writer:64+sleep:5"), [Step::Writer(64, 10), Step::Sleep(5)]);
+        assert_eq!(
+            steps("scatter:64,8,scatter:0+eat:5"),
+            [Step::Scatter(64, 8), Step::Scatter(0, 0), Step::Eat(5)]
+        );
         assert_eq!(steps("nonsense:1,fill:x"), []);
     }
 }
