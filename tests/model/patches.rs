@@ -221,6 +221,7 @@ pub struct HintingProbe {
     pub issued: bool,
     pub stop_seen: bool,
     pub open: bool,
+    pub announced: bool,
     pub finished: bool,
     pub resting: Option<u32>,
 }
@@ -228,12 +229,12 @@ pub struct HintingProbe {
 impl Hinting {
     pub(super) fn probe(&self) -> HintingProbe {
         let HintStateV1 { field, last_id, issued, stop_seen } = self.saved;
-        HintingProbe { field, last_id, issued, stop_seen, open: self.open, finished: self.finished, resting: self.resting }
+        HintingProbe { field, last_id, issued, stop_seen, open: self.open, announced: self.announced, finished: self.finished, resting: self.resting }
     }
 
     pub(super) fn become_probe(&mut self, p: &HintingProbe, sink: Option<Arc<dyn HintRange>>) {
         self.saved = HintStateV1 { field: p.field, last_id: p.last_id, issued: p.issued, stop_seen: p.stop_seen };
-        (self.open, self.finished, self.resting, self.sink) = (p.open, p.finished, p.resting, sink);
+        (self.open, self.announced, self.finished, self.resting, self.sink) = (p.open, p.announced, p.finished, p.resting, sink);
     }
 }
 "#,
