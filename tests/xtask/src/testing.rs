@@ -107,12 +107,19 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     }
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
     outcomes.push(timed("integration tests", || {
-        // A lab that ran out of time has frozen, which emulation does now and then.
-        let mut code = lab::run(workspace, &job)?;
-        if code == lab::TIMED_OUT {
-            note("the lab ran out of time; once more in a fresh one");
-            code = lab::run(workspace, &job)?;
-        }
+        // A lab that ran out of time has frozen, one whose kernel panicked is gone: emulation does that now and then.
+        let code = match lab::run(workspace, &job) {
+            Ok(lab::TIMED_OUT) => {
+                note("the lab ran out of time; once more in a fresh one");
+                lab::run(workspace, &job)?
+            }
+            Err(died) => {
+                note(&format!("{died:#}"));
+                note("once more in a fresh lab");
+                lab::run(workspace, &job)?
+            }
+            Ok(code) => code,
+        };
         Ok(code == 0)
     }));
     Ok(())

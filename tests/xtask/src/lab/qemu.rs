@@ -128,7 +128,9 @@ fn escaped(path: &Path) -> String {
 }
 
 fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job) -> Result<Command> {
-    let cpus = env_number("WHERRY_LAB_CPUS")?.unwrap_or(2);
+    // One: with more, each in a thread of QEMU's own, nested guests and now and then the lab's kernel itself lost memory
+    // (docs/testing.md).
+    let cpus = env_number("WHERRY_LAB_CPUS")?.unwrap_or(1);
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
         "-nodefaults",
