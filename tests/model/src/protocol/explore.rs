@@ -157,14 +157,7 @@ fn one_walk(
 /// Engine, device, driver, guest.
 fn machine_of(action: Action) -> usize {
     match action {
-        Action::Engine
-        | Action::Rest
-        | Action::Renew
-        | Action::Switch
-        | Action::StopEarly
-        | Action::NextRound
-        | Action::SwitchOver
-        | Action::Fail => 0,
+        _ if action.is_engines() => 0,
         Action::Device => 1,
         Action::Write(_)
         | Action::Free(_)

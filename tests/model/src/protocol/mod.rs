@@ -163,6 +163,23 @@ pub enum Action {
     Report(Mask),
 }
 
+impl Action {
+    /// Whether the engine takes it.
+    fn is_engines(self) -> bool {
+        matches!(
+            self,
+            Action::Engine
+                | Action::Rest
+                | Action::Renew
+                | Action::Switch
+                | Action::StopEarly
+                | Action::NextRound
+                | Action::SwitchOver
+                | Action::Fail
+        )
+    }
+}
+
 /// A scenario, and perhaps a mistake.
 #[derive(Clone, Copy, Debug)]
 pub struct System {
@@ -204,14 +221,7 @@ impl System {
         let mut next = state.clone();
         match action {
             Action::Device => device::step(self.scenario, &mut next),
-            Action::Engine
-            | Action::Rest
-            | Action::Renew
-            | Action::Switch
-            | Action::StopEarly
-            | Action::NextRound
-            | Action::SwitchOver
-            | Action::Fail => engine::step(self.scenario, &mut next, action),
+            _ if action.is_engines() => engine::step(self.scenario, &mut next, action),
             _ => guest::step(self.scenario, &mut next, action),
         }
         if next.wrong.is_none() {
