@@ -19,6 +19,7 @@ pub mod pacing;
 pub mod report;
 pub mod round;
 pub mod source;
+pub mod trace;
 pub mod traits;
 pub mod transport;
 pub mod verify;
