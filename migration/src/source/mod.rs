@@ -2,10 +2,10 @@
 //!
 //! # Sequence
 //! handshake → log on → round one (hints arrive while sending) → rounds on the dirty set until the predicted downtime fits →
-//! pause → DONE → harvest → last round → (verification) → state → the destination says Loaded → HandOff → the destination says Running.
+//! pause → harvest → last round → (verification) → state → the destination says Loaded → HandOff → the destination says Running.
 //!
-//! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes after the pause but before the
-//! last harvest, so that whatever the device writes for it is still part of the last round and of the saved state.
+//! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes from
+//! the destination's balloon, some time after the guest runs there.
 //!
 //! # Who owns the guest
 //! One fact decides: whether the source began to send HandOff.

@@ -33,6 +33,9 @@ const ASK_FOR_HOLES: u64 = 4096;
 const ROUND_FOR_HINTS: f64 = 0.1;
 /// A guest decides when its driver goes: that costs it the hints, never the migration.
 const DRIVER_GONE: &str = "stopped early: the guest's driver does not hint any more";
+/// Hints in a row of which none clears a page before the driver is not asked any more: 64 MiB of Linux's 4 MiB blocks. Linux hands out
+/// what was freed last first; behind that comes memory that was never used, and what it costs a guest to zero that is for nothing.
+const IDLE_HINTS: u64 = 16;
 /// Hints judged together when deciding whether to go on: 512 MiB of Linux's 4 MiB blocks.
 const JUDGE_HINTS: u64 = 128;
 
@@ -51,6 +54,8 @@ struct Epoch {
     hints_before: u64,
     /// Hints, pages in them and pages skipped when they were last judged.
     judged: (u64, u64, u64),
+    /// Pages skipped, and hints, when the former last grew.
+    useful: (u64, u64),
 }
 
 impl Epoch {
@@ -65,6 +70,7 @@ impl Epoch {
     ) -> Option<Self> {
         let (hints_before, pages_before) = round.hints();
         let judged = (hints_before, pages_before, round.hinted());
+        let useful = (round.hinted(), hints_before);
         let sink = Arc::new(sink);
         #[cfg(test)]
         crate::tests::sink_published(session.cfg.mutation, &sink);
@@ -74,15 +80,28 @@ impl Epoch {
         let seen = source.wait_seen(SEEN.min(first_wait));
         let wait = if seen { first_wait } else { Duration::ZERO };
         let (source, pacer, since) = (source.clone(), Pacer::new(wait), Instant::now());
-        Some(Self { source, sink, published, since, resting: false, pacer, mode, hints_before, judged })
+        Some(Self {
+            source,
+            sink,
+            published,
+            since,
+            resting: false,
+            pacer,
+            mode,
+            hints_before,
+            judged,
+            useful,
+        })
     }
 
     /// Ends the spell, or the rest, when it is time. False: the driver is gone.
     fn turn(&mut self, cfg: &SourceConfig) -> bool {
         let elapsed = self.since.elapsed();
         if self.resting {
-            // Hints on their way still count; a driver that is slow to stop rests by being waited for.
-            if elapsed >= cfg.hint_rest && (self.source.rested() || elapsed >= cfg.hint_rest + SEEN) {
+            // Hints on their way still count. The guest's rest begins when the driver has stopped, however long that takes.
+            if !self.source.rested() {
+                self.since = Instant::now();
+            } else if elapsed >= cfg.hint_rest {
                 self.sink.close();
                 let sink = Arc::new(self.sink.renew());
                 if self.source.start(sink.clone()).is_err() {
@@ -121,6 +140,17 @@ impl Epoch {
             any_hint: round.hints().0 > self.hints_before,
             link_rate,
         })
+    }
+
+    /// Whether the last hints all named pages that need no sending anyway.
+    fn idle(&mut self, round: &Round) -> bool {
+        // In this order: hints that come between the two readings must not count as idle.
+        let (hints, _) = round.hints();
+        let hinted = round.hinted();
+        if hinted != self.useful.0 {
+            self.useful = (hinted, hints);
+        }
+        hints - self.useful.1 >= IDLE_HINTS
     }
 
     /// Whether the last hints were worth it: at least one page in sixteen was still to be sent.
@@ -380,6 +410,13 @@ fn run(
                 }
                 // What was put back may lie behind the cursor.
                 cursor = 0;
+                continue;
+            }
+            if now.idle(round) {
+                report.hints = "on, until only memory that needs no sending was hinted".into();
+                now.close();
+                session.protected_hints = now.mode == HintMode::Protected;
+                epoch = None;
                 continue;
             }
             if session.cfg.hints == HintPolicy::Auto && !now.pays(round) {

@@ -31,9 +31,6 @@ pub(super) fn switchover(
     machine.pause().map_err(Error::machine("pause the guest"))?;
     let paused = Instant::now();
 
-    if let Some(hints) = &session.vm.hints {
-        hints.done();
-    }
     let mut last = Bitmap::new(session.nr_pages);
     let harvested = session.vm.log.harvest(&mut last);
     harvested.map_err(Error::machine("harvest the dirty log"))?;

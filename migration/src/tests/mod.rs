@@ -3,6 +3,7 @@
 //! The mutations are deliberate mistakes in the engine (or, for the VMM's own writes, in the model's dirty log), compiled in for
 //! tests only. For each there is a test that the oracle notices it, so that the oracle is known to bite.
 
+mod asking;
 mod dest;
 mod faults;
 mod handoff;

@@ -76,7 +76,7 @@ mutants! {
     PublishBeforeProtect, false, Protocol, "id published before memory is protected";
     HintAfterClose, false, Protocol, "STOP not waited for and one bitmap for all rounds: late hints honoured";
     StaleId, false, Protocol, "hints under an older id honoured";
-    NoDone, false, Protocol, "no DONE at the pause nor on restore";
+    NoDone, false, Protocol, "no DONE on restore";
     VmmWrites, false, Protocol, "the VMM's own writes left out of the dirty set";
     ProtectTwice, false, Protocol, "a word protected again by a hint for it";
     EarlyIsGuarded, false, Protocol, "words protected after the id cleared by the mere word of a hint";

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use wherry_migration::traits::{DestinationVm, GuestRam};
@@ -11,6 +12,9 @@ use crate::control::VmState;
 use crate::machine::controller::Controller;
 use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
 use crate::memory::{PAGE, Ram};
+
+/// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is touched.
+const DONE_AFTER: Duration = Duration::from_millis(300);
 
 /// A machine that arrives part by part: description, memory, state.
 struct Arriving<'a> {
@@ -22,6 +26,23 @@ struct Arriving<'a> {
 
 fn refuse(e: anyhow::Error) -> io::Error {
     io::Error::other(format!("{e:#}"))
+}
+
+/// The guest gets its hinted memory back a while after it began to run here, so that it does not stand still twice in one go.
+fn give_back_later(machine: &Machine) {
+    let Some(balloon) = machine.balloon().cloned() else {
+        return;
+    };
+    let spawned = std::thread::Builder::new().name("give-back".into()).spawn({
+        let balloon = balloon.clone();
+        move || {
+            std::thread::sleep(DONE_AFTER);
+            balloon.announce_done();
+        }
+    });
+    if spawned.is_err() {
+        balloon.announce_done();
+    }
 }
 
 impl DestinationVm for Arriving<'_> {
@@ -53,6 +74,7 @@ impl DestinationVm for Arriving<'_> {
         if *run {
             machine.resume();
         }
+        give_back_later(machine);
         Ok(())
     }
 }

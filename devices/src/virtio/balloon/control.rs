@@ -203,6 +203,16 @@ impl BalloonHandle {
         }
     }
 
+    /// Tells the driver of a restored balloon that it finds DONE, if it may hold hinted pages. Call it soon after the guest runs, but
+    /// not at once: Linux takes all of its pages back with interrupts off, which touches memory that the host has not
+    /// mapped for the guest yet. Does nothing if hinting has started again meanwhile.
+    pub fn announce_done(&self) {
+        let mut device = self.device.urgent();
+        if device.device().hinting.field() == CMD_DONE {
+            device.config_changed();
+        }
+    }
+
     /// A guard that calls [`hint_done`](Self::hint_done) when it is dropped.
     pub fn done_guard(&self) -> DoneGuard {
         DoneGuard(self.clone())

@@ -84,7 +84,7 @@ impl Balloon {
 
     /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its target is ignored. The
     /// device comes paused: resume it after the interrupt controller was restored and when the guest may run. If the
-    /// driver may hold hinted pages, it finds DONE.
+    /// driver may hold hinted pages, the field shows DONE; [`BalloonHandle::announce_done`] tells it.
     pub fn restore(
         cfg: BalloonConfig,
         mem: Arc<GuestMemory>,
@@ -94,10 +94,10 @@ impl Balloon {
     ) -> Result<BalloonHandle, MmioError> {
         let mut balloon = Self::new(cfg, Arc::clone(&mem), backend);
         balloon.load(state).map_err(|e| MmioError::Device(Box::new(e)))?;
-        let tell = balloon.hinting.field() != state.balloon.hinting.field;
+        let changed = balloon.hinting.field() != state.balloon.hinting.field;
         let mut device = MmioDevice::restore(balloon, mem, irq, &state.mmio)?;
-        if tell {
-            device.config_changed_quietly();
+        if changed {
+            device.config_generation_next();
         }
         Ok(BalloonHandle::new(device))
     }

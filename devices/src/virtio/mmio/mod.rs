@@ -171,13 +171,10 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    /// For restoring: as [`config_changed`](Self::config_changed), but the interrupt comes when the device is resumed,
-    /// when there is an interrupt controller to take it.
-    pub(crate) fn config_changed_quietly(&mut self) {
+    /// For restoring: config space is not as it was saved. [`config_changed`](Self::config_changed) tells the driver when there
+    /// is an interrupt controller to take it.
+    pub(crate) fn config_generation_next(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
-        if self.status & status::DRIVER_OK != 0 {
-            self.interrupt_status |= regs::INT_CONFIG;
-        }
     }
 
     pub(crate) fn kick(&self, queue: usize) {

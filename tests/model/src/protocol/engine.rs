@@ -24,7 +24,7 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
         Pc::End => return,
         // These want the device's lock.
         Pc::Stop if on(Mutant::HintAfterClose) => out.push(Action::Engine),
-        Pc::Publish | Pc::RenewStart | Pc::Stop | Pc::PauseDevices | Pc::Done | Pc::UndoDone if !free => {}
+        Pc::Publish | Pc::RenewStart | Pc::Stop | Pc::PauseDevices | Pc::UndoDone if !free => {}
         // And these wait for those inside the gate, who are inside the lock.
         Pc::Close if on(Mutant::HintAfterClose) => out.push(Action::Engine),
         Pc::RenewClose | Pc::SwitchClose | Pc::EarlyClose | Pc::Close if !free => {}
@@ -256,12 +256,6 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         }
         Pc::PauseDevices => {
             state.engine.devices_paused = !on(Mutant::PausedLoop);
-            Pc::Done
-        }
-        Pc::Done => {
-            if !on(Mutant::NoDone) {
-                device::call(state, HintCall::Done);
-            }
             Pc::LastHarvest
         }
         Pc::LastHarvest => {

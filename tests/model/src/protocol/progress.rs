@@ -85,8 +85,6 @@ pub enum Pc {
     PauseVcpus,
     /// Devices stop.
     PauseDevices,
-    /// DONE.
-    Done,
     /// The last harvest.
     LastHarvest,
     /// Save the device's state and verify.
