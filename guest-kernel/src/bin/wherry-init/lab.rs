@@ -25,6 +25,7 @@ const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,access=any";
 /// Runs the job and powers the lab off.
 pub fn main(job: &[u8]) -> ! {
     sys::mount_basics();
+    wait_for_clock();
     let failed = modules::load_all(true);
     if !failed.is_empty() {
         eprintln!("wherry-lab:{failed}");
@@ -50,6 +51,17 @@ pub fn main(job: &[u8]) -> ! {
     // The caller ends the machine once it has read everything; this is for when it does not.
     thread::sleep(Duration::from_secs(20));
     sys::end(sys::End::Poweroff)
+}
+
+/// Waits until the kernel knows how fast its clock ticks. A second after its start it measures that better than at first, and KVM
+/// keeps what it found when it was loaded. If the two differ, KVM scales its guests' TSC, software emulation does not, and
+/// the guests' timers ring by as much too late as the clocks are apart: half a minute, some days after the caller's start.
+fn wait_for_clock() {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    while fs::read_to_string(source).is_ok_and(|name| name.trim() != "tsc") && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 struct Ports {
