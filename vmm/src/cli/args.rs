@@ -154,7 +154,8 @@ pub struct ReceiveArgs {
     wherry migrate web tcp:host-b:4444\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
-    wherry migrate web tcp:host-b:4444 --verify"
+    wherry migrate web tcp:host-b:4444 --verify\n  \
+    wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth 400Mbit"
 )]
 pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
@@ -178,6 +179,9 @@ pub struct MigrateArgs {
     /// Compare all memory while the guest is paused, which makes the pause longer; a page that did not arrive fails the migration
     #[arg(long)]
     pub verify: bool,
+    /// Record the migration in a file, for `wherry replay`
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Return once the migration has begun; `wherry info` shows how it goes
     #[arg(long)]
     pub detach: bool,

@@ -11,6 +11,7 @@ mod run;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod units;
 mod uri;
 mod vm;

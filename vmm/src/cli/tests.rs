@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use wherry_migration::trace::{Event, What};
 use wherry_vmm::control::*;
 
 use super::*;
@@ -73,13 +74,22 @@ impl VmControl for FakeVm {
             counters: json!({"guest": {"free_bytes": 512 << 20}, "hints": 7}),
         })
     }
-    fn migrate(
-        &self,
-        request: &MigrateRequest,
-        progress: &mut dyn FnMut(Value),
-    ) -> Result<Value, ControlError> {
+    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
         *self.last.lock().unwrap() = Some(request.clone());
-        progress(json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256}));
+        let progress = json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256});
+        tell(Update::Progress(progress));
+        if request.trace {
+            let mut events = vec![What::Phase { phase: "rounds".into() }];
+            if request.uri.ends_with(":4") {
+                events.push(What::Lost { events: 7 });
+            }
+            if !request.uri.ends_with(":5") {
+                events.push(What::End { report: json!({}) });
+            }
+            for (t_us, what) in (10..).zip(events) {
+                tell(Update::trace(&Event { t_us, what }).unwrap());
+            }
+        }
         if request.uri.ends_with(":1") {
             return Err(ControlError::new(ErrorCode::MigrationFailed, "connection refused"));
         }
@@ -247,6 +257,59 @@ fn migrating() {
     assert!(out.contains(verified) && out.contains(", verify 0.0 ms, state"), "{out}");
     let (_, out, _) = bench.run("wherry info web");
     assert!(out.contains("migration  to tcp:b:9: completed"), "{out}");
+}
+
+#[test]
+fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
+    let bench = Bench::new();
+    let file = bench._temp.path().join("a.trace");
+    let path = file.display();
+    let (exit, out, err) = bench.run(&format!("wherry migrate web tcp:b:9 --trace {path}"));
+    assert_eq!(exit, Exit::Ok, "{out}{err}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines =
+        [r#"{"t_us":10,"event":"phase","phase":"rounds"}"#, r#"{"t_us":11,"event":"end","report":{}}"#];
+    assert_eq!(text.lines().collect::<Vec<_>>(), lines);
+    assert!(bench.vm.last.lock().unwrap().take().unwrap().trace);
+
+    // The disk is full: the guest is migrated, and both are said.
+    let (exit, out, err) = bench.run("wherry migrate web tcp:b:9 --trace /dev/full");
+    assert_eq!(exit, Exit::FileIncomplete);
+    assert!(out.contains("migrated: 93.5 MiB"), "{out}");
+    let why = "cannot write the trace file /dev/full: No space left on device (os error 28)";
+    assert!(err.contains(&format!("{why}; the migration goes on")), "{err}");
+    assert!(err.contains(&format!("wherry: the guest was migrated, but {why}")), "{err}");
+    let (exit, value) = bench.json("wherry migrate web tcp:b:9 --trace /dev/full");
+    assert_eq!((exit, &value["total_bytes"]), (Exit::FileIncomplete, &json!(98_000_000)));
+    assert_eq!(value["trace_error"]["code"], "trace_incomplete");
+
+    for (port, word) in [(4, "has gaps: 7 events"), (5, "is incomplete")] {
+        let (exit, _, err) = bench.run(&format!("wherry migrate web tcp:b:{port} --trace {path}"));
+        assert_eq!(exit, Exit::FileIncomplete);
+        assert!(err.contains("the guest was migrated, but the trace in") && err.contains(word), "{err}");
+    }
+    // A failed migration is the worse news.
+    assert_eq!(bench.run("wherry migrate web tcp:b:1 --trace /dev/full").0, Exit::MigrationFailed);
+}
+
+#[test]
+fn a_trace_that_cannot_be_begun_stops_everything() {
+    let bench = Bench::new();
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace /no/such/folder/a");
+    assert_eq!(exit, Exit::Failed);
+    assert!(err.contains("cannot create the trace file /no/such/folder/a: No such file"), "{err}");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace /dev/null --detach");
+    assert_eq!(exit, Exit::Usage);
+    assert!(err.contains("--trace and --detach exclude each other"), "{err}");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace -");
+    assert_eq!(exit, Exit::Usage);
+    assert!(err.contains("standard output is for the report"), "{err}");
+    let untouched = bench._temp.path().join("kept");
+    std::fs::write(&untouched, "old").unwrap();
+    let (exit, ..) = bench.run(&format!("wherry migrate nobody tcp:b:9 --trace {}", untouched.display()));
+    assert_eq!(exit, Exit::NoSuchVm);
+    assert_eq!(std::fs::read_to_string(&untouched).unwrap(), "old");
+    assert!(bench.vm.last.lock().unwrap().is_none());
 }
 
 #[test]
