@@ -56,9 +56,14 @@ fn record(env: &Env, case: &Case, trace: &Path) -> Result<Value> {
     let uri = env.unix_uri("there");
     let mut destination = Guest::receive(env, "there", &uri)?;
     let trace = trace.display().to_string();
-    let args = ["--hints", case.hints, "--bandwidth", case.bandwidth, "--trace", &trace];
+    let mut args = vec!["--hints", case.hints, "--bandwidth", case.bandwidth];
+    if std::env::var_os("NOTRACE").is_none() { args.extend(["--trace", &trace]); }
+    guest.ask("resetgap", SOON)?;
+    let before = guest.ask("status", SOON)?;
     let report = migrate(env, "source", &uri, &args)?;
     guest.wait_exit(SOON)?;
+    let after = destination.ask("status", SOON)?;
+    writeln!(std::io::stderr(), "gap {} ms, beats {} to {}, dirty {}", after.num("longest_gap_ms")?, before.num("beats")?, after.num("beats")?, report["rounds"][0]["dirty_at_end"])?;
     assert_eq!(destination.ask("verify", SOON)?.num("bad")?, 0);
     Ok(report)
 }
@@ -73,7 +78,13 @@ fn record_all() -> Result<()> {
         match record(&env, case, &trace) {
             Err(e) => writeln!(std::io::stderr(), "{}: {e:#}", case.name)?,
             Ok(report) => {
-                writeln!(std::io::stderr(), "{}: {} bytes, {} ms", case.name, report["total_bytes"], report["total_ms"])?;
+                writeln!(
+                    std::io::stderr(),
+                    "{}: {} bytes, {} ms",
+                    case.name,
+                    report["total_bytes"],
+                    report["total_ms"]
+                )?;
             }
         }
         if let Some(dir) = std::env::var_os("WHERRY_TRACES").map(PathBuf::from) {

@@ -34,6 +34,8 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Migrate a running VM to a waiting `wherry receive`
     Migrate(MigrateArgs),
+    /// Say what a recorded migration would have been under other settings
+    Replay(ReplayArgs),
     /// Cancel the migration of a VM; the guest goes on at the source
     #[command(after_help = "Examples:\n  wherry cancel web")]
     Cancel(Name),
@@ -185,6 +187,34 @@ pub struct MigrateArgs {
     /// Return once the migration has begun; `wherry info` shows how it goes
     #[arg(long)]
     pub detach: bool,
+}
+
+/// `wherry replay`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The guest is taken to do the same things at the same times; docs/trace.md says what a replay can know and how far it was \
+    off. The last line is the error of replaying with the settings of the recording.\n\n\
+    Examples:\n  \
+    wherry replay web.trace\n  \
+    wherry replay web.trace --bandwidth 400Mbit --downtime-limit 100ms\n  \
+    wherry replay web.trace --hints off --json | jq .simulated.outcome.total_bytes"
+)]
+pub struct ReplayArgs {
+    /// File that `wherry migrate --trace` wrote
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// Rate of the link, such as 400Mbit [default: as recorded]
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub bandwidth: Option<u64>,
+    /// Longest predicted downtime [default: as recorded]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub downtime_limit: Option<u64>,
+    /// Without the hints that were recorded, or with them [default: as recorded]
+    #[arg(long, value_enum)]
+    pub hints: Option<Switch>,
+    /// Pause the guest after this many rounds, however long the rest takes [default: as recorded]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rounds: Option<u32>,
 }
 
 /// `wherry resume`

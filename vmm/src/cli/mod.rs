@@ -6,6 +6,7 @@ mod doctor;
 mod exit;
 mod migrate;
 mod output;
+mod replay;
 mod report;
 mod run;
 mod terminal;
@@ -97,6 +98,7 @@ fn dispatch(context: &mut Context, command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(context, args),
         Command::Receive(args) => run::receive(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
+        Command::Replay(args) => replay::replay(context, &args),
         Command::Cancel(args) => migrate::cancel(context, &args.name),
         Command::Ls => vm::ls(context),
         Command::Info(args) => vm::info(context, &args.name),
