@@ -248,7 +248,14 @@ impl Link {
                 [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
             })
         });
-        let (byte_s, zero_s) = least_squares(rows);
+        let rows: Vec<_> = rows.collect();
+        let (byte_s, zero_s) = least_squares(rows.iter().copied());
+        // The shape is the fit's, the sum is what was measured: a stall counts in full.
+        let (is, was) = rows.iter().fold((0.0, 0.0), |(is, was), [bytes, zero, time]| {
+            (is + bytes * byte_s + zero * zero_s, was + time)
+        });
+        let scale = if is > 0.0 { was / is } else { 1.0 };
+        let (byte_s, zero_s) = (byte_s * scale, zero_s * scale);
         // Nothing was sent: the cap, or as fast as the engine assumes.
         let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
         let byte_s = if byte_s > 0.0 { byte_s.clamp(1e-12, 1e3) } else { fallback };
