@@ -265,6 +265,7 @@ pub(super) fn last_round(
     session.record.round(&round);
     let before = session.writer.bytes();
     announce(session, &round)?;
+    session.record_slice(&round);
     sweep(session, &round, None)?;
     session.record_slice(&round);
     let mut done = round.account()?;
