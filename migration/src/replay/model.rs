@@ -3,7 +3,7 @@
 use crate::traits::PAGE_SIZE;
 
 use super::growth::{Exposure, Growth, Seen, least_squares};
-use super::read::{Round, Trace};
+use super::read::{Round, Slice, Trace};
 use super::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
@@ -35,6 +35,8 @@ pub(super) struct Link {
     pub byte_s: f64,
     /// Seconds for a page that is read and found zero.
     pub zero_s: f64,
+    /// Seconds beside sending and holding back while hints came.
+    pub asking_s: f64,
     /// What the engine measured, by what came out.
     pub meter: f64,
     /// The rate that the engine reckons with, in bytes per second.
@@ -241,20 +243,33 @@ fn exposure(trace: &Trace, t_us: u64) -> Exposure {
 
 impl Link {
     fn learn(trace: &Trace) -> Self {
-        let rows = trace.rounds.iter().flat_map(|round| {
-            round.slices.windows(2).map(|pair| {
-                let (a, b) = (pair[0], pair[1]);
-                let time = (b.t_us - a.t_us).saturating_sub(b.held_us - a.held_us);
-                [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
-            })
-        });
-        let rows: Vec<_> = rows.collect();
-        let (byte_s, zero_s) = least_squares(rows.iter().copied());
+        let (quiet, hinting): (Vec<_>, Vec<_>) =
+            trace.rounds.iter().flat_map(|round| round.slices.windows(2)).partition(|pair| {
+                let asked = |at: u64| (pair[0].t_us..pair[1].t_us).contains(&at);
+                pair[0].hinted == pair[1].hinted && !trace.publishes.iter().any(|(at, _)| asked(*at))
+            });
+        let row = |pair: &&[Slice]| {
+            let (a, b) = (pair[0], pair[1]);
+            let time = (b.t_us - a.t_us).saturating_sub(b.held_us - a.held_us);
+            [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
+        };
+        // While hints come the sender also waits for the driver: that says little about the link.
+        let all: Vec<_> = if quiet.iter().any(|pair| pair[1].bytes > pair[0].bytes) {
+            quiet.iter().map(row).collect()
+        } else {
+            quiet.iter().chain(&hinting).map(row).collect()
+        };
+        let (byte_s, zero_s) = least_squares(all.iter().copied());
         // The shape is the fit's, the sum is what was measured: a stall counts in full.
-        let (is, was) = rows.iter().fold((0.0, 0.0), |(is, was), [bytes, zero, time]| {
-            (is + bytes * byte_s + zero * zero_s, was + time)
-        });
+        let sum = |rows: &[[f64; 3]]| {
+            rows.iter().fold((0.0, 0.0), |(is, was), [bytes, zero, time]| {
+                (is + bytes * byte_s + zero * zero_s, was + time)
+            })
+        };
+        let (is, was) = sum(&all);
         let scale = if is > 0.0 { was / is } else { 1.0 };
+        let (is, was) = sum(&hinting.iter().map(row).collect::<Vec<_>>());
+        let asking_s = (was - is * scale).max(0.0);
         let (byte_s, zero_s) = (byte_s * scale, zero_s * scale);
         // Nothing was sent: the cap, or as fast as the engine assumes.
         let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
@@ -262,7 +277,7 @@ impl Link {
         let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
         let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
         let (page_bytes, zero_bytes) = wire_costs(trace);
-        Self { page_bytes, zero_bytes, byte_s, zero_s, meter, rate: 0.0 }.capped(trace.bandwidth)
+        Self { page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }.capped(trace.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {

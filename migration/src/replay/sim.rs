@@ -6,6 +6,7 @@ use crate::pacing::{Pace, Pacer, Sample};
 use crate::source::SourceConfig;
 use crate::trace::FATES;
 use crate::traits::PAGE_SIZE;
+use crate::transport::Throttle;
 
 use super::growth::Exposure;
 use super::model::{Link, Replay, bytes, last, seconds};
@@ -74,8 +75,8 @@ impl Replay {
             let extra = self.written_while_pausing();
             let last = Dirty { guest: dirty.guest + extra, ..dirty };
             let (content, zero) = self.content(rounds as usize, last, hints);
-            let (downtime, tail) = self.fixed_ending();
-            let downtime = downtime + link.time(content, zero);
+            let (downtime, credit, tail) = self.fixed_ending();
+            let downtime = downtime + (link.time(content, zero) - credit).max(0.0);
             wire += content * link.page_bytes + zero * link.zero_bytes;
             outcome.rounds += 1;
             outcome.total_bytes = wire as u64;
@@ -92,6 +93,7 @@ impl Replay {
         let mut now = first.map_or(0.0, |s| seconds(s.t_us));
         let mut done = Vec::new();
         if hints {
+            now += link.asking_s;
             let mut pacer = None;
             let (mut nr_hints, mut publishes) = (0u64, self.trace.publishes.iter().peekable());
             let mut hints = self.usable_hints().peekable();
@@ -229,22 +231,23 @@ impl Replay {
         self.paused().map_or(0.0, |p| (p.to_send + p.hole + p.ballooned).saturating_sub(dirty) as f64)
     }
 
-    /// Seconds of downtime beside sending, and seconds that are neither downtime nor a round.
-    fn fixed_ending(&self) -> (f64, f64) {
+    /// Seconds of downtime beside sending; seconds by which the last round was faster than the link, for a capped sender may make
+    /// up for a short rest; and seconds that are neither downtime nor a round.
+    fn fixed_ending(&self) -> (f64, f64, f64) {
         let (Some(ending), Some(paused)) = (&self.trace.ending, self.paused()) else {
-            return (seconds(self.trace.switchover_estimate_us), 0.0);
+            return (seconds(self.trace.switchover_estimate_us), 0.0, 0.0);
         };
-        let sending = match (paused.slices.first(), paused.slices.last()) {
-            (Some(_), Some(last)) => self
-                .link
-                .time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64)
-                .min(seconds(ending.downtime.last_round_us)),
-            _ => 0.0,
-        };
+        let (mut sending, mut credit) = (0.0, 0.0);
+        if let (Some(first), Some(last)) = (paused.slices.first(), paused.slices.last()) {
+            let long = self.link.time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64);
+            let took = seconds(last.t_us - first.t_us);
+            credit = (long - took).clamp(0.0, Throttle::BURST.as_secs_f64());
+            sending = (long - credit).min(seconds(ending.downtime.last_round_us));
+        }
         let all = seconds(ending.downtime.total_us);
         let until = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.0);
         let tail = ending.total_ms as f64 / 1e3 - seconds(until) - all;
-        ((all - sending).max(0.0), tail.max(0.0))
+        ((all - sending).max(0.0), credit, tail.max(0.0))
     }
 }
 
