@@ -18,10 +18,27 @@ pub struct Replay {
     pub(super) growth: Growth,
     /// Round one's exposure when it was harvested.
     pub(super) exposure: Exposure,
-    /// Pages of the first harvest that only hints made dirty, and the others.
-    pub(super) dirty_one: (f64, f64),
+    /// The first harvest.
+    pub(super) dirty_one: Dirty,
     /// Bytes that are not of any round: handshake, state, verification.
     pub(super) other_bytes: f64,
+}
+
+/// A dirty set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Dirty {
+    /// Zeroed for a hint: there only if hints are used, and as many in whatever time.
+    pub hinted: f64,
+    /// Given back to the host (reported, in the balloon): dirty, and nothing to send. As many in whatever time.
+    pub free: f64,
+    /// Written by the guest: grows with time.
+    pub guest: f64,
+}
+
+impl Dirty {
+    pub fn pages(&self) -> f64 {
+        self.hinted + self.free + self.guest
+    }
 }
 
 /// Costs on the wire and in time.
@@ -55,7 +72,7 @@ impl Replay {
             link,
             growth: Growth::default(),
             exposure: exposure(&trace, trace.rounds.first().map_or(0, harvested)),
-            dirty_one: (0.0, 0.0),
+            dirty_one: Dirty::default(),
             other_bytes: 0.0,
             trace,
         };
@@ -150,20 +167,30 @@ impl Replay {
     }
 
     /// A guest that zeroes what it hints makes it dirty: pages of the first dirty set that had been hinted, or are zero.
-    fn split_dirty(&self) -> (f64, f64) {
+    fn split_dirty(&self) -> Dirty {
         let (_, dirty, overridden) = self.trace.rounds.first().and_then(|r| r.harvest).unwrap_or_default();
-        if !self.has_hints() {
-            return (0.0, dirty as f64);
-        }
-        let zero = self.trace.rounds.get(1).map_or(0, |two| two.hole.saturating_add(last(two).1));
-        let hinted = overridden.max(zero).min(dirty);
-        (hinted as f64, (dirty - hinted) as f64)
+        let free = self.free(1).min(dirty);
+        let zero = self.trace.rounds.get(1).map_or(0, |two| last(two).1);
+        let hinted = if self.has_hints() { overridden.max(zero).min(dirty - free) } else { 0 };
+        let guest = dirty - free - hinted;
+        Dirty { hinted: hinted as f64, free: free as f64, guest: guest as f64 }
+    }
+
+    /// Pages of a round (by index) that were dirty and that the host has back.
+    pub(super) fn free(&self, at: usize) -> u64 {
+        self.trace.rounds.get(at).map_or(0, |round| round.hole.saturating_add(round.ballooned))
+    }
+
+    /// The harvest of a round (by index): when, and how many pages the guest had written.
+    pub(super) fn written(&self, at: usize) -> Option<(u64, u64)> {
+        let (t_us, dirty, _) = self.trace.rounds.get(at)?.harvest?;
+        Some((t_us, dirty.saturating_sub(self.free(at + 1))))
     }
 
     /// All observations of growth.
     fn seen(&self) -> Vec<Seen> {
         let mut seen = Vec::new();
-        let (hinted, guest) = self.dirty_one;
+        let Dirty { hinted, guest, .. } = self.dirty_one;
         let share = if guest > 0.0 { guest / (hinted + guest) } else { 0.0 };
         if let Some(one) = self.trace.rounds.first() {
             for &(t_us, pages) in thin(&one.looks) {
@@ -176,7 +203,7 @@ impl Replay {
             let (Some(round), Some(since)) = (self.trace.rounds.get(at), self.protected_at(at)) else {
                 continue;
             };
-            let all = round.looks.iter().copied().chain(round.harvest.map(|h| (h.0, h.1)));
+            let all = round.looks.iter().copied().chain(self.written(at));
             let all: Vec<_> = all.collect();
             for &(t_us, pages) in thin(&all) {
                 let watched = seconds(t_us.saturating_sub(since));

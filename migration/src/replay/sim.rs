@@ -9,7 +9,8 @@ use crate::traits::PAGE_SIZE;
 use crate::transport::Throttle;
 
 use super::growth::Exposure;
-use super::model::{Link, Replay, bytes, last, seconds};
+use super::model::{Dirty, Link, Replay, bytes, last, seconds};
+use super::read::Round;
 use super::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
@@ -27,14 +28,6 @@ struct RoundOne {
     done: Vec<(f64, f64)>,
 }
 
-/// A dirty set.
-#[derive(Clone, Copy)]
-struct Dirty {
-    /// Zeroed for a hint.
-    hinted: f64,
-    guest: f64,
-}
-
 impl Replay {
     /// The migration under these settings.
     pub fn simulate(&self, settings: &Settings) -> Outcome {
@@ -47,8 +40,7 @@ impl Replay {
         let mut rounds = 1;
         let limit = seconds(settings.downtime_limit_us);
         let converged = loop {
-            let pages = dirty.hinted + dirty.guest;
-            if pages * PAGE / link.rate + seconds(self.trace.switchover_estimate_us) <= limit {
+            if dirty.pages() * PAGE / link.rate + seconds(self.trace.switchover_estimate_us) <= limit {
                 break true;
             }
             if rounds >= settings.max_rounds.min(MAX_ROUNDS) {
@@ -58,14 +50,15 @@ impl Replay {
             let watched = self.before(rounds as usize) + link.time(content, zero);
             wire += content * link.page_bytes + zero * link.zero_bytes;
             now += watched + self.after(rounds as usize);
-            dirty = Dirty { hinted: 0.0, guest: self.dirty_after(rounds as usize, watched) };
+            let free = self.free(rounds as usize + 1) as f64;
+            dirty = Dirty { hinted: 0.0, free, guest: self.dirty_after(rounds as usize, watched) };
             rounds += 1;
         };
         let mut outcome = Outcome {
             converged,
             round_one_bytes: round_one_bytes as u64,
             rounds,
-            dirty_pages: (dirty.hinted + dirty.guest) as u64,
+            dirty_pages: dirty.pages() as u64,
             total_bytes: wire as u64,
             total_ms: now * 1e3,
             downtime_ms: 0.0,
@@ -151,7 +144,7 @@ impl Replay {
     }
 
     fn dirty_after_one(&self, one: &RoundOne, hints: bool) -> Dirty {
-        let (hinted, guest) = self.dirty_one;
+        let Dirty { hinted, free, guest } = self.dirty_one;
         // Protected all at once, or page by page as they go out.
         let at_once = hints && self.trace.publishes.last().is_some_and(|(_, protected)| *protected);
         let start = self.trace.rounds.first().map_or(0.0, |r| seconds(r.t_us));
@@ -162,7 +155,7 @@ impl Replay {
         };
         let (is, was) = (self.growth.after(&exposure), self.growth.after(&self.exposure));
         let guest = if was > 0.0 { guest * is / was } else { guest };
-        Dirty { hinted: if hints { hinted } else { 0.0 }, guest: self.at_most_all(guest) }
+        Dirty { hinted: if hints { hinted } else { 0.0 }, free, guest: self.at_most_all(guest) }
     }
 
     fn at_most_all(&self, pages: f64) -> f64 {
@@ -173,7 +166,7 @@ impl Replay {
     fn dirty_after(&self, at: usize, watched: f64) -> f64 {
         let running = self.running();
         let own = running.get(at).zip(self.protected_at(at)).and_then(|(round, since)| {
-            let end = round.harvest?;
+            let end = self.written(at)?;
             let looks =
                 round.looks.iter().map(|&(t, pages)| (seconds(t.saturating_sub(since)), pages as f64));
             let mut before = (0.0, 0.0);
@@ -195,14 +188,13 @@ impl Replay {
         let rounds = &self.trace.rounds;
         let recorded = rounds.get(at).or(rounds.last().filter(|_| rounds.len() > 1));
         let Some(round) = recorded else { return (dirty.guest, dirty.hinted) };
-        let planned = round.to_send + round.hole + round.ballooned;
-        let of_hints = if at == 1 { self.dirty_one.0 } else { 0.0 };
-        let own = planned as f64 - of_hints;
+        let of_hints = if at == 1 { self.dirty_one.hinted } else { 0.0 };
+        let own = round.to_send as f64 - of_hints;
         let (sent, zero, hinted) = last(round);
         let sent = sent + if hints { 0 } else { hinted };
         // A handful of pages says nothing about others.
         let content = if own >= 16.0 { (sent as f64 / own).min(1.0) } else { 1.0 };
-        let rest = planned.saturating_sub(sent);
+        let rest = round.to_send.saturating_sub(sent);
         let read = if rest > 0 { (zero as f64 / rest as f64).min(1.0) } else { 0.0 };
         let cheap = dirty.hinted + dirty.guest * (1.0 - content);
         (dirty.guest * content, cheap * read)
@@ -228,7 +220,8 @@ impl Replay {
 
     fn written_while_pausing(&self) -> f64 {
         let dirty = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1);
-        self.paused().map_or(0.0, |p| (p.to_send + p.hole + p.ballooned).saturating_sub(dirty) as f64)
+        let planned = |p: &Round| p.to_send.saturating_add(p.hole).saturating_add(p.ballooned);
+        self.paused().map_or(0.0, |p| planned(p).saturating_sub(dirty) as f64)
     }
 
     /// Seconds of downtime beside sending; seconds by which the last round was faster than the link, for a capped sender may make
