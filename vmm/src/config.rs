@@ -52,6 +52,8 @@ pub struct ReceiveConfig {
     pub uri: String,
     /// Where the serial console goes.
     pub serial: SerialSink,
+    /// Whether standard error is told how it goes.
+    pub progress: bool,
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

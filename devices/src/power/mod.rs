@@ -69,6 +69,14 @@ impl Power {
         Self { state, irq, sink }
     }
 
+    /// Raises the interrupt again if an event is pending: as for the serial port, the button may be pressed while state is saved.
+    ///
+    /// # Errors
+    /// The line cannot be pulsed.
+    pub fn repeat_interrupt(&self) -> std::io::Result<()> {
+        if self.state.events != 0 { self.irq.pulse() } else { Ok(()) }
+    }
+
     /// The registers.
     pub fn state(&self) -> PowerStateV1 {
         self.state.clone()

@@ -104,6 +104,7 @@ impl vm_superio::Trigger for Line {
 /// The device.
 pub struct Serial {
     uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
+    irq: Arc<dyn InterruptLine>,
     backlog: VecDeque<u8>,
     lost: u64,
 }
@@ -111,10 +112,10 @@ pub struct Serial {
 impl Serial {
     /// The port after power on; the guest's output goes to `out`.
     pub fn new(irq: Arc<dyn InterruptLine>, out: Box<dyn Write + Send>) -> Self {
-        Self { uart: Uart::new(Line(irq), out), backlog: VecDeque::new(), lost: 0 }
+        Self { uart: Uart::new(Line(irq.clone()), out), irq, backlog: VecDeque::new(), lost: 0 }
     }
 
-    /// The port as saved. Raises the interrupt if one was pending.
+    /// The port as saved. Call [`repeat_interrupt`](Self::repeat_interrupt) when the interrupt controllers are as saved, too.
     pub fn restore(
         state: &SerialStateV1,
         irq: Arc<dyn InterruptLine>,
@@ -124,13 +125,26 @@ impl Serial {
             return Err(SerialError::Backlog);
         }
         let uart =
-            Uart::from_state(&state.to_uart(), Line(irq), NoEvents, out).map_err(|error| match error {
-                vm_superio::serial::Error::Trigger(e) | vm_superio::serial::Error::IOError(e) => {
-                    SerialError::Interrupt(e)
-                }
-                vm_superio::serial::Error::FullFifo => SerialError::Fifo,
-            })?;
-        Ok(Self { uart, backlog: state.backlog.iter().copied().collect(), lost: 0 })
+            Uart::from_state(&state.to_uart(), Line(irq.clone()), NoEvents, out).map_err(
+                |error| match error {
+                    vm_superio::serial::Error::Trigger(e) | vm_superio::serial::Error::IOError(e) => {
+                        SerialError::Interrupt(e)
+                    }
+                    vm_superio::serial::Error::FullFifo => SerialError::Fifo,
+                },
+            )?;
+        Ok(Self { uart, irq, backlog: state.backlog.iter().copied().collect(), lost: 0 })
+    }
+
+    /// Raises the interrupt again if one is pending. Input may come at any time, also between the saving of the interrupt
+    /// controllers and that of the port, and a UART whose interrupt was lost never raises another.
+    ///
+    /// # Errors
+    /// The line cannot be pulsed.
+    pub fn repeat_interrupt(&self) -> io::Result<()> {
+        // 16550, interrupt identification register: bit 0 says that none is pending.
+        let pending = self.uart.state().interrupt_identification & 1 == 0;
+        if pending { self.irq.pulse() } else { Ok(()) }
     }
 
     /// Registers and unread input.

@@ -81,6 +81,35 @@ fn serial_refuses_hostile_state() {
     assert!(restore(&SerialStateV1::default()).is_none());
 }
 
+#[test]
+fn interrupts_lost_between_two_saved_states_are_repeated() {
+    // Input after the interrupt controllers were saved, and before the port was.
+    let there = Arc::<Line>::default();
+    let mut serial = Serial::new(Arc::<Line>::default(), Box::new(std::io::sink()));
+    serial.write(1, &[1]);
+    serial.enqueue(b"x");
+    let mut serial = Serial::restore(&serial.state(), there.clone(), Box::new(std::io::sink())).unwrap();
+    // The restored controllers know nothing of what restoring the port did.
+    let before = there.edges();
+    serial.enqueue(b"y");
+    assert_eq!(there.edges(), before, "the port takes its interrupt for raised");
+    serial.repeat_interrupt().unwrap();
+    assert_eq!(there.edges(), before + 1);
+    assert_eq!([read(&mut serial, 0), read(&mut serial, 0)], *b"xy");
+    serial.repeat_interrupt().unwrap();
+    assert_eq!(there.edges(), before + 1, "none is pending");
+
+    let mut power = Power::new(Arc::<Line>::default(), Arc::<Ends>::default());
+    power.press_power_button().unwrap();
+    let there = Arc::<Line>::default();
+    let mut power = Power::restore(power.state(), there.clone(), Arc::<Ends>::default());
+    power.repeat_interrupt().unwrap();
+    assert_eq!(there.edges(), 1);
+    power.read(power::EVENTS, &mut [0; 4]);
+    power.repeat_interrupt().unwrap();
+    assert_eq!(there.edges(), 1, "none is pending");
+}
+
 #[derive(Default)]
 pub struct Ends {
     off: AtomicU32,

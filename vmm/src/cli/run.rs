@@ -42,7 +42,10 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
 
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure> {
-    let config = ReceiveConfig { name: args.name, uri: args.uri, serial: args.console.serial };
+    let serial = args.console.serial;
+    // With the guest's console on it, the terminal is the guest's.
+    let progress = !context.out.quiet && serial != SerialSink::Stdio;
+    let config = ReceiveConfig { name: args.name, uri: args.uri, serial, progress };
     check_output(&context.out, &config.serial)?;
     doctor::quick().map_err(|report| no_kvm(&report))?;
     let name = config.name.clone();

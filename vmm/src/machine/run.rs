@@ -137,7 +137,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         let controller = host.controller.clone();
         let (done, result) = channel();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let got = migrate::receive(&listener, hooks, &controller);
+            let got = migrate::receive(&listener, hooks, &controller, config.progress);
             let _ = done.send(got);
             controller.send(Event::Migrated);
         })?;

@@ -1,12 +1,12 @@
 //! The destination's machine in the engine's terms.
 
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use wherry_migration::traits::{DestinationVm, GuestRam};
-use wherry_migration::{CancelToken, DestinationConfig, Listener};
+use wherry_migration::{CancelToken, DestinationConfig, Listener, Phase, Snapshot};
 
 use crate::control::VmState;
 use crate::machine::controller::Controller;
@@ -15,6 +15,9 @@ use crate::memory::{PAGE, Ram};
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is touched.
 const DONE_AFTER: Duration = Duration::from_millis(300);
+
+/// A line of progress at least this often.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// A machine that arrives part by part: description, memory, state.
 struct Arriving<'a> {
@@ -87,12 +90,21 @@ pub fn receive(
     listener: &Listener,
     hooks: MachineHooks,
     controller: &Controller,
+    progress: bool,
 ) -> anyhow::Result<Arc<Machine>> {
     let cancel = CancelToken::new();
     let transport = super::accept(listener, &cancel)?;
+    let said = Mutex::new((Phase::Handshake, Instant::now()));
+    let say = move |now: &Snapshot| {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        if progress && (said.0 != now.phase || said.1.elapsed() >= SAY_EVERY) {
+            *said = (now.phase, Instant::now());
+            eprintln!("wherry: receiving, {}: {} MB so far", now.phase, now.bytes / 1_000_000);
+        }
+    };
     let mut arriving = Arriving { hooks, controller, foundation: None, machine: None };
     let received =
-        wherry_migration::receive(transport, &mut arriving, &DestinationConfig::default(), &(), &cancel)?;
+        wherry_migration::receive(transport, &mut arriving, &DestinationConfig::default(), &say, &cancel)?;
     if !received.acknowledged {
         eprintln!(
             "wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`"

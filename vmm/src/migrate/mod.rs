@@ -105,6 +105,9 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
     };
     let error = ControlError::new(code, chain(failure));
     match &failure.cause {
+        _ if failure.ownership == Ownership::SourcePaused => {
+            error.hint("the guest is here, paused: `wherry resume` lets it go on")
+        }
         Error::NotConverging { .. } => error.hint(
             "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless",
         ),
