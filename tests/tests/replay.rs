@@ -218,7 +218,7 @@ fn a_trace_onto_a_full_disk_does_not_hold_the_guest() -> Result<()> {
     let error = error.downcast::<MigrateError>()?;
     assert_eq!(error.code, 1, "{error}");
     assert_eq!(source.info()?["state"], "running");
-    assert_eq!(source.info()?["last_migration"]["state"], "none");
+    assert!(source.info()?["last_migration"].is_null(), "{}", source.info()?);
 
     let error = migrate(&env, "source", &uri, &["--trace", "/dev/full"]).expect_err("a full disk");
     let error = error.downcast::<MigrateError>()?;
