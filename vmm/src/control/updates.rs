@@ -130,3 +130,36 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(t_us: u64, ranges: usize) -> Update {
+        let what = What::Hints { ranges: vec![(1_000_000, 1024); ranges], dropped: 0 };
+        Update::trace(&Event { t_us, what }).unwrap()
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_and_in_number() {
+        for (ranges, most) in [(8000, 10), (1, MAX_QUEUED)] {
+            let (offers, queue) = queue();
+            for t_us in 0..3000 {
+                offers.offer(event(t_us, ranges));
+            }
+            assert!(offers.shared.bytes.load(Ordering::Acquire) <= MAX_BYTES);
+            drop(offers);
+            let (mut told, mut lost) = (0, String::new());
+            while let Ok(Update::Trace(line)) = queue.recv_timeout(Duration::ZERO) {
+                if line.get().contains("lost") {
+                    lost = line.get().into();
+                } else {
+                    told += 1;
+                }
+            }
+            assert!(told > 0 && told <= most, "{told}");
+            assert_eq!(lost, format!(r#"{{"t_us":2999,"event":"lost","events":{}}}"#, 3000 - told));
+            assert_eq!(queue.shared.bytes.load(Ordering::Acquire), 0);
+        }
+    }
+}
