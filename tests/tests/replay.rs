@@ -196,12 +196,9 @@ fn replays_come_close_to_what_happens() -> Result<()> {
             off(&foretold, happened, "total_bytes")?,
             off(&foretold, happened, "total_ms")?
         ))?;
-        // Two guests are never quite the same, and what hints name is not all content.
-        let bound = if args[0] == "--hints" { 20.0 } else { 15.0 };
-        assert!(
-            off(&foretold, happened, "total_bytes")?.abs() < bound,
-            "{from} {args:?}: {foretold:#} {happened:#}"
-        );
+        // Later rounds depend on the lab's speed at the time; round one does not, but no two guests are quite the same.
+        let error = off(&foretold, happened, "round_one_bytes")?;
+        assert!(error.abs() < 6.0, "{from} {args:?}: {error} %: {foretold:#} {happened:#}");
     }
     Ok(())
 }
