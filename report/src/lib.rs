@@ -20,7 +20,7 @@ pub mod units;
 pub use map::memory_map;
 pub use page::migration_page;
 pub use timeline::timeline;
-pub use trace::{Fates, Round, Trace};
+pub use trace::{Fates, Reader, Round, Slice, Trace};
 
 /// Classes of pages in a round: style class and name, in the order of [`wherry_migration::trace::FATES`], and one for VMMs that do not tell
 /// why a page was neither sent nor zero. Together they are all pages of the guest.

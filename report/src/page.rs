@@ -52,7 +52,9 @@ fn state(trace: &Trace) -> String {
     let mut say = |text: &str| {
         let _ = write!(out, "<p class=bad>{}</p>", escape(text));
     };
-    if trace.report.is_none() {
+    if let Some(why) = &trace.failed {
+        say(why);
+    } else if trace.report.is_none() {
         say("The trace has no end: the migration failed or was cancelled, or the trace was cut off.");
     }
     trace.problems.iter().for_each(|problem| say(problem));

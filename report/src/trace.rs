@@ -17,6 +17,7 @@ const MAX_LINE: u64 = 4 << 20;
 const MAX_ROUNDS: usize = 1000;
 /// Remarks (decisions, ids) that are kept.
 const MAX_REMARKS: usize = 2000;
+const MAX_PROBLEMS: usize = 50;
 /// Characters of a text that are kept.
 const MAX_TEXT: usize = 200;
 /// No migration takes longer than a year.
@@ -38,6 +39,8 @@ pub struct Trace {
     pub downtime_limit_us: u64,
     /// `--max-rounds`
     pub max_rounds: u32,
+    /// Whether that was asked for.
+    pub force: bool,
     /// Time of the last event.
     pub end_us: u64,
     /// When each phase began.
@@ -58,6 +61,8 @@ pub struct Trace {
     pub cells: Vec<Fates>,
     /// The migration's own report, if it succeeded.
     pub report: Option<Value>,
+    /// Why it failed, if it did.
+    pub failed: Option<String>,
     /// What is wrong with the trace, in words.
     pub problems: Vec<String>,
 }
@@ -116,56 +121,76 @@ pub struct Slice {
     pub held_us: u64,
 }
 
+/// Takes a trace line by line.
+#[derive(Debug, Default)]
+pub struct Reader {
+    trace: Trace,
+    started: bool,
+    lines: u64,
+    bad: u64,
+}
+
+impl Reader {
+    /// The next line. `Ok(false)`: there are enough, and this one was not taken.
+    ///
+    /// # Errors
+    /// If the first line is not that of a trace.
+    pub fn line(&mut self, line: &[u8]) -> Result<bool, Error> {
+        if line.len() as u64 >= MAX_LINE {
+            self.trace.problem(format!("line {} is too long; it and what follows is left out", self.lines + 1));
+            return Ok(false);
+        }
+        if self.lines == MAX_LINES {
+            self.trace.problem(format!("only the first {MAX_LINES} lines are shown"));
+            return Ok(false);
+        }
+        self.lines += 1;
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(true);
+        }
+        match serde_json::from_slice::<Event>(line) {
+            Ok(event) if self.started => self.trace.event(event),
+            Ok(event) => self.trace.start(event)?,
+            Err(_) if self.started => self.bad += 1,
+            Err(error) => return Err(Error::NoTrace(error.to_string())),
+        }
+        self.started = true;
+        Ok(true)
+    }
+
+    /// The trace.
+    ///
+    /// # Errors
+    /// If there was no line.
+    pub fn finish(mut self) -> Result<Trace, Error> {
+        if !self.started {
+            return Err(Error::NoTrace("it is empty".into()));
+        }
+        if self.bad > 0 {
+            self.trace.problem(format!("{} lines could not be understood and are left out", self.bad));
+        }
+        self.trace.finish();
+        Ok(self.trace)
+    }
+}
+
 impl Trace {
-    /// Reads a trace.
+    /// Reads a trace from its beginning to its end.
     ///
     /// # Errors
     /// If it cannot be read, or begins with something else than a trace does.
     pub fn read(mut from: impl BufRead) -> Result<Self, Error> {
-        let mut trace = Self::default();
-        let (mut lines, mut bad, mut started, mut line) = (0u64, 0u64, false, Vec::new());
+        let (mut reader, mut line) = (Reader::default(), Vec::new());
         loop {
             line.clear();
-            let len = from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
-            if len == 0 {
-                break;
-            }
-            if len == MAX_LINE && line.last() != Some(&b'\n') {
-                trace
-                    .problems
-                    .push(format!("line {} is too long; it and what follows is left out", lines + 1));
-                break;
-            }
-            if lines == MAX_LINES {
-                trace.problems.push(format!("only the first {MAX_LINES} lines are shown"));
-                break;
-            }
-            lines += 1;
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            match serde_json::from_slice::<Event>(&line) {
-                Ok(event) if !started => {
-                    trace.start(event)?;
-                    started = true;
-                }
-                Err(error) if !started => return Err(Error::NoTrace(error.to_string())),
-                Ok(event) => trace.event(event),
-                Err(_) => bad += 1,
+            if from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 || !reader.line(&line)? {
+                return reader.finish();
             }
         }
-        if !started {
-            return Err(Error::NoTrace("it is empty".into()));
-        }
-        if bad > 0 {
-            trace.problems.push(format!("{bad} lines could not be understood and are left out"));
-        }
-        trace.finish();
-        Ok(trace)
     }
 
     fn start(&mut self, event: Event) -> Result<(), Error> {
-        let What::Start { version, nr_pages, hints, bandwidth, downtime_limit_us, max_rounds } = event.what
+        let What::Start { version, nr_pages, hints, bandwidth, downtime_limit_us, max_rounds, force, .. } = event.what
         else {
             return Err(Error::NoTrace("its first line is not the event `start`".into()));
         };
@@ -176,6 +201,7 @@ impl Trace {
         }
         self.nr_pages = nr_pages;
         self.hints = cut(hints);
+        self.force = force;
         (self.bandwidth, self.downtime_limit_us, self.max_rounds) =
             (bandwidth, downtime_limit_us, max_rounds);
         Ok(())
@@ -222,17 +248,26 @@ impl Trace {
             }
             What::Map { round: 1, cell_pages, cells } => self.map(cell_pages, cells),
             What::End { report } => self.report = Some(report),
+            What::Failed { phase, error } => {
+                self.failed = Some(format!("It failed ({}): {}", cut(phase).replace('_', " "), cut(error)));
+            }
+            What::Lost { events } => self.problem(format!("{events} events are missing: they came faster than they were written")),
             // What later versions have, and maps of later rounds.
             _ => {}
         }
     }
 
+    /// Says it once.
+    fn problem(&mut self, text: String) {
+        if self.problems.len() < MAX_PROBLEMS && !self.problems.contains(&text) {
+            self.problems.push(text);
+        }
+    }
+
     fn map(&mut self, cell_pages: u64, cells: Vec<Fates>) {
         if cells.is_empty() || cells.len() as u64 > MAX_CELLS || cell_pages == 0 {
-            self.problems.push(format!(
-                "its memory map has {} cells of {cell_pages} pages, and is left out",
-                cells.len()
-            ));
+            let nr_cells = cells.len();
+            self.problem(format!("its memory map has {nr_cells} cells of {cell_pages} pages, and is left out"));
             return;
         }
         (self.cell_pages, self.cells) = (cell_pages, cells);
@@ -249,8 +284,8 @@ impl Trace {
 
     fn round(&mut self, number: u32) -> Option<&mut Round> {
         let room = self.rounds.len() < MAX_ROUNDS || self.rounds.contains_key(&number);
-        if !room && !self.problems.iter().any(|p| p.contains("rounds")) {
-            self.problems.push(format!("only {MAX_ROUNDS} rounds are shown"));
+        if !room {
+            self.problem(format!("only {MAX_ROUNDS} rounds are shown"));
         }
         room.then(|| self.rounds.entry(number).or_default())
     }

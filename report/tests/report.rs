@@ -16,6 +16,8 @@ fn start() -> What {
         bandwidth: Some(125_000_000),
         downtime_limit_us: 300_000,
         max_rounds: 30,
+        force: false,
+        switchover_estimate_us: 50_000,
     }
 }
 
@@ -29,7 +31,7 @@ fn example() -> Vec<Event> {
     at(3, What::Publish { round: 1, mode: "checked_zero".into() });
     for step in 1..20 {
         let n = step.min(10) * 15_000;
-        at(50 * step, What::Hints { ranges: vec![(step * 4096, 15_000)] });
+        at(50 * step, What::Hints { ranges: vec![(step * 4096, 15_000)], dropped: 0 });
         at(
             50 * step,
             What::Slice {
@@ -126,6 +128,11 @@ fn what_is_missing_is_named() {
     let failed = text(&all[..30]);
     let page = migration_page(&read(&failed), "").unwrap();
     assert!(page.contains("The trace has no end") && page.contains("no map of memory"));
+    let mut told = all[..30].to_vec();
+    told.push(Event { t_us: 0, what: What::Lost { events: 9 } });
+    told.push(Event { t_us: 0, what: What::Failed { phase: "last_round".into(), error: "gone <b>".into() } });
+    let page = migration_page(&read(&text(&told)), "").unwrap();
+    assert!(page.contains("It failed (last round): gone &lt;b&gt;") && page.contains("9 events are missing"));
     let quiet: Vec<Event> = all
         .iter()
         .filter(|e| !matches!(e.what, What::Hints { .. } | What::Dirty { .. } | What::Harvest { .. }))
@@ -139,6 +146,7 @@ fn what_is_missing_is_named() {
 #[test]
 fn damage_is_counted_and_the_rest_is_shown() {
     let mut lines: Vec<String> = text(&example()).lines().map(str::to_owned).collect();
+    lines.insert(3, "{\"t_us\": 1, \"event\": \"of a later version\", \"x\": [1]}".into());
     lines.insert(5, "{\"t_us\": -5, \"event\": \"slice\"}".into());
     lines.insert(9, "nonsense".into());
     lines.insert(12, "\u{0}\u{ff}".into());
@@ -167,7 +175,7 @@ fn a_hostile_trace_is_bounded() {
         add(What::Decision { what: evil.clone() }, 0);
         add(What::Phase { phase: evil.clone() }, 0);
         add(slice(round, u64::MAX), 1);
-        add(What::Hints { ranges: vec![(u64::MAX, u64::MAX); 2] }, 5);
+        add(What::Hints { ranges: vec![(u64::MAX, u64::MAX); 2], dropped: u64::MAX }, 5);
         add(What::Dirty { round, pages: u64::MAX, protected: 0 }, 7);
         add(What::Harvest { round, dirty: u64::MAX, overridden: u64::MAX }, 7);
     }
@@ -227,7 +235,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             held_us
         }),
         (number(), number())
-            .prop_map(|(first, len)| What::Hints { ranges: vec![(first, len), (len, first)] }),
+            .prop_map(|(first, len)| What::Hints { ranges: vec![(first, len), (len, first)], dropped: 0 }),
         (round(), number()).prop_map(|(round, pages)| What::Dirty { round, pages, protected: pages }),
         (round(), number(), number()).prop_map(|(round, dirty, overridden)| What::Harvest {
             round,

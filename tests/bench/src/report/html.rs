@@ -3,29 +3,19 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use wherry_report::CLASSES;
+use wherry_report::bars::{Bar, Chart, Part};
+use wherry_report::html::{self, escape};
+use wherry_report::units::{mb, memory, ms, number, percent};
 
-use super::plot::{self, Bar, Chart, Part};
-use super::{EMULATED, change, emulated, facts, gib, groups, heading, mb, ms, number, percent, who};
+use super::{EMULATED, change, emulated, facts, groups, heading, who};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
 
-const STYLE: &str = include_str!("style.css");
-/// Classes of pages in round one: style class, name. Together they are all pages of the guest.
-const CLASSES: [(u8, &str); 9] = [
-    (0, "sent"),
-    (1, "sent before its hint came"),
-    (2, "zero"),
-    (3, "hole"),
-    (4, "hinted"),
-    (5, "hinted and overridden"),
-    (6, "ballooned"),
-    (7, "clean"),
-    (8, "neither sent nor zero (QEMU does not say why)"),
-];
 /// Colours of rounds; later ones share the last.
 const ROUNDS: [(u8, &str); 4] =
     [(9, "round one"), (10, "round two"), (11, "round three"), (12, "later rounds")];
-const TIMES: [(u8, &str); 2] = [(9, "guest runs"), (13, "guest is paused")];
+const TIMES: [(u8, &str); 2] = [(18, "guest runs"), (13, "guest is paused")];
 
 /// The whole page.
 pub fn page(entries: &[Entry]) -> Result<String> {
@@ -41,15 +31,7 @@ pub fn page(entries: &[Entry]) -> Result<String> {
         section(&mut body, index, members)?;
     }
     failures(&mut body, entries);
-    Ok(format!(
-        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>Wherry: migrations, measured</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    ))
-}
-
-/// Text for HTML.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    Ok(html::page("Wherry: migrations, measured", &body))
 }
 
 fn about(entries: &[Entry]) -> String {
@@ -122,7 +104,7 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
     write!(body, "<section id=g{index}><h2>{}</h2>", escape(&heading(first)))?;
     let what = format!(
         "{} RAM, {} vCPU, kernel {}, work: {}, downtime limit {} ms",
-        gib(first.memory_bytes),
+        memory(first.memory_bytes),
         first.cpus,
         first.kernel,
         first.work,
@@ -137,16 +119,17 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
             bars: good.iter().map(|e| bytes_bar(e)).collect(),
             mark: floor,
         };
-        figure(body, "Bytes, by round; the line is the memory that the guest really uses", &ROUNDS, &bytes)?;
+        let caption = "Bytes, by round; the line is the memory that the guest really uses";
+        body.push_str(&html::chart("Bytes by round", caption, &ROUNDS, &bytes)?);
         let time =
             Chart { unit: "seconds".into(), bars: good.iter().map(|e| time_bar(e)).collect(), mark: None };
-        figure(body, "Time", &TIMES, &time)?;
+        body.push_str(&html::chart("Time", "Time", &TIMES, &time)?);
         let fate = Chart {
             unit: "per cent of guest RAM".into(),
             bars: good.iter().filter_map(|e| fate_bar(e)).collect(),
             mark: None,
         };
-        figure(body, "Round one: what became of each page", &CLASSES, &fate)?;
+        body.push_str(&html::chart("Round one by class", "Round one: what became of each page", &CLASSES, &fate)?);
     }
     figures_table(body, members)?;
     rounds_table(body, &good)?;
@@ -155,21 +138,6 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
         writeln!(body, "{}", escape(&entry.command))?;
     }
     body.push_str("</pre></section>");
-    Ok(())
-}
-
-/// A chart with a caption and the legend of the colours that it has.
-fn figure(body: &mut String, caption: &str, legend: &[(u8, &str)], chart: &Chart) -> Result<()> {
-    write!(body, "<figure><figcaption>{caption}<br>")?;
-    let used =
-        |colour: u8| chart.bars.iter().flat_map(|b| &b.parts).any(|p| p.colour == colour && p.value > 0.0);
-    for (colour, name) in legend.iter().filter(|(colour, _)| used(*colour)) {
-        write!(
-            body,
-            "<span class=key><svg width=12 height=12><rect width=12 height=12 class=c{colour} /></svg> {name}</span> "
-        )?;
-    }
-    write!(body, "</figcaption>{}</figure>", plot::svg(chart)?)?;
     Ok(())
 }
 

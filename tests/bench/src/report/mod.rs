@@ -1,13 +1,13 @@
 //! What people look at: the JSON list, a summary on the terminal, an HTML page.
 
 mod html;
-mod plot;
 mod summary;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use wherry_report::units::memory;
 
 use crate::entry::Entry;
 use crate::plan::Plan;
@@ -123,7 +123,7 @@ fn facts(entries: &[Entry]) -> Vec<String> {
         facts.extend(entries.iter().filter(|e| e.vmm == vmm).find_map(|e| e.vmm_version.clone()));
     }
     facts.extend(entries.iter().find_map(|e| e.machine.as_ref()).map(|m| {
-        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, gib(m.memory_bytes))
+        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, memory(m.memory_bytes))
     }));
     let mut guests: Vec<String> = entries.iter().filter_map(|e| e.kernel_release.clone()).collect();
     guests.sort();
@@ -140,28 +140,4 @@ const EMULATED: &str = "The host is software emulation, and source and destinati
 
 fn emulated(entries: &[Entry]) -> bool {
     entries.iter().filter_map(|e| e.machine.as_ref()).any(|m| m.cpu.contains("TCG"))
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
-}
-
-/// Megabytes, as in `113.8 MB`.
-fn mb(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "–".into(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6))
-}
-
-/// Milliseconds.
-fn ms(value: Option<f64>) -> String {
-    value.map_or_else(|| "–".into(), |ms| format!("{ms:.0} ms"))
-}
-
-/// A number with `digits` after the point and a unit after it.
-fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
-    value.map_or_else(|| "–".into(), |v| format!("{v:.digits$}{unit}"))
-}
-
-/// `−87 %`.
-fn percent(value: Option<f64>) -> String {
-    value.map_or_else(String::new, |v| format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs()))
 }

@@ -1,6 +1,8 @@
 //! The summary on the terminal.
 
-use super::{EMULATED, change, emulated, facts, groups, heading, mb, ms, number, percent, who};
+use wherry_report::units::{mb, ms, number, percent};
+
+use super::{EMULATED, change, emulated, facts, groups, heading, who};
 use crate::entry::Entry;
 
 /// All of it.
