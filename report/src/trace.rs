@@ -137,7 +137,8 @@ impl Reader {
     /// If the first line is not that of a trace.
     pub fn line(&mut self, line: &[u8]) -> Result<bool, Error> {
         if line.len() as u64 >= MAX_LINE {
-            self.trace.problem(format!("line {} is too long; it and what follows is left out", self.lines + 1));
+            self.trace
+                .problem(format!("line {} is too long; it and what follows is left out", self.lines + 1));
             return Ok(false);
         }
         if self.lines == MAX_LINES {
@@ -190,7 +191,8 @@ impl Trace {
     }
 
     fn start(&mut self, event: Event) -> Result<(), Error> {
-        let What::Start { version, nr_pages, hints, bandwidth, downtime_limit_us, max_rounds, force, .. } = event.what
+        let What::Start { version, nr_pages, hints, bandwidth, downtime_limit_us, max_rounds, force, .. } =
+            event.what
         else {
             return Err(Error::NoTrace("its first line is not the event `start`".into()));
         };
@@ -251,7 +253,9 @@ impl Trace {
             What::Failed { phase, error } => {
                 self.failed = Some(format!("It failed ({}): {}", cut(phase).replace('_', " "), cut(error)));
             }
-            What::Lost { events } => self.problem(format!("{events} events are missing: they came faster than they were written")),
+            What::Lost { events } => {
+                self.problem(format!("{events} events are missing: they came faster than they were written"))
+            }
             // What later versions have, and maps of later rounds.
             _ => {}
         }
@@ -267,7 +271,9 @@ impl Trace {
     fn map(&mut self, cell_pages: u64, cells: Vec<Fates>) {
         if cells.is_empty() || cells.len() as u64 > MAX_CELLS || cell_pages == 0 {
             let nr_cells = cells.len();
-            self.problem(format!("its memory map has {nr_cells} cells of {cell_pages} pages, and is left out"));
+            self.problem(format!(
+                "its memory map has {nr_cells} cells of {cell_pages} pages, and is left out"
+            ));
             return;
         }
         (self.cell_pages, self.cells) = (cell_pages, cells);

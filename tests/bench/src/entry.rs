@@ -55,6 +55,9 @@ pub struct Entry {
     pub figures: Figures,
     /// The command for this run alone.
     pub command: String,
+    /// The trace, beside the results: see `docs/trace.md`.
+    #[serde(default)]
+    pub trace: Option<String>,
     /// The commit that was measured.
     pub commit: Option<String>,
     /// `uname -r` of the guest.
@@ -199,6 +202,7 @@ impl Entry {
             guest_ok: false,
             figures: Figures::default(),
             command: format!("cargo xtask bench {}{peer}", named.id),
+            trace: None,
             commit: std::env::var("WHERRY_COMMIT").ok(),
             kernel_release: None,
             machine: None,

@@ -82,6 +82,7 @@ pub fn main(args: &Args) -> Result<u8> {
     if args.from.is_empty() {
         report.arg("--out").arg(&out);
     }
+    report.arg("--traces").arg(&out);
     report.args(args.from.iter().map(|file| here.join(file)));
     code(&mut report)
 }

@@ -13,8 +13,8 @@ use wherry_vmm::control::{
 
 use super::args::MigrateArgs;
 use super::exit::{Exit, Failure};
-use super::report::{self, Progress};
 use super::page::ReportFile;
+use super::report::{self, Progress};
 use super::trace::TraceFile;
 use super::{Context, terminal};
 

@@ -318,11 +318,23 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
     let bench = Bench::new();
     let (page, trace) = (bench._temp.path().join("a page.html"), bench._temp.path().join("a.trace"));
     let (exit, out, err) = bench.run_words(&[
-        "wherry", "migrate", "web", "tcp:b:6", "--report", page.to_str().unwrap(), "--max-rounds", "7", "--trace", trace.to_str().unwrap(),
+        "wherry",
+        "migrate",
+        "web",
+        "tcp:b:6",
+        "--report",
+        page.to_str().unwrap(),
+        "--max-rounds",
+        "7",
+        "--trace",
+        trace.to_str().unwrap(),
     ]);
     assert_eq!(exit, Exit::Ok, "{out}{err}");
     let text = std::fs::read_to_string(&page).unwrap();
-    assert!(text.starts_with("<!DOCTYPE html>") && text.contains("Migration of a guest with 16 MiB"), "{text}");
+    assert!(
+        text.starts_with("<!DOCTYPE html>") && text.contains("Migration of a guest with 16 MiB"),
+        "{text}"
+    );
     let again = "wherry migrate web tcp:b:6 --hints=auto --downtime-limit=300ms --max-rounds=7 --trace=";
     assert!(text.contains(again) && text.contains("a page.html&#39;"), "{text}");
 
@@ -337,7 +349,10 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
     // The guest is what matters: files come after it, and what fails does so by its own code.
     let (exit, out, err) = bench.run("wherry migrate web tcp:b:6 --report /dev/full");
     assert_eq!(exit, Exit::FileIncomplete);
-    assert!(out.contains("migrated: 93.5 MiB") && err.contains("cannot write the report /dev/full: No space"), "{out}{err}");
+    assert!(
+        out.contains("migrated: 93.5 MiB") && err.contains("cannot write the report /dev/full: No space"),
+        "{out}{err}"
+    );
     let (exit, value) = bench.json("wherry migrate web tcp:b:6 --report /dev/full");
     assert_eq!((exit, &value["report_error"]["code"]), (Exit::FileIncomplete, &json!("trace_incomplete")));
     let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --report /dev/null");
@@ -354,7 +369,11 @@ fn a_report_that_cannot_be_begun_stops_everything() {
         ("migrate web tcp:b:9 --report -", Exit::Usage, "name a file"),
         ("migrate web tcp:b:9 --report /dev/null --detach", Exit::Usage, "exclude each other"),
         ("report /no/such/trace -o /dev/null", Exit::Failed, "cannot read /no/such/trace"),
-        ("report /dev/null -o /dev/null", Exit::Failed, "cannot use /dev/null: this is no trace of a migration: it is empty"),
+        (
+            "report /dev/null -o /dev/null",
+            Exit::Failed,
+            "cannot use /dev/null: this is no trace of a migration: it is empty",
+        ),
     ] {
         let (got, _, err) = bench.run(&format!("wherry {words}"));
         assert_eq!(got, exit, "{words}");

@@ -8,6 +8,7 @@ use wherry_report::bars::{Bar, Chart, Part};
 use wherry_report::html::{self, escape};
 use wherry_report::units::{mb, memory, ms, number, percent};
 
+use super::traces::Traces;
 use super::{EMULATED, change, emulated, facts, groups, heading, who};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
@@ -18,7 +19,7 @@ const ROUNDS: [(u8, &str); 4] =
 const TIMES: [(u8, &str); 2] = [(18, "guest runs"), (13, "guest is paused")];
 
 /// The whole page.
-pub fn page(entries: &[Entry]) -> Result<String> {
+pub fn page(entries: &[Entry], traces: &Traces) -> Result<String> {
     let groups = groups(entries);
     let mut body = String::new();
     write!(body, "<h1>Migrations, measured</h1>{}", about(entries))?;
@@ -28,7 +29,7 @@ pub fn page(entries: &[Entry]) -> Result<String> {
          migration. Each cell: all bytes on the wire, and the whole time. Per cents: hints on against off, same VMM.</p>",
     );
     for (index, (_, members)) in groups.iter().enumerate() {
-        section(&mut body, index, members)?;
+        section(&mut body, index, members, traces)?;
     }
     failures(&mut body, entries);
     Ok(html::page("Wherry: migrations, measured", &body))
@@ -99,7 +100,7 @@ fn cell(members: &[&Entry], entry: Option<&Entry>) -> String {
     )
 }
 
-fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
+fn section(body: &mut String, index: usize, members: &[&Entry], traces: &Traces) -> Result<()> {
     let Some(first) = members.first() else { return Ok(()) };
     write!(body, "<section id=g{index}><h2>{}</h2>", escape(&heading(first)))?;
     let what = format!(
@@ -129,7 +130,15 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
             bars: good.iter().filter_map(|e| fate_bar(e)).collect(),
             mark: None,
         };
-        body.push_str(&html::chart("Round one by class", "Round one: what became of each page", &CLASSES, &fate)?);
+        body.push_str(&html::chart(
+            "Round one by class",
+            "Round one: what became of each page",
+            &CLASSES,
+            &fate,
+        )?);
+    }
+    for entry in &good {
+        over_time(body, entry, traces)?;
     }
     figures_table(body, members)?;
     rounds_table(body, &good)?;
@@ -138,6 +147,23 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
         writeln!(body, "{}", escape(&entry.command))?;
     }
     body.push_str("</pre></section>");
+    Ok(())
+}
+
+/// What happened in a run, and where in memory; closed, since there may be many.
+fn over_time(body: &mut String, entry: &Entry, traces: &Traces) -> Result<()> {
+    let Some(trace) = traces.of(entry) else { return Ok(()) };
+    let map = wherry_report::memory_map(&trace);
+    let what = if map.is_empty() { "over time" } else { "over time, and its memory" };
+    write!(body, "<details><summary>{}: {what}</summary>", escape(&who(entry)))?;
+    for problem in &trace.problems {
+        write!(body, "<p class=bad>{}</p>", escape(problem))?;
+    }
+    body.push_str(&wherry_report::timeline(&trace)?);
+    if map.is_empty() {
+        body.push_str("<p class=note>Bytes were read every 50 ms from outside. This VMM does not tell what became of each page.</p>");
+    }
+    write!(body, "{map}</details>")?;
     Ok(())
 }
 
@@ -343,7 +369,7 @@ mod tests {
         all.push(entry("a/hints=off", "qemu", 1, 5));
         all[2].outcome = "failed".into();
         all[2].error = Some("<script>".into());
-        let page = page(&all).unwrap();
+        let page = page(&all, &Traces::default()).unwrap();
         for text in
             ["−79 %", "cargo xtask bench a/hints=on", "&lt;script&gt;", "class=\"c3\"", "class=\"mark\""]
         {

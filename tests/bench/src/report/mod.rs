@@ -2,6 +2,7 @@
 
 mod html;
 mod summary;
+mod traces;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use wherry_report::units::memory;
 use crate::entry::Entry;
 use crate::plan::Plan;
 use crate::{note, run, spread};
+use traces::Traces;
 
 /// Options of `report`.
 #[derive(Debug, Parser)]
@@ -19,6 +21,9 @@ pub struct Args {
     /// Folder of results.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Where traces of earlier reports may be, beside their own folders.
+    #[arg(long)]
+    traces: Option<PathBuf>,
     /// JSON lists of earlier reports.
     from: Vec<PathBuf>,
     /// Writes the JSON list.
@@ -39,6 +44,9 @@ pub fn main(args: &Args) -> Result<u8> {
         entries.extend(list);
     }
     let mut problems = Vec::new();
+    let mut traces: Vec<PathBuf> =
+        args.from.iter().filter_map(|path| Some(path.parent()?.to_owned())).collect();
+    traces.extend(args.out.iter().chain(&args.traces).cloned());
     if let Some(out) = &args.out {
         problems = Plan::read(out)?.problems;
         entries.extend(run::results(out)?);
@@ -53,7 +61,7 @@ pub fn main(args: &Args) -> Result<u8> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.html {
-        std::fs::write(path, html::page(&entries)?)
+        std::fs::write(path, html::page(&entries, &Traces(traces))?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let bad = entries.iter().any(|e| !e.ok() && e.outcome != "skipped");

@@ -2,6 +2,7 @@
 
 mod qemu;
 mod qmp;
+mod recording;
 mod wherry;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::entry::Figures;
 /// Names of the VMMs that can be measured; the first one is ours.
 pub const NAMES: [&str; 2] = ["wherry", "qemu"];
 
+/// Name of the file in which [`Machine::migrate`] leaves a trace of the migration, if it has one.
+pub const TRACE: &str = "trace.jsonl";
+
 /// The files of one run.
 #[derive(Debug, Clone)]
 pub struct Files {
@@ -28,6 +32,11 @@ pub struct Files {
 }
 
 impl Files {
+    /// See [`TRACE`].
+    pub fn trace(&self) -> PathBuf {
+        self.dir.join(TRACE)
+    }
+
     /// A log in the run's folder.
     fn log(&self, name: &str) -> Result<std::fs::File> {
         Ok(std::fs::File::create(self.dir.join(format!("{name}.log")))?)
