@@ -9,7 +9,7 @@ use wherry_report::html::{self, escape};
 use wherry_report::units::{mb, memory, ms, number, percent};
 
 use super::traces::Traces;
-use super::{EMULATED, change, emulated, facts, groups, heading, who};
+use super::{EMULATED, change, emulated, facts, groups, heading, published, range, who};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
 
@@ -28,6 +28,11 @@ pub fn page(entries: &[Entry], traces: &Traces) -> Result<String> {
         "<p class=note>Really used: pages that the guest's kernel did not have in its free lists and that were not zero, counted one by one just before the \
          migration. Each cell: all bytes on the wire, and the whole time. Per cents: hints on against off, same VMM.</p>",
     );
+    let published = published::rows(&groups);
+    if !published.is_empty() {
+        body.push_str("<h2>Beside published figures</h2><p class=note>Those are of real machines: only the reductions compare.</p>");
+        body.push_str(&html::table(&published::HEAD, &published, true));
+    }
     for (index, (_, members)) in groups.iter().enumerate() {
         section(&mut body, index, members, traces)?;
     }
@@ -213,46 +218,92 @@ fn fate(round: &Round) -> [u64; 9] {
 }
 
 fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
+    if members.iter().any(|e| e.spread.is_some()) {
+        body.push_str("<p class=note>Of several runs the one with the median time is shown, with minimum to maximum below.</p>");
+    }
     body.push_str("<h3>Figures</h3><div class=wide><table><thead><tr><th>");
     for entry in members {
         write!(body, "<th class=n>{}", escape(&who(entry)))?;
     }
     body.push_str("</thead><tbody>");
     type Get = fn(&Entry) -> String;
-    let rows: [(&str, Get); 20] = [
-        ("outcome", |e| e.outcome.clone()),
-        ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into()),
-        ("round one", |e| mb(e.figures.round_one_bytes)),
-        ("round one / really used", |e| number(e.figures.round_one_per_floor, 3, "")),
-        ("all bytes", |e| mb(e.figures.total_bytes)),
-        ("all bytes / really used", |e| number(e.figures.total_per_floor, 3, "")),
-        ("rounds", |e| number(e.figures.rounds.map(|n| n as f64), 0, "")),
-        ("total time", |e| ms(e.figures.total_ms.map(|n| n as f64))),
-        ("downtime", |e| ms(e.figures.downtime_ms)),
-        ("parts of it, ms", |e| downtime_parts(e)),
-        ("guest's longest gap", |e| ms(e.figures.longest_gap_ms)),
-        ("heartbeats before → during", |e| {
-            let f = &e.figures;
-            format!("{} → {} /s", number(f.beats_per_s_before, 0, ""), number(f.beats_per_s_during, 0, ""))
-        }),
-        ("CPU time, source", |e| ms(e.figures.source_cpu_ms.map(|n| n as f64))),
-        ("CPU time, destination", |e| ms(e.figures.destination_cpu_ms.map(|n| n as f64))),
-        ("peak memory, source", |e| mb(e.figures.source_rss_bytes)),
-        ("of it not guest RAM", |e| mb(e.figures.source_beside_ram_bytes)),
-        ("memory after, destination", |e| mb(e.figures.destination_rss_bytes)),
-        ("guest's MemFree before → lowest seen", |e| {
-            format!("{} → {}", mb(e.figures.guest_free_before_bytes), mb(e.figures.guest_free_min_bytes))
-        }),
-        ("hints seen", |e| match e.figures.hinting_seen {
-            None => "–".into(),
-            Some(seen) => if seen { "yes" } else { "no" }.into(),
-        }),
-        ("the VMM on hints", |e| e.figures.hints_note.clone().unwrap_or_default()),
+    // Name, value, and what its minimum and maximum are called in the list of results, with their unit.
+    let rows: [(&str, Get, Option<(&str, f64, usize)>); 20] = [
+        ("outcome", |e| e.outcome.clone(), None),
+        ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into(), None),
+        ("round one", |e| mb(e.figures.round_one_bytes), Some(("round_one_bytes", 1e6, 1))),
+        (
+            "round one / really used",
+            |e| number(e.figures.round_one_per_floor, 3, ""),
+            Some(("round_one_per_floor", 1.0, 3)),
+        ),
+        ("all bytes", |e| mb(e.figures.total_bytes), Some(("total_bytes", 1e6, 1))),
+        (
+            "all bytes / really used",
+            |e| number(e.figures.total_per_floor, 3, ""),
+            Some(("total_per_floor", 1.0, 3)),
+        ),
+        ("rounds", |e| number(e.figures.rounds.map(|n| n as f64), 0, ""), Some(("rounds", 1.0, 0))),
+        ("total time", |e| ms(e.figures.total_ms.map(|n| n as f64)), Some(("total_ms", 1.0, 0))),
+        ("downtime", |e| ms(e.figures.downtime_ms), Some(("downtime_ms", 1.0, 0))),
+        ("parts of it, ms", |e| downtime_parts(e), None),
+        ("guest's longest gap", |e| ms(e.figures.longest_gap_ms), Some(("longest_gap_ms", 1.0, 0))),
+        (
+            "heartbeats before → during",
+            |e| {
+                let f = &e.figures;
+                format!(
+                    "{} → {} /s",
+                    number(f.beats_per_s_before, 0, ""),
+                    number(f.beats_per_s_during, 0, "")
+                )
+            },
+            None,
+        ),
+        (
+            "CPU time, source",
+            |e| ms(e.figures.source_cpu_ms.map(|n| n as f64)),
+            Some(("source_cpu_ms", 1.0, 0)),
+        ),
+        (
+            "CPU time, destination",
+            |e| ms(e.figures.destination_cpu_ms.map(|n| n as f64)),
+            Some(("destination_cpu_ms", 1.0, 0)),
+        ),
+        ("peak memory, source", |e| mb(e.figures.source_rss_bytes), Some(("source_rss_bytes", 1e6, 1))),
+        (
+            "of it not guest RAM",
+            |e| mb(e.figures.source_beside_ram_bytes),
+            Some(("source_beside_ram_bytes", 1e6, 1)),
+        ),
+        (
+            "memory after, destination",
+            |e| mb(e.figures.destination_rss_bytes),
+            Some(("destination_rss_bytes", 1e6, 1)),
+        ),
+        (
+            "guest's MemFree before → lowest seen",
+            |e| format!("{} → {}", mb(e.figures.guest_free_before_bytes), mb(e.figures.guest_free_min_bytes)),
+            None,
+        ),
+        (
+            "hints seen",
+            |e| match e.figures.hinting_seen {
+                None => "–".into(),
+                Some(seen) => if seen { "yes" } else { "no" }.into(),
+            },
+            None,
+        ),
+        ("the VMM on hints", |e| e.figures.hints_note.clone().unwrap_or_default(), None),
     ];
-    for (name, get) in rows {
-        write!(body, "<tr><th>{name}")?;
+    for (name, get, spread) in rows {
+        write!(body, "<tr><th scope=row>{name}")?;
         for entry in members {
             write!(body, "<td class=n>{}", escape(&get(entry)))?;
+            let range = spread.and_then(|(key, unit, digits)| range(entry, key, unit, digits));
+            if let Some(range) = range {
+                write!(body, "<br><span class=range>{}</span>", escape(&range))?;
+            }
         }
     }
     body.push_str("</tbody></table></div>");

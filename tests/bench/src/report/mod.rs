@@ -1,6 +1,7 @@
 //! What people look at: the JSON list, a summary on the terminal, an HTML page.
 
 mod html;
+mod published;
 mod summary;
 mod traces;
 
@@ -104,12 +105,23 @@ fn heading(entry: &Entry) -> String {
 
 /// `Wherry, hints on`.
 fn who(entry: &Entry) -> String {
-    let name = match entry.vmm.as_str() {
+    format!("{}, hints {}", name(entry), entry.hints.word())
+}
+
+/// The VMM's name for people.
+fn name(entry: &Entry) -> &str {
+    match entry.vmm.as_str() {
         "wherry" => "Wherry",
         "qemu" => "QEMU",
         other => other,
-    };
-    format!("{name}, hints {}", entry.hints.word())
+    }
+}
+
+/// Minimum and maximum over several runs, as `12 to 15`, for figures shown with `digits` in units of `unit`.
+fn range(entry: &Entry, figure: &str, unit: f64, digits: usize) -> Option<String> {
+    let spread = &entry.spread.as_ref()?[figure];
+    let number = |key: &str| Some(format!("{:.digits$}", spread[key].as_f64()? / unit));
+    Some(format!("{} to {}", number("min")?, number("max")?))
 }
 
 /// The change from hints off to hints on for the same VMM in a group, in per cent.
