@@ -227,8 +227,9 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
     }
     body.push_str("</thead><tbody>");
     type Get = fn(&Entry) -> String;
-    // Name, value, and what its minimum and maximum are called in the list of results, with their unit.
-    let rows: [(&str, Get, Option<(&str, f64, usize)>); 20] = [
+    // What minimum and maximum are called in the list of results, unit, and digits.
+    type Spread = Option<(&'static str, f64, usize)>;
+    let rows: [(&str, Get, Spread); 20] = [
         ("outcome", |e| e.outcome.clone(), None),
         ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into(), None),
         ("round one", |e| mb(e.figures.round_one_bytes), Some(("round_one_bytes", 1e6, 1))),
