@@ -69,7 +69,7 @@ fn headline(trace: &Trace) -> String {
         (mb(Some(first.bytes)), "of it in round one".to_owned()),
         (time(total_us(trace)), format!("in {} rounds", trace.rounds.len())),
     ];
-    if let Some(down) = downtime_us(trace) {
+    if let Some(down) = trace.downtime_us() {
         tiles.push((time(down), "guest paused".into()));
     }
     let dealt = |class: usize| first.fates()[class];
@@ -87,16 +87,8 @@ fn headline(trace: &Trace) -> String {
     format!("<div class=tiles>{}</div>", tiles.iter().map(tile).collect::<String>())
 }
 
-fn report_number(trace: &Trace, path: &str) -> Option<u64> {
-    trace.report.as_ref()?.pointer(path)?.as_u64()
-}
-
 fn total_us(trace: &Trace) -> u64 {
-    report_number(trace, "/total_ms").map_or(trace.end_us, |ms| ms.saturating_mul(1000))
-}
-
-fn downtime_us(trace: &Trace) -> Option<u64> {
-    report_number(trace, "/downtime/total_us").or_else(|| trace.pause().map(|(from, to)| to - from))
+    trace.reported("/total_ms").map_or(trace.end_us, |ms| ms.saturating_mul(1000))
 }
 
 fn parts(fates: &Fates, classes: &[usize], value: impl Fn(u64) -> f64) -> Vec<Part> {
@@ -163,12 +155,12 @@ fn totals(trace: &Trace) -> String {
         ),
         row("total time", time(total_us(trace))),
     ];
-    if let Some(down) = downtime_us(trace) {
+    if let Some(down) = trace.downtime_us() {
         rows.push(row("downtime", time(down)));
     }
     for part in ["pause", "last_round", "verify", "state", "commit", "resume"] {
         if let Some(us) =
-            report_number(trace, &format!("/downtime/{part}_us")).filter(|&us| us > 0 || part != "verify")
+            trace.reported(&format!("/downtime/{part}_us")).filter(|&us| us > 0 || part != "verify")
         {
             rows.push(row(&format!("of it {}", part.replace('_', " ")), time(us)));
         }

@@ -71,7 +71,11 @@ pub fn timeline(trace: &Trace) -> Result<String, Error> {
 fn words(trace: &Trace) -> String {
     let mut out = format!("{} rounds in {}", trace.rounds.len(), time(trace.end_us));
     if let Some((from, to)) = trace.pause() {
-        out.push_str(&format!("; paused from {} for {}", time(from), time(to - from)));
+        out.push_str(&format!(
+            "; paused from {} for {}",
+            time(from),
+            time(trace.downtime_us().unwrap_or(to - from))
+        ));
     }
     let hinted = trace.hinted.iter().fold(0, |sum: u64, (_, pages)| sum.saturating_add(*pages));
     if let (Some((first, _)), Some((last, _))) = (trace.hinted.first(), trace.hinted.last()) {
@@ -103,7 +107,7 @@ fn lanes(trace: &Trace) -> Vec<Lane> {
         lanes.push(Lane { name: "Held back for hints", bars: held });
     }
     if let Some((from, to)) = trace.pause() {
-        let text = time(to - from);
+        let text = time(trace.downtime_us().unwrap_or(to - from));
         lanes
             .push(Lane { name: "Guest paused", bars: vec![(seconds(from), seconds(to), 1.0, PAUSED, text)] });
     }

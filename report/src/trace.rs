@@ -329,8 +329,17 @@ impl Trace {
 
     /// All bytes on the wire.
     pub fn total_bytes(&self) -> u64 {
-        let own = self.report.as_ref().and_then(|r| r["total_bytes"].as_u64());
-        own.unwrap_or_else(|| self.slices.last().map_or(0, |last| last.bytes))
+        self.reported("/total_bytes").unwrap_or_else(|| self.slices.last().map_or(0, |last| last.bytes))
+    }
+
+    /// A number of the migration's own report.
+    pub fn reported(&self, pointer: &str) -> Option<u64> {
+        self.report.as_ref()?.pointer(pointer)?.as_u64()
+    }
+
+    /// How long the guest was paused: what the report says, else by the phases.
+    pub fn downtime_us(&self) -> Option<u64> {
+        self.reported("/downtime/total_us").or_else(|| self.pause().map(|(from, to)| to - from))
     }
 
     /// From when until when the guest was paused.
