@@ -8,6 +8,8 @@
 //! Colours are style classes (`c0`…): [`html::STYLE`] says how they look. No class is told by its colour alone; every figure says in words,
 //! too, what it shows.
 
+#![forbid(unsafe_code)]
+
 pub mod bars;
 pub mod html;
 mod map;
