@@ -159,7 +159,7 @@ fn one(run: &Run, out: &Path, link: Link, stage: &dyn Fn(&str)) -> Entry {
             return entry;
         }
     };
-    if let Some(why) = skipped.or_else(|| vmm.unable(spec)) {
+    if let Some(why) = skipped {
         return skip(entry, why);
     }
     entry.vmm_version = vmm.version().ok();

@@ -60,8 +60,6 @@ pub struct Migration<'a> {
 pub trait Vmm {
     /// Its version.
     fn version(&self) -> Result<String>;
-    /// Why it cannot do a case; `None` if it can.
-    fn unable(&self, case: &Case) -> Option<String>;
     /// Starts a guest. `append` is the kernel's command line.
     fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>>;
     /// Starts a destination that waits at the port.
@@ -94,9 +92,9 @@ pub fn by_name(name: &str) -> Result<Box<dyn Vmm>> {
     })
 }
 
-/// `auto` is Wherry's alone.
-fn no_auto(case: &Case) -> Option<String> {
-    (case.hints == Hints::Auto).then(|| "it has no hints=auto".to_owned())
+/// Whether the VMM of that name has this setting: `auto` is Wherry's alone.
+pub fn has(name: &str, hints: Hints) -> bool {
+    name == NAMES[0] || hints != Hints::Auto
 }
 
 /// A program on the `PATH`.

@@ -14,7 +14,7 @@ use wherry_tests::Console;
 
 use super::qmp::Qmp;
 use super::recording::Recording;
-use super::{Files, Machine, Migration, TimedOut, Vmm, no_auto};
+use super::{Files, Machine, Migration, TimedOut, Vmm};
 use crate::case::{Case, Hints};
 use crate::entry::{Figures, Round};
 
@@ -95,10 +95,6 @@ impl Vmm for Qemu {
     fn version(&self) -> Result<String> {
         let out = Command::new(&self.program).arg("--version").output()?;
         Ok(String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().to_owned())
-    }
-
-    fn unable(&self, case: &Case) -> Option<String> {
-        no_auto(case)
     }
 
     fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>> {

@@ -55,10 +55,6 @@ impl Vmm for Wherry {
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
     }
 
-    fn unable(&self, _: &Case) -> Option<String> {
-        None
-    }
-
     fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>> {
         let reporting = if case.reporting { ",reporting" } else { "" };
         let (kernel, initrd) = (files.kernel.display(), files.initrd.display());
