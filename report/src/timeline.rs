@@ -58,8 +58,10 @@ pub fn timeline(trace: &Trace) -> Result<String, Error> {
     if panels.iter().any(|p| p.limit.is_some()) {
         caption.push_str("The level line is the cap on the link. ");
     }
-    if trace.hinted.is_empty() {
-        caption.push_str(if trace.hints == "off" { "No hints were asked for. " } else { "No hint came. " });
+    if trace.hints == "off" {
+        caption.push_str("No hints were asked for. ");
+    } else if trace.asked && trace.hinted.is_empty() {
+        caption.push_str("No hint came. ");
     }
     if trace.dirty.is_empty() {
         caption.push_str("What the guest wrote meanwhile was not recorded. ");

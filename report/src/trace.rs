@@ -49,6 +49,8 @@ pub struct Trace {
     pub rounds: BTreeMap<u32, Round>,
     /// In order of time.
     pub slices: Vec<Slice>,
+    /// Whether the guest was asked for hints.
+    pub asked: bool,
     /// Pages named by hints, and when.
     pub hinted: Vec<(u64, u64)>,
     /// Pages known to be dirty, and when.
@@ -222,6 +224,7 @@ impl Trace {
                 }
             }
             What::Publish { round, mode } => {
+                self.asked = true;
                 let mode = cut(mode).replace('_', " ");
                 self.remark(t_us, format!("round {round}: the guest is asked for hints ({mode})"));
             }

@@ -34,7 +34,7 @@ pub struct Args {
     /// Measures this VMM alone: wherry or qemu.
     #[arg(long, value_name = "VMM", conflicts_with = "peer")]
     only: Option<String>,
-    /// Only the cases marked as quick: 10 to 12 minutes with a peer, on two cores.
+    /// Only the cases marked as quick: about 10 minutes with a peer, on two quiet cores.
     #[arg(long)]
     quick: bool,
     /// Runs each case so often; the tables then show medians.
