@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -170,7 +170,8 @@ fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
     }
     all.into_iter()
         .map(|(names, table)| {
-            let mut spec: Case = table.try_into().map_err(one_line)?;
+            let mut spec: Case =
+                table.try_into().map_err(|e: toml::de::Error| anyhow!("{}", flat(&e.to_string())))?;
             spec.check()?;
             spec.quick &= !spec.is_left_out(&names, &axes)?;
             let id = if names.is_empty() { stem.to_owned() } else { format!("{stem}/{}", names.join(",")) };
@@ -180,7 +181,12 @@ fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
 }
 
 fn one_line(error: toml::de::Error) -> anyhow::Error {
-    anyhow::anyhow!("{}", error.message().trim().replace('\n', " "))
+    anyhow!("{}", flat(error.message()))
+}
+
+/// In one line.
+fn flat(text: &str) -> String {
+    text.trim().replace('\n', " ")
 }
 
 /// A value as it is typed, without quotes.
@@ -291,6 +297,7 @@ mod tests {
         for (line, word) in [
             ("hint = 'on'", "hint"),
             ("hints = 'maybe'", "maybe"),
+            ("hints = 'maybe'", "in `hints`"),
             ("hints = []", "empty"),
             ("link = 'fast'", "link"),
             ("link = '0Gbit'", "link"),
