@@ -16,6 +16,7 @@ pub mod error;
 pub mod hints;
 pub mod link;
 pub mod pacing;
+pub mod replay;
 pub mod report;
 pub mod round;
 pub mod source;

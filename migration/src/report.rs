@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::Phase;
 use crate::hints::HintMode;
+use crate::trace::Recorder;
 use crate::verify::VerifyReport;
 
 /// One round.
@@ -119,6 +120,11 @@ pub struct Snapshot {
 pub trait Progress: Sync {
     /// One snapshot.
     fn update(&self, snapshot: &Snapshot);
+
+    /// Who takes the trace, if one is wanted. Asked once.
+    fn recorder(&self) -> Option<&dyn Recorder> {
+        None
+    }
 }
 
 /// No progress wanted.

@@ -226,6 +226,26 @@ impl Round {
         self.sent.load(Relaxed)
     }
 
+    /// Pages read and found zero so far.
+    pub fn zero(&self) -> u64 {
+        self.zero.load(Relaxed)
+    }
+
+    /// The plan: pages in holes, in the balloon, and not in this round.
+    pub fn planned(&self) -> (u64, u64, u64) {
+        (self.hole, self.ballooned, self.clean)
+    }
+
+    /// Pages of a word that were sent with content so far.
+    pub fn sent_mask(&self, word: usize) -> u64 {
+        self.sent_map.load(word)
+    }
+
+    /// Pages of this round that were sent with content.
+    pub fn sent_pages(&self) -> Bitmap {
+        self.sent_map.snapshot()
+    }
+
     /// The round is over: its report so far. `Err` if the classes do not add up. Gate closed, nothing to send left.
     pub fn account(&self) -> Result<RoundReport, Error> {
         let first_hint = self.first_hint_us.load(Relaxed);

@@ -1,6 +1,6 @@
 //! A migration over time, for `--trace`, `--report` and `wherry replay`: what was sent, hinted, dirtied and decided, and when.
 //!
-//! A trace is JSON Lines: one [`Event`] a line, in order of time, [`What::Start`] first and, if it succeeded, [`What::End`] last.
+//! A trace is JSON Lines: one [`Event`] a line, in order of time, [`What::Start`] first and [`What::End`] or [`What::Failed`] last.
 //! Who reads one must skip events and fields that it does not know, and take absent fields for zero; [`VERSION`] changes only when the
 //! meaning of an old field does. The format is documented for users in `docs/trace.md`.
 //!
@@ -31,105 +31,166 @@ pub enum What {
     /// The settings.
     Start {
         /// [`VERSION`].
+        #[serde(default)]
         version: u32,
         /// Pages of guest RAM.
+        #[serde(default)]
         nr_pages: u64,
         /// `auto`, `on` or `off`.
+        #[serde(default)]
         hints: String,
         /// Cap in bytes per second.
+        #[serde(default)]
         bandwidth: Option<u64>,
         /// Microseconds.
+        #[serde(default)]
         downtime_limit_us: u64,
         /// Rounds with the guest running, at most.
+        #[serde(default)]
         max_rounds: u32,
+        /// After these the guest is paused all the same, instead of staying where it is.
+        #[serde(default)]
+        force: bool,
+        /// What the engine adds to each prediction for pausing, state and hand-off.
+        #[serde(default)]
+        switchover_estimate_us: u64,
     },
     /// A phase begins: see [`Phase`](crate::Phase).
     Phase {
         /// Its name.
+        #[serde(default)]
         phase: String,
     },
     /// A round is planned: the four classes sum up to guest RAM.
     Round {
         /// From 1.
+        #[serde(default)]
         round: u32,
         /// Pages to deal with.
+        #[serde(default)]
         to_send: u64,
         /// Never populated.
+        #[serde(default)]
         hole: u64,
         /// In the balloon.
+        #[serde(default)]
         ballooned: u64,
         /// Not written since they were sent.
+        #[serde(default)]
         clean: u64,
     },
     /// An id was published: hints may come.
     Publish {
         /// The round that it belongs to.
+        #[serde(default)]
         round: u32,
         /// How its hints are honoured: `protected` or `checked_zero`.
+        #[serde(default)]
         mode: String,
     },
-    /// The driver was asked to rest, found to be done, gone, or not worth asking any more.
+    /// Whether hints are asked for and why they no longer are; after each round what its dirty set is predicted to cost.
     Decision {
         /// In a few words.
+        #[serde(default)]
         what: String,
     },
-    /// Hints since the last such line.
+    /// Hints since the last such line, useful or not.
     Hints {
         /// Ranges, as `[first page, pages]`.
+        #[serde(default)]
         ranges: Vec<(u64, u64)>,
+        /// Hints that were left out because there were too many at a time.
+        #[serde(default)]
+        dropped: u64,
     },
     /// Where the round stands; about every 50 ms and at its end.
     Slice {
         /// From 1.
+        #[serde(default)]
         round: u32,
         /// All bytes on the wire since the migration began.
+        #[serde(default)]
         bytes: u64,
         /// Pages of this round sent with content.
+        #[serde(default)]
         sent: u64,
         /// Pages of this round read and found zero.
+        #[serde(default)]
         zero: u64,
         /// Pages of this round skipped for hints.
+        #[serde(default)]
         hinted: u64,
         /// Pages of this round still to deal with.
+        #[serde(default)]
         remaining: u64,
         /// Measured link rate in bytes per second; 0 until measured.
+        #[serde(default)]
         rate: u64,
         /// Microseconds held back for hints in this round.
+        #[serde(default)]
         held_us: u64,
     },
-    /// The dirty log was looked at, not consumed: distinct pages written since they were last protected. In round one only
-    /// pages that are protected already count, which are `protected` pages.
+    /// The dirty log was looked at, not consumed: distinct pages written since they were last protected, as far as KVM's own log
+    /// has them. In round one only pages that are protected already count, which are `protected` pages.
     Dirty {
         /// From 1.
+        #[serde(default)]
         round: u32,
         /// Distinct pages.
+        #[serde(default)]
         pages: u64,
         /// Pages that could have been seen.
+        #[serde(default)]
         protected: u64,
     },
     /// The harvest that ended a round.
     Harvest {
         /// From 1.
+        #[serde(default)]
         round: u32,
         /// Distinct pages written since the round's plan.
+        #[serde(default)]
         dirty: u64,
         /// Of these, pages that had been skipped for a hint.
+        #[serde(default)]
         overridden: u64,
     },
     /// What became of guest RAM in a round, cell by cell from address 0 on.
     Map {
         /// From 1.
+        #[serde(default)]
         round: u32,
         /// Pages of each cell (the last may be short).
+        #[serde(default)]
         cell_pages: u64,
         /// Pages by class and cell, in the order of [`FATES`].
+        #[serde(default)]
         cells: Vec<[u64; FATES.len()]>,
+    },
+    /// So many events are missing here: they came faster than their reader took them.
+    Lost {
+        /// Events.
+        #[serde(default)]
+        events: u64,
+    },
+    /// It failed.
+    Failed {
+        /// Where it was.
+        #[serde(default)]
+        phase: String,
+        /// Why, in one line.
+        #[serde(default)]
+        error: String,
     },
     /// It succeeded: the same report as `--json` prints.
     End {
         /// See [`Report`](crate::Report).
+        #[serde(default)]
         report: serde_json::Value,
     },
+    /// An event of a later version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Classes of [`What::Map`], in order. They sum up to the cell's pages.

@@ -29,6 +29,7 @@
 //! device's thread. Nothing spins.
 
 mod guard;
+mod record;
 mod rounds;
 mod sender;
 mod session;
@@ -46,6 +47,7 @@ use crate::round::millis;
 use crate::traits::{PAGE_SIZE, SourceVm};
 use crate::transport::Transport;
 use guard::Guard;
+use record::Record;
 use session::Session;
 
 /// What to do when the guest does not converge.
@@ -129,6 +131,8 @@ pub fn migrate(
     cancel: &CancelToken,
 ) -> Result<Report, Failure> {
     let started = Instant::now();
+    let (record, recorded) = Record::start(progress.recorder(), vm, cfg);
+    let vm = recorded.as_ref().unwrap_or(vm);
     let watched = cfg.verify.then(|| verify::Audit::of(vm));
     let (vm, audit) = match watched {
         Some((ref watched, audit)) => (watched, Some(audit)),
@@ -141,7 +145,7 @@ pub fn migrate(
         ownership: Ownership::SourceRuns,
         cause,
     })?;
-    session.audit = audit;
+    (session.audit, session.record) = (audit, record);
     match run(&mut session, &mut guard) {
         Ok(mut report) => {
             guard.succeed();
@@ -151,12 +155,14 @@ pub fn migrate(
             report.sent = report.rounds.iter().map(|r| r.sent).sum();
             report.hinted = report.rounds.iter().map(|r| r.hinted).sum();
             session.enter(Phase::Done);
+            session.record.end(&report);
             Ok(report)
         }
         Err(cause) => {
             // The guest first: it has waited long enough.
             let ownership = guard.undo();
             let cause = session.explain(cause);
+            session.record.failed(session.phase, &cause);
             if ownership != Ownership::Unknown {
                 session.writer.abort(&describe(&cause));
             }
@@ -182,6 +188,7 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
         let bytes = (pages * PAGE_SIZE as u64) as f64;
         let predicted =
             Duration::from_secs_f64(bytes / session.link_rate()) + session.cfg.switchover_estimate;
+        session.record.prediction(predicted);
         if predicted <= session.cfg.downtime_limit {
             break;
         }

@@ -76,6 +76,7 @@ impl Epoch {
         crate::tests::sink_published(session.cfg.mutation, &sink);
         source.start(sink.clone()).ok()?;
         let published = Instant::now();
+        session.record.published(round, mode);
         let first_wait = first_wait.min(session.cfg.first_hint_wait);
         let seen = source.wait_seen(SEEN.min(first_wait));
         let wait = if seen { first_wait } else { Duration::ZERO };
@@ -205,6 +206,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
 
     session.enter(Phase::Rounds);
     let round = Arc::new(Round::new(1, session.nr_pages, &plan));
+    session.record.round_one(&round, &plan);
     let epoch = match source {
         None => None,
         Some(source) => {
@@ -235,6 +237,7 @@ pub(super) fn next_round(
     let number = report.rounds.len() as u32 + 1;
     let pages = plan.to_send.count();
     let round = Arc::new(Round::new(number, session.nr_pages, &plan));
+    session.record.round(&round);
     #[cfg(test)]
     crate::tests::round_begins(&round);
     let seconds = (pages * PAGE_SIZE as u64) as f64 / session.link_rate();
@@ -259,9 +262,12 @@ pub(super) fn last_round(
     let plan = plan_later(session, dirty)?;
     let number = report.rounds.len() as u32 + 1;
     let round = Round::new(number, session.nr_pages, &plan);
+    session.record.round(&round);
     let before = session.writer.bytes();
     announce(session, &round)?;
+    session.record_slice(&round);
     sweep(session, &round, None)?;
+    session.record_slice(&round);
     let mut done = round.account()?;
     done.bytes = session.writer.bytes() - before;
     report.rounds.push(done);
@@ -401,6 +407,7 @@ fn run(
     announce(session, round)?;
     loop {
         session.tick(Some(round))?;
+        session.record.decision(&report.hints);
         if let Some(now) = &mut epoch {
             if now.sink.not_zeroing() {
                 epoch = switch(session, round, now, guarded)?;
@@ -438,6 +445,7 @@ fn run(
                 let patience = now.patience(session.cfg);
                 session.interrupt.cancel.sleep(patience);
                 held += patience;
+                session.record.held(held);
                 continue;
             }
         }
@@ -459,6 +467,7 @@ fn run(
         audit.hinted(round);
     }
     let mut done = round.account()?;
+    session.record_slice(round);
     let mut dirty = Bitmap::new(session.nr_pages);
     let harvested = session.vm.log.harvest(&mut dirty);
     harvested.map_err(Error::machine("harvest the dirty log"))?;
@@ -467,6 +476,7 @@ fn run(
     done.held_ms = millis(held);
     done.overridden = round.overridden(&dirty);
     done.dirty_at_end = dirty.count();
+    session.record.harvest(round, &dirty, done.overridden);
     report.rounds.push(done);
     Ok(dirty)
 }

@@ -22,6 +22,7 @@ use crate::transport::{TICK, Transport};
 use crate::wire::{FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
 
 use super::SourceConfig;
+use super::record::Record;
 use super::sender::Buffers;
 use super::verify::Audit;
 
@@ -46,7 +47,7 @@ impl Meter {
         self.seconds = self.seconds * 0.95 + time.as_secs_f64();
     }
 
-    fn rate(&self) -> Option<f64> {
+    pub(super) fn rate(&self) -> Option<f64> {
         (self.seconds > 0.0 && self.bytes > 0.0).then(|| self.bytes / self.seconds)
     }
 }
@@ -66,6 +67,8 @@ pub(super) struct Session<'a> {
     pub(super) protected_hints: bool,
     /// If the migration is to be verified.
     pub(super) audit: Option<Audit>,
+    /// The trace, if one is wanted.
+    pub(super) record: Record<'a>,
     /// Answers that were read and not yet expected.
     unread: Arc<AtomicU32>,
     progress: &'a dyn Progress,
@@ -130,6 +133,7 @@ impl<'a> Session<'a> {
             buffers: Buffers::new(),
             protected_hints: false,
             audit: None,
+            record: Record::default(),
             unread,
             progress,
             last_progress: Instant::now(),
@@ -218,6 +222,7 @@ impl<'a> Session<'a> {
 
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
+        self.record.phase(phase);
         self.report(None);
     }
 
@@ -227,6 +232,7 @@ impl<'a> Session<'a> {
         if self.writer.last_sent().elapsed() >= SIGN_OF_LIFE {
             self.writer.send(Kind::Idle, &[])?;
         }
+        self.record_now_and_then(round);
         if self.last_progress.elapsed() >= PROGRESS {
             self.report(round);
         }

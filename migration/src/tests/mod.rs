@@ -13,6 +13,7 @@ mod mutations;
 mod ops;
 mod oracle;
 mod speed;
+mod trace;
 mod verify;
 
 use std::cell::RefCell;

@@ -34,6 +34,10 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Migrate a running VM to a waiting `wherry receive`
     Migrate(MigrateArgs),
+    /// Draw a migration's trace as one HTML file
+    Report(ReportArgs),
+    /// Say what a recorded migration would have been under other settings
+    Replay(ReplayArgs),
     /// Cancel the migration of a VM; the guest goes on at the source
     #[command(after_help = "Examples:\n  wherry cancel web")]
     Cancel(Name),
@@ -154,7 +158,8 @@ pub struct ReceiveArgs {
     wherry migrate web tcp:host-b:4444\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
-    wherry migrate web tcp:host-b:4444 --verify"
+    wherry migrate web tcp:host-b:4444 --verify\n  \
+    wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth 400Mbit"
 )]
 pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
@@ -178,9 +183,56 @@ pub struct MigrateArgs {
     /// Compare all memory while the guest is paused, which makes the pause longer; a page that did not arrive fails the migration
     #[arg(long)]
     pub verify: bool,
+    /// Record the migration in a file, for `wherry replay`
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write a report of the migration to this file: one HTML page with rounds, timeline and a map of guest memory
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Return once the migration has begun; `wherry info` shows how it goes
     #[arg(long)]
     pub detach: bool,
+}
+
+/// `wherry replay`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The guest is taken to do the same things at the same times; docs/trace.md says what a replay can know and how far it was \
+    off. The last line is the error of replaying with the settings of the recording.\n\n\
+    Examples:\n  \
+    wherry replay web.trace\n  \
+    wherry replay web.trace --bandwidth 400Mbit --downtime-limit 100ms\n  \
+    wherry replay web.trace --hints off --json | jq .simulated.outcome.total_bytes"
+)]
+pub struct ReplayArgs {
+    /// File that `wherry migrate --trace` wrote
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// Rate of the link, such as 400Mbit [default: as recorded]
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub bandwidth: Option<u64>,
+    /// Longest predicted downtime [default: as recorded]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub downtime_limit: Option<u64>,
+    /// Without the hints that were recorded, or with them [default: as recorded]
+    #[arg(long, value_enum)]
+    pub hints: Option<Switch>,
+    /// Pause the guest after this many rounds, however long the rest takes [default: as recorded]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rounds: Option<u32>,
+}
+
+/// `wherry report`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  wherry migrate web tcp:host-b:4444 --trace web.trace\n  \
+    wherry report web.trace --output web.html")]
+pub struct ReportArgs {
+    /// Trace of a migration (see `wherry migrate --trace`)
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// The page
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// `wherry resume`

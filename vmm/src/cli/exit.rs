@@ -22,6 +22,8 @@ pub enum Exit {
     MigrationUnknown = 6,
     /// The guest crashed or was killed.
     GuestEnded = 7,
+    /// The guest was migrated, but a file that was asked for is not whole.
+    FileIncomplete = 8,
 }
 
 /// For `--help`.
@@ -35,6 +37,7 @@ Exit codes:
   5  the migration failed or was cancelled; the guest goes on at the source
   6  the outcome of the migration is unknown
   7  the guest crashed or was killed (run, receive)
+  8  the guest was migrated, but the --trace or --report file could not be written
   128 + N  ended by signal N
 
 Files:
@@ -65,6 +68,7 @@ impl From<ControlError> for Failure {
             ErrorCode::Kvm => Exit::Kvm,
             ErrorCode::MigrationFailed | ErrorCode::Cancelled => Exit::MigrationFailed,
             ErrorCode::MigrationUnknown => Exit::MigrationUnknown,
+            ErrorCode::TraceIncomplete => Exit::FileIncomplete,
             _ => Exit::Failed,
         };
         Self { exit, error }

@@ -8,12 +8,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use wherry_vmm::control::{
     Client, ControlError, ErrorCode, MigrateRequest, MigrationState, MigrationStatus, Request, RuntimeDir,
-    signals,
+    Update, signals,
 };
 
 use super::args::MigrateArgs;
 use super::exit::{Exit, Failure};
+use super::page::ReportFile;
 use super::report::{self, Progress};
+use super::trace::TraceFile;
 use super::{Context, terminal};
 
 /// How long `cancel` waits for the migration to end.
@@ -24,7 +26,19 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// `wherry migrate NAME URI`
 pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure> {
+    if args.detach && args.trace.is_some() {
+        return Err(Failure::usage(
+            "--trace and --detach exclude each other: this command writes the trace while the migration runs",
+        ));
+    }
+    if args.detach && args.report.is_some() {
+        return Err(Failure::usage(
+            "--report and --detach exclude each other: this command writes the report when the migration is over",
+        ));
+    }
     let mut client = context.client(&args.name)?;
+    let mut page = args.report.as_deref().map(|path| ReportFile::create(path, &args)).transpose()?;
+    let mut trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     let request = MigrateRequest {
         uri: args.uri,
         hints: args.hints.into(),
@@ -32,6 +46,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         bandwidth_bytes_s: args.bandwidth,
         max_rounds: args.max_rounds,
         verify: args.verify,
+        trace: trace.is_some() || page.is_some(),
         detach: args.detach,
     };
     if args.detach {
@@ -39,15 +54,45 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
     }
     cancel_on_signal(context.dir.clone(), args.name.clone());
     let mut show = Show::new(context);
-    let answer =
-        client.call_with_events(&Request::Migrate(request), &mut |event| show.update(context, &event));
+    let answer = client.call_with_events(&Request::Migrate(request), &mut |update| match update {
+        Update::Progress(event) => show.update(context, &event),
+        Update::Trace(line) => {
+            if let Some(page) = &mut page {
+                page.line(&line);
+            }
+            if let Some(Err(why)) = trace.as_mut().map(|trace| trace.write(&line)) {
+                show.say(context, &format!("{why}; the migration goes on"));
+            }
+        }
+    });
     show.finish();
-    match answer {
-        Ok(report) if context.out.json => context.out.document(&report),
-        Ok(report) => report::print(&mut context.out, &report),
-        Err(error) => return Err(explain(&args.name, error).into()),
+    // A migration that failed has a report, too.
+    let unwritten = page.and_then(|page| page.finish().err());
+    if let (Err(_), Some(error)) = (&answer, &unwritten) {
+        context.out.remark(format!("wherry: {error}"));
     }
-    Ok(Exit::Ok)
+    let mut report = answer.map_err(|error| explain(&args.name, error))?;
+    let incomplete = trace.and_then(|trace| trace.finish().err());
+    if context.out.json {
+        // One document: the report, which says that the guest was migrated, and what is wrong beside it.
+        for (key, error) in [("trace_error", &incomplete), ("report_error", &unwritten)] {
+            if let (Some(error), Some(report)) = (error, report.as_object_mut()) {
+                report.insert(key.into(), json!(error));
+            }
+        }
+        context.out.document(&report);
+        let whole = incomplete.is_none() && unwritten.is_none();
+        return Ok(if whole { Exit::Ok } else { Exit::FileIncomplete });
+    }
+    report::print(&mut context.out, &report);
+    match (incomplete, unwritten) {
+        (None, None) => Ok(Exit::Ok),
+        (Some(error), None) | (None, Some(error)) => Err(error.into()),
+        (Some(error), Some(other)) => {
+            context.out.error(&other);
+            Err(error.into())
+        }
+    }
 }
 
 /// Errors of a migration, with where the guest is.
@@ -101,7 +146,8 @@ fn detached(
     // Left behind at the end of the process: closing the connection is what detaching means.
     std::thread::spawn(move || {
         let started = sender.clone();
-        let answer = client.call_with_events(&Request::Migrate(request), &mut |event| {
+        let answer = client.call_with_events(&Request::Migrate(request), &mut |update| {
+            let Update::Progress(event) = update else { return };
             // Connecting is where mistakes show: report those, not a start that was none.
             if !matches!(Progress::from(&event).phase.as_str(), "" | "handshake") {
                 let _ = started.send(None);
@@ -198,6 +244,14 @@ impl Show {
             context.out.remark(progress.line());
             self.phase = phase;
             self.last = Some(Instant::now());
+        }
+    }
+
+    /// Something beside the progress.
+    fn say(&self, context: &mut Context, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| context.out.remark(text)),
+            None => context.out.remark(text),
         }
     }
 

@@ -6,11 +6,14 @@ mod doctor;
 mod exit;
 mod migrate;
 mod output;
+mod page;
+mod replay;
 mod report;
 mod run;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod units;
 mod uri;
 mod vm;
@@ -96,6 +99,8 @@ fn dispatch(context: &mut Context, command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(context, args),
         Command::Receive(args) => run::receive(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
+        Command::Report(args) => page::report(context, &args),
+        Command::Replay(args) => replay::replay(context, &args),
         Command::Cancel(args) => migrate::cancel(context, &args.name),
         Command::Ls => vm::ls(context),
         Command::Info(args) => vm::info(context, &args.name),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::line::{LineError, LineReader, write_line};
-use super::{ControlError, ErrorCode, MAX_REPLY_LINE, Reply, Request, RuntimeDir, check_name};
+use super::{ControlError, ErrorCode, MAX_REPLY_LINE, Reply, Request, RuntimeDir, Update, check_name};
 
 /// How long a VM may take to answer anything but a migration.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -68,20 +68,20 @@ impl Client {
         })
     }
 
-    /// Sends a request, passes its events on, and returns the final answer. Waits without limit.
+    /// Sends a request, passes its updates on, and returns the final answer. Waits without limit.
     pub fn call_with_events(
         &mut self,
         request: &Request,
-        on_event: &mut dyn FnMut(Value),
+        on_update: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
-        self.exchange(request, None, on_event)
+        self.exchange(request, None, on_update)
     }
 
     fn exchange(
         &mut self,
         request: &Request,
         limit: Option<Duration>,
-        on_event: &mut dyn FnMut(Value),
+        on_update: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
         // A failed write is no news yet: a server that refused us has sent its reason before it closed.
         let sent = write_line(&mut self.writer, request);
@@ -98,7 +98,8 @@ impl Client {
                     .hint("the VM may run another version of wherry")
             })?;
             match reply {
-                Reply::Event(event) => on_event(event),
+                Reply::Event(event) => on_update(Update::Progress(event)),
+                Reply::Trace(line) => on_update(Update::Trace(line)),
                 Reply::Ok(value) => return Ok(value),
                 Reply::Error(error) => return Err(error),
             }

@@ -21,6 +21,7 @@ mod server;
 pub mod signals;
 #[cfg(test)]
 mod tests;
+mod updates;
 
 use std::os::unix::net::UnixStream;
 
@@ -56,13 +57,9 @@ pub trait VmControl: Send + Sync {
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError>;
 
     /// Migrates and returns the report, or why the guest is still here ([`ErrorCode::MigrationFailed`],
-    /// [`ErrorCode::Cancelled`]) or possibly not ([`ErrorCode::MigrationUnknown`]). `progress` takes events and never blocks.
+    /// [`ErrorCode::Cancelled`]) or possibly not ([`ErrorCode::MigrationUnknown`]). `tell` takes updates and never blocks.
     /// The server calls it once at a time.
-    fn migrate(
-        &self,
-        request: &MigrateRequest,
-        progress: &mut dyn FnMut(Value),
-    ) -> Result<Value, ControlError>;
+    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError>;
 
     /// Asks the migration under way to stop; returns at once. After the hand-off it has no effect.
     fn migrate_cancel(&self) -> Result<(), ControlError>;

@@ -13,10 +13,14 @@
 //! < {"ok":{…report…}}
 //! ```
 //!
+//! With `"trace":true` lines of the form `{"trace":{…}}` come as well, in order: a line of the trace file each (docs/trace.md).
+//!
 //! Unknown fields in a request are refused, so that an option that an older VMM does not know is never silently dropped.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+use wherry_migration::trace;
 
 /// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be longer
 /// ([`MAX_REPLY_LINE`]).
@@ -115,6 +119,9 @@ pub struct MigrateRequest {
     /// Compare all memory before the hand-off; a page that did not arrive fails the migration.
     #[serde(default)]
     pub verify: bool,
+    /// Tell the trace's events, too.
+    #[serde(default)]
+    pub trace: bool,
     /// Go on when the client's connection is lost. Without it a lost client cancels the migration.
     #[serde(default)]
     pub detach: bool,
@@ -137,17 +144,36 @@ impl MigrateRequest {
             bandwidth_bytes_s: None,
             max_rounds: None,
             verify: false,
+            trace: false,
             detach: false,
         }
     }
 }
 
+/// What a migration tells before it is over.
+#[derive(Debug, Clone)]
+pub enum Update {
+    /// Where it is.
+    Progress(Value),
+    /// An event of its trace, as the trace file's line.
+    Trace(Box<RawValue>),
+}
+
+impl Update {
+    /// An event as its line. `None` cannot happen: events are plain data.
+    pub fn trace(event: &trace::Event) -> Option<Self> {
+        to_raw_value(event).ok().map(Self::Trace)
+    }
+}
+
 /// One line from the VMM.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// Progress; more lines follow.
     Event(Value),
+    /// An event of the trace; more lines follow.
+    Trace(Box<RawValue>),
     /// The request succeeded. Final.
     Ok(Value),
     /// The request failed. Final.
@@ -184,6 +210,8 @@ pub enum ErrorCode {
     Timeout,
     /// The connection to the VM broke before the answer.
     ConnectionLost,
+    /// The migration succeeded, the trace is not whole.
+    TraceIncomplete,
     /// Anything else.
     Failed,
     /// A code that this version does not know.
@@ -208,6 +236,7 @@ impl ErrorCode {
             ErrorCode::Kvm => "kvm",
             ErrorCode::Timeout => "timeout",
             ErrorCode::ConnectionLost => "connection_lost",
+            ErrorCode::TraceIncomplete => "trace_incomplete",
             ErrorCode::Failed => "failed",
             ErrorCode::Unknown => "unknown",
         }
@@ -412,6 +441,7 @@ mod tests {
             ErrorCode::Kvm,
             ErrorCode::Timeout,
             ErrorCode::ConnectionLost,
+            ErrorCode::TraceIncomplete,
             ErrorCode::Failed,
         ] {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,16 +15,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::line::{LineError, LineReader, write_line};
+use super::updates;
 use super::{
     ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus, NameClaim,
-    Reply, Request, RuntimeError, VmControl,
+    Reply, Request, RuntimeError, Update, VmControl,
 };
 
 /// Most connections at a time; further ones are told so and closed.
 pub const MAX_CLIENTS: usize = 32;
-
-/// Progress events that may wait for a slow client. Beyond that they are dropped: the report has everything.
-const MAX_QUEUED_EVENTS: usize = 64;
 
 /// Time limits, apart so that tests can shorten them.
 #[derive(Debug, Clone, Copy)]
@@ -326,19 +324,21 @@ impl Shared {
             };
         }
         let detach = request.detach;
-        let (events, queue) = sync_channel::<Value>(MAX_QUEUED_EVENTS);
+        let (updates, queue) = updates::queue();
         let for_worker = self.clone();
         let spawned = thread::Builder::new().name("control-migrate".into()).spawn(move || {
             let shared = &for_worker;
             let result = guarded(|| {
-                shared.vm.migrate(&request, &mut |event| {
-                    lock(&shared.migration).progress = Some(event.clone());
+                shared.vm.migrate(&request, &mut |update| {
+                    if let Update::Progress(progress) = &update {
+                        lock(&shared.migration).progress = Some(progress.clone());
+                    }
                     // A slow or absent client must not slow the migration down.
-                    let _ = events.try_send(event);
+                    updates.offer(update);
                 })
             });
             shared.migration_ended(&result);
-            drop(events);
+            drop(updates);
             result
         });
         let worker = match spawned {
@@ -351,7 +351,8 @@ impl Shared {
         };
         loop {
             let lost = match queue.recv_timeout(self.limits.poll) {
-                Ok(event) => write_line(writer, &Reply::Event(event)).is_err(),
+                Ok(Update::Progress(progress)) => write_line(writer, &Reply::Event(progress)).is_err(),
+                Ok(Update::Trace(line)) => write_line(writer, &Reply::Trace(line)).is_err(),
                 Err(RecvTimeoutError::Timeout) => hung_up(writer),
                 Err(RecvTimeoutError::Disconnected) => break,
             };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use wherry_migration::trace::{Event, What};
 
 use super::server::Limits;
 use super::*;
@@ -62,21 +63,24 @@ impl VmControl for FakeVm {
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         Ok(BalloonInfo { actual_bytes: 4096, ..BalloonInfo::default() })
     }
-    /// `many`: floods progress. `slow`: waits for a cancel. `unknown`: fails so. Anything else: succeeds.
-    fn migrate(
-        &self,
-        request: &MigrateRequest,
-        progress: &mut dyn FnMut(Value),
-    ) -> Result<Value, ControlError> {
+    /// `many`: floods progress. `trace`: floods events of a trace. `slow`: waits for a cancel. `unknown`: fails so. Anything else: succeeds.
+    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
         self.migrations.fetch_add(1, Ordering::SeqCst);
         match request.uri.as_str() {
             "many" => {
                 for n in 0..20_000 {
-                    progress(json!({"n": n, "padding": "x".repeat(200)}));
+                    tell(Update::Progress(json!({"n": n, "padding": "x".repeat(200)})));
+                }
+            }
+            "trace" => {
+                for n in 0..3000 {
+                    let ranges = vec![(n, 1); 500];
+                    let event = Event { t_us: n, what: What::Hints { ranges, dropped: 0 } };
+                    tell(Update::trace(&event).unwrap());
                 }
             }
             "slow" => {
-                progress(json!({"round": 1}));
+                tell(Update::Progress(json!({"round": 1})));
                 let start = Instant::now();
                 while !self.cancelled.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(10) {
                     std::thread::sleep(Duration::from_millis(2));
@@ -84,7 +88,7 @@ impl VmControl for FakeVm {
                 return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
             }
             "unknown" => return Err(ControlError::new(ErrorCode::MigrationUnknown, "no answer")),
-            _ => progress(json!({"round": 1})),
+            _ => tell(Update::Progress(json!({"round": 1}))),
         }
         Ok(json!({"rounds": 3}))
     }
@@ -230,7 +234,11 @@ fn a_migration_reports_events_then_the_report() {
     assert_eq!(fixture.status().state, MigrationState::None);
     let mut events = Vec::new();
     let request = Request::Migrate(MigrateRequest::new("tcp:b:1"));
-    let report = fixture.client().call_with_events(&request, &mut |event| events.push(event)).unwrap();
+    let report = fixture.client().call_with_events(&request, &mut |update| {
+        let Update::Progress(event) = update else { panic!("a trace that nobody wanted") };
+        events.push(event);
+    });
+    let report = report.unwrap();
     assert_eq!(report, json!({"rounds": 3}));
     assert_eq!(events, [json!({"round": 1})]);
     let info: Info = fixture.client().call(&Request::Info {}).unwrap();
@@ -288,6 +296,32 @@ fn a_client_that_does_not_read_does_not_hold_the_migration() {
     raw.write_all(b"{\"request\":\"migrate\",\"uri\":\"many\"}\n").unwrap();
     fixture.wait_for("end", || fixture.status().state == MigrationState::Completed);
     drop(raw);
+}
+
+#[test]
+fn a_trace_that_is_not_read_in_time_says_what_is_missing() {
+    let fixture = Fixture::new();
+    let request = Request::Migrate(MigrateRequest { trace: true, ..MigrateRequest::new("trace") });
+    let (mut told, mut lost, mut last) = (0, 0, 0);
+    fixture
+        .client()
+        .call_with_events(&request, &mut |update| {
+            let Update::Trace(line) = update else { panic!("{update:?}") };
+            let event: Event = serde_json::from_str(line.get()).unwrap();
+            assert!(event.t_us >= last);
+            last = event.t_us;
+            match event.what {
+                What::Lost { events } => lost += events,
+                _ => told += 1,
+            }
+            if told == 1 {
+                // Meanwhile 20 MB come, of which 1 MiB and what the socket takes are kept.
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        })
+        .unwrap();
+    assert_eq!(told + lost, 3000);
+    assert!(lost > 100 && told > 100, "told {told}, lost {lost}");
 }
 
 #[test]

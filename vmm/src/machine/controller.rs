@@ -12,7 +12,7 @@ use super::Machine;
 use crate::config::SerialSink;
 use crate::console::Console;
 use crate::control::{
-    BalloonInfo, ControlError, ErrorCode, HintMode, Info, MigrateRequest, VmControl, VmState,
+    BalloonInfo, ControlError, ErrorCode, HintMode, Info, MigrateRequest, Update, VmControl, VmState,
 };
 use crate::migrate;
 
@@ -231,11 +231,7 @@ impl VmControl for Controller {
         m.balloon_info().ok_or_else(|| failed("the balloon is gone"))
     }
 
-    fn migrate(
-        &self,
-        request: &MigrateRequest,
-        progress: &mut dyn FnMut(Value),
-    ) -> Result<Value, ControlError> {
+    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
         let m = self.machine()?;
         let _one = self.migrating.try_lock().map_err(|_| {
             ControlError::new(ErrorCode::Busy, "a migration is under way").hint("`wherry cancel` stops it")
@@ -247,7 +243,7 @@ impl VmControl for Controller {
         let cancel = CancelToken::new();
         *lock(&self.cancel) = Some(cancel.clone());
         self.set_state(VmState::Migrating);
-        let result = migrate::to(&m, request, before == VmState::Paused, progress, &cancel);
+        let result = migrate::to(&m, request, before == VmState::Paused, tell, &cancel);
         *lock(&self.cancel) = None;
         let ended = lock(&self.ended).take();
         let result = match (result, ended) {

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod destination;
+mod updates;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +11,10 @@ use anyhow::Context;
 use serde_json::Value;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::{
-    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Snapshot, SourceConfig, TransportError,
-    connect,
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError, connect,
 };
 
-use crate::control::{ControlError, ErrorCode, MigrateRequest};
+use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
 use crate::machine::Machine;
 use crate::machine::controller::hint_policy;
 use adapters::{Hints, Pausing};
@@ -42,7 +42,7 @@ pub fn to(
     machine: &Arc<Machine>,
     request: &MigrateRequest,
     paused: bool,
-    progress: &mut dyn FnMut(Value),
+    tell: &mut dyn FnMut(Update),
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
     let endpoint: Endpoint = request
@@ -77,22 +77,16 @@ pub fn to(
         on_timeout: if request.max_rounds.is_some() { OnTimeout::Force } else { OnTimeout::Fail },
         ..defaults
     };
-    // The engine may report from its thread only; the channel keeps `progress` on ours.
-    let (send, events) = std::sync::mpsc::channel::<Value>();
-    let send = std::sync::Mutex::new(send);
-    let update = move |s: &Snapshot| {
-        if let (Ok(value), Ok(send)) = (serde_json::to_value(s), send.lock()) {
-            let _ = send.send(value);
-        }
-    };
+    // The engine may report from its thread only; the channel keeps `tell` on ours.
+    let (teller, updates) = updates::Teller::new(request.trace);
     std::thread::scope(|scope| {
         let engine = scope.spawn(|| {
             // Moved in, so that the channel closes when the engine ends.
-            let update = update;
-            wherry_migration::migrate(&vm, transport, &config, &update, cancel)
+            let teller = teller;
+            wherry_migration::migrate(&vm, transport, &config, &teller, cancel)
         });
-        for event in events {
-            progress(event);
+        for update in updates {
+            tell(update);
         }
         match engine.join() {
             Ok(Ok(report)) => serde_json::to_value(report)

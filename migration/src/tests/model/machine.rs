@@ -87,6 +87,15 @@ impl DirtyLog for Model {
         Ok(())
     }
 
+    fn peek(&self, out: &mut Bitmap) -> io::Result<bool> {
+        let inner = self.inner.lock().unwrap();
+        assert!(inner.log_on);
+        for page in (0..self.pages).filter(|&page| inner.dirty[page as usize]) {
+            out.set(page);
+        }
+        Ok(true)
+    }
+
     fn stop(&self) -> io::Result<()> {
         self.inner.lock().unwrap().log_on = false;
         Ok(())

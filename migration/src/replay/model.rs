@@ -1,0 +1,309 @@
+//! What a trace tells about its guest and its link.
+
+use crate::traits::PAGE_SIZE;
+
+use super::growth::{Exposure, Growth, Seen, least_squares};
+use super::read::{Round, Trace};
+use super::{Outcome, Settings};
+
+const PAGE: f64 = PAGE_SIZE as f64;
+/// Points that an exposure, and a round's part in the fit, is told with.
+const POINTS: usize = 40;
+
+/// A trace, ready to be run under other settings.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    pub(super) trace: Trace,
+    pub(super) link: Link,
+    pub(super) growth: Growth,
+    /// Round one's exposure when it was harvested.
+    pub(super) exposure: Exposure,
+    /// Pages of the first harvest that only hints made dirty, and the others.
+    pub(super) dirty_one: (f64, f64),
+    /// Bytes that are not of any round: handshake, state, verification.
+    pub(super) other_bytes: f64,
+}
+
+/// Costs on the wire and in time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link {
+    /// Wire bytes for a page with content.
+    pub page_bytes: f64,
+    /// Wire bytes for a zero page in a later round.
+    pub zero_bytes: f64,
+    /// Seconds for a wire byte.
+    pub byte_s: f64,
+    /// Seconds for a page that is read and found zero.
+    pub zero_s: f64,
+    /// What the engine measured, by what came out.
+    pub meter: f64,
+    /// The rate that the engine reckons with, in bytes per second.
+    pub rate: f64,
+}
+
+pub(super) fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+impl Replay {
+    /// Learns from a trace.
+    pub fn new(trace: Trace) -> Self {
+        let link = Link::learn(&trace);
+        let mut replay = Self {
+            link,
+            growth: Growth::default(),
+            exposure: exposure(&trace, trace.rounds.first().map_or(0, harvested)),
+            dirty_one: (0.0, 0.0),
+            other_bytes: 0.0,
+            trace,
+        };
+        replay.dirty_one = replay.split_dirty();
+        replay.growth = Growth::fit(&replay.seen());
+        let of_rounds: u64 = replay.trace.rounds.iter().map(bytes).sum();
+        replay.other_bytes = (replay.all_bytes() as f64 - of_rounds as f64).max(0.0);
+        replay
+    }
+
+    /// The settings that it was recorded with. Hints are on if the guest was asked for any.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            bandwidth: self.trace.bandwidth,
+            downtime_limit_us: self.trace.downtime_limit_us,
+            hints: self.has_hints(),
+            max_rounds: self.trace.max_rounds,
+            force: self.trace.force,
+        }
+    }
+
+    /// Whether the guest was asked for hints: without them nobody knows what they would have been.
+    pub fn has_hints(&self) -> bool {
+        !self.trace.publishes.is_empty()
+    }
+
+    /// The trace.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// What was recorded.
+    pub fn recorded(&self) -> Outcome {
+        let ending = self.trace.ending.clone().unwrap_or_default();
+        let one = self.trace.rounds.first().map_or(0, bytes);
+        Outcome {
+            converged: self.trace.ending.is_some(),
+            round_one_bytes: if ending.round_one_bytes > 0 { ending.round_one_bytes } else { one },
+            total_bytes: self.all_bytes(),
+            rounds: self.trace.rounds.len() as u32,
+            dirty_pages: self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1),
+            total_ms: match self.trace.ending {
+                Some(_) => ending.total_ms as f64,
+                None => seconds(self.trace.rounds.last().map_or(0, harvested)) * 1e3,
+            },
+            downtime_ms: seconds(ending.downtime.total_us) * 1e3,
+        }
+    }
+
+    /// What to bear in mind about a simulation under these settings.
+    pub fn notes(&self, settings: &Settings) -> Vec<String> {
+        let mut notes = Vec::new();
+        let trace = &self.trace;
+        if let (Some(old), Some(new)) = (trace.bandwidth, settings.bandwidth)
+            && new > old
+        {
+            notes
+                .push("recorded over a slower link: whether these hosts can send faster is not in it".into());
+        }
+        if !settings.hints && self.has_hints() {
+            notes.push("hints off: all that was skipped for hints counts as content".into());
+        }
+        if trace.lost > 0 {
+            notes.push(format!("{} events are missing from the trace", trace.lost));
+        }
+        if trace.cut {
+            notes.push("the last line of the trace is cut off".into());
+        }
+        if let Some(error) = &trace.failed {
+            notes.push(format!("the recorded migration failed: {error}"));
+        } else if trace.ending.is_none() {
+            notes.push("the trace has no end: downtime and total time are estimates".into());
+        }
+        notes
+    }
+
+    /// Rounds with the guest running.
+    pub(super) fn running(&self) -> &[Round] {
+        let rounds = &self.trace.rounds;
+        let paused = usize::from(self.trace.ending.is_some() && rounds.len() > 1);
+        &rounds[..rounds.len() - paused]
+    }
+
+    /// The last round, with the guest paused.
+    pub(super) fn paused(&self) -> Option<&Round> {
+        self.trace.rounds.get(self.running().len())
+    }
+
+    fn all_bytes(&self) -> u64 {
+        let last = self.trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.bytes);
+        self.trace.ending.as_ref().map_or(last, |e| e.total_bytes.max(last))
+    }
+
+    /// A guest that zeroes what it hints makes it dirty: pages of the first dirty set that had been hinted, or are zero.
+    fn split_dirty(&self) -> (f64, f64) {
+        let (_, dirty, overridden) = self.trace.rounds.first().and_then(|r| r.harvest).unwrap_or_default();
+        if !self.has_hints() {
+            return (0.0, dirty as f64);
+        }
+        let zero = self.trace.rounds.get(1).map_or(0, |two| two.hole.saturating_add(last(two).1));
+        let hinted = overridden.max(zero).min(dirty);
+        (hinted as f64, (dirty - hinted) as f64)
+    }
+
+    /// All observations of growth.
+    fn seen(&self) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        let (hinted, guest) = self.dirty_one;
+        let share = if guest > 0.0 { guest / (hinted + guest) } else { 0.0 };
+        if let Some(one) = self.trace.rounds.first() {
+            for &(t_us, pages) in thin(&one.looks) {
+                seen.push(Seen { exposure: exposure(&self.trace, t_us), pages: pages as f64 * share });
+            }
+            seen.push(Seen { exposure: self.exposure.clone(), pages: guest });
+        }
+        let later: Vec<usize> = (1..self.running().len()).collect();
+        for &at in thin(&later) {
+            let (Some(round), Some(since)) = (self.trace.rounds.get(at), self.protected_at(at)) else {
+                continue;
+            };
+            let all = round.looks.iter().copied().chain(round.harvest.map(|h| (h.0, h.1)));
+            let all: Vec<_> = all.collect();
+            for &(t_us, pages) in thin(&all) {
+                let watched = seconds(t_us.saturating_sub(since));
+                seen.push(Seen { exposure: vec![(1.0, watched)], pages: pages as f64 });
+            }
+        }
+        seen
+    }
+
+    /// Since when the writes of a later round (by index) are seen.
+    pub(super) fn protected_at(&self, at: usize) -> Option<u64> {
+        let before = self.trace.rounds.get(at.checked_sub(1)?)?;
+        before.harvest.map(|h| h.0)
+    }
+}
+
+/// At most [`POINTS`] of them, spread evenly, the last included.
+fn thin<T>(all: &[T]) -> impl Iterator<Item = &T> {
+    let step = all.len().div_ceil(POINTS).max(1);
+    all.iter().rev().step_by(step)
+}
+
+/// Sent, zero and hinted pages at a round's end.
+pub(super) fn last(round: &Round) -> (u64, u64, u64) {
+    round.slices.last().map_or((0, 0, 0), |s| (s.sent, s.zero, s.hinted))
+}
+
+fn harvested(round: &Round) -> u64 {
+    let end = round.slices.last().map_or(round.t_us, |s| s.t_us);
+    round.harvest.map_or(end, |h| h.0)
+}
+
+/// A round's bytes on the wire.
+pub(super) fn bytes(round: &Round) -> u64 {
+    match (round.slices.first(), round.slices.last()) {
+        (Some(first), Some(last)) => last.bytes.saturating_sub(first.bytes),
+        _ => 0,
+    }
+}
+
+/// How long round one's pages had been watched at a time.
+fn exposure(trace: &Trace, t_us: u64) -> Exposure {
+    let Some(one) = trace.rounds.first() else { return Vec::new() };
+    let until = |since: u64| seconds(t_us.saturating_sub(since));
+    if trace.publishes.last().is_some_and(|(_, protected)| *protected) {
+        return vec![(1.0, until(one.t_us))];
+    }
+    let total = one.to_send.max(1) as f64;
+    let (mut parts, mut before) = (Vec::new(), (one.t_us, 0));
+    let slices: Vec<_> = one.slices.iter().filter(|s| s.t_us <= t_us).collect();
+    let mut points: Vec<_> = thin(&slices).collect();
+    points.reverse();
+    for slice in points {
+        let done = slice.sent.saturating_add(slice.zero).saturating_add(slice.hinted);
+        if done > before.1 {
+            // In the middle of the time in which they were dealt with.
+            let since = before.0 + (slice.t_us - before.0) / 2;
+            parts.push(((done - before.1) as f64 / total, until(since)));
+        }
+        before = (slice.t_us, done.max(before.1));
+    }
+    parts
+}
+
+impl Link {
+    fn learn(trace: &Trace) -> Self {
+        let rows = trace.rounds.iter().flat_map(|round| {
+            round.slices.windows(2).map(|pair| {
+                let (a, b) = (pair[0], pair[1]);
+                let time = (b.t_us - a.t_us).saturating_sub(b.held_us - a.held_us);
+                [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
+            })
+        });
+        let rows: Vec<_> = rows.collect();
+        let (byte_s, zero_s) = least_squares(rows.iter().copied());
+        // The shape is the fit's, the sum is what was measured: a stall counts in full.
+        let (is, was) = rows.iter().fold((0.0, 0.0), |(is, was), [bytes, zero, time]| {
+            (is + bytes * byte_s + zero * zero_s, was + time)
+        });
+        let scale = if is > 0.0 { was / is } else { 1.0 };
+        let (byte_s, zero_s) = (byte_s * scale, zero_s * scale);
+        // Nothing was sent: the cap, or as fast as the engine assumes.
+        let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
+        let byte_s = if byte_s > 0.0 { byte_s.clamp(1e-12, 1e3) } else { fallback };
+        let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
+        let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
+        let (page_bytes, zero_bytes) = wire_costs(trace);
+        Self { page_bytes, zero_bytes, byte_s, zero_s, meter, rate: 0.0 }.capped(trace.bandwidth)
+    }
+
+    fn capped(mut self, cap: Option<u64>) -> Self {
+        let cap = cap.map_or(f64::INFINITY, |cap| cap.max(1) as f64);
+        self.rate = (self.meter / self.byte_s).min(cap);
+        self
+    }
+
+    /// The same under another cap.
+    pub(super) fn under(&self, recorded: Option<u64>, cap: Option<u64>) -> Self {
+        let mut link = *self;
+        if recorded != cap {
+            let own = recorded.map_or(0.0, |cap| 1.0 / cap.max(1) as f64);
+            let new = cap.map_or(0.0, |cap| 1.0 / cap.max(1) as f64);
+            link.byte_s = if own > 0.0 && new > 0.0 && self.byte_s <= own * 1.15 {
+                // The cap was what limited it: so will the other.
+                self.byte_s * new / own
+            } else {
+                self.byte_s.max(new)
+            };
+        }
+        link.capped(cap)
+    }
+
+    /// Seconds for these pages.
+    pub(super) fn time(&self, content: f64, zero: f64) -> f64 {
+        content * self.page_bytes * self.byte_s + zero * self.zero_s
+    }
+}
+
+/// Wire bytes of a page with content, and of a zero page in later rounds (round one's cost nothing).
+fn wire_costs(trace: &Trace) -> (f64, f64) {
+    let page = match trace.rounds.first() {
+        Some(one) if last(one).0 > 0 => (bytes(one) as f64 / last(one).0 as f64).clamp(PAGE, 2.0 * PAGE),
+        _ => PAGE,
+    };
+    let (mut rest, mut zeros) = (0.0, 0.0);
+    for round in trace.rounds.iter().skip(1) {
+        let (sent, zero, _) = last(round);
+        rest += bytes(round) as f64 - sent as f64 * page;
+        zeros += zero as f64;
+    }
+    (page, if zeros > 0.0 { (rest / zeros).clamp(0.0, 64.0) } else { 0.0 })
+}

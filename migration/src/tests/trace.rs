@@ -1,0 +1,144 @@
+//! Traces: what the events say is what the report says, with every kind of guest, and a trace changes nothing.
+
+use std::sync::Mutex;
+use std::thread;
+
+use super::dest::Dest;
+use super::model::{Model, Trigger};
+use super::mutations::PAGES;
+use super::ops::Op;
+use super::oracle::{config, hinting, pair};
+use crate::trace::{Event, FATES, Recorder, What};
+use crate::*;
+
+#[derive(Default)]
+struct Tape(Mutex<Vec<Event>>);
+
+impl Recorder for Tape {
+    fn record(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+impl Progress for Tape {
+    fn update(&self, _: &Snapshot) {}
+
+    fn recorder(&self) -> Option<&dyn Recorder> {
+        Some(self)
+    }
+}
+
+fn traced(model: &std::sync::Arc<Model>, cfg: &SourceConfig) -> (Result<Report, Failure>, Vec<Event>) {
+    let (near, far) = pair();
+    let receiver = thread::spawn(move || {
+        receive(far, &mut Dest::default(), &DestinationConfig::default(), &(), &CancelToken::new())
+    });
+    let tape = Tape::default();
+    let report = migrate(&model.vm(), near, cfg, &tape, &CancelToken::new());
+    let _ = receiver.join().unwrap();
+    // As lines and back: what a reader gets is what was told.
+    let events = tape.0.into_inner().unwrap();
+    let lines: Vec<String> = events.iter().map(|e| serde_json::to_string(e).unwrap()).collect();
+    let read: Vec<Event> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(read, events);
+    assert!(lines.iter().all(|line| !line.contains('\n')));
+    (report, events)
+}
+
+fn last_slice(events: &[Event], number: u32) -> (u64, u64, u64, u64, u64) {
+    let slices = events.iter().filter_map(|e| match e.what {
+        What::Slice { round, bytes, sent, zero, hinted, remaining, .. } if round == number => {
+            Some((bytes, sent, zero, hinted, remaining))
+        }
+        _ => None,
+    });
+    slices.last().unwrap()
+}
+
+#[test]
+fn events_agree_with_the_report() {
+    for (mode, zeroing) in [
+        (HintMode::Protected, false),
+        (HintMode::Protected, true),
+        (HintMode::CheckedZero, true),
+        (HintMode::Auto, false),
+        (HintMode::Auto, true),
+    ] {
+        for verify in [false, true] {
+            let model = Model::new(PAGES, zeroing, vec![]);
+            model.on(Trigger::Published, hinting(9));
+            model.on(Trigger::Published, hinting(9));
+            model.on(Trigger::Harvest, vec![Op::Write(64), Op::WriteZero(1), Op::Inflate(64 * 7, 3)]);
+            let cfg = SourceConfig { verify, ..config(mode) };
+            let (report, events) = traced(&model, &cfg);
+            let report = report.unwrap();
+            assert!(events.is_sorted_by_key(|e| e.t_us), "{events:#?}");
+            assert!(matches!(&events[0].what, What::Start { version: 1, nr_pages: PAGES, .. }));
+            let Some(What::End { report: told }) = events.last().map(|e| &e.what) else { panic!() };
+            assert_eq!(told["total_bytes"], report.total_bytes);
+            for round in &report.rounds {
+                let (.., sent, zero, hinted, remaining) = last_slice(&events, round.round);
+                assert_eq!((sent, zero, hinted, remaining), (round.sent, round.zero, round.hinted, 0));
+                let planned = events.iter().find_map(|e| match e.what {
+                    What::Round { round: r, to_send, hole, ballooned, clean } if r == round.round => {
+                        Some((to_send, hole, ballooned, clean))
+                    }
+                    _ => None,
+                });
+                let to_send = round.sent + round.zero + round.hinted;
+                assert_eq!(planned, Some((to_send, round.hole, round.ballooned, round.clean)));
+            }
+            let Some(cells) = events.iter().find_map(|e| match &e.what {
+                What::Map { round: 1, cells, .. } => Some(cells),
+                _ => None,
+            }) else {
+                panic!("no map")
+            };
+            let sum = |fate: &str| -> u64 {
+                let at = FATES.iter().position(|f| *f == fate).unwrap();
+                cells.iter().map(|cell| cell[at]).sum()
+            };
+            let one = &report.rounds[0];
+            assert_eq!(cells.iter().flatten().sum::<u64>(), PAGES);
+            assert_eq!(sum("sent") + sum("sent_then_hinted"), one.sent);
+            assert_eq!(sum("hinted") + sum("overridden"), one.hinted);
+            assert_eq!(sum("overridden"), one.overridden);
+            assert_eq!((sum("zero"), sum("hole"), sum("ballooned")), (one.zero, one.hole, one.ballooned));
+            let hinted: u64 = events
+                .iter()
+                .map(|e| match &e.what {
+                    What::Hints { ranges, dropped } => {
+                        assert_eq!(*dropped, 0);
+                        ranges.iter().map(|r| r.1).sum()
+                    }
+                    _ => 0,
+                })
+                .sum();
+            assert_eq!(hinted * 4096, report.rounds.iter().map(|r| r.hint_bytes).sum::<u64>());
+        }
+    }
+}
+
+#[test]
+fn a_failure_is_the_last_line() {
+    let model = Model::new(PAGES, false, vec![]);
+    let cfg = SourceConfig {
+        downtime_limit: std::time::Duration::ZERO,
+        max_rounds: 1,
+        on_timeout: OnTimeout::Fail,
+        ..config(HintMode::Auto)
+    };
+    let (report, events) = traced(&model, &cfg);
+    report.unwrap_err();
+    let Some(What::Failed { phase, error }) = events.last().map(|e| &e.what) else { panic!("{events:?}") };
+    assert!(phase == "rounds" && error.contains("did not converge"), "{phase}: {error}");
+}
+
+#[test]
+fn unknown_events_and_absent_fields_are_borne() {
+    let read = |line: &str| serde_json::from_str::<Event>(line).unwrap();
+    assert_eq!(read(r#"{"t_us":5,"event":"moon_phase","full":true}"#).what, What::Unknown);
+    let event = read(r#"{"event":"slice","round":2,"bytes":7,"colour":"red","t_us":9}"#);
+    let What::Slice { round: 2, bytes: 7, sent: 0, rate: 0, .. } = event.what else { panic!("{event:?}") };
+    assert_eq!(event.t_us, 9);
+}

@@ -1,0 +1,128 @@
+//! `wherry replay`: a recorded migration under other settings. Needs neither KVM nor a VM.
+
+use std::fs::File;
+use std::io::BufReader;
+
+use serde::Serialize;
+use serde_json::json;
+use wherry_migration::replay::{Outcome, Replay, Settings, Trace};
+use wherry_vmm::control::{ControlError, ErrorCode};
+
+use super::Context;
+use super::args::{ReplayArgs, Switch};
+use super::exit::{Exit, Failure};
+use super::units::{show_bytes, show_millis};
+
+/// How far a simulation is from what was recorded, in per cent.
+#[derive(Debug, Serialize)]
+struct Errors {
+    round_one_bytes: f64,
+    total_bytes: f64,
+    total_ms: f64,
+    downtime_ms: f64,
+}
+
+/// `wherry replay TRACE`
+pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure> {
+    let path = args.trace.display();
+    let cannot = |e: &dyn std::error::Error| {
+        let mut text = format!("{path}: {e}");
+        if let Some(cause) = e.source() {
+            text.push_str(&format!(": {cause}"));
+        }
+        ControlError::new(ErrorCode::Failed, text)
+    };
+    let file = File::open(&args.trace).map_err(|e| cannot(&e))?;
+    let trace = Trace::read(BufReader::new(file)).map_err(|e| {
+        cannot(&e).hint("`wherry migrate --trace FILE` records what can be replayed; see docs/trace.md")
+    })?;
+    let replay = Replay::new(trace);
+    let settings = settings(args, &replay)?;
+    let (recorded, simulated) = (replay.recorded(), replay.simulate(&settings));
+    let again = replay.simulate(&replay.settings());
+    // Without its end there is nothing to compare with.
+    let errors = recorded.converged.then(|| errors(&recorded, &again));
+    let notes = replay.notes(&settings);
+    if context.out.json {
+        context.out.document(&json!({
+            "recorded": {"settings": replay.settings(), "outcome": recorded},
+            "simulated": {"settings": settings, "outcome": simulated},
+            "as_recorded": {"outcome": again, "error_percent": errors},
+            "notes": notes,
+        }));
+        return Ok(Exit::Ok);
+    }
+    print(context, &replay, &settings, &recorded, &simulated);
+    if let Some(e) = errors {
+        context.out.line(format!(
+            "replayed as recorded: round one {:+.1} %, bytes {:+.1} %, time {:+.1} %, downtime {:+.1} %",
+            e.round_one_bytes, e.total_bytes, e.total_ms, e.downtime_ms
+        ));
+    }
+    for note in notes {
+        context.out.line(format!("note: {note}"));
+    }
+    Ok(Exit::Ok)
+}
+
+fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, Failure> {
+    let mut settings = replay.settings();
+    settings.bandwidth = args.bandwidth.or(settings.bandwidth);
+    if let Some(ms) = args.downtime_limit {
+        settings.downtime_limit_us = ms.saturating_mul(1000);
+    }
+    if let Some(rounds) = args.max_rounds {
+        (settings.max_rounds, settings.force) = (rounds, true);
+    }
+    match args.hints {
+        Some(Switch::On) if !replay.has_hints() => {
+            return Err(Failure::usage(
+                "--hints on: the trace has no hints, so nobody knows which memory was free; record one with --hints on",
+            ));
+        }
+        Some(hints) => settings.hints = hints == Switch::On,
+        None => {}
+    }
+    Ok(settings)
+}
+
+fn errors(recorded: &Outcome, again: &Outcome) -> Errors {
+    let off = |is: f64, was: f64| {
+        let percent = if was > 0.0 { (is - was) / was * 100.0 } else { 0.0 };
+        (percent * 100.0).round() / 100.0
+    };
+    Errors {
+        round_one_bytes: off(again.round_one_bytes as f64, recorded.round_one_bytes as f64),
+        total_bytes: off(again.total_bytes as f64, recorded.total_bytes as f64),
+        total_ms: off(again.total_ms, recorded.total_ms),
+        downtime_ms: off(again.downtime_ms, recorded.downtime_ms),
+    }
+}
+
+fn print(
+    context: &mut Context,
+    replay: &Replay,
+    settings: &Settings,
+    recorded: &Outcome,
+    simulated: &Outcome,
+) {
+    let row = |name: &str, f: &dyn Fn(&Settings, &Outcome) -> String| {
+        vec![name.into(), f(&replay.settings(), recorded), f(settings, simulated)]
+    };
+    let rows = [
+        row("link", &|s, _| {
+            s.bandwidth.map_or("no cap".into(), |b| format!("{} Mbit/s", b.saturating_mul(8) / 1_000_000))
+        }),
+        row("downtime limit", &|s, _| show_millis(s.downtime_limit_us as f64 / 1e3)),
+        row("hints", &|s, _| if s.hints { "on" } else { "off" }.into()),
+        row("round one", &|_, o| show_bytes(o.round_one_bytes)),
+        row("all bytes", &|_, o| show_bytes(o.total_bytes)),
+        row("rounds", &|_, o| o.rounds.to_string()),
+        row("time", &|_, o| show_millis(o.total_ms)),
+        row("downtime", &|_, o| {
+            if o.converged { show_millis(o.downtime_ms) } else { "none: it did not converge".into() }
+        }),
+    ];
+    context.out.table(&["", "RECORDED", "SIMULATED"], &rows);
+    context.out.line("");
+}

@@ -1,0 +1,92 @@
+//! The trace file of `wherry migrate --trace`. This command writes it, not the VM's process: with its user's rights, in its
+//! user's working directory, onto its user's disk.
+//!
+//! The guest matters more than the file: when it cannot be written any more the migration goes on, and the command says so and ends
+//! with a code of its own.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use wherry_vmm::control::{ControlError, ErrorCode};
+
+use super::exit::Failure;
+
+/// A trace that is being written.
+pub struct TraceFile {
+    path: PathBuf,
+    file: File,
+    broken: Option<String>,
+    lost: u64,
+    complete: bool,
+}
+
+#[derive(Deserialize)]
+struct Kind<'a> {
+    #[serde(borrow)]
+    event: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    events: u64,
+}
+
+impl TraceFile {
+    /// Opens it, before anything else is done.
+    pub fn create(path: &Path) -> Result<Self, Failure> {
+        if path.as_os_str() == "-" {
+            return Err(Failure::usage(
+                "--trace -: standard output is for the report; name a file, a FIFO, or /dev/stderr",
+            ));
+        }
+        let file = File::create(path).map_err(|e| {
+            let text = format!("cannot create the trace file {}: {e}", path.display());
+            ControlError::new(ErrorCode::Failed, text)
+                .hint("nothing was started; the guest goes on as before")
+        })?;
+        Ok(Self { path: path.to_owned(), file, broken: None, lost: 0, complete: false })
+    }
+
+    /// Writes a line. `Err` once: from then on lines are dropped.
+    pub fn write(&mut self, line: &RawValue) -> Result<(), String> {
+        if let Ok(kind) = serde_json::from_str::<Kind>(line.get()) {
+            self.complete = kind.event == "end";
+            self.lost += if kind.event == "lost" { kind.events } else { 0 };
+        }
+        if self.broken.is_some() {
+            return Ok(());
+        }
+        let mut bytes = line.get().as_bytes().to_vec();
+        bytes.push(b'\n');
+        self.file.write_all(&bytes).map_err(|e| self.fail(&e))
+    }
+
+    fn fail(&mut self, error: &io::Error) -> String {
+        let why = format!("cannot write the trace file {}: {error}", self.path.display());
+        self.broken = Some(why.clone());
+        why
+    }
+
+    /// What is wrong with the trace of a migration that succeeded, if anything is.
+    pub fn finish(self) -> Result<(), ControlError> {
+        let missing = if self.broken.is_some() {
+            self.broken
+        } else if self.lost > 0 {
+            let text = format!("{} events did not reach it in time", self.lost);
+            Some(format!("the trace in {} has gaps: {text}", self.path.display()))
+        } else if !self.complete {
+            let why = "the VM's process told no end of it; it may be of another version";
+            Some(format!("the trace in {} is incomplete: {why}", self.path.display()))
+        } else {
+            None
+        };
+        match missing {
+            None => Ok(()),
+            Some(why) => {
+                let text = format!("the guest was migrated, but {why}");
+                Err(ControlError::new(ErrorCode::TraceIncomplete, text)
+                    .hint("the guest runs at its destination; only the file is not what was asked for"))
+            }
+        }
+    }
+}
