@@ -248,7 +248,7 @@ pub struct Throttle {
 
 impl Throttle {
     /// Unused time is credited up to this much, so that short stalls do not lower the rate.
-    const BURST: Duration = Duration::from_millis(20);
+    pub const BURST: Duration = Duration::from_millis(20);
 
     /// `rate` bytes per second, at least 1.
     pub fn new(rate: u64) -> Self {

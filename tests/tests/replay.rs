@@ -66,7 +66,9 @@ const CROSS: [(&str, &[&str], &str); 9] = [
 
 fn guest(env: &Env, memory: &str, append: &str) -> Result<Guest> {
     let append = format!("wherry.check=32 wherry.check_rate=500 {append}");
-    let options = GuestOptions { memory: memory.into(), append, ..GuestOptions::default() };
+    // Without free page reporting, which gives back what was freed at times of its own: two guests would not be the same.
+    let args = vec!["--balloon-features".into(), "hinting,stats,deflate-on-oom".into()];
+    let options = GuestOptions { memory: memory.into(), append, args, cpus: 1 };
     let mut guest = Guest::run(env, "source", &options)?;
     guest.wait_for("work done", BOOT)?;
     Ok(guest)

@@ -3,7 +3,7 @@
 use crate::traits::PAGE_SIZE;
 
 use super::growth::{Exposure, Growth, Seen, least_squares};
-use super::read::{Round, Trace};
+use super::read::{Round, Slice, Trace};
 use super::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
@@ -18,10 +18,27 @@ pub struct Replay {
     pub(super) growth: Growth,
     /// Round one's exposure when it was harvested.
     pub(super) exposure: Exposure,
-    /// Pages of the first harvest that only hints made dirty, and the others.
-    pub(super) dirty_one: (f64, f64),
+    /// The first harvest.
+    pub(super) dirty_one: Dirty,
     /// Bytes that are not of any round: handshake, state, verification.
     pub(super) other_bytes: f64,
+}
+
+/// A dirty set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Dirty {
+    /// Zeroed for a hint: there only if hints are used, and as many in whatever time.
+    pub hinted: f64,
+    /// Given back to the host (reported, in the balloon): dirty, and nothing to send. As many in whatever time.
+    pub free: f64,
+    /// Written by the guest: grows with time.
+    pub guest: f64,
+}
+
+impl Dirty {
+    pub fn pages(&self) -> f64 {
+        self.hinted + self.free + self.guest
+    }
 }
 
 /// Costs on the wire and in time.
@@ -35,6 +52,8 @@ pub(super) struct Link {
     pub byte_s: f64,
     /// Seconds for a page that is read and found zero.
     pub zero_s: f64,
+    /// Seconds beside sending and holding back while hints came.
+    pub asking_s: f64,
     /// What the engine measured, by what came out.
     pub meter: f64,
     /// The rate that the engine reckons with, in bytes per second.
@@ -53,7 +72,7 @@ impl Replay {
             link,
             growth: Growth::default(),
             exposure: exposure(&trace, trace.rounds.first().map_or(0, harvested)),
-            dirty_one: (0.0, 0.0),
+            dirty_one: Dirty::default(),
             other_bytes: 0.0,
             trace,
         };
@@ -148,20 +167,30 @@ impl Replay {
     }
 
     /// A guest that zeroes what it hints makes it dirty: pages of the first dirty set that had been hinted, or are zero.
-    fn split_dirty(&self) -> (f64, f64) {
+    fn split_dirty(&self) -> Dirty {
         let (_, dirty, overridden) = self.trace.rounds.first().and_then(|r| r.harvest).unwrap_or_default();
-        if !self.has_hints() {
-            return (0.0, dirty as f64);
-        }
-        let zero = self.trace.rounds.get(1).map_or(0, |two| two.hole.saturating_add(last(two).1));
-        let hinted = overridden.max(zero).min(dirty);
-        (hinted as f64, (dirty - hinted) as f64)
+        let free = self.free(1).min(dirty);
+        let zero = self.trace.rounds.get(1).map_or(0, |two| last(two).1);
+        let hinted = if self.has_hints() { overridden.max(zero).min(dirty - free) } else { 0 };
+        let guest = dirty - free - hinted;
+        Dirty { hinted: hinted as f64, free: free as f64, guest: guest as f64 }
+    }
+
+    /// Pages of a round (by index) that were dirty and that the host has back.
+    pub(super) fn free(&self, at: usize) -> u64 {
+        self.trace.rounds.get(at).map_or(0, |round| round.hole.saturating_add(round.ballooned))
+    }
+
+    /// The harvest of a round (by index): when, and how many pages the guest had written.
+    pub(super) fn written(&self, at: usize) -> Option<(u64, u64)> {
+        let (t_us, dirty, _) = self.trace.rounds.get(at)?.harvest?;
+        Some((t_us, dirty.saturating_sub(self.free(at + 1))))
     }
 
     /// All observations of growth.
     fn seen(&self) -> Vec<Seen> {
         let mut seen = Vec::new();
-        let (hinted, guest) = self.dirty_one;
+        let Dirty { hinted, guest, .. } = self.dirty_one;
         let share = if guest > 0.0 { guest / (hinted + guest) } else { 0.0 };
         if let Some(one) = self.trace.rounds.first() {
             for &(t_us, pages) in thin(&one.looks) {
@@ -174,7 +203,7 @@ impl Replay {
             let (Some(round), Some(since)) = (self.trace.rounds.get(at), self.protected_at(at)) else {
                 continue;
             };
-            let all = round.looks.iter().copied().chain(round.harvest.map(|h| (h.0, h.1)));
+            let all = round.looks.iter().copied().chain(self.written(at));
             let all: Vec<_> = all.collect();
             for &(t_us, pages) in thin(&all) {
                 let watched = seconds(t_us.saturating_sub(since));
@@ -241,20 +270,33 @@ fn exposure(trace: &Trace, t_us: u64) -> Exposure {
 
 impl Link {
     fn learn(trace: &Trace) -> Self {
-        let rows = trace.rounds.iter().flat_map(|round| {
-            round.slices.windows(2).map(|pair| {
-                let (a, b) = (pair[0], pair[1]);
-                let time = (b.t_us - a.t_us).saturating_sub(b.held_us - a.held_us);
-                [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
-            })
-        });
-        let rows: Vec<_> = rows.collect();
-        let (byte_s, zero_s) = least_squares(rows.iter().copied());
+        let (quiet, hinting): (Vec<_>, Vec<_>) =
+            trace.rounds.iter().flat_map(|round| round.slices.windows(2)).partition(|pair| {
+                let asked = |at: u64| (pair[0].t_us..pair[1].t_us).contains(&at);
+                pair[0].hinted == pair[1].hinted && !trace.publishes.iter().any(|(at, _)| asked(*at))
+            });
+        let row = |pair: &&[Slice]| {
+            let (a, b) = (pair[0], pair[1]);
+            let time = (b.t_us - a.t_us).saturating_sub(b.held_us - a.held_us);
+            [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
+        };
+        // While hints come the sender also waits for the driver: that says little about the link.
+        let all: Vec<_> = if quiet.iter().any(|pair| pair[1].bytes > pair[0].bytes) {
+            quiet.iter().map(row).collect()
+        } else {
+            quiet.iter().chain(&hinting).map(row).collect()
+        };
+        let (byte_s, zero_s) = least_squares(all.iter().copied());
         // The shape is the fit's, the sum is what was measured: a stall counts in full.
-        let (is, was) = rows.iter().fold((0.0, 0.0), |(is, was), [bytes, zero, time]| {
-            (is + bytes * byte_s + zero * zero_s, was + time)
-        });
+        let sum = |rows: &[[f64; 3]]| {
+            rows.iter().fold((0.0, 0.0), |(is, was), [bytes, zero, time]| {
+                (is + bytes * byte_s + zero * zero_s, was + time)
+            })
+        };
+        let (is, was) = sum(&all);
         let scale = if is > 0.0 { was / is } else { 1.0 };
+        let (is, was) = sum(&hinting.iter().map(row).collect::<Vec<_>>());
+        let asking_s = (was - is * scale).max(0.0);
         let (byte_s, zero_s) = (byte_s * scale, zero_s * scale);
         // Nothing was sent: the cap, or as fast as the engine assumes.
         let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
@@ -262,7 +304,7 @@ impl Link {
         let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
         let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
         let (page_bytes, zero_bytes) = wire_costs(trace);
-        Self { page_bytes, zero_bytes, byte_s, zero_s, meter, rate: 0.0 }.capped(trace.bandwidth)
+        Self { page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }.capped(trace.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {

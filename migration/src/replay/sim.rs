@@ -6,9 +6,11 @@ use crate::pacing::{Pace, Pacer, Sample};
 use crate::source::SourceConfig;
 use crate::trace::FATES;
 use crate::traits::PAGE_SIZE;
+use crate::transport::Throttle;
 
 use super::growth::Exposure;
-use super::model::{Link, Replay, bytes, last, seconds};
+use super::model::{Dirty, Link, Replay, bytes, last, seconds};
+use super::read::Round;
 use super::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
@@ -26,14 +28,6 @@ struct RoundOne {
     done: Vec<(f64, f64)>,
 }
 
-/// A dirty set.
-#[derive(Clone, Copy)]
-struct Dirty {
-    /// Zeroed for a hint.
-    hinted: f64,
-    guest: f64,
-}
-
 impl Replay {
     /// The migration under these settings.
     pub fn simulate(&self, settings: &Settings) -> Outcome {
@@ -46,8 +40,7 @@ impl Replay {
         let mut rounds = 1;
         let limit = seconds(settings.downtime_limit_us);
         let converged = loop {
-            let pages = dirty.hinted + dirty.guest;
-            if pages * PAGE / link.rate + seconds(self.trace.switchover_estimate_us) <= limit {
+            if dirty.pages() * PAGE / link.rate + seconds(self.trace.switchover_estimate_us) <= limit {
                 break true;
             }
             if rounds >= settings.max_rounds.min(MAX_ROUNDS) {
@@ -57,14 +50,15 @@ impl Replay {
             let watched = self.before(rounds as usize) + link.time(content, zero);
             wire += content * link.page_bytes + zero * link.zero_bytes;
             now += watched + self.after(rounds as usize);
-            dirty = Dirty { hinted: 0.0, guest: self.dirty_after(rounds as usize, watched) };
+            let free = self.free(rounds as usize + 1) as f64;
+            dirty = Dirty { hinted: 0.0, free, guest: self.dirty_after(rounds as usize, watched) };
             rounds += 1;
         };
         let mut outcome = Outcome {
             converged,
             round_one_bytes: round_one_bytes as u64,
             rounds,
-            dirty_pages: (dirty.hinted + dirty.guest) as u64,
+            dirty_pages: dirty.pages() as u64,
             total_bytes: wire as u64,
             total_ms: now * 1e3,
             downtime_ms: 0.0,
@@ -74,8 +68,8 @@ impl Replay {
             let extra = self.written_while_pausing();
             let last = Dirty { guest: dirty.guest + extra, ..dirty };
             let (content, zero) = self.content(rounds as usize, last, hints);
-            let (downtime, tail) = self.fixed_ending();
-            let downtime = downtime + link.time(content, zero);
+            let (downtime, credit, tail) = self.fixed_ending();
+            let downtime = downtime + (link.time(content, zero) - credit).max(0.0);
             wire += content * link.page_bytes + zero * link.zero_bytes;
             outcome.rounds += 1;
             outcome.total_bytes = wire as u64;
@@ -92,6 +86,7 @@ impl Replay {
         let mut now = first.map_or(0.0, |s| seconds(s.t_us));
         let mut done = Vec::new();
         if hints {
+            now += link.asking_s;
             let mut pacer = None;
             let (mut nr_hints, mut publishes) = (0u64, self.trace.publishes.iter().peekable());
             let mut hints = self.usable_hints().peekable();
@@ -149,7 +144,7 @@ impl Replay {
     }
 
     fn dirty_after_one(&self, one: &RoundOne, hints: bool) -> Dirty {
-        let (hinted, guest) = self.dirty_one;
+        let Dirty { hinted, free, guest } = self.dirty_one;
         // Protected all at once, or page by page as they go out.
         let at_once = hints && self.trace.publishes.last().is_some_and(|(_, protected)| *protected);
         let start = self.trace.rounds.first().map_or(0.0, |r| seconds(r.t_us));
@@ -160,7 +155,7 @@ impl Replay {
         };
         let (is, was) = (self.growth.after(&exposure), self.growth.after(&self.exposure));
         let guest = if was > 0.0 { guest * is / was } else { guest };
-        Dirty { hinted: if hints { hinted } else { 0.0 }, guest: self.at_most_all(guest) }
+        Dirty { hinted: if hints { hinted } else { 0.0 }, free, guest: self.at_most_all(guest) }
     }
 
     fn at_most_all(&self, pages: f64) -> f64 {
@@ -171,7 +166,7 @@ impl Replay {
     fn dirty_after(&self, at: usize, watched: f64) -> f64 {
         let running = self.running();
         let own = running.get(at).zip(self.protected_at(at)).and_then(|(round, since)| {
-            let end = round.harvest?;
+            let end = self.written(at)?;
             let looks =
                 round.looks.iter().map(|&(t, pages)| (seconds(t.saturating_sub(since)), pages as f64));
             let mut before = (0.0, 0.0);
@@ -193,14 +188,13 @@ impl Replay {
         let rounds = &self.trace.rounds;
         let recorded = rounds.get(at).or(rounds.last().filter(|_| rounds.len() > 1));
         let Some(round) = recorded else { return (dirty.guest, dirty.hinted) };
-        let planned = round.to_send + round.hole + round.ballooned;
-        let of_hints = if at == 1 { self.dirty_one.0 } else { 0.0 };
-        let own = planned as f64 - of_hints;
+        let of_hints = if at == 1 { self.dirty_one.hinted } else { 0.0 };
+        let own = round.to_send as f64 - of_hints;
         let (sent, zero, hinted) = last(round);
         let sent = sent + if hints { 0 } else { hinted };
         // A handful of pages says nothing about others.
         let content = if own >= 16.0 { (sent as f64 / own).min(1.0) } else { 1.0 };
-        let rest = planned.saturating_sub(sent);
+        let rest = round.to_send.saturating_sub(sent);
         let read = if rest > 0 { (zero as f64 / rest as f64).min(1.0) } else { 0.0 };
         let cheap = dirty.hinted + dirty.guest * (1.0 - content);
         (dirty.guest * content, cheap * read)
@@ -226,25 +220,27 @@ impl Replay {
 
     fn written_while_pausing(&self) -> f64 {
         let dirty = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1);
-        self.paused().map_or(0.0, |p| (p.to_send + p.hole + p.ballooned).saturating_sub(dirty) as f64)
+        let planned = |p: &Round| p.to_send.saturating_add(p.hole).saturating_add(p.ballooned);
+        self.paused().map_or(0.0, |p| planned(p).saturating_sub(dirty) as f64)
     }
 
-    /// Seconds of downtime beside sending, and seconds that are neither downtime nor a round.
-    fn fixed_ending(&self) -> (f64, f64) {
+    /// Seconds of downtime beside sending; seconds by which the last round was faster than the link, for a capped sender may make
+    /// up for a short rest; and seconds that are neither downtime nor a round.
+    fn fixed_ending(&self) -> (f64, f64, f64) {
         let (Some(ending), Some(paused)) = (&self.trace.ending, self.paused()) else {
-            return (seconds(self.trace.switchover_estimate_us), 0.0);
+            return (seconds(self.trace.switchover_estimate_us), 0.0, 0.0);
         };
-        let sending = match (paused.slices.first(), paused.slices.last()) {
-            (Some(_), Some(last)) => self
-                .link
-                .time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64)
-                .min(seconds(ending.downtime.last_round_us)),
-            _ => 0.0,
-        };
+        let (mut sending, mut credit) = (0.0, 0.0);
+        if let (Some(first), Some(last)) = (paused.slices.first(), paused.slices.last()) {
+            let long = self.link.time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64);
+            let took = seconds(last.t_us - first.t_us);
+            credit = (long - took).clamp(0.0, Throttle::BURST.as_secs_f64());
+            sending = (long - credit).min(seconds(ending.downtime.last_round_us));
+        }
         let all = seconds(ending.downtime.total_us);
         let until = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.0);
         let tail = ending.total_ms as f64 / 1e3 - seconds(until) - all;
-        ((all - sending).max(0.0), tail.max(0.0))
+        ((all - sending).max(0.0), credit, tail.max(0.0))
     }
 }
 

@@ -91,7 +91,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let hold = if free > 0 { guest.hinting_s } else { 0.0 };
     let end = begin + hold + sent as f64 * page_s;
     let start = guest.content + guest.zero;
-    let mut slice = |t: f64, out: &mut Lines, hinted: u64, at: f64| {
+    let slice = |t: f64, out: &mut Lines, hinted: u64, at: f64| {
         let zero = (guest.zero as f64 * at) as u64;
         let done = (sent as f64 * at) as u64;
         out.tell(
@@ -139,7 +139,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let (mut now, mut round) = (end, 1u32);
     out.tell(now, What::Harvest { round, dirty, overridden: 0 });
     out.tell(now, What::Map { round: 1, cell_pages: 64, cells });
-    let mut one_round = |out: &mut Lines, now: f64, round: u32, dirty: u64, wire: &mut f64| -> f64 {
+    let one_round = |out: &mut Lines, now: f64, round: u32, dirty: u64, wire: &mut f64| -> f64 {
         out.tell(now, What::Round { round, to_send: dirty, hole: 0, ballooned: 0, clean: PAGES - dirty });
         let took = dirty as f64 * page_s;
         for (at, done) in [(0.0, 0), (0.5, dirty / 2), (1.0, dirty)] {

@@ -46,13 +46,13 @@ fn traced(model: &std::sync::Arc<Model>, cfg: &SourceConfig) -> (Result<Report, 
 }
 
 fn last_slice(events: &[Event], number: u32) -> (u64, u64, u64, u64, u64) {
-    let slices = events.iter().filter_map(|e| match e.what {
+    let mut slices = events.iter().filter_map(|e| match e.what {
         What::Slice { round, bytes, sent, zero, hinted, remaining, .. } if round == number => {
             Some((bytes, sent, zero, hinted, remaining))
         }
         _ => None,
     });
-    slices.last().unwrap()
+    slices.next_back().unwrap()
 }
 
 #[test]

@@ -402,6 +402,56 @@ fn a_trace_that_cannot_be_begun_stops_everything() {
     assert!(bench.vm.last.lock().unwrap().is_none());
 }
 
+/// 1 GiB, 40 000 pages sent in a second, 2000 dirty ones in the pause.
+const TRACE: &str = r#"{"t_us":0,"event":"start","version":1,"nr_pages":262144,"hints":"off","bandwidth":164000000,"downtime_limit_us":300000,"max_rounds":30,"switchover_estimate_us":10000}
+{"t_us":100000,"event":"round","round":1,"to_send":40000,"hole":222144}
+{"t_us":100000,"event":"slice","round":1,"bytes":500,"remaining":40000}
+{"t_us":600000,"event":"slice","round":1,"bytes":82000500,"sent":20000,"remaining":20000,"rate":164000000}
+{"t_us":1100000,"event":"slice","round":1,"bytes":164000500,"sent":40000,"rate":164000000}
+{"t_us":1100000,"event":"harvest","round":1,"dirty":2000}
+{"t_us":1110000,"event":"round","round":2,"to_send":2000,"clean":260144}
+{"t_us":1110000,"event":"slice","round":2,"bytes":164000500,"remaining":2000,"rate":164000000}
+{"t_us":1160000,"event":"slice","round":2,"bytes":172200500,"sent":2000,"rate":164000000}
+{"t_us":1200000,"event":"end","report":{"round_one_bytes":164000000,"total_bytes":172300500,"total_ms":1200,"downtime":{"last_round_us":60000,"total_us":100000}}}
+"#;
+
+#[test]
+fn replaying() {
+    let bench = Bench::new();
+    let file = bench._temp.path().join("web.trace");
+    std::fs::write(&file, TRACE).unwrap();
+    let path = file.display();
+    let (exit, out, err) = bench.run(&format!("wherry replay {path} --bandwidth 656Mbit"));
+    assert_eq!((exit, err.as_str()), (Exit::Ok, ""));
+    // Half the rate: twice the time to send, and as the dirty pages grow with it a round more would not help.
+    assert!(out.contains("1312 Mbit/s  656 Mbit/s") && out.contains("round one       156 MiB"), "{out}");
+    assert!(out.contains("replayed as recorded: round one +0.0 %, bytes +0.0 %, time +0.0 %"), "{out}");
+    let (_, value) = bench.json(&format!("wherry replay {path} --bandwidth 656Mbit"));
+    let time = value["simulated"]["outcome"]["total_ms"].as_f64().unwrap();
+    assert!((2100.0..2600.0).contains(&time), "{value}");
+    assert_eq!(value["recorded"]["outcome"]["total_bytes"], 172_300_500);
+    let (_, value) = bench.json(&format!("wherry replay {path} --downtime-limit 20ms --max-rounds 2"));
+    let simulated = &value["simulated"];
+    assert_eq!(
+        (&simulated["outcome"]["rounds"], &simulated["outcome"]["converged"]),
+        (&json!(3), &json!(true))
+    );
+    assert_eq!(simulated["settings"]["downtime_limit_us"], 20_000);
+
+    let (exit, _, err) = bench.run(&format!("wherry replay {path} --hints on"));
+    assert!(exit == Exit::Usage && err.contains("the trace has no hints"), "{err}");
+    let (exit, _, err) = bench.run("wherry replay /no/such/file");
+    assert!(exit == Exit::Failed && err.contains("/no/such/file: No such file"), "{err}");
+    let (exit, _, err) = bench.run("wherry replay /dev/null");
+    assert!(exit == Exit::Failed && err.contains("nothing to replay"), "{err}");
+    std::fs::write(&file, TRACE.replace("\"sent\":40000", "\"sent\":-1")).unwrap();
+    let (exit, _, err) = bench.run(&format!("wherry replay {path}"));
+    assert!(
+        exit == Exit::Failed && err.contains("line 5 is not an event") && err.contains("--trace FILE"),
+        "{err}"
+    );
+}
+
 #[test]
 fn migrations_that_fail_say_where_the_guest_is() {
     let bench = Bench::new();
