@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -15,6 +15,12 @@ pub struct Case {
     /// Part of `--quick`.
     #[serde(default)]
     pub quick: bool,
+    /// But not those combinations that have all of these, as in `hints=off,init_on_alloc=false`.
+    #[serde(default)]
+    pub not_quick: String,
+    /// What others published of a guest like this.
+    #[serde(default)]
+    pub published: Option<Published>,
     /// Guest RAM, as in `8GiB`.
     pub memory: String,
     /// vCPUs.
@@ -59,6 +65,19 @@ pub struct Case {
     /// VMMs to leave out, with the reason: `skip = { qemu = "…" }`.
     #[serde(default)]
     pub skip: std::collections::BTreeMap<String, String>,
+}
+
+/// A published comparison of hints off with hints on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// The guest, in words.
+    pub guest: String,
+    /// Total time with hints off and on, in milliseconds.
+    pub ms: [u64; 2],
+    /// Bytes on the wire with hints off and on, in thousands.
+    #[serde(default)]
+    pub kb: Option<[u64; 2]>,
 }
 
 /// Whether the guest is asked for free pages.
@@ -127,7 +146,9 @@ pub fn load(path: &Path) -> Result<Vec<Named>> {
 
 fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
     let table: Table = text.parse().map_err(one_line)?;
-    let mut all = vec![(Vec::new(), Table::new())];
+    let axes: Vec<String> = table.iter().filter(|(_, v)| v.is_array()).map(|(key, _)| key.clone()).collect();
+    let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+    let mut all = vec![(Vec::<String>::new(), Table::new())];
     for (key, value) in table {
         let (values, axis) = match value {
             Value::Array(values) => (values, true),
@@ -149,8 +170,10 @@ fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
     }
     all.into_iter()
         .map(|(names, table)| {
-            let spec: Case = table.try_into().map_err(one_line)?;
+            let mut spec: Case =
+                table.try_into().map_err(|e: toml::de::Error| anyhow!("{}", flat(&e.to_string())))?;
             spec.check()?;
+            spec.quick &= !spec.is_left_out(&names, &axes)?;
             let id = if names.is_empty() { stem.to_owned() } else { format!("{stem}/{}", names.join(",")) };
             Ok(Named { case: stem.to_owned(), id, spec })
         })
@@ -158,7 +181,12 @@ fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
 }
 
 fn one_line(error: toml::de::Error) -> anyhow::Error {
-    anyhow::anyhow!("{}", error.message().trim().replace('\n', " "))
+    anyhow!("{}", flat(error.message()))
+}
+
+/// In one line.
+fn flat(text: &str) -> String {
+    text.trim().replace('\n', " ")
 }
 
 /// A value as it is typed, without quotes.
@@ -179,6 +207,16 @@ impl Case {
         ensure!(self.work.chars().all(word), "work: {:?} should look like tmpfs:700,free:700", self.work);
         ensure!(self.timeout_s > 0, "timeout_s: should not be 0");
         Ok(())
+    }
+
+    /// Whether `not_quick` means the combination with these names.
+    fn is_left_out(&self, names: &[String], axes: &[&str]) -> Result<bool> {
+        let parts: Vec<&str> = self.not_quick.split(',').filter(|part| !part.is_empty()).collect();
+        for part in &parts {
+            let known = part.split_once('=').is_some_and(|(key, _)| axes.contains(&key));
+            ensure!(known, "not_quick: {part:?} should be key=value, of a key with a list");
+        }
+        Ok(!parts.is_empty() && parts.iter().all(|part| names.iter().any(|name| name == part)))
     }
 
     /// Guest RAM.
@@ -246,10 +284,20 @@ mod tests {
     }
 
     #[test]
+    fn some_combinations_are_not_quick() {
+        let text = "quick = true\nhints = ['off', 'on']\ninit_on_alloc = [true, false]\n\
+                    not_quick = 'init_on_alloc=false,hints=off'";
+        let quick: Vec<bool> =
+            parse("a", &format!("{GOOD}{text}")).unwrap().iter().map(|c| c.spec.quick).collect();
+        assert_eq!(quick, [true, false, true, true]);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (line, word) in [
             ("hint = 'on'", "hint"),
             ("hints = 'maybe'", "maybe"),
+            ("hints = 'maybe'", "in `hints`"),
             ("hints = []", "empty"),
             ("link = 'fast'", "link"),
             ("link = '0Gbit'", "link"),
@@ -257,6 +305,8 @@ mod tests {
             ("cpus = 0", "cpus"),
             ("work = 'fill:1 quiet'", "work"),
             ("timeout_s = 0", "timeout_s"),
+            ("not_quick = 'hints=on'", "not_quick"),
+            ("published = { guest = 'x' }", "ms"),
             ("memory = '2GiB'", "duplicate"),
             ("= 1", "keys"),
         ] {

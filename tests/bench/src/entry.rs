@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::case::{Hints, Named};
+use crate::case::{Hints, Named, Published};
 
 /// One run. What was not or cannot be measured is absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,8 +53,14 @@ pub struct Entry {
     /// The figures.
     #[serde(flatten)]
     pub figures: Figures,
+    /// What others published of a guest like this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<Published>,
     /// The command for this run alone.
     pub command: String,
+    /// The trace, beside the results: see `docs/trace.md`.
+    #[serde(default)]
+    pub trace: Option<String>,
     /// The commit that was measured.
     pub commit: Option<String>,
     /// `uname -r` of the guest.
@@ -198,7 +204,9 @@ impl Entry {
             log: None,
             guest_ok: false,
             figures: Figures::default(),
+            published: spec.published.clone(),
             command: format!("cargo xtask bench {}{peer}", named.id),
+            trace: None,
             commit: std::env::var("WHERRY_COMMIT").ok(),
             kernel_release: None,
             machine: None,

@@ -159,7 +159,7 @@ fn one(run: &Run, out: &Path, link: Link, stage: &dyn Fn(&str)) -> Entry {
             return entry;
         }
     };
-    if let Some(why) = skipped.or_else(|| vmm.unable(spec)) {
+    if let Some(why) = skipped {
         return skip(entry, why);
     }
     entry.vmm_version = vmm.version().ok();
@@ -167,11 +167,12 @@ fn one(run: &Run, out: &Path, link: Link, stage: &dyn Fn(&str)) -> Entry {
     let dir = scratch();
     let outcome = files(spec, &dir)
         .and_then(|files| measure::run(vmm.as_ref(), spec, &files, link, &mut entry, &mut tail, stage));
+    let name = format!("{}-{}-{}", entry.id, entry.vmm, entry.run);
+    let name = name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.=".contains(c), "_");
+    entry.trace = keep_trace(&dir.join(vmm::TRACE), out, &name);
     if let Err(error) = outcome {
         entry.outcome = if error.is::<TimedOut>() { "timeout" } else { "failed" }.into();
         entry.error = Some(format!("{error:#}"));
-        let name = format!("{}-{}-{}", entry.id, entry.vmm, entry.run);
-        let name = name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.=".contains(c), "_");
         match keep_logs(&dir, &out.join("logs").join(&name), &entry, &tail) {
             Ok(()) => entry.log = Some(format!("logs/{name}")),
             Err(error) => note(&format!("the logs are lost: {error:#}")),
@@ -222,6 +223,14 @@ fn files(spec: &crate::case::Case, dir: &Path) -> Result<Files> {
         Ok::<_, anyhow::Error>(to)
     };
     Ok(Files { kernel: copy("KERNEL")?, initrd: copy("INITRD")?, dir: dir.to_owned() })
+}
+
+/// Copies the trace to the results; `None` if there is none.
+fn keep_trace(from: &Path, out: &Path, name: &str) -> Option<String> {
+    let name = format!("traces/{name}.jsonl");
+    fs::create_dir_all(out.join("traces")).ok()?;
+    fs::copy(from, out.join(&name)).ok()?;
+    Some(name)
 }
 
 fn keep_logs(dir: &Path, to: &Path, entry: &Entry, tail: &[String]) -> Result<()> {

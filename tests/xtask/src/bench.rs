@@ -34,7 +34,7 @@ pub struct Args {
     /// Measures this VMM alone: wherry or qemu.
     #[arg(long, value_name = "VMM", conflicts_with = "peer")]
     only: Option<String>,
-    /// Only the cases marked as quick: 10 to 12 minutes with a peer, on two cores.
+    /// Only the cases marked as quick: about 10 minutes with a peer, on two quiet cores.
     #[arg(long)]
     quick: bool,
     /// Runs each case so often; the tables then show medians.
@@ -82,6 +82,7 @@ pub fn main(args: &Args) -> Result<u8> {
     if args.from.is_empty() {
         report.arg("--out").arg(&out);
     }
+    report.arg("--traces").arg(&out);
     report.args(args.from.iter().map(|file| here.join(file)));
     code(&mut report)
 }

@@ -34,6 +34,8 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Migrate a running VM to a waiting `wherry receive`
     Migrate(MigrateArgs),
+    /// Draw a migration's trace as one HTML file
+    Report(ReportArgs),
     /// Say what a recorded migration would have been under other settings
     Replay(ReplayArgs),
     /// Cancel the migration of a VM; the guest goes on at the source
@@ -184,6 +186,9 @@ pub struct MigrateArgs {
     /// Record the migration in a file, for `wherry replay`
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write a report of the migration to this file: one HTML page with rounds, timeline and a map of guest memory
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Return once the migration has begun; `wherry info` shows how it goes
     #[arg(long)]
     pub detach: bool,
@@ -215,6 +220,19 @@ pub struct ReplayArgs {
     /// Pause the guest after this many rounds, however long the rest takes [default: as recorded]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
+}
+
+/// `wherry report`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  wherry migrate web tcp:host-b:4444 --trace web.trace\n  \
+    wherry report web.trace --output web.html")]
+pub struct ReportArgs {
+    /// Trace of a migration (see `wherry migrate --trace`)
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// The page
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// `wherry resume`

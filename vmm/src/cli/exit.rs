@@ -37,7 +37,7 @@ Exit codes:
   5  the migration failed or was cancelled; the guest goes on at the source
   6  the outcome of the migration is unknown
   7  the guest crashed or was killed (run, receive)
-  8  the guest was migrated, but the --trace file could not be written
+  8  the guest was migrated, but the --trace or --report file could not be written
   128 + N  ended by signal N
 
 Files:

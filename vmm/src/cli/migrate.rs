@@ -13,6 +13,7 @@ use wherry_vmm::control::{
 
 use super::args::MigrateArgs;
 use super::exit::{Exit, Failure};
+use super::page::ReportFile;
 use super::report::{self, Progress};
 use super::trace::TraceFile;
 use super::{Context, terminal};
@@ -30,7 +31,13 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
             "--trace and --detach exclude each other: this command writes the trace while the migration runs",
         ));
     }
+    if args.detach && args.report.is_some() {
+        return Err(Failure::usage(
+            "--report and --detach exclude each other: this command writes the report when the migration is over",
+        ));
+    }
     let mut client = context.client(&args.name)?;
+    let mut page = args.report.as_deref().map(|path| ReportFile::create(path, &args)).transpose()?;
     let mut trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     let request = MigrateRequest {
         uri: args.uri,
@@ -39,7 +46,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         bandwidth_bytes_s: args.bandwidth,
         max_rounds: args.max_rounds,
         verify: args.verify,
-        trace: trace.is_some(),
+        trace: trace.is_some() || page.is_some(),
         detach: args.detach,
     };
     if args.detach {
@@ -50,24 +57,42 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
     let answer = client.call_with_events(&Request::Migrate(request), &mut |update| match update {
         Update::Progress(event) => show.update(context, &event),
         Update::Trace(line) => {
+            if let Some(page) = &mut page {
+                page.line(&line);
+            }
             if let Some(Err(why)) = trace.as_mut().map(|trace| trace.write(&line)) {
                 show.say(context, &format!("{why}; the migration goes on"));
             }
         }
     });
     show.finish();
+    // A migration that failed has a report, too.
+    let unwritten = page.and_then(|page| page.finish().err());
+    if let (Err(_), Some(error)) = (&answer, &unwritten) {
+        context.out.remark(format!("wherry: {error}"));
+    }
     let mut report = answer.map_err(|error| explain(&args.name, error))?;
     let incomplete = trace.and_then(|trace| trace.finish().err());
-    if !context.out.json {
-        report::print(&mut context.out, &report);
-        return incomplete.map_or(Ok(Exit::Ok), |error| Err(error.into()));
+    if context.out.json {
+        // One document: the report, which says that the guest was migrated, and what is wrong beside it.
+        for (key, error) in [("trace_error", &incomplete), ("report_error", &unwritten)] {
+            if let (Some(error), Some(report)) = (error, report.as_object_mut()) {
+                report.insert(key.into(), json!(error));
+            }
+        }
+        context.out.document(&report);
+        let whole = incomplete.is_none() && unwritten.is_none();
+        return Ok(if whole { Exit::Ok } else { Exit::FileIncomplete });
     }
-    // One document: the report, which says that the guest was migrated, and what is wrong beside it.
-    if let (Some(error), Some(report)) = (&incomplete, report.as_object_mut()) {
-        report.insert("trace_error".into(), json!(error));
+    report::print(&mut context.out, &report);
+    match (incomplete, unwritten) {
+        (None, None) => Ok(Exit::Ok),
+        (Some(error), None) | (None, Some(error)) => Err(error.into()),
+        (Some(error), Some(other)) => {
+            context.out.error(&other);
+            Err(error.into())
+        }
     }
-    context.out.document(&report);
-    Ok(if incomplete.is_some() { Exit::FileIncomplete } else { Exit::Ok })
 }
 
 /// Errors of a migration, with where the guest is.

@@ -6,6 +6,7 @@ mod doctor;
 mod exit;
 mod migrate;
 mod output;
+mod page;
 mod replay;
 mod report;
 mod run;
@@ -98,6 +99,7 @@ fn dispatch(context: &mut Context, command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(context, args),
         Command::Receive(args) => run::receive(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
+        Command::Report(args) => page::report(context, &args),
         Command::Replay(args) => replay::replay(context, &args),
         Command::Cancel(args) => migrate::cancel(context, &args.name),
         Command::Ls => vm::ls(context),

@@ -79,7 +79,11 @@ impl VmControl for FakeVm {
         let progress = json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256});
         tell(Update::Progress(progress));
         if request.trace {
-            let mut events = vec![What::Phase { phase: "rounds".into() }];
+            let mut events = vec![];
+            if request.uri.ends_with(":6") {
+                events.push(start());
+            }
+            events.extend([What::Phase { phase: "rounds".into() }]);
             if request.uri.ends_with(":4") {
                 events.push(What::Lost { events: 7 });
             }
@@ -153,10 +157,14 @@ impl Bench {
 
     /// Runs a command; returns its exit, standard output and standard error.
     fn run(&self, line: &str) -> (Exit, String, String) {
+        self.run_words(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn run_words(&self, words: &[&str]) -> (Exit, String, String) {
         let (stdout, stderr) = (Sink::default(), Sink::default());
         let out = Output::to(Box::new(stdout.clone()), Box::new(stderr.clone()));
         let mut context = Context { out, dir: self.dir.clone() };
-        let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let args: Vec<OsString> = words.iter().map(OsString::from).collect();
         let exit = execute(&mut context, &args);
         let text = |sink: Sink| String::from_utf8(sink.0.borrow().clone()).unwrap();
         (exit, text(stdout), text(stderr))
@@ -290,6 +298,88 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
     }
     // A failed migration is the worse news.
     assert_eq!(bench.run("wherry migrate web tcp:b:1 --trace /dev/full").0, Exit::MigrationFailed);
+}
+
+fn start() -> What {
+    What::Start {
+        version: wherry_migration::trace::VERSION,
+        nr_pages: 4096,
+        hints: "on".into(),
+        bandwidth: Some(5_000_000),
+        downtime_limit_us: 200_000,
+        max_rounds: 7,
+        force: true,
+        switchover_estimate_us: 0,
+    }
+}
+
+#[test]
+fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
+    let bench = Bench::new();
+    let (page, trace) = (bench._temp.path().join("a page.html"), bench._temp.path().join("a.trace"));
+    let (exit, out, err) = bench.run_words(&[
+        "wherry",
+        "migrate",
+        "web",
+        "tcp:b:6",
+        "--report",
+        page.to_str().unwrap(),
+        "--max-rounds",
+        "7",
+        "--trace",
+        trace.to_str().unwrap(),
+    ]);
+    assert_eq!(exit, Exit::Ok, "{out}{err}");
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(
+        text.starts_with("<!DOCTYPE html>") && text.contains("Migration of a guest with 16 MiB"),
+        "{text}"
+    );
+    let again = "wherry migrate web tcp:b:6 --hints=auto --downtime-limit=300ms --max-rounds=7 --trace=";
+    assert!(text.contains(again) && text.contains("a page.html&#39;"), "{text}");
+
+    // The same of the trace, which does not know the names.
+    let other = bench._temp.path().join("b.html");
+    let (exit, out, _) = bench.run(&format!("wherry report {} -o {}", trace.display(), other.display()));
+    assert!(exit == Exit::Ok && out.contains("wrote "), "{out}");
+    let text = std::fs::read_to_string(&other).unwrap();
+    let again = "wherry migrate NAME URI --hints on --downtime-limit 200000us --bandwidth 5000000B/s --max-rounds 7 --trace FILE";
+    assert!(text.contains(again), "{text}");
+
+    // The guest is what matters: files come after it, and what fails does so by its own code.
+    let (exit, out, err) = bench.run("wherry migrate web tcp:b:6 --report /dev/full");
+    assert_eq!(exit, Exit::FileIncomplete);
+    assert!(
+        out.contains("migrated: 93.5 MiB") && err.contains("cannot write the report /dev/full: No space"),
+        "{out}{err}"
+    );
+    let (exit, value) = bench.json("wherry migrate web tcp:b:6 --report /dev/full");
+    assert_eq!((exit, &value["report_error"]["code"]), (Exit::FileIncomplete, &json!("trace_incomplete")));
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --report /dev/null");
+    assert!(exit == Exit::FileIncomplete && err.contains("this is no trace of a migration"), "{err}");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:b:1 --report /dev/full");
+    assert!(exit == Exit::MigrationFailed && err.contains("cannot write the report"), "{err}");
+}
+
+#[test]
+fn a_report_that_cannot_be_begun_stops_everything() {
+    let bench = Bench::new();
+    for (words, exit, text) in [
+        ("migrate web tcp:b:9 --report /no/such/folder/a", Exit::Failed, "cannot create the report file"),
+        ("migrate web tcp:b:9 --report -", Exit::Usage, "name a file"),
+        ("migrate web tcp:b:9 --report /dev/null --detach", Exit::Usage, "exclude each other"),
+        ("report /no/such/trace -o /dev/null", Exit::Failed, "cannot read /no/such/trace"),
+        (
+            "report /dev/null -o /dev/null",
+            Exit::Failed,
+            "cannot use /dev/null: this is no trace of a migration: it is empty",
+        ),
+    ] {
+        let (got, _, err) = bench.run(&format!("wherry {words}"));
+        assert_eq!(got, exit, "{words}");
+        assert!(err.contains(text), "{words}: {err}");
+    }
+    assert!(bench.vm.last.lock().unwrap().is_none());
 }
 
 #[test]

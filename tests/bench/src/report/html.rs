@@ -3,32 +3,23 @@
 use std::fmt::Write;
 
 use anyhow::Result;
+use wherry_report::CLASSES;
+use wherry_report::bars::{Bar, Chart, Part};
+use wherry_report::html::{self, escape};
+use wherry_report::units::{mb, memory, ms, number, percent};
 
-use super::plot::{self, Bar, Chart, Part};
-use super::{EMULATED, change, emulated, facts, gib, groups, heading, mb, ms, number, percent, who};
+use super::traces::Traces;
+use super::{EMULATED, change, emulated, facts, groups, heading, published, range, who};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
 
-const STYLE: &str = include_str!("style.css");
-/// Classes of pages in round one: style class, name. Together they are all pages of the guest.
-const CLASSES: [(u8, &str); 9] = [
-    (0, "sent"),
-    (1, "sent before its hint came"),
-    (2, "zero"),
-    (3, "hole"),
-    (4, "hinted"),
-    (5, "hinted and overridden"),
-    (6, "ballooned"),
-    (7, "clean"),
-    (8, "neither sent nor zero (QEMU does not say why)"),
-];
 /// Colours of rounds; later ones share the last.
 const ROUNDS: [(u8, &str); 4] =
     [(9, "round one"), (10, "round two"), (11, "round three"), (12, "later rounds")];
-const TIMES: [(u8, &str); 2] = [(9, "guest runs"), (13, "guest is paused")];
+const TIMES: [(u8, &str); 2] = [(18, "guest runs"), (13, "guest is paused")];
 
 /// The whole page.
-pub fn page(entries: &[Entry]) -> Result<String> {
+pub fn page(entries: &[Entry], traces: &Traces) -> Result<String> {
     let groups = groups(entries);
     let mut body = String::new();
     write!(body, "<h1>Migrations, measured</h1>{}", about(entries))?;
@@ -37,19 +28,16 @@ pub fn page(entries: &[Entry]) -> Result<String> {
         "<p class=note>Really used: pages that the guest's kernel did not have in its free lists and that were not zero, counted one by one just before the \
          migration. Each cell: all bytes on the wire, and the whole time. Per cents: hints on against off, same VMM.</p>",
     );
+    let published = published::rows(&groups);
+    if !published.is_empty() {
+        body.push_str("<h2>Beside published figures</h2><p class=note>Those are of real machines: only the reductions compare.</p>");
+        body.push_str(&html::table(&published::HEAD, &published, true));
+    }
     for (index, (_, members)) in groups.iter().enumerate() {
-        section(&mut body, index, members)?;
+        section(&mut body, index, members, traces)?;
     }
     failures(&mut body, entries);
-    Ok(format!(
-        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <title>Wherry: migrations, measured</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    ))
-}
-
-/// Text for HTML.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    Ok(html::page("Wherry: migrations, measured", &body))
 }
 
 fn about(entries: &[Entry]) -> String {
@@ -117,12 +105,12 @@ fn cell(members: &[&Entry], entry: Option<&Entry>) -> String {
     )
 }
 
-fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
+fn section(body: &mut String, index: usize, members: &[&Entry], traces: &Traces) -> Result<()> {
     let Some(first) = members.first() else { return Ok(()) };
     write!(body, "<section id=g{index}><h2>{}</h2>", escape(&heading(first)))?;
     let what = format!(
         "{} RAM, {} vCPU, kernel {}, work: {}, downtime limit {} ms",
-        gib(first.memory_bytes),
+        memory(first.memory_bytes),
         first.cpus,
         first.kernel,
         first.work,
@@ -137,16 +125,25 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
             bars: good.iter().map(|e| bytes_bar(e)).collect(),
             mark: floor,
         };
-        figure(body, "Bytes, by round; the line is the memory that the guest really uses", &ROUNDS, &bytes)?;
+        let caption = "Bytes, by round; the line is the memory that the guest really uses";
+        body.push_str(&html::chart("Bytes by round", caption, &ROUNDS, &bytes)?);
         let time =
             Chart { unit: "seconds".into(), bars: good.iter().map(|e| time_bar(e)).collect(), mark: None };
-        figure(body, "Time", &TIMES, &time)?;
+        body.push_str(&html::chart("Time", "Time", &TIMES, &time)?);
         let fate = Chart {
             unit: "per cent of guest RAM".into(),
             bars: good.iter().filter_map(|e| fate_bar(e)).collect(),
             mark: None,
         };
-        figure(body, "Round one: what became of each page", &CLASSES, &fate)?;
+        body.push_str(&html::chart(
+            "Round one by class",
+            "Round one: what became of each page",
+            &CLASSES,
+            &fate,
+        )?);
+    }
+    for entry in &good {
+        over_time(body, entry, traces)?;
     }
     figures_table(body, members)?;
     rounds_table(body, &good)?;
@@ -158,18 +155,20 @@ fn section(body: &mut String, index: usize, members: &[&Entry]) -> Result<()> {
     Ok(())
 }
 
-/// A chart with a caption and the legend of the colours that it has.
-fn figure(body: &mut String, caption: &str, legend: &[(u8, &str)], chart: &Chart) -> Result<()> {
-    write!(body, "<figure><figcaption>{caption}<br>")?;
-    let used =
-        |colour: u8| chart.bars.iter().flat_map(|b| &b.parts).any(|p| p.colour == colour && p.value > 0.0);
-    for (colour, name) in legend.iter().filter(|(colour, _)| used(*colour)) {
-        write!(
-            body,
-            "<span class=key><svg width=12 height=12><rect width=12 height=12 class=c{colour} /></svg> {name}</span> "
-        )?;
+/// What happened in a run, and where in memory; closed, since there may be many.
+fn over_time(body: &mut String, entry: &Entry, traces: &Traces) -> Result<()> {
+    let Some(trace) = traces.of(entry) else { return Ok(()) };
+    let map = wherry_report::memory_map(&trace);
+    let what = if map.is_empty() { "over time" } else { "over time, and its memory" };
+    write!(body, "<details><summary>{}: {what}</summary>", escape(&who(entry)))?;
+    for problem in &trace.problems {
+        write!(body, "<p class=bad>{}</p>", escape(problem))?;
     }
-    write!(body, "</figcaption>{}</figure>", plot::svg(chart)?)?;
+    body.push_str(&wherry_report::timeline(&trace)?);
+    if map.is_empty() {
+        body.push_str("<p class=note>Bytes were read every 50 ms from outside. This VMM does not tell what became of each page.</p>");
+    }
+    write!(body, "{map}</details>")?;
     Ok(())
 }
 
@@ -219,46 +218,93 @@ fn fate(round: &Round) -> [u64; 9] {
 }
 
 fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
+    if members.iter().any(|e| e.spread.is_some()) {
+        body.push_str("<p class=note>Of several runs the one with the median time is shown, with minimum to maximum below.</p>");
+    }
     body.push_str("<h3>Figures</h3><div class=wide><table><thead><tr><th>");
     for entry in members {
         write!(body, "<th class=n>{}", escape(&who(entry)))?;
     }
     body.push_str("</thead><tbody>");
     type Get = fn(&Entry) -> String;
-    let rows: [(&str, Get); 20] = [
-        ("outcome", |e| e.outcome.clone()),
-        ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into()),
-        ("round one", |e| mb(e.figures.round_one_bytes)),
-        ("round one / really used", |e| number(e.figures.round_one_per_floor, 3, "")),
-        ("all bytes", |e| mb(e.figures.total_bytes)),
-        ("all bytes / really used", |e| number(e.figures.total_per_floor, 3, "")),
-        ("rounds", |e| number(e.figures.rounds.map(|n| n as f64), 0, "")),
-        ("total time", |e| ms(e.figures.total_ms.map(|n| n as f64))),
-        ("downtime", |e| ms(e.figures.downtime_ms)),
-        ("parts of it, ms", |e| downtime_parts(e)),
-        ("guest's longest gap", |e| ms(e.figures.longest_gap_ms)),
-        ("heartbeats before → during", |e| {
-            let f = &e.figures;
-            format!("{} → {} /s", number(f.beats_per_s_before, 0, ""), number(f.beats_per_s_during, 0, ""))
-        }),
-        ("CPU time, source", |e| ms(e.figures.source_cpu_ms.map(|n| n as f64))),
-        ("CPU time, destination", |e| ms(e.figures.destination_cpu_ms.map(|n| n as f64))),
-        ("peak memory, source", |e| mb(e.figures.source_rss_bytes)),
-        ("of it not guest RAM", |e| mb(e.figures.source_beside_ram_bytes)),
-        ("memory after, destination", |e| mb(e.figures.destination_rss_bytes)),
-        ("guest's MemFree before → lowest seen", |e| {
-            format!("{} → {}", mb(e.figures.guest_free_before_bytes), mb(e.figures.guest_free_min_bytes))
-        }),
-        ("hints seen", |e| match e.figures.hinting_seen {
-            None => "–".into(),
-            Some(seen) => if seen { "yes" } else { "no" }.into(),
-        }),
-        ("the VMM on hints", |e| e.figures.hints_note.clone().unwrap_or_default()),
+    // What minimum and maximum are called in the list of results, unit, and digits.
+    type Spread = Option<(&'static str, f64, usize)>;
+    let rows: [(&str, Get, Spread); 20] = [
+        ("outcome", |e| e.outcome.clone(), None),
+        ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into(), None),
+        ("round one", |e| mb(e.figures.round_one_bytes), Some(("round_one_bytes", 1e6, 1))),
+        (
+            "round one / really used",
+            |e| number(e.figures.round_one_per_floor, 3, ""),
+            Some(("round_one_per_floor", 1.0, 3)),
+        ),
+        ("all bytes", |e| mb(e.figures.total_bytes), Some(("total_bytes", 1e6, 1))),
+        (
+            "all bytes / really used",
+            |e| number(e.figures.total_per_floor, 3, ""),
+            Some(("total_per_floor", 1.0, 3)),
+        ),
+        ("rounds", |e| number(e.figures.rounds.map(|n| n as f64), 0, ""), Some(("rounds", 1.0, 0))),
+        ("total time", |e| ms(e.figures.total_ms.map(|n| n as f64)), Some(("total_ms", 1.0, 0))),
+        ("downtime", |e| ms(e.figures.downtime_ms), Some(("downtime_ms", 1.0, 0))),
+        ("parts of it, ms", |e| downtime_parts(e), None),
+        ("guest's longest gap", |e| ms(e.figures.longest_gap_ms), Some(("longest_gap_ms", 1.0, 0))),
+        (
+            "heartbeats before → during",
+            |e| {
+                let f = &e.figures;
+                format!(
+                    "{} → {} /s",
+                    number(f.beats_per_s_before, 0, ""),
+                    number(f.beats_per_s_during, 0, "")
+                )
+            },
+            None,
+        ),
+        (
+            "CPU time, source",
+            |e| ms(e.figures.source_cpu_ms.map(|n| n as f64)),
+            Some(("source_cpu_ms", 1.0, 0)),
+        ),
+        (
+            "CPU time, destination",
+            |e| ms(e.figures.destination_cpu_ms.map(|n| n as f64)),
+            Some(("destination_cpu_ms", 1.0, 0)),
+        ),
+        ("peak memory, source", |e| mb(e.figures.source_rss_bytes), Some(("source_rss_bytes", 1e6, 1))),
+        (
+            "of it not guest RAM",
+            |e| mb(e.figures.source_beside_ram_bytes),
+            Some(("source_beside_ram_bytes", 1e6, 1)),
+        ),
+        (
+            "memory after, destination",
+            |e| mb(e.figures.destination_rss_bytes),
+            Some(("destination_rss_bytes", 1e6, 1)),
+        ),
+        (
+            "guest's MemFree before → lowest seen",
+            |e| format!("{} → {}", mb(e.figures.guest_free_before_bytes), mb(e.figures.guest_free_min_bytes)),
+            None,
+        ),
+        (
+            "hints seen",
+            |e| match e.figures.hinting_seen {
+                None => "–".into(),
+                Some(seen) => if seen { "yes" } else { "no" }.into(),
+            },
+            None,
+        ),
+        ("the VMM on hints", |e| e.figures.hints_note.clone().unwrap_or_default(), None),
     ];
-    for (name, get) in rows {
-        write!(body, "<tr><th>{name}")?;
+    for (name, get, spread) in rows {
+        write!(body, "<tr><th scope=row>{name}")?;
         for entry in members {
             write!(body, "<td class=n>{}", escape(&get(entry)))?;
+            let range = spread.and_then(|(key, unit, digits)| range(entry, key, unit, digits));
+            if let Some(range) = range {
+                write!(body, "<br><span class=range>{}</span>", escape(&range))?;
+            }
         }
     }
     body.push_str("</tbody></table></div>");
@@ -375,7 +421,7 @@ mod tests {
         all.push(entry("a/hints=off", "qemu", 1, 5));
         all[2].outcome = "failed".into();
         all[2].error = Some("<script>".into());
-        let page = page(&all).unwrap();
+        let page = page(&all, &Traces::default()).unwrap();
         for text in
             ["−79 %", "cargo xtask bench a/hints=on", "&lt;script&gt;", "class=\"c3\"", "class=\"mark\""]
         {

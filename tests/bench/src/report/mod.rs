@@ -1,17 +1,20 @@
 //! What people look at: the JSON list, a summary on the terminal, an HTML page.
 
 mod html;
-mod plot;
+mod published;
 mod summary;
+mod traces;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use wherry_report::units::memory;
 
 use crate::entry::Entry;
 use crate::plan::Plan;
 use crate::{note, run, spread};
+use traces::Traces;
 
 /// Options of `report`.
 #[derive(Debug, Parser)]
@@ -19,6 +22,9 @@ pub struct Args {
     /// Folder of results.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Where traces of earlier reports may be, beside their own folders.
+    #[arg(long)]
+    traces: Option<PathBuf>,
     /// JSON lists of earlier reports.
     from: Vec<PathBuf>,
     /// Writes the JSON list.
@@ -39,6 +45,9 @@ pub fn main(args: &Args) -> Result<u8> {
         entries.extend(list);
     }
     let mut problems = Vec::new();
+    let mut traces: Vec<PathBuf> =
+        args.from.iter().filter_map(|path| Some(path.parent()?.to_owned())).collect();
+    traces.extend(args.out.iter().chain(&args.traces).cloned());
     if let Some(out) = &args.out {
         problems = Plan::read(out)?.problems;
         entries.extend(run::results(out)?);
@@ -53,7 +62,7 @@ pub fn main(args: &Args) -> Result<u8> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.html {
-        std::fs::write(path, html::page(&entries)?)
+        std::fs::write(path, html::page(&entries, &Traces(traces))?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let bad = entries.iter().any(|e| !e.ok() && e.outcome != "skipped");
@@ -96,12 +105,23 @@ fn heading(entry: &Entry) -> String {
 
 /// `Wherry, hints on`.
 fn who(entry: &Entry) -> String {
-    let name = match entry.vmm.as_str() {
+    format!("{}, hints {}", name(entry), entry.hints.word())
+}
+
+/// The VMM's name for people.
+fn name(entry: &Entry) -> &str {
+    match entry.vmm.as_str() {
         "wherry" => "Wherry",
         "qemu" => "QEMU",
         other => other,
-    };
-    format!("{name}, hints {}", entry.hints.word())
+    }
+}
+
+/// Minimum and maximum over several runs, as `12 to 15`, for figures shown with `digits` in units of `unit`.
+fn range(entry: &Entry, figure: &str, unit: f64, digits: usize) -> Option<String> {
+    let spread = &entry.spread.as_ref()?[figure];
+    let number = |key: &str| Some(format!("{:.digits$}", spread[key].as_f64()? / unit));
+    Some(format!("{} to {}", number("min")?, number("max")?))
 }
 
 /// The change from hints off to hints on for the same VMM in a group, in per cent.
@@ -123,7 +143,7 @@ fn facts(entries: &[Entry]) -> Vec<String> {
         facts.extend(entries.iter().filter(|e| e.vmm == vmm).find_map(|e| e.vmm_version.clone()));
     }
     facts.extend(entries.iter().find_map(|e| e.machine.as_ref()).map(|m| {
-        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, gib(m.memory_bytes))
+        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, memory(m.memory_bytes))
     }));
     let mut guests: Vec<String> = entries.iter().filter_map(|e| e.kernel_release.clone()).collect();
     guests.sort();
@@ -140,28 +160,4 @@ const EMULATED: &str = "The host is software emulation, and source and destinati
 
 fn emulated(entries: &[Entry]) -> bool {
     entries.iter().filter_map(|e| e.machine.as_ref()).any(|m| m.cpu.contains("TCG"))
-}
-
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
-}
-
-/// Megabytes, as in `113.8 MB`.
-fn mb(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "–".into(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6))
-}
-
-/// Milliseconds.
-fn ms(value: Option<f64>) -> String {
-    value.map_or_else(|| "–".into(), |ms| format!("{ms:.0} ms"))
-}
-
-/// A number with `digits` after the point and a unit after it.
-fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
-    value.map_or_else(|| "–".into(), |v| format!("{v:.digits$}{unit}"))
-}
-
-/// `−87 %`.
-fn percent(value: Option<f64>) -> String {
-    value.map_or_else(String::new, |v| format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs()))
 }

@@ -1,6 +1,8 @@
 //! The summary on the terminal.
 
-use super::{EMULATED, change, emulated, facts, groups, heading, mb, ms, number, percent, who};
+use wherry_report::units::{mb, ms, number, percent};
+
+use super::{EMULATED, change, emulated, facts, groups, heading, published, range, who};
 use crate::entry::Entry;
 
 /// All of it.
@@ -19,7 +21,16 @@ pub fn text(entries: &[Entry]) -> String {
         ));
         for entry in &members {
             out.push_str(&line(&members, entry));
+            out.push_str(&ranges(entry));
         }
+    }
+    let rows = published::rows(&groups(entries));
+    if !rows.is_empty() {
+        out.push_str("\nBeside published figures, of real machines: only the reductions compare\n");
+    }
+    for row in rows {
+        let [guest, vmm, off, on, less, published] = row.as_slice() else { continue };
+        out.push_str(&format!("  {guest}\n    {vmm}: {off} to {on}: {less}\n    published: {published}\n"));
     }
     let count = |outcome: &str| entries.iter().filter(|e| e.outcome == outcome).count();
     out.push_str(&format!("\n{} runs, {} ok, {} skipped", entries.len(), count("ok"), count("skipped")));
@@ -59,6 +70,27 @@ fn line(members: &[&Entry], entry: &Entry) -> String {
     )
 }
 
+/// Minimum and maximum below each figure, if there were several runs.
+fn ranges(entry: &Entry) -> String {
+    if entry.spread.is_none() || !entry.ok() {
+        return String::new();
+    }
+    let cell = |figure: &str, unit: f64, digits| range(entry, figure, unit, digits).unwrap_or_default();
+    let parts = [
+        ("round one", cell("round_one_bytes", 1e6, 1), " MB"),
+        ("all", cell("total_bytes", 1e6, 1), " MB"),
+        ("time", cell("total_ms", 1.0, 0), " ms"),
+        ("downtime", cell("downtime_ms", 1.0, 0), " ms"),
+        ("gap", cell("longest_gap_ms", 1.0, 0), " ms"),
+    ];
+    let text: Vec<String> = parts
+        .iter()
+        .filter(|(_, range, _)| !range.is_empty())
+        .map(|(name, range, unit)| format!("{name} {range}{unit}"))
+        .collect();
+    format!("      min to max: {}\n", text.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +105,20 @@ mod tests {
         let text = text(&all);
         assert!(text.contains("−79 %"), "{text}");
         assert!(text.contains("qemu a/hints=on: timeout: too slow") && text.contains("1 not"), "{text}");
+    }
+
+    #[test]
+    fn several_runs_have_their_spread_below() {
+        let mut all: Vec<Entry> = [30, 10, 20].map(|ms| entry("a/hints=on", "wherry", ms, ms.into())).into();
+        all.push(entry("a/hints=on", "qemu", 1, 5));
+        crate::spread::add(&mut all);
+        let text = text(&all);
+        assert!(
+            text.contains(" 20 ms") && text.contains("min to max: all 10.0 to 30.0 MB, time 10 to 30 ms"),
+            "{text}"
+        );
+        assert_eq!(text.matches("min to max").count(), 1, "one run has none: {text}");
+        let page = crate::report::html::page(&all, &Default::default()).unwrap();
+        assert!(page.contains("20 ms<br><span class=range>10 to 30</span>"));
     }
 }

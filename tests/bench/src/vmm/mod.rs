@@ -2,6 +2,7 @@
 
 mod qemu;
 mod qmp;
+mod recording;
 mod wherry;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::entry::Figures;
 /// Names of the VMMs that can be measured; the first one is ours.
 pub const NAMES: [&str; 2] = ["wherry", "qemu"];
 
+/// Name of the file in which [`Machine::migrate`] leaves a trace of the migration, if it has one.
+pub const TRACE: &str = "trace.jsonl";
+
 /// The files of one run.
 #[derive(Debug, Clone)]
 pub struct Files {
@@ -28,6 +32,11 @@ pub struct Files {
 }
 
 impl Files {
+    /// See [`TRACE`].
+    pub fn trace(&self) -> PathBuf {
+        self.dir.join(TRACE)
+    }
+
     /// A log in the run's folder.
     fn log(&self, name: &str) -> Result<std::fs::File> {
         Ok(std::fs::File::create(self.dir.join(format!("{name}.log")))?)
@@ -51,8 +60,6 @@ pub struct Migration<'a> {
 pub trait Vmm {
     /// Its version.
     fn version(&self) -> Result<String>;
-    /// Why it cannot do a case; `None` if it can.
-    fn unable(&self, case: &Case) -> Option<String>;
     /// Starts a guest. `append` is the kernel's command line.
     fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>>;
     /// Starts a destination that waits at the port.
@@ -85,9 +92,9 @@ pub fn by_name(name: &str) -> Result<Box<dyn Vmm>> {
     })
 }
 
-/// `auto` is Wherry's alone.
-fn no_auto(case: &Case) -> Option<String> {
-    (case.hints == Hints::Auto).then(|| "it has no hints=auto".to_owned())
+/// Whether the VMM of that name has this setting: `auto` is Wherry's alone.
+pub fn has(name: &str, hints: Hints) -> bool {
+    name == NAMES[0] || hints != Hints::Auto
 }
 
 /// A program on the `PATH`.

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use wherry_tests::Console;
 
 use super::qmp::Qmp;
-use super::{Files, Machine, Migration, TimedOut, Vmm, no_auto};
+use super::recording::Recording;
+use super::{Files, Machine, Migration, TimedOut, Vmm};
 use crate::case::{Case, Hints};
 use crate::entry::{Figures, Round};
 
@@ -75,7 +76,8 @@ impl Qemu {
             .stdout(log.try_clone()?)
             .stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
-        let mut guest = Guest { child: Some(child), qmp: None, serial: path("serial") };
+        let (serial, trace) = (path("serial"), files.trace());
+        let mut guest = Guest { child: Some(child), qmp: None, serial, trace };
         // Until QMP answers QEMU has not even read its arguments.
         match Qmp::connect(&path("qmp"), Duration::from_secs(30)) {
             Ok(qmp) => guest.qmp = Some(qmp),
@@ -95,10 +97,6 @@ impl Vmm for Qemu {
         Ok(String::from_utf8_lossy(&out.stdout).lines().next().unwrap_or_default().to_owned())
     }
 
-    fn unable(&self, case: &Case) -> Option<String> {
-        no_auto(case)
-    }
-
     fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>> {
         self.spawn(files, "source", case, &["-append".into(), append.into()])
     }
@@ -112,6 +110,7 @@ struct Guest {
     child: Option<Child>,
     qmp: Option<Qmp>,
     serial: PathBuf,
+    trace: PathBuf,
 }
 
 impl Guest {
@@ -131,6 +130,7 @@ impl Machine for Guest {
     }
 
     fn migrate(&mut self, migration: Migration) -> Result<Figures> {
+        let trace = self.trace.clone();
         let qmp = self.qmp()?;
         qmp.call(
             "migrate-set-capabilities",
@@ -141,6 +141,7 @@ impl Machine for Guest {
         qmp.call("migrate-set-parameters", json!({ "downtime-limit": limit, "max-bandwidth": cap }))?;
         qmp.call("migrate", json!({ "uri": format!("tcp:127.0.0.1:{}", migration.port) }))?;
         let end = Instant::now() + migration.timeout;
+        let mut recording = Recording::new(&migration, migration.case.memory_bytes()? / 4096);
         let mut passes = Passes::default();
         loop {
             if Instant::now() > end {
@@ -148,15 +149,18 @@ impl Machine for Guest {
                 return Err(TimedOut(migration.timeout.as_secs()).into());
             }
             let Some(event) = qmp.event(POLL)? else {
-                passes.seen(&qmp.call("query-migrate", json!({}))?);
+                let state = qmp.call("query-migrate", json!({}))?;
+                recording.sample(pass(&state), Totals::of(&state).bytes);
+                passes.seen(&state);
                 continue;
             };
             match (event["event"].as_str(), event["data"]["status"].as_str()) {
                 // Said when a pass begins, so what was sent until now belongs to the one before.
                 (Some("MIGRATION_PASS"), _) => {
-                    let pass = event["data"]["pass"].as_u64().unwrap_or(0);
-                    passes.next(pass, &qmp.call("query-migrate", json!({}))?);
+                    let number = event["data"]["pass"].as_u64().unwrap_or(0);
+                    passes.next(number, &qmp.call("query-migrate", json!({}))?);
                 }
+                (Some("STOP"), _) => recording.paused(),
                 (Some("MIGRATION"), Some("completed")) => break,
                 (Some("MIGRATION"), Some("failed" | "cancelled")) => {
                     let state = qmp.call("query-migrate", json!({}))?;
@@ -170,7 +174,11 @@ impl Machine for Guest {
         loop {
             let state = qmp.call("query-migrate", json!({}))?;
             if state["total-time"].as_u64() > Some(0) || Instant::now() > patience {
-                return Ok(passes.finish(&state, migration.case));
+                recording.sample(pass(&state), Totals::of(&state).bytes);
+                let figures = passes.finish(&state, migration.case);
+                // What cannot be written is not shown; it was measured all the same.
+                let _ = std::fs::write(trace, recording.finish(&figures));
+                return Ok(figures);
             }
             std::thread::sleep(POLL);
         }
@@ -219,6 +227,11 @@ impl Totals {
     }
 }
 
+/// Number of the pass that is under way.
+fn pass(state: &Value) -> u32 {
+    state["ram"]["dirty-sync-count"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
+}
+
 fn pages(state: &Value) -> u64 {
     state["ram"]["total"].as_u64().unwrap_or(0) / 4096
 }
@@ -226,8 +239,7 @@ fn pages(state: &Value) -> u64 {
 impl Passes {
     /// A look in between.
     fn seen(&mut self, state: &Value) {
-        let pass = state["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
-        self.seen = Some((pass, Totals::of(state), pages(state)));
+        self.seen = Some((pass(state).into(), Totals::of(state), pages(state)));
     }
 
     /// A pass begins. Pass 1 is announced before anything is sent.

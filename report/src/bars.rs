@@ -1,22 +1,20 @@
-//! Horizontal bars as inline SVG.
-//!
-//! plotters paints in fixed colours. Ours are keys, which are replaced by style classes afterwards, so that the page's style sheet decides
-//! how they look in light, in dark and on paper.
+//! Horizontal bars of several parts.
 
-use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-const WIDTH: u32 = 920;
+use crate::Error;
+use crate::svg::{GRID, INK, WIDTH, colour, most, restyle, tame, tick};
+
 const BAR: u32 = 26;
 const AXIS: u32 = 50;
 const LABELS: u32 = 165;
 const TOP: u32 = 8;
 /// Room for the text behind the longest bar.
 const RIGHT: u32 = 110;
-
-/// Text and axes.
-const INK: RGBColor = RGBColor(1, 2, 3);
-const GRID: RGBColor = RGBColor(1, 2, 4);
+/// Characters of a label that there is room for.
+const LABEL_CHARS: usize = 24;
+/// Bars at most.
+const MAX_BARS: usize = 64;
 
 /// A part of a bar: its style class `c0`…, and its length.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,22 +47,23 @@ pub struct Chart {
     pub mark: Option<f64>,
 }
 
-/// Draws it.
-pub fn svg(chart: &Chart) -> Result<String> {
-    let longest = chart.bars.iter().map(|bar| bar.parts.iter().map(|p| p.value).sum::<f64>());
-    let most = longest.chain(chart.mark).fold(0.0, f64::max);
-    let most = if most > 0.0 { most } else { 1.0 };
-    let height = TOP + BAR * chart.bars.len() as u32 + AXIS;
+/// Draws it; `name` says in a few words what it is. Bars beyond a limit are left out.
+pub fn svg(name: &str, chart: &Chart) -> Result<String, Error> {
+    let bars = &chart.bars[..chart.bars.len().min(MAX_BARS)];
+    let longest = bars.iter().map(|bar| bar.parts.iter().map(|p| tame(p.value)).sum::<f64>());
+    let most = most(longest.chain(chart.mark));
+    let height = TOP + BAR * bars.len() as u32 + AXIS;
     let mut text = String::new();
-    draw(chart, most, height, &mut text).map_err(|e| anyhow!("cannot draw a plot: {e}"))?;
-    Ok(restyle(&text, height, &chart.bars))
+    draw(chart, bars, most, height, &mut text).map_err(|e| Error::Draw(e.to_string()))?;
+    let words: Vec<String> = bars.iter().map(|bar| format!("{}: {}", bar.label, bar.text)).collect();
+    Ok(restyle(&text, height, name, &words.join("; ")))
 }
 
 type DrawResult = Result<(), Box<dyn std::error::Error>>;
 
-fn draw(chart: &Chart, most: f64, height: u32, text: &mut String) -> DrawResult {
+fn draw(chart: &Chart, bars: &[Bar], most: f64, height: u32, text: &mut String) -> DrawResult {
     let root = SVGBackend::with_string(text, (WIDTH, height)).into_drawing_area();
-    let rows = chart.bars.len() as f64;
+    let rows = bars.len().max(1) as f64;
     let mut builder = ChartBuilder::on(&root);
     builder.margin_top(TOP).margin_right(RIGHT).x_label_area_size(AXIS).y_label_area_size(LABELS);
     let mut area = builder.build_cartesian_2d(0.0..most, rows..0.0)?;
@@ -78,25 +77,24 @@ fn draw(chart: &Chart, most: f64, height: u32, text: &mut String) -> DrawResult 
         .light_line_style(TRANSPARENT)
         .axis_style(GRID)
         .label_style(("sans-serif", 15).into_font().color(&INK))
-        .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { format!("{x:.1}") })
+        .x_label_formatter(&tick)
         .draw()?;
-    for (row, bar) in chart.bars.iter().enumerate() {
+    for (row, bar) in bars.iter().enumerate() {
         let (top, bottom) = (row as f64 + 0.16, row as f64 + 0.84);
         let mut at = 0.0;
         for part in bar.parts.iter().filter(|part| part.value > 0.0) {
-            let colour = RGBColor(2, 0, part.colour);
-            area.draw_series(std::iter::once(Rectangle::new(
-                [(at, top), (at + part.value, bottom)],
-                colour.filled(),
-            )))?;
-            at += part.value;
+            let to = at + tame(part.value);
+            let shape = Rectangle::new([(at, top), (to, bottom)], colour(part.colour).filled());
+            area.draw_series(std::iter::once(shape))?;
+            at = to;
         }
         let (x, y) = area.backend_coord(&(at, row as f64 + 0.5));
         let style = ("sans-serif", 15).into_font().color(&INK);
         root.draw(&Text::new(bar.text.clone(), (x + 6, y - 8), style.clone()))?;
-        root.draw(&Text::new(bar.label.clone(), (6, y - 8), style))?;
+        let label: String = bar.label.chars().take(LABEL_CHARS).collect();
+        root.draw(&Text::new(label, (6, y - 8), style))?;
     }
-    if let Some(mark) = chart.mark {
+    if let Some(mark) = chart.mark.map(tame) {
         area.draw_series(std::iter::once(PathElement::new(
             vec![(mark, 0.0), (mark, rows)],
             INK.stroke_width(2),
@@ -104,21 +102,6 @@ fn draw(chart: &Chart, most: f64, height: u32, text: &mut String) -> DrawResult 
     }
     root.present()?;
     Ok(())
-}
-
-/// Turns colours into classes, makes the plot as wide as the page allows, and says in words what it shows.
-fn restyle(svg: &str, height: u32, bars: &[Bar]) -> String {
-    let mut out = svg.replace("fill=\"#010203\"", "class=\"ink\"");
-    out = out.replace("stroke=\"#010203\"", "class=\"mark\"").replace("stroke=\"#010204\"", "class=\"grid\"");
-    for colour in 0..=u8::MAX {
-        let key = format!("fill=\"#0200{colour:02X}\"");
-        if out.contains(&key) {
-            out = out.replace(&key, &format!("class=\"c{colour}\""));
-        }
-    }
-    let words: Vec<String> = bars.iter().map(|bar| format!("{}: {}", bar.label, bar.text)).collect();
-    let size = format!("width=\"{WIDTH}\" height=\"{height}\"");
-    out.replacen(&size, &format!("role=\"img\" aria-label=\"{}\"", super::html::escape(&words.join("; "))), 1)
 }
 
 #[cfg(test)]
@@ -137,7 +120,7 @@ mod tests {
             ],
             mark: Some(7.0),
         };
-        let svg = svg(&chart).unwrap();
+        let svg = svg("name", &chart).unwrap();
         let count = |text: &str| svg.matches(text).count();
         assert_eq!((count("class=\"c0\""), count("class=\"c1\""), count("class=\"c2\"")), (2, 0, 1), "{svg}");
         assert_eq!(count("class=\"mark\""), 1);
@@ -146,7 +129,16 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_none_and_too_many_bars() {
+        let part = |value| Part { colour: 0, value };
+        let parts = vec![part(f64::NAN), part(f64::INFINITY), part(-1.0), part(f64::MAX)];
+        let bar = Bar { label: "x".repeat(1000), parts, text: String::new() };
+        let chart = Chart { unit: "s".into(), bars: vec![bar; 10_000], mark: Some(f64::NAN) };
+        assert!(svg("", &chart).unwrap().len() < 100_000);
+    }
+
+    #[test]
     fn nothing_to_show_is_no_error() {
-        svg(&Chart { unit: "s".into(), bars: vec![], mark: None }).unwrap();
+        svg("", &Chart { unit: "s".into(), bars: vec![], mark: None }).unwrap();
     }
 }

@@ -1,0 +1,132 @@
+//! `wherry report`, and the report of `wherry migrate --report`: both are made of a trace.
+
+use std::fs::File;
+use std::io::{BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::value::RawValue;
+use wherry_report::{Error, Reader, Trace, migration_page};
+use wherry_vmm::control::{ControlError, ErrorCode};
+
+use super::Context;
+use super::args::{Hints, MigrateArgs, ReportArgs};
+use super::exit::{Exit, Failure};
+
+/// `wherry report TRACE`
+pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, Failure> {
+    let failed = |what: &str, path: &Path, why: &dyn std::fmt::Display| {
+        ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()))
+    };
+    let file = File::open(&args.trace).map_err(|e| failed("cannot read", &args.trace, &e))?;
+    let trace = Trace::read(BufReader::new(file)).map_err(|e| failed("cannot use", &args.trace, &e))?;
+    let page = migration_page(&trace, &again(&trace)).map_err(|e| failed("cannot show", &args.trace, &e))?;
+    std::fs::write(&args.output, page).map_err(|e| failed("cannot write", &args.output, &e))?;
+    context.out.done(format!("wrote {}", args.output.display()));
+    Ok(Exit::Ok)
+}
+
+/// The command whose trace this is, as far as a trace tells.
+fn again(trace: &Trace) -> String {
+    let mut command = String::from("wherry migrate NAME URI");
+    if let "auto" | "on" | "off" = trace.hints.as_str() {
+        command.push_str(&format!(" --hints {}", trace.hints));
+    }
+    command.push_str(&format!(" --downtime-limit {}us", trace.downtime_limit_us));
+    if let Some(rate) = trace.bandwidth {
+        command.push_str(&format!(" --bandwidth {rate}B/s"));
+    }
+    if trace.force {
+        command.push_str(&format!(" --max-rounds {}", trace.max_rounds));
+    }
+    command + " --trace FILE"
+}
+
+/// The report of a migration that is under way. It is written at the end, of what was heard until then.
+pub struct ReportFile {
+    path: PathBuf,
+    file: File,
+    command: String,
+    /// `None` once a line was refused.
+    reader: Option<Reader>,
+}
+
+impl ReportFile {
+    /// Opens it, before anything else is done.
+    pub fn create(path: &Path, args: &MigrateArgs) -> Result<Self, Failure> {
+        if path.as_os_str() == "-" {
+            return Err(Failure::usage("--report -: standard output is for the summary; name a file"));
+        }
+        let file = File::create(path).map_err(|e| {
+            let text = format!("cannot create the report file {}: {e}", path.display());
+            ControlError::new(ErrorCode::Failed, text)
+                .hint("nothing was started; the guest goes on as before")
+        })?;
+        Ok(Self { path: path.to_owned(), file, command: command(args), reader: Some(Reader::default()) })
+    }
+
+    /// Takes a line of the trace.
+    pub fn line(&mut self, line: &RawValue) {
+        if let Some(reader) = &mut self.reader
+            && reader.line(line.get().as_bytes()).is_err()
+        {
+            self.reader = None;
+        }
+    }
+
+    /// Writes the report. What goes wrong here does not concern the guest.
+    pub fn finish(mut self) -> Result<(), ControlError> {
+        let reader = self.reader.unwrap_or_default();
+        let page = reader.finish().and_then(|trace| migration_page(&trace, &self.command));
+        let written = page.and_then(|page| self.file.write_all(page.as_bytes()).map_err(Error::Read));
+        written.map_err(|e| {
+            let why = match e {
+                Error::Read(e) => e.to_string(),
+                e => format!("{e}; the VM's process may be of another version"),
+            };
+            let text = format!("cannot write the report {}: {why}", self.path.display());
+            ControlError::new(ErrorCode::TraceIncomplete, text)
+                .hint("this says nothing about the guest; only the file is not what was asked for")
+        })
+    }
+}
+
+/// What was typed, to be typed again.
+fn command(args: &MigrateArgs) -> String {
+    let hints = match args.hints {
+        Hints::Auto => "auto",
+        Hints::On => "on",
+        Hints::Off => "off",
+    };
+    let mut words = vec!["wherry".to_owned(), "migrate".into(), args.name.clone(), args.uri.clone()];
+    words.push(format!("--hints={hints}"));
+    words.push(format!("--downtime-limit={}ms", args.downtime_limit));
+    words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));
+    words.extend(args.max_rounds.map(|rounds| format!("--max-rounds={rounds}")));
+    words.extend(args.verify.then(|| "--verify".to_owned()));
+    for (option, path) in [("trace", &args.trace), ("report", &args.report)] {
+        words.extend(path.as_ref().map(|path| format!("--{option}={}", path.display())));
+    }
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(quoted("--bandwidth=5B/s"), "--bandwidth=5B/s");
+        assert_eq!(quoted("unix:/a b"), "'unix:/a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+}
