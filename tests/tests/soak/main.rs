@@ -22,8 +22,8 @@ use tally::Tally;
 const BOOT: Duration = Duration::from_secs(180);
 /// The guest is busy in all of its threads.
 const SOON: Duration = Duration::from_secs(90);
-const MEMORY: &str = "512MiB";
-/// MiB in a page's worth of the guest's own figures.
+const MEMORY: &str = "256MiB";
+const CHECK_MIB: u64 = 24;
 const PAGES_PER_MIB: u64 = 256;
 /// Migrations between two looks at the balloon at rest.
 const REST_EVERY: u64 = 8;
@@ -54,7 +54,7 @@ impl<'a> Leg<'a> {
         let options = GuestOptions {
             cpus: kind.cpus,
             memory: MEMORY.into(),
-            append: format!("wherry.check=48 wherry.check_rate=800 {}", kind.append),
+            append: format!("wherry.check={CHECK_MIB} wherry.check_rate=600 {}", kind.append),
             args: vec![],
         };
         let started = Instant::now();
@@ -67,7 +67,7 @@ impl<'a> Leg<'a> {
     }
 
     fn load(&mut self) -> Result<()> {
-        for command in ["writer 24 4", "compaction 600", "surge 56 200"] {
+        for command in ["writer 12 3", "compaction 800", "surge 40 200"] {
             self.guest.ask(command, SOON)?;
         }
         Ok(())
@@ -151,7 +151,7 @@ impl<'a> Leg<'a> {
     fn check(&mut self) -> Result<()> {
         ensure!(self.guest.info()?["state"] == "running", "the guest does not run: {}", self.guest.info()?);
         let verdict = self.guest.ask("verify", SOON)?;
-        ensure!(verdict.num("bad")? == 0 && verdict.num("pages")? == 48 * PAGES_PER_MIB, "{verdict:?}");
+        ensure!(verdict.num("bad")? == 0 && verdict.num("pages")? == CHECK_MIB * PAGES_PER_MIB, "{verdict:?}");
         let status = self.guest.ask("status", SOON)?;
         for key in ["bad", "surge_bad", "oom_kill"] {
             ensure!(status.num(key)? == 0, "{key}={}", status.num(key)?);
@@ -165,7 +165,7 @@ impl<'a> Leg<'a> {
 
     /// Without load and balloon the guest has its memory back.
     fn end(&mut self) -> Result<()> {
-        self.rest(64)?;
+        self.rest(48)?;
         self.rest(0)?;
         self.guest.ask("writer 0", SOON)?;
         let wanted = self.before.num("memfree_kb")?;

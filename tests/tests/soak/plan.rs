@@ -80,7 +80,7 @@ impl Hop {
     pub fn draw(dice: &mut Dice, nth: u64) -> Self {
         let cancel = dice.within(0, 6) == 0;
         Self {
-            target_mib: dice.within(16, 224),
+            target_mib: dice.within(8, 96),
             moving: dice.within(0, 3) == 0,
             hints: ["on", "auto", "off"][(nth % 3) as usize],
             // The slow ones have several rounds; without a limit everything is over before the guest gets far.
@@ -90,7 +90,7 @@ impl Hop {
                 dice.pick(&[None, Some("2Gbit"), Some("1Gbit"), Some("600Mbit")])
             },
             max_rounds: dice.pick(&["2", "3", "4", "6"]),
-            cancel_ms: cancel.then(|| dice.within(20, 2500)),
+            cancel_ms: cancel.then(|| dice.within(20, 1500)),
         }
     }
 
