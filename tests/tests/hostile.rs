@@ -30,7 +30,8 @@ fn seeds() -> impl Iterator<Item = u64> {
 
 fn start(env: &Env, name: &str, scenario: &str, seed: u64) -> Result<Guest> {
     let options = GuestOptions {
-        memory: "128MiB".into(),
+        // So much only for attacks around the hole for devices.
+        memory: if scenario == "edges" { "3136MiB" } else { "128MiB" }.into(),
         append: format!("hostile={scenario} seed={seed}"),
         // A triple fault is a lost page table, not a reboot.
         args: vec!["--no-reboot".into()],
@@ -118,13 +119,17 @@ fn hinted(report: &Value) -> u64 {
 /// Migrates a guest with this scenario, beside an honest one. With `effective`, hints must have had an effect, since
 /// otherwise nothing was attacked.
 fn attack(scenario: &str, effective: bool) -> Result<()> {
+    attack_with(scenario, &THROTTLED, effective)
+}
+
+fn attack_with(scenario: &str, args: &[&str], effective: bool) -> Result<()> {
     let scratch = Scratch::new(scenario)?;
     let env = scratch.env("HOSTILE")?;
     let mut neighbour = start(&env, "neighbour", "honest", 1)?;
     for seed in seeds() {
         let run = || -> Result<()> {
             let guest = start(&env, "hostile", scenario, seed)?;
-            let (mut guest, report) = hop(&env, guest, "arrived", &THROTTLED)?;
+            let (mut guest, report) = hop(&env, guest, "arrived", args)?;
             let report = report.context("the guest kept itself from being moved")?;
             let status = guest.ask("status", SOON)?;
             println!("{scenario} seed {seed}: {} pages hinted, {:?}", hinted(&report), status.0);
@@ -206,6 +211,29 @@ fn resets_in_the_middle() -> Result<()> {
 #[test]
 fn garbage_in_every_register() -> Result<()> {
     attack("garbage", false)
+}
+
+#[test]
+fn hints_reports_and_page_numbers_around_the_hole() -> Result<()> {
+    attack("edges", true)
+}
+
+/// As [`THROTTLED`], but whether to ask for hints is found out.
+const AUTO: [&str; 7] = ["--hints", "auto", "--verify", "--bandwidth", "400Mbit", "--max-rounds", "4"];
+
+#[test]
+fn hints_auto_and_a_guest_that_calls_all_memory_free() -> Result<()> {
+    attack_with("boast", &AUTO, true)
+}
+
+#[test]
+fn hints_auto_and_impossible_statistics() -> Result<()> {
+    attack_with("stats", &AUTO, false)
+}
+
+#[test]
+fn hints_auto_in_a_storm() -> Result<()> {
+    attack_with("storm", &AUTO, false)
 }
 
 #[test]

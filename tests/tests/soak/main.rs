@@ -151,7 +151,10 @@ impl<'a> Leg<'a> {
     fn check(&mut self) -> Result<()> {
         ensure!(self.guest.info()?["state"] == "running", "the guest does not run: {}", self.guest.info()?);
         let verdict = self.guest.ask("verify", SOON)?;
-        ensure!(verdict.num("bad")? == 0 && verdict.num("pages")? == CHECK_MIB * PAGES_PER_MIB, "{verdict:?}");
+        ensure!(
+            verdict.num("bad")? == 0 && verdict.num("pages")? == CHECK_MIB * PAGES_PER_MIB,
+            "{verdict:?}"
+        );
         let status = self.guest.ask("status", SOON)?;
         for key in ["bad", "surge_bad", "oom_kill"] {
             ensure!(status.num(key)? == 0, "{key}={}", status.num(key)?);
@@ -261,13 +264,14 @@ fn soak_there_and_back_with_everything_on() -> Result<()> {
     let seed = number("WHERRY_SOAK_SEED").unwrap_or(if long { clock } else { 0 });
     note(&format!("seed {seed}"));
 
-    let scratch = Scratch::new("soak")?;
     let (mut legs, mut done) = (Vec::new(), 0);
     for nr in 0.. {
         if done >= wanted || until.is_some_and(|until| Instant::now() > until) {
             break;
         }
         let kind = plan::kind(seed, nr);
+        // One each: the kernels' files have the same names.
+        let scratch = Scratch::new(&format!("soak{nr}"))?;
         let env = scratch.env(kind.kernel)?;
         let mut leg = Leg::start(&env, kind, seed, nr)?;
         let outcome = leg.run(LEG.min(wanted - done), until);

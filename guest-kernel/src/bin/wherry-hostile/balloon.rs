@@ -124,6 +124,16 @@ impl Balloon {
         done
     }
 
+    /// Adds a chain and kicks, unless more than a few have not come back. For a queue whose buffers the device keeps.
+    pub fn offer(&mut self, queue: usize, descs: &[Desc]) {
+        let queue = &mut self.queues[queue];
+        if self.live && queue.nr_outstanding() < 8 {
+            let head = queue.prepare(descs);
+            queue.publish(head);
+            queue.kick();
+        }
+    }
+
     /// Announces a hint command.
     pub fn command(&mut self, id: u32) -> bool {
         let at = self.command_buffer();

@@ -25,11 +25,11 @@
 pvh_entry:
     cld
     mov $boot_stack_top, %esp
-    // Identity map of 4 GiB in 2 MiB pages: present, writable, user.
+    // Identity map of 5 GiB in 2 MiB pages: present, writable, user.
     movl $(pdpt + 7), pml4
     mov $(pd + 7), %eax
     mov $pdpt, %edi
-    mov $4, %ecx
+    mov $5, %ecx
 1:  mov %eax, (%edi)
     add $4096, %eax
     add $8, %edi
@@ -37,12 +37,19 @@ pvh_entry:
     jnz 1b
     mov $0x87, %eax
     mov $pd, %edi
-    mov $2048, %ecx
+    mov $2560, %ecx
 2:  mov %eax, (%edi)
     add $0x200000, %eax
     add $8, %edi
     dec %ecx
     jnz 2b
+    // The fifth lies above 4 GiB: the upper halves of its entries.
+    mov $(pd + 4 * 4096 + 4), %edi
+    mov $512, %ecx
+7:  movl $1, (%edi)
+    add $8, %edi
+    dec %ecx
+    jnz 7b
     mov $pml4, %eax
     mov %eax, %cr3
     mov $0x620, %eax            // PAE, OSFXSR, OSXMMEXCPT
@@ -176,7 +183,7 @@ idt_pointer:
 .global pml4
 pml4: .skip 4096
 pdpt: .skip 4096
-pd: .skip 4 * 4096
+pd: .skip 5 * 4096
 idt: .skip 32 * 16
 tss: .skip 104
 .align 4096

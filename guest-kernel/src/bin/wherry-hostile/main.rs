@@ -43,6 +43,10 @@ extern "C" fn guest_main(start_info: u32) -> ! {
         say!("BAD no scenario is called {name}");
         halt()
     };
+    // There are edges to attack only where RAM reaches them.
+    if scenario.wants_edges() {
+        phys::set_large();
+    }
     let mut console = Console::default();
     let mut guest = Attacker::new(scenario, seed);
     say!("ready scenario={name} seed={seed} balloon={:x}", guest.balloon.features());

@@ -129,6 +129,11 @@ impl Queue {
         read16(self.device_ring() + 2) == self.avail
     }
 
+    /// Chains that have not come back.
+    pub fn nr_outstanding(&self) -> u16 {
+        self.avail.wrapping_sub(read16(self.device_ring() + 2))
+    }
+
     /// Room for so many descriptors; else wait until the queue is [`idle`](Self::idle).
     pub fn has_room(&mut self, nr: u16) -> bool {
         if self.idle() {
@@ -147,7 +152,7 @@ impl Queue {
             put(self.base(), u64::from(index), if more { linked } else { *desc });
         }
         self.next_desc = (head + descs.len() as u16) % SIZE;
-        self.in_flight += descs.len() as u16;
+        self.in_flight = self.in_flight.saturating_add(descs.len() as u16);
         head
     }
 

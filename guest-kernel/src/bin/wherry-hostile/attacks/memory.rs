@@ -154,7 +154,7 @@ impl Attacker {
             return;
         }
         let (first, last) = match self.rng.within(0..4) {
-            0 => (page_table(), page_table() + 6 * PAGE),
+            0 => (page_table(), page_table() + 7 * PAGE),
             1 => (RINGS, RINGS + NR_QUEUES as u64 * 0x1_0000),
             2 => (TABLES.start, LEDGER + 0x10_0000),
             _ => (IMAGE, image_pages().map(|page| page + PAGE).max().unwrap_or(IMAGE)),

@@ -6,6 +6,7 @@
 //!   own STOP, after a reset, under ids that are not the device's. None of that may count.
 
 mod device;
+mod edges;
 mod memory;
 mod protocol;
 
@@ -30,6 +31,9 @@ enum Attack {
     Config,
     Reset,
     Garbage,
+    Edges,
+    Boast,
+    Stats,
 }
 
 /// What a guest does all the time.
@@ -42,7 +46,7 @@ pub struct Scenario {
 use Attack::*;
 
 /// By the name on the command line.
-const SCENARIOS: [(&str, &[Attack], u64); 15] = [
+const SCENARIOS: [(&str, &[Attack], u64); 18] = [
     ("honest", &[], 1),
     ("takeback", &[TakeBack], 1),
     ("takezeroed", &[TakeZeroed], 1),
@@ -57,6 +61,9 @@ const SCENARIOS: [(&str, &[Attack], u64); 15] = [
     ("config", &[Config], 2),
     ("reset", &[Reset], 256),
     ("garbage", &[Garbage], 64),
+    ("edges", &[Edges, Edges, TakeBack], 1),
+    ("boast", &[Boast, TakeBack, TakeBack], 1),
+    ("stats", &[Stats, TakeBack], 1),
     (
         "storm",
         &[
@@ -72,6 +79,11 @@ impl Scenario {
     pub fn named(name: &str) -> Option<Self> {
         let (_, attacks, every) = SCENARIOS.into_iter().find(|(known, ..)| *known == name)?;
         Some(Self { attacks, every })
+    }
+
+    /// Whether the guest has RAM around the hole, which `--memory 3136MiB` gives it.
+    pub fn wants_edges(&self) -> bool {
+        self.attacks.iter().any(|attack| matches!(attack, Edges))
     }
 }
 
@@ -126,6 +138,11 @@ impl Attacker {
         LIES.pages()
             .filter(|page| (page / PAGE / 16).is_multiple_of(4))
             .for_each(|page| pages::write(page, Kind::Lie));
+        for page in edges().iter().flat_map(Zone::pages) {
+            // By seed, so that each end of RAM is honest in one of them.
+            let even = (page / PAGE + seed).is_multiple_of(2);
+            pages::write(page, if even { Kind::Honest } else { Kind::Lie });
+        }
         Self {
             balloon: Balloon::new(),
             tally: Tally::default(),
@@ -162,6 +179,9 @@ impl Attacker {
                 Config => self.config(),
                 Reset => self.reset(),
                 Garbage => self.garbage(),
+                Edges => self.edges(open),
+                Boast => self.boast(),
+                Stats => self.stats(),
             }
         }
         self.tend();
@@ -239,6 +259,11 @@ impl Attacker {
     fn honest_page(&mut self) -> u64 {
         let page = POOL.start + PAGE * self.rng.within(0..(ONCE.end - POOL.start) / PAGE);
         if pages::is_honest(page) && self.rng.one_in(2) {
+            return page;
+        }
+        if let Some(page) = self.edge_page()
+            && pages::is_honest(page)
+        {
             return page;
         }
         MIXED.start + 2 * PAGE * self.rng.within(0..(MIXED.end - MIXED.start) / PAGE / 2)
