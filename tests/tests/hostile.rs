@@ -33,6 +33,7 @@ fn start(env: &Env, name: &str, scenario: &str, seed: u64) -> Result<Guest> {
         // So much only for attacks around the hole for devices.
         memory: if scenario == "edges" { "3136MiB" } else { "128MiB" }.into(),
         append: format!("hostile={scenario} seed={seed}"),
+        cpus: if ["pair", "rivals"].contains(&scenario) { 2 } else { 1 },
         // A triple fault is a lost page table, not a reboot.
         args: vec!["--no-reboot".into()],
         ..GuestOptions::default()
@@ -216,6 +217,16 @@ fn garbage_in_every_register() -> Result<()> {
 #[test]
 fn hints_reports_and_page_numbers_around_the_hole() -> Result<()> {
     attack("edges", true)
+}
+
+#[test]
+fn one_vcpu_hints_what_the_other_writes() -> Result<()> {
+    attack("pair", true)
+}
+
+#[test]
+fn one_vcpu_hints_and_replays_while_the_other_resets() -> Result<()> {
+    attack("rivals", false)
 }
 
 /// As [`THROTTLED`], but whether to ask for hints is found out.

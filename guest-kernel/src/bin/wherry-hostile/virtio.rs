@@ -28,8 +28,8 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 /// Descriptor flag: a table of descriptors.
 pub const INDIRECT: u16 = 4;
-/// Status bit: the device gave up.
-pub const NEEDS_RESET: u32 = 64;
+/// Status of a device that works. Another bit is set when it gave up, none after a reset.
+pub const LIVE: u32 = 15;
 /// Feature bit 32.
 pub const VERSION_1: u64 = 1 << 32;
 

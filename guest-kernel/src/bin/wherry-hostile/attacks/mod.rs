@@ -34,6 +34,8 @@ enum Attack {
     Edges,
     Boast,
     Stats,
+    Pair,
+    Rivals,
 }
 
 /// What a guest does all the time.
@@ -46,7 +48,7 @@ pub struct Scenario {
 use Attack::*;
 
 /// By the name on the command line.
-const SCENARIOS: [(&str, &[Attack], u64); 18] = [
+const SCENARIOS: [(&str, &[Attack], u64); 20] = [
     ("honest", &[], 1),
     ("takeback", &[TakeBack], 1),
     ("takezeroed", &[TakeZeroed], 1),
@@ -64,6 +66,8 @@ const SCENARIOS: [(&str, &[Attack], u64); 18] = [
     ("edges", &[Edges, Edges, TakeBack], 1),
     ("boast", &[Boast, TakeBack, TakeBack], 1),
     ("stats", &[Stats, TakeBack], 1),
+    ("pair", &[Pair], 1),
+    ("rivals", &[Rivals, Rivals, Rivals, InUse, Ids, AfterStop, Discards], 1),
     (
         "storm",
         &[
@@ -79,6 +83,15 @@ impl Scenario {
     pub fn named(name: &str) -> Option<Self> {
         let (_, attacks, every) = SCENARIOS.into_iter().find(|(known, ..)| *known == name)?;
         Some(Self { attacks, every })
+    }
+
+    /// Whether the guest needs a second vCPU, `--cpus 2`, and if so whether that one may reset the device.
+    pub fn wants_second(&self) -> Option<bool> {
+        self.attacks.iter().find_map(|attack| match attack {
+            Pair => Some(false),
+            Rivals => Some(true),
+            _ => None,
+        })
     }
 
     /// Whether the guest has RAM around the hole, which `--memory 3136MiB` gives it.
@@ -182,6 +195,7 @@ impl Attacker {
                 Edges => self.edges(open),
                 Boast => self.boast(),
                 Stats => self.stats(),
+                Pair | Rivals => self.hand_over(open),
             }
         }
         self.tend();
@@ -192,7 +206,7 @@ impl Attacker {
         let attack = self.rng.pick(self.scenario.attacks);
         let ends_hinting = matches!(attack, AfterStop | Ids | Reset | Garbage);
         if ends_hinting && self.scenario.attacks.len() > 1 && !self.rng.one_in(32) {
-            return TakeBack;
+            return if self.scenario.wants_second().is_some() { Pair } else { TakeBack };
         }
         attack
     }
