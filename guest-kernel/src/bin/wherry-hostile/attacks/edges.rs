@@ -73,7 +73,8 @@ impl Attacker {
         let list = self.balloon.buffer(if inflate { &INFLATE_LISTS } else { &DEFLATE_LISTS });
         let nr = self.rng.within(1..200);
         for at in 0..nr {
-            let near = self.rng.pick(&[0, 1, 2, 255, 256]);
+            let random = self.rng.within(0..EDGE / PAGE);
+            let near = self.rng.pick(&[0, 1, 2, 255, 256, random, random, random]);
             let edge = self.rng.pick(&EDGES).start + PAGE * self.rng.within(0..EDGE / PAGE);
             let page = match self.rng.within(0..8) {
                 0 => HOLE / PAGE + near,

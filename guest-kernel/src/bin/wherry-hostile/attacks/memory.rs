@@ -105,8 +105,17 @@ impl Attacker {
             return self.use_on_second(start, len);
         }
         self.free(start, len);
-        if self.rng.one_in(2) {
+        if self.zeroes {
             zero(start, len);
+            if !self.rng.one_in(5) {
+                // Mostly the host gets to see zeros: else it stops looking for them.
+                let told = self.balloon.post(HINT, &[page_block(start, len as u32)]);
+                let seen = told && self.balloon.wait(HINT, SIZE);
+                if self.recover_unless(seen) {
+                    self.use_on_second(start, len);
+                }
+                return;
+            }
         }
         if !self.balloon.wait(HINT, 1) {
             self.recover_unless(false);
