@@ -69,6 +69,7 @@ fn hop(env: &Env, mut guest: Guest, name: &str, args: &[&str]) -> Result<(Guest,
         Err(e) => {
             let failed = e.downcast::<MigrateError>()?;
             assert_eq!(failed.code, 5, "{failed}");
+            println!("not moved: {failed}");
             None
         }
     };
