@@ -116,7 +116,7 @@ fn end(env: &Env, mut guest: Guest, how: End) -> Result<(Guest, [u64; 3])> {
         std::thread::sleep(Duration::from_millis(50));
     }
     match (how, &mut destination) {
-        (End::Cancelled, _) => assert!(env.command(&["cancel", &guest.name]).status()?.success()),
+        (End::Cancelled, _) => assert!(env.command(&["cancel", &guest.name]).output()?.status.success()),
         (End::ReceiverKilled, Some(receiver)) => receiver.kill(),
         _ => {}
     }
