@@ -36,7 +36,6 @@ fn start(env: &Env, name: &str, scenario: &str, seed: u64) -> Result<Guest> {
         cpus: if ["pair", "rivals"].contains(&scenario) { 2 } else { 1 },
         // A triple fault is a lost page table, not a reboot.
         args: vec!["--no-reboot".into()],
-        ..GuestOptions::default()
     };
     let mut guest = Guest::run(env, name, &options)?;
     guest.wait_for("ready", SOON)?;
