@@ -100,6 +100,9 @@ fn heading(entry: &Entry) -> String {
     if entry.link != "unlimited" {
         text.push_str(&format!(", link {}/s", entry.link));
     }
+    if let Some(cap) = &entry.cap {
+        text.push_str(&format!(", capped at {cap}/s"));
+    }
     text
 }
 
