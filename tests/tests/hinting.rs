@@ -10,8 +10,8 @@ const BOOT: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
 /// Pages of a block that Linux hints.
 const BLOCK: u64 = 1024;
-/// Hints that the engine judges together.
-const JUDGED: u64 = 128;
+/// Hints in a row that clear nothing before the engine asks no more.
+const IDLE_HINTS: u64 = 16;
 
 /// Boots a guest, lets it work, migrates it with `--hints auto` and lets it check its memory. Slowly, so that hints are in time even
 /// on a slow machine. Returns the report, and the pages that the guest had free before.
