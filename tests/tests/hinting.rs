@@ -73,10 +73,8 @@ fn asks(kernel: &str, name: &str, append: &str, mode: &str) -> Result<()> {
     let scratch = Scratch::new(name)?;
     let work = format!("{append} wherry.work=tmpfs:300,free:300");
     let (report, _) = auto(&scratch.env(kernel)?, "512MiB", &work)?;
-    assert_eq!(
-        (report["hints"].as_str(), report["rounds"][0]["hint_mode"].as_str()),
-        (Some("on"), Some(mode))
-    );
+    assert_eq!(report["rounds"][0]["hint_mode"], mode, "{report:#}");
+    assert!(report["hints"].as_str().is_some_and(|why| why.starts_with("on")), "{report:#}");
     let hinted = number(&report["hinting"], "hinted");
     assert!(hinted > FREED * 9 / 10, "{hinted} of {FREED} pages: {report:#}");
     for round in report["rounds"].as_array().into_iter().flatten() {
@@ -105,9 +103,9 @@ fn auto_asks_a_guest_that_does_not_zero_and_has_freed_much() -> Result<()> {
 fn auto_stops_asking_when_what_arrives_is_holes() -> Result<()> {
     let scratch = Scratch::new("auto-stop")?;
     let (report, free) = auto(&scratch.env("CLOUD_6_1")?, "4GiB", "wherry.work=tmpfs:100,free:100")?;
-    assert_eq!(report["hints"], "stopped early: most of what was hinted needed no sending", "{report:#}");
+    assert_eq!(report["hints"], "on, until only memory that needs no sending was hinted", "{report:#}");
     let named = number(&report["hinting"], "hint_bytes") / 4096;
-    assert!(named >= JUDGED * BLOCK, "{named} pages were enough to judge by: {report:#}");
+    assert!(named >= IDLE_HINTS * BLOCK, "{named} pages were enough to judge by: {report:#}");
     assert!(named < free / 2, "{named} of {free} free pages were named before it stopped: {report:#}");
     Ok(())
 }
