@@ -1,8 +1,11 @@
 //! When `--hints auto` changes its mind: exact counts, on the model guest.
 
+use std::sync::Mutex;
+
+use super::dest::Dest;
 use super::model::{Model, Trigger};
 use super::ops::Op;
-use super::oracle::{config, migrate_model};
+use super::oracle::{config, migrate_model, pair};
 use crate::*;
 
 /// 64 MiB: every other word of the first three quarters is free, and the last quarter, 64 words, was never touched.
@@ -64,4 +67,27 @@ fn on_does_not_judge() {
     let (report, verdict) = migrate_model(&model, &SourceConfig { hints: HintPolicy::On, ..auto() });
     verdict.unwrap();
     assert_eq!(report.hints, "on");
+}
+
+#[test]
+fn progress_ends_with_the_figures_of_the_report() {
+    let model = Model::new(PAGES, true, vec![]);
+    model.on(Trigger::Published, hinting(5));
+    // One skipped page is taken back.
+    model.on(Trigger::Harvest, vec![Op::Write(64)]);
+    let seen = Mutex::new(Vec::new());
+    let progress = |s: &Snapshot| seen.lock().unwrap().push(s.clone());
+    let (near, far) = pair();
+    let receiver = std::thread::spawn(move || {
+        let mut dest = Dest::default();
+        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new()).unwrap();
+    });
+    let report = migrate(&model.vm(), near, &auto(), &progress, &CancelToken::new()).unwrap();
+    receiver.join().unwrap();
+    let seen = seen.into_inner().unwrap();
+    assert_eq!(seen.last().unwrap().hinting, report.hinting);
+    assert_eq!((report.hinting.hinted, report.hinting.overridden), (320, 1));
+    assert_eq!(report.hinting.saved_bytes, 319 * 4096);
+    let hinted: Vec<u64> = seen.iter().map(|s| s.hinting.hinted).collect();
+    assert!(hinted.is_sorted(), "{hinted:?}");
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{mb, ms, number};
+use wherry_report::units::{mb, memory, ms, number};
+
 use crate::case::Hints;
 use crate::entry::Entry;
 use crate::spread;
@@ -28,7 +29,7 @@ pub fn table(entries: &[Entry]) -> String {
         let _ = writeln!(
             out,
             "| {}, {} | {} | {} | {} | {} | {} | {} | {} | {} | {} → {} | {} |",
-            super::gib(entry.memory_bytes),
+            memory(entry.memory_bytes),
             entry.work,
             u8::from(entry.init_on_alloc),
             if entry.reporting { "on" } else { "off" },
