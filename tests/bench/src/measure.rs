@@ -15,7 +15,7 @@ use crate::vmm::{Files, Migration, Vmm};
 
 /// Big guests under software emulation take their time.
 const BOOT: Duration = Duration::from_secs(120);
-const WORK: Duration = Duration::from_secs(200);
+const WORK: Duration = Duration::from_secs(400);
 const ANSWER: Duration = Duration::from_secs(30);
 const COUNT: Duration = Duration::from_secs(180);
 /// Time over which the guest's heart is watched before the migration.
