@@ -67,7 +67,7 @@ fn auto_does_not_ask_an_idle_guest() -> Result<()> {
     Ok(())
 }
 
-/// 300 MiB written and freed: nearly all of it, less what lies on the CPUs' own lists, is skipped, and hardly any of it was sent before.
+/// 300 MiB written and freed: nearly all of it, less what lies on the CPUs' own lists, is not sent, and hardly any of it was sent before its hint.
 fn asks(kernel: &str, name: &str, append: &str, mode: &str) -> Result<()> {
     const FREED: u64 = (300 << 20) / 4096;
     let scratch = Scratch::new(name)?;
@@ -75,8 +75,11 @@ fn asks(kernel: &str, name: &str, append: &str, mode: &str) -> Result<()> {
     let (report, _) = auto(&scratch.env(kernel)?, "512MiB", &work)?;
     assert_eq!(report["rounds"][0]["hint_mode"], mode, "{report:#}");
     assert!(report["hints"].as_str().is_some_and(|why| why.starts_with("on")), "{report:#}");
-    let hinted = number(&report["hinting"], "hinted");
-    assert!(hinted > FREED * 9 / 10, "{hinted} of {FREED} pages: {report:#}");
+    // What a zeroing guest has zeroed and not hinted yet may be read as zero: not sent either.
+    let first = &report["rounds"][0];
+    let skipped = number(first, "hinted") + number(first, "zero");
+    assert!(skipped > FREED * 9 / 10, "{skipped} of {FREED} pages: {report:#}");
+    assert!(number(first, "hinted") > FREED / 2, "{report:#}");
     for round in report["rounds"].as_array().into_iter().flatten() {
         let sent = number(round, "sent_then_hinted");
         assert!(
