@@ -7,8 +7,8 @@
 //! order: a kernel keeps its image low and hands out free memory from the top, so the two tend to meet late.
 //!
 //! **Patience.** A rate that drops says little: the guest has other work to do and a host may have few CPUs, on which sending takes from the
-//! guest the time in which it would hint. Sending after every dip would then keep the hints slow for good: of 4 GiB that could have been
-//! hinted five times as fast as sent, 3 GiB were sent. So the pacer also holds back while hints are slower than the link, out of a budget: an eighth of the
+//! guest the time in which it would hint. Sending after every dip would then keep the hints slow for good. So the pacer also holds back while
+//! hints are slower than the link, out of a budget: an eighth of the
 //! time that hints have saved beyond the waiting so far, and a twentieth of the time spent sending. When it is used up, the pacer sends until there is enough for a window, and then
 //! looks again how fast hints are while nothing is sent.
 //!

@@ -50,8 +50,10 @@ struct Epoch {
     resting: bool,
     pacer: Pacer,
     mode: HintMode,
-    /// Hints that the round had seen before this id.
+    /// Hints that the round had seen before the first id.
     hints_before: u64,
+    /// And before the present one.
+    hints_before_id: u64,
     /// Hints, pages in them and pages skipped when they were last judged.
     judged: (u64, u64, u64),
     /// Pages skipped, and hints, when the former last grew.
@@ -90,13 +92,17 @@ impl Epoch {
             pacer,
             mode,
             hints_before,
+            hints_before_id: hints_before,
             judged,
             useful,
         })
     }
 
     /// Ends the spell, or the rest, when it is time. False: the driver is gone.
-    fn turn(&mut self, cfg: &SourceConfig) -> bool {
+    ///
+    /// A driver is asked to rest only after a hint under the present id. One that has not come to reading it, in a busy guest, would find STOP in its
+    /// place, do nothing and say nothing, and be waited for until the round is over.
+    fn turn(&mut self, cfg: &SourceConfig, round: &Round) -> bool {
         let elapsed = self.since.elapsed();
         if self.resting {
             // Hints on their way still count. The guest's rest begins when the driver has stopped, however long that takes.
@@ -105,13 +111,17 @@ impl Epoch {
             } else if elapsed >= cfg.hint_rest {
                 self.sink.close();
                 let sink = Arc::new(self.sink.renew());
+                self.hints_before_id = round.hints().0;
                 if self.source.start(sink.clone()).is_err() {
                     return false;
                 }
                 self.sink = sink;
                 (self.resting, self.since) = (false, Instant::now());
             }
-        } else if elapsed >= cfg.hint_time && !self.source.finished() {
+        } else if elapsed >= cfg.hint_time
+            && round.hints().0 > self.hints_before_id
+            && !self.source.finished()
+        {
             self.source.rest();
             (self.resting, self.since) = (true, Instant::now());
         }
@@ -433,7 +443,7 @@ fn run(
                 epoch = None;
                 continue;
             }
-            if !now.turn(session.cfg) {
+            if !now.turn(session.cfg, round) {
                 report.hints = DRIVER_GONE.into();
                 now.close();
                 // Another may be there by the next round.

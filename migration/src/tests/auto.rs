@@ -8,16 +8,16 @@ use super::ops::Op;
 use super::oracle::{config, migrate_model, pair};
 use crate::*;
 
-/// 64 MiB: every other word of the first three quarters is free, and the last quarter, 64 words, was never touched.
-const PAGES: u64 = 64 * 256;
+/// 128 MiB: every other word of the first three quarters is free, and the last quarter, 128 words, was never touched.
+const PAGES: u64 = 64 * 512;
 /// The first word that was never touched.
-const HOLES: u64 = 64 * 192;
+const HOLES: u64 = 64 * 384;
 /// Hints that are judged together.
 const JUDGED: u64 = 128;
 const STOPPED: &str = "stopped early: most of what was hinted needed no sending";
 
 fn auto() -> SourceConfig {
-    // Slow enough that 48 MiB are worth asking for.
+    // Slow enough that 96 MiB are worth asking for.
     SourceConfig { hints: HintPolicy::Auto, bandwidth: Some(256 << 20), ..config(HintMode::Auto) }
 }
 
