@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase};
 use crate::link::{FrameReader, FrameWriter, Interrupt};
-use crate::report::{Progress, Snapshot};
+use crate::report::{HintFigures, Progress, Snapshot};
 use crate::source::describe;
 use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
 use crate::transport::Transport;
@@ -280,6 +280,8 @@ impl Receiver<'_> {
             sent: self.pages,
             remaining: 0,
             hinted: 0,
+            round_hinting: HintFigures::default(),
+            hinting: HintFigures::default(),
             bytes: self.reader.bytes(),
             rate: 0,
         });

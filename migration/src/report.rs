@@ -2,12 +2,21 @@
 //!
 //! Identity of every round, checked by the engine before the report is built:
 //! `sent + zero + hole + hinted + ballooned + clean = pages of guest RAM`.
+//!
+//! # What hints saved
+//! *Bytes saved* are the pages that were skipped for a hint and not written before the round ended (`hinted − overridden`), as if each
+//! had content: what they held before the guest was asked is not known any more if it zeroes what it hints. So it is an upper bound,
+//! and exact for memory that was used and freed.
+//!
+//! *Time saved* is what these bytes would have taken at the link's rate, less the time for which the sender held back for hints. The rate is the measured one, or the cap
+//! where that is lower. Negative: the waiting cost more than the hints saved. What hinting costs the guest is not in it.
 
 use serde::Serialize;
 
 use crate::error::Phase;
 use crate::hints::HintMode;
 use crate::trace::Recorder;
+use crate::traits::PAGE_SIZE;
 use crate::verify::VerifyReport;
 
 /// One round.
@@ -41,12 +50,80 @@ pub struct RoundReport {
     pub duration_ms: u64,
     /// From publishing the id to the first hint, in milliseconds; `None` without a hint.
     pub time_to_first_hint_ms: Option<u64>,
+    /// Bytes named by hints per second, from the first hint to the last; 0 with fewer than two.
+    pub hint_rate: u64,
+    /// Bytes that were not sent thanks to hints: see the module's text.
+    pub saved_bytes: u64,
+    /// Time that this saved in milliseconds: see the module's text.
+    pub saved_ms: i64,
     /// How hints were honoured; `None` if none were asked for.
     pub hint_mode: Option<HintMode>,
     /// Milliseconds that the sender held back for hints.
     pub held_ms: u64,
     /// Dirty pages in the harvest that ended the round.
     pub dirty_at_end: u64,
+}
+
+/// What hints did: in one round, or in several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HintFigures {
+    /// Bytes named by all hints, useful or not.
+    pub hint_bytes: u64,
+    /// Pages skipped because of a hint.
+    pub hinted: u64,
+    /// Hinted pages that were not skipped: sent before the hint came, or the epoch was closed.
+    pub hinted_too_late: u64,
+    /// The part of `hinted_too_late` that was sent before its hint came, in the same round.
+    pub sent_then_hinted: u64,
+    /// Pages skipped for a hint and written before the round ended.
+    pub overridden: u64,
+    /// From asking to the first hint, in milliseconds; of several rounds, in the first that got one.
+    pub time_to_first_hint_ms: Option<u64>,
+    /// Bytes named by hints per second, from the first hint to the last; of several rounds, the highest. 0 with fewer than two hints.
+    pub hint_rate: u64,
+    /// Bytes that were not sent thanks to hints: see the module's text.
+    pub saved_bytes: u64,
+    /// Time that this saved in milliseconds: see the module's text.
+    pub saved_ms: i64,
+}
+
+impl HintFigures {
+    /// Adds another round's.
+    pub fn add(&mut self, round: &Self) {
+        self.hint_bytes += round.hint_bytes;
+        self.hinted += round.hinted;
+        self.hinted_too_late += round.hinted_too_late;
+        self.sent_then_hinted += round.sent_then_hinted;
+        self.overridden += round.overridden;
+        self.time_to_first_hint_ms = self.time_to_first_hint_ms.or(round.time_to_first_hint_ms);
+        self.hint_rate = self.hint_rate.max(round.hint_rate);
+        self.saved_bytes += round.saved_bytes;
+        self.saved_ms = self.saved_ms.saturating_add(round.saved_ms);
+    }
+}
+
+impl RoundReport {
+    /// Fills in what hints saved, at a link rate in bytes per second.
+    pub fn reckon(&mut self, link_rate: f64) {
+        self.saved_bytes = self.hinted.saturating_sub(self.overridden) * PAGE_SIZE as u64;
+        let saved = self.saved_bytes as f64 * 1000.0 / link_rate.max(1.0);
+        self.saved_ms = (saved - self.held_ms as f64) as i64;
+    }
+
+    /// What hints did in this round.
+    pub fn hint_figures(&self) -> HintFigures {
+        HintFigures {
+            hint_bytes: self.hint_bytes,
+            hinted: self.hinted,
+            hinted_too_late: self.hinted_too_late,
+            sent_then_hinted: self.sent_then_hinted,
+            overridden: self.overridden,
+            time_to_first_hint_ms: self.time_to_first_hint_ms,
+            hint_rate: self.hint_rate,
+            saved_bytes: self.saved_bytes,
+            saved_ms: self.saved_ms,
+        }
+    }
 }
 
 /// Where the downtime went, in microseconds.
@@ -85,6 +162,8 @@ pub struct Report {
     pub sent: u64,
     /// Pages skipped for hints, all rounds.
     pub hinted: u64,
+    /// What hints did, all rounds.
+    pub hinting: HintFigures,
     /// Where the downtime went.
     pub downtime: Downtime,
     /// From the first byte to the destination's last answer, in milliseconds.
@@ -110,6 +189,10 @@ pub struct Snapshot {
     pub remaining: u64,
     /// Pages skipped for hints in this round.
     pub hinted: u64,
+    /// What hints did in this round so far; waiting for them is reckoned at the round's end.
+    pub round_hinting: HintFigures,
+    /// What hints did since the start.
+    pub hinting: HintFigures,
     /// Bytes on the wire since the start.
     pub bytes: u64,
     /// Measured link rate in bytes per second; 0 until measured.
@@ -136,5 +219,27 @@ impl Progress for () {
 impl<F: Fn(&Snapshot) + Sync> Progress for F {
     fn update(&self, snapshot: &Snapshot) {
         self(snapshot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hints_saved() {
+        let mut round = RoundReport { hinted: 1000, overridden: 200, held_ms: 30, ..Default::default() };
+        round.reckon(4_096_000.0);
+        assert_eq!((round.saved_bytes, round.saved_ms), (800 * 4096, 770));
+        // Waiting for nothing.
+        let mut vain = RoundReport { held_ms: 250, ..Default::default() };
+        vain.reckon(4_096_000.0);
+        assert_eq!((vain.saved_bytes, vain.saved_ms), (0, -250));
+        let first = HintFigures { time_to_first_hint_ms: Some(7), hint_rate: 5, ..vain.hint_figures() };
+        let mut all = HintFigures::default();
+        all.add(&first);
+        all.add(&HintFigures { time_to_first_hint_ms: Some(9), hint_rate: 3, ..round.hint_figures() });
+        assert_eq!(all.time_to_first_hint_ms, Some(7));
+        assert_eq!((all.hint_rate, all.saved_bytes, all.saved_ms, all.hinted), (5, 800 * 4096, 520, 1000));
     }
 }

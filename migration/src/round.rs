@@ -101,6 +101,7 @@ pub struct Round {
     hints: AtomicU64,
     hint_bytes: AtomicU64,
     first_hint_us: AtomicU64,
+    last_hint_us: AtomicU64,
 }
 
 impl Round {
@@ -125,6 +126,7 @@ impl Round {
             hints: AtomicU64::new(0),
             hint_bytes: AtomicU64::new(0),
             first_hint_us: AtomicU64::new(u64::MAX),
+            last_hint_us: AtomicU64::new(0),
         }
     }
 
@@ -200,6 +202,7 @@ impl Round {
     pub fn note_hint(&self, pages: u64) {
         let us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.first_hint_us.fetch_min(us, Relaxed);
+        self.last_hint_us.fetch_max(us, Relaxed);
         self.hints.fetch_add(1, Relaxed);
         let bytes = pages * crate::traits::PAGE_SIZE as u64;
         self.hint_bytes.fetch_add(bytes, Relaxed);
@@ -246,10 +249,13 @@ impl Round {
         self.sent_map.snapshot()
     }
 
-    /// The round is over: its report so far. `Err` if the classes do not add up. Gate closed, nothing to send left.
-    pub fn account(&self) -> Result<RoundReport, Error> {
+    /// Its report so far; exact once the round is over.
+    pub fn figures(&self) -> RoundReport {
         let first_hint = self.first_hint_us.load(Relaxed);
-        let report = RoundReport {
+        let hinting = self.last_hint_us.load(Relaxed).saturating_sub(first_hint);
+        let hint_bytes = self.hint_bytes.load(Relaxed);
+        let rate = u128::from(hint_bytes) * 1_000_000 / u128::from(hinting.max(1));
+        RoundReport {
             round: self.number,
             sent: self.sent.load(Relaxed),
             zero: self.zero.load(Relaxed),
@@ -259,11 +265,17 @@ impl Round {
             clean: self.clean,
             hinted_too_late: self.too_late.load(Relaxed),
             sent_then_hinted: self.sent_then_hinted.load(Relaxed),
-            hint_bytes: self.hint_bytes.load(Relaxed),
+            hint_bytes,
+            hint_rate: if hinting == 0 { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) },
             duration_ms: millis(self.started.elapsed()),
             time_to_first_hint_ms: (first_hint != u64::MAX).then_some(first_hint / 1000),
             ..RoundReport::default()
-        };
+        }
+    }
+
+    /// The round is over: its report. `Err` if the classes do not add up. Gate closed, nothing to send left.
+    pub fn account(&self) -> Result<RoundReport, Error> {
+        let report = self.figures();
         let skipped = report.zero + report.hole + report.hinted + report.ballooned;
         let counted = report.sent + skipped + report.clean;
         // Two things that must agree: the bitmap is empty, and the counters sum up.

@@ -30,11 +30,12 @@ fn seeds() -> impl Iterator<Item = u64> {
 
 fn start(env: &Env, name: &str, scenario: &str, seed: u64) -> Result<Guest> {
     let options = GuestOptions {
-        memory: "128MiB".into(),
+        // So much only for attacks around the hole for devices.
+        memory: if scenario == "edges" { "3136MiB" } else { "128MiB" }.into(),
         append: format!("hostile={scenario} seed={seed}"),
+        cpus: if ["pair", "rivals"].contains(&scenario) { 2 } else { 1 },
         // A triple fault is a lost page table, not a reboot.
         args: vec!["--no-reboot".into()],
-        ..GuestOptions::default()
     };
     let mut guest = Guest::run(env, name, &options)?;
     guest.wait_for("ready", SOON)?;
@@ -67,6 +68,7 @@ fn hop(env: &Env, mut guest: Guest, name: &str, args: &[&str]) -> Result<(Guest,
         Err(e) => {
             let failed = e.downcast::<MigrateError>()?;
             assert_eq!(failed.code, 5, "{failed}");
+            println!("not moved: {failed}");
             None
         }
     };
@@ -118,13 +120,17 @@ fn hinted(report: &Value) -> u64 {
 /// Migrates a guest with this scenario, beside an honest one. With `effective`, hints must have had an effect, since
 /// otherwise nothing was attacked.
 fn attack(scenario: &str, effective: bool) -> Result<()> {
+    attack_with(scenario, &THROTTLED, effective)
+}
+
+fn attack_with(scenario: &str, args: &[&str], effective: bool) -> Result<()> {
     let scratch = Scratch::new(scenario)?;
     let env = scratch.env("HOSTILE")?;
     let mut neighbour = start(&env, "neighbour", "honest", 1)?;
     for seed in seeds() {
         let run = || -> Result<()> {
             let guest = start(&env, "hostile", scenario, seed)?;
-            let (mut guest, report) = hop(&env, guest, "arrived", &THROTTLED)?;
+            let (mut guest, report) = hop(&env, guest, "arrived", args)?;
             let report = report.context("the guest kept itself from being moved")?;
             let status = guest.ask("status", SOON)?;
             println!("{scenario} seed {seed}: {} pages hinted, {:?}", hinted(&report), status.0);
@@ -206,6 +212,39 @@ fn resets_in_the_middle() -> Result<()> {
 #[test]
 fn garbage_in_every_register() -> Result<()> {
     attack("garbage", false)
+}
+
+#[test]
+fn hints_reports_and_page_numbers_around_the_hole() -> Result<()> {
+    attack("edges", true)
+}
+
+#[test]
+fn one_vcpu_hints_what_the_other_writes() -> Result<()> {
+    attack("pair", true)
+}
+
+#[test]
+fn one_vcpu_hints_and_replays_while_the_other_resets() -> Result<()> {
+    attack("rivals", false)
+}
+
+/// As [`THROTTLED`], but whether to ask for hints is found out.
+const AUTO: [&str; 7] = ["--hints", "auto", "--verify", "--bandwidth", "400Mbit", "--max-rounds", "4"];
+
+#[test]
+fn hints_auto_and_a_guest_that_calls_all_memory_free() -> Result<()> {
+    attack_with("boast", &AUTO, true)
+}
+
+#[test]
+fn hints_auto_and_impossible_statistics() -> Result<()> {
+    attack_with("stats", &AUTO, false)
+}
+
+#[test]
+fn hints_auto_in_a_storm() -> Result<()> {
+    attack_with("storm", &AUTO, false)
 }
 
 #[test]

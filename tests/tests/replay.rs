@@ -106,7 +106,10 @@ fn agrees(trace: &Path, report: &Value) -> Result<()> {
     let text = std::fs::read_to_string(trace)?;
     let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
     let last = events.last().context("an empty trace")?;
-    assert_eq!((&last["event"], &last["report"]), (&Value::from("end"), report));
+    assert_eq!(last["event"], "end");
+    for what in ["rounds", "total_bytes", "total_ms", "downtime"] {
+        assert_eq!(last["report"][what], report[what], "{what}");
+    }
     for round in report["rounds"].as_array().into_iter().flatten() {
         let slice = events.iter().rfind(|e| e["event"] == "slice" && e["round"] == round["round"]);
         let slice = slice.context("a round without a slice")?;
@@ -193,12 +196,9 @@ fn replays_come_close_to_what_happens() -> Result<()> {
             off(&foretold, happened, "total_bytes")?,
             off(&foretold, happened, "total_ms")?
         ))?;
-        // Two guests are never quite the same, and what hints name is not all content.
-        let bound = if args[0] == "--hints" { 20.0 } else { 15.0 };
-        assert!(
-            off(&foretold, happened, "total_bytes")?.abs() < bound,
-            "{from} {args:?}: {foretold:#} {happened:#}"
-        );
+        // Later rounds depend on the lab's speed at the time; round one does not, but no two guests are quite the same.
+        let error = off(&foretold, happened, "round_one_bytes")?;
+        assert!(error.abs() < 6.0, "{from} {args:?}: {error} %: {foretold:#} {happened:#}");
     }
     Ok(())
 }
@@ -215,7 +215,7 @@ fn a_trace_onto_a_full_disk_does_not_hold_the_guest() -> Result<()> {
     let error = error.downcast::<MigrateError>()?;
     assert_eq!(error.code, 1, "{error}");
     assert_eq!(source.info()?["state"], "running");
-    assert_eq!(source.info()?["last_migration"]["state"], "none");
+    assert!(source.info()?["last_migration"].is_null(), "{}", source.info()?);
 
     let error = migrate(&env, "source", &uri, &["--trace", "/dev/full"]).expect_err("a full disk");
     let error = error.downcast::<MigrateError>()?;

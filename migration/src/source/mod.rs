@@ -153,6 +153,7 @@ pub fn migrate(
             report.nr_pages = session.nr_pages;
             report.total_ms = millis(started.elapsed());
             report.sent = report.rounds.iter().map(|r| r.sent).sum();
+            report.hinting = session.hinting;
             report.hinted = report.rounds.iter().map(|r| r.hinted).sum();
             session.enter(Phase::Done);
             session.record.end(&report);

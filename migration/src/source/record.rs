@@ -23,8 +23,8 @@ use super::{OnTimeout, SourceConfig, describe};
 
 /// Time between two slices, and between flushes of hints.
 const SLICE: Duration = Duration::from_millis(50);
-/// Time between two looks at the dirty log.
-const LOOK: Duration = Duration::from_millis(200);
+/// Time between two looks at the dirty log. Tests look all the time.
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 200 });
 /// A look takes at most this part of the time, however large the guest.
 const LOOK_SHARE: u32 = 50;
 /// Ranges kept between two flushes: 8 GiB of Linux's blocks, and lines of 40 KiB.

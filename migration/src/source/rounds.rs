@@ -477,6 +477,8 @@ fn run(
     done.overridden = round.overridden(&dirty);
     done.dirty_at_end = dirty.count();
     session.record.harvest(round, &dirty, done.overridden);
+    done.reckon(session.link_rate());
+    session.hinting.add(&done.hint_figures());
     report.rounds.push(done);
     Ok(dirty)
 }

@@ -15,7 +15,7 @@ use crate::bitmap::Bitmap;
 use crate::control::CancelToken;
 use crate::error::{Error, Phase};
 use crate::link::{FrameReader, FrameWriter, Interrupt};
-use crate::report::{Progress, Snapshot};
+use crate::report::{HintFigures, Progress, Snapshot};
 use crate::round::Round;
 use crate::traits::SourceVm;
 use crate::transport::{TICK, Transport};
@@ -65,6 +65,8 @@ pub(super) struct Session<'a> {
     pub(super) buffers: Buffers,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
     pub(super) protected_hints: bool,
+    /// What hints did in the rounds that are over.
+    pub(super) hinting: HintFigures,
     /// If the migration is to be verified.
     pub(super) audit: Option<Audit>,
     /// The trace, if one is wanted.
@@ -132,6 +134,7 @@ impl<'a> Session<'a> {
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(),
             protected_hints: false,
+            hinting: HintFigures::default(),
             audit: None,
             record: Record::default(),
             unread,
@@ -241,12 +244,21 @@ impl<'a> Session<'a> {
 
     fn report(&mut self, round: Option<&Round>) {
         self.last_progress = Instant::now();
+        let now = round.map_or_else(HintFigures::default, |round| {
+            let mut so_far = round.figures();
+            so_far.reckon(self.link_rate());
+            so_far.hint_figures()
+        });
+        let mut hinting = self.hinting;
+        hinting.add(&now);
         self.progress.update(&Snapshot {
             phase: self.phase,
             round: round.map_or(0, |r| r.number),
             sent: round.map_or(0, Round::sent),
             remaining: round.map_or(0, Round::remaining),
             hinted: round.map_or(0, Round::hinted),
+            round_hinting: now,
+            hinting,
             bytes: self.writer.bytes(),
             rate: self.meter.rate().unwrap_or(0.0) as u64,
         });

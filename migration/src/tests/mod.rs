@@ -4,6 +4,7 @@
 //! tests only. For each there is a test that the oracle notices it, so that the oracle is known to bite.
 
 mod asking;
+mod auto;
 mod dest;
 mod faults;
 mod handoff;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -53,6 +53,9 @@ pub struct Case {
     /// Rate of the link, as in `1Gbit`; `unlimited` for as fast as the host is.
     #[serde(default = "unlimited")]
     pub link: String,
+    /// Rate that the VMM itself is told to keep, as in `1Gbit`; with it no other link may be named.
+    #[serde(default)]
+    pub cap: Option<String>,
     /// The most that the guest may stand still, in milliseconds.
     #[serde(default = "downtime_limit")]
     pub downtime_limit_ms: u64,
@@ -200,6 +203,8 @@ impl Case {
         ensure!(bytes >= 128 << 20, "memory: {} is too little for a Linux guest", self.memory);
         ensure!((1..=254).contains(&self.cpus), "cpus: {} should be between 1 and 254", self.cpus);
         self.link_rate()?;
+        self.cap_rate()?;
+        ensure!(self.cap.is_none() || self.link == "unlimited", "cap: should not be named beside a link");
         for size in [&self.balloon, &self.host_memory].into_iter().flatten() {
             size_bytes(size)?;
         }
@@ -230,16 +235,25 @@ impl Case {
             return Ok(None);
         }
         let wrong = || format!("link: {:?} should be like 1Gbit, or unlimited", self.link);
-        let (number, unit) = split(&self.link).with_context(wrong)?;
-        let bits = match unit {
-            "Mbit" => 1_000_000,
-            "Gbit" => 1_000_000_000,
-            _ => bail!(wrong()),
-        };
-        let rate = number.checked_mul(bits).with_context(wrong)? / 8;
-        ensure!(rate > 0, wrong());
-        Ok(Some(rate))
+        rate(&self.link).with_context(wrong).map(Some)
     }
+
+    /// The VMM's own cap in bytes a second, if it is to have one.
+    pub fn cap_rate(&self) -> Result<Option<u64>> {
+        let wrong = || format!("cap: {:?} should be like 1Gbit", self.cap);
+        self.cap.as_deref().map(|cap| rate(cap).with_context(wrong)).transpose()
+    }
+}
+
+/// `1Gbit` in bytes a second; not 0.
+fn rate(text: &str) -> Option<u64> {
+    let (number, unit) = split(text)?;
+    let bits: u64 = match unit {
+        "Mbit" => 1_000_000,
+        "Gbit" => 1_000_000_000,
+        _ => return None,
+    };
+    number.checked_mul(bits).map(|rate| rate / 8).filter(|&rate| rate > 0)
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
@@ -301,6 +315,8 @@ mod tests {
             ("hints = []", "empty"),
             ("link = 'fast'", "link"),
             ("link = '0Gbit'", "link"),
+            ("cap = '1G'", "cap"),
+            ("cap = '1Gbit'\nlink = '1Gbit'", "cap"),
             ("balloon = '1G'", "1G"),
             ("cpus = 0", "cpus"),
             ("work = 'fill:1 quiet'", "work"),

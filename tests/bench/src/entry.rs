@@ -36,6 +36,9 @@ pub struct Entry {
     pub balloon: Option<String>,
     /// Link rate, or `unlimited`.
     pub link: String,
+    /// Rate that the VMM was told to keep itself.
+    #[serde(default)]
+    pub cap: Option<String>,
     /// Who kept to that rate: `tc` (a token bucket in a network namespace) or `vmm` (its own cap).
     pub link_shaped_by: Option<String>,
     /// Downtime limit.
@@ -106,7 +109,9 @@ pub struct Figures {
     pub source_cpu_ms: Option<u64>,
     /// CPU time of the destination's VMM until the end of the migration, without that of the guest.
     pub destination_cpu_ms: Option<u64>,
-    /// Peak resident memory of the source.
+    /// Resident memory of the source before the migration.
+    pub source_rss_before_bytes: Option<u64>,
+    /// Peak resident memory of the source during the migration.
     pub source_rss_bytes: Option<u64>,
     /// Peak of the source's memory beside guest RAM, where these can be told apart.
     pub source_beside_ram_bytes: Option<u64>,
@@ -196,6 +201,7 @@ impl Entry {
             work: if spec.work.is_empty() { "idle".into() } else { spec.work.clone() },
             balloon: spec.balloon.clone(),
             link: spec.link.clone(),
+            cap: spec.cap.clone(),
             link_shaped_by: None,
             downtime_limit_ms: spec.downtime_limit_ms,
             run,

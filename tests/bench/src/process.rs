@@ -39,6 +39,11 @@ pub fn memory(pid: u32, field: &str) -> Option<u64> {
     lookup(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, field)
 }
 
+/// Forgets the peak of a process's resident memory (`VmHWM`): proc(5), clear_refs.
+pub fn reset_peak(pid: u32) -> std::io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
 /// Bytes in `/proc/meminfo`.
 pub fn available() -> Option<u64> {
     lookup(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")

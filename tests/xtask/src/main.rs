@@ -50,6 +50,7 @@ enum Command {
     /// Build everything, run the unit tests here and the integration tests in the lab.
     #[command(
         after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter boot\n  cargo xtask test --soak\n  \
+                            cargo xtask test --soak --integration --filter soak_ --migrations 50 --minutes 10\n  \
                             cargo xtask test --units   # only what needs no KVM"
     )]
     Test(testing::Args),

@@ -20,6 +20,15 @@ pub struct Args {
     /// Also runs the long tests.
     #[arg(long)]
     soak: bool,
+    /// Migrations of the soak with everything on [default: 200].
+    #[arg(long, value_name = "N", requires = "soak")]
+    migrations: Option<u64>,
+    /// Begins no migration of that soak after so many minutes.
+    #[arg(long, value_name = "N", requires = "soak")]
+    minutes: Option<u64>,
+    /// Replays that soak's decisions, not its timing.
+    #[arg(long, value_name = "N", requires = "soak")]
+    seed: Option<u64>,
     /// Runs only the unit tests, which need no KVM.
     #[arg(long, conflicts_with_all = ["integration", "soak"])]
     units: bool,
@@ -89,8 +98,20 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     // One lab for all: it costs seconds to start.
     let own = std::env::current_exe().context("where is xtask?")?;
     job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), TEST_LIMIT.into()];
+    // Where tests leave what is known of VMs that failed.
+    let keep = workspace.out()?.join("failed");
+    std::fs::create_dir_all(&keep).with_context(|| format!("cannot create {}", keep.display()))?;
+    job.env.push(("WHERRY_KEEP".into(), keep.clone().into()));
+    job.writable.push(keep);
     if args.soak {
         job.env.push(("WHERRY_SOAK".into(), "1".into()));
+        let numbers = [
+            ("WHERRY_SOAK_MIGRATIONS", args.migrations),
+            ("WHERRY_SOAK_MINUTES", args.minutes),
+            ("WHERRY_SOAK_SEED", args.seed),
+        ];
+        let given = numbers.into_iter().filter_map(|(name, n)| Some((name.into(), n?.to_string().into())));
+        job.env.extend(given);
         job.argv.splice(3.., [args.timeout.to_string().into()]);
     }
     job.argv.extend(["--filter".into(), args.filter.clone().unwrap_or_default().into()]);

@@ -29,6 +29,64 @@ pub struct Progress {
     pub bytes: u64,
     /// Bytes a second.
     pub rate: u64,
+    /// What hints did in this round.
+    pub round_hinting: Hinting,
+    /// What hints did since the start.
+    pub hinting: Hinting,
+}
+
+/// What hints did, in one round or in all.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Hinting {
+    /// Bytes named by hints.
+    pub hint_bytes: u64,
+    /// Pages skipped.
+    pub hinted: u64,
+    /// Pages hinted too late.
+    pub hinted_too_late: u64,
+    /// The part of these that had been sent.
+    pub sent_then_hinted: u64,
+    /// Pages skipped and written again.
+    pub overridden: u64,
+    /// From asking to the first hint.
+    pub time_to_first_hint_ms: Option<u64>,
+    /// Bytes named per second.
+    pub hint_rate: u64,
+    /// Bytes not sent.
+    pub saved_bytes: u64,
+    /// Time that this saved, less the time waited.
+    pub saved_ms: i64,
+}
+
+impl Hinting {
+    /// In words; `None` if there were no hints.
+    pub fn line(&self) -> Option<String> {
+        if self.hint_bytes == 0 {
+            return None;
+        }
+        let pages = |nr: u64| show_bytes(nr.saturating_mul(PAGE));
+        let mut line = format!("{} named, {} skipped", show_bytes(self.hint_bytes), pages(self.hinted));
+        for (nr, what) in [
+            (self.overridden, "written again"),
+            (self.hinted_too_late, "too late"),
+            (self.sent_then_hinted, "sent before"),
+        ] {
+            if nr > 0 {
+                line.push_str(&format!(", {} {what}", pages(nr)));
+            }
+        }
+        if let Some(ms) = self.time_to_first_hint_ms {
+            line.push_str(&format!("; first after {}", show_millis(ms as f64)));
+        }
+        if self.hint_rate > 0 {
+            line.push_str(&format!(", then {}/s", show_bytes(self.hint_rate)));
+        }
+        let sign = if self.saved_ms < 0 { "-" } else { "" };
+        let time = show_millis(self.saved_ms.unsigned_abs() as f64);
+        line.push_str(&format!("; saved {} and {sign}{time}", show_bytes(self.saved_bytes)));
+        Some(line)
+    }
 }
 
 impl From<&Value> for Progress {
@@ -77,11 +135,11 @@ struct Round {
     sent: u64,
     zero: u64,
     hole: u64,
-    hinted: u64,
-    hinted_too_late: u64,
     ballooned: u64,
     clean: u64,
     duration_ms: u64,
+    #[serde(flatten)]
+    hinting: Hinting,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -102,6 +160,7 @@ struct Report {
     rounds: Vec<Round>,
     nr_pages: u64,
     total_bytes: u64,
+    hinting: Hinting,
     downtime: Downtime,
     total_ms: u64,
     hints: String,
@@ -122,6 +181,22 @@ fn ms(us: u64) -> String {
     show_millis(us as f64 / 1000.0)
 }
 
+/// For `info`: what hints did, as the report tells it, else as the last progress did.
+pub fn hint_lines(report: Option<&Value>, progress: Option<&Value>) -> Vec<(&'static str, String)> {
+    let (all, round) = match (report.map(Report::deserialize), progress) {
+        (Some(Ok(report)), _) => (report.hinting, Hinting::default()),
+        (_, Some(event)) => {
+            let progress = Progress::from(event);
+            (progress.hinting, progress.round_hinting)
+        }
+        _ => return Vec::new(),
+    };
+    let mut lines = Vec::new();
+    lines.extend(all.line().map(|line| ("hinted", line)));
+    lines.extend(round.line().filter(|_| round != all).map(|line| ("in round", line)));
+    lines
+}
+
 /// Prints a report: a table of rounds (pages), then totals.
 pub fn print(out: &mut Output, value: &Value) {
     let Ok(report) = Report::deserialize(value) else {
@@ -132,7 +207,8 @@ pub fn print(out: &mut Output, value: &Value) {
         .rounds
         .iter()
         .map(|r| {
-            let pages = [r.sent, r.zero, r.hole, r.hinted, r.hinted_too_late, r.ballooned, r.clean];
+            let h = &r.hinting;
+            let pages = [r.sent, r.zero, r.hole, h.hinted, h.hinted_too_late, r.ballooned, r.clean];
             let mut row = vec![r.round.to_string(), show_bytes(r.bytes)];
             row.extend(pages.map(|n| n.to_string()));
             row.push(show_millis(r.duration_ms as f64));
@@ -169,6 +245,15 @@ pub fn print(out: &mut Output, value: &Value) {
     ));
     if !report.hints.is_empty() {
         out.line(format!("hints: {}", report.hints));
+    }
+    // A total says less than its parts only if there are several.
+    for round in report.rounds.iter().filter(|r| r.hinting != report.hinting) {
+        if let Some(line) = round.hinting.line() {
+            out.line(format!("hints in round {}: {line}", round.round));
+        }
+    }
+    if let Some(line) = report.hinting.line() {
+        out.line(format!("hinted: {line}"));
     }
     if let Some(v) = &report.verify {
         out.line(format!(

@@ -104,6 +104,9 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, Failure> {
             MigrationState::None | MigrationState::Unknown => "unknown".into(),
         };
         show("migration", format!("to {}: {state}", migration.uri));
+        for (key, value) in report::hint_lines(migration.report.as_ref(), migration.progress.as_ref()) {
+            show(key, value);
+        }
     }
     Ok(Exit::Ok)
 }

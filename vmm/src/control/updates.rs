@@ -89,6 +89,11 @@ impl Offers {
         };
         let lost = self.shared.lost.load(Ordering::Acquire);
         if lost > 0 {
+            // Only together with what comes after it, lest the queue fill with small `lost` events.
+            let room = self.shared.bytes.load(Ordering::Acquire) + line.get().len() + 256 <= MAX_BYTES;
+            if !room {
+                return self.shared.lose(&line);
+            }
             let told = self.shared.take_lost().is_some_and(|told| self.push(told));
             if !told {
                 self.shared.lost.fetch_add(lost, Ordering::AcqRel);
@@ -127,6 +132,38 @@ impl Queue {
                 self.shared.take_lost().ok_or(RecvTimeoutError::Disconnected)
             }
             Err(timeout) => Err(timeout),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(t_us: u64, ranges: usize) -> Update {
+        let what = What::Hints { ranges: vec![(1_000_000, 1024); ranges], dropped: 0 };
+        Update::trace(&Event { t_us, what }).unwrap()
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_and_in_number() {
+        for (ranges, most) in [(8000, 10), (1, MAX_QUEUED)] {
+            let (offers, queue) = queue();
+            for t_us in 0..3000 {
+                offers.offer(event(t_us, ranges));
+            }
+            assert!(offers.shared.bytes.load(Ordering::Acquire) <= MAX_BYTES);
+            drop(offers);
+            let (mut told, mut lost) = (0, Vec::new());
+            while let Ok(Update::Trace(line)) = queue.recv_timeout(Duration::ZERO) {
+                match serde_json::from_str::<Event>(line.get()).unwrap() {
+                    Event { what: What::Lost { events }, t_us } => lost.push((t_us, events)),
+                    _ => told += 1,
+                }
+            }
+            assert!(told > 0 && told <= most, "{told}");
+            assert_eq!(lost, [(2999, 3000 - told as u64)]);
+            assert_eq!(queue.shared.bytes.load(Ordering::Acquire), 0);
         }
     }
 }

@@ -57,6 +57,12 @@ impl Balloon {
 
     /// Reset, features among `wanted`, queues, DRIVER_OK. Whatever was in the queues is forgotten.
     pub fn bring_up(&mut self, wanted: u64) {
+        // The second vCPU may reset the device meanwhile, but not always.
+        let up = (0..100).any(|_| self.try_bring_up(wanted));
+        assert!(up, "the device does not come up: status {:#x}", read(reg::STATUS));
+    }
+
+    fn try_bring_up(&mut self, wanted: u64) -> bool {
         self.reset();
         write(reg::STATUS, 1);
         write(reg::STATUS, 3);
@@ -70,9 +76,9 @@ impl Balloon {
         write(reg::DRIVER_FEATURES, self.features as u32);
         write(reg::STATUS, 11);
         self.queues.iter_mut().for_each(Queue::set_up);
-        write(reg::STATUS, 15);
-        self.live = read(reg::STATUS) == 15;
-        assert!(self.live, "the device did not come up: status {:#x}", read(reg::STATUS));
+        write(reg::STATUS, LIVE);
+        self.live = read(reg::STATUS) == LIVE;
+        self.live
     }
 
     /// Device reset.
@@ -97,7 +103,7 @@ impl Balloon {
         while self.live && !self.queues[queue].has_room(nr) {
             turns += 1;
             // A register is an exit; the used ring is not.
-            if turns.is_multiple_of(1 << 12) && read(reg::STATUS) & NEEDS_RESET != 0 {
+            if turns.is_multiple_of(1 << 12) && read(reg::STATUS) != LIVE {
                 return false;
             }
             core::hint::spin_loop();
@@ -122,6 +128,16 @@ impl Balloon {
         let done = self.add(queue, descs);
         self.queues[queue].kick();
         done
+    }
+
+    /// Adds a chain and kicks, unless more than a few have not come back. For a queue whose buffers the device keeps.
+    pub fn offer(&mut self, queue: usize, descs: &[Desc]) {
+        let queue = &mut self.queues[queue];
+        if self.live && queue.nr_outstanding() < 8 {
+            let head = queue.prepare(descs);
+            queue.publish(head);
+            queue.kick();
+        }
     }
 
     /// Announces a hint command.

@@ -16,6 +16,9 @@
 .set USER_CODE, KERNEL_CODE + 32 + 3
 .set USER_DATA, KERNEL_CODE + 40 + 3
 .set TSS, 0x38
+.set SECOND_TSS, 0x48
+// For the way from real mode to 64-bit mode.
+.set CODE_32, 0x18
 // I/O privilege level 3, bit 1 always set, interrupts off.
 .set USER_FLAGS, 0x3002
 
@@ -25,11 +28,11 @@
 pvh_entry:
     cld
     mov $boot_stack_top, %esp
-    // Identity map of 4 GiB in 2 MiB pages: present, writable, user.
+    // Identity map of 5 GiB in 2 MiB pages: present, writable, user.
     movl $(pdpt + 7), pml4
     mov $(pd + 7), %eax
     mov $pdpt, %edi
-    mov $4, %ecx
+    mov $5, %ecx
 1:  mov %eax, (%edi)
     add $4096, %eax
     add $8, %edi
@@ -37,12 +40,19 @@ pvh_entry:
     jnz 1b
     mov $0x87, %eax
     mov $pd, %edi
-    mov $2048, %ecx
+    mov $2560, %ecx
 2:  mov %eax, (%edi)
     add $0x200000, %eax
     add $8, %edi
     dec %ecx
     jnz 2b
+    // The fifth lies above 4 GiB: the upper halves of its entries.
+    mov $(pd + 4 * 4096 + 4), %edi
+    mov $512, %ecx
+7:  movl $1, (%edi)
+    add $8, %edi
+    dec %ecx
+    jnz 7b
     mov $pml4, %eax
     mov %eax, %cr3
     mov $0x620, %eax            // PAE, OSFXSR, OSXMMEXCPT
@@ -93,6 +103,8 @@ long_mode:
     wrmsr
     mov $user_stack_top, %ecx
     mov $user_entry, %edx
+// To rdx with the stack rcx.
+enter_user:
     pushq $USER_FLAGS
     popfq
     // Emulators know this one and not IRETQ; AMD's CPUs raise #UD, and `trap` goes on with IRETQ.
@@ -103,6 +115,66 @@ user_entry:
     xor %ebp, %ebp
     mov %ebx, %edi              // hvm_start_info
     call guest_main
+
+// Where the second vCPU begins, in real mode: `second.rs` copies this to low memory.
+.code16
+.global second_start
+second_start:
+    cli
+    cld
+    mov %cs, %ax
+    mov %ax, %ds
+    lgdtl second_gdt_pointer - second_start
+    mov $0x33, %eax             // NE, ET, MP, PE
+    mov %eax, %cr0
+    ljmpl $CODE_32, $second_protected
+second_gdt_pointer:
+    .word gdt_pointer - gdt - 1
+    .long gdt
+.global second_end
+second_end:
+
+.code32
+second_protected:
+    mov $KERNEL_DATA, %eax
+    mov %eax, %ss
+    mov %eax, %ds
+    mov %eax, %es
+    mov $pml4, %eax
+    mov %eax, %cr3
+    mov $0x620, %eax
+    mov %eax, %cr4
+    mov $0xC0000080, %ecx
+    mov $0x100, %eax
+    xor %edx, %edx
+    wrmsr
+    mov $0x80000033, %eax
+    mov %eax, %cr0
+    ljmp $KERNEL_CODE, $second_long
+
+.code64
+second_long:
+    mov $second_boot_stack_top, %rsp
+    mov $second_tss, %eax
+    mov %ax, gdt + SECOND_TSS + 2
+    shr $16, %eax
+    mov %al, gdt + SECOND_TSS + 4
+    mov %ah, gdt + SECOND_TSS + 7
+    movq $second_trap_stack_top, second_tss + 4
+    mov $SECOND_TSS, %eax
+    ltr %ax
+    lidt idt_pointer
+    mov $0x174, %ecx
+    mov $KERNEL_CODE, %eax
+    xor %edx, %edx
+    wrmsr
+    mov $second_user_stack_top, %ecx
+    mov $second_user_entry, %edx
+    jmp enter_user
+
+second_user_entry:
+    xor %ebp, %ebp
+    call second_main
 
 .align 16
 stubs:
@@ -140,10 +212,10 @@ trap:
     cmpq $at_sysexit, 16(%rsp)
     jne 6f
     pushq $USER_DATA
-    pushq $user_stack_top
+    pushq %rcx
     pushq $USER_FLAGS
     pushq $USER_CODE
-    pushq $user_entry
+    pushq %rdx
     iretq
 6:  pop %rdi                    // vector
     pop %rsi                    // error code
@@ -158,11 +230,13 @@ gdt:
     .quad 0
     .quad 0x00AF9B000000FFFF    // KERNEL_CODE
     .quad 0x00CF93000000FFFF    // KERNEL_DATA
-    .quad 0
+    .quad 0x00CF9B000000FFFF    // CODE_32
     .quad 0
     .quad 0x00AFFB000000FFFF    // USER_CODE
     .quad 0x00CFF3000000FFFF    // USER_DATA
     .quad 0x0000890000000067    // TSS, its base filled in above
+    .quad 0
+    .quad 0x0000890000000067    // SECOND_TSS
     .quad 0
 gdt_pointer:
     .word gdt_pointer - gdt - 1
@@ -176,9 +250,10 @@ idt_pointer:
 .global pml4
 pml4: .skip 4096
 pdpt: .skip 4096
-pd: .skip 4 * 4096
+pd: .skip 5 * 4096
 idt: .skip 32 * 16
 tss: .skip 104
+second_tss: .skip 104
 .align 4096
 .skip 4096
 boot_stack_top:
@@ -186,3 +261,9 @@ boot_stack_top:
 trap_stack_top:
 .skip 16 * 4096
 user_stack_top:
+.skip 4096
+second_boot_stack_top:
+.skip 4 * 4096
+second_trap_stack_top:
+.skip 16 * 4096
+second_user_stack_top:

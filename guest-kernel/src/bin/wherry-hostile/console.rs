@@ -5,6 +5,7 @@ use core::fmt::{self, Write};
 use crate::attacks::Attacker;
 use crate::pages;
 use crate::port;
+use crate::second;
 
 const COM1: u16 = 0x3F8;
 const LINE_STATUS: u16 = COM1 + 5;
@@ -78,13 +79,14 @@ fn answer(command: &str, guest: &mut Attacker) {
         }
         "status" => {
             let (counts, tally) = (&guest.counts, &guest.tally);
+            let (resets, written) = second::counts();
             say!(
-                "status steps={} ids={} open_steps={} hints={} resets={} reinits={} checked={} bad={}",
+                "status steps={} ids={} open_steps={} hints={} resets={} reinits={} checked={} bad={} second_wrote={written}",
                 counts.steps,
                 counts.ids,
                 counts.open_steps,
                 guest.balloon.hints,
-                counts.resets,
+                counts.resets + resets,
                 guest.balloon.broken,
                 tally.checked,
                 tally.bad

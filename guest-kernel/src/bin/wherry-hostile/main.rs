@@ -21,6 +21,7 @@ mod pages;
 mod phys;
 mod port;
 mod rng;
+mod second;
 mod virtio;
 
 use core::arch::global_asm;
@@ -43,6 +44,16 @@ extern "C" fn guest_main(start_info: u32) -> ! {
         say!("BAD no scenario is called {name}");
         halt()
     };
+    // There are edges to attack only where RAM reaches them.
+    if scenario.wants_edges() {
+        phys::set_large();
+    }
+    if let Some(may_reset) = scenario.wants_second()
+        && !second::start(may_reset)
+    {
+        say!("BAD there is no second vCPU, or it does not start");
+        halt()
+    }
     let mut console = Console::default();
     let mut guest = Attacker::new(scenario, seed);
     say!("ready scenario={name} seed={seed} balloon={:x}", guest.balloon.features());

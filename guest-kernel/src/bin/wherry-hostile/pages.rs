@@ -7,7 +7,8 @@
 use crate::console::say;
 use crate::phys::*;
 
-const NR_PAGES: u64 = RAM / PAGE;
+/// Pages of the lower RAM, then those of the edges.
+const NR_PAGES: u64 = RAM / PAGE + EDGES.len() as u64 * EDGE / PAGE;
 const WORDS: u64 = PAGE / 8;
 const VERSIONS: u64 = LEDGER;
 const KINDS: u64 = LEDGER + NR_PAGES * 4;
@@ -38,8 +39,15 @@ pub struct Tally {
     pub lies_lost: u64,
 }
 
-fn kind(page: u64) -> Kind {
-    match read8(KINDS + page / PAGE) {
+/// The page's line in the ledger.
+fn slot(page: u64) -> u64 {
+    let nth = EDGES.iter().position(|zone| zone.has(page));
+    nth.map_or(page / PAGE, |nth| (RAM + nth as u64 * EDGE + page - EDGES[nth].start) / PAGE)
+}
+
+/// What is expected of it.
+pub fn kind(page: u64) -> Kind {
+    match read8(KINDS + slot(page)) {
         1 => Kind::Honest,
         2 => Kind::Lie,
         _ => Kind::Free,
@@ -47,25 +55,25 @@ fn kind(page: u64) -> Kind {
 }
 
 fn version(page: u64) -> u32 {
-    read32(VERSIONS + page / PAGE * 4)
+    read32(VERSIONS + slot(page) * 4)
 }
 
 fn word(page: u64, at: u64, version: u32) -> u64 {
-    1 << 63 | (page / PAGE) << 45 | at << 32 | 1 << 31 | u64::from(version)
+    1 << 63 | slot(page) << 45 | at << 32 | 1 << 31 | u64::from(version)
 }
 
 /// Nothing is expected of the page any more.
 pub fn release(page: u64) {
-    write8(KINDS + page / PAGE, Kind::Free as u8);
+    write8(KINDS + slot(page), Kind::Free as u8);
 }
 
 /// Writes the page's next version. While it is being written nothing is expected.
 pub fn write(page: u64, kind: Kind) {
     release(page);
     let version = (version(page) + 1) & 0x7FFF_FFFF;
-    write32(VERSIONS + page / PAGE * 4, version);
+    write32(VERSIONS + slot(page) * 4, version);
     (0..WORDS).for_each(|at| write64(page + at * 8, word(page, at, version)));
-    write8(KINDS + page / PAGE, kind as u8);
+    write8(KINDS + slot(page), kind as u8);
 }
 
 /// Whether the guest counts on the page.
@@ -112,5 +120,6 @@ pub fn check(page: u64, tally: &mut Tally) {
 pub fn check_all(tally: &mut Tally) -> u64 {
     let before = tally.checked;
     (FREE_OF_CODE..RAM).step_by(PAGE as usize).for_each(|page| check(page, tally));
+    edges().iter().flat_map(Zone::pages).for_each(|page| check(page, tally));
     tally.checked - before
 }

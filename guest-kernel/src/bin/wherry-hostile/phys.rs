@@ -1,6 +1,7 @@
 //! Guest-physical memory by address (everything is mapped one to one), and where the guest has what.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The program itself begins here; see `link.ld`.
 pub const IMAGE: u64 = 0x10_0000;
@@ -16,6 +17,8 @@ pub const INFLATE_LISTS: Area = Area { start: 0x58_0000, len: 0x1_0000 };
 pub const NO_PAGES: u64 = 0x59_0000;
 /// Hint commands, in slots of 16 bytes.
 pub const COMMANDS: u64 = 0x5A_0000;
+/// Statistics.
+pub const STATS_LISTS: Area = Area { start: 0x5B_0000, len: 0x1_0000 };
 /// Lists of page numbers to deflate, of any pages.
 pub const DEFLATE_LISTS: Area = Area { start: 0x5C_0000, len: 0x4_0000 };
 /// What is known of each page; see `pages`.
@@ -30,8 +33,22 @@ pub const ONCE: Zone = Zone { start: 0x300_0000, end: 0x500_0000 };
 pub const SCRATCH: Zone = Zone { start: 0x500_0000, end: 0x520_0000 };
 /// Lied about, up to the end of RAM.
 pub const LIES: Zone = Zone { start: 0x600_0000, end: RAM };
-/// End of RAM: the guest wants 128 MiB.
+/// End of RAM: the guest wants 128 MiB. A large guest has more, but nothing in it that it looks at before the hole's edges.
 pub const RAM: u64 = 0x800_0000;
+/// Where the hole for devices begins, if there is so much RAM.
+pub const HOLE: u64 = 3 << 30;
+/// RAM goes on here.
+pub const ABOVE_HOLE: u64 = 4 << 30;
+/// End of RAM of a large guest: it wants 3 GiB and 64 MiB.
+pub const LARGE_RAM: u64 = ABOVE_HOLE + (64 << 20);
+/// In a large guest, the ends of RAM: below the hole, above it, the last. Honest and lied about by turns, page by page.
+pub const EDGES: [Zone; 3] = [
+    Zone { start: HOLE - EDGE, end: HOLE },
+    Zone { start: ABOVE_HOLE, end: ABOVE_HOLE + EDGE },
+    Zone { start: LARGE_RAM - EDGE, end: LARGE_RAM },
+];
+/// Bytes of each of them.
+pub const EDGE: u64 = 1 << 20;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 
@@ -67,12 +84,22 @@ impl Zone {
     }
 }
 
+static LARGE: AtomicBool = AtomicBool::new(false);
+
+/// From now on there is RAM at the [`EDGES`].
+pub fn set_large() {
+    LARGE.store(true, Relaxed);
+}
+
+/// The [`EDGES`] that this guest has.
+pub fn edges() -> &'static [Zone] {
+    if LARGE.load(Relaxed) { &EDGES } else { &[] }
+}
+
 /// Stops the guest rather than its compiler's assumptions.
 fn check(at: u64, len: u64) {
-    assert!(
-        (FREE_OF_CODE..RAM).contains(&at) && at + len <= RAM && at.is_multiple_of(len),
-        "address {at:#x}"
-    );
+    let low = (FREE_OF_CODE..RAM).contains(&at) && at + len <= RAM;
+    assert!((low || edges().iter().any(|zone| zone.has(at))) && at.is_multiple_of(len), "address {at:#x}");
 }
 
 macro_rules! access {

@@ -28,8 +28,8 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 /// Descriptor flag: a table of descriptors.
 pub const INDIRECT: u16 = 4;
-/// Status bit: the device gave up.
-pub const NEEDS_RESET: u32 = 64;
+/// Status of a device that works. Another bit is set when it gave up, none after a reset.
+pub const LIVE: u32 = 15;
 /// Feature bit 32.
 pub const VERSION_1: u64 = 1 << 32;
 
@@ -129,6 +129,11 @@ impl Queue {
         read16(self.device_ring() + 2) == self.avail
     }
 
+    /// Chains that have not come back.
+    pub fn nr_outstanding(&self) -> u16 {
+        self.avail.wrapping_sub(read16(self.device_ring() + 2))
+    }
+
     /// Room for so many descriptors; else wait until the queue is [`idle`](Self::idle).
     pub fn has_room(&mut self, nr: u16) -> bool {
         if self.idle() {
@@ -147,7 +152,7 @@ impl Queue {
             put(self.base(), u64::from(index), if more { linked } else { *desc });
         }
         self.next_desc = (head + descs.len() as u16) % SIZE;
-        self.in_flight += descs.len() as u16;
+        self.in_flight = self.in_flight.saturating_add(descs.len() as u16);
         head
     }
 

@@ -26,6 +26,10 @@ pub enum Step {
     Eat(u64),
     /// Touches MiB in huge pages as far as there are any, and lets go of it.
     Huge(u64),
+    /// Takes what is available but MiB, and gives it back, again and again with so many milliseconds in between; 0 milliseconds stop.
+    Surge(u64, u64),
+    /// Compacts memory every so many milliseconds; 0 stops.
+    Compaction(u64),
     /// Waits, in milliseconds.
     Sleep(u64),
 }
@@ -104,6 +108,8 @@ pub fn parse_step(words: &[&str]) -> Result<Step, String> {
         "scatter" => Ok(Step::Scatter(number(1, "MiB")?, number(2, "order").unwrap_or(0))),
         "eat" => Ok(Step::Eat(number(1, "MiB")?)),
         "huge" => Ok(Step::Huge(number(1, "MiB")?)),
+        "surge" => Ok(Step::Surge(number(1, "MiB")?, number(2, "milliseconds").unwrap_or(0))),
+        "compaction" => Ok(Step::Compaction(number(1, "milliseconds")?)),
         "sleep" => Ok(Step::Sleep(number(1, "milliseconds")?)),
         other => Err(format!("unknown step {other}")),
     }
@@ -124,6 +130,8 @@ mod tests {
             steps("scatter:64,8,scatter:0+eat:5"),
             [Step::Scatter(64, 8), Step::Scatter(0, 0), Step::Eat(5)]
         );
+        assert_eq!(steps("surge:40,300+compaction:500"), [Step::Surge(40, 300), Step::Compaction(500)]);
+        assert_eq!(steps("surge:0"), [Step::Surge(0, 0)]);
         assert_eq!(steps("nonsense:1,fill:x"), []);
     }
 }

@@ -116,12 +116,11 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             say(&format!("dmesg ok lines={} last={}", found.len(), found.last().unwrap_or(&"")));
         }
         "echo" => say(&format!("echo {}", words[1..].join(" "))),
-        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "scatter" | "eat" | "huge" | "sleep" => {
-            match cmdline::parse_step(&words) {
-                Ok(step) => work::submit(worker, step),
-                Err(e) => say(&format!("error {e}")),
-            }
-        }
+        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "scatter" | "eat" | "huge" | "sleep"
+        | "surge" | "compaction" => match cmdline::parse_step(&words) {
+            Ok(step) => work::submit(worker, step),
+            Err(e) => say(&format!("error {e}")),
+        },
         "poweroff" => {
             say("poweroff reason=command");
             sys::end(End::Poweroff)
@@ -136,7 +135,7 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
         }
         "help" => say(
             "help status verify floor resetgap drop compact vmstat buddyinfo dmesg write fill free tmpfs hog writer churn scatter eat huge \
-              sleep spoil cat echo poweroff reboot crash",
+              surge compaction sleep spoil cat echo poweroff reboot crash",
         ),
         _ => say(&format!("error unknown command {command}")),
     }

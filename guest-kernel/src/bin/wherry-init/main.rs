@@ -15,6 +15,7 @@ mod lab;
 mod mem;
 mod modules;
 mod nudge;
+mod periodic;
 mod power;
 mod pressure;
 mod stats;

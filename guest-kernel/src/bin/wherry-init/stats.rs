@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::fs;
 
-use crate::{check, heartbeat, sys, work};
+use crate::{check, heartbeat, periodic, sys, work};
 
 /// The number after `key` in a file of `key value` or `key: value kB` lines.
-fn lookup(text: &str, key: &str) -> Option<u64> {
+pub fn lookup(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()?.trim_end_matches(':') == key).then(|| words.next()?.parse().ok()).flatten()
@@ -59,7 +59,7 @@ pub fn status_line() -> String {
     for key in ["balloon_inflate", "balloon_deflate", "balloon_migrate", "oom_kill"] {
         let _ = write!(line, " {key}={}", lookup(&vm, key).unwrap_or(0));
     }
-    let _ = write!(line, " {}", work::status());
+    let _ = write!(line, " {} {}", work::status(), periodic::status());
     line
 }
 

@@ -11,8 +11,8 @@ use crate::churn;
 use crate::cmdline::Step;
 use crate::console::say;
 use crate::mem::{Mapping, PAGE, Random, WORDS};
-use crate::pressure;
 use crate::sys::{self, End};
+use crate::{periodic, pressure};
 
 /// Memory is mapped and given back in pieces of this many MiB.
 const PIECE_MIB: u64 = 4;
@@ -95,6 +95,14 @@ impl State {
             Step::Scatter(mib, order) => ("scatter", self.scatter(mib, order).map(ok)),
             Step::Eat(mib) => ("eat", pressure::eat(mib)),
             Step::Huge(mib) => ("huge", pressure::huge(mib)),
+            Step::Surge(reserve, ms) => {
+                periodic::surge(reserve, ms);
+                ("surge", Ok(ok(reserve)))
+            }
+            Step::Compaction(ms) => {
+                periodic::compaction(ms);
+                ("compaction", Ok(ok(0)))
+            }
             Step::Sleep(ms) => {
                 thread::sleep(Duration::from_millis(ms));
                 ("sleep", Ok(ok(0)))

@@ -1,5 +1,6 @@
 //! What people look at: the JSON list, a summary on the terminal, an HTML page.
 
+mod hinting;
 mod html;
 mod published;
 mod summary;
@@ -56,6 +57,10 @@ pub fn main(args: &Args) -> Result<u8> {
     entries.iter_mut().for_each(|entry| entry.spread = None);
     spread::add(&mut entries);
     print!("{}", summary::text(&entries));
+    let hinting = hinting::table(&entries);
+    if !hinting.is_empty() {
+        print!("\nWhat hints and reports did:\n\n{hinting}");
+    }
     problems.iter().for_each(|problem| note(problem));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&entries)? + "\n")
@@ -99,6 +104,9 @@ fn heading(entry: &Entry) -> String {
     }
     if entry.link != "unlimited" {
         text.push_str(&format!(", link {}/s", entry.link));
+    }
+    if let Some(cap) = &entry.cap {
+        text.push_str(&format!(", capped at {cap}/s"));
     }
     text
 }

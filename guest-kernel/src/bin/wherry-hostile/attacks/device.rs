@@ -164,6 +164,32 @@ impl Attacker {
         self.balloon.bring_up(u64::MAX);
     }
 
+    /// Statistics by which all memory is free, now and for ever.
+    pub(super) fn boast(&mut self) {
+        const FREE: u16 = 4;
+        const AVAILABLE: u16 = 6;
+        let list = self.balloon.buffer(&STATS_LISTS);
+        [FREE, AVAILABLE].into_iter().zip(0..).for_each(|(tag, nth)| statistic(list, nth, tag, RAM));
+        self.balloon.offer(STATS, &[readable(list, 20)]);
+    }
+
+    /// Statistics that cannot be, or are no statistics.
+    pub(super) fn stats(&mut self) {
+        let list = self.balloon.buffer(&STATS_LISTS);
+        let nr = self.rng.within(0..300);
+        for nth in 0..nr {
+            let tag = self.rng.pick(&[0, 4, 4, 5, 6, 9, 10, 15, 16, 0x7FFF, 0xFFFF]);
+            let random = self.rng.next();
+            let value = self.rng.pick(&[0, 1, PAGE, RAM - 1, RAM, 1 << 52, 1 << 63, u64::MAX, random]);
+            statistic(list, nth, tag, value);
+        }
+        let len = nr as u32 * 10 + self.rng.pick(&[0, 0, 1, 9]);
+        let buffers =
+            [readable(list, len), page_block(list, len), readable(RAM - 5, 10), readable(list, u32::MAX)];
+        let nr = self.rng.pick(&[1, 1, 1, 2, 4]);
+        self.balloon.offer(STATS, &buffers[..nr]);
+    }
+
     /// One half of the address of a descriptor table or ring.
     fn queue_address(&mut self) {
         let register = self.rng.pick(&[reg::QUEUE_DESC, reg::QUEUE_DRIVER, reg::QUEUE_DEVICE]);
@@ -177,4 +203,11 @@ impl Attacker {
         write(register, addr as u32);
         write(register + 4, (addr >> 32) as u32);
     }
+}
+
+/// Writes the `nth` entry of a list of statistics (virtio 1.3, 5.5.6.3).
+fn statistic(list: u64, nth: u64, tag: u16, value: u64) {
+    let at = list + nth * 10;
+    write16(at, tag);
+    (0..4).for_each(|half| write16(at + 2 + half * 2, (value >> (half * 16)) as u16));
 }

@@ -4,11 +4,22 @@ use super::{Attacker, BLOCK};
 use crate::balloon::{DEFLATE, HINT, INFLATE, NR_QUEUES, REPORT};
 use crate::pages::{self, Kind};
 use crate::phys::*;
+use crate::second;
 use crate::virtio::{SIZE, page_block, readable};
 
 impl Attacker {
-    /// A block of the pool, or a run of pages in one; or a block whose turn comes once in a migration, while an id is open.
+    /// A block of the pool, or a run of pages in one; or a block whose turn comes once in a migration, while an id is open. Never
+    /// one that the second vCPU is writing.
     fn run_of_pool(&mut self, open: bool) -> (u64, u64) {
+        loop {
+            let (start, len) = self.any_run_of_pool(open);
+            if !second::has(start, len) {
+                return (start, len);
+            }
+        }
+    }
+
+    fn any_run_of_pool(&mut self, open: bool) -> (u64, u64) {
         let once = self.rng.within(0..(ONCE.end - ONCE.start) / BLOCK);
         if open && self.rng.one_in(4) && (self.taken_once >> once) & 1 == 0 {
             self.taken_once |= 1 << once;
@@ -87,6 +98,59 @@ impl Attacker {
         }
     }
 
+    /// Frees memory and hints it, while the second vCPU takes it into use.
+    pub(super) fn hand_over(&mut self, open: bool) {
+        let (start, len) = self.run_of_pool(open);
+        if !open {
+            return self.use_on_second(start, len);
+        }
+        self.free(start, len);
+        if self.zeroes {
+            zero(start, len);
+            if !self.rng.one_in(5) {
+                // Mostly the host gets to see zeros: else it stops looking for them.
+                let told = self.balloon.post(HINT, &[page_block(start, len as u32)]);
+                let seen = told && self.balloon.wait(HINT, SIZE);
+                if self.recover_unless(seen) {
+                    self.use_on_second(start, len);
+                }
+                return;
+            }
+        }
+        if !self.balloon.wait(HINT, 1) {
+            self.recover_unless(false);
+            return;
+        }
+        let head = self.balloon.queue(HINT).prepare(&[page_block(start, len as u32)]);
+        let when = self.rng.within(0..4);
+        if when == 0 {
+            self.use_on_second(start, len);
+        }
+        self.balloon.hints += 1;
+        self.balloon.queue(HINT).publish(head);
+        if when == 1 {
+            self.use_on_second(start, len);
+        }
+        self.balloon.queue(HINT).kick();
+        match when {
+            2 => self.use_on_second(start, len),
+            3 => {
+                let turns = self.rng.within(0..5_000);
+                (0..turns).for_each(|_| core::hint::spin_loop());
+                self.use_on_second(start, len);
+            }
+            _ => {}
+        }
+    }
+
+    /// On the second vCPU if it has time, else here. Nothing is expected of the pages until they are written.
+    fn use_on_second(&mut self, start: u64, len: u64) {
+        self.free(start, len);
+        if !second::hand_over(start, len) {
+            self.use_again(start, len);
+        }
+    }
+
     /// As a kernel does that clears what it allocates: clears, hints, and writes a moment later. The host has to look
     /// at the memory after it has protected it.
     pub(super) fn take_zeroed(&mut self, open: bool) {
@@ -154,7 +218,7 @@ impl Attacker {
             return;
         }
         let (first, last) = match self.rng.within(0..4) {
-            0 => (page_table(), page_table() + 6 * PAGE),
+            0 => (page_table(), page_table() + 7 * PAGE),
             1 => (RINGS, RINGS + NR_QUEUES as u64 * 0x1_0000),
             2 => (TABLES.start, LEDGER + 0x10_0000),
             _ => (IMAGE, image_pages().map(|page| page + PAGE).max().unwrap_or(IMAGE)),

@@ -6,6 +6,7 @@
 //!   own STOP, after a reset, under ids that are not the device's. None of that may count.
 
 mod device;
+mod edges;
 mod memory;
 mod protocol;
 
@@ -13,6 +14,7 @@ use crate::balloon::{Balloon, DONE, FIRST_ID, STOP};
 use crate::pages::{self, Kind, Tally};
 use crate::phys::*;
 use crate::rng::Rng;
+use crate::second;
 
 /// One kind of attack.
 #[derive(Clone, Copy)]
@@ -30,6 +32,11 @@ enum Attack {
     Config,
     Reset,
     Garbage,
+    Edges,
+    Boast,
+    Stats,
+    Pair,
+    Rivals,
 }
 
 /// What a guest does all the time.
@@ -42,7 +49,7 @@ pub struct Scenario {
 use Attack::*;
 
 /// By the name on the command line.
-const SCENARIOS: [(&str, &[Attack], u64); 15] = [
+const SCENARIOS: [(&str, &[Attack], u64); 20] = [
     ("honest", &[], 1),
     ("takeback", &[TakeBack], 1),
     ("takezeroed", &[TakeZeroed], 1),
@@ -57,6 +64,11 @@ const SCENARIOS: [(&str, &[Attack], u64); 15] = [
     ("config", &[Config], 2),
     ("reset", &[Reset], 256),
     ("garbage", &[Garbage], 64),
+    ("edges", &[Edges, Edges, TakeBack], 1),
+    ("boast", &[Boast, TakeZeroed, TakeZeroed], 1),
+    ("stats", &[Stats, TakeBack], 1),
+    ("pair", &[Pair], 1),
+    ("rivals", &[Rivals, Rivals, Rivals, InUse, Ids, AfterStop, Discards], 1),
     (
         "storm",
         &[
@@ -72,6 +84,20 @@ impl Scenario {
     pub fn named(name: &str) -> Option<Self> {
         let (_, attacks, every) = SCENARIOS.into_iter().find(|(known, ..)| *known == name)?;
         Some(Self { attacks, every })
+    }
+
+    /// Whether the guest needs a second vCPU, `--cpus 2`, and if so whether that one may reset the device.
+    pub fn wants_second(&self) -> Option<bool> {
+        self.attacks.iter().find_map(|attack| match attack {
+            Pair => Some(false),
+            Rivals => Some(true),
+            _ => None,
+        })
+    }
+
+    /// Whether the guest has RAM around the hole, which `--memory 3136MiB` gives it.
+    pub fn wants_edges(&self) -> bool {
+        self.attacks.iter().any(|attack| matches!(attack, Edges))
     }
 }
 
@@ -98,6 +124,10 @@ pub struct Attacker {
     pub counts: Counts,
     scenario: Scenario,
     rng: Rng,
+    /// Whether it clears what it hands to the second vCPU: by seed, since the host treats the two kinds of guests differently.
+    zeroes: bool,
+    /// Resets by the second vCPU that were noticed.
+    resets_seen: u64,
     /// The id that was announced last, and not stopped.
     announced: Option<u32>,
     /// The id for which STOP was sent.
@@ -126,12 +156,19 @@ impl Attacker {
         LIES.pages()
             .filter(|page| (page / PAGE / 16).is_multiple_of(4))
             .for_each(|page| pages::write(page, Kind::Lie));
+        for page in edges().iter().flat_map(Zone::pages) {
+            // By seed, so that each end of RAM is honest in one of them.
+            let even = (page / PAGE + seed).is_multiple_of(2);
+            pages::write(page, if even { Kind::Honest } else { Kind::Lie });
+        }
         Self {
             balloon: Balloon::new(),
             tally: Tally::default(),
             counts: Counts::default(),
             scenario,
             rng: Rng::new(seed),
+            zeroes: !seed.is_multiple_of(2),
+            resets_seen: 0,
             announced: None,
             stopped: None,
             last_id: 0,
@@ -162,6 +199,10 @@ impl Attacker {
                 Config => self.config(),
                 Reset => self.reset(),
                 Garbage => self.garbage(),
+                Edges => self.edges(open),
+                Boast => self.boast(),
+                Stats => self.stats(),
+                Pair | Rivals => self.hand_over(open),
             }
         }
         self.tend();
@@ -172,13 +213,20 @@ impl Attacker {
         let attack = self.rng.pick(self.scenario.attacks);
         let ends_hinting = matches!(attack, AfterStop | Ids | Reset | Garbage);
         if ends_hinting && self.scenario.attacks.len() > 1 && !self.rng.one_in(32) {
-            return TakeBack;
+            return if self.scenario.wants_second().is_some() { Pair } else { TakeBack };
         }
         attack
     }
 
     /// Does what Linux does on a config interrupt; whether hints count now.
     fn sync(&mut self) -> bool {
+        let (resets, _) = second::counts();
+        if resets != self.resets_seen {
+            self.resets_seen = resets;
+            // Now and then it goes on as if nothing had happened.
+            let told = !self.rng.one_in(2);
+            self.recover_unless(told);
+        }
         let id = self.balloon.shown();
         if id == DONE {
             self.taken_once = 0;
@@ -211,6 +259,10 @@ impl Attacker {
         if !told {
             self.forget();
             self.balloon.recover();
+            if self.scenario.wants_second() == Some(true) {
+                // The other vCPU has reset the device: nothing is announced to it yet.
+                self.hint_all();
+            }
         }
         told
     }
@@ -239,6 +291,11 @@ impl Attacker {
     fn honest_page(&mut self) -> u64 {
         let page = POOL.start + PAGE * self.rng.within(0..(ONCE.end - POOL.start) / PAGE);
         if pages::is_honest(page) && self.rng.one_in(2) {
+            return page;
+        }
+        if let Some(page) = self.edge_page()
+            && pages::is_honest(page)
+        {
             return page;
         }
         MIXED.start + 2 * PAGE * self.rng.within(0..(MIXED.end - MIXED.start) / PAGE / 2)
