@@ -58,7 +58,7 @@ pub fn figure(caption: &str, content: &str) -> String {
 /// A table. Columns after the first are numbers unless `texts`; cells are text.
 pub fn table(head: &[&str], rows: &[Vec<String>], texts: bool) -> String {
     let class = |column: usize| if column > 0 && !texts { " class=n" } else { "" };
-    let mut out = String::from("<div class=wide><table><thead><tr>");
+    let mut out = format!("<div class=wide><table{}><thead><tr>", if texts { " class=texts" } else { "" });
     for (column, name) in head.iter().enumerate() {
         out.push_str(&format!("<th scope=col{}>{}", class(column), escape(name)));
     }

@@ -53,11 +53,14 @@ impl Qemu {
         let mut command = Command::new(&self.program);
         let hint = if case.hints == Hints::Off { "off" } else { "on" };
         let reporting = if case.reporting { "on" } else { "off" };
+        let mib = case.memory_bytes()? >> 20;
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-machine", "q35,accel=kvm,usb=off", "-cpu", "host"])
+            .args(["-machine", "q35,accel=kvm,usb=off,memory-backend=ram", "-cpu", "host"])
             .args(["-smp", &case.cpus.to_string()])
-            .args(["-m", &format!("{}M", case.memory_bytes()? >> 20)])
+            .args(["-m", &format!("{mib}M"), "-object"])
+            // Else Linux refuses a guest that is larger than the host, though its memory is never touched.
+            .arg(format!("memory-backend-ram,id=ram,size={mib}M,reserve=off"))
             .arg("-kernel")
             .arg(&files.kernel)
             .arg("-initrd")
