@@ -58,6 +58,8 @@ struct Epoch {
     judged: (u64, u64, u64),
     /// Pages skipped, and hints, when the former last grew.
     useful: (u64, u64),
+    /// Hints up to this one are not called idle: see [`switch`].
+    not_idle_before: u64,
 }
 
 impl Epoch {
@@ -95,6 +97,7 @@ impl Epoch {
             hints_before_id: hints_before,
             judged,
             useful,
+            not_idle_before: hints_before,
         })
     }
 
@@ -161,7 +164,7 @@ impl Epoch {
         if hinted != self.useful.0 {
             self.useful = (hinted, hints);
         }
-        hints - self.useful.1 >= IDLE_HINTS
+        hints >= self.not_idle_before && hints - self.useful.1 >= IDLE_HINTS
     }
 
     /// Whether the last hints were worth it: at least one page in sixteen was still to be sent.
@@ -494,6 +497,9 @@ fn run(
 }
 
 /// The guest does not zero what it hints: it gets its memory back, everything is protected, and it is asked again.
+///
+/// What it hinted before may now be anywhere in its free lists, behind memory that was never used. So it may name as many blocks again
+/// before those that clear nothing end the asking.
 fn switch(
     session: &mut Session<'_>,
     round: &Arc<Round>,
@@ -508,7 +514,11 @@ fn switch(
         protect(session, &Bitmap::full(guarded.len()), guarded)?;
     }
     let sink = Sink::protected(round, &session.vm.ram, &session.vm.log);
-    Ok(Epoch::publish(session, &old.source, round, sink, HintMode::Protected, Duration::MAX))
+    let next = Epoch::publish(session, &old.source, round, sink, HintMode::Protected, Duration::MAX);
+    Ok(next.map(|mut next| {
+        next.not_idle_before = 2 * next.hints_before - old.hints_before;
+        next
+    }))
 }
 
 /// Round one as it must not be: the id is published, and only then is memory protected.

@@ -1,5 +1,6 @@
 //! When the driver is asked for hints, and when not any more.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -15,9 +16,8 @@ const PAGES: u64 = 64 * 64;
 
 /// A driver that hints one word after another as soon as it is asked, and may never stop when it is to rest.
 struct Driver {
-    words: Mutex<Vec<u64>>,
     /// Words under each id.
-    per_id: usize,
+    words: Mutex<VecDeque<Vec<u64>>>,
     stops: bool,
     nr_started: AtomicU64,
     nr_rests: AtomicU64,
@@ -29,9 +29,8 @@ impl HintSource for Driver {
     }
     fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
         self.nr_started.fetch_add(1, SeqCst);
-        let mut words = self.words.lock().unwrap();
-        let nr = words.len().min(self.per_id);
-        for word in words.drain(..nr) {
+        let words = self.words.lock().unwrap().pop_front();
+        for word in words.unwrap_or_default() {
             sink.hint(word * 64, 64);
         }
         Ok(())
@@ -57,10 +56,9 @@ impl HintSource for Driver {
 }
 
 /// Round one of a guest with this driver, over a link on which it takes some 300 ms.
-fn ask(words: Vec<u64>, per_id: usize, stops: bool) -> (Arc<Driver>, Report) {
+fn ask(mode: HintMode, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Report) {
     let driver = Arc::new(Driver {
-        words: Mutex::new(words),
-        per_id,
+        words: Mutex::new(words.into()),
         stops,
         nr_started: AtomicU64::new(0),
         nr_rests: AtomicU64::new(0),
@@ -71,7 +69,7 @@ fn ask(words: Vec<u64>, per_id: usize, stops: bool) -> (Arc<Driver>, Report) {
         max_rounds: 1,
         hint_time: Duration::from_millis(1),
         hint_rest: Duration::from_millis(1),
-        ..config(HintMode::CheckedZero)
+        ..config(mode)
     };
     let (near, far) = pair();
     let receiver = std::thread::spawn(move || {
@@ -86,28 +84,38 @@ fn ask(words: Vec<u64>, per_id: usize, stops: bool) -> (Arc<Driver>, Report) {
 #[test]
 fn a_driver_that_does_not_stop_gets_no_new_id() {
     // Free words with content; after the last one the driver does not come to hinting any more.
-    let words = || (0..6).map(|n| 2 * n + 1).collect::<Vec<_>>();
-    let (driver, _) = ask(words(), 1, true);
+    let words = || (0..6).map(|n| vec![2 * n + 1]).collect();
+    let (driver, _) = ask(HintMode::CheckedZero, words(), true);
     assert_eq!((driver.nr_started.load(SeqCst), driver.nr_rests.load(SeqCst)), (7, 6));
-    let (driver, _) = ask(words(), 1, false);
+    let (driver, _) = ask(HintMode::CheckedZero, words(), false);
     assert_eq!((driver.nr_started.load(SeqCst), driver.nr_rests.load(SeqCst)), (1, 1));
 }
 
 #[test]
 fn a_driver_that_has_not_begun_is_not_asked_to_rest() {
     // It would never say that it has stopped.
-    let (driver, _) = ask(vec![], 1, false);
+    let (driver, _) = ask(HintMode::CheckedZero, vec![], false);
     assert_eq!((driver.nr_started.load(SeqCst), driver.nr_rests.load(SeqCst)), (1, 0));
 }
 
 #[test]
 fn hints_that_clear_nothing_end_the_asking() {
     // The last quarter of the model's memory was never touched, the words before it have content.
-    let holes = |nr: u64| (48..48 + nr).collect::<Vec<_>>();
-    let (driver, report) = ask(holes(16), 16, true);
+    let holes = |nr: u64| vec![(48..48 + nr).collect()];
+    let (driver, report) = ask(HintMode::CheckedZero, holes(16), true);
     assert_eq!(driver.nr_started.load(SeqCst), 1);
     assert!(report.hints.contains("needs no sending"), "{}", report.hints);
-    let (driver, report) = ask(holes(15), 15, true);
+    let (driver, report) = ask(HintMode::CheckedZero, holes(15), true);
     assert_eq!(driver.nr_started.load(SeqCst), 2);
     assert_eq!(report.hints, "on");
+}
+
+#[test]
+fn after_the_switch_it_may_name_as_much_again_before_what_it_named_first() {
+    // Free words with content, by which it is found out; then as many holes less one; then the words again.
+    let free: Vec<u64> = (0..20).map(|n| 2 * n + 1).collect();
+    let script = vec![free.clone(), (48..64).chain(48..51).collect(), free.clone()];
+    let (driver, report) = ask(HintMode::Auto, script, true);
+    assert!(driver.nr_started.load(SeqCst) >= 3, "{}", report.hints);
+    assert!(report.rounds[0].hinted >= 10 * 64, "{:?}", report.rounds[0]);
 }
