@@ -8,14 +8,14 @@
 //!
 //! **Patience.** A rate that drops says little: the guest has other work to do and a host may have few CPUs, on which sending takes from the
 //! guest the time in which it would hint. Sending after every dip would then keep the hints slow for good. So the pacer also holds back while
-//! hints are slower than the link, out of a budget: an eighth of the
+//! hints are slower than the link, out of a budget: what the first hint left of `first_wait` (the first blocks are the slowest), an eighth of the
 //! time that hints have saved beyond the waiting so far, and a twentieth of the time spent sending. When it is used up, the pacer sends until there is enough for a window, and then
 //! looks again how fast hints are while nothing is sent.
 //!
 //! **The waiting is bounded.** Before the first hint: `first_wait`, and not at all if the driver has not read the id. After it a slice is
 //! either *paid* (the slices just before it, a window, cleared at the link's rate, so the paid slices together
 //! cannot be longer than sending what was cleared would have taken, plus one window), or it comes out of the budget. All waiting together is therefore
-//! at most the time that hints save, a twentieth of the time spent sending, and a window.
+//! at most the time that hints save, a twentieth of the time spent sending, `first_wait`, and a window.
 //!
 //! The pacer itself is arithmetic on times and counters. The caller sleeps, or sends for a slice, and asks again.
 
@@ -57,6 +57,8 @@ pub struct Pacer {
     first_wait: Duration,
     /// The last samples, oldest first; starts with the first hint.
     window: Vec<(Duration, u64)>,
+    /// When the first hint was seen.
+    first_hint: Option<Duration>,
     /// What was last decided, and when.
     last: Option<(Duration, Pace)>,
     /// Time held while hints kept up with the link.
@@ -71,7 +73,8 @@ impl Pacer {
     /// Waits up to `first_wait` for the first hint.
     pub fn new(first_wait: Duration) -> Self {
         let zero = Duration::ZERO;
-        Self { first_wait, window: Vec::new(), last: None, paid: zero, unpaid: zero, sending: zero }
+        let window = Vec::new();
+        Self { first_wait, window, first_hint: None, last: None, paid: zero, unpaid: zero, sending: zero }
     }
 
     /// Decides the next slice.
@@ -91,7 +94,9 @@ impl Pacer {
         }
         let saved = sample.cleared as f64 / sample.link_rate.max(1.0) - self.paid.as_secs_f64();
         let earned = saved.max(0.0) * OF_SAVED + self.sending.as_secs_f64() * OF_SENDING;
-        let budget = earned - self.unpaid.as_secs_f64();
+        let begun = self.first_hint.get_or_insert(sample.now);
+        let left = self.first_wait.saturating_sub(*begun).as_secs_f64();
+        let budget = left + earned - self.unpaid.as_secs_f64();
         let pace = match self.last {
             // The first hint has just come: one slice to see how fast they are.
             None => Pace::Hold,
@@ -154,6 +159,16 @@ mod tests {
         // 62 ms saved by waiting 60: no patience.
         assert_eq!(pacer.pace(&sample(80, 62 * mb, true)), Pace::Send);
         assert_eq!(pacer.pace(&sample(100, 200 * mb, true)), Pace::Hold);
+    }
+
+    #[test]
+    fn the_first_hints_may_be_slow() {
+        let mut pacer = Pacer::new(Duration::from_millis(250));
+        let hold = |pacer: &mut Pacer, ms| pacer.pace(&sample(ms, 1000, true)) == Pace::Hold;
+        assert_eq!(pacer.pace(&sample(90, 0, false)), Pace::Hold);
+        // The first at 100 ms: 150 ms are left.
+        let held = (0..20).take_while(|slice| hold(&mut pacer, 100 + 20 * slice)).count();
+        assert_eq!(held, 160 / 20);
     }
 
     #[test]

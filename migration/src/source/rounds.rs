@@ -148,6 +148,10 @@ impl Epoch {
         if !self.resting && self.source.finished() {
             return Pace::Send;
         }
+        // Hints that clear nothing are not worth waiting for, however fast they are.
+        if round.hints().0 - self.useful.1 >= IDLE_HINTS / 4 {
+            return Pace::Send;
+        }
         self.pacer.pace(&Sample {
             now: self.published.elapsed(),
             cleared: round.hinted() * PAGE_SIZE as u64,
