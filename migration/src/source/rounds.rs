@@ -149,7 +149,7 @@ impl Epoch {
             return Pace::Send;
         }
         // Hints that clear nothing are not worth waiting for, however fast they are.
-        if round.hints().0 - self.useful.1 >= IDLE_HINTS / 4 {
+        if self.idle_hints(round.hints().0) >= IDLE_HINTS / 4 {
             return Pace::Send;
         }
         self.pacer.pace(&Sample {
@@ -168,7 +168,12 @@ impl Epoch {
         if hinted != self.useful.0 {
             self.useful = (hinted, hints);
         }
-        hints >= self.not_idle_before && hints - self.useful.1 >= IDLE_HINTS
+        self.idle_hints(hints) >= IDLE_HINTS
+    }
+
+    /// Hints since the last that cleared a page.
+    fn idle_hints(&self, hints: u64) -> u64 {
+        if hints < self.not_idle_before { 0 } else { hints - self.useful.1 }
     }
 
     /// Whether the last hints were worth it: at least one page in sixteen was still to be sent.
