@@ -28,6 +28,7 @@
 //! destination's answers, so that an Abort interrupts sending within a [`TICK`](crate::transport::TICK). Hints come on the
 //! device's thread. Nothing spins.
 
+mod epoch;
 mod guard;
 mod record;
 mod rounds;
