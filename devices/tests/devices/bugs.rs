@@ -86,10 +86,11 @@ impl HintRange for Slow {
 /// one short batch at most. After `hint_stop` not one more call reaches the sink.
 #[test]
 fn hints_blocked_behind_the_senders_mutex() {
-    // A busy machine may keep the waiter from even beginning to wait; a lock that lets it starve does so every time.
-    let attempts: Vec<_> = (0..5).map(|_| hints_before_a_waiter()).collect();
-    let good = attempts.iter().any(|(calls, took)| *calls < 100 && *took < Duration::from_millis(500));
-    assert!(good, "of 120 hints went before a waiter, and it waited: {attempts:?}");
+    // A busy machine may keep the waiter from even beginning to wait, so the best of some attempts counts: the hint under way
+    // and the one that is then begun go first, and not a third batch as with an ordinary lock.
+    let attempts: Vec<_> = (0..10).map(|_| hints_before_a_waiter()).collect();
+    let best = attempts.iter().min();
+    assert!(best.is_some_and(|(calls, _)| *calls <= 3), "hints that went before a waiter: {attempts:?}");
 }
 
 fn hints_before_a_waiter() -> (u64, Duration) {
