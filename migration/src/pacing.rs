@@ -85,7 +85,8 @@ impl Pacer {
         }
         let good = self.keeps_up(sample);
         if let Some((then, pace)) = self.last {
-            let passed = sample.now.saturating_sub(then);
+            // A slice is short: when more has passed nobody ran here, and sending had stood still as well.
+            let passed = sample.now.saturating_sub(then).min(WINDOW);
             match pace {
                 Pace::Send => self.sending += passed,
                 Pace::Hold if !good => self.unpaid += passed,
@@ -183,6 +184,18 @@ mod tests {
             (21..200).take_while(|&slice| pacer.pace(&sample(slice * 20, 4000 * mb, true)) == Pace::Hold);
         // The window sees the dip after 80 ms, which were paid.
         assert_eq!(held.count(), (80 + 440) / 20 - 1);
+    }
+
+    #[test]
+    fn a_host_that_stands_still_does_not_use_patience_up() {
+        let mut pacer = Pacer::new(Duration::ZERO);
+        let mb = 1_000_000;
+        for slice in 0..=20 {
+            pacer.pace(&sample(slice * 20, slice * 200 * mb, true));
+        }
+        // 440 ms of patience, and three seconds later.
+        assert_eq!(pacer.pace(&sample(3400, 4000 * mb, true)), Pace::Hold);
+        assert_eq!(pacer.pace(&sample(3420, 4001 * mb, true)), Pace::Hold);
     }
 
     #[test]
