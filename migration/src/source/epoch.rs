@@ -18,6 +18,8 @@ use super::session::Session;
 
 /// How long the driver may take to read a new id before the engine stops waiting for it.
 pub(super) const SEEN: Duration = Duration::from_millis(100);
+/// How long a driver that was asked to rest may be silent before it is asked for hints again.
+const SILENT: Duration = Duration::from_secs(1);
 /// Hints in a row of which none clears a page before the driver is not asked any more: 64 MiB of Linux's 4 MiB blocks. Linux hands out
 /// what was freed last first; behind that comes memory that was never used, and what it costs a guest to zero that is for nothing.
 const IDLE_HINTS: u64 = 16;
@@ -33,6 +35,8 @@ pub(super) struct Epoch {
     /// When the present id was published, or the driver was asked to rest.
     since: Instant,
     resting: bool,
+    /// When the driver was last asked to rest.
+    asked: Instant,
     pacer: Pacer,
     pub(super) mode: HintMode,
     /// Hints that the round had seen before the first id.
@@ -76,6 +80,7 @@ impl Epoch {
             published,
             since,
             resting: false,
+            asked: since,
             pacer,
             mode,
             hints_before,
@@ -88,13 +93,14 @@ impl Epoch {
 
     /// Ends the spell, or the rest, when it is time. False: the driver is gone.
     ///
-    /// A driver is asked to rest only after a hint under the present id. One that has not come to reading it, in a busy guest, would find STOP in its
-    /// place, do nothing and say nothing, and be waited for until the round is over.
+    /// A driver is asked to rest only when it has read the present id. One that has not come to it, in a busy guest, would find STOP in its
+    /// place, do nothing and say nothing. Waiting for its first hint would let it go through two blocks at a time, since it has begun the second when
+    /// the first is seen. One that says nothing all the same gets a new id after [`SILENT`].
     pub(super) fn turn(&mut self, cfg: &SourceConfig, round: &Round) -> bool {
         let elapsed = self.since.elapsed();
         if self.resting {
             // Hints on their way still count. The guest's rest begins when the driver has stopped, however long that takes.
-            if !self.source.rested() {
+            if !self.source.rested() && self.asked.elapsed() < SILENT {
                 self.since = Instant::now();
             } else if elapsed >= cfg.hint_rest {
                 self.sink.close();
@@ -107,11 +113,11 @@ impl Epoch {
                 (self.resting, self.since) = (false, Instant::now());
             }
         } else if elapsed >= cfg.hint_time
-            && round.hints().0 > self.hints_before_id
+            && (round.hints().0 > self.hints_before_id || self.source.wait_seen(Duration::ZERO))
             && !self.source.finished()
         {
             self.source.rest();
-            (self.resting, self.since) = (true, Instant::now());
+            (self.resting, self.since, self.asked) = (true, Instant::now(), Instant::now());
         }
         true
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,11 +14,14 @@ use crate::*;
 
 const PAGES: u64 = 64 * 64;
 
-/// A driver that hints one word after another as soon as it is asked, and may never stop when it is to rest.
+/// A driver that hints words as soon as it is asked, and may never stop when it is to rest. An id for which it
+/// has no words it does not even read.
 struct Driver {
     /// Words under each id.
     words: Mutex<VecDeque<Vec<u64>>>,
     stops: bool,
+    /// Whether it has read the last id.
+    read: AtomicBool,
     nr_started: AtomicU64,
     nr_rests: AtomicU64,
 }
@@ -30,6 +33,7 @@ impl HintSource for Driver {
     fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
         self.nr_started.fetch_add(1, SeqCst);
         let words = self.words.lock().unwrap().pop_front();
+        self.read.store(words.is_some(), SeqCst);
         for word in words.unwrap_or_default() {
             sink.hint(word * 64, 64);
         }
@@ -47,7 +51,7 @@ impl HintSource for Driver {
         false
     }
     fn wait_seen(&self, _: Duration) -> bool {
-        true
+        self.read.load(SeqCst)
     }
     fn ballooned(&self, _: &mut Bitmap) {}
     fn guest_free_bytes(&self) -> Option<u64> {
@@ -60,6 +64,7 @@ fn ask(mode: HintMode, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Repor
     let driver = Arc::new(Driver {
         words: Mutex::new(words.into()),
         stops,
+        read: AtomicBool::new(false),
         nr_started: AtomicU64::new(0),
         nr_rests: AtomicU64::new(0),
     });
