@@ -39,10 +39,8 @@ pub(super) struct Epoch {
     asked: Instant,
     pacer: Pacer,
     pub(super) mode: HintMode,
-    /// Hints that the round had seen before the first id.
+    /// Hints that the round had seen before this epoch.
     pub(super) hints_before: u64,
-    /// And before the present one.
-    hints_before_id: u64,
     /// Hints, pages in them and pages skipped when they were last judged.
     judged: (u64, u64, u64),
     /// Pages skipped, and hints, when the former last grew.
@@ -84,7 +82,6 @@ impl Epoch {
             pacer,
             mode,
             hints_before,
-            hints_before_id: hints_before,
             judged,
             useful,
             not_idle_before: hints_before,
@@ -96,7 +93,7 @@ impl Epoch {
     /// A driver is asked to rest only when it has read the present id. One that has not come to it, in a busy guest, would find STOP in its
     /// place, do nothing and say nothing. Waiting for its first hint would let it go through two blocks at a time, since it has begun the second when
     /// the first is seen. One that says nothing all the same gets a new id after [`SILENT`].
-    pub(super) fn turn(&mut self, cfg: &SourceConfig, round: &Round) -> bool {
+    pub(super) fn turn(&mut self, cfg: &SourceConfig) -> bool {
         let elapsed = self.since.elapsed();
         if self.resting {
             // Hints on their way still count. The guest's rest begins when the driver has stopped, however long that takes.
@@ -105,16 +102,13 @@ impl Epoch {
             } else if elapsed >= cfg.hint_rest {
                 self.sink.close();
                 let sink = Arc::new(self.sink.renew());
-                self.hints_before_id = round.hints().0;
                 if self.source.start(sink.clone()).is_err() {
                     return false;
                 }
                 self.sink = sink;
                 (self.resting, self.since) = (false, Instant::now());
             }
-        } else if elapsed >= cfg.hint_time
-            && (round.hints().0 > self.hints_before_id || self.source.wait_seen(Duration::ZERO))
-            && !self.source.finished()
+        } else if elapsed >= cfg.hint_time && self.source.wait_seen(Duration::ZERO) && !self.source.finished()
         {
             self.source.rest();
             (self.resting, self.since, self.asked) = (true, Instant::now(), Instant::now());

@@ -293,7 +293,7 @@ fn run(
                 epoch = None;
                 continue;
             }
-            if !now.turn(session.cfg, round) {
+            if !now.turn(session.cfg) {
                 report.hints = DRIVER_GONE.into();
                 now.close();
                 // Another may be there by the next round.
