@@ -11,7 +11,7 @@
 //! *Time saved* is what these bytes would have taken at the link's rate, less the time for which the sender held back for hints. The rate is the measured one, or the cap
 //! where that is lower. Negative: the waiting cost more than the hints saved. What hinting costs the guest is not in it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Phase;
 use crate::hints::HintMode;
@@ -65,7 +65,8 @@ pub struct RoundReport {
 }
 
 /// What hints did: in one round, or in several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HintFigures {
     /// Bytes named by all hints, useful or not.
     pub hint_bytes: u64,
@@ -127,7 +128,8 @@ impl RoundReport {
 }
 
 /// Where the downtime went, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Downtime {
     /// Stopping vCPUs and devices.
     pub pause_us: u64,

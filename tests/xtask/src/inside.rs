@@ -35,7 +35,7 @@ pub fn main(args: &Args) -> Result<u8> {
     for executable in &args.executables {
         for name in names(executable, &args.filter)? {
             // What a soak finds once in hundreds of migrations is what it is for.
-            let soaks = std::env::var_os("WHERRY_SOAK").is_some() && name.starts_with("soak_");
+            let soaks = soak() && name.starts_with("soak_");
             let attempts = if lab::is_emulated() && !soaks { 2 } else { 1 };
             let mut attempt = 1;
             let passed = loop {
@@ -63,7 +63,7 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(u8::from(!failed.is_empty()))
 }
 
-/// Names of the tests in an executable that are not ignored and contain `filter`.
+/// Names of the tests in an executable that contain `filter`; with `--soak` also those that are ignored, which are long.
 pub fn names(executable: &Path, filter: &str) -> Result<Vec<String>> {
     let list = |ignored: &[&str]| -> Result<Vec<String>> {
         let out = Command::new(executable).arg("--list").args(ignored).arg(filter).output();
@@ -71,15 +71,19 @@ pub fn names(executable: &Path, filter: &str) -> Result<Vec<String>> {
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         Ok(text.lines().filter_map(|line| line.strip_suffix(": test").map(Into::into)).collect())
     };
-    let ignored = list(&["--ignored"])?;
+    let ignored = if soak() { Vec::new() } else { list(&["--ignored"])? };
     Ok(list(&[])?.into_iter().filter(|name| !ignored.contains(name)).collect())
+}
+
+fn soak() -> bool {
+    std::env::var_os("WHERRY_SOAK").is_some()
 }
 
 /// Runs one test. Its output, which it keeps for failures, goes to ours.
 fn run(executable: &Path, name: &str, limit: Duration) -> Result<bool> {
     let started = Instant::now();
     let mut test = Command::new(executable)
-        .args(["--exact", name, "--quiet"])
+        .args(["--exact", name, "--quiet", "--include-ignored"])
         .spawn()
         .with_context(|| format!("cannot run {}", executable.display()))?;
     let status = wait(&mut test, limit)?;

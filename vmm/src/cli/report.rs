@@ -5,6 +5,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use wherry_migration::report::{Downtime, HintFigures};
 
 use super::output::Output;
 use super::units::{show_bytes, show_millis};
@@ -30,63 +31,37 @@ pub struct Progress {
     /// Bytes a second.
     pub rate: u64,
     /// What hints did in this round.
-    pub round_hinting: Hinting,
+    pub round_hinting: HintFigures,
     /// What hints did since the start.
-    pub hinting: Hinting,
+    pub hinting: HintFigures,
 }
 
-/// What hints did, in one round or in all.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Hinting {
-    /// Bytes named by hints.
-    pub hint_bytes: u64,
-    /// Pages skipped.
-    pub hinted: u64,
-    /// Pages hinted too late.
-    pub hinted_too_late: u64,
-    /// The part of these that had been sent.
-    pub sent_then_hinted: u64,
-    /// Pages skipped and written again.
-    pub overridden: u64,
-    /// From asking to the first hint.
-    pub time_to_first_hint_ms: Option<u64>,
-    /// Bytes named per second.
-    pub hint_rate: u64,
-    /// Bytes not sent.
-    pub saved_bytes: u64,
-    /// Time that this saved, less the time waited.
-    pub saved_ms: i64,
-}
-
-impl Hinting {
-    /// In words; `None` if there were no hints.
-    pub fn line(&self) -> Option<String> {
-        if self.hint_bytes == 0 {
-            return None;
-        }
-        let pages = |nr: u64| show_bytes(nr.saturating_mul(PAGE));
-        let mut line = format!("{} named, {} skipped", show_bytes(self.hint_bytes), pages(self.hinted));
-        for (nr, what) in [
-            (self.overridden, "written again"),
-            (self.hinted_too_late, "too late"),
-            (self.sent_then_hinted, "sent before"),
-        ] {
-            if nr > 0 {
-                line.push_str(&format!(", {} {what}", pages(nr)));
-            }
-        }
-        if let Some(ms) = self.time_to_first_hint_ms {
-            line.push_str(&format!("; first after {}", show_millis(ms as f64)));
-        }
-        if self.hint_rate > 0 {
-            line.push_str(&format!(", then {}/s", show_bytes(self.hint_rate)));
-        }
-        let sign = if self.saved_ms < 0 { "-" } else { "" };
-        let time = show_millis(self.saved_ms.unsigned_abs() as f64);
-        line.push_str(&format!("; saved {} and {sign}{time}", show_bytes(self.saved_bytes)));
-        Some(line)
+/// In words; `None` if there were no hints.
+pub fn hint_line(hints: &HintFigures) -> Option<String> {
+    if hints.hint_bytes == 0 {
+        return None;
     }
+    let pages = |nr: u64| show_bytes(nr.saturating_mul(PAGE));
+    let mut line = format!("{} named, {} skipped", show_bytes(hints.hint_bytes), pages(hints.hinted));
+    for (nr, what) in [
+        (hints.overridden, "written again"),
+        (hints.hinted_too_late, "too late"),
+        (hints.sent_then_hinted, "sent before"),
+    ] {
+        if nr > 0 {
+            line.push_str(&format!(", {} {what}", pages(nr)));
+        }
+    }
+    if let Some(ms) = hints.time_to_first_hint_ms {
+        line.push_str(&format!("; first after {}", show_millis(ms as f64)));
+    }
+    if hints.hint_rate > 0 {
+        line.push_str(&format!(", then {}/s", show_bytes(hints.hint_rate)));
+    }
+    let sign = if hints.saved_ms < 0 { "-" } else { "" };
+    let time = show_millis(hints.saved_ms.unsigned_abs() as f64);
+    line.push_str(&format!("; saved {} and {sign}{time}", show_bytes(hints.saved_bytes)));
+    Some(line)
 }
 
 impl From<&Value> for Progress {
@@ -139,19 +114,7 @@ struct Round {
     clean: u64,
     duration_ms: u64,
     #[serde(flatten)]
-    hinting: Hinting,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Downtime {
-    pause_us: u64,
-    last_round_us: u64,
-    verify_us: u64,
-    state_us: u64,
-    commit_us: u64,
-    resume_us: u64,
-    total_us: u64,
+    hinting: HintFigures,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -160,7 +123,7 @@ struct Report {
     rounds: Vec<Round>,
     nr_pages: u64,
     total_bytes: u64,
-    hinting: Hinting,
+    hinting: HintFigures,
     downtime: Downtime,
     total_ms: u64,
     hints: String,
@@ -184,7 +147,7 @@ fn ms(us: u64) -> String {
 /// For `info`: what hints did, as the report tells it, else as the last progress did.
 pub fn hint_lines(report: Option<&Value>, progress: Option<&Value>) -> Vec<(&'static str, String)> {
     let (all, round) = match (report.map(Report::deserialize), progress) {
-        (Some(Ok(report)), _) => (report.hinting, Hinting::default()),
+        (Some(Ok(report)), _) => (report.hinting, HintFigures::default()),
         (_, Some(event)) => {
             let progress = Progress::from(event);
             (progress.hinting, progress.round_hinting)
@@ -192,8 +155,8 @@ pub fn hint_lines(report: Option<&Value>, progress: Option<&Value>) -> Vec<(&'st
         _ => return Vec::new(),
     };
     let mut lines = Vec::new();
-    lines.extend(all.line().map(|line| ("hinted", line)));
-    lines.extend(round.line().filter(|_| round != all).map(|line| ("in round", line)));
+    lines.extend(hint_line(&all).map(|line| ("hinted", line)));
+    lines.extend(hint_line(&round).filter(|_| round != all).map(|line| ("in round", line)));
     lines
 }
 
@@ -248,11 +211,11 @@ pub fn print(out: &mut Output, value: &Value) {
     }
     // A total says less than its parts only if there are several.
     for round in report.rounds.iter().filter(|r| r.hinting != report.hinting) {
-        if let Some(line) = round.hinting.line() {
+        if let Some(line) = hint_line(&round.hinting) {
             out.line(format!("hints in round {}: {line}", round.round));
         }
     }
-    if let Some(line) = report.hinting.line() {
+    if let Some(line) = hint_line(&report.hinting) {
         out.line(format!("hinted: {line}"));
     }
     if let Some(v) = &report.verify {
