@@ -9,7 +9,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// Path of the job inside the initramfs.
 pub const PATH: &str = "/lab.conf";
 /// Names of the virtio-serial ports between the lab and its caller, in the order of [`Port`].
-pub const PORTS: [&str; 4] = ["wherry.in", "wherry.out", "wherry.err", "wherry.ctl"];
+pub const PORTS: [&str; 5] = ["wherry.in", "wherry.out", "wherry.err", "wherry.ctl", "wherry.nudge"];
+
+/// So many bytes on [`Port::Nudge`] bring one answer.
+pub const NUDGES_PER_ANSWER: u32 = 50;
 
 /// Index into [`PORTS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub enum Port {
     Err = 2,
     /// Lines from init: `running` once the command runs, then `exit CODE OUT_BYTES ERR_BYTES`, or `failed TEXT`.
     Control = 3,
+    /// Bytes from the caller that keep the lab awake; each [`NUDGES_PER_ANSWER`]th comes back.
+    Nudge = 4,
 }
 
 /// What to run in the lab.

@@ -6,6 +6,8 @@
 //! nowhere else, a failed test is tried once more. Both outcomes are printed and the summary names each test that needed it: one
 //! that needs it often has something to say. On a real KVM host a failure is a failure.
 
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -25,6 +27,9 @@ pub struct Args {
     /// Ends a test after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     limit: u64,
+    /// File with the names of the tests that passed, in this lab or in one before it, which are not run again.
+    #[arg(long, value_name = "FILE")]
+    passed: PathBuf,
     /// Test executables.
     executables: Vec<PathBuf>,
 }
@@ -32,8 +37,15 @@ pub struct Args {
 /// Runs them; 1 if any failed for good.
 pub fn main(args: &Args) -> Result<u8> {
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
+    let mut passed_file = OpenOptions::new().read(true).append(true).create(true).open(&args.passed)?;
+    let mut before = String::new();
+    passed_file.read_to_string(&mut before)?;
     for executable in &args.executables {
         for name in names(executable, &args.filter)? {
+            if before.lines().any(|line| line == name) {
+                nr_passed += 1;
+                continue;
+            }
             // What a soak finds once in hundreds of migrations is what it is for.
             let soaks = soak() && name.starts_with("soak_");
             let attempts = if lab::is_emulated() && !soaks { 2 } else { 1 };
@@ -46,6 +58,9 @@ pub fn main(args: &Args) -> Result<u8> {
                 attempt += 1;
                 note(&format!("{name}: once more, this host is emulated"));
             };
+            if passed {
+                writeln!(passed_file, "{name}")?;
+            }
             match (passed, attempt) {
                 (false, _) => failed.push(name),
                 (true, 1) => nr_passed += 1,

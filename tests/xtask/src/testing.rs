@@ -97,11 +97,15 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
     // One lab for all: it costs seconds to start.
     let own = std::env::current_exe().context("where is xtask?")?;
-    job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), TEST_LIMIT.into()];
+    let limit = if args.soak { args.timeout.to_string() } else { TEST_LIMIT.to_owned() };
+    job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), limit.into()];
     // Where tests leave what is known of VMs that failed.
     let keep = workspace.out()?.join("failed");
     std::fs::create_dir_all(&keep).with_context(|| format!("cannot create {}", keep.display()))?;
     job.env.push(("WHERRY_KEEP".into(), keep.clone().into()));
+    let passed = keep.join("passed");
+    std::fs::write(&passed, "").with_context(|| format!("cannot write {}", passed.display()))?;
+    job.argv.extend(["--passed".into(), passed.into()]);
     job.writable.push(keep);
     if args.soak {
         job.env.push(("WHERRY_SOAK".into(), "1".into()));
@@ -112,7 +116,6 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
         ];
         let given = numbers.into_iter().filter_map(|(name, n)| Some((name.into(), n?.to_string().into())));
         job.env.extend(given);
-        job.argv.splice(3.., [args.timeout.to_string().into()]);
     }
     job.argv.extend(["--filter".into(), args.filter.clone().unwrap_or_default().into()]);
     let bare_metal = executables.iter().find(|test| is_called(test, "hostile")).cloned();
@@ -127,23 +130,24 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
         }
     }
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
-    outcomes.push(timed("integration tests", || {
-        // A lab that ran out of time has frozen, one whose kernel panicked is gone: emulation does that now and then.
-        let code = match lab::run(workspace, &job) {
-            Ok(lab::TIMED_OUT) => {
-                note("the lab ran out of time; once more in a fresh one");
-                lab::run(workspace, &job)?
-            }
-            Err(died) => {
-                note(&format!("{died:#}"));
-                note("once more in a fresh lab");
-                lab::run(workspace, &job)?
-            }
-            Ok(code) => code,
-        };
-        Ok(code == 0)
-    }));
+    outcomes.push(timed("integration tests", || run_in_labs(workspace, job)));
     Ok(())
+}
+
+/// Labs that may be begun: in emulation one now and then freezes, or its kernel panics. The next goes on with the test that the last
+/// one was at.
+const NR_LABS: u32 = 3;
+
+fn run_in_labs(workspace: &Workspace, mut job: Job) -> Result<bool> {
+    let end = job.timeout.map(|limit| Instant::now() + limit);
+    for _ in 1..NR_LABS {
+        match lab::run(workspace, &job) {
+            Ok(code) => return Ok(code == 0),
+            Err(died) => note(&format!("{died:#}\ngoing on in a fresh lab")),
+        }
+        job.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
+    }
+    Ok(lab::run(workspace, &job)? == 0)
 }
 
 /// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. A soak takes more seeds.

@@ -82,6 +82,7 @@ fn ports() -> Result<Ports, String> {
             None => thread::sleep(Duration::from_millis(10)),
         }
     };
+    nudge::answer(open(Port::Nudge)?);
     let (control, out, err) = (open(Port::Control)?, open(Port::Out)?, open(Port::Err)?);
     let mut input = open(Port::In)?;
     // The caller's first byte means nothing; until it is there, reading gives a false end of file.
@@ -99,8 +100,8 @@ fn port(port: Port) -> Option<File> {
         let name = fs::read_to_string(entry.path().join("name")).ok()?;
         (name.trim() == wanted).then(|| entry.file_name())
     })?;
-    let read = port == Port::In;
-    OpenOptions::new().read(read).write(!read).open(Path::new("/dev").join(node)).ok()
+    let read = matches!(port, Port::In | Port::Nudge);
+    OpenOptions::new().read(read).write(port != Port::In).open(Path::new("/dev").join(node)).ok()
 }
 
 fn step<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, String> {

@@ -10,7 +10,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use wherry_guest_kernel::kernels::KernelId;
@@ -28,6 +28,9 @@ const MIN_MIB: u64 = 1536;
 const MAX_MIB: u64 = 12 << 10;
 /// Lines of the lab's kernel messages shown when it dies.
 const TAIL_LINES: usize = 25;
+
+/// A lab that does not answer for so long has frozen.
+const FROZEN: Duration = Duration::from_secs(120);
 
 /// Runs the job; returns its exit code.
 pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
@@ -197,6 +200,7 @@ fn follow(qemu: &mut Qemu, listeners: Listeners, console: &Path, job: &Job, star
                 return Err(died(console, &format!("the lab could not run the command: {text}")));
             }
             Event::Closed => return Err(died(console, "the lab died")),
+            Event::Quiet if relay.silence() > FROZEN => return Err(died(console, "the lab froze")),
             Event::Quiet => {}
         }
         if job.timeout.is_some_and(|limit| start.elapsed() > limit) {

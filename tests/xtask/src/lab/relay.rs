@@ -5,12 +5,15 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use wherry_guest_kernel::labconf::{PORTS, Port};
+
+/// Time between two nudges.
+const NUDGE_PERIOD: Duration = Duration::from_millis(20);
 
 /// What the lab's init says on its control port.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +77,7 @@ pub struct Relay {
     control: BufReader<UnixStream>,
     line: String,
     counts: [Arc<AtomicU64>; 2],
+    nudges_unanswered: Arc<AtomicU32>,
     /// A socket closed on both sides loses what QEMU has not read yet, so all stay open.
     _streams: Vec<UnixStream>,
 }
@@ -93,7 +97,14 @@ impl Relay {
         move_bytes(stream(Port::Err)?, io::stderr(), Arc::clone(&counts[1]));
         let control = stream(Port::Control)?;
         control.set_read_timeout(Some(Duration::from_millis(100)))?;
-        Ok(Self { control: BufReader::new(control), line: String::new(), counts, _streams: streams })
+        let nudges_unanswered = nudge(stream(Port::Nudge)?)?;
+        let control = BufReader::new(control);
+        Ok(Self { control, line: String::new(), counts, nudges_unanswered, _streams: streams })
+    }
+
+    /// For how long the lab has not answered.
+    pub fn silence(&self) -> Duration {
+        NUDGE_PERIOD * self.nudges_unanswered.load(Ordering::Relaxed)
     }
 
     /// What the lab says next; waits a little.
@@ -101,7 +112,7 @@ impl Relay {
         match self.control.read_line(&mut self.line) {
             Ok(0) => Event::Closed,
             Ok(_) => parse(std::mem::take(&mut self.line).trim_end()),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Event::Quiet,
+            Err(e) if is_timeout(&e) => Event::Quiet,
             Err(_) => Event::Closed,
         }
     }
@@ -116,6 +127,10 @@ impl Relay {
     }
 }
 
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 fn parse(line: &str) -> Event {
     let words: Vec<&str> = line.split(' ').collect();
     match words.as_slice() {
@@ -127,6 +142,32 @@ fn parse(line: &str) -> Event {
         ["failed", ..] => Event::Failed(line["failed".len()..].trim().to_owned()),
         _ => Event::Failed(format!("malformed report: {line}")),
     }
+}
+
+/// Keeps the lab awake (`wherry-init/nudge.rs` says why); returns how many nudges were sent since the last answer.
+/// Counted and not timed, so that a caller that was itself stopped does not take the lab for frozen.
+fn nudge(mut port: UnixStream) -> Result<Arc<AtomicU32>> {
+    port.set_write_timeout(Some(NUDGE_PERIOD))?;
+    let unanswered = Arc::new(AtomicU32::new(0));
+    let (mut answers, answered) = (port.try_clone()?, Arc::clone(&unanswered));
+    thread::spawn(move || {
+        while let Ok(1..) = answers.read(&mut [0; 16]) {
+            answered.store(0, Ordering::Relaxed);
+        }
+    });
+    let sent = Arc::clone(&unanswered);
+    thread::spawn(move || {
+        loop {
+            match port.write(&[0]) {
+                Ok(_) => thread::sleep(NUDGE_PERIOD),
+                // A frozen lab takes nothing, and the attempt took as long as the sleep.
+                Err(e) if is_timeout(&e) => {}
+                Err(_) => break,
+            }
+            sent.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    Ok(unanswered)
 }
 
 fn move_bytes(mut from: UnixStream, mut to: impl Write + Send + 'static, count: Arc<AtomicU64>) {
