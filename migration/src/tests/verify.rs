@@ -231,7 +231,9 @@ fn answered(verify: bool, features: u64, answers: Vec<(Kind, Vec<u8>)>) -> Error
     let feeder = thread::spawn(move || {
         let _ = writer.write_all(&bytes);
     });
-    let cfg = SourceConfig { verify, stall_timeout: Duration::from_millis(400), ..config(HintMode::Auto) };
+    // Who has an answer must not give up before it is read, however busy the machine.
+    let stall_timeout = Duration::from_millis(if answers.is_empty() { 400 } else { 60_000 });
+    let cfg = SourceConfig { verify, stall_timeout, ..config(HintMode::Auto) };
     let failure = migrate(&model.vm(), Box::new(near), &cfg, &(), &CancelToken::new()).unwrap_err();
     assert_eq!(failure.ownership, Ownership::SourceRuns);
     assert!(!model.paused() && !model.log_on());
