@@ -81,7 +81,8 @@ pub trait HintSource: Send + Sync {
     /// [`start`](HintSource::start) lets the driver go on with what it has not hinted yet.
     fn rest(&self);
 
-    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has reached the sink.
+    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has reached the sink. After
+    /// [`done`](HintSource::done): whether it has stopped.
     fn rested(&self) -> bool;
 
     /// Publishes STOP. When this returns, no call into the sink is under way and none follows: the epoch is closed.
@@ -93,8 +94,8 @@ pub trait HintSource: Send + Sync {
     /// Whether the guest has said that it has no more pages to hint under the current id.
     fn finished(&self) -> bool;
 
-    /// Waits up to `timeout` until the driver has read the last published id (it then acts on it before it reads
-    /// another). Returns whether it did.
+    /// Waits up to `timeout` until the driver has read the last published id. Returns whether it did. One that was hinting reads it
+    /// between two blocks, stops, and acts on it only then, if there is no other by that time.
     fn wait_seen(&self, timeout: std::time::Duration) -> bool;
 
     /// Sets in `out` the bit of every page that is in the balloon now.

@@ -213,7 +213,7 @@ pub const PROBES: &[(&str, &str)] = &[
     (
         HINTING,
         r#"
-/// The whole hinting state, the sink apart.
+/// All of the hinting state that decides what a hint does, the sink apart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct HintingProbe {
     pub field: u32,

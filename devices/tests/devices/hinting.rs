@@ -170,6 +170,30 @@ fn h4_a_resting_drivers_hints_count_until_its_stop_and_it_goes_on_under_a_new_id
 }
 
 #[test]
+fn a_driver_that_reads_done_while_it_hints_has_stopped_when_it_says_so() {
+    let mut rig = Rig::default_up();
+    let id = rig.balloon.hint_start(Sink::new()).unwrap();
+    rig.balloon.hint_done();
+    assert!(rig.balloon.hint_rested(), "it never read the id");
+    let (next, _sink) = rig.start_hinting();
+    assert!(next > id && rig.config(CONFIG_CMD_ID) == next);
+    rig.balloon.hint_done();
+    assert_eq!(rig.config(CONFIG_CMD_ID), CMD_DONE);
+    assert!(!rig.balloon.hint_rested(), "it read DONE between two blocks");
+    rig.command(next);
+    rig.hint(FREE, BLOCK);
+    assert!(!rig.balloon.hint_rested());
+    rig.command(CMD_STOP);
+    assert!(rig.balloon.hint_rested());
+
+    let (id, _sink) = rig.start_hinting();
+    rig.command(id);
+    rig.command(CMD_STOP);
+    rig.balloon.hint_done();
+    assert!(rig.balloon.hint_rested(), "it was through");
+}
+
+#[test]
 fn h4_stop_closes_the_epoch_of_a_resting_driver_too() {
     let mut rig = Rig::default_up();
     let (id, sink) = rig.start_hinting();

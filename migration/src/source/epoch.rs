@@ -17,7 +17,9 @@ use super::SourceConfig;
 use super::session::Session;
 
 /// How long the driver may take to read a new id before the engine stops waiting for it.
-pub(super) const SEEN: Duration = Duration::from_millis(100);
+const SEEN: Duration = Duration::from_millis(100);
+/// How long the guest's CPU is given to begin taking memory back after its driver has stopped.
+const TAKE_BACK: Duration = Duration::from_millis(10);
 /// How long a driver that was asked to rest may be silent before it is asked for hints again.
 const SILENT: Duration = Duration::from_secs(1);
 /// Hints in a row of which none clears a page before the driver is not asked any more: 64 MiB of Linux's 4 MiB blocks. Linux hands out
@@ -127,6 +129,21 @@ impl Epoch {
     pub(super) fn close(&self) {
         self.source.stop();
         self.sink.close();
+    }
+
+    /// DONE: the guest takes its memory back. Returns when it has begun to, or says nothing.
+    ///
+    /// Linux's driver leaves its loop when it reads DONE there, sends STOP, and comes back to give up what it holds; should it then find
+    /// another id, it goes on with that one, still holds everything and does not hint it again.
+    pub(super) fn give_back(&self, session: &Session<'_>) {
+        self.source.done();
+        self.sink.close();
+        self.source.wait_seen(SEEN);
+        let deadline = Instant::now() + SEEN;
+        while !self.source.rested() && Instant::now() < deadline {
+            session.interrupt.cancel.sleep(Duration::from_millis(1));
+        }
+        session.interrupt.cancel.sleep(TAKE_BACK);
     }
 
     pub(super) fn pace(&mut self, round: &Round, link_rate: f64) -> Pace {

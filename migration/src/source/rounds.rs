@@ -15,7 +15,7 @@ use crate::round::{Plan, Round, millis};
 use crate::traits::{HintSource, PAGE_SIZE};
 use crate::wire::{Kind, RoundStart};
 
-use super::epoch::{Epoch, SEEN};
+use super::epoch::Epoch;
 use super::session::Session;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
@@ -353,10 +353,7 @@ fn switch(
     old: &Epoch,
     guarded: Option<&AtomicBitmap>,
 ) -> Result<Option<Epoch>, Error> {
-    old.source.done();
-    old.sink.close();
-    // A driver that has not read DONE would take the new id for a continuation and not hint again what it still holds.
-    old.source.wait_seen(SEEN);
+    old.give_back(session);
     if let Some(guarded) = guarded {
         protect(session, &Bitmap::full(guarded.len()), guarded)?;
     }

@@ -24,6 +24,10 @@ struct Driver {
     read: AtomicBool,
     nr_started: AtomicU64,
     nr_rests: AtomicU64,
+    /// Looks, after DONE, until it is seen to have stopped.
+    busy: AtomicU64,
+    /// It was given a new id before that.
+    hurried: AtomicBool,
 }
 
 impl HintSource for Driver {
@@ -32,6 +36,7 @@ impl HintSource for Driver {
     }
     fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
         self.nr_started.fetch_add(1, SeqCst);
+        self.hurried.fetch_or(self.busy.load(SeqCst) > 0, SeqCst);
         let words = self.words.lock().unwrap().pop_front();
         self.read.store(words.is_some(), SeqCst);
         for word in words.unwrap_or_default() {
@@ -43,10 +48,13 @@ impl HintSource for Driver {
         self.nr_rests.fetch_add(1, SeqCst);
     }
     fn rested(&self) -> bool {
-        self.stops
+        let busy = self.busy.fetch_update(SeqCst, SeqCst, |looks| Some(looks.saturating_sub(1)));
+        self.stops && busy.unwrap() == 0
     }
     fn stop(&self) {}
-    fn done(&self) {}
+    fn done(&self) {
+        self.busy.store(5, SeqCst);
+    }
     fn finished(&self) -> bool {
         false
     }
@@ -67,6 +75,8 @@ fn ask(mode: HintMode, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Repor
         read: AtomicBool::new(false),
         nr_started: AtomicU64::new(0),
         nr_rests: AtomicU64::new(0),
+        busy: AtomicU64::new(0),
+        hurried: AtomicBool::new(false),
     });
     let vm = SourceVm { hints: Some(driver.clone()), ..Model::new(PAGES, true, vec![]).vm() };
     let cfg = SourceConfig {
@@ -123,4 +133,5 @@ fn after_the_switch_it_may_name_as_much_again_before_what_it_named_first() {
     let (driver, report) = ask(HintMode::Auto, script, true);
     assert!(driver.nr_started.load(SeqCst) >= 3, "{}", report.hints);
     assert!(report.rounds[0].hinted >= 10 * 64, "{:?}", report.rounds[0]);
+    assert!(!driver.hurried.load(SeqCst), "it takes its memory back before it gets another id");
 }

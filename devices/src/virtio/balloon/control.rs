@@ -180,7 +180,8 @@ impl BalloonHandle {
         }
     }
 
-    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has reached the sink.
+    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has reached the sink. After
+    /// [`hint_done`](Self::hint_done): whether it has stopped and so comes to taking its memory back.
     pub fn hint_rested(&self) -> bool {
         self.device.urgent().device().hinting.rested()
     }

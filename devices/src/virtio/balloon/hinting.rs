@@ -119,6 +119,8 @@ pub(super) struct Hinting {
     finished: bool,
     /// The id that was in the field before the driver was asked to rest: its hints still count.
     resting: Option<u32>,
+    /// The driver read an id, or was asked to rest, and has not sent STOP since: it has yet to come to what was published after.
+    owes_stop: bool,
     sink: Option<Arc<dyn HintRange>>,
     pub(super) gate: Arc<SeenGate>,
 }
@@ -160,6 +162,7 @@ impl Hinting {
         self.announced = false;
         self.finished = false;
         self.resting = None;
+        self.owes_stop = false;
         self.saved.field = CMD_STOP;
         self.saved.issued = false;
         self.saved.stop_seen = true;
@@ -178,9 +181,9 @@ impl Hinting {
         };
         self.saved.last_id = id;
         self.saved.issued = true;
-        self.finished = false;
         self.sink = Some(sink);
         self.publish(id);
+        self.finished = false;
         Ok(id)
     }
 
@@ -204,9 +207,9 @@ impl Hinting {
         true
     }
 
-    /// Whether no more hints come before the next [`start`](Self::start).
+    /// Whether no more hints come before the next [`start`](Self::start), and the driver is at no older id.
     pub(super) fn rested(&self) -> bool {
-        self.resting.is_none()
+        self.resting.is_none() && !self.owes_stop
     }
 
     /// DONE, if the driver may hold pages. Returns whether the field changed.
@@ -216,6 +219,8 @@ impl Hinting {
     }
 
     fn publish(&mut self, value: u32) -> bool {
+        let hinting = self.saved.field >= CMD_FIRST_ID && self.gate.seen() && !self.finished;
+        self.owes_stop |= hinting || self.resting.is_some();
         self.saved.field = value;
         self.resting = None;
         // An announcement counts only if it comes after the publication.
@@ -263,6 +268,7 @@ impl Balloon {
             CMD_STOP => {
                 self.telemetry.stops += 1;
                 hinting.saved.stop_seen = true;
+                hinting.owes_stop = false;
                 match hinting.resting {
                     // It stopped because it was asked to, or at the same time by itself: the next id will tell.
                     Some(_) if hinting.announced => hinting.resting = None,
