@@ -3,6 +3,7 @@
 mod hinting;
 mod html;
 mod published;
+mod replays;
 mod summary;
 mod traces;
 
@@ -61,13 +62,18 @@ pub fn main(args: &Args) -> Result<u8> {
     if !hinting.is_empty() {
         print!("\nWhat hints and reports did:\n\n{hinting}");
     }
+    let traces = Traces(traces);
+    let replays = replays::table(&entries, &traces);
+    if !replays.is_empty() {
+        print!("\n{replays}");
+    }
     problems.iter().for_each(|problem| note(problem));
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&entries)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.html {
-        std::fs::write(path, html::page(&entries, &Traces(traces))?)
+        std::fs::write(path, html::page(&entries, &traces)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let bad = entries.iter().any(|e| !e.ok() && e.outcome != "skipped");

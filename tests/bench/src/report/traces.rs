@@ -15,13 +15,26 @@ pub struct Traces(pub Vec<PathBuf>);
 impl Traces {
     /// The trace of a run. A file of that name from another benchmark is none.
     pub fn of(&self, entry: &Entry) -> Option<Trace> {
+        self.find(entry).map(|(_, trace)| trace)
+    }
+
+    /// Where it is.
+    pub fn file(&self, entry: &Entry) -> Option<PathBuf> {
+        self.find(entry).map(|(file, _)| file)
+    }
+
+    fn find(&self, entry: &Entry) -> Option<(PathBuf, Trace)> {
         let name = Path::new(entry.trace.as_deref()?);
         // A list of results may come from anywhere.
         if !name.components().all(|part| matches!(part, Component::Normal(_))) {
             return None;
         }
-        let read = |dir: &PathBuf| Trace::read(BufReader::new(File::open(dir.join(name)).ok()?)).ok();
-        self.0.iter().filter_map(read).find(|trace| Some(trace.total_bytes()) == entry.figures.total_bytes)
+        let read = |file: PathBuf| {
+            let trace = Trace::read(BufReader::new(File::open(&file).ok()?)).ok()?;
+            Some((file, trace))
+        };
+        let mut all = self.0.iter().filter_map(|dir| read(dir.join(name)));
+        all.find(|(_, trace)| Some(trace.total_bytes()) == entry.figures.total_bytes)
     }
 }
 
