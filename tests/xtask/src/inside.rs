@@ -27,7 +27,7 @@ pub struct Args {
     /// Ends a test after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     limit: u64,
-    /// File with the names of the tests that passed, in this lab or in one before it, which are not run again.
+    /// File with the tests that passed, in this lab or in one before it, which are not run again.
     #[arg(long, value_name = "FILE")]
     passed: PathBuf,
     /// Test executables.
@@ -42,7 +42,8 @@ pub fn main(args: &Args) -> Result<u8> {
     passed_file.read_to_string(&mut before)?;
     for executable in &args.executables {
         for name in names(executable, &args.filter)? {
-            if before.lines().any(|line| line == name) {
+            let line = format!("{} {name}", executable.display());
+            if before.lines().any(|passed| passed == line) {
                 nr_passed += 1;
                 continue;
             }
@@ -59,7 +60,7 @@ pub fn main(args: &Args) -> Result<u8> {
                 note(&format!("{name}: once more, this host is emulated"));
             };
             if passed {
-                writeln!(passed_file, "{name}")?;
+                writeln!(passed_file, "{line}")?;
             }
             match (passed, attempt) {
                 (false, _) => failed.push(name),
