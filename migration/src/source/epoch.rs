@@ -182,6 +182,9 @@ impl Epoch {
     pub(super) fn pays(&mut self, round: &Round) -> bool {
         let (hints, pages) = round.hints();
         let hinted = round.hinted();
+        if hints < self.not_idle_before {
+            self.judged = (hints, pages, hinted);
+        }
         let (last_hints, last_pages, last_hinted) = self.judged;
         if hints - last_hints < JUDGE_HINTS {
             return true;

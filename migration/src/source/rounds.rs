@@ -26,6 +26,8 @@ const ASK_FOR_HOLES: u64 = 4096;
 const ROUND_FOR_HINTS: f64 = 0.1;
 /// A guest decides when its driver goes: that costs it the hints, never the migration.
 const DRIVER_GONE: &str = "stopped early: the guest's driver does not hint any more";
+const ONLY_IDLE: &str = "on, until only memory that needs no sending was hinted";
+const DOES_NOT_PAY: &str = "stopped early: most of what was hinted needed no sending";
 
 /// Runs round one. Returns the dirty set that the second round has to send.
 pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Result<Bitmap, Error> {
@@ -279,25 +281,19 @@ fn run(
                 cursor = 0;
                 continue;
             }
-            if now.idle(round) {
-                report.hints = "on, until only memory that needs no sending was hinted".into();
+            let over = if now.idle(round) {
+                Some(ONLY_IDLE)
+            } else if session.cfg.hints == HintPolicy::Auto && !now.pays(round) {
+                Some(DOES_NOT_PAY)
+            } else {
+                // Another driver may be there by the next round.
+                (!now.turn(session.cfg)).then_some(DRIVER_GONE)
+            };
+            if let Some(why) = over {
+                report.hints = why.into();
+                // Not DONE: taking memory back dirties the guest's page structures, and it all comes back in the end.
                 now.close();
-                session.protected_hints = now.mode == HintMode::Protected;
-                epoch = None;
-                continue;
-            }
-            if session.cfg.hints == HintPolicy::Auto && !now.pays(round) {
-                report.hints = "stopped early: most of what was hinted needed no sending".into();
-                now.close();
-                now.source.done();
-                epoch = None;
-                continue;
-            }
-            if !now.turn(session.cfg) {
-                report.hints = DRIVER_GONE.into();
-                now.close();
-                // Another may be there by the next round.
-                session.protected_hints = now.mode == HintMode::Protected;
+                session.protected_hints = now.mode == HintMode::Protected && why != DOES_NOT_PAY;
                 epoch = None;
                 continue;
             }

@@ -69,6 +69,10 @@ impl HintSource for Driver {
 
 /// Round one of a guest with this driver, over a link on which it takes some 300 ms.
 fn ask(mode: HintMode, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Report) {
+    ask_with(SourceConfig { bandwidth: Some(40 << 20), ..config(mode) }, PAGES, words, stops)
+}
+
+fn ask_with(cfg: SourceConfig, pages: u64, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Report) {
     let driver = Arc::new(Driver {
         words: Mutex::new(words.into()),
         stops,
@@ -78,13 +82,12 @@ fn ask(mode: HintMode, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Repor
         busy: AtomicU64::new(0),
         hurried: AtomicBool::new(false),
     });
-    let vm = SourceVm { hints: Some(driver.clone()), ..Model::new(PAGES, true, vec![]).vm() };
+    let vm = SourceVm { hints: Some(driver.clone()), ..Model::new(pages, true, vec![]).vm() };
     let cfg = SourceConfig {
-        bandwidth: Some(40 << 20),
         max_rounds: 1,
         hint_time: Duration::from_millis(1),
         hint_rest: Duration::from_millis(1),
-        ..config(mode)
+        ..cfg
     };
     let (near, far) = pair();
     let receiver = std::thread::spawn(move || {
@@ -134,4 +137,16 @@ fn after_the_switch_it_may_name_as_much_again_before_what_it_named_first() {
     assert!(driver.nr_started.load(SeqCst) >= 3, "{}", report.hints);
     assert!(report.rounds[0].hinted >= 10 * 64, "{:?}", report.rounds[0]);
     assert!(!driver.hurried.load(SeqCst), "it takes its memory back before it gets another id");
+}
+
+#[test]
+fn what_it_names_again_after_the_switch_is_not_judged() {
+    // A guest for which `auto` asks; more blocks than are judged together, by which it is found out; then as many holes less one; then
+    // the blocks again.
+    let pages = 64 * 512;
+    let free: Vec<u64> = (0..150).map(|n| 2 * n + 1).collect();
+    let script = vec![free.clone(), (0..149).map(|n| 384 + n % 128).collect(), free];
+    let cfg = SourceConfig { hints: HintPolicy::Auto, bandwidth: Some(256 << 20), ..config(HintMode::Auto) };
+    let (_, report) = ask_with(cfg, pages, script, true);
+    assert!(report.rounds[0].hinted >= 100 * 64, "{}: {:?}", report.hints, report.rounds[0]);
 }

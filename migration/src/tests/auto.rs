@@ -45,8 +45,8 @@ fn one_page_in_sixteen_is_worth_going_on() {
     let (stopped, done_early) = run(4);
     let (went_on, done) = run(5);
     assert_eq!((stopped.hints.as_str(), went_on.hints.as_str()), (STOPPED, "on"));
-    // The guest has its memory back at once, and once more at the pause.
-    assert_eq!(done_early, done + 1);
+    // Taking memory back dirties the guest's page structures: it does so in the end only, either way.
+    assert_eq!(done_early, done);
 }
 
 #[test]
