@@ -35,8 +35,8 @@
 //! # Which way
 //! [`HintMode::Auto`] starts with checked zero. If the blocks found with content are a quarter or more of those found zero, the guest
 //! does not zero: the sink raises a flag and honours nothing more; the control thread publishes DONE (the guest takes its
-//! memory back, so that it can hint it again), waits until the driver has read it, protects what is not guarded yet, and
-//! publishes a new id in the protected way. In rounds from two on the harvest has protected everything: hints work in the protected
+//! memory back, so that it can hint it again), waits until the driver has read it and stopped, protects what is not guarded yet,
+//! and publishes a new id in the protected way. In rounds from two on the harvest has protected everything: hints work in the protected
 //! way, and are asked for only if that way was used before, since a zeroing guest would dirty every page that it hints.
 
 use std::ops::Range;
