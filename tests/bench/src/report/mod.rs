@@ -152,22 +152,28 @@ fn change(members: &[&Entry], entry: &Entry, figure: impl Fn(&Entry) -> Option<u
 /// What was measured where, each in a few words.
 fn facts(entries: &[Entry]) -> Vec<String> {
     let mut facts = Vec::new();
-    facts.extend(entries.iter().find_map(|e| e.commit.clone()).map(|commit| format!("commit {commit}")));
+    let commits = distinct(entries, |e| e.commit.clone());
+    facts.extend((!commits.is_empty()).then(|| format!("commit {}", commits.join(", "))));
     for vmm in crate::vmm::NAMES {
         facts.extend(entries.iter().filter(|e| e.vmm == vmm).find_map(|e| e.vmm_version.clone()));
     }
     facts.extend(entries.iter().find_map(|e| e.machine.as_ref()).map(|m| {
         format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, memory(m.memory_bytes))
     }));
-    let mut guests: Vec<String> = entries.iter().filter_map(|e| e.kernel_release.clone()).collect();
-    guests.sort();
-    guests.dedup();
+    let guests = distinct(entries, |e| e.kernel_release.clone());
     facts.push(format!("guests: Linux {}", guests.join(", ")));
     let runs = entries.iter().map(|e| e.run).max().unwrap_or(1);
     if runs > 1 {
         facts.push(format!("{runs} runs each; shown is the one with the median time"));
     }
     facts
+}
+
+fn distinct(entries: &[Entry], what: impl Fn(&Entry) -> Option<String>) -> Vec<String> {
+    let mut all: Vec<String> = entries.iter().filter_map(what).collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
 const EMULATED: &str = "The host is software emulation, and source and destination share it: compare figures with each other, not with those of real machines.";
