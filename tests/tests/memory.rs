@@ -10,7 +10,7 @@ const SOON: Duration = Duration::from_secs(60);
 const USED_MIB: u64 = 250;
 const BALLOON_MIB: u64 = 200;
 /// Noise: what a guest's kernel takes and gives by itself.
-const NOISE_MIB: u64 = 20;
+const NOISE_MIB: u64 = 32;
 
 fn boot(env: &Env, name: &str, features: &str) -> Result<Guest> {
     let options = GuestOptions {
@@ -161,9 +161,9 @@ fn guest_memory(env: &Env) -> Result<()> {
         let (now, [before, least, after]) = end(env, guest, how)?;
         guest = now;
         note(&format!("| {what} | {before} | {least} | {after} |"));
-        // Else nothing had to come back.
+        // Else nothing had to come back. In round one 16 blocks that clear nothing, 64 MiB, end the asking.
         let taken = before.saturating_sub(least);
-        assert!(how == End::Refused || how == End::Success || taken > 100, "only {taken} MiB were hinted");
+        assert!(how == End::Refused || how == End::Success || taken > 50, "only {taken} MiB were hinted");
     }
     Ok(())
 }
