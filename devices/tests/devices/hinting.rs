@@ -390,48 +390,6 @@ fn h13_nothing_is_consumed_while_paused_and_no_kick_is_lost() {
 }
 
 #[test]
-fn h14_done_is_forced_on_restore() {
-    for stop_first in [false, true] {
-        let mut rig = Rig::default_up();
-        let (id, sink) = rig.start_hinting();
-        if stop_first {
-            rig.balloon.hint_stop();
-        }
-        // The guest has taken every interrupt: the one for DONE must be new.
-        rig.w32(offset::INTERRUPT_ACK, u32::MAX);
-        let generation = rig.r32(offset::CONFIG_GENERATION);
-        rig.balloon.set_paused(true);
-        let state = rig.balloon.state();
-        let mut there = rig.move_to(&state).unwrap();
-        assert_eq!(there.line.edges(), 0, "no interrupt before the machine is resumed");
-        there.balloon.set_paused(false);
-        assert_eq!(there.line.edges(), 0, "nor before the guest is told");
-        there.balloon.announce_done();
-        assert_eq!(there.config(CONFIG_CMD_ID), CMD_DONE);
-        assert_eq!(there.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
-        assert!(there.line.edges() > 0);
-        assert_ne!(there.r32(offset::CONFIG_GENERATION), generation);
-        there.run();
-        there.command(id);
-        there.hint(FREE, BLOCK);
-        assert!(sink.take().is_empty());
-        // It moved on before its driver was told, or had time to listen.
-        there.balloon.set_paused(true);
-        let state = there.balloon.state();
-        let mut there = there.move_to(&state).unwrap();
-        there.balloon.set_paused(false);
-        let edges = there.line.edges();
-        there.balloon.announce_done();
-        assert_eq!((there.line.edges(), there.config(CONFIG_CMD_ID)), (edges + 1, CMD_DONE));
-        let started = there.start_hinting().0;
-        assert_eq!(started, id + 1, "ids go on");
-        let edges = there.line.edges();
-        there.balloon.announce_done();
-        assert_eq!((there.line.edges(), there.config(CONFIG_CMD_ID)), (edges, started), "hinting again");
-    }
-}
-
-#[test]
 fn h14_device_reset_means_stop_and_drops_the_sink() {
     let mut rig = Rig::default_up();
     let (id, sink) = rig.start_hinting();

@@ -11,7 +11,7 @@ use wherry_devices::serial::{Serial, SerialStateV1};
 use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceStateV1, BalloonStateError, PageSetV1};
 use wherry_devices::virtio::mmio::MmioError;
-use wherry_devices::virtio::mmio::regs::offset;
+use wherry_devices::virtio::mmio::regs::{INT_CONFIG, offset};
 
 use crate::driver::*;
 use crate::ports::Ends;
@@ -249,4 +249,46 @@ fn a_balloon_that_offers_other_features_refuses_the_state() {
     rig.cfg.reporting = false;
     let error = rig.move_to(&state).err();
     assert!(matches!(error, Some(MmioError::Features { .. })), "{error:?}");
+}
+
+#[test]
+fn h14_done_is_forced_on_restore() {
+    for stop_first in [false, true] {
+        let mut rig = Rig::default_up();
+        let (id, sink) = rig.start_hinting();
+        if stop_first {
+            rig.balloon.hint_stop();
+        }
+        // The guest has taken every interrupt: the one for DONE must be new.
+        rig.w32(offset::INTERRUPT_ACK, u32::MAX);
+        let generation = rig.r32(offset::CONFIG_GENERATION);
+        rig.balloon.set_paused(true);
+        let state = rig.balloon.state();
+        let mut there = rig.move_to(&state).unwrap();
+        assert_eq!(there.line.edges(), 0, "no interrupt before the machine is resumed");
+        there.balloon.set_paused(false);
+        assert_eq!(there.line.edges(), 0, "nor before the guest is told");
+        there.balloon.announce_done();
+        assert_eq!(there.config(CONFIG_CMD_ID), CMD_DONE);
+        assert_eq!(there.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
+        assert!(there.line.edges() > 0);
+        assert_ne!(there.r32(offset::CONFIG_GENERATION), generation);
+        there.run();
+        there.command(id);
+        there.hint(FREE, 4 << 20);
+        assert!(sink.take().is_empty());
+        // It moved on before its driver was told, or had time to listen.
+        there.balloon.set_paused(true);
+        let state = there.balloon.state();
+        let mut there = there.move_to(&state).unwrap();
+        there.balloon.set_paused(false);
+        let edges = there.line.edges();
+        there.balloon.announce_done();
+        assert_eq!((there.line.edges(), there.config(CONFIG_CMD_ID)), (edges + 1, CMD_DONE));
+        let started = there.start_hinting().0;
+        assert_eq!(started, id + 1, "ids go on");
+        let edges = there.line.edges();
+        there.balloon.announce_done();
+        assert_eq!((there.line.edges(), there.config(CONFIG_CMD_ID)), (edges, started), "hinting again");
+    }
 }

@@ -62,3 +62,30 @@ pub struct Outcome {
     /// Milliseconds without a running guest.
     pub downtime_ms: f64,
 }
+
+impl Outcome {
+    /// How far this is from `was`, of the same migration.
+    #[must_use]
+    pub fn error_from(&self, was: &Self) -> OutcomeError {
+        let off = |is: f64, was: f64| {
+            let percent = if was > 0.0 { (is - was) / was * 100.0 } else { 0.0 };
+            (percent * 100.0).round() / 100.0
+        };
+        OutcomeError {
+            round_one_bytes: off(self.round_one_bytes as f64, was.round_one_bytes as f64),
+            total_bytes: off(self.total_bytes as f64, was.total_bytes as f64),
+            total_ms: off(self.total_ms, was.total_ms),
+            downtime_ms: off(self.downtime_ms, was.downtime_ms),
+        }
+    }
+}
+
+/// How far one outcome is from another, in per cent of the other, to two digits; 0 where the other is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)] // As in `Outcome`.
+pub struct OutcomeError {
+    pub round_one_bytes: f64,
+    pub total_bytes: f64,
+    pub total_ms: f64,
+    pub downtime_ms: f64,
+}

@@ -424,3 +424,12 @@ proptest! {
         survive(lines.join("\n").as_bytes());
     }
 }
+
+#[test]
+fn errors_are_of_what_was() {
+    let is = Outcome { round_one_bytes: 110, total_bytes: 90, total_ms: 5.0, ..Outcome::default() };
+    let was = Outcome { round_one_bytes: 100, total_bytes: 100, total_ms: 4.0, ..Outcome::default() };
+    let expected =
+        OutcomeError { round_one_bytes: 10.0, total_bytes: -10.0, total_ms: 25.0, downtime_ms: 0.0 };
+    assert_eq!(is.error_from(&was), expected);
+}

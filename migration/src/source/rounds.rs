@@ -281,19 +281,20 @@ fn run(
                 cursor = 0;
                 continue;
             }
+            // Why to ask no more, and whether a later round may ask again.
             let over = if now.idle(round) {
-                Some(ONLY_IDLE)
+                Some((ONLY_IDLE, true))
             } else if session.cfg.hints == HintPolicy::Auto && !now.pays(round) {
-                Some(DOES_NOT_PAY)
+                Some((DOES_NOT_PAY, false))
             } else {
                 // Another driver may be there by the next round.
-                (!now.turn(session.cfg)).then_some(DRIVER_GONE)
+                (!now.turn(session.cfg)).then_some((DRIVER_GONE, true))
             };
-            if let Some(why) = over {
+            if let Some((why, again)) = over {
                 report.hints = why.into();
                 // Not DONE: taking memory back dirties the guest's page structures, and it all comes back in the end.
                 now.close();
-                session.protected_hints = now.mode == HintMode::Protected && why != DOES_NOT_PAY;
+                session.protected_hints = again && now.mode == HintMode::Protected;
                 epoch = None;
                 continue;
             }

@@ -38,7 +38,8 @@ fn of(figures: &[Value]) -> Value {
     Value::Object(spread)
 }
 
-fn median(sorted: &[f64]) -> Option<f64> {
+/// The middle of sorted numbers, or the mean of the two in the middle.
+pub fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     let upper = *sorted.get(middle)?;
     Some(if sorted.len() % 2 == 1 { upper } else { (sorted[middle - 1] + upper) / 2.0 })

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::BufReader;
 
-use serde::Serialize;
 use serde_json::json;
 use wherry_migration::replay::{Outcome, Replay, Settings, Trace};
 use wherry_vmm::control::{ControlError, ErrorCode};
@@ -12,15 +11,6 @@ use super::Context;
 use super::args::{ReplayArgs, Switch};
 use super::exit::{Exit, Failure};
 use super::units::{show_bytes, show_millis};
-
-/// How far a simulation is from what was recorded, in per cent.
-#[derive(Debug, Serialize)]
-struct Errors {
-    round_one_bytes: f64,
-    total_bytes: f64,
-    total_ms: f64,
-    downtime_ms: f64,
-}
 
 /// `wherry replay TRACE`
 pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure> {
@@ -41,7 +31,7 @@ pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure>
     let (recorded, simulated) = (replay.recorded(), replay.simulate(&settings));
     let again = replay.simulate(&replay.settings());
     // Without its end there is nothing to compare with.
-    let errors = recorded.converged.then(|| errors(&recorded, &again));
+    let errors = recorded.converged.then(|| again.error_from(&recorded));
     let notes = replay.notes(&settings);
     if context.out.json {
         context.out.document(&json!({
@@ -84,19 +74,6 @@ fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, Failure> {
         None => {}
     }
     Ok(settings)
-}
-
-fn errors(recorded: &Outcome, again: &Outcome) -> Errors {
-    let off = |is: f64, was: f64| {
-        let percent = if was > 0.0 { (is - was) / was * 100.0 } else { 0.0 };
-        (percent * 100.0).round() / 100.0
-    };
-    Errors {
-        round_one_bytes: off(again.round_one_bytes as f64, recorded.round_one_bytes as f64),
-        total_bytes: off(again.total_bytes as f64, recorded.total_bytes as f64),
-        total_ms: off(again.total_ms, recorded.total_ms),
-        downtime_ms: off(again.downtime_ms, recorded.downtime_ms),
-    }
 }
 
 fn print(
