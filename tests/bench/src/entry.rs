@@ -85,6 +85,8 @@ pub struct Figures {
     pub total_bytes: Option<u64>,
     /// Memory that the guest used and that was not zero, just before the migration.
     pub floor_bytes: Option<u64>,
+    /// Free memory with content, just before the migration, in blocks of 4 MiB that are not free as a whole: no hint names it.
+    pub scattered_bytes: Option<u64>,
     /// `round_one_bytes / floor_bytes`.
     pub round_one_per_floor: Option<f64>,
     /// `total_bytes / floor_bytes`.

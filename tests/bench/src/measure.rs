@@ -101,6 +101,7 @@ pub fn run(
     figures.source_rss_before_bytes = rss_before;
     figures.destination_rss_bytes = process::memory(to, "VmRSS");
     figures.floor_bytes = floor.floor_bytes;
+    figures.scattered_bytes = floor.scattered_bytes;
     figures.guest_free_before_bytes = floor.guest_free_before_bytes;
     figures.beats_per_s_before = floor.beats_per_s_before;
     figures.guest_free_min_bytes = free.unwrap_or_default();
@@ -145,6 +146,7 @@ fn prepare(
     entry.figures.beats_per_s_before = beats(&first, &second);
     let count = console.ask("floor", COUNT).context("the guest cannot count its memory")?;
     entry.figures.floor_bytes = Some(count.num("pages")? * 4096);
+    entry.figures.scattered_bytes = Some(count.num("scattered")? * 4096);
     console.ask("resetgap", ANSWER)?;
     let status = console.ask("status", ANSWER)?;
     entry.figures.guest_free_before_bytes = Some(status.num("memfree_kb")? * 1024);

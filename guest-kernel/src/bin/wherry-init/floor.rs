@@ -3,6 +3,8 @@
 //! No migration can send less than these without knowing more than the kernel does. `/proc/kpageflags` says which pages are free (or
 //! in the balloon, or no memory at all), and the others are read through `/proc/kcore`, each once. Pages on the CPUs' own short
 //! lists count as used.
+//!
+//! It also counts what no hint can name: free pages with content in blocks of [`HINTED`] pages that are not free as a whole.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,8 +17,10 @@ use crate::mem::PAGE;
 const KPF_BUDDY: u64 = 1 << 10;
 const KPF_NOPAGE: u64 = 1 << 20;
 const KPF_OFFLINE: u64 = 1 << 23;
+/// Linux hints free blocks of this many pages: drivers/virtio/virtio_balloon.c, VIRTIO_BALLOON_HINT_BLOCK_ORDER.
+const HINTED: u64 = 1 << 10;
 /// Pages looked at in one go.
-const CHUNK: u64 = 4096;
+const CHUNK: u64 = 4 * HINTED;
 
 /// What was found, in pages.
 #[derive(Debug, Default)]
@@ -24,10 +28,12 @@ struct Count {
     used: u64,
     zero: u64,
     free: u64,
+    /// Of these, those that have content and are in a block that is not free as a whole.
+    scattered: u64,
     offline: u64,
 }
 
-/// `pages=… zero=… free=… offline=… ms=…`
+/// `pages=… zero=… free=… scattered=… offline=… ms=…`
 pub fn line() -> io::Result<String> {
     let start = Instant::now();
     let flags = File::open("/proc/kpageflags")?;
@@ -37,32 +43,42 @@ pub fn line() -> io::Result<String> {
     for (first, end) in ram(&fs::read_to_string("/proc/iomem")?) {
         let mut page = first;
         while page < end {
-            let nr = CHUNK.min(end - page);
+            // Up to the next multiple of CHUNK, so that no block is cut in two.
+            let nr = (CHUNK - page % CHUNK).min(end - page);
             let part = &mut buffer[..nr as usize * 8];
             flags.read_exact_at(part, page * 8)?;
-            let words = part.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
-            for (index, word) in (page..).zip(words) {
-                count.page(index, word, &memory)?;
+            let words: Vec<u64> =
+                part.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            let cut = ((HINTED - page % HINTED) % HINTED).min(nr) as usize;
+            let (head, blocks) = words.split_at(cut);
+            for block in std::iter::once(head).chain(blocks.chunks(HINTED as usize)) {
+                count.block(page, block, &memory)?;
+                page += block.len() as u64;
             }
-            page += nr;
         }
     }
-    let Count { used, zero, free, offline } = count;
+    let Count { used, zero, free, scattered, offline } = count;
     let ms = start.elapsed().as_millis();
-    Ok(format!("pages={used} zero={zero} free={free} offline={offline} ms={ms}"))
+    Ok(format!("pages={used} zero={zero} free={free} scattered={scattered} offline={offline} ms={ms}"))
 }
 
 impl Count {
-    fn page(&mut self, page: u64, flags: u64, memory: &Kcore) -> io::Result<()> {
-        if flags & KPF_NOPAGE != 0 {
-        } else if flags & KPF_OFFLINE != 0 {
-            self.offline += 1;
-        } else if flags & KPF_BUDDY != 0 {
-            self.free += 1;
-        } else if memory.is_zero(page)? {
-            self.zero += 1;
-        } else {
-            self.used += 1;
+    /// Counts the pages of a block, or of a part of one.
+    fn block(&mut self, first: u64, flags: &[u64], memory: &Kcore) -> io::Result<()> {
+        let free = |flags: &u64| flags & (KPF_BUDDY | KPF_NOPAGE | KPF_OFFLINE) == KPF_BUDDY;
+        let whole = flags.len() as u64 == HINTED && flags.iter().all(free);
+        for (page, flags) in (first..).zip(flags) {
+            if flags & KPF_NOPAGE != 0 {
+            } else if flags & KPF_OFFLINE != 0 {
+                self.offline += 1;
+            } else if free(flags) {
+                self.free += 1;
+                self.scattered += u64::from(!whole && !memory.is_zero(page)?);
+            } else if memory.is_zero(page)? {
+                self.zero += 1;
+            } else {
+                self.used += 1;
+            }
         }
         Ok(())
     }

@@ -229,7 +229,7 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
     type Get = fn(&Entry) -> String;
     // What minimum and maximum are called in the list of results, unit, and digits.
     type Spread = Option<(&'static str, f64, usize)>;
-    let rows: [(&str, Get, Spread); 20] = [
+    let rows: [(&str, Get, Spread); 21] = [
         ("outcome", |e| e.outcome.clone(), None),
         ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into(), None),
         ("round one", |e| mb(e.figures.round_one_bytes), Some(("round_one_bytes", 1e6, 1))),
@@ -237,6 +237,11 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
             "round one / really used",
             |e| number(e.figures.round_one_per_floor, 3, ""),
             Some(("round_one_per_floor", 1.0, 3)),
+        ),
+        (
+            "free, but too scattered to hint",
+            |e| mb(e.figures.scattered_bytes),
+            Some(("scattered_bytes", 1e6, 1)),
         ),
         ("all bytes", |e| mb(e.figures.total_bytes), Some(("total_bytes", 1e6, 1))),
         (

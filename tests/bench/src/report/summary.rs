@@ -16,8 +16,8 @@ pub fn text(entries: &[Entry]) -> String {
         let floor = members.iter().find_map(|e| e.figures.floor_bytes);
         out.push_str(&format!("\n{}; really used: {}\n", heading(first), mb(floor)));
         out.push_str(&format!(
-            "  {:<20} {:>12} {:>8} {:>12} {:>7} {:>10} {:>7} {:>9} {:>9} {:>7}\n",
-            "", "round one", "/ floor", "all", "", "time", "", "downtime", "gap", "guest"
+            "  {:<20} {:>12} {:>8} {:>10} {:>12} {:>7} {:>10} {:>7} {:>9} {:>9} {:>7}\n",
+            "", "round one", "/ floor", "scattered", "all", "", "time", "", "downtime", "gap", "guest"
         ));
         for entry in &members {
             out.push_str(&line(&members, entry));
@@ -56,10 +56,11 @@ fn line(members: &[&Entry], entry: &Entry) -> String {
     }
     let total_ms = f.total_ms.map(|ms| ms as f64);
     format!(
-        "  {:<20} {:>12} {:>8} {:>12} {:>7} {:>10} {:>7} {:>9} {:>9} {:>7}\n",
+        "  {:<20} {:>12} {:>8} {:>10} {:>12} {:>7} {:>10} {:>7} {:>9} {:>9} {:>7}\n",
         who(entry),
         mb(f.round_one_bytes),
         number(f.round_one_per_floor, 2, ""),
+        mb(f.scattered_bytes),
         mb(f.total_bytes),
         percent(change(members, entry, |e| e.figures.total_bytes)),
         ms(total_ms),
