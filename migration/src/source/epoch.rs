@@ -67,6 +67,7 @@ impl Epoch {
         let sink = Arc::new(sink);
         #[cfg(test)]
         crate::tests::sink_published(session.cfg.mutation, &sink);
+        session.record.publishing();
         source.start(sink.clone()).ok()?;
         let published = Instant::now();
         session.record.published(round, mode);

@@ -180,11 +180,17 @@ impl<'a> Record<'a> {
         tape.next_look.set(now + LOOK);
     }
 
+    /// An id is about to be published: what was said under an older one belongs before it in the trace, and what is said under the
+    /// new one, which may come before [`Self::published`] is called, after it.
+    pub(super) fn publishing(&self) {
+        if let Some(tape) = &self.0 {
+            tape.flush_hints();
+        }
+    }
+
     /// An id was published.
     pub(super) fn published(&self, round: &Round, mode: HintMode) {
         let Some(tape) = &self.0 else { return };
-        // What was said under an older id belongs before this line.
-        tape.flush_hints();
         let mode = match mode {
             HintMode::Protected => "protected",
             _ => "checked_zero",

@@ -84,6 +84,10 @@ fn events_agree_with_the_report() {
             assert!(matches!(&events[0].what, What::Start { version: 1, nr_pages: PAGES, .. }));
             let Some(What::End { report: told }) = events.last().map(|e| &e.what) else { panic!() };
             assert_eq!(told["total_bytes"], report.total_bytes);
+            // These guests hint while an id is being published: their hints stand after the line that says so.
+            let publish = events.iter().position(|e| matches!(e.what, What::Publish { .. })).unwrap();
+            let hints = events.iter().position(|e| matches!(e.what, What::Hints { .. })).unwrap();
+            assert!(publish < hints, "{events:#?}");
             for round in &report.rounds {
                 let (.., sent, zero, hinted, remaining) = last_slice(&events, round.round);
                 assert_eq!((sent, zero, hinted, remaining), (round.sent, round.zero, round.hinted, 0));
