@@ -23,9 +23,10 @@ use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
 use crate::transport::Transport;
 use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
-use crate::wire::pages::{Run, parse};
+use crate::wire::pages::{Run, parse, parse_lz4};
 use crate::wire::{
-    FEATURE_VERIFY, Hello, Kind, MAX_STATE, RoundStart, StateEnd, VerifyChunk, Welcome, WireError,
+    FEATURE_LZ4, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_STATE, RoundStart, StateEnd, VerifyChunk,
+    Welcome, WireError,
 };
 
 /// How to receive.
@@ -83,6 +84,7 @@ pub fn receive(
         ownership: Ownership::SourceRuns,
         verify: false,
         verified: 0,
+        lz4: false,
         round: 0,
         pages: 0,
         last_progress: Instant::now(),
@@ -109,6 +111,8 @@ struct Receiver<'a> {
     verify: bool,
     /// Pages digested so far.
     verified: u64,
+    /// Content may come compressed.
+    lz4: bool,
     round: u32,
     pages: u64,
     last_progress: Instant,
@@ -145,10 +149,11 @@ impl Receiver<'_> {
         self.enter(Phase::Handshake);
         self.reader.next(&[Kind::Hello], "as a greeting")?;
         let hello: Hello = self.reader.control("hello")?;
-        if hello.features & !FEATURE_VERIFY != 0 {
-            return Err(WireError::Features(hello.features & !FEATURE_VERIFY).into());
+        if hello.features & !FEATURES != 0 {
+            return Err(WireError::Features(hello.features & !FEATURES).into());
         }
         self.verify = hello.features & FEATURE_VERIFY != 0;
+        self.lz4 = hello.features & FEATURE_LZ4 != 0;
         if hello.nr_pages == 0 || hello.nr_pages > self.cfg.max_pages {
             return Err(WireError::Payload("hello").into());
         }
@@ -170,7 +175,7 @@ impl Receiver<'_> {
     /// Takes rounds of pages, then the state. Returns the state.
     fn memory_and_state(&mut self, ram: &dyn GuestRam) -> Result<Vec<u8>, Error> {
         let nr_pages = ram.nr_pages();
-        let mut runs = Vec::new();
+        let (mut runs, mut unpacked) = (Vec::new(), Vec::new());
         let mut state: Vec<u8> = Vec::new();
         let mut digester = None;
         loop {
@@ -186,6 +191,14 @@ impl Receiver<'_> {
                 }
                 Kind::Pages => {
                     let content = parse(self.reader.payload(), nr_pages, &mut runs)?;
+                    self.pages += apply(ram, &runs, content)?;
+                }
+                found @ Kind::PagesLz4 if !self.lz4 => {
+                    let during = "from a source that did not announce compression";
+                    return Err(WireError::Unexpected { found, during }.into());
+                }
+                Kind::PagesLz4 => {
+                    let content = parse_lz4(self.reader.payload(), nr_pages, &mut runs, &mut unpacked)?;
                     self.pages += apply(ram, &runs, content)?;
                 }
                 Kind::Verify => self.answer(ram, &mut digester)?,
@@ -223,14 +236,14 @@ impl Receiver<'_> {
     /// What may come now. Once verification or state has begun no memory may follow; before the first round nothing but a round
     /// may come; a source that wants to verify must do so.
     fn legal(&self, nr_pages: u64) -> (&'static [Kind], &'static str) {
-        use Kind::{Idle, Pages, Round, State, StateEnd, Verify};
+        use Kind::{Idle, Pages, PagesLz4, Round, State, StateEnd, Verify};
         match (self.phase, self.round) {
             (Phase::State, _) => (&[State, StateEnd], "in machine state"),
             (Phase::Verify, _) if self.verified < nr_pages => (&[Verify, Idle], "during verification"),
             (Phase::Verify, _) => (&[Idle, State, StateEnd], "after verification"),
             (_, 0) => (&[Round, Idle], "before the first round"),
-            _ if self.verify => (&[Round, Pages, Idle, Verify], "in a round, before verification"),
-            _ => (&[Round, Pages, Idle, State, StateEnd], "in a round"),
+            _ if self.verify => (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification"),
+            _ => (&[Round, Pages, PagesLz4, Idle, State, StateEnd], "in a round"),
         }
     }
 

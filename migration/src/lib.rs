@@ -34,6 +34,6 @@ pub use destination::{DestinationConfig, Received, receive};
 pub use error::{Error, Failure, Ownership, Phase};
 pub use hints::{HintMode, HintPolicy};
 pub use report::{Downtime, HintFigures, Progress, Report, RoundReport, Snapshot};
-pub use source::{OnTimeout, SourceConfig, migrate};
+pub use source::{Compression, OnTimeout, SourceConfig, migrate};
 pub use transport::{Endpoint, Listener, Transport, TransportError, connect};
 pub use verify::{VerifyReport, WrongPage, WrongPages};

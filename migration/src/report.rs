@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Phase;
 use crate::hints::HintMode;
+use crate::source::Compression;
 use crate::trace::Recorder;
 use crate::traits::PAGE_SIZE;
 use crate::verify::VerifyReport;
@@ -172,6 +173,8 @@ pub struct Report {
     pub total_ms: u64,
     /// Pages of guest RAM dealt with per second of round one, however they were dealt with.
     pub pages_per_second: f64,
+    /// Whether content was compressed. Then the pages sent, 4096 bytes each, were more than the bytes.
+    pub compression: Compression,
     /// Why hints were used or not, in words.
     pub hints: String,
     /// The comparison of both sides' memory, if it was asked for.
@@ -197,7 +200,7 @@ pub struct Snapshot {
     pub hinting: HintFigures,
     /// Bytes on the wire since the start.
     pub bytes: u64,
-    /// Measured link rate in bytes per second; 0 until measured.
+    /// Measured link rate in bytes of guest memory per second; 0 until measured.
     pub rate: u64,
 }
 

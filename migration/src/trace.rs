@@ -42,6 +42,9 @@ pub enum What {
         /// Cap in bytes per second.
         #[serde(default)]
         bandwidth: Option<u64>,
+        /// `none` or `lz4`.
+        #[serde(default)]
+        compression: String,
         /// Microseconds.
         #[serde(default)]
         downtime_limit_us: u64,

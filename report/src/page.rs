@@ -41,6 +41,10 @@ fn settings(trace: &Trace) -> String {
         Some(rate) => format!("at most {} a second", mb(Some(rate))),
         None => "no cap on bandwidth".into(),
     });
+    // Older traces do not say.
+    if !["", "none"].contains(&trace.compression.as_str()) {
+        parts.push(format!("compressed with {}", trace.compression));
+    }
     parts.push(format!("downtime limit {}", time(trace.downtime_limit_us)));
     parts.push(format!("at most {} rounds", trace.max_rounds));
     parts.join(" · ")

@@ -35,6 +35,8 @@ pub struct Trace {
     pub hints: String,
     /// `--bandwidth` in bytes a second.
     pub bandwidth: Option<u64>,
+    /// `--compression`
+    pub compression: String,
     /// `--downtime-limit`
     pub downtime_limit_us: u64,
     /// `--max-rounds`
@@ -193,8 +195,17 @@ impl Trace {
     }
 
     fn start(&mut self, event: Event) -> Result<(), Error> {
-        let What::Start { version, nr_pages, hints, bandwidth, downtime_limit_us, max_rounds, force, .. } =
-            event.what
+        let What::Start {
+            version,
+            nr_pages,
+            hints,
+            bandwidth,
+            compression,
+            downtime_limit_us,
+            max_rounds,
+            force,
+            ..
+        } = event.what
         else {
             return Err(Error::NoTrace("its first line is not the event `start`".into()));
         };
@@ -204,7 +215,7 @@ impl Trace {
             )));
         }
         self.nr_pages = nr_pages;
-        self.hints = cut(hints);
+        (self.hints, self.compression) = (cut(hints), cut(compression));
         self.force = force;
         (self.bandwidth, self.downtime_limit_us, self.max_rounds) =
             (bandwidth, downtime_limit_us, max_rounds);

@@ -14,6 +14,7 @@ fn start() -> What {
         nr_pages: PAGES,
         hints: "on".into(),
         bandwidth: Some(125_000_000),
+        compression: "none".into(),
         downtime_limit_us: 300_000,
         max_rounds: 30,
         force: false,

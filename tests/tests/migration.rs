@@ -65,9 +65,15 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
         let hints = ["on", "off", "auto"][turn % 3];
         // Two opinions: the guest's own check at every turn, and both sides' digests at every other.
         let verify = turn.is_multiple_of(2);
-        let args = if verify { &["--hints", hints, "--verify"][..] } else { &["--hints", hints] };
-        let (next, report) = hop(&env, &mut guest, &format!("hop{turn}"), args)?;
+        let compression = if turn % 4 < 2 { "lz4" } else { "none" };
+        let mut args = vec!["--hints", hints, "--compression", compression];
+        args.extend(verify.then_some("--verify"));
+        let (next, report) = hop(&env, &mut guest, &format!("hop{turn}"), &args)?;
         assert_eq!(report["verify"]["wrong"].as_u64(), verify.then_some(0), "{report:#}");
+        let bytes: u64 =
+            report["rounds"].as_array().into_iter().flatten().filter_map(|r| r["bytes"].as_u64()).sum();
+        let memory = total(&report, "sent") * 4096;
+        assert_eq!(bytes < memory / 10 * 9, compression == "lz4", "{memory} bytes of memory: {report:#}");
         guest = next;
         if turns > 20 {
             // A long run says how far it is; past the test harness, which keeps prints for failures.

@@ -56,7 +56,7 @@ pub(super) struct Link {
     pub asking_s: f64,
     /// What the engine measured, by what came out.
     pub meter: f64,
-    /// The rate that the engine reckons with, in bytes per second.
+    /// The rate that the engine reckons with, in bytes of guest memory per second.
     pub rate: f64,
 }
 
@@ -302,14 +302,15 @@ impl Link {
         let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
         let byte_s = if byte_s > 0.0 { byte_s.clamp(1e-12, 1e3) } else { fallback };
         let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
-        let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
         let (page_bytes, zero_bytes) = wire_costs(trace);
+        let wire = rate as f64 * page_bytes / PAGE;
+        let meter = if rate > 0 { (wire * byte_s).clamp(0.5, 2.0) } else { 1.0 };
         Self { page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }.capped(trace.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {
         let cap = cap.map_or(f64::INFINITY, |cap| cap.max(1) as f64);
-        self.rate = (self.meter / self.byte_s).min(cap);
+        self.rate = (self.meter / self.byte_s).min(cap) * PAGE / self.page_bytes;
         self
     }
 
@@ -338,7 +339,8 @@ impl Link {
 /// Wire bytes of a page with content, and of a zero page in later rounds (round one's cost nothing).
 fn wire_costs(trace: &Trace) -> (f64, f64) {
     let page = match trace.rounds.first() {
-        Some(one) if last(one).0 > 0 => (bytes(one) as f64 / last(one).0 as f64).clamp(PAGE, 2.0 * PAGE),
+        // Compressed it may be far less than a page.
+        Some(one) if last(one).0 > 0 => (bytes(one) as f64 / last(one).0 as f64).clamp(1.0, 2.0 * PAGE),
         _ => PAGE,
     };
     let (mut rest, mut zeros) = (0.0, 0.0);

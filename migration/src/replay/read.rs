@@ -188,6 +188,7 @@ impl Trace {
             max_rounds,
             force,
             switchover_estimate_us,
+            ..
         } = what
         else {
             return Err("a trace begins with its start event");

@@ -61,6 +61,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
             nr_pages: PAGES,
             hints: if guest.hints { "on" } else { "off" }.into(),
             bandwidth: Some(guest.link as u64),
+            compression: "none".into(),
             downtime_limit_us: guest.limit_ms * 1000,
             max_rounds: 30,
             force: false,

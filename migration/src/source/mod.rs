@@ -40,6 +40,8 @@ mod witness;
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase};
 use crate::hints::{HintMode, HintPolicy};
@@ -61,6 +63,28 @@ pub enum OnTimeout {
     Force,
 }
 
+/// Whether content is compressed on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// No.
+    #[default]
+    None,
+    /// As LZ4 blocks, where that saves anything: for links that are slower than the CPU compresses.
+    Lz4,
+}
+
+impl Compression {
+    /// As options and traces have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+        }
+    }
+}
+
 /// How to migrate.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
@@ -70,6 +94,8 @@ pub struct SourceConfig {
     pub hint_mode: HintMode,
     /// Bytes per second on the wire at most, the last round included; `None` for no cap.
     pub bandwidth: Option<u64>,
+    /// Whether to compress. The destination must be able to unpack it, or refuses.
+    pub compression: Compression,
     /// Switch over when the predicted downtime is at most this.
     pub downtime_limit: Duration,
     /// Rounds with the guest running, at most. At least 1.
@@ -103,6 +129,7 @@ impl Default for SourceConfig {
             hints: HintPolicy::Auto,
             hint_mode: HintMode::Auto,
             bandwidth: None,
+            compression: Compression::None,
             downtime_limit: Duration::from_millis(300),
             max_rounds: 30,
             total_timeout: None,
@@ -155,6 +182,7 @@ pub fn migrate(
             report.total_ms = millis(started.elapsed());
             report.sent = report.rounds.iter().map(|r| r.sent).sum();
             report.hinting = session.hinting;
+            report.compression = cfg.compression;
             report.hinted = report.rounds.iter().map(|r| r.hinted).sum();
             session.enter(Phase::Done);
             session.record.end(&report);

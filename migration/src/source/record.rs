@@ -140,6 +140,7 @@ impl<'a> Record<'a> {
             nr_pages,
             hints: hints.into(),
             bandwidth: cfg.bandwidth,
+            compression: cfg.compression.word().into(),
             downtime_limit_us: micros(cfg.downtime_limit),
             max_rounds: cfg.max_rounds,
             force: cfg.on_timeout == OnTimeout::Force,

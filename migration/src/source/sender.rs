@@ -1,4 +1,4 @@
-//! Sending chunks of pages: claim → protect → read → send.
+//! Sending chunks of pages: claim → protect → read → (compress) → send.
 //!
 //! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals with it; in round one its word is
 //! protected next if nobody has yet; only then is it read. A write after the protection is in the next harvest, a write before it
@@ -16,8 +16,9 @@ use crate::round::Round;
 use crate::traits::PAGE_SIZE;
 use crate::verify::Dealt;
 use crate::wire::Kind;
-use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero};
+use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, pack_lz4, packed_room};
 
+use super::Compression;
 use super::session::Session;
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
@@ -33,11 +34,18 @@ pub(super) struct Buffers {
     runs: Vec<Run>,
     table: Vec<u8>,
     content: Vec<u8>,
+    /// Room for compressed content; empty if it is not compressed.
+    packed: Vec<u8>,
 }
 
 impl Buffers {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(compression: Compression) -> Self {
+        let packed = match compression {
+            Compression::None => 0,
+            Compression::Lz4 => packed_room(),
+        };
         Self {
+            packed: vec![0; packed],
             words: Vec::new(),
             spans: Vec::new(),
             runs: Vec::new(),
@@ -79,9 +87,14 @@ impl Session<'_> {
             encode_runs(&self.buffers.runs, &mut self.buffers.table);
             let before = self.writer.bytes();
             let content = self.buffers.content.get(..len).unwrap_or_default();
-            self.writer.send(Kind::Pages, &[&self.buffers.table, content])?;
+            let packed = match self.cfg.compression {
+                Compression::None => None,
+                Compression::Lz4 => pack_lz4(content, &mut self.buffers.packed),
+            };
+            let (kind, content) = packed.map_or((Kind::Pages, content), |packed| (Kind::PagesLz4, packed));
+            self.writer.send(kind, &[&self.buffers.table, content])?;
             if len >= MEASURE {
-                self.meter.add(self.writer.bytes() - before, started.elapsed());
+                self.meter.add(len as u64, self.writer.bytes() - before, started.elapsed());
             }
         }
         Ok(true)

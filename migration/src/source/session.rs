@@ -19,12 +19,12 @@ use crate::report::{HintFigures, Progress, Snapshot};
 use crate::round::Round;
 use crate::traits::SourceVm;
 use crate::transport::{TICK, Transport};
-use crate::wire::{FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
+use crate::wire::{FEATURE_LZ4, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
 
-use super::SourceConfig;
 use super::record::Record;
 use super::sender::Buffers;
 use super::verify::Audit;
+use super::{Compression, SourceConfig};
 
 /// Assumed until something was measured, in bytes per second.
 const ASSUMED_RATE: f64 = (1u64 << 30) as f64;
@@ -34,21 +34,33 @@ const MAX_UNREAD: u32 = 4;
 const PROGRESS: Duration = Duration::from_millis(200);
 
 /// Link rate, from sending chunks with content. Old measurements fade.
+///
+/// All that is reckoned with it (the downtime, what a hint saves) is guest memory, so that is what it counts: with compression the
+/// link carries more of it than its own bytes.
 #[derive(Default)]
 pub(super) struct Meter {
-    bytes: f64,
+    content: f64,
+    wire: f64,
     seconds: f64,
 }
 
 impl Meter {
-    pub(super) fn add(&mut self, bytes: u64, time: Duration) {
+    /// Bytes of guest memory, bytes on the wire for them, and the time that it took.
+    pub(super) fn add(&mut self, content: u64, wire: u64, time: Duration) {
         // The last 20 or so chunks count: about 20 MiB.
-        self.bytes = self.bytes * 0.95 + bytes as f64;
+        self.content = self.content * 0.95 + content as f64;
+        self.wire = self.wire * 0.95 + wire as f64;
         self.seconds = self.seconds * 0.95 + time.as_secs_f64();
     }
 
+    /// Bytes of guest memory per second.
     pub(super) fn rate(&self) -> Option<f64> {
-        (self.seconds > 0.0 && self.bytes > 0.0).then(|| self.bytes / self.seconds)
+        (self.seconds > 0.0 && self.content > 0.0).then(|| self.content / self.seconds)
+    }
+
+    /// Bytes of guest memory that a byte on the wire carries; 1 until measured.
+    fn per_wire_byte(&self) -> f64 {
+        if self.wire > 0.0 { self.content / self.wire } else { 1.0 }
     }
 }
 
@@ -132,7 +144,7 @@ impl<'a> Session<'a> {
             meter: Meter::default(),
             phase: Phase::Handshake,
             content: Bitmap::new(nr_pages),
-            buffers: Buffers::new(),
+            buffers: Buffers::new(cfg.compression),
             protected_hints: false,
             hinting: HintFigures::default(),
             audit: None,
@@ -152,7 +164,13 @@ impl<'a> Session<'a> {
         if description.len() > MAX_DESCRIPTION {
             return Err(WireError::Payload("description").into());
         }
-        let features = if self.cfg.verify { FEATURE_VERIFY } else { 0 };
+        let mut features = 0;
+        if self.cfg.verify {
+            features |= FEATURE_VERIFY;
+        }
+        if self.cfg.compression == Compression::Lz4 {
+            features |= FEATURE_LZ4;
+        }
         let hello = Hello { features, nr_pages: self.nr_pages, description };
         self.writer.send_control(Kind::Hello, "hello", &hello)?;
         let payload = match self.expect(Kind::Welcome) {
@@ -212,13 +230,12 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Bytes per second to reckon with: the cap, or what was measured, or an assumption.
+    /// Bytes of guest memory per second to reckon with: the cap, or what was measured, or an assumption.
     pub(super) fn link_rate(&self) -> f64 {
-        let measured = self.meter.rate();
-        match (self.cfg.bandwidth, measured) {
-            (Some(cap), Some(rate)) => rate.min(cap.max(1) as f64),
-            (Some(cap), None) => cap.max(1) as f64,
-            (None, Some(rate)) => rate,
+        let cap = self.cfg.bandwidth.map(|cap| cap.max(1) as f64 * self.meter.per_wire_byte());
+        match (cap, self.meter.rate()) {
+            (Some(cap), Some(rate)) => rate.min(cap),
+            (None, Some(rate)) | (Some(rate), None) => rate,
             (None, None) => ASSUMED_RATE,
         }
     }

@@ -11,8 +11,10 @@ use proptest::prelude::*;
 use super::dest::Dest;
 use super::model::Model;
 use super::oracle::config;
-use crate::wire::pages::{Run, encode_runs};
-use crate::wire::{Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd, checksum, codec};
+use crate::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
+use crate::wire::{
+    FEATURE_LZ4, FEATURES, Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd, checksum, codec,
+};
 use crate::*;
 
 /// A frame with right checksums, whatever is in it.
@@ -40,6 +42,13 @@ pub(super) fn pages(first: u64, nr: u32, zero: bool, content: usize) -> Vec<u8> 
     let mut out = vec![];
     encode_runs(&[Run { first, nr, zero }], &mut out);
     out.resize(out.len() + content, 9);
+    out
+}
+
+/// A frame of `nr` pages whose compressed content has `len` bytes.
+fn packed_pages(first: u64, nr: u32, len: usize) -> Vec<u8> {
+    let mut out = pages(first, nr, false, 0);
+    out.extend(pack_lz4(&vec![9; len], &mut vec![0; packed_room()]).unwrap());
     out
 }
 
@@ -119,7 +128,16 @@ fn hostile_streams_are_refused() {
     giant_vec[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
     let mut other = huge_header.encode_as(7).to_vec();
     other.extend([0; 100]);
+    let mut packed = valid();
+    packed[2] = (Kind::PagesLz4, packed_pages(3, 1, 4096));
+    let unannounced = stream(&packed);
+    packed[0] = (Kind::Hello, hello_with(FEATURE_LZ4, 100));
+    assert!(feed(stream(&packed)).0.is_ok());
+    packed[2] = (Kind::PagesLz4, packed_pages(3, 1, 1 << 20));
     let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("compressed without a word", unannounced),
+        ("more compressed than announced", stream(&packed)),
+        ("a feature that there is not", with(0, Kind::Hello, hello_with(FEATURES + 1, 100))),
         ("nothing", vec![]),
         ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
         ("giant length", huge_header.encode().to_vec()),

@@ -14,7 +14,7 @@ use super::mutations::{PAGE, PAGES, late_hint, taken_back, vmm_write};
 use super::ops::Op;
 use super::oracle::{config, hinting, migrate_model, migrate_over, pair};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
-use crate::wire::{FEATURE_VERIFY, Kind, VerifyChunk, Welcome, WireError, codec};
+use crate::wire::{FEATURE_VERIFY, FEATURES, Kind, VerifyChunk, Welcome, WireError, codec};
 use crate::*;
 
 fn verified(mode: HintMode) -> SourceConfig {
@@ -191,7 +191,7 @@ fn hostile_questions_are_refused() {
     let chunk = u64::from(CHUNK_PAGES);
     let cases = [
         ("not agreed on", with(0, Kind::Hello, hello_with(0, chunk + 9))),
-        ("unknown feature", with(0, Kind::Hello, hello_with(3, chunk + 9))),
+        ("unknown feature", with(0, Kind::Hello, hello_with(FEATURES + 1, chunk + 9))),
         ("before a round", without(1).into_iter().filter(|(kind, _)| *kind != Kind::Pages).collect()),
         ("first chunk left out", without(3)),
         ("last chunk left out", without(5)),

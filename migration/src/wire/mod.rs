@@ -22,7 +22,7 @@
 //! source                                   destination
 //!   Hello {features, nr_pages, description} ->            builds the machine
 //!                                        <- Welcome {features}
-//!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM
+//!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4 any Pages may be PagesLz4)
 //!   [Verify {first, nr}                  ->               digests the chunk
 //!                                        <- Digests]*     all chunks in order, if Hello asks for it
 //!   State*  StateEnd {len, crc}          ->               loads state, runs nothing
@@ -58,6 +58,10 @@ pub const MAX_REASON: usize = 4096;
 
 /// Feature of [`Hello`]: memory is compared before the state is sent.
 pub const FEATURE_VERIFY: u64 = 1;
+/// Feature of [`Hello`]: content may come compressed, in [`Kind::PagesLz4`].
+pub const FEATURE_LZ4: u64 = 2;
+/// All features that there are.
+pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4;
 
 /// Checksum of a payload: XXH64 of its parts one after another, its halves XORed.
 ///
@@ -92,6 +96,8 @@ pub enum Kind {
     HandOff = 7,
     /// Source: what does this chunk of memory hold?
     Verify = 8,
+    /// Source: guest memory whose content is compressed.
+    PagesLz4 = 9,
     /// Destination: the machine is built.
     Welcome = 16,
     /// Destination: memory and state are in place, nothing runs.
@@ -109,8 +115,8 @@ impl Kind {
     pub fn from_u16(kind: u16) -> Option<Self> {
         use Kind::*;
         let all = [
-            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, Welcome, Loaded, Running, Digests,
-            Abort,
+            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Welcome, Loaded, Running,
+            Digests, Abort,
         ];
         all.into_iter().find(|k| *k as u16 == kind)
     }
@@ -119,7 +125,7 @@ impl Kind {
     pub fn limit(self) -> usize {
         match self {
             Kind::Hello => MAX_DESCRIPTION + 64,
-            Kind::Pages => pages::MAX_PAYLOAD,
+            Kind::Pages | Kind::PagesLz4 => pages::MAX_PAYLOAD,
             Kind::State => STATE_PART,
             Kind::Abort => MAX_REASON + 16,
             Kind::Digests => digests::MAX_PAYLOAD,
@@ -280,7 +286,7 @@ impl Fields<'_> {
 /// Payload of [`Kind::Hello`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hello {
-    /// Features that the destination must have and use: [`FEATURE_VERIFY`] or none.
+    /// Features that the destination must have and use, of [`FEATURES`].
     pub features: u64,
     /// Pages of guest RAM.
     pub nr_pages: u64,

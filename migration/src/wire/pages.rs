@@ -1,13 +1,14 @@
-//! Payload of a Pages frame: guest memory.
+//! Payload of a Pages or PagesLz4 frame: guest memory.
 //!
 //! ```text
 //! u32 number of runs (1..=MAX_RUNS)
 //! per run: u64 first page, u32 number of pages (1..), u8 kind (0 raw, 1 zero)
-//! content of all raw runs in their order, 4096 bytes a page, nothing after it
+//! content of all raw runs in their order, 4096 bytes a page, nothing after it; in PagesLz4 as one LZ4 block
 //! ```
 //!
 //! Invariants, all checked before the first byte is written to guest RAM ([`parse`]): runs ascend and do not overlap, all lie within
-//! guest RAM, the content is exactly as long as the raw runs say, at most [`MAX_CONTENT`] bytes.
+//! guest RAM, the content is exactly as long as the raw runs say, at most [`MAX_CONTENT`] bytes. Compressed content is unpacked into
+//! exactly so much room ([`parse_lz4`]): a block that has more, or less, is an error, and nothing is allocated by its word.
 //!
 //! **Zero pages.** The destination builds a new machine, whose RAM is all zero. So in round one a page that is zero, or a
 //! hole, or skipped, needs no record at all. Later a page that has become zero needs one only if the destination may hold content
@@ -49,6 +50,33 @@ pub fn encode_runs(runs: &[Run], out: &mut Vec<u8>) {
 
 /// Checks a payload from an untrusted peer against a guest of `nr_pages`. Fills `runs` and returns the content.
 pub fn parse<'a>(payload: &'a [u8], nr_pages: u64, runs: &mut Vec<Run>) -> Result<&'a [u8], WireError> {
+    match parse_table(payload, nr_pages, runs)? {
+        (due, content) if due == content.len() => Ok(content),
+        _ => Err(WireError::Runs("length of content")),
+    }
+}
+
+/// The same for compressed content, which is unpacked into `unpacked`.
+pub fn parse_lz4<'a>(
+    payload: &[u8],
+    nr_pages: u64,
+    runs: &mut Vec<Run>,
+    unpacked: &'a mut Vec<u8>,
+) -> Result<&'a [u8], WireError> {
+    let (due, packed) = parse_table(payload, nr_pages, runs)?;
+    unpacked.resize(due, 0);
+    match lz4_flex::block::decompress_into(packed, unpacked) {
+        Ok(len) if len == due => Ok(unpacked),
+        _ => Err(WireError::Runs("compressed content")),
+    }
+}
+
+/// Checks and takes the run table. Returns the length of the content that it announces, at most [`MAX_CONTENT`], and what follows it.
+fn parse_table<'a>(
+    payload: &'a [u8],
+    nr_pages: u64,
+    runs: &mut Vec<Run>,
+) -> Result<(usize, &'a [u8]), WireError> {
     runs.clear();
     let bad = WireError::Runs;
     let (nr, rest) = payload.split_first_chunk().ok_or(bad("no table"))?;
@@ -86,10 +114,19 @@ pub fn parse<'a>(payload: &'a [u8], nr_pages: u64, runs: &mut Vec<Run>) -> Resul
         }
         runs.push(run);
     }
-    if due != content.len() as u64 || content.len() > MAX_CONTENT {
-        return Err(bad("length of content"));
-    }
-    Ok(content)
+    let due = usize::try_from(due).ok().filter(|&due| due <= MAX_CONTENT);
+    Ok((due.ok_or(bad("length of content"))?, content))
+}
+
+/// Compresses content into `packed`, which has room for [`packed_room`] bytes. `None` if that would save less than a sixteenth.
+pub fn pack_lz4<'a>(content: &[u8], packed: &'a mut [u8]) -> Option<&'a [u8]> {
+    let len = lz4_flex::block::compress_into(content, packed).ok()?;
+    packed.get(..len).filter(|_| len < content.len() - content.len() / 16)
+}
+
+/// Room that [`pack_lz4`] needs for the longest content.
+pub fn packed_room() -> usize {
+    lz4_flex::block::get_maximum_output_size(MAX_CONTENT)
 }
 
 /// Whether all bytes are zero. Written so that the compiler vectorises it.
@@ -142,6 +179,48 @@ mod tests {
         assert!(parse(&u32::MAX.to_le_bytes(), 100, &mut runs).is_err());
     }
 
+    /// A frame with compressed content.
+    fn packed(runs: &[Run], content: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_runs(runs, &mut out);
+        out.extend(pack_lz4(content, &mut vec![0; packed_room()]).unwrap());
+        out
+    }
+
+    #[test]
+    fn compressed_content_is_as_long_as_its_table_says_or_refused() {
+        let (mut runs, mut room) = (Vec::new(), Vec::new());
+        let content: Vec<u8> = (0..3 * PAGE_SIZE).map(|n| (n / 100) as u8).collect();
+        let good = packed(&[run(3, 2, false), run(9, 1, false)], &content);
+        assert!(good.len() < 2000);
+        assert_eq!(parse_lz4(&good, 100, &mut runs, &mut room).unwrap(), content);
+        // A block that has more, and one that has less, than the table says; a table that says too much; none; a cut.
+        let bomb = packed(&[run(3, 1, false)], &vec![0; MAX_CONTENT]);
+        let short = packed(&[run(3, 4, false)], &content);
+        let long = packed(&[run(0, 300, false)], &vec![0; MAX_CONTENT]);
+        let nothing = frame(&[run(3, 1, false)], 0);
+        let zeros = frame(&[run(3, 1, true)], 0);
+        for bad in [bomb, short, long, nothing, zeros, good[..good.len() - 3].to_vec()] {
+            assert!(parse_lz4(&bad, 1000, &mut runs, &mut room).is_err());
+            assert!(room.len() <= MAX_CONTENT);
+        }
+    }
+
+    #[test]
+    fn what_does_not_compress_is_left_as_it_is() {
+        let mut room = vec![0; packed_room()];
+        let mut seed = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 56) as u8
+        })
+        .take(MAX_CONTENT)
+        .collect();
+        assert!(pack_lz4(&noise, &mut room).is_none());
+        assert!(pack_lz4(&[], &mut room).is_none());
+        assert!(pack_lz4(&vec![7; MAX_CONTENT], &mut room).is_some());
+    }
+
     #[test]
     fn one_byte_makes_a_page_not_zero() {
         let mut page = vec![0; PAGE_SIZE + 5];
@@ -154,6 +233,20 @@ mod tests {
     }
 
     proptest! {
+        /// Blocks that were damaged before their checksum was made.
+        #[test]
+        fn damaged_blocks_are_errors_or_fit(at in 21usize..600, with: u8, cut in 0usize..40) {
+            let content: Vec<u8> = (0..2 * PAGE_SIZE).map(|n| (n / 40) as u8).collect();
+            let mut raw = packed(&[run(0, 2, false)], &content);
+            let at = at.min(raw.len() - 1);
+            raw[at] = with;
+            raw.truncate(raw.len() - cut.min(raw.len() - 21));
+            let (mut runs, mut room) = (Vec::new(), Vec::new());
+            if let Ok(content) = parse_lz4(&raw, 100, &mut runs, &mut room) {
+                prop_assert_eq!(content.len(), 2 * PAGE_SIZE);
+            }
+        }
+
         #[test]
         fn parsed_runs_always_fit(raw in prop::collection::vec(any::<u8>(), 0..80), nr in 0u8..4, pages in 0u64..1000) {
             let mut raw = raw;

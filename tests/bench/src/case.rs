@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use wherry_migration::Compression;
 
 /// One case: a guest, its work and how it is migrated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +57,9 @@ pub struct Case {
     /// Rate that the VMM itself is told to keep, as in `1Gbit`; with it no other link may be named.
     #[serde(default)]
     pub cap: Option<String>,
+    /// Whether the VMM is to compress what it sends: `none` or `lz4`.
+    #[serde(default)]
+    pub compression: Compression,
     /// The most that the guest may stand still, in milliseconds.
     #[serde(default = "downtime_limit")]
     pub downtime_limit_ms: u64,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use wherry_migration::Compression;
 
 use crate::case::{Hints, Named, Published};
 
@@ -39,6 +40,9 @@ pub struct Entry {
     /// Rate that the VMM was told to keep itself.
     #[serde(default)]
     pub cap: Option<String>,
+    /// Whether what was sent was compressed.
+    #[serde(default)]
+    pub compression: Compression,
     /// Who kept to that rate: `tc` (a token bucket in a network namespace) or `vmm` (its own cap).
     pub link_shaped_by: Option<String>,
     /// Downtime limit.
@@ -204,6 +208,7 @@ impl Entry {
             balloon: spec.balloon.clone(),
             link: spec.link.clone(),
             cap: spec.cap.clone(),
+            compression: spec.compression,
             link_shaped_by: None,
             downtime_limit_ms: spec.downtime_limit_ms,
             run,

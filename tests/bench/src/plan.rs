@@ -119,7 +119,7 @@ fn plan(args: &Args) -> Result<Plan> {
     // Round by round and VMM beside VMM, so that a machine that changes its pace does so for all of them.
     for run in 1..=args.runs {
         for named in &cases {
-            let able = vmms.iter().filter(|vmm| vmm::has(vmm, named.spec.hints));
+            let able = vmms.iter().filter(|vmm| vmm::has(vmm, &named.spec));
             runs.extend(able.map(|vmm| Run { named: named.clone(), vmm: vmm.clone(), run }));
         }
     }

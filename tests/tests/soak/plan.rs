@@ -69,6 +69,8 @@ pub struct Hop {
     pub hints: &'static str,
     /// `--bandwidth`
     pub bandwidth: Option<&'static str>,
+    /// `--compression`
+    pub compression: &'static str,
     /// `--max-rounds`
     pub max_rounds: &'static str,
     /// Cancels it so many milliseconds after its start.
@@ -89,6 +91,7 @@ impl Hop {
             } else {
                 dice.pick(&[None, Some("2Gbit"), Some("1Gbit"), Some("600Mbit")])
             },
+            compression: dice.pick(&["none", "none", "lz4"]),
             max_rounds: dice.pick(&["2", "3", "4", "6"]),
             cancel_ms: cancel.then(|| dice.within(20, 1500)),
         }
@@ -97,6 +100,7 @@ impl Hop {
     /// Its arguments.
     pub fn args(&self) -> Vec<&'static str> {
         let mut args = vec!["--verify", "--hints", self.hints, "--max-rounds", self.max_rounds];
+        args.extend(["--compression", self.compression]);
         args.extend(self.bandwidth.iter().flat_map(|rate| ["--bandwidth", rate]));
         args
     }

@@ -158,7 +158,7 @@ pub struct ReceiveArgs {
     wherry migrate web tcp:host-b:4444\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
-    wherry migrate web tcp:host-b:4444 --verify\n  \
+    wherry migrate web tcp:host-b:4444 --compression lz4 --verify\n  \
     wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth 400Mbit"
 )]
 pub struct MigrateArgs {
@@ -177,6 +177,9 @@ pub struct MigrateArgs {
     /// Send no faster than this, such as 1Gbit or 125MB/s
     #[arg(long, value_name = "RATE", value_parser = units::rate)]
     pub bandwidth: Option<u64>,
+    /// Compress what is sent: pays where the link is slower than one CPU compresses, a few Gbit/s
+    #[arg(long, value_enum, default_value_t = Compression::None)]
+    pub compression: Compression,
     /// Pause the guest after this many rounds, however long the rest takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
@@ -324,6 +327,24 @@ impl From<Hints> for HintMode {
             Hints::Auto => HintMode::Auto,
             Hints::On => HintMode::On,
             Hints::Off => HintMode::Off,
+        }
+    }
+}
+
+/// `--compression`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compression {
+    /// Nothing
+    None,
+    /// LZ4, where it saves anything
+    Lz4,
+}
+
+impl From<Compression> for wherry_migration::Compression {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::None,
+            Compression::Lz4 => Self::Lz4,
         }
     }
 }

@@ -9,7 +9,7 @@ use wherry_report::{Error, Reader, Trace, migration_page};
 use wherry_vmm::control::{ControlError, ErrorCode};
 
 use super::Context;
-use super::args::{Hints, MigrateArgs, ReportArgs};
+use super::args::{Compression, Hints, MigrateArgs, ReportArgs};
 use super::exit::{Exit, Failure};
 
 /// `wherry report TRACE`
@@ -34,6 +34,9 @@ fn again(trace: &Trace) -> String {
     command.push_str(&format!(" --downtime-limit {}us", trace.downtime_limit_us));
     if let Some(rate) = trace.bandwidth {
         command.push_str(&format!(" --bandwidth {rate}B/s"));
+    }
+    if trace.compression == "lz4" {
+        command.push_str(" --compression lz4");
     }
     if trace.force {
         command.push_str(&format!(" --max-rounds {}", trace.max_rounds));
@@ -101,6 +104,7 @@ fn command(args: &MigrateArgs) -> String {
     words.push(format!("--hints={hints}"));
     words.push(format!("--downtime-limit={}ms", args.downtime_limit));
     words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));
+    words.extend((args.compression == Compression::Lz4).then(|| "--compression=lz4".to_owned()));
     words.extend(args.max_rounds.map(|rounds| format!("--max-rounds={rounds}")));
     words.extend(args.verify.then(|| "--verify".to_owned()));
     for (option, path) in [("trace", &args.trace), ("report", &args.report)] {

@@ -126,6 +126,7 @@ struct Report {
     hinting: HintFigures,
     downtime: Downtime,
     total_ms: u64,
+    compression: String,
     hints: String,
     verify: Option<Verify>,
 }
@@ -206,6 +207,12 @@ pub fn print(out: &mut Output, value: &Value) {
         ms(d.commit_us),
         ms(d.resume_us)
     ));
+    if !["", "none"].contains(&report.compression.as_str()) {
+        let content = report.rounds.iter().map(|r| r.sent.saturating_mul(PAGE)).fold(0, u64::saturating_add);
+        let bytes = report.rounds.iter().map(|r| r.bytes).fold(0, u64::saturating_add);
+        let (word, content, bytes) = (&report.compression, show_bytes(content), show_bytes(bytes));
+        out.line(format!("compression: {word}, {content} of memory in {bytes}"));
+    }
     if !report.hints.is_empty() {
         out.line(format!("hints: {}", report.hints));
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use wherry_migration::Compression;
 use wherry_migration::trace::{Event, What};
 use wherry_vmm::control::*;
 
@@ -263,7 +264,9 @@ fn migrating() {
     assert!(err.contains("round 1: 1.0 MiB sent, 1.0 MiB left"), "{err}");
     let sent = bench.vm.last.lock().unwrap().clone().unwrap();
     assert_eq!((sent.hints, sent.downtime_limit_ms), (HintMode::On, 100));
-    assert_eq!(sent.bandwidth_bytes_s, Some(125_000_000));
+    assert_eq!((sent.bandwidth_bytes_s, sent.compression), (Some(125_000_000), Compression::None));
+    bench.run("wherry migrate web tcp:b:9 --compression lz4");
+    assert_eq!(bench.vm.last.lock().unwrap().clone().unwrap().compression, Compression::Lz4);
     let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
     assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
     assert_eq!(bench.run("wherry migrate web tcp:b:9 --quiet").2, "");
@@ -330,6 +333,7 @@ fn start() -> What {
         nr_pages: 4096,
         hints: "on".into(),
         bandwidth: Some(5_000_000),
+        compression: "lz4".into(),
         downtime_limit_us: 200_000,
         max_rounds: 7,
         force: true,

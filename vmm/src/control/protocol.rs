@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
-use wherry_migration::trace;
+use wherry_migration::{Compression, trace};
 
 /// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be longer
 /// ([`MAX_REPLY_LINE`]).
@@ -113,6 +113,9 @@ pub struct MigrateRequest {
     /// Cap on the bytes sent per second; `None` is no cap.
     #[serde(default)]
     pub bandwidth_bytes_s: Option<u64>,
+    /// Whether to compress what is sent.
+    #[serde(default)]
+    pub compression: Compression,
     /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to the engine.
     #[serde(default)]
     pub max_rounds: Option<u32>,
@@ -142,6 +145,7 @@ impl MigrateRequest {
             hints: HintMode::default(),
             downtime_limit_ms: DEFAULT_DOWNTIME_MS,
             bandwidth_bytes_s: None,
+            compression: Compression::None,
             max_rounds: None,
             verify: false,
             trace: false,
@@ -402,6 +406,7 @@ mod tests {
     fn requests_round_trip() {
         let mut migrate = MigrateRequest::new("tcp:b:1");
         migrate.bandwidth_bytes_s = Some(125_000_000);
+        migrate.compression = Compression::Lz4;
         for request in [
             Request::Info {},
             Request::Resume(ResumeRequest { force: true }),

@@ -70,6 +70,7 @@ pub fn to(
     let config = SourceConfig {
         hints: hint_policy(request.hints),
         bandwidth: request.bandwidth_bytes_s,
+        compression: request.compression,
         downtime_limit: Duration::from_millis(request.downtime_limit_ms),
         max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds).max(1),
         verify: request.verify,

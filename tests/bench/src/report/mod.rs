@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use wherry_migration::Compression;
 use wherry_report::units::memory;
 
 use crate::entry::Entry;
@@ -113,6 +114,9 @@ fn heading(entry: &Entry) -> String {
     }
     if let Some(cap) = &entry.cap {
         text.push_str(&format!(", capped at {cap}/s"));
+    }
+    if entry.compression != Compression::None {
+        text.push_str(&format!(", compressed ({})", entry.compression.word()));
     }
     text
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use anyhow::Result;
 use wherry_tests::Console;
 
+use wherry_migration::Compression;
+
 use crate::case::{Case, Hints};
 use crate::entry::Figures;
 
@@ -92,9 +94,9 @@ pub fn by_name(name: &str) -> Result<Box<dyn Vmm>> {
     })
 }
 
-/// Whether the VMM of that name has this setting: `auto` is Wherry's alone.
-pub fn has(name: &str, hints: Hints) -> bool {
-    name == NAMES[0] || hints != Hints::Auto
+/// Whether the VMM of that name has these settings: `auto` and LZ4 are Wherry's alone.
+pub fn has(name: &str, case: &Case) -> bool {
+    name == NAMES[0] || case.hints != Hints::Auto && case.compression == Compression::None
 }
 
 /// A program on the `PATH`.

@@ -24,6 +24,7 @@ impl Recording {
             nr_pages,
             hints: case.hints.word().into(),
             bandwidth: case.link_rate().unwrap_or_default(),
+            compression: case.compression.word().into(),
             downtime_limit_us: case.downtime_limit_ms.saturating_mul(1000),
             max_rounds: 0,
             force: false,

@@ -108,6 +108,7 @@ impl Machine for Guest {
         let uri = format!("tcp:127.0.0.1:{}", migration.port);
         let mut command = self.command(&["migrate", self.name, &uri, "--json", "--quiet"]);
         command.args(["--hints", migration.case.hints.word()]);
+        command.args(["--compression", migration.case.compression.word()]);
         command.arg(format!("--downtime-limit={}ms", migration.case.downtime_limit_ms));
         command.arg("--trace").arg(self.files.trace());
         if let Some(rate) = migration.bandwidth {
