@@ -10,7 +10,9 @@ use wherry_migration::bitmap::Bitmap;
 use wherry_migration::round::{Plan, Round};
 use wherry_migration::traits::PAGE_SIZE;
 use wherry_migration::wire::checksum;
-use wherry_migration::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, parse};
+use wherry_migration::wire::pages::{
+    MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, pack_lz4, packed_room, parse, parse_lz4,
+};
 
 /// Pages of 1 GiB.
 const NR_PAGES: u64 = (1 << 30) / PAGE_SIZE as u64;
@@ -114,6 +116,33 @@ fn check_longest_table(bencher: Bencher<'_, '_>) {
     bencher
         .counter(divan::counter::ItemsCount::new(MAX_RUNS))
         .bench_local(|| parse(black_box(&table), NR_PAGES, &mut runs).map_or(0, <[u8]>::len));
+}
+
+/// A chunk of something that guests have in memory: this program.
+fn program() -> Vec<u8> {
+    let mut content = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
+    content.resize(MAX_CONTENT, 0);
+    content
+}
+
+/// Compressing a chunk's content.
+#[divan::bench]
+fn lz4_pack(bencher: Bencher<'_, '_>) {
+    let (content, mut room) = (program(), vec![0; packed_room()]);
+    bencher
+        .counter(BytesCount::new(MAX_CONTENT))
+        .bench_local(|| pack_lz4(black_box(&content), &mut room).map(<[u8]>::len));
+}
+
+/// And checking and unpacking it at the destination.
+#[divan::bench]
+fn lz4_unpack(bencher: Bencher<'_, '_>) {
+    let (mut frame, mut runs, mut room) = (Vec::new(), Vec::new(), Vec::new());
+    encode_runs(&[Run { first: 0, nr: (MAX_CONTENT / PAGE_SIZE) as u32, zero: false }], &mut frame);
+    frame.extend(pack_lz4(&program(), &mut vec![0; packed_room()]).expect("a program compresses"));
+    bencher
+        .counter(BytesCount::new(MAX_CONTENT))
+        .bench_local(|| parse_lz4(black_box(&frame), NR_PAGES, &mut runs, &mut room).map_or(0, <[u8]>::len));
 }
 
 /// The machine's own speed.
