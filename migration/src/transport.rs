@@ -15,12 +15,19 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use thiserror::Error;
 
 use crate::control::CancelToken;
 
 /// Longest time that a half blocks in one call.
 pub const TICK: Duration = Duration::from_millis(100);
+
+/// Bytes that the kernel takes from us before the network has room for them. Left to itself it takes megabytes: over a slow link these
+/// are seconds that neither the measured rate nor the predicted downtime knows of, and with the guest paused all of them have to go out
+/// before its state. What is under way and not yet acknowledged comes on top and is not limited by this, so long links keep their
+/// speed (`TCP_NOTSENT_LOWAT`, tcp(7)).
+const UNSENT: u32 = 128 << 10;
 
 /// The writing half of a connection.
 pub trait WriteHalf: Write + Send {
@@ -60,6 +67,7 @@ impl Transport for TcpStream {
         self.set_nonblocking(false)?;
         // Frames are written whole; waiting to fill a segment would only lengthen the downtime.
         self.set_nodelay(true)?;
+        SockRef::from(&*self).set_tcp_notsent_lowat(UNSENT)?;
         self.set_read_timeout(Some(TICK))?;
         self.set_write_timeout(Some(TICK))?;
         Ok((Box::new(self.try_clone()?), self))
@@ -318,6 +326,15 @@ mod tests {
         let cancel = CancelToken::new();
         cancel.cancel();
         assert!(matches!(listener.accept(&cancel), Err(TransportError::Cancelled)));
+    }
+
+    #[test]
+    fn the_kernel_is_kept_from_hoarding() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let same = stream.try_clone().unwrap();
+        Box::new(stream).split().unwrap();
+        assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT);
     }
 
     #[test]
