@@ -193,10 +193,6 @@ impl Receiver<'_> {
                     let content = parse(self.reader.payload(), nr_pages, &mut runs)?;
                     self.pages += apply(ram, &runs, content)?;
                 }
-                found @ Kind::PagesLz4 if !self.lz4 => {
-                    let during = "from a source that did not announce compression";
-                    return Err(WireError::Unexpected { found, during }.into());
-                }
                 Kind::PagesLz4 => {
                     let content = parse_lz4(self.reader.payload(), nr_pages, &mut runs, &mut unpacked)?;
                     self.pages += apply(ram, &runs, content)?;
@@ -234,7 +230,7 @@ impl Receiver<'_> {
     }
 
     /// What may come now. Once verification or state has begun no memory may follow; before the first round nothing but a round
-    /// may come; a source that wants to verify must do so.
+    /// may come; a source that wants to verify must do so; nothing is compressed that was not agreed to be.
     fn legal(&self, nr_pages: u64) -> (&'static [Kind], &'static str) {
         use Kind::{Idle, Pages, PagesLz4, Round, State, StateEnd, Verify};
         match (self.phase, self.round) {
@@ -242,8 +238,12 @@ impl Receiver<'_> {
             (Phase::Verify, _) if self.verified < nr_pages => (&[Verify, Idle], "during verification"),
             (Phase::Verify, _) => (&[Idle, State, StateEnd], "after verification"),
             (_, 0) => (&[Round, Idle], "before the first round"),
-            _ if self.verify => (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification"),
-            _ => (&[Round, Pages, PagesLz4, Idle, State, StateEnd], "in a round"),
+            _ => match (self.verify, self.lz4) {
+                (true, true) => (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification"),
+                (true, false) => (&[Round, Pages, Idle, Verify], "in a round, before verification"),
+                (false, true) => (&[Round, Pages, PagesLz4, Idle, State, StateEnd], "in a round"),
+                (false, false) => (&[Round, Pages, Idle, State, StateEnd], "in a round"),
+            },
         }
     }
 

@@ -6,9 +6,9 @@
 //! # What hints saved
 //! *Bytes saved* are the pages that were skipped for a hint and not written before the round ended (`hinted − overridden`), as if each
 //! had content: what they held before the guest was asked is not known any more if it zeroes what it hints. So it is an upper bound,
-//! and exact for memory that was used and freed.
+//! and exact for memory that was used and freed. It is guest memory: compressed it would have been fewer bytes on the wire.
 //!
-//! *Time saved* is what these bytes would have taken at the link's rate, less the time for which the sender held back for hints. The rate is the measured one, or the cap
+//! *Time saved* is what these bytes would have taken at the link's rate (with compression, of what else was sent), less the time for which the sender held back for hints. The rate is the measured one, or the cap
 //! where that is lower. Negative: the waiting cost more than the hints saved. What hinting costs the guest is not in it.
 
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,7 @@ pub struct Report {
     pub total_ms: u64,
     /// Pages of guest RAM dealt with per second of round one, however they were dealt with.
     pub pages_per_second: f64,
-    /// Whether content was compressed. Then the pages sent, 4096 bytes each, were more than the bytes.
+    /// Whether content was compressed. If so a page that was sent may have taken less than its 4096 bytes.
     pub compression: Compression,
     /// Why hints were used or not, in words.
     pub hints: String,
@@ -200,7 +200,7 @@ pub struct Snapshot {
     pub hinting: HintFigures,
     /// Bytes on the wire since the start.
     pub bytes: u64,
-    /// Measured link rate in bytes of guest memory per second; 0 until measured.
+    /// Measured link rate in bytes per second; 0 until measured.
     pub rate: u64,
 }
 

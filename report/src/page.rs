@@ -41,10 +41,7 @@ fn settings(trace: &Trace) -> String {
         Some(rate) => format!("at most {} a second", mb(Some(rate))),
         None => "no cap on bandwidth".into(),
     });
-    // Older traces do not say.
-    if !["", "none"].contains(&trace.compression.as_str()) {
-        parts.push(format!("compressed with {}", trace.compression));
-    }
+    parts.extend(trace.compression.iter().map(|word| format!("compressed with {word}")));
     parts.push(format!("downtime limit {}", time(trace.downtime_limit_us)));
     parts.push(format!("at most {} rounds", trace.max_rounds));
     parts.join(" · ")

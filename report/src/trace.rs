@@ -35,8 +35,8 @@ pub struct Trace {
     pub hints: String,
     /// `--bandwidth` in bytes a second.
     pub bandwidth: Option<u64>,
-    /// `--compression`
-    pub compression: String,
+    /// `--compression`, if there was any.
+    pub compression: Option<String>,
     /// `--downtime-limit`
     pub downtime_limit_us: u64,
     /// `--max-rounds`
@@ -215,7 +215,9 @@ impl Trace {
             )));
         }
         self.nr_pages = nr_pages;
-        (self.hints, self.compression) = (cut(hints), cut(compression));
+        self.hints = cut(hints);
+        // Older traces do not say.
+        self.compression = Some(cut(compression)).filter(|word| !["", "none"].contains(&word.as_str()));
         self.force = force;
         (self.bandwidth, self.downtime_limit_us, self.max_rounds) =
             (bandwidth, downtime_limit_us, max_rounds);

@@ -73,7 +73,7 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
         let bytes: u64 =
             report["rounds"].as_array().into_iter().flatten().filter_map(|r| r["bytes"].as_u64()).sum();
         let memory = total(&report, "sent") * 4096;
-        assert_eq!(bytes < memory / 10 * 9, compression == "lz4", "{memory} bytes of memory: {report:#}");
+        assert_eq!(bytes < memory, compression == "lz4", "{memory} bytes of memory: {report:#}");
         guest = next;
         if turns > 20 {
             // A long run says how far it is; past the test harness, which keeps prints for failures.

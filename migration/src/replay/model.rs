@@ -9,6 +9,8 @@ use super::{Outcome, Settings};
 const PAGE: f64 = PAGE_SIZE as f64;
 /// Points that an exposure, and a round's part in the fit, is told with.
 const POINTS: usize = 40;
+/// Pages from which an average says something.
+const ENOUGH: f64 = 16.0;
 
 /// A trace, ready to be run under other settings.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ impl Dirty {
 pub(super) struct Link {
     /// Wire bytes for a page with content.
     pub page_bytes: f64,
+    /// The same in later rounds, for what a guest writes may compress quite unlike what it keeps.
+    pub later_page_bytes: f64,
     /// Wire bytes for a zero page in a later round.
     pub zero_bytes: f64,
     /// Seconds for a wire byte.
@@ -56,7 +60,7 @@ pub(super) struct Link {
     pub asking_s: f64,
     /// What the engine measured, by what came out.
     pub meter: f64,
-    /// The rate that the engine reckons with, in bytes of guest memory per second.
+    /// The rate that the engine reckons with, in bytes per second.
     pub rate: f64,
 }
 
@@ -134,6 +138,9 @@ impl Replay {
         }
         if !settings.hints && self.has_hints() {
             notes.push("hints off: all that was skipped for hints counts as content".into());
+        }
+        if !settings.hints && self.has_hints() && trace.compressed {
+            notes.push("hints off: it is taken to compress like the rest, which may be far from true".into());
         }
         if trace.lost > 0 {
             notes.push(format!("{} events are missing from the trace", trace.lost));
@@ -302,15 +309,15 @@ impl Link {
         let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
         let byte_s = if byte_s > 0.0 { byte_s.clamp(1e-12, 1e3) } else { fallback };
         let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
-        let (page_bytes, zero_bytes) = wire_costs(trace);
-        let wire = rate as f64 * page_bytes / PAGE;
-        let meter = if rate > 0 { (wire * byte_s).clamp(0.5, 2.0) } else { 1.0 };
-        Self { page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }.capped(trace.bandwidth)
+        let (page_bytes, later_page_bytes, zero_bytes) = wire_costs(trace);
+        let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
+        Self { page_bytes, later_page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }
+            .capped(trace.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {
         let cap = cap.map_or(f64::INFINITY, |cap| cap.max(1) as f64);
-        self.rate = (self.meter / self.byte_s).min(cap) * PAGE / self.page_bytes;
+        self.rate = (self.meter / self.byte_s).min(cap);
         self
     }
 
@@ -330,24 +337,41 @@ impl Link {
         link.capped(cap)
     }
 
+    /// For later rounds.
+    pub(super) fn later(&self) -> Self {
+        Self { page_bytes: self.later_page_bytes, ..*self }
+    }
+
+    /// Bytes of guest memory that a byte on the wire is taken to carry, which is 1 where nothing is compressed.
+    pub(super) fn packing(&self, trace: &Trace) -> f64 {
+        if trace.compressed { PAGE / self.page_bytes } else { 1.0 }
+    }
+
     /// Seconds for these pages.
     pub(super) fn time(&self, content: f64, zero: f64) -> f64 {
         content * self.page_bytes * self.byte_s + zero * self.zero_s
     }
 }
 
-/// Wire bytes of a page with content, and of a zero page in later rounds (round one's cost nothing).
-fn wire_costs(trace: &Trace) -> (f64, f64) {
+/// Wire bytes of a page with content in round one and in later ones, and of a zero page in later rounds (round one's cost nothing).
+fn wire_costs(trace: &Trace) -> (f64, f64, f64) {
+    // Pages that `bytes` are the price of: nobody knows what the ones before the first slice cost.
+    let sent = |round: &Round| {
+        let before = round.slices.first().map_or(0, |slice| slice.sent);
+        last(round).0.saturating_sub(before) as f64
+    };
+    let least = if trace.compressed { 1.0 } else { PAGE };
+    let price = |bytes: f64, sent: f64| (bytes / sent).clamp(least, 2.0 * PAGE);
     let page = match trace.rounds.first() {
-        // Compressed it may be far less than a page.
-        Some(one) if last(one).0 > 0 => (bytes(one) as f64 / last(one).0 as f64).clamp(1.0, 2.0 * PAGE),
+        Some(one) if sent(one) > 0.0 => price(bytes(one) as f64, sent(one)),
         _ => PAGE,
     };
-    let (mut rest, mut zeros) = (0.0, 0.0);
-    for round in trace.rounds.iter().skip(1) {
-        let (sent, zero, _) = last(round);
-        rest += bytes(round) as f64 - sent as f64 * page;
-        zeros += zero as f64;
+    let later = || trace.rounds.iter().skip(1);
+    let (all, pages): (f64, f64) = (later().map(|r| bytes(r) as f64).sum(), later().map(sent).sum());
+    if trace.compressed {
+        // Zero pages cost little beside what is not known about the others.
+        return (page, if pages >= ENOUGH { price(all, pages) } else { page }, 0.0);
     }
-    (page, if zeros > 0.0 { (rest / zeros).clamp(0.0, 64.0) } else { 0.0 })
+    let zeros: f64 = later().map(|r| last(r).1 as f64).sum();
+    (page, page, if zeros > 0.0 { ((all - pages * page) / zeros).clamp(0.0, 64.0) } else { 0.0 })
 }

@@ -113,6 +113,7 @@ pub struct Trace {
     pub nr_pages: u64,
     pub(super) hints_word: String,
     pub(super) bandwidth: Option<u64>,
+    pub(super) compressed: bool,
     pub(super) downtime_limit_us: u64,
     pub(super) max_rounds: u32,
     pub(super) force: bool,
@@ -184,11 +185,11 @@ impl Trace {
             nr_pages,
             hints,
             bandwidth,
+            compression,
             downtime_limit_us,
             max_rounds,
             force,
             switchover_estimate_us,
-            ..
         } = what
         else {
             return Err("a trace begins with its start event");
@@ -200,6 +201,8 @@ impl Trace {
             return Err("not a size of guest RAM");
         }
         (self.nr_pages, self.hints_word, self.bandwidth) = (nr_pages, hints, bandwidth.filter(|&b| b > 0));
+        // Older traces do not say.
+        self.compressed = !["", "none"].contains(&compression.as_str());
         (self.max_rounds, self.force) = (max_rounds.max(1), force);
         self.downtime_limit_us = downtime_limit_us.min(MAX_TIME_US);
         self.switchover_estimate_us = switchover_estimate_us.min(MAX_TIME_US);

@@ -35,12 +35,16 @@ impl Replay {
         let hints = settings.hints && self.has_hints();
         let one = self.round_one(hints, &link);
         let round_one_bytes = one.sent * link.page_bytes;
+        // Nothing is taken for granted about what dirty pages compress to until a round has sent some.
+        let (link, mut packing) = (link.later(), 1.0);
         let (mut now, mut wire) = (one.end, self.other_bytes + round_one_bytes);
         let mut dirty = self.dirty_after_one(&one, hints);
         let mut rounds = 1;
         let limit = seconds(settings.downtime_limit_us);
         let converged = loop {
-            if dirty.pages() * PAGE / link.rate + seconds(self.trace.switchover_estimate_us) <= limit {
+            if dirty.pages() * PAGE / (link.rate * packing) + seconds(self.trace.switchover_estimate_us)
+                <= limit
+            {
                 break true;
             }
             if rounds >= settings.max_rounds.min(MAX_ROUNDS) {
@@ -53,6 +57,7 @@ impl Replay {
             let free = self.free(rounds as usize + 1) as f64;
             dirty = Dirty { hinted: 0.0, free, guest: self.dirty_after(rounds as usize, watched) };
             rounds += 1;
+            packing = link.packing(&self.trace);
         };
         let mut outcome = Outcome {
             converged,
@@ -110,7 +115,7 @@ impl Replay {
                         now: duration(now - *since),
                         cleared: (cells.skipped * PAGE) as u64,
                         any_hint: nr_hints > 0,
-                        link_rate: link.rate,
+                        link_rate: link.rate * link.packing(&self.trace),
                     };
                     pacer.pace(&sample) == Pace::Hold
                 });

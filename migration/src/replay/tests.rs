@@ -23,6 +23,8 @@ struct Invented {
     link: f64,
     limit_ms: u64,
     hints: bool,
+    /// Wire bytes of a page, in round one and in later ones.
+    wire: (f64, f64),
 }
 
 const IDLE: Invented = Invented {
@@ -34,6 +36,7 @@ const IDLE: Invented = Invented {
     link: 125e6,
     limit_ms: 300,
     hints: false,
+    wire: (WIRE, WIRE),
 };
 
 struct Lines {
@@ -47,10 +50,18 @@ impl Lines {
     }
 }
 
+/// Pages compress, and those that are written not so well.
+const PACKED: Invented = Invented {
+    growth: Growth { steady: 0.0, set: 20_000.0, rate: 0.4 },
+    link: 50e6,
+    wire: (1000.0, 3000.0),
+    ..IDLE
+};
+
 /// The migration as it happens: sent in order, everything write-protected when it is sent.
 fn happen(guest: &Invented) -> (String, Outcome) {
     let mut out = Lines { lines: Vec::new() };
-    let page_s = WIRE / guest.link;
+    let ((one, later), compressed) = (guest.wire, guest.wire.0 < WIRE);
     let free = if guest.hints { guest.free } else { 0 };
     let sent = guest.content + guest.free - free;
     let to_send = sent + guest.zero + free;
@@ -61,7 +72,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
             nr_pages: PAGES,
             hints: if guest.hints { "on" } else { "off" }.into(),
             bandwidth: Some(guest.link as u64),
-            compression: "none".into(),
+            compression: if compressed { "lz4" } else { "none" }.into(),
             downtime_limit_us: guest.limit_ms * 1000,
             max_rounds: 30,
             force: false,
@@ -90,7 +101,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     }
     // Held back while hints come, then sent at the link's rate.
     let hold = if free > 0 { guest.hinting_s } else { 0.0 };
-    let end = begin + hold + sent as f64 * page_s;
+    let end = begin + hold + sent as f64 * one / guest.link;
     let start = guest.content + guest.zero;
     let slice = |t: f64, out: &mut Lines, hinted: u64, at: f64| {
         let zero = (guest.zero as f64 * at) as u64;
@@ -99,7 +110,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
             t,
             What::Slice {
                 round: 1,
-                bytes: 1000 + (done as f64 * WIRE) as u64,
+                bytes: 1000 + (done as f64 * one) as u64,
                 sent: done,
                 zero,
                 hinted,
@@ -135,20 +146,20 @@ fn happen(guest: &Invented) -> (String, Outcome) {
         }
     }
     let mut dirty = spread(end) as u64;
-    let mut wire = 1000.0 + sent as f64 * WIRE;
-    let round_one_bytes = (sent as f64 * WIRE) as u64;
+    let mut wire = 1000.0 + sent as f64 * one;
+    let round_one_bytes = (sent as f64 * one) as u64;
     let (mut now, mut round) = (end, 1u32);
     out.tell(now, What::Harvest { round, dirty, overridden: 0 });
     out.tell(now, What::Map { round: 1, cell_pages: 64, cells });
     let one_round = |out: &mut Lines, now: f64, round: u32, dirty: u64, wire: &mut f64| -> f64 {
         out.tell(now, What::Round { round, to_send: dirty, hole: 0, ballooned: 0, clean: PAGES - dirty });
-        let took = dirty as f64 * page_s;
+        let took = dirty as f64 * later / guest.link;
         for (at, done) in [(0.0, 0), (0.5, dirty / 2), (1.0, dirty)] {
             out.tell(
                 now + at * took,
                 What::Slice {
                     round,
-                    bytes: (*wire + done as f64 * WIRE) as u64,
+                    bytes: (*wire + done as f64 * later) as u64,
                     sent: done,
                     zero: 0,
                     hinted: 0,
@@ -158,11 +169,12 @@ fn happen(guest: &Invented) -> (String, Outcome) {
                 },
             );
         }
-        *wire += dirty as f64 * WIRE;
+        *wire += dirty as f64 * later;
         now + took
     };
     loop {
-        let predicted = dirty as f64 * 4096.0 / guest.link + 0.01;
+        let packing = if compressed && round > 1 { 4096.0 / later } else { 1.0 };
+        let predicted = dirty as f64 * 4096.0 / (guest.link * packing) + 0.01;
         if predicted * 1e3 <= guest.limit_ms as f64 {
             break;
         }
@@ -229,6 +241,8 @@ fn as_recorded_a_replay_is_what_happened() {
         Invented { free: 100_000, ..IDLE },
         Invented { free: 100_000, hints: true, hinting_s: 1.0, ..IDLE },
         Invented { growth: writer, link: 50e6, limit_ms: 1500, ..IDLE },
+        PACKED,
+        Invented { free: 100_000, hints: true, hinting_s: 1.0, ..PACKED },
     ] {
         let (text, outcome) = happen(&guest);
         let replay = replay(&text);
@@ -246,6 +260,7 @@ fn another_link_is_foreseen() {
         Invented { free: 100_000, ..IDLE },
         Invented { growth: writer, limit_ms: 600, ..IDLE },
         Invented { growth: Growth { steady: 3000.0, set: 2000.0, rate: 2.0 }, ..IDLE },
+        PACKED,
     ] {
         let replay = replay(&happen(&guest).0);
         for link in [40e6, 80e6, 250e6] {

@@ -47,7 +47,7 @@ use crate::error::{Error, Failure, Ownership, Phase};
 use crate::hints::{HintMode, HintPolicy};
 use crate::report::{Progress, Report};
 use crate::round::millis;
-use crate::traits::{PAGE_SIZE, SourceVm};
+use crate::traits::SourceVm;
 use crate::transport::Transport;
 use guard::Guard;
 use record::Record;
@@ -75,6 +75,12 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
     /// As options and traces have it.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -215,9 +221,7 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
     }
     loop {
         let pages = dirty.count();
-        let bytes = (pages * PAGE_SIZE as u64) as f64;
-        let predicted =
-            Duration::from_secs_f64(bytes / session.link_rate()) + session.cfg.switchover_estimate;
+        let predicted = session.time_for(pages) + session.cfg.switchover_estimate;
         session.record.prediction(predicted);
         if predicted <= session.cfg.downtime_limit {
             break;

@@ -15,6 +15,7 @@ use crate::round::{Plan, Round, millis};
 use crate::traits::{HintSource, PAGE_SIZE};
 use crate::wire::{Kind, RoundStart};
 
+use super::Compression;
 use super::epoch::Epoch;
 use super::session::Session;
 
@@ -23,7 +24,9 @@ const PROTECT_WORDS: usize = 4096;
 /// Dirty pages from which asking for holes is cheaper than reading.
 const ASK_FOR_HOLES: u64 = 4096;
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the driver has answered.
-const ROUND_FOR_HINTS: f64 = 0.1;
+const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
+/// Pages sent from which a round says how well dirty pages compress.
+const ENOUGH_TO_TELL: u64 = 64;
 /// A guest decides when its driver goes: that costs it the hints, never the migration.
 const DRIVER_GONE: &str = "stopped early: the guest's driver does not hint any more";
 const ONLY_IDLE: &str = "on, until only memory that needs no sending was hinted";
@@ -102,9 +105,9 @@ pub(super) fn next_round(
     session.record.round(&round);
     #[cfg(test)]
     crate::tests::round_begins(&round);
-    let seconds = (pages * PAGE_SIZE as u64) as f64 / session.link_rate();
+    let time = session.time_for(pages);
     let epoch = match &session.vm.hints {
-        Some(source) if session.protected_hints && seconds > ROUND_FOR_HINTS => {
+        Some(source) if session.protected_hints && time > ROUND_FOR_HINTS => {
             let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
             // Most of this round's pages are in use: do not wait for the first hint.
             let wait = Duration::ZERO;
@@ -112,7 +115,13 @@ pub(super) fn next_round(
         }
         _ => None,
     };
-    run(session, &round, epoch, None, report)
+    let next = run(session, &round, epoch, None, report)?;
+    if session.cfg.compression != Compression::None
+        && let Some(done) = report.rounds.last().filter(|done| done.sent >= ENOUGH_TO_TELL)
+    {
+        session.dirty_packing = (done.sent * PAGE_SIZE as u64) as f64 / done.bytes.max(1) as f64;
+    }
+    Ok(next)
 }
 
 /// Sends the pages of a plan with the guest paused: no hints, no harvest.
@@ -175,7 +184,7 @@ fn decide(
             populated: populated.count(),
             nr_pages: session.nr_pages,
             guest_free_bytes: source.guest_free_bytes(),
-            link_rate: session.link_rate(),
+            link_rate: session.memory_rate(),
         };
         if let Err(why) = worthwhile(&worth) {
             return no(why);
@@ -298,7 +307,7 @@ fn run(
                 epoch = None;
                 continue;
             }
-            if round.remaining() > 0 && now.pace(round, session.link_rate()) == Pace::Hold {
+            if round.remaining() > 0 && now.pace(round, session.memory_rate()) == Pace::Hold {
                 let patience = now.patience(session.cfg);
                 session.interrupt.cancel.sleep(patience);
                 held += patience;
@@ -334,7 +343,7 @@ fn run(
     done.overridden = round.overridden(&dirty);
     done.dirty_at_end = dirty.count();
     session.record.harvest(round, &dirty, done.overridden);
-    done.reckon(session.link_rate());
+    done.reckon(session.memory_rate());
     session.hinting.add(&done.hint_figures());
     report.rounds.push(done);
     Ok(dirty)

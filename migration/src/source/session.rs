@@ -17,7 +17,7 @@ use crate::error::{Error, Phase};
 use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::round::Round;
-use crate::traits::SourceVm;
+use crate::traits::{PAGE_SIZE, SourceVm};
 use crate::transport::{TICK, Transport};
 use crate::wire::{FEATURE_LZ4, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
 
@@ -34,9 +34,6 @@ const MAX_UNREAD: u32 = 4;
 const PROGRESS: Duration = Duration::from_millis(200);
 
 /// Link rate, from sending chunks with content. Old measurements fade.
-///
-/// All that is reckoned with it (the downtime, what a hint saves) is guest memory, so that is what it counts: with compression the
-/// link carries more of it than its own bytes.
 #[derive(Default)]
 pub(super) struct Meter {
     content: f64,
@@ -45,7 +42,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// Bytes of guest memory, bytes on the wire for them, and the time that it took.
+    /// Bytes of guest memory, bytes on the wire for them, and the time that they took.
     pub(super) fn add(&mut self, content: u64, wire: u64, time: Duration) {
         // The last 20 or so chunks count: about 20 MiB.
         self.content = self.content * 0.95 + content as f64;
@@ -53,13 +50,13 @@ impl Meter {
         self.seconds = self.seconds * 0.95 + time.as_secs_f64();
     }
 
-    /// Bytes of guest memory per second.
+    /// Bytes on the wire per second.
     pub(super) fn rate(&self) -> Option<f64> {
-        (self.seconds > 0.0 && self.content > 0.0).then(|| self.content / self.seconds)
+        (self.seconds > 0.0 && self.wire > 0.0).then(|| self.wire / self.seconds)
     }
 
     /// Bytes of guest memory that a byte on the wire carries; 1 until measured.
-    fn per_wire_byte(&self) -> f64 {
+    fn packing(&self) -> f64 {
         if self.wire > 0.0 { self.content / self.wire } else { 1.0 }
     }
 }
@@ -75,6 +72,8 @@ pub(super) struct Session<'a> {
     /// Pages of which the destination may hold content: those that were sent and not zeroed since.
     pub(super) content: Bitmap,
     pub(super) buffers: Buffers,
+    /// Bytes of guest memory that a byte on the wire carried in the last round on a dirty set; 1 before, and without compression.
+    pub(super) dirty_packing: f64,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
     pub(super) protected_hints: bool,
     /// What hints did in the rounds that are over.
@@ -145,6 +144,7 @@ impl<'a> Session<'a> {
             phase: Phase::Handshake,
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(cfg.compression),
+            dirty_packing: 1.0,
             protected_hints: false,
             hinting: HintFigures::default(),
             audit: None,
@@ -230,14 +230,28 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Bytes of guest memory per second to reckon with: the cap, or what was measured, or an assumption.
+    /// Bytes on the wire per second to reckon with: the cap, or what was measured, or an assumption.
     pub(super) fn link_rate(&self) -> f64 {
-        let cap = self.cfg.bandwidth.map(|cap| cap.max(1) as f64 * self.meter.per_wire_byte());
+        let cap = self.cfg.bandwidth.map(|cap| cap.max(1) as f64);
         match (cap, self.meter.rate()) {
             (Some(cap), Some(rate)) => rate.min(cap),
             (None, Some(rate)) | (Some(rate), None) => rate,
             (None, None) => ASSUMED_RATE,
         }
+    }
+
+    /// Bytes of guest memory per second: what a hint is worth. Compressed, the link carries more than its own bytes.
+    pub(super) fn memory_rate(&self) -> f64 {
+        self.link_rate() * self.meter.packing()
+    }
+
+    /// How long this dirty set would take.
+    ///
+    /// Compressed it may take a fraction of that, and what the guest writes may compress quite unlike what it keeps. So nothing is
+    /// taken for granted until a round has sent a dirty set.
+    pub(super) fn time_for(&self, pages: u64) -> Duration {
+        let bytes = (pages * PAGE_SIZE as u64) as f64;
+        Duration::from_secs_f64(bytes / (self.link_rate() * self.dirty_packing))
     }
 
     pub(super) fn enter(&mut self, phase: Phase) {
@@ -263,7 +277,7 @@ impl<'a> Session<'a> {
         self.last_progress = Instant::now();
         let now = round.map_or_else(HintFigures::default, |round| {
             let mut so_far = round.figures();
-            so_far.reckon(self.link_rate());
+            so_far.reckon(self.memory_rate());
             so_far.hint_figures()
         });
         let mut hinting = self.hinting;
@@ -294,5 +308,22 @@ impl Drop for Session<'_> {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_meter_tells_wire_and_memory_apart() {
+        let mut meter = Meter::default();
+        assert_eq!((meter.rate(), meter.packing()), (None, 1.0));
+        meter.add(3_000_000, 1_000_000, Duration::from_secs(2));
+        assert_eq!((meter.rate(), meter.packing()), (Some(500_000.0), 3.0));
+        for _ in 0..1000 {
+            meter.add(1_000_000, 1_000_000, Duration::from_secs(1));
+        }
+        assert!((meter.packing() - 1.0).abs() < 1e-9 && meter.rate().unwrap() > 999_999.0);
     }
 }

@@ -177,6 +177,7 @@ impl Model {
         let clip = |f: u64, n: u64| f.min(self.pages)..(f + n).min(self.pages);
         match op {
             Op::Write(page) => inner.write(page, false, true),
+            Op::WriteNoise(page) => inner.write_noise(page),
             Op::WriteZero(page) => inner.write(page, true, true),
             Op::VmmWrite(page) => {
                 if inner.used[page as usize] {
@@ -324,6 +325,19 @@ impl Inner {
         self.lied[p] = false;
         if self.log_on && logged {
             self.dirty[p] = true;
+        }
+    }
+
+    fn write_noise(&mut self, page: u64) {
+        self.write(page, false, true);
+        let p = page as usize;
+        if self.ballooned[p] {
+            return;
+        }
+        let mut seed = self.stamp;
+        for word in self.data[p * PAGE_SIZE..(p + 1) * PAGE_SIZE].chunks_exact_mut(8) {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            word.copy_from_slice(&(seed ^ seed >> 29).to_le_bytes());
         }
     }
 

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 pub(super) enum Op {
     /// Uses a page and writes something new.
     Write(u64),
+    /// Uses a page and fills it with what does not compress.
+    WriteNoise(u64),
     /// Uses a page as a zero page.
     WriteZero(u64),
     /// The VMM writes into a page in use (device DMA).
@@ -35,7 +37,8 @@ pub(super) fn ops(pages: u64) -> impl Strategy<Value = Op> {
     let nr = prop_oneof![1u64..8, Just(64), Just(128), Just(200)];
     let range = (0..pages, nr).prop_map(|(f, n)| (if n >= 64 { f / 64 * 64 } else { f }, n));
     prop_oneof![
-        6 => (0..pages).prop_map(Op::Write),
+        4 => (0..pages).prop_map(Op::Write),
+        2 => (0..pages).prop_map(Op::WriteNoise),
         2 => (0..pages).prop_map(Op::WriteZero),
         2 => (0..pages).prop_map(Op::VmmWrite),
         3 => range.clone().prop_map(|(f, n)| Op::Free(f, n)),

@@ -35,7 +35,7 @@ fn again(trace: &Trace) -> String {
     if let Some(rate) = trace.bandwidth {
         command.push_str(&format!(" --bandwidth {rate}B/s"));
     }
-    if trace.compression == "lz4" {
+    if trace.compression.as_deref() == Some("lz4") {
         command.push_str(" --compression lz4");
     }
     if trace.force {

@@ -113,8 +113,8 @@ pub struct MigrateRequest {
     /// Cap on the bytes sent per second; `None` is no cap.
     #[serde(default)]
     pub bandwidth_bytes_s: Option<u64>,
-    /// Whether to compress what is sent.
-    #[serde(default)]
+    /// Whether to compress what is sent. Left out if not, so that a VMM that does not know of it yet can be asked.
+    #[serde(default, skip_serializing_if = "Compression::is_none")]
     pub compression: Compression,
     /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to the engine.
     #[serde(default)]
@@ -417,6 +417,8 @@ mod tests {
             let line = serde_json::to_string(&request).unwrap();
             assert_eq!(parse(&line).unwrap(), request, "{line}");
         }
+        let plain = serde_json::to_string(&MigrateRequest::new("tcp:b:1")).unwrap();
+        assert!(!plain.contains("compression"), "{plain}");
     }
 
     #[test]
