@@ -118,7 +118,7 @@ impl VmControl for FakeVm {
             .verify
             .then(|| json!({"equal": 262_000, "free": 144, "wrong": 0, "ms": 80, "bytes": 2 << 20}));
         Ok(json!({
-            "verify": verify,
+            "verify": verify, "compression": request.compression,
             "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6, "hinted": 7,
                         "hinted_too_late": 8, "ballooned": 9, "clean": 10, "duration_ms": 900}],
             "hinting": {"hint_bytes": 8 << 20, "hinted": 7, "saved_bytes": 28 << 10, "saved_ms": 2},
@@ -265,7 +265,8 @@ fn migrating() {
     let sent = bench.vm.last.lock().unwrap().clone().unwrap();
     assert_eq!((sent.hints, sent.downtime_limit_ms), (HintMode::On, 100));
     assert_eq!((sent.bandwidth_bytes_s, sent.compression), (Some(125_000_000), Compression::None));
-    bench.run("wherry migrate web tcp:b:9 --compression lz4");
+    let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --compression lz4");
+    assert!(out.contains("\ncompression: lz4, 78.1 MiB of memory in "), "{out}");
     assert_eq!(bench.vm.last.lock().unwrap().clone().unwrap().compression, Compression::Lz4);
     let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
     assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
