@@ -24,40 +24,50 @@ pub struct Event {
     pub what: What,
 }
 
+/// The settings of a recorded migration: its first line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Start {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Pages of guest RAM.
+    pub nr_pages: u64,
+    /// `auto`, `on` or `off`.
+    pub hints: String,
+    /// Cap in bytes per second.
+    pub bandwidth: Option<u64>,
+    /// `lz4`, or none.
+    pub compression: Option<String>,
+    /// Microseconds.
+    pub downtime_limit_us: u64,
+    /// Rounds with the guest running, at most.
+    pub max_rounds: u32,
+    /// After these the guest is paused all the same, instead of staying where it is.
+    pub force: bool,
+    /// What the engine adds to each prediction for pausing, state and hand-off.
+    pub switchover_estimate_us: u64,
+}
+
+impl Start {
+    /// Of a trace's first line.
+    ///
+    /// # Errors
+    /// If it is another event, or of another version, in words.
+    pub fn of(first: What) -> Result<Self, &'static str> {
+        match first {
+            What::Start(start) if start.version == VERSION => Ok(start),
+            What::Start(_) => Err("a trace of another version"),
+            _ => Err("a trace begins with its start event"),
+        }
+    }
+}
+
 /// What a line tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum What {
     /// The settings.
-    Start {
-        /// [`VERSION`].
-        #[serde(default)]
-        version: u32,
-        /// Pages of guest RAM.
-        #[serde(default)]
-        nr_pages: u64,
-        /// `auto`, `on` or `off`.
-        #[serde(default)]
-        hints: String,
-        /// Cap in bytes per second.
-        #[serde(default)]
-        bandwidth: Option<u64>,
-        /// `none` or `lz4`.
-        #[serde(default)]
-        compression: String,
-        /// Microseconds.
-        #[serde(default)]
-        downtime_limit_us: u64,
-        /// Rounds with the guest running, at most.
-        #[serde(default)]
-        max_rounds: u32,
-        /// After these the guest is paused all the same, instead of staying where it is.
-        #[serde(default)]
-        force: bool,
-        /// What the engine adds to each prediction for pausing, state and hand-off.
-        #[serde(default)]
-        switchover_estimate_us: u64,
-    },
+    Start(Start),
     /// A phase begins: see [`Phase`](crate::Phase).
     Phase {
         /// Its name.

@@ -53,7 +53,7 @@ fn class_name(class: usize) -> &'static str {
 }
 
 fn address(trace: &Trace, cell: usize) -> String {
-    let bytes = (cell as u64).saturating_mul(trace.cell_pages).min(trace.nr_pages).saturating_mul(PAGE);
+    let bytes = (cell as u64).saturating_mul(trace.cell_pages).min(trace.start.nr_pages).saturating_mul(PAGE);
     // Cells may be small: no rounding to tenths.
     if bytes < 1 << 30 { memory(bytes) } else { format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)) }
 }

@@ -20,7 +20,7 @@ const DEALT_WITH: [usize; 5] = [0, 1, 2, 4, 5];
 /// # Errors
 /// If the drawing library fails.
 pub fn migration_page(trace: &Trace, command: &str) -> Result<String, Error> {
-    let title = format!("Migration of a guest with {}", pages(trace.nr_pages));
+    let title = format!("Migration of a guest with {}", pages(trace.start.nr_pages));
     let mut body = String::new();
     let _ = write!(body, "<h1>{}</h1><p class=note>{}</p>", escape(&title), escape(&settings(trace)));
     body.push_str(&state(trace));
@@ -36,14 +36,14 @@ pub fn migration_page(trace: &Trace, command: &str) -> Result<String, Error> {
 }
 
 fn settings(trace: &Trace) -> String {
-    let mut parts = vec![format!("hints {}", trace.hints)];
-    parts.push(match trace.bandwidth {
+    let mut parts = vec![format!("hints {}", trace.start.hints)];
+    parts.push(match trace.start.bandwidth {
         Some(rate) => format!("at most {} a second", mb(Some(rate))),
         None => "no cap on bandwidth".into(),
     });
-    parts.extend(trace.compression.iter().map(|word| format!("compressed with {word}")));
-    parts.push(format!("downtime limit {}", time(trace.downtime_limit_us)));
-    parts.push(format!("at most {} rounds", trace.max_rounds));
+    parts.extend(trace.start.compression.iter().map(|word| format!("compressed with {word}")));
+    parts.push(format!("downtime limit {}", time(trace.start.downtime_limit_us)));
+    parts.push(format!("at most {} rounds", trace.start.max_rounds));
     parts.join(" · ")
 }
 
@@ -64,7 +64,7 @@ fn state(trace: &Trace) -> String {
 
 fn headline(trace: &Trace) -> String {
     let first = trace.rounds.get(&1).cloned().unwrap_or_default();
-    let ram = trace.nr_pages;
+    let ram = trace.start.nr_pages;
     let mut tiles = vec![
         (mb(Some(trace.total_bytes())), "on the wire".to_owned()),
         (mb(Some(first.bytes)), "of it in round one".to_owned()),
@@ -78,7 +78,7 @@ fn headline(trace: &Trace) -> String {
         pages(dealt(0) + dealt(1)),
         format!("sent in round one: {:.1} % of guest RAM", share(first.sent, ram)),
     ));
-    if trace.hints != "off" {
+    if trace.start.hints != "off" {
         let what = format!("skipped for hints: {:.1} % of guest RAM", share(first.hinted, ram));
         tiles.push((pages(first.hinted), what));
     }
@@ -148,11 +148,11 @@ fn remarks(trace: &Trace) -> String {
 fn totals(trace: &Trace) -> String {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
-        row("guest RAM", pages(trace.nr_pages)),
+        row("guest RAM", pages(trace.start.nr_pages)),
         row("all bytes", mb(Some(trace.total_bytes()))),
         row(
             "bytes of guest RAM",
-            format!("{:.1} %", share(trace.total_bytes(), trace.nr_pages.saturating_mul(4096))),
+            format!("{:.1} %", share(trace.total_bytes(), trace.start.nr_pages.saturating_mul(4096))),
         ),
         row("total time", time(total_us(trace))),
     ];

@@ -58,7 +58,7 @@ pub fn timeline(trace: &Trace) -> Result<String, Error> {
     if panels.iter().any(|p| p.limit.is_some()) {
         caption.push_str("The level line is the cap on the link. ");
     }
-    if trace.hints == "off" {
+    if trace.start.hints == "off" {
         caption.push_str("No hints were asked for. ");
     } else if trace.asked && trace.hinted.is_empty() {
         caption.push_str("No hint came. ");
@@ -143,7 +143,7 @@ fn panels(trace: &Trace) -> Vec<Panel> {
         colour: SENT,
         points: bandwidth(trace),
         area: true,
-        limit: trace.bandwidth.map(|rate| tame(rate as f64 / 1e6)),
+        limit: trace.start.bandwidth.map(|rate| tame(rate as f64 / 1e6)),
     }];
     let mib = |pages: u64| tame(pages as f64 * PAGE as f64 / f64::from(1 << 20));
     if !trace.dirty.is_empty() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 
 use serde_json::Value;
-use wherry_migration::trace::{Event, FATES, MAX_CELLS, VERSION, What};
+use wherry_migration::trace::{Event, FATES, MAX_CELLS, Start, What};
 
 use crate::Error;
 
@@ -29,20 +29,8 @@ pub type Fates = [u64; FATES.len()];
 /// A migration as its trace tells it. Times are microseconds since it began, counts are pages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
-    /// Pages of guest RAM.
-    pub nr_pages: u64,
-    /// `--hints`
-    pub hints: String,
-    /// `--bandwidth` in bytes a second.
-    pub bandwidth: Option<u64>,
-    /// `--compression`, if there was any.
-    pub compression: Option<String>,
-    /// `--downtime-limit`
-    pub downtime_limit_us: u64,
-    /// `--max-rounds`
-    pub max_rounds: u32,
-    /// Whether that was asked for.
-    pub force: bool,
+    /// Its settings.
+    pub start: Start,
     /// Time of the last event.
     pub end_us: u64,
     /// When each phase began.
@@ -195,32 +183,9 @@ impl Trace {
     }
 
     fn start(&mut self, event: Event) -> Result<(), Error> {
-        let What::Start {
-            version,
-            nr_pages,
-            hints,
-            bandwidth,
-            compression,
-            downtime_limit_us,
-            max_rounds,
-            force,
-            ..
-        } = event.what
-        else {
-            return Err(Error::NoTrace("its first line is not the event `start`".into()));
-        };
-        if version != VERSION {
-            return Err(Error::NoTrace(format!(
-                "its format is version {version}, and this is for {VERSION}"
-            )));
-        }
-        self.nr_pages = nr_pages;
-        self.hints = cut(hints);
-        // Older traces do not say.
-        self.compression = Some(cut(compression)).filter(|word| !["", "none"].contains(&word.as_str()));
-        self.force = force;
-        (self.bandwidth, self.downtime_limit_us, self.max_rounds) =
-            (bandwidth, downtime_limit_us, max_rounds);
+        self.start = Start::of(event.what).map_err(|why| Error::NoTrace(why.into()))?;
+        self.start.hints = cut(std::mem::take(&mut self.start.hints));
+        self.start.compression = self.start.compression.take().map(cut);
         Ok(())
     }
 

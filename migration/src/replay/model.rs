@@ -90,11 +90,11 @@ impl Replay {
     /// The settings that it was recorded with. Hints are on if the guest was asked for any.
     pub fn settings(&self) -> Settings {
         Settings {
-            bandwidth: self.trace.bandwidth,
-            downtime_limit_us: self.trace.downtime_limit_us,
+            bandwidth: self.trace.start.bandwidth,
+            downtime_limit_us: self.trace.start.downtime_limit_us,
             hints: self.has_hints(),
-            max_rounds: self.trace.max_rounds,
-            force: self.trace.force,
+            max_rounds: self.trace.start.max_rounds,
+            force: self.trace.start.force,
         }
     }
 
@@ -130,7 +130,7 @@ impl Replay {
     pub fn notes(&self, settings: &Settings) -> Vec<String> {
         let mut notes = Vec::new();
         let trace = &self.trace;
-        if let (Some(old), Some(new)) = (trace.bandwidth, settings.bandwidth)
+        if let (Some(old), Some(new)) = (trace.start.bandwidth, settings.bandwidth)
             && new > old
         {
             notes
@@ -139,7 +139,7 @@ impl Replay {
         if !settings.hints && self.has_hints() {
             notes.push("hints off: all that was skipped for hints counts as content".into());
         }
-        if !settings.hints && self.has_hints() && trace.compressed {
+        if !settings.hints && self.has_hints() && trace.start.compression.is_some() {
             notes.push("hints off: it is taken to compress like the rest, which may be far from true".into());
         }
         if trace.lost > 0 {
@@ -306,13 +306,13 @@ impl Link {
         let asking_s = (was - is * scale).max(0.0);
         let (byte_s, zero_s) = (byte_s * scale, zero_s * scale);
         // Nothing was sent: the cap, or as fast as the engine assumes.
-        let fallback = 1.0 / trace.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
+        let fallback = 1.0 / trace.start.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
         let byte_s = if byte_s > 0.0 { byte_s.clamp(1e-12, 1e3) } else { fallback };
         let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
         let (page_bytes, later_page_bytes, zero_bytes) = wire_costs(trace);
         let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
         Self { page_bytes, later_page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }
-            .capped(trace.bandwidth)
+            .capped(trace.start.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {
@@ -344,7 +344,7 @@ impl Link {
 
     /// Bytes of guest memory that a byte on the wire is taken to carry, which is 1 where nothing is compressed.
     pub(super) fn packing(&self, trace: &Trace) -> f64 {
-        if trace.compressed { PAGE / self.page_bytes } else { 1.0 }
+        if trace.start.compression.is_some() { PAGE / self.page_bytes } else { 1.0 }
     }
 
     /// Seconds for these pages.
@@ -360,7 +360,7 @@ fn wire_costs(trace: &Trace) -> (f64, f64, f64) {
         let before = round.slices.first().map_or(0, |slice| slice.sent);
         last(round).0.saturating_sub(before) as f64
     };
-    let least = if trace.compressed { 1.0 } else { PAGE };
+    let least = if trace.start.compression.is_some() { 1.0 } else { PAGE };
     let price = |bytes: f64, sent: f64| (bytes / sent).clamp(least, 2.0 * PAGE);
     let page = match trace.rounds.first() {
         Some(one) if sent(one) > 0.0 => price(bytes(one) as f64, sent(one)),
@@ -368,7 +368,7 @@ fn wire_costs(trace: &Trace) -> (f64, f64, f64) {
     };
     let later = || trace.rounds.iter().skip(1);
     let (all, pages): (f64, f64) = (later().map(|r| bytes(r) as f64).sum(), later().map(sent).sum());
-    if trace.compressed {
+    if trace.start.compression.is_some() {
         // Zero pages cost little beside what is not known about the others.
         return (page, if pages >= ENOUGH { price(all, pages) } else { page }, 0.0);
     }

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::trace::{Event, FATES, MAX_CELLS, VERSION, What};
+use crate::trace::{Event, FATES, MAX_CELLS, Start, What};
 
 /// Longest line in bytes: a map of 4096 cells in a guest of 16 TiB has a tenth of it.
 pub const MAX_LINE: u64 = 4 << 20;
@@ -109,15 +109,7 @@ pub struct Downtime {
 /// A trace as far as a replay needs it.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    /// Pages of guest RAM.
-    pub nr_pages: u64,
-    pub(super) hints_word: String,
-    pub(super) bandwidth: Option<u64>,
-    pub(super) compressed: bool,
-    pub(super) downtime_limit_us: u64,
-    pub(super) max_rounds: u32,
-    pub(super) force: bool,
-    pub(super) switchover_estimate_us: u64,
+    pub(super) start: Start,
     pub(super) rounds: Vec<Round>,
     pub(super) hints: Vec<Hint>,
     /// Ids of round one: when, and whether in the protected way.
@@ -180,41 +172,24 @@ impl Trace {
     }
 
     fn start(&mut self, what: What) -> Result<(), &'static str> {
-        let What::Start {
-            version,
-            nr_pages,
-            hints,
-            bandwidth,
-            compression,
-            downtime_limit_us,
-            max_rounds,
-            force,
-            switchover_estimate_us,
-        } = what
-        else {
-            return Err("a trace begins with its start event");
-        };
-        if version != VERSION {
-            return Err("a trace of another version");
-        }
-        if nr_pages == 0 || nr_pages > MAX_PAGES {
+        let mut start = Start::of(what)?;
+        if start.nr_pages == 0 || start.nr_pages > MAX_PAGES {
             return Err("not a size of guest RAM");
         }
-        (self.nr_pages, self.hints_word, self.bandwidth) = (nr_pages, hints, bandwidth.filter(|&b| b > 0));
-        // Older traces do not say.
-        self.compressed = !["", "none"].contains(&compression.as_str());
-        (self.max_rounds, self.force) = (max_rounds.max(1), force);
-        self.downtime_limit_us = downtime_limit_us.min(MAX_TIME_US);
-        self.switchover_estimate_us = switchover_estimate_us.min(MAX_TIME_US);
+        start.bandwidth = start.bandwidth.filter(|&b| b > 0);
+        start.max_rounds = start.max_rounds.max(1);
+        start.downtime_limit_us = start.downtime_limit_us.min(MAX_TIME_US);
+        start.switchover_estimate_us = start.switchover_estimate_us.min(MAX_TIME_US);
+        self.start = start;
         Ok(())
     }
 
     fn go_on(&mut self, t_us: u64, what: What) -> Result<(), &'static str> {
         match what {
-            What::Start { .. } => return Err("a second start"),
+            What::Start(_) => return Err("a second start"),
             What::Round { round, to_send, hole, ballooned, clean } => {
                 let sum = [hole, ballooned, clean].iter().try_fold(to_send, |sum, &n| sum.checked_add(n));
-                if sum != Some(self.nr_pages) {
+                if sum != Some(self.start.nr_pages) {
                     return Err("the classes of the round do not sum up to guest RAM");
                 }
                 if round as usize != self.rounds.len() + 1 || self.rounds.len() == MAX_ROUNDS {
@@ -268,7 +243,7 @@ impl Trace {
     }
 
     fn check(&self, pages: u64) -> Result<(), &'static str> {
-        if pages > self.nr_pages { Err("more pages than guest RAM has") } else { Ok(()) }
+        if pages > self.start.nr_pages { Err("more pages than guest RAM has") } else { Ok(()) }
     }
 
     fn round(&mut self, number: u32) -> Result<&mut Round, &'static str> {
@@ -284,12 +259,12 @@ impl Trace {
     fn hint(&mut self, t_us: u64, ranges: &[(u64, u64)]) -> Result<(), &'static str> {
         for &(first, nr) in ranges {
             // Guests may hint what they like: only what lies in RAM counts.
-            let nr = nr.min(self.nr_pages.saturating_sub(first));
+            let nr = nr.min(self.start.nr_pages.saturating_sub(first));
             if nr == 0 {
                 continue;
             }
             self.named = self.named.saturating_add(nr);
-            if self.named / MAX_NAMED > self.nr_pages || self.hints.len() == MAX_HINTS {
+            if self.named / MAX_NAMED > self.start.nr_pages || self.hints.len() == MAX_HINTS {
                 return Err("too many hints");
             }
             self.hints.push(Hint { t_us, first, nr });
@@ -301,7 +276,7 @@ impl Trace {
         if cell_pages == 0 || fates.len() as u64 > MAX_CELLS {
             return Err("not a map");
         }
-        if self.nr_pages.div_ceil(cell_pages) != fates.len() as u64 {
+        if self.start.nr_pages.div_ceil(cell_pages) != fates.len() as u64 {
             return Err("the map has not the size of guest RAM");
         }
         for cell in &fates {
@@ -323,9 +298,9 @@ impl Trace {
         };
         if self.cells.fates.is_empty() {
             // Without a map all of RAM is one cell.
-            let left = self.nr_pages.saturating_sub(last.sent + last.zero + last.hinted);
+            let left = self.start.nr_pages.saturating_sub(last.sent + last.zero + last.hinted);
             let fates = vec![[last.sent, 0, last.zero, left, last.hinted, 0, 0, 0]];
-            self.cells = Cells { cell_pages: self.nr_pages, fates };
+            self.cells = Cells { cell_pages: self.start.nr_pages, fates };
         }
         Ok(self)
     }

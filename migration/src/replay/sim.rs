@@ -31,7 +31,7 @@ struct RoundOne {
 impl Replay {
     /// The migration under these settings.
     pub fn simulate(&self, settings: &Settings) -> Outcome {
-        let link = self.link.under(self.trace.bandwidth, settings.bandwidth);
+        let link = self.link.under(self.trace.start.bandwidth, settings.bandwidth);
         let hints = settings.hints && self.has_hints();
         let one = self.round_one(hints, &link);
         let round_one_bytes = one.sent * link.page_bytes;
@@ -42,7 +42,7 @@ impl Replay {
         let mut rounds = 1;
         let limit = seconds(settings.downtime_limit_us);
         let converged = loop {
-            if dirty.pages() * PAGE / (link.rate * packing) + seconds(self.trace.switchover_estimate_us)
+            if dirty.pages() * PAGE / (link.rate * packing) + seconds(self.trace.start.switchover_estimate_us)
                 <= limit
             {
                 break true;
@@ -164,7 +164,7 @@ impl Replay {
     }
 
     fn at_most_all(&self, pages: f64) -> f64 {
-        pages.clamp(0.0, self.trace.nr_pages as f64)
+        pages.clamp(0.0, self.trace.start.nr_pages as f64)
     }
 
     /// Pages that are dirty after a later round (by index) in which they were watched for so long.
@@ -233,7 +233,7 @@ impl Replay {
     /// up for a short rest; and seconds that are neither downtime nor a round.
     fn fixed_ending(&self) -> (f64, f64, f64) {
         let (Some(ending), Some(paused)) = (&self.trace.ending, self.paused()) else {
-            return (seconds(self.trace.switchover_estimate_us), 0.0, 0.0);
+            return (seconds(self.trace.start.switchover_estimate_us), 0.0, 0.0);
         };
         let (mut sending, mut credit) = (0.0, 0.0);
         if let (Some(first), Some(last)) = (paused.slices.first(), paused.slices.last()) {

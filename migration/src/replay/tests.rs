@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::growth::Growth;
 use super::*;
-use crate::trace::{Event, What};
+use crate::trace::{Event, Start, What};
 
 const PAGES: u64 = 1 << 18;
 const WIRE: f64 = 4100.0;
@@ -67,17 +67,17 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let to_send = sent + guest.zero + free;
     out.tell(
         0.0,
-        What::Start {
+        What::Start(Start {
             version: 1,
             nr_pages: PAGES,
             hints: if guest.hints { "on" } else { "off" }.into(),
             bandwidth: Some(guest.link as u64),
-            compression: if compressed { "lz4" } else { "none" }.into(),
+            compression: compressed.then(|| "lz4".into()),
             downtime_limit_us: guest.limit_ms * 1000,
             max_rounds: 30,
             force: false,
             switchover_estimate_us: 10_000,
-        },
+        }),
     );
     let begin = 0.2;
     out.tell(begin, What::Round { round: 1, to_send, hole: PAGES - to_send, ballooned: 0, clean: 0 });

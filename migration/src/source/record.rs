@@ -15,7 +15,7 @@ use crate::error::{Error, Phase};
 use crate::hints::{HintMode, HintPolicy};
 use crate::report::Report;
 use crate::round::{Plan, Round, micros};
-use crate::trace::{Event, FATES, MAX_CELLS, Recorder, VERSION, What};
+use crate::trace::{Event, FATES, MAX_CELLS, Recorder, Start, VERSION, What};
 use crate::traits::{DirtyLog, HintSink, HintSource, SourceVm};
 
 use super::session::Session;
@@ -135,17 +135,17 @@ impl<'a> Record<'a> {
             HintPolicy::On => "on",
             HintPolicy::Off => "off",
         };
-        tape.tell(What::Start {
+        tape.tell(What::Start(Start {
             version: VERSION,
             nr_pages,
             hints: hints.into(),
             bandwidth: cfg.bandwidth,
-            compression: cfg.compression.word().into(),
+            compression: (!cfg.compression.is_none()).then(|| cfg.compression.word().into()),
             downtime_limit_us: micros(cfg.downtime_limit),
             max_rounds: cfg.max_rounds,
             force: cfg.on_timeout == OnTimeout::Force,
             switchover_estimate_us: micros(cfg.switchover_estimate),
-        });
+        }));
         (Self(Some(tape)), Some(recorded))
     }
 

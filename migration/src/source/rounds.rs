@@ -15,7 +15,6 @@ use crate::round::{Plan, Round, millis};
 use crate::traits::{HintSource, PAGE_SIZE};
 use crate::wire::{Kind, RoundStart};
 
-use super::Compression;
 use super::epoch::Epoch;
 use super::session::Session;
 
@@ -116,7 +115,7 @@ pub(super) fn next_round(
         _ => None,
     };
     let next = run(session, &round, epoch, None, report)?;
-    if session.cfg.compression != Compression::None
+    if !session.cfg.compression.is_none()
         && let Some(done) = report.rounds.last().filter(|done| done.sent >= ENOUGH_TO_TELL)
     {
         session.dirty_packing = (done.sent * PAGE_SIZE as u64) as f64 / done.bytes.max(1) as f64;

@@ -10,7 +10,7 @@ use super::model::{Model, Trigger};
 use super::mutations::PAGES;
 use super::ops::{Op, ops};
 use super::oracle::{config, hinting, pair};
-use crate::trace::{Event, FATES, Recorder, What};
+use crate::trace::{Event, FATES, Recorder, Start, What};
 use crate::*;
 
 #[derive(Default)]
@@ -81,7 +81,7 @@ fn events_agree_with_the_report() {
             let (report, events) = traced(&model, &cfg);
             let report = report.unwrap();
             assert!(events.is_sorted_by_key(|e| e.t_us), "{events:#?}");
-            assert!(matches!(&events[0].what, What::Start { version: 1, nr_pages: PAGES, .. }));
+            assert!(matches!(&events[0].what, What::Start(Start { version: 1, nr_pages: PAGES, .. })));
             let Some(What::End { report: told }) = events.last().map(|e| &e.what) else { panic!() };
             assert_eq!(told["total_bytes"], report.total_bytes);
             // These guests hint while an id is being published: their hints stand after the line that says so.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wherry_migration::Compression;
-use wherry_migration::trace::{Event, What};
+use wherry_migration::trace::{Event, Start, What};
 use wherry_vmm::control::*;
 
 use super::*;
@@ -329,15 +329,15 @@ fn wrong_usage_is_code_2_also_as_json() {
 }
 
 fn start() -> What {
-    What::Start {
+    What::Start(Start {
         version: wherry_migration::trace::VERSION,
         nr_pages: 4096,
         hints: "on".into(),
         bandwidth: Some(5_000_000),
-        compression: "lz4".into(),
+        compression: Some("lz4".into()),
         downtime_limit_us: 200_000,
         max_rounds: 7,
         force: true,
         switchover_estimate_us: 0,
-    }
+    })
 }

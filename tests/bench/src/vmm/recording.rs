@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use wherry_migration::trace::{Event, VERSION, What};
+use wherry_migration::trace::{Event, Start, VERSION, What};
 
 use super::Migration;
 use crate::entry::Figures;
@@ -19,17 +19,17 @@ impl Recording {
     /// Begins with the migration.
     pub fn new(migration: &Migration, nr_pages: u64) -> Self {
         let case = migration.case;
-        let what = What::Start {
+        let what = What::Start(Start {
             version: VERSION,
             nr_pages,
             hints: case.hints.word().into(),
             bandwidth: case.link_rate().unwrap_or_default(),
-            compression: case.compression.word().into(),
+            compression: None,
             downtime_limit_us: case.downtime_limit_ms.saturating_mul(1000),
             max_rounds: 0,
             force: false,
             switchover_estimate_us: 0,
-        };
+        });
         Self { start: Instant::now(), events: vec![Event { t_us: 0, what }], round: 0 }
     }
 
@@ -98,7 +98,7 @@ mod tests {
             Figures { total_bytes: Some(6100), downtime_ms: Some(2.5), per_round, ..Figures::default() };
         let trace = wherry_report::Trace::read(recording.finish(&figures).as_bytes()).unwrap();
         assert_eq!(
-            (trace.total_bytes(), trace.bandwidth, trace.hints.as_str()),
+            (trace.total_bytes(), trace.start.bandwidth, trace.start.hints.as_str()),
             (6100, Some(125_000_000), "on")
         );
         assert_eq!(trace.rounds.values().map(|r| r.bytes).collect::<Vec<_>>(), [5500, 1000]);
