@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::transport::TransportError;
 use crate::verify::WrongPages;
 use crate::wire::WireError;
 
@@ -123,6 +124,9 @@ pub enum Error {
     /// What the peer sent is not valid.
     #[error("invalid data from the peer")]
     Wire(#[source] WireError),
+    /// A further connection could not be had.
+    #[error("no further connection")]
+    Stream(#[source] TransportError),
     /// The connection failed.
     #[error("connection failed")]
     Connection(#[source] io::Error),

@@ -5,8 +5,8 @@
 //! told to stop, or when nothing has moved for the stall time.
 
 use std::io::{ErrorKind, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -42,12 +42,15 @@ fn is_tick(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
+/// A bandwidth cap, which the connections of one migration share.
+pub type Cap = Arc<Mutex<Throttle>>;
+
 /// The sending direction.
 pub struct FrameWriter {
     out: Box<dyn WriteHalf>,
     seq: u64,
     bytes: u64,
-    throttle: Option<Throttle>,
+    throttle: Option<Cap>,
     stall: Duration,
     interrupt: Interrupt,
     last: Instant,
@@ -56,23 +59,14 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Writes to `out`, at most `bandwidth` bytes per second; a peer that takes nothing for `stall` is given up.
+    /// Writes to `out`, as fast as the cap allows; a peer that takes nothing for `stall` is given up.
     pub fn new(
         out: Box<dyn WriteHalf>,
-        bandwidth: Option<u64>,
+        throttle: Option<Cap>,
         stall: Duration,
         interrupt: Interrupt,
     ) -> Self {
-        Self {
-            out,
-            seq: 0,
-            bytes: 0,
-            throttle: bandwidth.map(Throttle::new),
-            stall,
-            interrupt,
-            last: Instant::now(),
-            broken: false,
-        }
+        Self { out, seq: 0, bytes: 0, throttle, stall, interrupt, last: Instant::now(), broken: false }
     }
 
     /// Bytes on the wire so far, headers included.
@@ -142,9 +136,12 @@ impl FrameWriter {
         while !rest.is_empty() {
             self.interrupt.check()?;
             let mut piece = rest;
-            if let Some(throttle) = &mut self.throttle {
-                piece = rest.get(..throttle.piece()).unwrap_or(rest);
-                let wait = throttle.charge(piece.len(), Instant::now());
+            if let Some(throttle) = &self.throttle {
+                let wait = {
+                    let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
+                    piece = rest.get(..throttle.piece()).unwrap_or(rest);
+                    throttle.charge(piece.len(), Instant::now())
+                };
                 if !wait.is_zero() {
                     self.wait(wait)?;
                     moved = Instant::now();

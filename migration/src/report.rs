@@ -175,6 +175,8 @@ pub struct Report {
     pub pages_per_second: f64,
     /// Whether content was compressed. If so a page that was sent may have taken less than its 4096 bytes.
     pub compression: Compression,
+    /// Connections that carried memory.
+    pub streams: u32,
     /// Why hints were used or not, in words.
     pub hints: String,
     /// The comparison of both sides' memory, if it was asked for.

@@ -38,6 +38,8 @@ pub struct Start {
     pub bandwidth: Option<u64>,
     /// `lz4`, or none.
     pub compression: Option<String>,
+    /// Connections that carry memory; 0, of traces that do not say, is 1.
+    pub streams: u32,
     /// Microseconds.
     pub downtime_limit_us: u64,
     /// Rounds with the guest running, at most.
@@ -142,6 +144,12 @@ pub enum What {
         /// Microseconds held back for hints in this round.
         #[serde(default)]
         held_us: u64,
+        /// Microseconds since the migration began that went into claiming, protecting and reading pages.
+        #[serde(default)]
+        reading_us: u64,
+        /// The same for compressing, checksumming and writing them, of all connections together.
+        #[serde(default)]
+        sending_us: u64,
     },
     /// The dirty log was looked at, not consumed: distinct pages written since they were last protected, as far as KVM's own log
     /// has them. In round one only pages that are protected already count, which are `protected` pages.

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -35,10 +36,40 @@ pub trait WriteHalf: Write + Send {
     fn shutdown(&self);
 }
 
+/// The two halves of a connection.
+pub type Halves = (Box<dyn Read + Send>, Box<dyn WriteHalf>);
+
 /// A connection that has not begun.
 pub trait Transport: Send {
     /// Splits it into the two halves, which keep to the module's contract.
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)>;
+    fn split(self: Box<Self>) -> io::Result<Halves>;
+
+    /// Where further connections between the same two ends come from, if they can be had.
+    fn more(&self) -> Option<Box<dyn More>> {
+        None
+    }
+}
+
+/// Further connections: the source opens them, the destination accepts them.
+pub trait More: Send {
+    /// The next one. Waits for `timeout` at most.
+    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError>;
+}
+
+/// A connection, and where more of them come from.
+struct Opened<M> {
+    stream: Box<dyn Transport>,
+    more: M,
+}
+
+impl<M: More + Clone + 'static> Transport for Opened<M> {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
+        self.stream.split()
+    }
+
+    fn more(&self) -> Option<Box<dyn More>> {
+        Some(Box::new(self.more.clone()))
+    }
 }
 
 impl WriteHalf for UnixStream {
@@ -54,7 +85,7 @@ impl WriteHalf for TcpStream {
 }
 
 impl Transport for UnixStream {
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)> {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
         self.set_nonblocking(false)?;
         self.set_read_timeout(Some(TICK))?;
         self.set_write_timeout(Some(TICK))?;
@@ -63,7 +94,7 @@ impl Transport for UnixStream {
 }
 
 impl Transport for TcpStream {
-    fn split(self: Box<Self>) -> io::Result<(Box<dyn Read + Send>, Box<dyn WriteHalf>)> {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
         self.set_nonblocking(false)?;
         // Frames are written whole; waiting to fill a segment would only lengthen the downtime.
         self.set_nodelay(true)?;
@@ -90,6 +121,12 @@ pub enum TransportError {
     /// The name has no address.
     #[error("cannot resolve {0}")]
     Resolve(Endpoint, #[source] io::Error),
+    /// More connections were asked for than this kind of connection can have.
+    #[error("this connection cannot have further ones beside it")]
+    Single,
+    /// Nobody connected in this time.
+    #[error("no connection in {} ms", .0.as_millis())]
+    TimedOut(Duration),
     /// Could not connect.
     #[error("cannot connect to {0}")]
     Connect(Endpoint, #[source] io::Error),
@@ -142,6 +179,19 @@ impl FromStr for Endpoint {
 
 /// Connects to a listening destination, waiting up to `timeout` for each of its addresses.
 pub fn connect(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+    Ok(Box::new(Opened { stream: dial(to, timeout)?, more: Dial(to.clone()) }))
+}
+
+#[derive(Clone)]
+struct Dial(Endpoint);
+
+impl More for Dial {
+    fn next(&self, _: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+        dial(&self.0, timeout)
+    }
+}
+
+fn dial(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
     let failed = |e| TransportError::Connect(to.clone(), e);
     match to {
         Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).map_err(failed)?)),
@@ -164,8 +214,9 @@ enum Socket {
     Unix(UnixListener, PathBuf),
 }
 
-/// Waits for a source. A Unix socket's file is removed when the listener is dropped.
-pub struct Listener(Socket);
+/// Waits for a source. A Unix socket's file is removed when the listener and the connections that have not begun are dropped.
+#[derive(Clone)]
+pub struct Listener(Arc<Socket>);
 
 impl Listener {
     /// Listens. A Unix socket file that nobody listens on any more is replaced.
@@ -193,12 +244,12 @@ impl Listener {
                 Socket::Unix(listener, path.clone())
             }
         };
-        Ok(Self(socket))
+        Ok(Self(Arc::new(socket)))
     }
 
     /// Where it listens: for `tcp:HOST:0` the port that was chosen.
     pub fn endpoint(&self) -> io::Result<Endpoint> {
-        Ok(match &self.0 {
+        Ok(match &*self.0 {
             Socket::Tcp(listener) => Endpoint::Tcp(listener.local_addr()?.to_string()),
             Socket::Unix(_, path) => Endpoint::Unix(path.clone()),
         })
@@ -206,14 +257,28 @@ impl Listener {
 
     /// Waits for one source.
     pub fn accept(&self, cancel: &CancelToken) -> Result<Box<dyn Transport>, TransportError> {
+        Ok(Box::new(Opened { stream: self.accept_within(cancel, Duration::MAX)?, more: self.clone() }))
+    }
+
+    fn accept_within(
+        &self,
+        cancel: &CancelToken,
+        timeout: Duration,
+    ) -> Result<Box<dyn Transport>, TransportError> {
+        let began = Instant::now();
         while !cancel.is_cancelled() {
-            let accepted: io::Result<Box<dyn Transport>> = match &self.0 {
+            let accepted: io::Result<Box<dyn Transport>> = match &*self.0 {
                 Socket::Tcp(listener) => listener.accept().map(|(s, _)| Box::new(s) as _),
                 Socket::Unix(listener, _) => listener.accept().map(|(s, _)| Box::new(s) as _),
             };
             match accepted {
                 Ok(stream) => return Ok(stream),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => cancel.sleep(TICK / 4),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if began.elapsed() >= timeout {
+                        return Err(TransportError::TimedOut(timeout));
+                    }
+                    cancel.sleep(TICK / 4);
+                }
                 Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                 Err(e) => {
                     let at = self.endpoint().unwrap_or(Endpoint::Tcp(String::new()));
@@ -225,9 +290,15 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl More for Listener {
+    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+        self.accept_within(cancel, timeout)
+    }
+}
+
+impl Drop for Socket {
     fn drop(&mut self) {
-        if let Socket::Unix(_, path) = &self.0 {
+        if let Socket::Unix(_, path) = self {
             let _ = fs::remove_file(path);
         }
     }

@@ -42,6 +42,9 @@ fn settings(trace: &Trace) -> String {
         None => "no cap on bandwidth".into(),
     });
     parts.extend(trace.start.compression.iter().map(|word| format!("compressed with {word}")));
+    if trace.start.streams > 1 {
+        parts.push(format!("{} connections", trace.start.streams));
+    }
     parts.push(format!("downtime limit {}", time(trace.start.downtime_limit_us)));
     parts.push(format!("at most {} rounds", trace.start.max_rounds));
     parts.join(" · ")

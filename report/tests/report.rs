@@ -15,6 +15,7 @@ fn start() -> What {
         hints: "on".into(),
         bandwidth: Some(125_000_000),
         compression: None,
+        streams: 1,
         downtime_limit_us: 300_000,
         max_rounds: 30,
         force: false,
@@ -44,6 +45,8 @@ fn example() -> Vec<Event> {
                 remaining: 200_000 - n,
                 rate: 120_000_000,
                 held_us: step.min(5) * 40_000,
+                reading_us: step * 10_000,
+                sending_us: step * 30_000,
             },
         );
         at(50 * step, What::Dirty { round: 1, pages: step * 50, protected: n });
@@ -76,7 +79,18 @@ fn example() -> Vec<Event> {
 }
 
 fn slice(round: u32, bytes: u64) -> What {
-    What::Slice { round, bytes, sent: 900, zero: 400, hinted: 0, remaining: 0, rate: 1, held_us: 0 }
+    What::Slice {
+        round,
+        bytes,
+        sent: 900,
+        zero: 400,
+        hinted: 0,
+        remaining: 0,
+        rate: 1,
+        held_us: 0,
+        reading_us: 0,
+        sending_us: 0,
+    }
 }
 
 fn text(events: &[Event]) -> String {
@@ -233,7 +247,9 @@ fn any_event() -> impl Strategy<Value = Event> {
             hinted: sent,
             remaining: bytes,
             rate: sent,
-            held_us
+            held_us,
+            reading_us: sent,
+            sending_us: bytes
         }),
         (number(), number())
             .prop_map(|(first, len)| What::Hints { ranges: vec![(first, len), (len, first)], dropped: 0 }),

@@ -66,7 +66,8 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
         // Two opinions: the guest's own check at every turn, and both sides' digests at every other.
         let verify = turn.is_multiple_of(2);
         let compression = if turn % 4 < 2 { "lz4" } else { "none" };
-        let mut args = vec!["--hints", hints, "--compression", compression];
+        let streams = if turn % 8 < 4 { "1" } else { "3" };
+        let mut args = vec!["--hints", hints, "--compression", compression, "--streams", streams];
         args.extend(verify.then_some("--verify"));
         let (next, report) = hop(&env, &mut guest, &format!("hop{turn}"), &args)?;
         assert_eq!(report["verify"]["wrong"].as_u64(), verify.then_some(0), "{report:#}");

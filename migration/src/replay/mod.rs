@@ -34,6 +34,8 @@ pub use read::{ReadError, Trace};
 pub struct Settings {
     /// Cap in bytes per second.
     pub bandwidth: Option<u64>,
+    /// Connections that carry memory, from 1.
+    pub streams: u32,
     /// Microseconds.
     pub downtime_limit_us: u64,
     /// Whether hints are used. False counts what they named as content.

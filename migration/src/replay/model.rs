@@ -3,6 +3,8 @@
 use crate::traits::PAGE_SIZE;
 
 use super::growth::{Exposure, Growth, Seen, least_squares};
+use crate::trace::Start;
+
 use super::read::{Round, Slice, Trace};
 use super::{Outcome, Settings};
 
@@ -62,6 +64,27 @@ pub(super) struct Link {
     pub meter: f64,
     /// The rate that the engine reckons with, in bytes per second.
     pub rate: f64,
+    /// What a wire byte costs the hosts; `None` if the trace does not say, or the cap was what limited it.
+    pub work: Option<Work>,
+}
+
+/// Seconds of work for a wire byte.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work {
+    /// On the one thread that reads guest memory.
+    reading: f64,
+    /// On the threads of all connections together.
+    sending: f64,
+}
+
+impl Work {
+    /// Seconds for a byte with so many connections: one sends what it has read, several send while it is read.
+    fn byte_s(self, streams: u32) -> f64 {
+        match streams {
+            0 | 1 => self.reading + self.sending,
+            _ => self.reading.max(self.sending / f64::from(streams)),
+        }
+    }
 }
 
 pub(super) fn seconds(us: u64) -> f64 {
@@ -91,6 +114,7 @@ impl Replay {
     pub fn settings(&self) -> Settings {
         Settings {
             bandwidth: self.trace.start.bandwidth,
+            streams: self.trace.start.streams,
             downtime_limit_us: self.trace.start.downtime_limit_us,
             hints: self.has_hints(),
             max_rounds: self.trace.start.max_rounds,
@@ -135,6 +159,15 @@ impl Replay {
         {
             notes
                 .push("recorded over a slower link: whether these hosts can send faster is not in it".into());
+        }
+        if settings.streams != trace.start.streams {
+            notes.push(match self.link.work {
+                None => "the trace does not say what sending cost: more or fewer connections change nothing here".into(),
+                Some(_) => {
+                    "connections: the network and both hosts are taken to have room for more; --bandwidth says how much"
+                        .into()
+                }
+            });
         }
         if !settings.hints && self.has_hints() {
             notes.push("hints off: all that was skipped for hints counts as content".into());
@@ -311,7 +344,8 @@ impl Link {
         let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
         let (page_bytes, later_page_bytes, zero_bytes) = wire_costs(trace);
         let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
-        Self { page_bytes, later_page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0 }
+        let work = work(trace, zero_s).filter(|_| !limited(byte_s, trace.start.bandwidth));
+        Self { page_bytes, later_page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0, work }
             .capped(trace.start.bandwidth)
     }
 
@@ -321,20 +355,25 @@ impl Link {
         self
     }
 
-    /// The same under another cap.
-    pub(super) fn under(&self, recorded: Option<u64>, cap: Option<u64>) -> Self {
+    /// The same with other connections and another cap.
+    pub(super) fn under(&self, recorded: &Start, settings: &Settings) -> Self {
         let mut link = *self;
-        if recorded != cap {
-            let own = recorded.map_or(0.0, |cap| 1.0 / cap.max(1) as f64);
-            let new = cap.map_or(0.0, |cap| 1.0 / cap.max(1) as f64);
-            link.byte_s = if own > 0.0 && new > 0.0 && self.byte_s <= own * 1.15 {
-                // The cap was what limited it: so will the other.
-                self.byte_s * new / own
-            } else {
-                self.byte_s.max(new)
-            };
+        if let Some(work) = self.work {
+            let (was, is) = (work.byte_s(recorded.streams), work.byte_s(settings.streams));
+            link.byte_s *= if was > 0.0 { is / was } else { 1.0 };
         }
-        link.capped(cap)
+        let new = settings.bandwidth.map_or(0.0, |cap| 1.0 / cap.max(1) as f64);
+        link.byte_s = match recorded.bandwidth {
+            // The cap was what limited it: so will the other.
+            Some(own) if settings.bandwidth.is_some() && limited(self.byte_s, recorded.bandwidth) => {
+                self.byte_s * new * own.max(1) as f64
+            }
+            _ if recorded.bandwidth == settings.bandwidth && recorded.streams == settings.streams => {
+                link.byte_s
+            }
+            _ => link.byte_s.max(new),
+        };
+        link.capped(settings.bandwidth)
     }
 
     /// For later rounds.
@@ -351,6 +390,22 @@ impl Link {
     pub(super) fn time(&self, content: f64, zero: f64) -> f64 {
         content * self.page_bytes * self.byte_s + zero * self.zero_s
     }
+}
+
+/// Whether a link with a byte in this time is as fast as the cap lets it be.
+fn limited(byte_s: f64, cap: Option<u64>) -> bool {
+    cap.is_some_and(|cap| byte_s <= 1.15 / cap.max(1) as f64)
+}
+
+/// What a wire byte cost on both sides of the lanes.
+fn work(trace: &Trace, zero_s: f64) -> Option<Work> {
+    let (first, last) =
+        (trace.rounds.first()?.slices.first()?, trace.rounds.iter().rev().find_map(|r| r.slices.last())?);
+    let bytes = last.bytes.checked_sub(first.bytes).filter(|&bytes| bytes > 0)? as f64;
+    let sending = seconds(last.sending_us.checked_sub(first.sending_us).filter(|&us| us > 0)?);
+    let zero = trace.rounds.iter().map(|round| self::last(round).1 as f64).sum::<f64>();
+    let reading = seconds(last.reading_us.saturating_sub(first.reading_us)) - zero * zero_s;
+    Some(Work { reading: reading.max(0.0) / bytes, sending: sending / bytes })
 }
 
 /// Wire bytes of a page with content in round one and in later ones, and of a zero page in later rounds (round one's cost nothing).

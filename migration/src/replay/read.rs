@@ -6,6 +6,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::trace::{Event, FATES, MAX_CELLS, Start, What};
+use crate::wire::MAX_STREAMS;
 
 /// Longest line in bytes: a map of 4096 cells in a guest of 16 TiB has a tenth of it.
 pub const MAX_LINE: u64 = 4 << 20;
@@ -57,6 +58,8 @@ pub struct Slice {
     pub hinted: u64,
     pub rate: u64,
     pub held_us: u64,
+    pub reading_us: u64,
+    pub sending_us: u64,
 }
 
 /// A round.
@@ -178,6 +181,7 @@ impl Trace {
         }
         start.bandwidth = start.bandwidth.filter(|&b| b > 0);
         start.max_rounds = start.max_rounds.max(1);
+        start.streams = start.streams.clamp(1, MAX_STREAMS);
         start.downtime_limit_us = start.downtime_limit_us.min(MAX_TIME_US);
         start.switchover_estimate_us = start.switchover_estimate_us.min(MAX_TIME_US);
         self.start = start;
@@ -197,7 +201,18 @@ impl Trace {
                 }
                 self.rounds.push(Round { t_us, to_send, hole, ballooned, ..Round::default() });
             }
-            What::Slice { round, bytes, sent, zero, hinted, remaining, rate, held_us } => {
+            What::Slice {
+                round,
+                bytes,
+                sent,
+                zero,
+                hinted,
+                remaining,
+                rate,
+                held_us,
+                reading_us,
+                sending_us,
+            } => {
                 let sum = [sent, zero, hinted].iter().try_fold(remaining, |sum, &n| sum.checked_add(n));
                 let now = self.round(round)?;
                 if sum.is_none_or(|sum| sum > now.to_send) {
@@ -208,7 +223,7 @@ impl Trace {
                 }) {
                     return Err("counts that fall");
                 }
-                let slice = Slice { t_us, bytes, sent, zero, hinted, rate, held_us };
+                let slice = Slice { t_us, bytes, sent, zero, hinted, rate, held_us, reading_us, sending_us };
                 now.slices.push(slice);
                 self.sample()?;
             }

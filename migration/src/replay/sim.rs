@@ -31,7 +31,7 @@ struct RoundOne {
 impl Replay {
     /// The migration under these settings.
     pub fn simulate(&self, settings: &Settings) -> Outcome {
-        let link = self.link.under(self.trace.start.bandwidth, settings.bandwidth);
+        let link = self.link.under(&self.trace.start, settings);
         let hints = settings.hints && self.has_hints();
         let one = self.round_one(hints, &link);
         let round_one_bytes = one.sent * link.page_bytes;

@@ -25,6 +25,8 @@ struct Invented {
     hints: bool,
     /// Wire bytes of a page, in round one and in later ones.
     wire: (f64, f64),
+    /// The hosts' CPUs are what limits it, not a cap: connections, and parts of a byte's time that went into reading and into sending.
+    work: Option<(u32, f64, f64)>,
 }
 
 const IDLE: Invented = Invented {
@@ -37,6 +39,7 @@ const IDLE: Invented = Invented {
     limit_ms: 300,
     hints: false,
     wire: (WIRE, WIRE),
+    work: None,
 };
 
 struct Lines {
@@ -71,8 +74,9 @@ fn happen(guest: &Invented) -> (String, Outcome) {
             version: 1,
             nr_pages: PAGES,
             hints: if guest.hints { "on" } else { "off" }.into(),
-            bandwidth: Some(guest.link as u64),
+            bandwidth: guest.work.is_none().then_some(guest.link as u64),
             compression: compressed.then(|| "lz4".into()),
+            streams: guest.work.map_or(1, |(streams, ..)| streams),
             downtime_limit_us: guest.limit_ms * 1000,
             max_rounds: 30,
             force: false,
@@ -103,6 +107,9 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let hold = if free > 0 { guest.hinting_s } else { 0.0 };
     let end = begin + hold + sent as f64 * one / guest.link;
     let start = guest.content + guest.zero;
+    let (_, reading, sending) = guest.work.unwrap_or_default();
+    let worked = |part: f64| move |bytes: f64| (bytes / guest.link * part * 1e6) as u64;
+    let work = (worked(reading), worked(sending));
     let slice = |t: f64, out: &mut Lines, hinted: u64, at: f64| {
         let zero = (guest.zero as f64 * at) as u64;
         let done = (sent as f64 * at) as u64;
@@ -117,6 +124,8 @@ fn happen(guest: &Invented) -> (String, Outcome) {
                 remaining: to_send - done - zero - hinted,
                 rate: guest.link as u64,
                 held_us: ((t - begin).min(hold) * 1e6) as u64,
+                reading_us: work.0(done as f64 * one),
+                sending_us: work.1(done as f64 * one),
             },
         );
     };
@@ -166,6 +175,8 @@ fn happen(guest: &Invented) -> (String, Outcome) {
                     remaining: dirty - done,
                     rate: guest.link as u64,
                     held_us: 0,
+                    reading_us: work.0(*wire - 1000.0 + done as f64 * later),
+                    sending_us: work.1(*wire - 1000.0 + done as f64 * later),
                 },
             );
         }
@@ -291,6 +302,33 @@ fn hints_off_sends_what_was_skipped_and_another_limit_changes_the_end() {
 }
 
 #[test]
+fn more_connections_are_foreseen_until_reading_is_what_takes_the_time() {
+    let writer = Growth { steady: 0.0, set: 20_000.0, rate: 0.4 };
+    let one = Invented { growth: writer, limit_ms: 600, work: Some((1, 0.2, 0.8)), ..IDLE };
+    // Two send in 0.4 of the time, four in 0.2, and eight wait for the one that reads.
+    for (streams, times) in [(2, 2.5), (4, 5.0), (8, 5.0)] {
+        let (text, _) = happen(&one);
+        let many =
+            Invented { link: one.link * times, work: Some((streams, 0.2 * times, 0.8 * times)), ..one };
+        let (other, outcome) = happen(&many);
+        let (replayed, back) = (replay(&text), replay(&other));
+        let settings = Settings { streams, ..replayed.settings() };
+        close(&replayed.simulate(&settings), &outcome, 0.05, 0.05);
+        assert!(replayed.notes(&settings)[0].contains("have room for more"));
+        // And back again.
+        close(&back.simulate(&back.settings()), &outcome, 0.02, 0.03);
+        let alone = back.simulate(&Settings { streams: 1, ..back.settings() });
+        close(&alone, &replayed.recorded(), 0.05, 0.05);
+    }
+    // A cap is for all connections together, and a trace may not say what sending cost.
+    for silent in [IDLE, Invented { work: Some((1, 0.0, 0.0)), ..IDLE }] {
+        let replay = replay(&happen(&silent).0);
+        let same = replay.settings();
+        assert_eq!(replay.simulate(&Settings { streams: 4, ..same }), replay.simulate(&same));
+    }
+}
+
+#[test]
 fn a_guest_that_does_not_converge_does_not_in_the_replay() {
     let busy = Invented { growth: Growth { steady: 60_000.0, set: 0.0, rate: 1.0 }, ..IDLE };
     let (text, outcome) = happen(&busy);
@@ -381,6 +419,7 @@ fn survive(bytes: &[u8]) {
         for settings in [
             same,
             Settings { bandwidth: Some(1), hints: false, ..same },
+            Settings { streams: u32::MAX, ..same },
             Settings { bandwidth: Some(u64::MAX), downtime_limit_us: 1, max_rounds: 40, force: true, ..same },
         ] {
             let outcome = replay.simulate(&settings);

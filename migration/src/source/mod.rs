@@ -26,7 +26,7 @@
 //! # Threads
 //! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one blocks in reading the
 //! destination's answers, so that an Abort interrupts sending within a [`TICK`](crate::transport::TICK). Hints come on the
-//! device's thread. Nothing spins.
+//! device's thread. With several connections for memory each has a thread that packs and writes (module `streams`). Nothing spins.
 
 mod epoch;
 mod guard;
@@ -34,6 +34,7 @@ mod record;
 mod rounds;
 mod sender;
 mod session;
+mod streams;
 mod switchover;
 mod verify;
 mod witness;
@@ -102,6 +103,9 @@ pub struct SourceConfig {
     pub bandwidth: Option<u64>,
     /// Whether to compress. The destination must be able to unpack it, or refuses.
     pub compression: Compression,
+    /// Connections that carry memory, 1 to [`MAX_STREAMS`](crate::wire::MAX_STREAMS). With 1 the first connection carries it; with more, so many
+    /// further ones do.
+    pub streams: u32,
     /// Switch over when the predicted downtime is at most this.
     pub downtime_limit: Duration,
     /// Rounds with the guest running, at most. At least 1.
@@ -136,6 +140,7 @@ impl Default for SourceConfig {
             hint_mode: HintMode::Auto,
             bandwidth: None,
             compression: Compression::None,
+            streams: 1,
             downtime_limit: Duration::from_millis(300),
             max_rounds: 30,
             total_timeout: None,
@@ -183,12 +188,13 @@ pub fn migrate(
     match run(&mut session, &mut guard) {
         Ok(mut report) => {
             guard.succeed();
-            report.total_bytes = session.writer.bytes();
+            report.total_bytes = session.bytes();
             report.nr_pages = session.nr_pages;
             report.total_ms = millis(started.elapsed());
             report.sent = report.rounds.iter().map(|r| r.sent).sum();
             report.hinting = session.hinting;
             report.compression = cfg.compression;
+            report.streams = cfg.streams;
             report.hinted = report.rounds.iter().map(|r| r.hinted).sum();
             session.enter(Phase::Done);
             session.record.end(&report);

@@ -141,6 +141,7 @@ impl<'a> Record<'a> {
             hints: hints.into(),
             bandwidth: cfg.bandwidth,
             compression: (!cfg.compression.is_none()).then(|| cfg.compression.word().into()),
+            streams: cfg.streams,
             downtime_limit_us: micros(cfg.downtime_limit),
             max_rounds: cfg.max_rounds,
             force: cfg.on_timeout == OnTimeout::Force,
@@ -270,13 +271,15 @@ impl Session<'_> {
         tape.flush_hints();
         tape.tell(What::Slice {
             round: round.number,
-            bytes: self.writer.bytes(),
+            bytes: self.bytes(),
             sent: round.sent(),
             zero: round.zero(),
             hinted: round.hinted(),
             remaining: round.remaining(),
             rate: self.meter.rate().unwrap_or(0.0) as u64,
             held_us: micros(tape.held.get()),
+            reading_us: micros(self.reading),
+            sending_us: micros(self.sending()),
         });
     }
 }

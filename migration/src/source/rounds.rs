@@ -133,13 +133,15 @@ pub(super) fn last_round(
     let number = report.rounds.len() as u32 + 1;
     let round = Round::new(number, session.nr_pages, &plan);
     session.record.round(&round);
-    let before = session.writer.bytes();
+    let before = session.bytes();
     announce(session, &round)?;
     session.record_slice(&round);
     sweep(session, &round, None)?;
+    session.sync(&round)?;
     session.record_slice(&round);
+    session.close_streams()?;
     let mut done = round.account()?;
-    done.bytes = session.writer.bytes() - before;
+    done.bytes = session.bytes() - before;
     report.rounds.push(done);
     Ok(())
 }
@@ -270,7 +272,7 @@ fn run(
     guarded: Option<&AtomicBitmap>,
     report: &mut Report,
 ) -> Result<Bitmap, Error> {
-    let before = session.writer.bytes();
+    let before = session.bytes();
     let mut held = Duration::ZERO;
     let mut cursor = 0;
     let mut mode = epoch.as_ref().map(|e| e.mode);
@@ -328,6 +330,7 @@ fn run(
         session.protected_hints = epoch.mode == HintMode::Protected;
     }
     sweep(session, round, guarded)?;
+    session.sync(round)?;
     if let Some(audit) = &mut session.audit {
         audit.hinted(round);
     }
@@ -336,7 +339,7 @@ fn run(
     let mut dirty = Bitmap::new(session.nr_pages);
     let harvested = session.vm.log.harvest(&mut dirty);
     harvested.map_err(Error::machine("harvest the dirty log"))?;
-    done.bytes = session.writer.bytes() - before;
+    done.bytes = session.bytes() - before;
     done.hint_mode = mode;
     done.held_ms = millis(held);
     done.overridden = round.overridden(&dirty);

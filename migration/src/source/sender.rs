@@ -1,4 +1,4 @@
-//! Sending chunks of pages: claim → protect → read → (compress) → send.
+//! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane (module `streams`) if there are any.
 //!
 //! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals with it; in round one its word is
 //! protected next if nobody has yet; only then is it read. A write after the protection is in the next harvest, a write before it
@@ -7,7 +7,7 @@
 //! A chunk is up to 256 pages: big enough that the protection's ioctl and the socket's write cost little per page, small
 //! enough that a slice or a cancel is never late by more than a few milliseconds.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_runs};
 use crate::error::Error;
@@ -16,24 +16,24 @@ use crate::round::Round;
 use crate::traits::PAGE_SIZE;
 use crate::verify::Dealt;
 use crate::wire::Kind;
-use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, pack_lz4, packed_room};
+use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, packed_room};
 
 use super::Compression;
 use super::session::Session;
+use super::streams::{Chunk, MEASURE};
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
 /// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up the caller.
 const WORDS_PER_CALL: usize = 1 << 16;
-/// Chunks with less content than this say little about the link.
-const MEASURE: usize = 256 << 10;
+/// How long to wait for a lane before looking after other things.
+const LANE_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Reused from chunk to chunk.
 pub(super) struct Buffers {
     words: Vec<(usize, u64)>,
     spans: Vec<(u64, u32)>,
     runs: Vec<Run>,
-    table: Vec<u8>,
-    content: Vec<u8>,
+    chunk: Chunk,
     /// Room for compressed content; empty if it is not compressed.
     packed: Vec<u8>,
 }
@@ -49,8 +49,7 @@ impl Buffers {
             words: Vec::new(),
             spans: Vec::new(),
             runs: Vec::new(),
-            table: Vec::new(),
-            content: vec![0; MAX_CONTENT],
+            chunk: Chunk::new(),
         }
     }
 }
@@ -74,30 +73,51 @@ impl Session<'_> {
         cursor: &mut usize,
         guarded: Option<&AtomicBitmap>,
     ) -> Result<bool, Error> {
+        let lane = match &mut self.streams {
+            None => None,
+            Some(streams) => match streams.take(LANE_PATIENCE, &mut self.meter)? {
+                None => return Ok(true),
+                lane => lane,
+            },
+        };
         let started = Instant::now();
         if !self.claim(round, cursor) {
+            self.keep(lane);
             return Ok(*cursor < round.nr_words());
         }
         if let Some(guarded) = guarded {
             self.protect_claimed(guarded)?;
         }
         let len = self.read_claimed(round)?;
-        if !self.buffers.runs.is_empty() {
-            self.buffers.table.clear();
-            encode_runs(&self.buffers.runs, &mut self.buffers.table);
-            let before = self.writer.bytes();
-            let content = self.buffers.content.get(..len).unwrap_or_default();
-            let packed = match self.cfg.compression {
-                Compression::None => None,
-                Compression::Lz4 => pack_lz4(content, &mut self.buffers.packed),
-            };
-            let (kind, content) = packed.map_or((Kind::Pages, content), |packed| (Kind::PagesLz4, packed));
-            self.writer.send(kind, &[&self.buffers.table, content])?;
-            if len >= MEASURE {
-                self.meter.add(len as u64, self.writer.bytes() - before, started.elapsed());
-            }
+        let read = started.elapsed();
+        self.reading += read;
+        if self.buffers.runs.is_empty() {
+            self.keep(lane);
+            return Ok(true);
+        }
+        let Buffers { chunk, runs, packed, .. } = &mut self.buffers;
+        chunk.table.clear();
+        encode_runs(runs, &mut chunk.table);
+        chunk.len = len;
+        if let (Some(streams), Some((lane, spare))) = (&mut self.streams, lane) {
+            streams.send((lane, std::mem::replace(chunk, spare)))?;
+            return Ok(true);
+        }
+        let before = self.writer.bytes();
+        chunk.send(&mut self.writer, self.cfg.compression, packed)?;
+        let all = started.elapsed();
+        self.sending_here += all.saturating_sub(read);
+        if len >= MEASURE {
+            self.meter.add(len as u64, self.writer.bytes() - before, all);
         }
         Ok(true)
+    }
+
+    /// The lane's chunk was not needed.
+    fn keep(&mut self, lane: Option<(usize, Chunk)>) {
+        if let (Some(streams), Some(lane)) = (&mut self.streams, lane) {
+            streams.keep(lane);
+        }
     }
 
     /// Takes up to a chunk's worth of words into `buffers.words`.
@@ -149,7 +169,7 @@ impl Session<'_> {
     /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and `buffers.content`. Returns the length of
     /// the content.
     fn read_claimed(&mut self, round: &Round) -> Result<usize, Error> {
-        let Buffers { words, spans, runs, content, .. } = &mut self.buffers;
+        let Buffers { words, spans, runs, chunk: Chunk { content, .. }, .. } = &mut self.buffers;
         spans.clear();
         runs.clear();
         for &(word, taken) in words.iter() {

@@ -5,30 +5,35 @@
 //! The source is never silent: after a second without a frame it sends Idle, so that scanning gigabytes of zeros, or
 //! holding back for hints, is not taken for a stall.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::bitmap::Bitmap;
 use crate::control::CancelToken;
 use crate::error::{Error, Phase};
-use crate::link::{FrameReader, FrameWriter, Interrupt};
+use crate::link::{Cap, FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::round::Round;
 use crate::traits::{PAGE_SIZE, SourceVm};
-use crate::transport::{TICK, Transport};
-use crate::wire::{FEATURE_LZ4, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, Welcome, WireError};
+use crate::transport::{More, TICK, Throttle, Transport, TransportError};
+use crate::wire::{
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS, SyncPoint,
+    Welcome, WireError,
+};
 
 use super::record::Record;
 use super::sender::Buffers;
+use super::streams::{Streams, random_token};
 use super::verify::Audit;
 use super::{Compression, SourceConfig};
 
 /// Assumed until something was measured, in bytes per second.
 const ASSUMED_RATE: f64 = (1u64 << 30) as f64;
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// A connection on which nothing was sent for this long gets an Idle.
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// Answers that a destination may have under way: more were not asked for, and would fill memory.
 const MAX_UNREAD: u32 = 4;
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -66,12 +71,21 @@ pub(super) struct Session<'a> {
     pub(super) cfg: &'a SourceConfig,
     pub(super) nr_pages: u64,
     pub(super) writer: FrameWriter,
+    /// Further connections, for memory.
+    pub(super) streams: Option<Streams>,
+    /// Where these come from.
+    more: Option<Box<dyn More>>,
+    cap: Option<Cap>,
     pub(super) interrupt: Interrupt,
     pub(super) meter: Meter,
     pub(super) phase: Phase,
     /// Pages of which the destination may hold content: those that were sent and not zeroed since.
     pub(super) content: Bitmap,
     pub(super) buffers: Buffers,
+    /// Time that claiming, protecting and reading pages took.
+    pub(super) reading: Duration,
+    /// Time that packing them and writing them to the first connection took.
+    pub(super) sending_here: Duration,
     /// Bytes of guest memory that a byte on the wire carried in the last round on a dirty set; 1 before, and without compression.
     pub(super) dirty_packing: f64,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
@@ -100,7 +114,9 @@ impl<'a> Session<'a> {
         progress: &'a dyn Progress,
         cancel: &CancelToken,
     ) -> Result<Self, Error> {
+        let more = transport.more();
         let (input, output) = transport.split().map_err(Error::Connection)?;
+        let cap = cfg.bandwidth.map(|rate| Arc::new(Mutex::new(Throttle::new(rate))));
         let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
         let over = Interrupt::default();
         let mut frames = FrameReader::new(input, None, over.clone());
@@ -138,12 +154,17 @@ impl<'a> Session<'a> {
             vm,
             cfg,
             nr_pages,
-            writer: FrameWriter::new(output, cfg.bandwidth, cfg.stall_timeout, interrupt.clone()),
+            writer: FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone()),
+            streams: None,
+            more,
+            cap,
             interrupt,
             meter: Meter::default(),
             phase: Phase::Handshake,
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(cfg.compression),
+            reading: Duration::ZERO,
+            sending_here: Duration::ZERO,
             dirty_packing: 1.0,
             protected_hints: false,
             hinting: HintFigures::default(),
@@ -171,6 +192,9 @@ impl<'a> Session<'a> {
         if self.cfg.compression == Compression::Lz4 {
             features |= FEATURE_LZ4;
         }
+        if self.cfg.streams > 1 {
+            features |= FEATURE_STREAMS;
+        }
         let hello = Hello { features, nr_pages: self.nr_pages, description };
         self.writer.send_control(Kind::Hello, "hello", &hello)?;
         let payload = match self.expect(Kind::Welcome) {
@@ -179,9 +203,61 @@ impl<'a> Session<'a> {
         };
         let welcome: Welcome = crate::wire::codec::decode(&payload, "welcome")?;
         match welcome.features ^ features {
+            0 if self.cfg.streams > 1 => self.open_streams(),
             0 => Ok(()),
             not_agreed => Err(WireError::Features(not_agreed).into()),
         }
+    }
+
+    fn open_streams(&mut self) -> Result<(), Error> {
+        let Some(more) = self.more.take() else {
+            return Err(Error::Stream(TransportError::Single));
+        };
+        let token = random_token().map_err(Error::Connection)?;
+        let announced = wire::Streams { nr: self.cfg.streams.min(MAX_STREAMS), token };
+        let streams = Streams::open(&*more, &announced, self.cfg, self.cap.as_ref(), &self.interrupt)?;
+        self.streams = Some(streams);
+        // They wait to be accepted by then, so that a destination need not wait for one that never comes.
+        self.writer.send_control(Kind::Streams, "streams", &announced)
+    }
+
+    /// The memory of this round is all sent: what follows on any connection is applied after it.
+    pub(super) fn sync(&mut self, round: &Round) -> Result<(), Error> {
+        if self.streams.is_none() {
+            return Ok(());
+        }
+        self.settle(Some(round))?;
+        let sync = SyncPoint { round: round.number };
+        if let Some(streams) = &mut self.streams {
+            streams.sync(round.number)?;
+        }
+        self.writer.send_control(Kind::Sync, "sync", &sync)?;
+        self.settle(Some(round))
+    }
+
+    /// No memory follows.
+    pub(super) fn close_streams(&mut self) -> Result<(), Error> {
+        self.streams.as_mut().map_or(Ok(()), Streams::close)
+    }
+
+    /// Waits until the further connections have taken everything.
+    fn settle(&mut self, round: Option<&Round>) -> Result<(), Error> {
+        while let Some(streams) = &mut self.streams
+            && !streams.settled(TICK, &mut self.meter)?
+        {
+            self.tick(round)?;
+        }
+        Ok(())
+    }
+
+    /// Time that packing and writing pages took, of all connections together.
+    pub(super) fn sending(&self) -> Duration {
+        self.sending_here + self.streams.as_ref().map_or(Duration::ZERO, Streams::busy)
+    }
+
+    /// Bytes on the wire so far, of all connections. Of further ones those that are known to be written.
+    pub(super) fn bytes(&self) -> u64 {
+        self.writer.bytes() + self.streams.as_ref().map_or(0, Streams::bytes)
     }
 
     /// Waits for the destination's next answer, which must be `kind`.
@@ -290,7 +366,7 @@ impl<'a> Session<'a> {
             hinted: round.map_or(0, Round::hinted),
             round_hinting: now,
             hinting,
-            bytes: self.writer.bytes(),
+            bytes: self.bytes(),
             rate: self.meter.rate().unwrap_or(0.0) as u64,
         });
     }

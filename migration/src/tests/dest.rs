@@ -1,7 +1,9 @@
 //! A model destination.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use crate::bitmap::Bitmap;
 use crate::traits::*;
@@ -9,6 +11,8 @@ use crate::traits::*;
 /// The destination's memory.
 pub(super) struct DestRam {
     pub(super) data: Mutex<Vec<u8>>,
+    /// Whether the first thread that writes is slow, and which it is.
+    slow: Option<OnceLock<ThreadId>>,
 }
 
 impl GuestRam for DestRam {
@@ -23,6 +27,10 @@ impl GuestRam for DestRam {
     }
 
     fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
+        let me = thread::current().id();
+        if self.slow.as_ref().is_some_and(|slow| *slow.get_or_init(|| me) == me) {
+            thread::sleep(Duration::from_millis(2));
+        }
         let at = first as usize * PAGE_SIZE;
         self.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
         Ok(())
@@ -52,6 +60,8 @@ pub(super) struct Dest {
     pub(super) state: Option<Vec<u8>>,
     pub(super) runs: u32,
     pub(super) refuse: bool,
+    /// See [`DestRam`].
+    pub(super) slow: bool,
     /// So many of the last pages hold something before anything was sent.
     pub(super) stray: usize,
 }
@@ -71,7 +81,7 @@ impl DestinationVm for Dest {
         for page in data.chunks_exact_mut(PAGE_SIZE).rev().take(self.stray) {
             page[77] = 1;
         }
-        let ram = Arc::new(DestRam { data: Mutex::new(data) });
+        let ram = Arc::new(DestRam { data: Mutex::new(data), slow: self.slow.then(OnceLock::new) });
         self.ram = Some(ram.clone());
         Ok(ram)
     }

@@ -13,11 +13,12 @@ use super::faults::{FAULTS, Fault, FaultPlan, faulty_pair};
 use super::model::Model;
 use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over, pair};
+use super::streams::linked;
 use crate::*;
 
-const PAGES: u64 = 64 * 12 + 13;
+pub(super) const PAGES: u64 = 64 * 12 + 13;
 
-fn script() -> Vec<Op> {
+pub(super) fn script() -> Vec<Op> {
     let mut script = vec![];
     for n in 0..40 {
         script.push(Op::Write(n * 17 % PAGES));
@@ -37,8 +38,18 @@ fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
     let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
     let plan = Some(FaultPlan::at_index(index, fault));
     let ends = if to_destination { faulty_pair(plan, None) } else { faulty_pair(None, plan) };
+    judge(&name, &model, (&cfg, &dest_cfg), ends)
+}
+
+/// Runs a migration that may fail and checks the table. Returns whether it did.
+pub(super) fn judge(
+    name: &str,
+    model: &Arc<Model>,
+    (cfg, dest_cfg): (&SourceConfig, &DestinationConfig),
+    ends: (Box<dyn Transport>, Box<dyn Transport>),
+) -> bool {
     let start = Instant::now();
-    let (report, received, dest) = migrate_over(&model, &cfg, &dest_cfg, ends);
+    let (report, received, dest) = migrate_over(model, cfg, dest_cfg, ends);
     assert!(start.elapsed() < Duration::from_secs(5), "{name}: stuck");
     let source_runs = !model.paused();
     let dest_runs = dest.runs > 0;
@@ -62,7 +73,7 @@ fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
                 Ownership::SourceRuns => {
                     assert!(source_runs, "{name}");
                     // The same guest, over a good connection.
-                    migrate_model(&model, &config(HintMode::Auto)).1.unwrap();
+                    migrate_model(model, &config(HintMode::Auto)).1.unwrap();
                 }
                 Ownership::Unknown => {
                     assert!(!source_runs, "{name}");
@@ -186,7 +197,8 @@ fn cancelling_works_while_blocked_in_writing() {
 #[test]
 fn cancelling_in_any_phase_leaves_one_owner() {
     use Phase::*;
-    for phase in [Handshake, Prepare, Rounds, LastRound, Verify, State, Commit] {
+    let phases = [Handshake, Prepare, Rounds, LastRound, Verify, State, Commit];
+    for (phase, streams) in phases.into_iter().flat_map(|phase| [(phase, 1), (phase, 3)]) {
         let model = Model::new(PAGES, false, script());
         let cancel = CancelToken::new();
         let canceller = cancel.clone();
@@ -195,14 +207,14 @@ fn cancelling_in_any_phase_leaves_one_owner() {
                 canceller.cancel();
             }
         };
-        let (near, far) = pair();
+        let (near, far) = if streams > 1 { linked(streams, |_| pair()) } else { pair() };
         let receiver = thread::spawn(move || {
             let mut dest = Dest::default();
             let cfg = DestinationConfig::default();
             let _ = receive(far, &mut dest, &cfg, &(), &CancelToken::new());
             dest
         });
-        let cfg = SourceConfig { verify: phase == Verify, ..config(HintMode::Auto) };
+        let cfg = SourceConfig { verify: phase == Verify, streams, ..config(HintMode::Auto) };
         let failure = migrate(&model.vm(), near, &cfg, &progress, &cancel).unwrap_err();
         assert!(matches!(failure.cause, Error::Cancelled), "{failure:?}");
         assert_eq!(failure.ownership, Ownership::SourceRuns);

@@ -14,6 +14,7 @@ mod mutations;
 mod ops;
 mod oracle;
 mod speed;
+mod streams;
 mod trace;
 mod verify;
 
@@ -32,6 +33,8 @@ pub(crate) enum Mutation {
     SharedBitmap,
     /// The same, and hints are honoured although the epoch is closed.
     HintAfterClose,
+    /// The destination's further connections do not wait for each other after round one.
+    PassSync,
     /// The destination runs as soon as it is loaded.
     RunBeforeHandOff,
     /// A bit of this page is wrong in what the sender has read.

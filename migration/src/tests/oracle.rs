@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::dest::Dest;
 use super::model::{Model, Trigger};
 use super::ops::{Op, ops};
+use super::streams::linked;
 use crate::*;
 
 pub(super) fn config(mode: HintMode) -> SourceConfig {
@@ -58,9 +59,11 @@ pub(super) fn pair() -> (Box<dyn Transport>, Box<dyn Transport>) {
 
 /// Migrates over a socket pair; the report, and what the oracle says. If it is to be verified, that must agree.
 pub(super) fn migrate_model(model: &Arc<Model>, cfg: &SourceConfig) -> (Report, Result<(), String>) {
-    let (report, received, dest) = migrate_over(model, cfg, &DestinationConfig::default(), pair());
-    let report = report.unwrap();
-    assert!(received.unwrap().acknowledged && dest.runs == 1);
+    let ends = if cfg.streams > 1 { linked(cfg.streams, |_| pair()) } else { pair() };
+    let (report, received, dest) = migrate_over(model, cfg, &DestinationConfig::default(), ends);
+    let (report, received) = (report.unwrap(), received.unwrap());
+    assert!(received.acknowledged && dest.runs == 1);
+    assert_eq!(received.bytes, report.total_bytes);
     assert_eq!(dest.state.as_deref(), Some(&b"state of the model"[..]));
     for r in &report.rounds {
         let sum = r.sent + r.zero + r.hole + r.hinted + r.ballooned + r.clean;
@@ -301,11 +304,12 @@ proptest! {
         zeroing: bool,
         verify: bool,
         lz4: bool,
+        streams in 1u32..5,
         mode in prop_oneof![Just(HintMode::Auto), Just(HintMode::Protected), Just(HintMode::CheckedZero)],
     ) {
         let model = Model::new(PAGES, zeroing, script);
         let compression = if lz4 { Compression::Lz4 } else { Compression::None };
-        let (_, verdict) = migrate_model(&model, &SourceConfig { verify, compression, ..config(mode) });
+        let (_, verdict) = migrate_model(&model, &SourceConfig { verify, compression, streams, ..config(mode) });
         prop_assert_eq!(verdict, Ok(()));
     }
 }
@@ -359,6 +363,7 @@ fn no_page_is_lost_with_threads_writing_and_hinting() {
         let mut cfg = config(mode);
         cfg.slice = Duration::from_millis(2);
         cfg.verify = true;
+        cfg.streams = 1 + 2 * (case as u32 % 2);
         cfg.first_hint_wait = Duration::from_millis(20);
         let (report, verdict) = migrate_model(&model, &cfg);
         stop.store(true, Ordering::Relaxed);

@@ -28,22 +28,28 @@ fn the_bandwidth_cap_is_kept() {
 #[test]
 #[ignore = "a measurement"]
 fn throughput_over_a_socket_pair() {
-    let model = Model::new(1 << 18, false, vec![]);
-    let cfg = SourceConfig {
-        hints: HintPolicy::Off,
-        verify: true,
-        downtime_limit: Duration::from_millis(300),
-        ..config(HintMode::Auto)
-    };
-    let (report, verdict) = migrate_model(&model, &cfg);
-    verdict.unwrap();
-    let gib = report.round_one_bytes as f64 / f64::from(1 << 30);
-    let seconds = report.rounds[0].duration_ms as f64 / 1000.0;
-    println!(
-        "round one: {gib:.2} GiB in {seconds:.3} s, {:.2} GiB/s, {:.0} pages/s; downtime {:?}; {:?}",
-        gib / seconds,
-        report.pages_per_second,
-        report.downtime,
-        report.verify
-    );
+    for compression in [Compression::None, Compression::Lz4] {
+        for streams in [1, 2, 4] {
+            let model = Model::new(1 << 18, false, vec![]);
+            let cfg = SourceConfig {
+                hints: HintPolicy::Off,
+                verify: true,
+                downtime_limit: Duration::from_millis(300),
+                compression,
+                streams,
+                ..config(HintMode::Auto)
+            };
+            let (report, verdict) = migrate_model(&model, &cfg);
+            verdict.unwrap();
+            let gib = (report.rounds[0].sent * 4096) as f64 / f64::from(1 << 30);
+            let seconds = report.rounds[0].duration_ms as f64 / 1000.0;
+            println!(
+                "{}, {streams} connections: {gib:.2} GiB of memory in {seconds:.3} s, {:.2} GiB/s, {} bytes; {:?}",
+                compression.word(),
+                gib / seconds,
+                report.round_one_bytes,
+                report.verify
+            );
+        }
+    }
 }

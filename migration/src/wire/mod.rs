@@ -22,6 +22,7 @@
 //! source                                   destination
 //!   Hello {features, nr_pages, description} ->            builds the machine
 //!                                        <- Welcome {features}
+//!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many further connections are open
 //!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4 any Pages may be PagesLz4)
 //!   [Verify {first, nr}                  ->               digests the chunk
 //!                                        <- Digests]*     all chunks in order, if Hello asks for it
@@ -30,7 +31,15 @@
 //!   HandOff                              ->               runs the guest
 //!                                        <- Running
 //! either, at any time: Abort {reason}
+//!
+//! each of the further connections, source to destination only:
+//!   Join {stream, token}  Pages*  Idle*  Sync {1}  Pages* … Sync {n}, end
+//! and with them on the first connection, where only what became zero goes between two rounds:
+//!   Round {1}  Idle*  Sync {1}  Pages*  Round {2} … Sync {n}, then verification or state
 //! ```
+//!
+//! Nothing that follows a Sync on any connection is applied before everything that precedes it on all of them; and no state is
+//! looked at before the further connections have ended.
 
 pub(crate) mod codec;
 pub mod digests;
@@ -60,8 +69,12 @@ pub const MAX_REASON: usize = 4096;
 pub const FEATURE_VERIFY: u64 = 1;
 /// Feature of [`Hello`]: content may come compressed, in [`Kind::PagesLz4`].
 pub const FEATURE_LZ4: u64 = 2;
+/// Feature of [`Hello`]: memory comes over further connections.
+pub const FEATURE_STREAMS: u64 = 4;
 /// All features that there are.
-pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4;
+pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS;
+/// Further connections at most.
+pub const MAX_STREAMS: u32 = 16;
 
 /// Checksum of a payload: XXH64 of its parts one after another, its halves XORed.
 ///
@@ -98,6 +111,12 @@ pub enum Kind {
     Verify = 8,
     /// Source: guest memory whose content is compressed.
     PagesLz4 = 9,
+    /// Source: the further connections that there are.
+    Streams = 10,
+    /// Source, first on a further connection: which one this is.
+    Join = 11,
+    /// Source, on every connection: the memory of this round is complete.
+    Sync = 12,
     /// Destination: the machine is built.
     Welcome = 16,
     /// Destination: memory and state are in place, nothing runs.
@@ -115,8 +134,8 @@ impl Kind {
     pub fn from_u16(kind: u16) -> Option<Self> {
         use Kind::*;
         let all = [
-            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Welcome, Loaded, Running,
-            Digests, Abort,
+            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Streams, Join, Sync,
+            Welcome, Loaded, Running, Digests, Abort,
         ];
         all.into_iter().find(|k| *k as u16 == kind)
     }
@@ -130,6 +149,7 @@ impl Kind {
             Kind::Abort => MAX_REASON + 16,
             Kind::Digests => digests::MAX_PAYLOAD,
             Kind::Round | Kind::StateEnd | Kind::Welcome | Kind::Verify => 64,
+            Kind::Streams | Kind::Join | Kind::Sync => 64,
             Kind::Idle | Kind::HandOff | Kind::Loaded | Kind::Running => 0,
         }
     }
@@ -206,6 +226,9 @@ pub enum WireError {
     /// State longer than [`MAX_STATE`], or not of the announced length or checksum.
     #[error("machine state: {0}")]
     State(&'static str),
+    /// Further connections that cannot be.
+    #[error("further connections: {0}")]
+    Streams(&'static str),
     /// Rounds out of order.
     #[error("round {found} after round {previous}")]
     Round {
@@ -305,6 +328,32 @@ pub struct Welcome {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RoundStart {
     /// From 1, ascending.
+    pub round: u32,
+}
+
+/// Payload of [`Kind::Streams`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Streams {
+    /// How many, 1 to [`MAX_STREAMS`].
+    pub nr: u32,
+    /// By which they are known: random, so that no other source's connections, and no stranger's, are taken for these. It travels in the
+    /// clear and keeps nobody out who can read the wire.
+    pub token: u128,
+}
+
+/// Payload of [`Kind::Join`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Join {
+    /// From 0.
+    pub stream: u32,
+    /// As in [`Streams`].
+    pub token: u128,
+}
+
+/// Payload of [`Kind::Sync`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SyncPoint {
+    /// The round that is complete.
     pub round: u32,
 }
 

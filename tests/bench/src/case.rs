@@ -60,6 +60,9 @@ pub struct Case {
     /// Whether the VMM is to compress what it sends: `none` or `lz4`.
     #[serde(default)]
     pub compression: Compression,
+    /// Connections that carry memory.
+    #[serde(default = "one")]
+    pub streams: u32,
     /// The most that the guest may stand still, in milliseconds.
     #[serde(default = "downtime_limit")]
     pub downtime_limit_ms: u64,
@@ -206,6 +209,12 @@ impl Case {
         let bytes = self.memory_bytes()?;
         ensure!(bytes >= 128 << 20, "memory: {} is too little for a Linux guest", self.memory);
         ensure!((1..=254).contains(&self.cpus), "cpus: {} should be between 1 and 254", self.cpus);
+        let most = wherry_migration::wire::MAX_STREAMS;
+        ensure!(
+            (1..=most).contains(&self.streams),
+            "streams: {} should be between 1 and {most}",
+            self.streams
+        );
         self.link_rate()?;
         self.cap_rate()?;
         ensure!(self.cap.is_none() || self.link == "unlimited", "cap: should not be named beside a link");

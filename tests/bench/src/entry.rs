@@ -6,6 +6,10 @@ use wherry_migration::Compression;
 
 use crate::case::{Hints, Named, Published};
 
+fn one() -> u32 {
+    1
+}
+
 /// One run. What was not or cannot be measured is absent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Entry {
@@ -43,6 +47,9 @@ pub struct Entry {
     /// Whether what was sent was compressed.
     #[serde(default)]
     pub compression: Compression,
+    /// Connections that carried memory.
+    #[serde(default = "one")]
+    pub streams: u32,
     /// Who kept to that rate: `tc` (a token bucket in a network namespace) or `vmm` (its own cap).
     pub link_shaped_by: Option<String>,
     /// Downtime limit.
@@ -209,6 +216,7 @@ impl Entry {
             link: spec.link.clone(),
             cap: spec.cap.clone(),
             compression: spec.compression,
+            streams: spec.streams,
             link_shaped_by: None,
             downtime_limit_ms: spec.downtime_limit_ms,
             run,

@@ -71,6 +71,8 @@ pub struct Hop {
     pub bandwidth: Option<&'static str>,
     /// `--compression`
     pub compression: &'static str,
+    /// `--streams`
+    pub streams: &'static str,
     /// `--max-rounds`
     pub max_rounds: &'static str,
     /// Cancels it so many milliseconds after its start.
@@ -92,6 +94,7 @@ impl Hop {
                 dice.pick(&[None, Some("2Gbit"), Some("1Gbit"), Some("600Mbit")])
             },
             compression: dice.pick(&["none", "none", "lz4"]),
+            streams: dice.pick(&["1", "1", "2", "4"]),
             max_rounds: dice.pick(&["2", "3", "4", "6"]),
             cancel_ms: cancel.then(|| dice.within(20, 1500)),
         }
@@ -100,7 +103,7 @@ impl Hop {
     /// Its arguments.
     pub fn args(&self) -> Vec<&'static str> {
         let mut args = vec!["--verify", "--hints", self.hints, "--max-rounds", self.max_rounds];
-        args.extend(["--compression", self.compression]);
+        args.extend(["--compression", self.compression, "--streams", self.streams]);
         args.extend(self.bandwidth.iter().flat_map(|rate| ["--bandwidth", rate]));
         args
     }

@@ -158,7 +158,7 @@ pub struct ReceiveArgs {
     wherry migrate web tcp:host-b:4444\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
-    wherry migrate web tcp:host-b:4444 --compression lz4 --verify\n  \
+    wherry migrate web tcp:host-b:4444 --compression lz4 --streams 4 --verify\n  \
     wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth 400Mbit"
 )]
 pub struct MigrateArgs {
@@ -180,6 +180,9 @@ pub struct MigrateArgs {
     /// Compress what is sent: pays where the link is slower than one CPU compresses, a few Gbit/s
     #[arg(long, value_enum, default_value_t = Compression::None)]
     pub compression: Compression,
+    /// Send memory over this many connections side by side, 1 to 16: pays where one CPU packs and sends more slowly than the link carries
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub streams: u32,
     /// Pause the guest after this many rounds, however long the rest takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
@@ -205,6 +208,7 @@ pub struct MigrateArgs {
     Examples:\n  \
     wherry replay web.trace\n  \
     wherry replay web.trace --bandwidth 400Mbit --downtime-limit 100ms\n  \
+    wherry replay web.trace --streams 4\n  \
     wherry replay web.trace --hints off --json | jq .simulated.outcome.total_bytes"
 )]
 pub struct ReplayArgs {
@@ -214,6 +218,9 @@ pub struct ReplayArgs {
     /// Rate of the link, such as 400Mbit [default: as recorded]
     #[arg(long, value_name = "RATE", value_parser = units::rate)]
     pub bandwidth: Option<u64>,
+    /// Connections that carry memory, 1 to 16 [default: as recorded]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub streams: Option<u32>,
     /// Longest predicted downtime [default: as recorded]
     #[arg(long, value_name = "TIME", value_parser = units::millis)]
     pub downtime_limit: Option<u64>,

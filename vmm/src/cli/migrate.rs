@@ -45,6 +45,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         downtime_limit_ms: args.downtime_limit,
         bandwidth_bytes_s: args.bandwidth,
         compression: args.compression.into(),
+        streams: args.streams,
         max_rounds: args.max_rounds,
         verify: args.verify,
         trace: trace.is_some() || page.is_some(),

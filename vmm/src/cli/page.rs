@@ -38,6 +38,9 @@ fn again(trace: &Trace) -> String {
     if trace.start.compression.as_deref() == Some("lz4") {
         command.push_str(" --compression lz4");
     }
+    if trace.start.streams > 1 {
+        command.push_str(&format!(" --streams {}", trace.start.streams));
+    }
     if trace.start.force {
         command.push_str(&format!(" --max-rounds {}", trace.start.max_rounds));
     }
@@ -105,6 +108,7 @@ fn command(args: &MigrateArgs) -> String {
     words.push(format!("--downtime-limit={}ms", args.downtime_limit));
     words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));
     words.extend((args.compression == Compression::Lz4).then(|| "--compression=lz4".to_owned()));
+    words.extend((args.streams > 1).then(|| format!("--streams={}", args.streams)));
     words.extend(args.max_rounds.map(|rounds| format!("--max-rounds={rounds}")));
     words.extend(args.verify.then(|| "--verify".to_owned()));
     for (option, path) in [("trace", &args.trace), ("report", &args.report)] {

@@ -58,6 +58,7 @@ pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure>
 fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, Failure> {
     let mut settings = replay.settings();
     settings.bandwidth = args.bandwidth.or(settings.bandwidth);
+    settings.streams = args.streams.unwrap_or(settings.streams);
     if let Some(ms) = args.downtime_limit {
         settings.downtime_limit_us = ms.saturating_mul(1000);
     }
@@ -90,6 +91,7 @@ fn print(
         row("link", &|s, _| {
             s.bandwidth.map_or("no cap".into(), |b| format!("{} Mbit/s", b.saturating_mul(8) / 1_000_000))
         }),
+        row("connections", &|s, _| s.streams.to_string()),
         row("downtime limit", &|s, _| show_millis(s.downtime_limit_us as f64 / 1e3)),
         row("hints", &|s, _| if s.hints { "on" } else { "off" }.into()),
         row("round one", &|_, o| show_bytes(o.round_one_bytes)),

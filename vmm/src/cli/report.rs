@@ -127,6 +127,7 @@ struct Report {
     downtime: Downtime,
     total_ms: u64,
     compression: String,
+    streams: u32,
     hints: String,
     verify: Option<Verify>,
 }
@@ -212,6 +213,9 @@ pub fn print(out: &mut Output, value: &Value) {
         let bytes = report.rounds.iter().map(|r| r.bytes).fold(0, u64::saturating_add);
         let (word, content, bytes) = (&report.compression, show_bytes(content), show_bytes(bytes));
         out.line(format!("compression: {word}, {content} of memory in {bytes}"));
+    }
+    if report.streams > 1 {
+        out.line(format!("connections: {}", report.streams));
     }
     if !report.hints.is_empty() {
         out.line(format!("hints: {}", report.hints));

@@ -118,7 +118,7 @@ impl VmControl for FakeVm {
             .verify
             .then(|| json!({"equal": 262_000, "free": 144, "wrong": 0, "ms": 80, "bytes": 2 << 20}));
         Ok(json!({
-            "verify": verify, "compression": request.compression,
+            "verify": verify, "compression": request.compression, "streams": request.streams,
             "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6, "hinted": 7,
                         "hinted_too_late": 8, "ballooned": 9, "clean": 10, "duration_ms": 900}],
             "hinting": {"hint_bytes": 8 << 20, "hinted": 7, "saved_bytes": 28 << 10, "saved_ms": 2},
@@ -268,6 +268,12 @@ fn migrating() {
     let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --compression lz4");
     assert!(out.contains("\ncompression: lz4, 78.1 MiB of memory in "), "{out}");
     assert_eq!(bench.vm.last.lock().unwrap().clone().unwrap().compression, Compression::Lz4);
+    let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --streams 4");
+    assert!(out.contains("\nconnections: 4\n"), "{out}");
+    assert_eq!((bench.vm.last.lock().unwrap().clone().unwrap().streams, sent.streams), (4, 1));
+    for wrong in ["0", "17", "all"] {
+        assert_eq!(bench.run(&format!("wherry migrate web tcp:b:9 --streams {wrong}")).0, Exit::Usage);
+    }
     let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
     assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
     assert_eq!(bench.run("wherry migrate web tcp:b:9 --quiet").2, "");
@@ -335,6 +341,7 @@ fn start() -> What {
         hints: "on".into(),
         bandwidth: Some(5_000_000),
         compression: Some("lz4".into()),
+        streams: 3,
         downtime_limit_us: 200_000,
         max_rounds: 7,
         force: true,

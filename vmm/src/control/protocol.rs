@@ -116,6 +116,9 @@ pub struct MigrateRequest {
     /// Whether to compress what is sent. Left out if not, so that a VMM that does not know of it yet can be asked.
     #[serde(default, skip_serializing_if = "Compression::is_none")]
     pub compression: Compression,
+    /// Connections that carry memory, 1 to [`wire::MAX_STREAMS`](wherry_migration::wire::MAX_STREAMS). Left out if it is one.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub streams: u32,
     /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to the engine.
     #[serde(default)]
     pub max_rounds: Option<u32>,
@@ -137,6 +140,15 @@ fn default_downtime_ms() -> u64 {
     DEFAULT_DOWNTIME_MS
 }
 
+fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde wants it.
+fn is_one(n: &u32) -> bool {
+    *n == 1
+}
+
 impl MigrateRequest {
     /// A request with every option at its default.
     pub fn new(uri: impl Into<String>) -> Self {
@@ -146,6 +158,7 @@ impl MigrateRequest {
             downtime_limit_ms: DEFAULT_DOWNTIME_MS,
             bandwidth_bytes_s: None,
             compression: Compression::None,
+            streams: 1,
             max_rounds: None,
             verify: false,
             trace: false,
@@ -407,6 +420,7 @@ mod tests {
         let mut migrate = MigrateRequest::new("tcp:b:1");
         migrate.bandwidth_bytes_s = Some(125_000_000);
         migrate.compression = Compression::Lz4;
+        migrate.streams = 4;
         for request in [
             Request::Info {},
             Request::Resume(ResumeRequest { force: true }),
@@ -418,7 +432,7 @@ mod tests {
             assert_eq!(parse(&line).unwrap(), request, "{line}");
         }
         let plain = serde_json::to_string(&MigrateRequest::new("tcp:b:1")).unwrap();
-        assert!(!plain.contains("compression"), "{plain}");
+        assert!(!plain.contains("compression") && !plain.contains("streams"), "{plain}");
     }
 
     #[test]

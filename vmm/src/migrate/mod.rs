@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 use wherry_migration::traits::{HintSource, SourceVm};
+use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
     CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError, connect,
 };
@@ -45,10 +46,11 @@ pub fn to(
     tell: &mut dyn FnMut(Update),
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
-    let endpoint: Endpoint = request
-        .uri
-        .parse()
-        .map_err(|e: TransportError| ControlError::new(ErrorCode::BadRequest, e.to_string()))?;
+    let bad = |what: String| ControlError::new(ErrorCode::BadRequest, what);
+    let endpoint: Endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
+    if !(1..=MAX_STREAMS).contains(&request.streams) {
+        return Err(bad(format!("streams: {} is not between 1 and {MAX_STREAMS}", request.streams)));
+    }
     let transport = connect(&endpoint, CONNECT_TIMEOUT).map_err(|e| {
         ControlError::new(ErrorCode::MigrationFailed, chain(&e))
             .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here"))
@@ -71,6 +73,7 @@ pub fn to(
         hints: hint_policy(request.hints),
         bandwidth: request.bandwidth_bytes_s,
         compression: request.compression,
+        streams: request.streams,
         downtime_limit: Duration::from_millis(request.downtime_limit_ms),
         max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds).max(1),
         verify: request.verify,

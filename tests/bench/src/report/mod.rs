@@ -118,6 +118,9 @@ fn heading(entry: &Entry) -> String {
     if entry.compression != Compression::None {
         text.push_str(&format!(", compressed ({})", entry.compression.word()));
     }
+    if entry.streams > 1 {
+        text.push_str(&format!(", {} connections", entry.streams));
+    }
     text
 }
 

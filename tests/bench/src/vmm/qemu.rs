@@ -1,8 +1,8 @@
 //! QEMU with KVM, through QMP.
 //!
 //! Machine q35 with `virtio-balloon-pci,free-page-hint=on` and an I/O thread, as its documentation of the device asks for. Its
-//! migration is at its defaults (one stream, no compression, no postcopy) but for events, the downtime limit and the bandwidth cap: that is lifted, since the
-//! link has the rate.
+//! migration is at its defaults (no compression, no postcopy) but for events, the downtime limit, a case's connections (`multifd`) and the
+//! bandwidth cap: that is lifted, since the link has the rate.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -41,13 +41,7 @@ impl Qemu {
         })
     }
 
-    fn spawn(
-        &self,
-        files: &Files,
-        name: &'static str,
-        case: &Case,
-        more: &[String],
-    ) -> Result<Box<dyn Machine>> {
+    fn spawn(&self, files: &Files, name: &'static str, case: &Case, more: &[String]) -> Result<Guest> {
         let path = |suffix: &str| files.dir.join(format!("{name}.{suffix}"));
         let log = files.log(name)?;
         let mut command = Command::new(&self.program);
@@ -90,7 +84,7 @@ impl Qemu {
                 bail!("{error:#}; it says: {}", said.trim());
             }
         }
-        Ok(Box::new(guest))
+        Ok(guest)
     }
 }
 
@@ -101,11 +95,15 @@ impl Vmm for Qemu {
     }
 
     fn run(&self, files: &Files, case: &Case, append: &str) -> Result<Box<dyn Machine>> {
-        self.spawn(files, "source", case, &["-append".into(), append.into()])
+        Ok(Box::new(self.spawn(files, "source", case, &["-append".into(), append.into()])?))
     }
 
     fn receive(&self, files: &Files, case: &Case, port: u16) -> Result<Box<dyn Machine>> {
-        self.spawn(files, "destination", case, &["-incoming".into(), format!("tcp:127.0.0.1:{port}")])
+        // What it is to expect must be said before it listens.
+        let mut guest = self.spawn(files, "destination", case, &["-incoming".into(), "defer".into()])?;
+        guest.capabilities(case)?;
+        guest.qmp()?.call("migrate-incoming", json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
+        Ok(Box::new(guest))
     }
 }
 
@@ -119,6 +117,18 @@ struct Guest {
 impl Guest {
     fn qmp(&mut self) -> Result<&mut Qmp> {
         self.qmp.as_mut().context("QEMU is gone")
+    }
+
+    /// Both sides must be told the same.
+    fn capabilities(&mut self, case: &Case) -> Result<()> {
+        let qmp = self.qmp()?;
+        let set = |name: &str, state: bool| json!({ "capability": name, "state": state });
+        let all = [set("events", true), set("multifd", case.streams > 1)];
+        qmp.call("migrate-set-capabilities", json!({ "capabilities": all }))?;
+        if case.streams > 1 {
+            qmp.call("migrate-set-parameters", json!({ "multifd-channels": case.streams }))?;
+        }
+        Ok(())
     }
 }
 
@@ -134,11 +144,8 @@ impl Machine for Guest {
 
     fn migrate(&mut self, migration: Migration) -> Result<Figures> {
         let trace = self.trace.clone();
+        self.capabilities(migration.case)?;
         let qmp = self.qmp()?;
-        qmp.call(
-            "migrate-set-capabilities",
-            json!({ "capabilities": [{ "capability": "events", "state": true }] }),
-        )?;
         let limit = migration.case.downtime_limit_ms.min(MAX_DOWNTIME_MS);
         let cap = migration.bandwidth.unwrap_or(NO_CAP);
         qmp.call("migrate-set-parameters", json!({ "downtime-limit": limit, "max-bandwidth": cap }))?;

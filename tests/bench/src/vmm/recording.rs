@@ -25,6 +25,7 @@ impl Recording {
             hints: case.hints.word().into(),
             bandwidth: case.link_rate().unwrap_or_default(),
             compression: None,
+            streams: case.streams,
             downtime_limit_us: case.downtime_limit_ms.saturating_mul(1000),
             max_rounds: 0,
             force: false,
@@ -53,6 +54,8 @@ impl Recording {
             remaining: 0,
             rate: 0,
             held_us: 0,
+            reading_us: 0,
+            sending_us: 0,
         });
     }
 

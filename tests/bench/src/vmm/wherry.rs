@@ -109,6 +109,7 @@ impl Machine for Guest {
         let mut command = self.command(&["migrate", self.name, &uri, "--json", "--quiet"]);
         command.args(["--hints", migration.case.hints.word()]);
         command.args(["--compression", migration.case.compression.word()]);
+        command.arg(format!("--streams={}", migration.case.streams));
         command.arg(format!("--downtime-limit={}ms", migration.case.downtime_limit_ms));
         command.arg("--trace").arg(self.files.trace());
         if let Some(rate) = migration.bandwidth {

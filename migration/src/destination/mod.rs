@@ -5,11 +5,15 @@
 //! and its checksum compared. Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing panics and
 //! nothing is allocated beyond the frame limits and [`MAX_STATE`].
 //!
+//! Memory may come over further connections beside the first (module `streams`).
+//!
 //! Phases: greeting → memory (rounds of pages) → (digests of it, if the source wants to verify) → state → loaded, waiting → **HandOff** → running.
 //!
 //! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without it. Ownership in a [`Failure`]:
 //! until this side has said Loaded the source cannot have sent HandOff, so the guest is the source's. After that, an Abort
 //! from the source still proves it (the source aborts only before HandOff); a broken connection proves nothing.
+
+mod streams;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,14 +24,15 @@ use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::source::describe;
 use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
-use crate::transport::Transport;
+use crate::transport::{More, Transport, TransportError};
 use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{Run, parse, parse_lz4};
 use crate::wire::{
-    FEATURE_LZ4, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_STATE, RoundStart, StateEnd, VerifyChunk,
-    Welcome, WireError,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_STATE, RoundStart,
+    StateEnd, SyncPoint, VerifyChunk, Welcome, WireError,
 };
+use streams::{Shared, Streams};
 
 /// How to receive.
 #[derive(Clone, Debug)]
@@ -72,11 +77,15 @@ pub fn receive(
     cancel: &CancelToken,
 ) -> Result<Received, Failure> {
     let failed = |cause| Failure { phase: Phase::Handshake, ownership: Ownership::SourceRuns, cause };
+    let more = transport.more();
     let (input, output) = (transport.split()).map_err(|e| failed(Error::Connection(e)))?;
     let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
     let mut receiver = Receiver {
         reader: FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone()),
-        writer: FrameWriter::new(output, None, cfg.stall_timeout, interrupt),
+        writer: FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone()),
+        interrupt,
+        more,
+        streams: None,
         cfg,
         progress,
         cancel,
@@ -84,12 +93,12 @@ pub fn receive(
         ownership: Ownership::SourceRuns,
         verify: false,
         verified: 0,
-        lz4: false,
+        memory: Memory::new(false),
         round: 0,
         pages: 0,
         last_progress: Instant::now(),
     };
-    let result = receiver.receive(vm);
+    let result = receiver.receive(vm).map_err(|cause| receiver.explain(cause));
     if let Err(cause) = &result
         && !matches!(cause, Error::PeerAbort(_) | Error::Closed | Error::NotWherry)
     {
@@ -102,6 +111,11 @@ pub fn receive(
 struct Receiver<'a> {
     reader: FrameReader,
     writer: FrameWriter,
+    interrupt: Interrupt,
+    /// Where further connections come from.
+    more: Option<Box<dyn More>>,
+    /// Further connections that carry memory, until they have ended.
+    streams: Option<Streams>,
     cfg: &'a DestinationConfig,
     progress: &'a dyn Progress,
     cancel: &'a CancelToken,
@@ -111,8 +125,7 @@ struct Receiver<'a> {
     verify: bool,
     /// Pages digested so far.
     verified: u64,
-    /// Content may come compressed.
-    lz4: bool,
+    memory: Memory,
     round: u32,
     pages: u64,
     last_progress: Instant,
@@ -120,7 +133,11 @@ struct Receiver<'a> {
 
 impl Receiver<'_> {
     fn receive(&mut self, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
-        let ram = self.greet(vm)?;
+        let (ram, with_streams) = self.greet(vm)?;
+        if with_streams {
+            self.accept_streams(&ram)?;
+        }
+        self.more = None;
         self.enter(Phase::Rounds);
         let state = self.memory_and_state(&*ram)?;
         vm.load(&state).map_err(Error::machine("load machine state"))?;
@@ -142,10 +159,11 @@ impl Receiver<'_> {
         // It runs here, whatever becomes of the answer.
         let acknowledged = self.writer.send(Kind::Running, &[]).is_ok();
         self.enter(Phase::Done);
-        Ok(Received { bytes: self.reader.bytes(), acknowledged })
+        Ok(Received { bytes: self.bytes(), acknowledged })
     }
 
-    fn greet(&mut self, vm: &mut dyn DestinationVm) -> Result<Arc<dyn GuestRam>, Error> {
+    /// Returns guest RAM, and whether it comes over further connections.
+    fn greet(&mut self, vm: &mut dyn DestinationVm) -> Result<(Arc<dyn GuestRam>, bool), Error> {
         self.enter(Phase::Handshake);
         self.reader.next(&[Kind::Hello], "as a greeting")?;
         let hello: Hello = self.reader.control("hello")?;
@@ -153,7 +171,8 @@ impl Receiver<'_> {
             return Err(WireError::Features(hello.features & !FEATURES).into());
         }
         self.verify = hello.features & FEATURE_VERIFY != 0;
-        self.lz4 = hello.features & FEATURE_LZ4 != 0;
+        self.memory.lz4 = hello.features & FEATURE_LZ4 != 0;
+        let with_streams = hello.features & FEATURE_STREAMS != 0;
         if hello.nr_pages == 0 || hello.nr_pages > self.cfg.max_pages {
             return Err(WireError::Payload("hello").into());
         }
@@ -169,13 +188,49 @@ impl Receiver<'_> {
         }
         let welcome = Welcome { features: hello.features };
         self.writer.send_control(Kind::Welcome, "welcome", &welcome)?;
-        Ok(ram)
+        Ok((ram, with_streams))
+    }
+
+    fn accept_streams(&mut self, ram: &Arc<dyn GuestRam>) -> Result<(), Error> {
+        self.reader.next(&[Kind::Streams], "before further connections")?;
+        let announced: wire::Streams = self.reader.control("streams")?;
+        let Some(more) = &self.more else {
+            return Err(Error::Stream(TransportError::Single));
+        };
+        let shared = Shared {
+            ram,
+            interrupt: &self.interrupt,
+            stall: self.cfg.stall_timeout,
+            lz4: self.memory.lz4,
+            #[cfg(test)]
+            mutation: self.cfg.mutation,
+        };
+        self.streams = Some(Streams::accept(&announced, &**more, &shared)?);
+        Ok(())
+    }
+
+    /// The true cause of an error that may only be the stop flag that a further connection raised.
+    fn explain(&mut self, error: Error) -> Error {
+        match (&error, &self.streams) {
+            (Error::Closed, Some(streams)) => streams.failure().unwrap_or(error),
+            _ => error,
+        }
+    }
+
+    /// No memory may follow: from here on nobody but this thread touches guest RAM.
+    fn end_of_memory(&mut self) -> Result<(), Error> {
+        let Some(streams) = &mut self.streams else { return Ok(()) };
+        streams.finish(self.cfg.stall_timeout)
+    }
+
+    /// Bytes received, over all connections.
+    fn bytes(&self) -> u64 {
+        self.reader.bytes() + self.streams.as_ref().map_or(0, |streams| streams.received().1)
     }
 
     /// Takes rounds of pages, then the state. Returns the state.
     fn memory_and_state(&mut self, ram: &dyn GuestRam) -> Result<Vec<u8>, Error> {
         let nr_pages = ram.nr_pages();
-        let (mut runs, mut unpacked) = (Vec::new(), Vec::new());
         let mut state: Vec<u8> = Vec::new();
         let mut digester = None;
         loop {
@@ -189,21 +244,21 @@ impl Receiver<'_> {
                     self.round = start.round;
                     self.pages = 0;
                 }
-                Kind::Pages => {
-                    let content = parse(self.reader.payload(), nr_pages, &mut runs)?;
-                    self.pages += apply(ram, &runs, content)?;
+                kind @ (Kind::Pages | Kind::PagesLz4) => {
+                    self.pages += self.memory.apply(kind, self.reader.payload(), ram)?;
                 }
-                Kind::PagesLz4 => {
-                    let content = parse_lz4(self.reader.payload(), nr_pages, &mut runs, &mut unpacked)?;
-                    self.pages += apply(ram, &runs, content)?;
+                Kind::Sync => {
+                    let SyncPoint { round } = self.reader.control("sync")?;
+                    self.memory.sync(round)?;
+                    if let Some(streams) = &self.streams {
+                        streams.meeting().sync(round)?;
+                    }
                 }
                 Kind::Verify => self.answer(ram, &mut digester)?,
                 Kind::State => {
                     // Not needed any more, and machine state may be long.
                     digester = None;
-                    if self.phase != Phase::State {
-                        self.enter(Phase::State);
-                    }
+                    self.begin_state()?;
                     let part = self.reader.payload();
                     if state.len() + part.len() > MAX_STATE {
                         return Err(WireError::State("too long").into());
@@ -211,6 +266,7 @@ impl Receiver<'_> {
                     state.extend_from_slice(part);
                 }
                 Kind::StateEnd => {
+                    self.begin_state()?;
                     let end: StateEnd = self.reader.control("state end")?;
                     if end.len != state.len() as u64 {
                         return Err(WireError::State("not of the announced length").into());
@@ -218,7 +274,6 @@ impl Receiver<'_> {
                     if end.crc != crc32fast::hash(&state) {
                         return Err(WireError::State("checksum does not match").into());
                     }
-                    self.phase = Phase::State;
                     return Ok(state);
                 }
                 _ => {}
@@ -229,16 +284,28 @@ impl Receiver<'_> {
         }
     }
 
+    fn begin_state(&mut self) -> Result<(), Error> {
+        if self.phase != Phase::State {
+            self.end_of_memory()?;
+            self.enter(Phase::State);
+        }
+        Ok(())
+    }
+
     /// What may come now. Once verification or state has begun no memory may follow; before the first round nothing but a round
-    /// may come; a source that wants to verify must do so; nothing is compressed that was not agreed to be.
+    /// may come; a source that wants to verify must do so; nothing is compressed that was not agreed to be; where memory comes over
+    /// further connections, each round ends with a sync, and only after one may anything else follow.
     fn legal(&self, nr_pages: u64) -> (&'static [Kind], &'static str) {
-        use Kind::{Idle, Pages, PagesLz4, Round, State, StateEnd, Verify};
+        use Kind::{Idle, Pages, PagesLz4, Round, State, StateEnd, Sync, Verify};
         match (self.phase, self.round) {
             (Phase::State, _) => (&[State, StateEnd], "in machine state"),
             (Phase::Verify, _) if self.verified < nr_pages => (&[Verify, Idle], "during verification"),
             (Phase::Verify, _) => (&[Idle, State, StateEnd], "after verification"),
             (_, 0) => (&[Round, Idle], "before the first round"),
-            _ => match (self.verify, self.lz4) {
+            _ if self.streams.is_some() && self.memory.synced < self.round => {
+                (&[Sync, Idle], "in a round over further connections")
+            }
+            _ => match (self.verify, self.memory.lz4) {
                 (true, true) => (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification"),
                 (true, false) => (&[Round, Pages, Idle, Verify], "in a round, before verification"),
                 (false, true) => (&[Round, Pages, PagesLz4, Idle, State, StateEnd], "in a round"),
@@ -255,6 +322,7 @@ impl Receiver<'_> {
             return Err(WireError::Chunk { first, nr, due }.into());
         }
         if self.phase != Phase::Verify {
+            self.end_of_memory()?;
             self.enter(Phase::Verify);
         }
         let digester = match digester {
@@ -290,14 +358,64 @@ impl Receiver<'_> {
         self.progress.update(&Snapshot {
             phase: self.phase,
             round: self.round,
-            sent: self.pages,
+            sent: self.pages + self.streams.as_ref().map_or(0, |streams| streams.received().0),
             remaining: 0,
             hinted: 0,
             round_hinting: HintFigures::default(),
             hinting: HintFigures::default(),
-            bytes: self.reader.bytes(),
+            bytes: self.bytes(),
             rate: 0,
         });
+    }
+}
+
+/// What a connection's frames of memory need, kept from frame to frame.
+struct Memory {
+    /// Content may come compressed.
+    lz4: bool,
+    /// The last round whose Sync came on this connection.
+    synced: u32,
+    /// Memory came behind that.
+    since: bool,
+    runs: Vec<Run>,
+    unpacked: Vec<u8>,
+}
+
+impl Memory {
+    fn new(lz4: bool) -> Self {
+        Self { lz4, synced: 0, since: false, runs: Vec::new(), unpacked: Vec::new() }
+    }
+
+    /// What may come on a further connection.
+    fn legal(&self) -> &'static [Kind] {
+        use Kind::{Idle, Pages, PagesLz4, Sync};
+        if self.lz4 { &[Pages, PagesLz4, Idle, Sync] } else { &[Pages, Idle, Sync] }
+    }
+
+    /// Checks a frame and writes its pages to guest RAM. Returns the number of those with content.
+    fn apply(&mut self, kind: Kind, payload: &[u8], ram: &dyn GuestRam) -> Result<u64, Error> {
+        let (runs, nr_pages) = (&mut self.runs, ram.nr_pages());
+        let content = match kind {
+            Kind::Pages => parse(payload, nr_pages, runs)?,
+            Kind::PagesLz4 => parse_lz4(payload, nr_pages, runs, &mut self.unpacked)?,
+            _ => return Ok(0),
+        };
+        self.since = true;
+        apply(ram, runs, content)
+    }
+
+    /// A Sync came.
+    fn sync(&mut self, round: u32) -> Result<(), Error> {
+        if round != self.synced.saturating_add(1) {
+            return Err(WireError::Streams("a sync out of order").into());
+        }
+        (self.synced, self.since) = (round, false);
+        Ok(())
+    }
+
+    /// Whether a further connection may end here.
+    fn complete(&self) -> bool {
+        self.synced > 0 && !self.since
     }
 }
 

@@ -1,0 +1,270 @@
+//! Receiving memory over several connections at once.
+//!
+//! Each further connection has a thread that reads frames, checks them as the first connection's are checked and writes guest RAM.
+//!
+//! # Invariants
+//! - *Rounds stay in order*: whoever reads a Sync, a thread here or the first connection's, waits until it was read on all connections;
+//!   only then does anybody read on. So what precedes a Sync on any connection is applied before what follows it on any other.
+//! - *Nobody writes guest RAM behind the state's back*: before the first frame of verification or state is acted upon, all
+//!   threads here have ended ([`Streams::finish`]). A thread ends when its connection does, and that is in order only right after a Sync.
+//!
+//! A thread that fails says why and raises the stop flag, which ends the first connection's reading within a tick.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::link::{FrameReader, Interrupt};
+use crate::traits::GuestRam;
+use crate::transport::{Halves, More, TICK, WriteHalf};
+use crate::wire::{self, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
+
+use super::Memory;
+
+/// Patience with the source's connections: they were opened before they were announced.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Patience with one that connects and does not say who it is.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections of strangers that are turned away meanwhile, at most.
+const MAX_STRANGERS: u32 = 16;
+
+/// The threads of all further connections.
+pub(super) struct Streams {
+    threads: Vec<JoinHandle<()>>,
+    meeting: Arc<Meeting>,
+}
+
+/// Where the threads and the first connection meet.
+pub(super) struct Meeting {
+    state: Mutex<State>,
+    changed: Condvar,
+    interrupt: Interrupt,
+    /// Threads, and the first connection's.
+    nr: u32,
+    /// Pages with content, and bytes, that came over further connections.
+    pages: AtomicU64,
+    bytes: AtomicU64,
+    #[cfg(test)]
+    mutation: Option<crate::tests::Mutation>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Syncs read, on all connections together. Each is waited at, so no connection is two ahead of another.
+    arrived: u64,
+    /// Threads that are through.
+    ended: u32,
+    /// Why the first thread that failed did.
+    failure: Option<Error>,
+}
+
+impl Meeting {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The Sync of this round was read: returns when that is so everywhere.
+    pub(super) fn sync(&self, round: u32) -> Result<(), Error> {
+        let due = u64::from(self.nr) * u64::from(round);
+        let mut state = self.state();
+        state.arrived += 1;
+        if state.arrived >= due {
+            self.changed.notify_all();
+        }
+        while state.arrived < due {
+            self.interrupt.check()?;
+            if state.ended > 0 {
+                return Err(WireError::Streams("one ended early").into());
+            }
+            state = self.wait(state);
+        }
+        Ok(())
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        match self.changed.wait_timeout(state, TICK) {
+            Ok((state, _)) => state,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+
+    fn ended(&self, result: Result<(), Error>) {
+        let mut state = self.state();
+        state.ended += 1;
+        if let Err(cause) = result {
+            state.failure.get_or_insert(cause);
+            self.interrupt.stop.store(true, Ordering::Release);
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// What the threads of one migration share.
+pub(super) struct Shared<'a> {
+    pub(super) ram: &'a Arc<dyn GuestRam>,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) stall: Duration,
+    pub(super) lz4: bool,
+    #[cfg(test)]
+    pub(super) mutation: Option<crate::tests::Mutation>,
+}
+
+impl Streams {
+    /// Accepts the announced connections and begins to read them.
+    pub(super) fn accept(
+        announced: &wire::Streams,
+        more: &dyn More,
+        shared: &Shared<'_>,
+    ) -> Result<Self, Error> {
+        let &wire::Streams { nr, token } = announced;
+        if !(1..=MAX_STREAMS).contains(&nr) {
+            return Err(WireError::Streams("more than there may be, or none").into());
+        }
+        let meeting = Arc::new(Meeting {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            interrupt: shared.interrupt.clone(),
+            nr: nr + 1,
+            pages: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            #[cfg(test)]
+            mutation: shared.mutation,
+        });
+        let mut streams = Self { threads: Vec::new(), meeting };
+        let until = Instant::now() + ACCEPT_TIMEOUT;
+        let (mut joined, mut strangers) = (vec![false; nr as usize], 0);
+        while joined.contains(&false) {
+            let left = until.saturating_duration_since(Instant::now());
+            let opened = more.next(&shared.interrupt.cancel, left).map_err(Error::Stream)?;
+            let halves = opened.split().map_err(Error::Connection)?;
+            match greet(halves, token, shared) {
+                Ok((stream, reader, writer)) if joined.get(stream as usize) == Some(&false) => {
+                    joined[stream as usize] = true;
+                    streams.spawn(reader, writer, shared)?;
+                }
+                // The token was right, so it is the source that counts wrong.
+                Ok(_) => return Err(WireError::Streams("one that was not announced").into()),
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(_) if strangers < MAX_STRANGERS => strangers += 1,
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(streams)
+    }
+
+    fn spawn(
+        &mut self,
+        mut reader: FrameReader,
+        writer: Box<dyn WriteHalf>,
+        shared: &Shared<'_>,
+    ) -> Result<(), Error> {
+        let (meeting, ram, stall) = (self.meeting.clone(), shared.ram.clone(), shared.stall);
+        let mut memory = Memory::new(shared.lz4);
+        meeting.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
+        reader.stall = Some(stall);
+        let thread = thread::Builder::new()
+            .name("migration-receive".into())
+            .spawn(move || {
+                let result = loop {
+                    match step(&mut reader, &*ram, &mut memory, &meeting) {
+                        Ok(()) => {}
+                        Err(Error::Closed) if memory.complete() => break meeting.interrupt.check(),
+                        Err(cause) => break Err(cause),
+                    }
+                };
+                writer.shutdown();
+                meeting.ended(result);
+            })
+            .map_err(Error::Connection)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Where the first connection's Syncs go.
+    pub(super) fn meeting(&self) -> &Meeting {
+        &self.meeting
+    }
+
+    /// Pages with content, and bytes, that came over further connections.
+    pub(super) fn received(&self) -> (u64, u64) {
+        (self.meeting.pages.load(Ordering::Relaxed), self.meeting.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Waits until all connections have ended in order: nobody here writes guest RAM any more.
+    pub(super) fn finish(&mut self, stall: Duration) -> Result<(), Error> {
+        let until = Instant::now() + stall;
+        let mut state = self.meeting.state();
+        while state.ended < self.meeting.nr - 1 {
+            self.meeting.interrupt.check()?;
+            if Instant::now() >= until {
+                return Err(Error::Stalled(stall));
+            }
+            state = self.meeting.wait(state);
+        }
+        let failure = state.failure.take();
+        drop(state);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Why a thread failed, if one did.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.meeting.state().failure.take()
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.meeting.interrupt.stop.store(true, Ordering::Release);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads who it is that connected.
+fn greet(
+    (input, output): Halves,
+    token: u128,
+    shared: &Shared<'_>,
+) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
+    let stall = JOIN_TIMEOUT.min(shared.stall);
+    let mut reader = FrameReader::new(input, Some(stall), shared.interrupt.clone());
+    reader.next(&[Kind::Join], "on a further connection")?;
+    let join: Join = reader.control("join")?;
+    if join.token != token {
+        return Err(WireError::Streams("one of somebody else").into());
+    }
+    Ok((join.stream, reader, output))
+}
+
+/// Reads one frame and acts on it.
+fn step(
+    reader: &mut FrameReader,
+    ram: &dyn GuestRam,
+    memory: &mut Memory,
+    meeting: &Meeting,
+) -> Result<(), Error> {
+    let before = reader.bytes();
+    let kind = reader.next(memory.legal(), "on a further connection")?;
+    meeting.bytes.fetch_add(reader.bytes() - before, Ordering::Relaxed);
+    if kind == Kind::Sync {
+        let SyncPoint { round } = reader.control("sync")?;
+        memory.sync(round)?;
+        #[cfg(test)]
+        if round == 1 && meeting.mutation == Some(crate::tests::Mutation::PassSync) {
+            meeting.state().arrived += 1;
+            return Ok(());
+        }
+        return meeting.sync(round);
+    }
+    let pages = memory.apply(kind, reader.payload(), ram)?;
+    meeting.pages.fetch_add(pages, Ordering::Relaxed);
+    Ok(())
+}

@@ -1,0 +1,330 @@
+//! Sending over several connections at once.
+//!
+//! The engine's thread claims, protects and reads as ever (module `sender`). With further connections it writes nothing of that itself: each
+//! chunk goes to a lane, a thread that compresses it, checksums it and writes it to a connection of its own. So packing and the
+//! network's work are spread over CPUs and connections, while everything that races with the guest stays on one thread.
+//!
+//! # Invariant
+//! A page that is sent in one round and again in a later one is applied in this order, though it may travel over two connections.
+//!
+//! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between two rounds stands a Sync, sent on every
+//! connection, the first included, after all chunks of the round are written; the destination applies nothing behind a Sync before it has
+//! applied everything ahead of it on all connections. What becomes zero between two rounds goes over the first connection, behind one Sync
+//! and ahead of the next, and is not in the round between.
+//!
+//! The first connection carries everything else, HandOff included, so who owns the guest is decided as ever: lanes end before the state is sent.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::link::{Cap, FrameWriter, Interrupt};
+use crate::transport::{More, TICK};
+use crate::wire::pages::{MAX_CONTENT, pack_lz4, packed_room};
+use crate::wire::{self, Join, Kind, SyncPoint};
+
+use super::session::{Meter, SIGN_OF_LIFE};
+use super::{Compression, SourceConfig};
+
+/// Chunks of a lane: one on its way, one ready.
+const CHUNKS: u32 = 2;
+/// Patience with a destination that does not take a further connection.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Chunks with less content than this say little about the link.
+pub(super) const MEASURE: usize = 256 << 10;
+
+/// Pages on their way to a connection.
+pub(super) struct Chunk {
+    /// The run table, as sent.
+    pub(super) table: Vec<u8>,
+    /// Content of the runs that have some; its first `len` bytes count.
+    pub(super) content: Vec<u8>,
+    pub(super) len: usize,
+}
+
+enum Job {
+    Pages(Chunk),
+    Sync(u32),
+}
+
+/// What a lane has done.
+enum Done {
+    /// These pages are written; the chunk may be used again.
+    Pages(Chunk),
+    Sync,
+    /// All that there was.
+    End,
+}
+
+/// What a lane says after each job, and when it ends.
+struct Word {
+    lane: usize,
+    done: Done,
+    /// Bytes on the wire since it last said something.
+    wire: u64,
+    /// How long it took.
+    busy: Duration,
+    at: Instant,
+}
+
+struct Lane {
+    jobs: Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+/// All lanes.
+pub(super) struct Streams {
+    lanes: Vec<Lane>,
+    words: Receiver<Result<Word, Error>>,
+    /// Chunks that wait for pages, each with its lane; the one that has waited longest is the first.
+    idle: VecDeque<(usize, Chunk)>,
+    /// Jobs of which nothing has been heard.
+    nr_under_way: usize,
+    /// Bytes on the wire, of jobs that are done.
+    bytes: u64,
+    /// Time that lanes worked, all together.
+    busy: Duration,
+    /// When the last chunk was done, or the first one begun.
+    clock: Instant,
+    interrupt: Interrupt,
+}
+
+impl Streams {
+    /// Opens these connections and says on each which it is.
+    pub(super) fn open(
+        more: &dyn More,
+        announced: &wire::Streams,
+        cfg: &SourceConfig,
+        cap: Option<&Cap>,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Error> {
+        let (tell, words) = channel();
+        let mut streams = Self {
+            lanes: Vec::new(),
+            words,
+            idle: VecDeque::new(),
+            nr_under_way: 0,
+            bytes: 0,
+            busy: Duration::ZERO,
+            clock: Instant::now(),
+            interrupt: interrupt.clone(),
+        };
+        let &wire::Streams { nr, token } = announced;
+        for stream in 0..nr {
+            interrupt.check()?;
+            let opened = more.next(&interrupt.cancel, OPEN_TIMEOUT).map_err(Error::Stream)?;
+            // Nothing comes back on it.
+            let (_, output) = opened.split().map_err(Error::Connection)?;
+            let mut writer = FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
+            writer.send_control(Kind::Join, "join", &Join { stream, token })?;
+            let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
+            let (jobs, todo) = channel();
+            let thread = thread::Builder::new()
+                .name(format!("migration-send-{stream}"))
+                .spawn(move || {
+                    if let Err(cause) = work(&mut writer, lane, compression, &todo, &tell) {
+                        let _ = tell.send(Err(cause));
+                    }
+                    // Its end is how the destination knows that nothing follows.
+                    writer.shutdown();
+                })
+                .map_err(Error::Connection)?;
+            streams.lanes.push(Lane { jobs, thread });
+        }
+        for _ in 0..CHUNKS {
+            for lane in 0..streams.lanes.len() {
+                streams.idle.push_back((lane, Chunk::new()));
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Bytes on the wire, of all lanes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Time that lanes worked, all together.
+    pub(super) fn busy(&self) -> Duration {
+        self.busy
+    }
+
+    /// A chunk to fill, if a lane has one within `patience`.
+    pub(super) fn take(
+        &mut self,
+        patience: Duration,
+        meter: &mut Meter,
+    ) -> Result<Option<(usize, Chunk)>, Error> {
+        self.hear(Duration::ZERO, meter)?;
+        if self.idle.is_empty() {
+            self.hear(patience, meter)?;
+        }
+        if self.nr_under_way == 0 {
+            self.clock = Instant::now();
+        }
+        Ok(self.idle.pop_front())
+    }
+
+    /// Gives back a chunk that was not needed.
+    pub(super) fn keep(&mut self, (lane, chunk): (usize, Chunk)) {
+        self.idle.push_front((lane, chunk));
+    }
+
+    /// Sends a chunk.
+    pub(super) fn send(&mut self, (lane, chunk): (usize, Chunk)) -> Result<(), Error> {
+        self.give(lane, Job::Pages(chunk))
+    }
+
+    /// Whether everything is written.
+    pub(super) fn settled(&mut self, patience: Duration, meter: &mut Meter) -> Result<bool, Error> {
+        if self.nr_under_way > 0 {
+            self.hear(patience, meter)?;
+        }
+        Ok(self.nr_under_way == 0)
+    }
+
+    /// Says on all connections that this round is complete.
+    pub(super) fn sync(&mut self, round: u32) -> Result<(), Error> {
+        (0..self.lanes.len()).try_for_each(|lane| self.give(lane, Job::Sync(round)))
+    }
+
+    /// Ends the connections; all jobs must be done. What is left to hear are their last bytes.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        for Lane { jobs, thread } in self.lanes.drain(..) {
+            drop(jobs);
+            let _ = thread.join();
+        }
+        self.hear(Duration::ZERO, &mut Meter::default())
+    }
+
+    fn give(&mut self, lane: usize, job: Job) -> Result<(), Error> {
+        let sent = self.lanes.get(lane).is_some_and(|lane| lane.jobs.send(job).is_ok());
+        if sent {
+            self.nr_under_way += 1;
+            return Ok(());
+        }
+        // It ended: it has said why.
+        self.hear(TICK, &mut Meter::default())?;
+        Err(Error::Closed)
+    }
+
+    /// Takes what lanes have said, waiting up to `patience` for the first word.
+    fn hear(&mut self, patience: Duration, meter: &mut Meter) -> Result<(), Error> {
+        let mut next = if patience.is_zero() {
+            self.words.try_recv().ok()
+        } else {
+            self.words.recv_timeout(patience).ok()
+        };
+        if next.is_none() && self.lanes.iter().any(|lane| lane.thread.is_finished()) {
+            // Without a word, or with one that came just now.
+            next = Some(self.words.try_recv().unwrap_or(Err(Error::Closed)));
+        }
+        while let Some(word) = next {
+            let Word { lane, done, wire, busy, at } = word?;
+            self.bytes += wire;
+            self.busy += busy;
+            if !matches!(done, Done::End) {
+                self.nr_under_way -= 1;
+            }
+            if let Done::Pages(chunk) = done {
+                // Lanes work side by side: what counts is the time from one being done to the next, whichever it is.
+                if chunk.len >= MEASURE {
+                    meter.add(chunk.len as u64, wire, at.saturating_duration_since(self.clock));
+                }
+                self.clock = self.clock.max(at);
+                self.idle.push_back((lane, chunk));
+            }
+            next = self.words.try_recv().ok();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if self.lanes.is_empty() {
+            return;
+        }
+        // It did not come to an orderly end: lanes that are writing notice within a tick.
+        self.interrupt.stop.store(true, std::sync::atomic::Ordering::Release);
+        let _ = self.close();
+    }
+}
+
+/// One lane's thread.
+fn work(
+    writer: &mut FrameWriter,
+    lane: usize,
+    compression: Compression,
+    jobs: &Receiver<Job>,
+    tell: &Sender<Result<Word, Error>>,
+) -> Result<(), Error> {
+    let mut packed = match compression {
+        Compression::None => Vec::new(),
+        Compression::Lz4 => vec![0; packed_room()],
+    };
+    let mut told = 0;
+    let mut say = |done, writer: &FrameWriter, since: Instant| {
+        let wire = writer.bytes() - told;
+        told = writer.bytes();
+        let at = Instant::now();
+        // Fails only when nobody listens any more.
+        let _ = tell.send(Ok(Word { lane, done, wire, busy: at - since, at }));
+    };
+    loop {
+        let job = jobs.recv_timeout(SIGN_OF_LIFE);
+        let since = Instant::now();
+        let done = match job {
+            Ok(Job::Pages(chunk)) => {
+                chunk.send(writer, compression, &mut packed)?;
+                Done::Pages(chunk)
+            }
+            Ok(Job::Sync(round)) => {
+                writer.send_control(Kind::Sync, "sync", &SyncPoint { round })?;
+                Done::Sync
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                writer.send(Kind::Idle, &[])?;
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                say(Done::End, writer, since);
+                return Ok(());
+            }
+        };
+        say(done, writer, since);
+    }
+}
+
+impl Chunk {
+    pub(super) fn new() -> Self {
+        Self { table: Vec::new(), content: vec![0; MAX_CONTENT], len: 0 }
+    }
+
+    /// Compresses it, if that is wanted and saves anything, and writes it.
+    pub(super) fn send(
+        &self,
+        writer: &mut FrameWriter,
+        compression: Compression,
+        room: &mut [u8],
+    ) -> Result<(), Error> {
+        let content = self.content.get(..self.len).unwrap_or_default();
+        let packed = match compression {
+            Compression::None => None,
+            Compression::Lz4 => pack_lz4(content, room),
+        };
+        let (kind, content) = packed.map_or((Kind::Pages, content), |packed| (Kind::PagesLz4, packed));
+        writer.send(kind, &[&self.table, content])
+    }
+}
+
+/// A number that nobody guesses.
+pub(super) fn random_token() -> io::Result<u128> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u128::from_le_bytes(bytes))
+}

@@ -1,0 +1,332 @@
+//! Memory over several connections: rounds in order, one owner whatever breaks, strangers and liars turned away.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::Mutation;
+use super::dest::Dest;
+use super::faults::{FAULTS, Fault, FaultPlan, faulty_pair};
+use super::handoff::{PAGES, judge, script};
+use super::hostile::{frame, hello_with, pages, round, stream};
+use super::model::{Model, Trigger};
+use super::ops::Op;
+use super::oracle::{config, migrate_model, migrate_over, pair};
+use crate::transport::{Halves, More};
+use crate::wire::{FEATURE_STREAMS, Join, Kind, StateEnd, Streams, SyncPoint, codec};
+use crate::*;
+
+type Ends = (Box<dyn Transport>, Box<dyn Transport>);
+
+/// A connection that has further ones beside it.
+struct Linked {
+    first: Box<dyn Transport>,
+    more: Queue,
+}
+
+#[derive(Clone)]
+struct Queue(Arc<Mutex<VecDeque<Box<dyn Transport>>>>);
+
+impl Transport for Linked {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
+        self.first.split()
+    }
+
+    fn more(&self) -> Option<Box<dyn More>> {
+        Some(Box::new(self.more.clone()))
+    }
+}
+
+impl More for Queue {
+    fn next(&self, _: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+        self.0.lock().unwrap().pop_front().ok_or(TransportError::TimedOut(timeout))
+    }
+}
+
+/// A connection with `nr` further ones.
+pub(super) fn linked(nr: u32, mut make: impl FnMut(u32) -> Ends) -> Ends {
+    let (nears, fars): (VecDeque<_>, VecDeque<_>) = (0..nr).map(&mut make).unzip();
+    let (near, far) = pair();
+    let link = |first, more| Box::new(Linked { first, more: Queue(Arc::new(Mutex::new(more))) });
+    (link(near, nears), link(far, fars))
+}
+
+#[test]
+fn faults_at_every_frame_of_a_further_connection() {
+    let workers: Vec<_> = FAULTS
+        .into_iter()
+        .map(|fault| {
+            thread::spawn(move || {
+                let mut hits = 0;
+                for index in 0..12 {
+                    let name = format!("{fault:?} at frame {index} of a further connection");
+                    let model = Model::new(PAGES, index % 2 == 0, script());
+                    let stall = Duration::from_millis(250);
+                    let verify = index % 3 != 0;
+                    let cfg =
+                        SourceConfig { stall_timeout: stall, verify, streams: 2, ..config(HintMode::Auto) };
+                    let dest_cfg =
+                        DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
+                    let plan = FaultPlan::at_index(index, fault);
+                    let ends = linked(2, |lane| faulty_pair((lane == 1).then_some(plan), None));
+                    hits += u32::from(judge(&name, &model, (&cfg, &dest_cfg), ends));
+                }
+                (fault, hits)
+            })
+        })
+        .collect();
+    for worker in workers {
+        let (fault, hits) = worker.join().unwrap();
+        assert!(hits >= 4, "{fault:?} hit only {hits} times");
+    }
+}
+
+/// Round two sends again what round one sent, from a page on, to a destination whose first thread is slow: the
+/// last it got of round one is still being written when round two begins.
+fn sent_twice(from: u64, mutation: Option<Mutation>) -> Result<(), String> {
+    const PAGES: u64 = 64 * 64;
+    let model = Model::new(PAGES, false, vec![]);
+    model.on(Trigger::Harvest, (from..PAGES * 3 / 4).map(Op::Write).collect());
+    let cfg = SourceConfig {
+        hints: HintPolicy::Off,
+        downtime_limit: Duration::from_secs(60),
+        streams: 2,
+        ..config(HintMode::Auto)
+    };
+    let dest_cfg = DestinationConfig { mutation, ..DestinationConfig::default() };
+    let (near, far) = linked(2, |_| pair());
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest { slow: true, ..Dest::default() };
+        receive(far, &mut dest, &dest_cfg, &(), &CancelToken::new()).unwrap();
+        dest
+    });
+    migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap();
+    model.compare(&receiver.join().unwrap().memory())
+}
+
+#[test]
+fn what_was_sent_again_is_not_overtaken_by_what_was_sent_before() {
+    // Whole chunks from the start: the slow thread gets few, and of the first.
+    let starts = [0, 256, 512, 768];
+    for from in starts {
+        sent_twice(from, None).unwrap();
+    }
+    let noticed = starts.map(|from| sent_twice(from, Some(Mutation::PassSync)).is_err());
+    assert!(noticed.contains(&true), "without waiting at a sync nothing went wrong");
+}
+
+#[test]
+fn the_cap_holds_for_all_connections_together() {
+    let model = Model::new(64 * 64, false, vec![]);
+    let cfg = SourceConfig {
+        bandwidth: Some(16 << 20),
+        hints: HintPolicy::Off,
+        max_rounds: 1,
+        streams: 4,
+        ..config(HintMode::Auto)
+    };
+    let start = std::time::Instant::now();
+    let (report, verdict) = migrate_model(&model, &cfg);
+    verdict.unwrap();
+    assert_eq!(report.streams, 4);
+    let (time, expected) = (start.elapsed().as_secs_f64(), report.total_bytes as f64 / f64::from(16 << 20));
+    assert!(time > expected * 0.9 - 0.03, "{time} s, expected {expected} s");
+}
+
+#[test]
+fn a_connection_that_cannot_have_others_says_so() {
+    let model = Model::new(PAGES, false, vec![]);
+    let cfg = SourceConfig { streams: 2, ..config(HintMode::Auto) };
+    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
+    let failure = report.unwrap_err();
+    assert!(matches!(failure.cause, Error::Stream(TransportError::Single)), "{failure:?}");
+    assert_eq!((failure.ownership, failure.phase), (Ownership::SourceRuns, Phase::Handshake));
+    assert!(matches!(received.unwrap_err().cause, Error::PeerAbort(why) if why.contains("further")));
+    assert!(dest.runs == 0 && !model.paused() && model.done.load(SeqCst) > 0);
+}
+
+#[test]
+fn sockets_have_further_connections() {
+    let dir = std::env::temp_dir().join(format!("wherry-streams-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    for at in ["tcp:127.0.0.1:0".to_owned(), format!("unix:{}", dir.join("sock").display())] {
+        let listener = Listener::bind(&at.parse().unwrap()).unwrap();
+        let to = listener.endpoint().unwrap();
+        let receiver = thread::spawn(move || {
+            let mut dest = Dest::default();
+            let cancel = CancelToken::new();
+            let far = listener.accept(&cancel).unwrap();
+            let received = receive(far, &mut dest, &DestinationConfig::default(), &(), &cancel);
+            (received.unwrap(), dest)
+        });
+        let model = Model::new(PAGES, false, script());
+        let near = connect(&to, Duration::from_secs(5)).unwrap();
+        let cfg = SourceConfig { streams: 3, verify: true, ..config(HintMode::Auto) };
+        let report = migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap();
+        let (received, dest) = receiver.join().unwrap();
+        assert_eq!((received.bytes, dest.runs), (report.total_bytes, 1));
+        model.compare(&dest.memory()).unwrap();
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+const TOKEN: u128 = 77;
+
+fn join(stream: u32, token: u128) -> Vec<u8> {
+    codec::encode(&Join { stream, token }, "join", 64).unwrap()
+}
+
+fn sync(round: u32) -> (Kind, Vec<u8>) {
+    (Kind::Sync, codec::encode(&SyncPoint { round }, "sync", 64).unwrap())
+}
+
+fn streams(nr: u32) -> (Kind, Vec<u8>) {
+    (Kind::Streams, codec::encode(&Streams { nr, token: TOKEN }, "streams", 64).unwrap())
+}
+
+type Frames = Vec<(Kind, Vec<u8>)>;
+
+/// A short, valid migration over two further connections: the first one's frames, and theirs.
+fn valid() -> (Frames, [Frames; 2]) {
+    let end = StateEnd { len: 5, crc: crc32fast::hash(b"state") };
+    let first = vec![
+        (Kind::Hello, hello_with(FEATURE_STREAMS, 100)),
+        streams(2),
+        (Kind::Round, round(1)),
+        sync(1),
+        (Kind::Pages, pages(50, 1, true, 0)),
+        (Kind::Round, round(2)),
+        sync(2),
+        (Kind::State, b"state".to_vec()),
+        (Kind::StateEnd, codec::encode(&end, "end", 64).unwrap()),
+        (Kind::HandOff, vec![]),
+    ];
+    let lane = |stream: u32| {
+        let page = u64::from(stream) * 10;
+        let join = (Kind::Join, join(stream, TOKEN));
+        vec![join, (Kind::Pages, pages(page, 2, false, 8192)), sync(1), (Kind::Idle, vec![]), sync(2)]
+    };
+    (first, [lane(0), lane(1)])
+}
+
+/// Feeds all connections, the further ones in this order, and ends them.
+fn feed(first: &[(Kind, Vec<u8>)], lanes: Vec<Vec<u8>>) -> (Result<Received, Failure>, Dest) {
+    let mut feeders = vec![];
+    let mut end = |bytes: Vec<u8>| -> Box<dyn Transport> {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        feeders.push(thread::spawn(move || {
+            let _ = near.write_all(&bytes);
+            let _ = near.shutdown(Shutdown::Write);
+            let _ = near.read_to_end(&mut Vec::new());
+        }));
+        Box::new(far)
+    };
+    let more = Queue(Arc::new(Mutex::new(lanes.into_iter().map(&mut end).collect())));
+    let far = Box::new(Linked { first: end(stream(first)), more });
+    let mut dest = Dest::default();
+    let cfg = DestinationConfig { stall_timeout: Duration::from_secs(1), ..DestinationConfig::default() };
+    let result = receive(far, &mut dest, &cfg, &(), &CancelToken::new());
+    for feeder in feeders {
+        feeder.join().unwrap();
+    }
+    (result, dest)
+}
+
+#[test]
+fn strangers_among_the_connections_are_turned_away() {
+    let (first, [a, b]) = valid();
+    // A scanner, somebody else's stream, one that says nothing, and the source's in another order.
+    let strangers = [b"GET / HTTP/1.1\r\n\r\n".to_vec(), frame(Kind::Join as u16, 0, &join(0, 1)), vec![]];
+    let lanes = strangers.into_iter().chain([stream(&b), stream(&a)]).collect();
+    let (result, dest) = feed(&first, lanes);
+    assert!(result.is_ok() && dest.runs == 1, "{result:?}");
+    let memory = dest.memory();
+    for page in [0, 1, 10, 11] {
+        assert!(memory[page * 4096..(page + 1) * 4096].iter().all(|&b| b == 9), "page {page}");
+    }
+}
+
+#[test]
+fn hostile_connections_are_refused() {
+    type Spoil = fn(&mut Frames, &mut [Frames; 2]);
+    let cases: [(&str, Spoil); 16] = [
+        ("none announced", |first, _| first[1] = streams(0)),
+        ("too many announced", |first, _| first[1] = streams(17)),
+        ("a giant number announced", |first, _| first[1] = streams(u32::MAX)),
+        ("not announced at all", |first, _| drop(first.remove(1))),
+        ("the same one twice", |_, lanes| lanes[1][0].1 = join(0, TOKEN)),
+        ("one that was not announced", |_, lanes| lanes[1][0].1 = join(2, TOKEN)),
+        ("one is missing", |_, lanes| lanes[1].clear()),
+        ("pages on the first connection in a round", |first, _| {
+            first.insert(3, (Kind::Pages, pages(1, 1, true, 0)));
+        }),
+        ("a round without its sync", |first, _| drop(first.remove(3))),
+        ("state before the sync", |first, _| drop(first.remove(6))),
+        ("a sync of another round", |_, lanes| lanes[0][2] = sync(2)),
+        ("a sync twice", |_, lanes| lanes[0].insert(3, sync(1))),
+        ("one ends before its sync", |_, lanes| lanes[0].truncate(3)),
+        ("memory behind the last sync", |_, lanes| {
+            lanes[1].push((Kind::Pages, pages(5, 1, true, 0)));
+        }),
+        ("pages outside RAM", |_, lanes| lanes[0][1].1 = pages(99, 2, false, 8192)),
+        ("a hand-off on a further connection", |_, lanes| lanes[0].push((Kind::HandOff, vec![]))),
+    ];
+    for (name, spoil) in cases {
+        let (mut first, mut lanes) = valid();
+        spoil(&mut first, &mut lanes);
+        let (result, dest) = feed(&first, lanes.iter().map(|lane| stream(lane)).collect());
+        let failure = result.expect_err(name);
+        assert_eq!((dest.runs, failure.ownership), (0, Ownership::SourceRuns), "{name}: {failure:?}");
+    }
+}
+
+#[test]
+fn state_waits_until_nobody_else_writes_memory() {
+    // All frames are right, but a further connection stays open: its thread could still write.
+    let (first, [a, b]) = valid();
+    let open = |frames: &[(Kind, Vec<u8>)]| {
+        let (near, far) = UnixStream::pair().unwrap();
+        (&near).write_all(&stream(frames)).unwrap();
+        (near, far)
+    };
+    let ((ended, a), (left_open, b), (main, end)) = (open(&a), open(&b), open(&first));
+    drop(ended);
+    let lanes: VecDeque<Box<dyn Transport>> = [Box::new(a) as _, Box::new(b) as _].into();
+    let mut dest = Dest::default();
+    let cfg = DestinationConfig { stall_timeout: Duration::from_millis(300), ..DestinationConfig::default() };
+    let more = Queue(Arc::new(Mutex::new(lanes)));
+    let linked = Box::new(Linked { first: Box::new(end), more });
+    let failure = receive(linked, &mut dest, &cfg, &(), &CancelToken::new()).unwrap_err();
+    assert!(matches!(failure.cause, Error::Stalled(_)), "{failure:?}");
+    assert!(dest.state.is_none() && dest.runs == 0);
+    drop((left_open, main));
+}
+
+#[test]
+fn many_connections_lose_nothing() {
+    for (streams, compression) in [(2, Compression::None), (16, Compression::Lz4)] {
+        let model = Model::new(64 * 100 + 5, false, vec![]);
+        let cfg = SourceConfig { streams, compression, verify: true, ..config(HintMode::Auto) };
+        let (report, verdict) = migrate_model(&model, &cfg);
+        verdict.unwrap();
+        assert_eq!(report.streams, streams);
+    }
+}
+
+#[test]
+fn a_fault_at_a_sync_is_not_taken_for_a_complete_round() {
+    for fault in [Fault::CutBefore, Fault::CutHalf, Fault::Swallow] {
+        let model = Model::new(PAGES, false, vec![]);
+        let stall = Duration::from_millis(250);
+        let cfg = SourceConfig { stall_timeout: stall, streams: 2, ..config(HintMode::Auto) };
+        let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
+        let plan = FaultPlan::at_kind(Kind::Sync, fault);
+        let ends = linked(2, |lane| faulty_pair((lane == 0).then_some(plan), None));
+        assert!(judge(&format!("{fault:?} at a sync"), &model, (&cfg, &dest_cfg), ends), "{fault:?}");
+    }
+}
