@@ -179,28 +179,31 @@ impl FromStr for Endpoint {
 
 /// Connects to a listening destination, waiting up to `timeout` for each of its addresses.
 pub fn connect(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
-    Ok(Box::new(Opened { stream: dial(to, timeout)?, more: Dial(to.clone()) }))
+    let (stream, found) = dial(to, timeout)?;
+    Ok(Box::new(Opened { stream, more: Dial(found) }))
 }
 
+/// Where the first connection went: a name may stand for several hosts.
 #[derive(Clone)]
 struct Dial(Endpoint);
 
 impl More for Dial {
     fn next(&self, _: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
-        dial(&self.0, timeout)
+        dial(&self.0, timeout).map(|(stream, _)| stream)
     }
 }
 
-fn dial(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+/// Connects, and says to which of its addresses.
+fn dial(to: &Endpoint, timeout: Duration) -> Result<(Box<dyn Transport>, Endpoint), TransportError> {
     let failed = |e| TransportError::Connect(to.clone(), e);
     match to {
-        Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).map_err(failed)?)),
+        Endpoint::Unix(path) => Ok((Box::new(UnixStream::connect(path).map_err(failed)?), to.clone())),
         Endpoint::Tcp(address) => {
             let resolved = address.to_socket_addrs().map_err(|e| TransportError::Resolve(to.clone(), e))?;
             let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
             for address in resolved {
                 match TcpStream::connect_timeout(&address, timeout) {
-                    Ok(stream) => return Ok(Box::new(stream)),
+                    Ok(stream) => return Ok((Box::new(stream), Endpoint::Tcp(address.to_string()))),
                     Err(e) => last = e,
                 }
             }

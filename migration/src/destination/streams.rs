@@ -43,7 +43,7 @@ pub(super) struct Meeting {
     interrupt: Interrupt,
     /// Threads, and the first connection's.
     nr: u32,
-    /// Pages with content, and bytes, that came over further connections.
+    /// Pages with content of this round, and bytes of all, that came over further connections.
     pages: AtomicU64,
     bytes: AtomicU64,
     #[cfg(test)]
@@ -71,6 +71,7 @@ impl Meeting {
         let mut state = self.state();
         state.arrived += 1;
         if state.arrived >= due {
+            self.pages.store(0, Ordering::Relaxed);
             self.changed.notify_all();
         }
         while state.arrived < due {
@@ -187,7 +188,7 @@ impl Streams {
         &self.meeting
     }
 
-    /// Pages with content, and bytes, that came over further connections.
+    /// Pages with content of this round, and bytes of all, that came over further connections.
     pub(super) fn received(&self) -> (u64, u64) {
         (self.meeting.pages.load(Ordering::Relaxed), self.meeting.bytes.load(Ordering::Relaxed))
     }

@@ -164,7 +164,7 @@ impl Replay {
             notes.push(match self.link.work {
                 None => "the trace does not say what sending cost: more or fewer connections change nothing here".into(),
                 Some(_) => {
-                    "connections: the network and both hosts are taken to have room for more; --bandwidth says how much"
+                    "connections: at best; the network and both hosts are taken to have room for more (--bandwidth says how much)"
                         .into()
                 }
             });

@@ -237,8 +237,14 @@ impl Entry {
 
     /// What is measured against what: the case without its hints.
     pub fn group(&self) -> String {
+        self.but_for("hints")
+    }
+
+    /// The id without this axis.
+    pub fn but_for(&self, axis: &str) -> String {
         let Some((file, axes)) = self.id.split_once('/') else { return self.id.clone() };
-        let axes: Vec<_> = axes.split(',').filter(|axis| !axis.starts_with("hints=")).collect();
+        let named = |part: &&str| part.split_once('=').is_some_and(|(name, _)| name == axis);
+        let axes: Vec<_> = axes.split(',').filter(|part| !named(part)).collect();
         if axes.is_empty() { file.into() } else { format!("{file}/{}", axes.join(",")) }
     }
 

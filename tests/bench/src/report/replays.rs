@@ -1,5 +1,5 @@
-//! How far `wherry replay` is from what was measured: each recorded run replayed as it was, and with hints off against
-//! the run that had them off.
+//! How far `wherry replay` is from what was measured: each recorded run replayed as it was, with hints off against
+//! the run that had them off, and with other connections against the run that had these.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -31,9 +31,23 @@ pub fn table(entries: &[Entry], traces: &Traces) -> String {
             Some(simulated.error_from(&off.recorded()))
         })
         .collect();
+    let mut streams = Vec::new();
+    for (one, replay) in &recorded {
+        let like = |other: &&(&Entry, Replay)| {
+            other.0.streams != one.streams && other.0.but_for("streams") == one.but_for("streams")
+        };
+        for (other, really) in recorded.iter().filter(like) {
+            let simulated = replay.simulate(&Settings { streams: other.streams, ..replay.settings() });
+            streams.push(simulated.error_from(&really.recorded()));
+        }
+    }
     let mut out = String::new();
-    for (name, errors) in [("as recorded", as_recorded), ("with hints off, against a run without", hints_off)]
-    {
+    let all = [
+        ("as recorded", as_recorded),
+        ("with hints off, against a run without", hints_off),
+        ("with other connections, against a run that had them", streams),
+    ];
+    for (name, errors) in all {
         if errors.is_empty() {
             continue;
         }
