@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::link::{FrameReader, Interrupt};
 use crate::traits::GuestRam;
-use crate::transport::{Halves, More, TICK, WriteHalf};
+use crate::transport::{Halves, More, TICK, TransportError, WriteHalf};
 use crate::wire::{self, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
 use super::Memory;
@@ -90,15 +90,23 @@ impl Meeting {
             Err(poisoned) => poisoned.into_inner().0,
         }
     }
+}
 
-    fn ended(&self, result: Result<(), Error>) {
-        let mut state = self.state();
+/// The end of a thread.
+struct End<'a> {
+    meeting: &'a Meeting,
+    result: Result<(), Error>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let mut state = self.meeting.state();
         state.ended += 1;
-        if let Err(cause) = result {
+        if let Err(cause) = std::mem::replace(&mut self.result, Ok(())) {
             state.failure.get_or_insert(cause);
-            self.interrupt.stop.store(true, Ordering::Release);
+            self.meeting.interrupt.stop.store(true, Ordering::Release);
         }
-        self.changed.notify_all();
+        self.meeting.changed.notify_all();
     }
 }
 
@@ -138,7 +146,11 @@ impl Streams {
         let (mut joined, mut strangers) = (vec![false; nr as usize], 0);
         while joined.contains(&false) {
             let left = until.saturating_duration_since(Instant::now());
-            let opened = more.next(&shared.interrupt.cancel, left).map_err(Error::Stream)?;
+            let opened = more.next(&shared.interrupt.cancel, left).map_err(|e| match e {
+                TransportError::Cancelled => Error::Cancelled,
+                TransportError::TimedOut(_) => Error::Stream(TransportError::TimedOut(ACCEPT_TIMEOUT)),
+                other => Error::Stream(other),
+            })?;
             let halves = opened.split().map_err(Error::Connection)?;
             match greet(halves, token, shared) {
                 Ok((stream, reader, writer)) if joined.get(stream as usize) == Some(&false) => {
@@ -168,7 +180,9 @@ impl Streams {
         let thread = thread::Builder::new()
             .name("migration-receive".into())
             .spawn(move || {
-                let result = loop {
+                // Nobody may wait for a thread that is gone, however it went.
+                let mut end = End { meeting: &meeting, result: Err(Error::Closed) };
+                end.result = loop {
                     match step(&mut reader, &*ram, &mut memory, &meeting) {
                         Ok(()) => {}
                         Err(Error::Closed) if memory.complete() => break meeting.interrupt.check(),
@@ -176,7 +190,6 @@ impl Streams {
                     }
                 };
                 writer.shutdown();
-                meeting.ended(result);
             })
             .map_err(Error::Connection)?;
         self.threads.push(thread);

@@ -330,3 +330,22 @@ fn a_fault_at_a_sync_is_not_taken_for_a_complete_round() {
         assert!(judge(&format!("{fault:?} at a sync"), &model, (&cfg, &dest_cfg), ends), "{fault:?}");
     }
 }
+
+#[test]
+fn waiting_for_connections_can_be_cancelled() {
+    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    let Endpoint::Tcp(to) = listener.endpoint().unwrap() else { unreachable!() };
+    let mut near = std::net::TcpStream::connect(to).unwrap();
+    near.write_all(&stream(&valid().0)).unwrap();
+    let cancel = CancelToken::new();
+    let canceller = cancel.clone();
+    let later = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        canceller.cancel();
+    });
+    let far = listener.accept(&cancel).unwrap();
+    let mut dest = Dest::default();
+    let failure = receive(far, &mut dest, &DestinationConfig::default(), &(), &cancel).unwrap_err();
+    later.join().unwrap();
+    assert!(matches!(failure.cause, Error::Cancelled) && dest.runs == 0, "{failure:?}");
+}
