@@ -223,31 +223,21 @@ impl<'a> Session<'a> {
 
     /// The memory of this round is all sent: what follows on any connection is applied after it.
     pub(super) fn sync(&mut self, round: &Round) -> Result<(), Error> {
-        if self.streams.is_none() {
-            return Ok(());
+        let Some(streams) = &mut self.streams else { return Ok(()) };
+        streams.sync(round.number)?;
+        self.writer.send_control(Kind::Sync, "sync", &SyncPoint { round: round.number })?;
+        // The round ends when it is written: its bytes and its time are known then.
+        while let Some(streams) = &mut self.streams
+            && !streams.settled(TICK, &mut self.meter)?
+        {
+            self.tick(Some(round))?;
         }
-        self.settle(Some(round))?;
-        let sync = SyncPoint { round: round.number };
-        if let Some(streams) = &mut self.streams {
-            streams.sync(round.number)?;
-        }
-        self.writer.send_control(Kind::Sync, "sync", &sync)?;
-        self.settle(Some(round))
+        Ok(())
     }
 
     /// No memory follows.
     pub(super) fn close_streams(&mut self) -> Result<(), Error> {
         self.streams.as_mut().map_or(Ok(()), Streams::close)
-    }
-
-    /// Waits until the further connections have taken everything.
-    fn settle(&mut self, round: Option<&Round>) -> Result<(), Error> {
-        while let Some(streams) = &mut self.streams
-            && !streams.settled(TICK, &mut self.meter)?
-        {
-            self.tick(round)?;
-        }
-        Ok(())
     }
 
     /// Time that packing and writing pages took, of all connections together.

@@ -8,7 +8,7 @@
 //! A page that is sent in one round and again in a later one is applied in this order, though it may travel over two connections.
 //!
 //! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between two rounds stands a Sync, sent on every
-//! connection, the first included, after all chunks of the round are written; the destination applies nothing behind a Sync before it has
+//! connection, the first included, behind all of its chunks of the round; the destination applies nothing behind a Sync before it has
 //! applied everything ahead of it on all connections. What becomes zero between two rounds goes over the first connection, behind one Sync
 //! and ahead of the next, and is not in the round between.
 //!
