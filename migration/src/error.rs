@@ -170,6 +170,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// For `map_err` on further connections.
+    pub(crate) fn stream(error: TransportError) -> Self {
+        match error {
+            TransportError::Cancelled => Error::Cancelled,
+            other => Error::Stream(other),
+        }
+    }
+
     /// For `map_err` on calls into the machine; `what` is an infinitive.
     pub(crate) fn machine(what: &'static str) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Machine { what, source }

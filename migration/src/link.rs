@@ -190,7 +190,10 @@ pub struct FrameReader {
     seq: u64,
     /// Give up after this long without a byte; `None` waits for ever.
     pub stall: Option<Duration>,
-    interrupt: Interrupt,
+    /// Give up at this time, whatever comes.
+    pub deadline: Option<Instant>,
+    /// Reasons to give up earlier.
+    pub interrupt: Interrupt,
     payload: Vec<u8>,
     bytes: u64,
 }
@@ -198,7 +201,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// Reads from `input`.
     pub fn new(input: Box<dyn Read + Send>, stall: Option<Duration>, interrupt: Interrupt) -> Self {
-        Self { input, seq: 0, stall, interrupt, payload: Vec::new(), bytes: 0 }
+        Self { input, seq: 0, stall, deadline: None, interrupt, payload: Vec::new(), bytes: 0 }
     }
 
     /// Bytes received so far.
@@ -258,6 +261,9 @@ impl FrameReader {
             let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) else {
                 return Ok(());
             };
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::Stalled(moved.elapsed()));
+            }
             match self.input.read(rest) {
                 Ok(0) => return Err(Error::Closed),
                 Ok(n) => {

@@ -24,14 +24,20 @@ use crate::control::CancelToken;
 /// Longest time that a half blocks in one call.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// Bytes that the kernel takes from us before the network has room for them. Left to itself it takes megabytes: over a slow link these
+/// Bytes that the kernel takes from us before the network has room for them, on all connections together. Left to itself it takes megabytes: over a slow link these
 /// are seconds that neither the measured rate nor the predicted downtime knows of, and with the guest paused all of them have to go out
 /// before its state. What is under way and not yet acknowledged comes on top and is not limited by this, so long links keep their
 /// speed (`TCP_NOTSENT_LOWAT`, tcp(7)).
 const UNSENT: u32 = 128 << 10;
 
+/// The least of it on one connection.
+const MIN_UNSENT: u32 = 16 << 10;
+
 /// The writing half of a connection.
 pub trait WriteHalf: Write + Send {
+    /// It is one of `nr` that share a link: together they should not leave more to the kernel than one would.
+    fn shares(&self, _nr: u32) {}
+
     /// Ends the connection in both directions, so that a blocked reader wakes up. Errors do not matter any more.
     fn shutdown(&self);
 }
@@ -79,6 +85,11 @@ impl WriteHalf for UnixStream {
 }
 
 impl WriteHalf for TcpStream {
+    fn shares(&self, nr: u32) {
+        // If it fails the kernel takes more ahead, which costs downtime over slow links and nothing else.
+        let _ = SockRef::from(self).set_tcp_notsent_lowat((UNSENT / nr.max(1)).max(MIN_UNSENT));
+    }
+
     fn shutdown(&self) {
         let _ = TcpStream::shutdown(self, Shutdown::Both);
     }
@@ -188,9 +199,24 @@ pub fn connect(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, T
 struct Dial(Endpoint);
 
 impl More for Dial {
-    fn next(&self, _: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
-        dial(&self.0, timeout).map(|(stream, _)| stream)
+    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+        // Connecting cannot be interrupted, so it is tried again and again.
+        let until = Instant::now() + timeout;
+        loop {
+            if cancel.is_cancelled() {
+                return Err(TransportError::Cancelled);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match dial(&self.0, left.clamp(TICK, Duration::from_secs(1))) {
+                Err(TransportError::Connect(_, e)) if is_timeout(&e) && !left.is_zero() => {}
+                other => return other.map(|(stream, _)| stream),
+            }
+        }
     }
+}
+
+fn is_timeout(e: &io::Error) -> bool {
+    e.kind() == ErrorKind::TimedOut
 }
 
 /// Connects, and says to which of its addresses.
@@ -407,8 +433,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let same = stream.try_clone().unwrap();
-        Box::new(stream).split().unwrap();
+        let (_, output) = Box::new(stream).split().unwrap();
         assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT);
+        output.shares(4);
+        assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT / 4);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::source::describe;
 use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
-use crate::transport::{More, Transport, TransportError};
+use crate::transport::{More, TICK, Transport, TransportError};
 use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{Run, parse, parse_lz4};
@@ -209,12 +209,24 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// The true cause of an error that may only be the stop flag that a further connection raised.
+    /// The true cause of an error that may only be the stop flag that a further connection raised, and that only because the source
+    /// gave up: it says so on the first connection before it closes any other.
     fn explain(&mut self, error: Error) -> Error {
-        match (&error, &self.streams) {
-            (Error::Closed, Some(streams)) => streams.failure().unwrap_or(error),
-            _ => error,
+        use Kind::{Idle, Pages, PagesLz4, Round, Sync};
+        let (Error::Closed, Some(streams)) = (&error, &self.streams) else { return error };
+        let cause = streams.failure().unwrap_or(error);
+        if matches!(cause, Error::Closed) {
+            self.reader.interrupt = Interrupt::default();
+            self.reader.deadline = Some(Instant::now() + 2 * TICK);
+            loop {
+                match self.reader.next(&[Idle, Round, Pages, PagesLz4, Sync], "at the end") {
+                    Ok(_) => {}
+                    Err(Error::PeerAbort(reason)) => return Error::PeerAbort(reason),
+                    Err(_) => return cause,
+                }
+            }
         }
+        cause
     }
 
     /// No memory may follow: from here on nobody but this thread touches guest RAM.

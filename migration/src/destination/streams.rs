@@ -25,7 +25,7 @@ use super::Memory;
 
 /// Patience with the source's connections: they were opened before they were announced.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Patience with one that connects and does not say who it is.
+/// Time that one which connects has to say who it is.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections of strangers that are turned away meanwhile, at most.
 const MAX_STRANGERS: u32 = 16;
@@ -77,7 +77,8 @@ impl Meeting {
         while state.arrived < due {
             self.interrupt.check()?;
             if state.ended > 0 {
-                return Err(WireError::Streams("one ended early").into());
+                // The source closes it when it gives up: the first connection knows why.
+                return Err(Error::Closed);
             }
             state = self.wait(state);
         }
@@ -146,13 +147,15 @@ impl Streams {
         let (mut joined, mut strangers) = (vec![false; nr as usize], 0);
         while joined.contains(&false) {
             let left = until.saturating_duration_since(Instant::now());
+            if let Some(cause) = streams.failure() {
+                return Err(cause);
+            }
             let opened = more.next(&shared.interrupt.cancel, left).map_err(|e| match e {
-                TransportError::Cancelled => Error::Cancelled,
                 TransportError::TimedOut(_) => Error::Stream(TransportError::TimedOut(ACCEPT_TIMEOUT)),
-                other => Error::Stream(other),
+                other => Error::stream(other),
             })?;
             let halves = opened.split().map_err(Error::Connection)?;
-            match greet(halves, token, shared) {
+            match greet(halves, token, until, shared) {
                 Ok((stream, reader, writer)) if joined.get(stream as usize) == Some(&false) => {
                     joined[stream as usize] = true;
                     streams.spawn(reader, writer, shared)?;
@@ -161,7 +164,7 @@ impl Streams {
                 Ok(_) => return Err(WireError::Streams("one that was not announced").into()),
                 Err(Error::Cancelled) => return Err(Error::Cancelled),
                 Err(_) if strangers < MAX_STRANGERS => strangers += 1,
-                Err(cause) => return Err(cause),
+                Err(_) => return Err(WireError::Streams("too many strangers").into()),
             }
         }
         Ok(streams)
@@ -176,7 +179,7 @@ impl Streams {
         let (meeting, ram, stall) = (self.meeting.clone(), shared.ram.clone(), shared.stall);
         let mut memory = Memory::new(shared.lz4);
         meeting.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
-        reader.stall = Some(stall);
+        (reader.stall, reader.deadline) = (Some(stall), None);
         let thread = thread::Builder::new()
             .name("migration-receive".into())
             .spawn(move || {
@@ -246,10 +249,11 @@ impl Drop for Streams {
 fn greet(
     (input, output): Halves,
     token: u128,
+    until: Instant,
     shared: &Shared<'_>,
 ) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
-    let stall = JOIN_TIMEOUT.min(shared.stall);
-    let mut reader = FrameReader::new(input, Some(stall), shared.interrupt.clone());
+    let mut reader = FrameReader::new(input, Some(shared.stall), shared.interrupt.clone());
+    reader.deadline = Some(until.min(Instant::now() + JOIN_TIMEOUT));
     reader.next(&[Kind::Join], "on a further connection")?;
     let join: Join = reader.control("join")?;
     if join.token != token {
@@ -265,6 +269,8 @@ fn step(
     memory: &mut Memory,
     meeting: &Meeting,
 ) -> Result<(), Error> {
+    // A peer that never pauses would keep the reader from looking.
+    meeting.interrupt.check()?;
     let before = reader.bytes();
     let kind = reader.next(memory.legal(), "on a further connection")?;
     meeting.bytes.fetch_add(reader.bytes() - before, Ordering::Relaxed);

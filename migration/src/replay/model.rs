@@ -163,8 +163,11 @@ impl Replay {
         if settings.streams != trace.start.streams {
             notes.push(match self.link.work {
                 None => "the trace does not say what sending cost: more or fewer connections change nothing here".into(),
+                Some(_) if settings.streams < trace.start.streams => {
+                    "fewer connections, at worst: what each of the others waited for is taken to have been work".into()
+                }
                 Some(_) => {
-                    "connections: at best; the network and both hosts are taken to have room for more (--bandwidth says how much)"
+                    "more connections, at best: the network and both hosts are taken to have room for them (--bandwidth says how much)"
                         .into()
                 }
             });

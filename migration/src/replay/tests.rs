@@ -314,7 +314,7 @@ fn more_connections_are_foreseen_until_reading_is_what_takes_the_time() {
         let (replayed, back) = (replay(&text), replay(&other));
         let settings = Settings { streams, ..replayed.settings() };
         close(&replayed.simulate(&settings), &outcome, 0.05, 0.05);
-        assert!(replayed.notes(&settings)[0].contains("room for more"));
+        assert!(replayed.notes(&settings)[0].contains("room for them"));
         // And back again.
         close(&back.simulate(&back.settings()), &outcome, 0.02, 0.03);
         let alone = back.simulate(&Settings { streams: 1, ..back.settings() });

@@ -2,8 +2,8 @@
 //!
 //! The destination is silent between Welcome and Loaded, so its half of the connection is read by a thread of its own: it passes
 //! answers on through a channel and, when the stream ends or an Abort comes, raises the stop flag that interrupts sending.
-//! The source is never silent: after a second without a frame it sends Idle, so that scanning gigabytes of zeros, or
-//! holding back for hints, is not taken for a stall.
+//! The source is never silent for long: after a second without a frame it sends Idle, so that scanning gigabytes of zeros, or
+//! holding back for hints, is not taken for a stall. Opening further connections has a limit of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

@@ -32,7 +32,7 @@ use super::{Compression, SourceConfig};
 
 /// Chunks of a lane: one on its way, one ready.
 const CHUNKS: u32 = 2;
-/// Patience with a destination that does not take a further connection.
+/// Patience with a destination that does not take all further connections: less than the other side has with a silent one.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks with less content than this say little about the link.
 pub(super) const MEASURE: usize = 256 << 10;
@@ -73,7 +73,8 @@ struct Word {
 
 struct Lane {
     jobs: Sender<Job>,
-    thread: JoinHandle<()>,
+    /// Returns its connection: while that is open the destination does not take the end of it for the cause of a failure.
+    thread: JoinHandle<FrameWriter>,
 }
 
 /// All lanes.
@@ -90,6 +91,8 @@ pub(super) struct Streams {
     busy: Duration,
     /// When the last chunk was done, or the first one begun.
     clock: Instant,
+    /// Content, wire bytes and time of small chunks, to be measured with the next big one: the other lanes' bytes went out in this time, too.
+    small: (u64, u64, Duration),
     interrupt: Interrupt,
 }
 
@@ -111,14 +114,18 @@ impl Streams {
             bytes: 0,
             busy: Duration::ZERO,
             clock: Instant::now(),
+            small: Default::default(),
             interrupt: interrupt.clone(),
         };
+        let until = Instant::now() + OPEN_TIMEOUT;
         let &wire::Streams { nr, token } = announced;
         for stream in 0..nr {
             interrupt.check()?;
-            let opened = more.next(&interrupt.cancel, OPEN_TIMEOUT).map_err(Error::Stream)?;
+            let left = until.saturating_duration_since(Instant::now());
+            let opened = more.next(&interrupt.cancel, left).map_err(Error::stream)?;
             // Nothing comes back on it.
             let (_, output) = opened.split().map_err(Error::Connection)?;
+            output.shares(nr);
             let mut writer = FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
             writer.send_control(Kind::Join, "join", &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
@@ -129,8 +136,7 @@ impl Streams {
                     if let Err(cause) = work(&mut writer, lane, compression, &todo, &tell) {
                         let _ = tell.send(Err(cause));
                     }
-                    // Its end is how the destination knows that nothing follows.
-                    writer.shutdown();
+                    writer
                 })
                 .map_err(Error::Connection)?;
             streams.lanes.push(Lane { jobs, thread });
@@ -164,7 +170,7 @@ impl Streams {
             self.hear(patience, meter)?;
         }
         if self.nr_under_way == 0 {
-            self.clock = Instant::now();
+            (self.clock, self.small) = (Instant::now(), Default::default());
         }
         Ok(self.idle.pop_front())
     }
@@ -196,7 +202,10 @@ impl Streams {
     pub(super) fn close(&mut self) -> Result<(), Error> {
         for Lane { jobs, thread } in self.lanes.drain(..) {
             drop(jobs);
-            let _ = thread.join();
+            if let Ok(writer) = thread.join() {
+                // This is how the destination knows that nothing follows.
+                writer.shutdown();
+            }
         }
         self.hear(Duration::ZERO, &mut Meter::default())
     }
@@ -232,8 +241,12 @@ impl Streams {
             }
             if let Done::Pages(chunk) = done {
                 // Lanes work side by side: what counts is the time from one being done to the next, whichever it is.
+                let (content, bytes, time) = self.small;
+                let since = at.saturating_duration_since(self.clock);
+                self.small = (content + chunk.len as u64, bytes + wire, time + since);
                 if chunk.len >= MEASURE {
-                    meter.add(chunk.len as u64, wire, at.saturating_duration_since(self.clock));
+                    let (content, bytes, time) = std::mem::take(&mut self.small);
+                    meter.add(content, bytes, time);
                 }
                 self.clock = self.clock.max(at);
                 self.idle.push_back((lane, chunk));
@@ -327,4 +340,41 @@ pub(super) fn random_token() -> io::Result<u128> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u128::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_chunks_do_not_take_their_time_away_from_big_ones() {
+        let (tell, words) = channel();
+        let begun = Instant::now();
+        let mut streams = Streams {
+            lanes: Vec::new(),
+            words,
+            idle: VecDeque::new(),
+            nr_under_way: 40,
+            bytes: 0,
+            busy: Duration::ZERO,
+            clock: begun,
+            small: Default::default(),
+            interrupt: Interrupt::default(),
+        };
+        // One lane takes 10 ms for each big chunk, the other is done with a small one just before.
+        for n in 1..=20 {
+            for (len, before) in [(4096, 1), (MAX_CONTENT, 0)] {
+                let chunk = Chunk { len, ..Chunk::new() };
+                let at = begun + Duration::from_millis(10 * n - before);
+                let word =
+                    Word { lane: 0, done: Done::Pages(chunk), wire: len as u64, busy: Duration::ZERO, at };
+                tell.send(Ok(word)).unwrap();
+            }
+        }
+        let mut meter = Meter::default();
+        streams.hear(Duration::ZERO, &mut meter).unwrap();
+        let link = (MAX_CONTENT + 4096) as f64 * 100.0;
+        assert!((meter.rate().unwrap() / link - 1.0).abs() < 0.01, "{:?}, not {link}", meter.rate());
+        assert_eq!((streams.nr_under_way, streams.idle.len()), (0, 40));
+    }
 }

@@ -211,14 +211,19 @@ fn cancelling_in_any_phase_leaves_one_owner() {
         let receiver = thread::spawn(move || {
             let mut dest = Dest::default();
             let cfg = DestinationConfig::default();
-            let _ = receive(far, &mut dest, &cfg, &(), &CancelToken::new());
-            dest
+            (receive(far, &mut dest, &cfg, &(), &CancelToken::new()), dest)
         });
         let cfg = SourceConfig { verify: phase == Verify, streams, ..config(HintMode::Auto) };
         let failure = migrate(&model.vm(), near, &cfg, &progress, &cancel).unwrap_err();
         assert!(matches!(failure.cause, Error::Cancelled), "{failure:?}");
         assert_eq!(failure.ownership, Ownership::SourceRuns);
-        assert_eq!(receiver.join().unwrap().runs, 0);
+        let (received, dest) = receiver.join().unwrap();
+        let theirs = received.unwrap_err().cause;
+        assert!(
+            matches!(&theirs, Error::PeerAbort(why) if why == "cancelled"),
+            "{phase}, {streams}: {theirs:?}"
+        );
+        assert_eq!(dest.runs, 0);
         assert!(!model.paused() && !model.log_on());
         migrate_model(&model, &config(HintMode::Auto)).1.unwrap();
     }

@@ -18,7 +18,7 @@ use super::model::{Model, Trigger};
 use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over, pair};
 use crate::transport::{Halves, More};
-use crate::wire::{FEATURE_STREAMS, Join, Kind, StateEnd, Streams, SyncPoint, codec};
+use crate::wire::{Abort, FEATURE_STREAMS, Join, Kind, StateEnd, Streams, SyncPoint, codec};
 use crate::*;
 
 type Ends = (Box<dyn Transport>, Box<dyn Transport>);
@@ -216,6 +216,15 @@ fn valid() -> (Frames, [Frames; 2]) {
 
 /// Feeds all connections, the further ones in this order, and ends them.
 fn feed(first: &[(Kind, Vec<u8>)], lanes: Vec<Vec<u8>>) -> (Result<Received, Failure>, Dest) {
+    feed_with(first, lanes, VecDeque::new())
+}
+
+/// The same, with others that connect before them.
+fn feed_with(
+    first: &[(Kind, Vec<u8>)],
+    lanes: Vec<Vec<u8>>,
+    mut more: VecDeque<Box<dyn Transport>>,
+) -> (Result<Received, Failure>, Dest) {
     let mut feeders = vec![];
     let mut end = |bytes: Vec<u8>| -> Box<dyn Transport> {
         let (mut near, far) = UnixStream::pair().unwrap();
@@ -226,7 +235,8 @@ fn feed(first: &[(Kind, Vec<u8>)], lanes: Vec<Vec<u8>>) -> (Result<Received, Fai
         }));
         Box::new(far)
     };
-    let more = Queue(Arc::new(Mutex::new(lanes.into_iter().map(&mut end).collect())));
+    more.extend(lanes.into_iter().map(&mut end));
+    let more = Queue(Arc::new(Mutex::new(more)));
     let far = Box::new(Linked { first: end(stream(first)), more });
     let mut dest = Dest::default();
     let cfg = DestinationConfig { stall_timeout: Duration::from_secs(1), ..DestinationConfig::default() };
@@ -348,4 +358,63 @@ fn waiting_for_connections_can_be_cancelled() {
     let failure = receive(far, &mut dest, &DestinationConfig::default(), &(), &cancel).unwrap_err();
     later.join().unwrap();
     assert!(matches!(failure.cause, Error::Cancelled) && dest.runs == 0, "{failure:?}");
+}
+
+/// An end to which somebody writes one piece after another until it is closed, or for too long. True: it was too long.
+fn keeps_writing(
+    pause: Duration,
+    mut piece: impl FnMut(u64) -> Vec<u8> + Send + 'static,
+) -> (Box<dyn Transport>, thread::JoinHandle<bool>) {
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let writer = thread::spawn(move || {
+        let too_long = std::time::Instant::now() + Duration::from_secs(10);
+        for n in 0.. {
+            if near.write_all(&piece(n)).is_err() {
+                return false;
+            }
+            if std::time::Instant::now() > too_long {
+                break;
+            }
+            thread::sleep(pause);
+        }
+        true
+    });
+    (Box::new(far), writer)
+}
+
+#[test]
+fn a_stranger_that_says_who_it_is_byte_by_byte_is_not_waited_for() {
+    let (first, [a, b]) = valid();
+    let drip = frame(Kind::Abort as u16, 0, &[0; 4000]);
+    let (slow, drips) =
+        keeps_writing(Duration::from_millis(20), move |n| vec![drip[n as usize % drip.len()]]);
+    let (result, dest) = feed_with(&first, vec![stream(&a), stream(&b)], [slow].into());
+    assert!(result.is_ok() && dest.runs == 1, "{result:?}");
+    assert!(!drips.join().unwrap(), "the stranger was listened to for 10 s");
+}
+
+#[test]
+fn a_connection_that_never_pauses_does_not_hold_up_the_end() {
+    let (first, [a, _]) = valid();
+    // Right frames, one after another, while the other connection lies.
+    let (busy, writes) = keeps_writing(Duration::ZERO, |n| match n {
+        0 => frame(Kind::Join as u16, 0, &join(1, TOKEN)),
+        n => frame(Kind::Pages as u16, n, &pages(n % 90, 1, true, 0)),
+    });
+    let mut liar = stream(&a[..1]);
+    liar.extend([0; 64]);
+    let (result, dest) = feed_with(&first, vec![liar], [busy].into());
+    assert!(matches!(result.unwrap_err().cause, Error::NotWherry) && dest.runs == 0);
+    assert!(!writes.join().unwrap());
+}
+
+#[test]
+fn a_source_that_gave_up_is_believed_about_why() {
+    let (mut first, [a, b]) = valid();
+    // The first connection waits for the others when these end; the reason lies behind.
+    first.truncate(4);
+    first.push((Kind::Abort, codec::encode(&Abort::new("cancelled"), "abort", 64).unwrap()));
+    let (result, _) = feed(&first, vec![stream(&a[..2]), stream(&b)]);
+    let cause = result.unwrap_err().cause;
+    assert!(matches!(&cause, Error::PeerAbort(why) if why == "cancelled"), "{cause:?}");
 }
