@@ -24,10 +24,10 @@ use crate::control::CancelToken;
 /// Longest time that a half blocks in one call.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// Bytes that the kernel takes from us before the network has room for them, on all connections together. Left to itself it takes megabytes: over a slow link these
-/// are seconds that neither the measured rate nor the predicted downtime knows of, and with the guest paused all of them have to go out
-/// before its state. What is under way and not yet acknowledged comes on top and is not limited by this, so long links keep their
-/// speed (`TCP_NOTSENT_LOWAT`, tcp(7)).
+/// Bytes that the kernel takes from us before the network has room for them, on all connections together. Left to itself it takes
+/// megabytes: over a slow link these are seconds that neither the measured rate nor the predicted downtime knows of, and with the
+/// guest paused all of them have to go out before its state. What is under way and not yet acknowledged comes on top and is not
+/// limited by this, so long links keep their speed (`TCP_NOTSENT_LOWAT`, tcp(7)).
 const UNSENT: u32 = 128 << 10;
 
 /// The least of it on one connection.

@@ -1,10 +1,9 @@
 //! What a trace tells about its guest and its link.
 
+use crate::trace::Start;
 use crate::traits::PAGE_SIZE;
 
 use super::growth::{Exposure, Growth, Seen, least_squares};
-use crate::trace::Start;
-
 use super::read::{Round, Slice, Trace};
 use super::{Outcome, Settings};
 
@@ -162,7 +161,10 @@ impl Replay {
         }
         if settings.streams != trace.start.streams {
             notes.push(match self.link.work {
-                None => "the trace does not say what sending cost: more or fewer connections change nothing here".into(),
+                None if limited(self.link.byte_s, trace.start.bandwidth) => {
+                    "connections change nothing here: the cap was what limited it, and it holds for all of them".into()
+                }
+                None => "connections change nothing here: the trace does not say what sending cost".into(),
                 Some(_) if settings.streams < trace.start.streams => {
                     "fewer connections, at worst: what each of the others waited for is taken to have been work".into()
                 }
@@ -366,13 +368,10 @@ impl Link {
             link.byte_s *= if was > 0.0 { is / was } else { 1.0 };
         }
         let new = settings.bandwidth.map_or(0.0, |cap| 1.0 / cap.max(1) as f64);
-        link.byte_s = match recorded.bandwidth {
+        link.byte_s = match (recorded.bandwidth, settings.bandwidth) {
             // The cap was what limited it: so will the other.
-            Some(own) if settings.bandwidth.is_some() && limited(self.byte_s, recorded.bandwidth) => {
+            (Some(own), Some(_)) if limited(self.byte_s, recorded.bandwidth) => {
                 self.byte_s * new * own.max(1) as f64
-            }
-            _ if recorded.bandwidth == settings.bandwidth && recorded.streams == settings.streams => {
-                link.byte_s
             }
             _ => link.byte_s.max(new),
         };

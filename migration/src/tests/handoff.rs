@@ -91,36 +91,24 @@ pub(super) fn judge(
     }
 }
 
-fn sweep(to_destination: bool) {
-    let workers: Vec<_> = FAULTS
-        .into_iter()
-        .map(|fault| {
-            thread::spawn(move || {
-                let mut hits = 0;
-                for index in 0..40 {
-                    if check(fault, index, to_destination) {
-                        hits += 1;
-                    }
-                }
-                (fault, hits)
-            })
-        })
-        .collect();
+/// Tries each fault at so many frames, side by side; each must hit so often.
+pub(super) fn try_each_fault(frames: u64, least: usize, hits: fn(Fault, u64) -> bool) {
+    let workers = FAULTS
+        .map(|fault| thread::spawn(move || (fault, (0..frames).filter(|&index| hits(fault, index)).count())));
     for worker in workers {
         let (fault, hits) = worker.join().unwrap();
-        let least = if to_destination { 8 } else { 2 };
         assert!(hits >= least, "{fault:?} hit only {hits} times");
     }
 }
 
 #[test]
 fn faults_at_every_frame_to_the_destination() {
-    sweep(true);
+    try_each_fault(40, 8, |fault, index| check(fault, index, true));
 }
 
 #[test]
 fn faults_at_every_frame_to_the_source() {
-    sweep(false);
+    try_each_fault(40, 2, |fault, index| check(fault, index, false));
 }
 
 #[test]

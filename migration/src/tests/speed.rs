@@ -7,12 +7,19 @@ use super::oracle::{config, migrate_model};
 use crate::*;
 
 #[test]
-fn the_bandwidth_cap_is_kept() {
+fn the_bandwidth_cap_is_kept_by_one_connection_and_by_several_together() {
+    for streams in [1, 4] {
+        keeps_the_cap(streams);
+    }
+}
+
+fn keeps_the_cap(streams: u32) {
     let model = Model::new(64 * 64, false, vec![]);
     let cfg = SourceConfig {
         bandwidth: Some(16 << 20),
         hints: HintPolicy::Off,
         max_rounds: 1,
+        streams,
         ..config(HintMode::Auto)
     };
     let start = Instant::now();

@@ -149,6 +149,9 @@ pub struct ReceiveArgs {
     pub console: ConsoleArgs,
 }
 
+/// What `--streams` may be.
+const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_STREAMS as i64;
+
 /// `wherry migrate`
 #[derive(Debug, Args)]
 #[command(
@@ -181,7 +184,7 @@ pub struct MigrateArgs {
     #[arg(long, value_enum, default_value_t = Compression::None)]
     pub compression: Compression,
     /// Send memory over this many connections side by side, 1 to 16: pays where one CPU packs and sends more slowly than the link carries
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(STREAMS))]
     pub streams: u32,
     /// Pause the guest after this many rounds, however long the rest takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -219,7 +222,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "RATE", value_parser = units::rate)]
     pub bandwidth: Option<u64>,
     /// Connections that carry memory, 1 to 16 [default: as recorded]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(STREAMS))]
     pub streams: Option<u32>,
     /// Longest predicted downtime [default: as recorded]
     #[arg(long, value_name = "TIME", value_parser = units::millis)]
