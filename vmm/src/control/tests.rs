@@ -97,8 +97,10 @@ impl VmControl for FakeVm {
         Ok(())
     }
     fn attach_console(&self, client: UnixStream) -> Result<(), ControlError> {
+        // Under the lock: who has read the greeting finds the console.
+        let mut consoles = self.consoles.lock().unwrap();
         (&client).write_all(b"login: ").unwrap();
-        self.consoles.lock().unwrap().push(client);
+        consoles.push(client);
         Ok(())
     }
 }
