@@ -86,11 +86,14 @@ impl HintRange for Slow {
 /// one short batch at most. After `hint_stop` not one more call reaches the sink.
 #[test]
 fn hints_blocked_behind_the_senders_mutex() {
-    // A busy machine may keep the waiter from even beginning to wait, so the best of some attempts counts: the hint under way
-    // and the one that is then begun go first, and not a third batch as with an ordinary lock.
-    let attempts: Vec<_> = (0..10).map(|_| hints_before_a_waiter()).collect();
-    let best = attempts.iter().min();
-    assert!(best.is_some_and(|(calls, _)| *calls <= 3), "hints that went before a waiter: {attempts:?}");
+    // The hint under way and one begun between the two calls may go first. A busy machine may keep the waiter from running, and
+    // with an ordinary lock it is seldom that lucky, so some attempts of many have to be good.
+    let mut attempts = Vec::new();
+    let fair = |attempts: &[(u64, Duration)]| attempts.iter().filter(|(calls, _)| *calls <= 2).count() >= 3;
+    while !fair(&attempts) && attempts.len() < 30 {
+        attempts.push(hints_before_a_waiter());
+    }
+    assert!(fair(&attempts), "hints that went before a waiter, and how long it waited: {attempts:?}");
 }
 
 fn hints_before_a_waiter() -> (u64, Duration) {
@@ -114,7 +117,7 @@ fn hints_before_a_waiter() -> (u64, Duration) {
     while sink.0.load(Ordering::SeqCst) == 0 {
         std::thread::yield_now();
     }
-    let started = Instant::now();
+    let (started, before) = (Instant::now(), sink.0.load(Ordering::SeqCst));
     rig.config(CONFIG_NUM_PAGES);
     rig.balloon.hint_stop();
     let took = started.elapsed();
@@ -123,7 +126,7 @@ fn hints_before_a_waiter() -> (u64, Duration) {
     assert_eq!(sink.0.load(Ordering::SeqCst), calls, "a hint after the epoch was closed");
     stop.store(true, Ordering::SeqCst);
     event_loop.join().unwrap();
-    (calls, took)
+    (calls - before, took)
 }
 
 #[test]

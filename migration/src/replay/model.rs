@@ -104,7 +104,7 @@ impl Replay {
         };
         replay.dirty_one = replay.split_dirty();
         replay.growth = Growth::fit(&replay.seen());
-        let of_rounds: u64 = replay.trace.rounds.iter().map(bytes).sum();
+        let of_rounds = replay.trace.rounds.iter().map(bytes).fold(0, u64::saturating_add);
         replay.other_bytes = (replay.all_bytes() as f64 - of_rounds as f64).max(0.0);
         replay
     }

@@ -431,6 +431,15 @@ fn survive(bytes: &[u8]) {
     }
 }
 
+/// What the property below finds now and then only.
+#[test]
+fn rounds_that_claim_more_bytes_than_can_be_counted_do_not_panic() {
+    let (good, _) = happen(&IDLE);
+    let absurd = good.replace("\"bytes\":", "\"bytes\":18446744073709551615,\"was\":");
+    assert!(absurd.matches("18446744073709551615").count() > 1);
+    survive(absurd.as_bytes());
+}
+
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), Just(1), 0u64..400_000, Just(u64::MAX), Just(1 << 36), any::<u64>()]
 }

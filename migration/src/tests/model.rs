@@ -289,7 +289,10 @@ impl Model {
 
     /// Compares a paused guest with what arrived. `Err` names the first wrong page.
     pub(super) fn compare(&self, dest: &[u8]) -> Result<(), String> {
-        let inner = self.inner.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        // Sinks hold the log, which is this model: kept, no model would ever be freed.
+        inner.old_sinks.clear();
+        inner.sink = None;
         assert!(inner.paused && dest.len() == inner.data.len());
         for page in 0..self.pages as usize {
             let range = page * PAGE_SIZE..(page + 1) * PAGE_SIZE;
