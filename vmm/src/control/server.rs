@@ -43,8 +43,7 @@ impl Default for Limits {
             request: Duration::from_secs(10),
             write: Duration::from_secs(5),
             poll: Duration::from_millis(200),
-            // A migration's answer comes only when its big guest's memory and log are given back, long after the machine has ended. A client that does
-            // not read is given up after `write`.
+            // Much longer than any answer takes. A client that does not read is given up after `write`.
             drain: Duration::from_secs(60),
         }
     }

@@ -57,15 +57,17 @@ impl Host {
         Ok(Arc::new(machine))
     }
 
-    /// Runs `machine`, through reboots, until the VM ends, and lets the last words of the guest out.
+    /// Runs `machine`, through reboots, until the VM ends, and lets all answers and the last words of the guest out.
     fn run(self, machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
         let console = self.console.clone();
         let result = self.serve(machine);
+        // The server goes first: nobody is to wait for an answer, or for the name, while RAM is given back (a second for a few GiB).
+        drop(self);
         console.finish();
-        result
+        result.map(|(reason, _machine)| reason)
     }
 
-    fn serve(self, mut machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
+    fn serve(&self, mut machine: Arc<Machine>) -> anyhow::Result<(ExitReason, Arc<Machine>)> {
         loop {
             let event = self.events.recv().unwrap_or(Event::Kill);
             // A guest that ends while it migrates ends here, unless the hand-off was faster.
@@ -96,7 +98,7 @@ impl Host {
             };
             machine.pause();
             self.controller.set_machine(None, end_state(&reason));
-            return Ok(reason);
+            return Ok((reason, machine));
         }
     }
 }
