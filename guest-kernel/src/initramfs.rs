@@ -12,13 +12,16 @@ use crate::modules::{Module, ModuleTree};
 
 /// What a guest loads. The PCI transport is for other VMMs: init loads it only where there is a PCI bus.
 const GUEST: [&str; 5] = ["virtio_mmio", "virtio_balloon", "button", "evdev", "virtio_pci"];
+/// What a guest loads when a step of its work needs it.
+const ON_DEMAND: [&str; 1] = ["loop"];
 /// What the lab's KVM host loads.
 const LAB: [&str; 7] =
     ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd", "sch_tbf"];
 
 /// The initramfs of a test guest for the kernel whose modules are in `modules`.
 pub fn guest(init: &Path, modules: &Path) -> Result<Vec<u8>> {
-    pack(init, &ModuleTree::open(modules)?.resolve(&GUEST)?, None)
+    let tree = ModuleTree::open(modules)?;
+    pack(init, &tree.resolve(&GUEST)?, &tree.resolve(&ON_DEMAND)?, None)
 }
 
 /// The modules of the lab's KVM host.
@@ -28,10 +31,10 @@ pub fn lab_modules(modules: &Path) -> Result<Vec<Module>> {
 
 /// The initramfs of the lab's KVM host, with the command to run.
 pub fn lab(init: &Path, modules: &[Module], conf: &LabConf) -> Result<Vec<u8>> {
-    pack(init, modules, Some(conf))
+    pack(init, modules, &[], Some(conf))
 }
 
-fn pack(init: &Path, modules: &[Module], conf: Option<&LabConf>) -> Result<Vec<u8>> {
+fn pack(init: &Path, modules: &[Module], on_demand: &[Module], conf: Option<&LabConf>) -> Result<Vec<u8>> {
     let program = fs::read(init).map_err(io("read", init))?;
     if !program.starts_with(b"\x7fELF") {
         return Err(Error::Malformed { path: init.to_owned(), what: "not a program".into() });
@@ -42,12 +45,10 @@ fn pack(init: &Path, modules: &[Module], conf: Option<&LabConf>) -> Result<Vec<u
     }
     // Before devtmpfs is mounted, this is where the kernel opens init's standard streams.
     archive.char_device("dev/console", 0o600, (5, 1));
-    let mut order = String::new();
-    for module in modules {
+    for module in modules.iter().chain(on_demand) {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.content);
-        order.push_str(&module.name);
-        order.push('\n');
     }
+    let order: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
     archive.file("modules/order", 0o644, order.as_bytes());
     archive.file("init", 0o755, &program);
     if let Some(conf) = conf {

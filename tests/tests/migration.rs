@@ -100,6 +100,29 @@ fn hints_skip_what_was_freed_and_memfree_comes_back() -> Result<()> {
     memfree_returns(&mut guest, free)
 }
 
+/// A page cache is in use, however easily the kernel could do without it: it is sent, and arrives whole. Once dropped it is free like any
+/// other memory.
+#[test]
+fn a_page_cache_is_moved_and_what_was_dropped_is_skipped() -> Result<()> {
+    const CACHED: u64 = (200 << 20) / 4096;
+    let scratch = Scratch::new("cache")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let mut guest = start(&env, 1, "512MiB", "init_on_alloc=0 wherry.work=cache:200")?;
+    let (mut guest, report) = hop(&env, &mut guest, "full", &["--hints", "on"])?;
+    let sent = total(&report, "sent");
+    let found = guest.ask("cache 0", SOON)?;
+    let [intact, dropped, wrong] = ["intact", "dropped", "wrong"].map(|key| found.num(key));
+    // While its hints are out a guest has no free memory, and may drop some of its cache for what it needs just then.
+    let (intact, dropped) = (intact?, dropped?);
+    assert_eq!((intact + dropped, wrong?), (CACHED, 0));
+    assert!(intact > CACHED * 9 / 10, "{dropped} pages were dropped: {report:#}");
+    assert!(sent > intact, "{intact} pages are there and {sent} were sent: {report:#}");
+    let (_, report) = hop(&env, &mut guest, "empty", &["--hints", "on"])?;
+    let less = sent.saturating_sub(total(&report, "sent"));
+    assert!(less > CACHED * 9 / 10, "only {less} pages less: {report:#}");
+    Ok(())
+}
+
 #[test]
 fn five_gib_on_two_cpus() -> Result<()> {
     let scratch = Scratch::new("large")?;

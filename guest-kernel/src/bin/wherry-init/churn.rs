@@ -61,7 +61,7 @@ fn turn(job: u64, mib: u64, random: &mut Random) -> io::Result<()> {
     }
     let path = format!("/tmp/churn-{job}");
     let mut content = vec![0u8; (mib << 18) as usize];
-    content.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.word().to_le_bytes()));
+    random.fill_bytes(&mut content);
     fs::write(&path, &content)?;
     fs::read(&path)?;
     fs::remove_file(&path)?;

@@ -19,6 +19,8 @@ pub enum Step {
     Writer(u64, u64),
     /// So many processes at a time, each of MiB, one after the other; 0 processes stop.
     Churn(u64, u64),
+    /// Fills the page cache with MiB of clean data, and looks what became of those before; 0 lets go.
+    Cache(u64),
     /// Fills MiB and gives one of each two physical buddies of this order back, so that what is free lies in blocks of it; 0 MiB gives back
     /// the rest.
     Scatter(u64, u64),
@@ -105,6 +107,7 @@ pub fn parse_step(words: &[&str]) -> Result<Step, String> {
         "hog" => Ok(Step::Hog(number(1, "MiB")?)),
         "writer" => Ok(Step::Writer(number(1, "MiB")?, number(2, "MiB/s").unwrap_or(10))),
         "churn" => Ok(Step::Churn(number(1, "jobs")?, number(2, "MiB").unwrap_or(16))),
+        "cache" => Ok(Step::Cache(number(1, "MiB")?)),
         "scatter" => Ok(Step::Scatter(number(1, "MiB")?, number(2, "order").unwrap_or(0))),
         "eat" => Ok(Step::Eat(number(1, "MiB")?)),
         "huge" => Ok(Step::Huge(number(1, "MiB")?)),
@@ -131,6 +134,7 @@ mod tests {
             [Step::Scatter(64, 8), Step::Scatter(0, 0), Step::Eat(5)]
         );
         assert_eq!(steps("surge:40,300+compaction:500"), [Step::Surge(40, 300), Step::Compaction(500)]);
+        assert_eq!(steps("cache:64,cache:0"), [Step::Cache(64), Step::Cache(0)]);
         assert_eq!(steps("surge:0"), [Step::Surge(0, 0)]);
         assert_eq!(steps("nonsense:1,fill:x"), []);
     }

@@ -5,6 +5,7 @@
 //! memory (`check`), and answers line commands on the serial console (`console`). With a job file in its initramfs it
 //! is the lab's KVM host instead (`lab`).
 
+mod cache;
 mod check;
 mod churn;
 mod cmdline;

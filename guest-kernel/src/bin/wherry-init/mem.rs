@@ -137,6 +137,11 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
+    /// Fills `bytes`, whose length is a multiple of 8.
+    pub fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        bytes.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&self.word().to_le_bytes()));
+    }
+
     /// Fills `words`.
     pub fn fill(&mut self, words: &mut [u64]) {
         words.iter_mut().for_each(|word| *word = self.word());

@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cache::{Cache, Found};
 use crate::churn;
 use crate::cmdline::Step;
 use crate::console::say;
@@ -71,6 +72,7 @@ struct State {
     /// One file, so that freed pages are not kept apart by the caches that many files leave behind.
     tmpfs: Option<(File, u64)>,
     hogged: Vec<Mapping>,
+    cached: Option<Cache>,
     scattered: Option<Mapping>,
 }
 
@@ -92,6 +94,7 @@ impl State {
             Step::Hog(mib) => ("hog", self.hog(mib).map(ok)),
             Step::Writer(mib, rate) => ("writer", writer(mib, rate).map(ok)),
             Step::Churn(jobs, mib) => ("churn", churn::set(jobs, mib).map(ok)),
+            Step::Cache(mib) => ("cache", self.cache(mib)),
             Step::Scatter(mib, order) => ("scatter", self.scatter(mib, order).map(ok)),
             Step::Eat(mib) => ("eat", pressure::eat(mib)),
             Step::Huge(mib) => ("huge", pressure::huge(mib)),
@@ -140,7 +143,7 @@ impl State {
             None => (File::create("/run/fill/data")?, 0),
         };
         for _ in 0..mib {
-            buffer.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.word().to_le_bytes()));
+            random.fill_bytes(&mut buffer);
             file.seek(SeekFrom::Start(size << 20))?;
             file.write_all(&buffer)?;
             size += 1;
@@ -182,6 +185,16 @@ impl State {
             HOGGED.fetch_add(1, Relaxed);
         }
         Ok(mib)
+    }
+
+    /// Reads again what was cached before.
+    fn cache(&mut self, mib: u64) -> std::io::Result<String> {
+        let found = self.cached.take().map(|cache| cache.look()).transpose()?.unwrap_or_default();
+        if mib > 0 {
+            self.cached = Some(Cache::fill(mib)?);
+        }
+        let Found { intact, dropped, wrong } = found;
+        Ok(format!("ok mib={mib} intact={intact} dropped={dropped} wrong={wrong}"))
     }
 
     /// Returns the MiB that were given back.
