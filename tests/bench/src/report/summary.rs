@@ -3,6 +3,7 @@
 use wherry_report::units::{mb, ms, number, percent};
 
 use super::{EMULATED, change, emulated, facts, groups, heading, published, range, who};
+use crate::case::Hints;
 use crate::entry::Entry;
 
 /// All of it.
@@ -43,7 +44,9 @@ pub fn text(entries: &[Entry]) -> String {
             out.push_str(&format!("    log: {log}\n"));
         }
     }
-    for entry in entries.iter().filter(|e| e.ok() && e.figures.hinting_seen == Some(false)) {
+    // With `auto` it is the VMM's choice.
+    let unseen = |e: &&Entry| e.ok() && e.hints == Hints::On && e.figures.hinting_seen == Some(false);
+    for entry in entries.iter().filter(unseen) {
         out.push_str(&format!("  {} {}: hints were on, but none was seen\n", entry.vmm, entry.id));
     }
     out
