@@ -6,7 +6,8 @@
 //!
 //! Why a shared memfd and not private memory: its extents tell which pages were ever populated (`SEEK_DATA`) without reading a page and
 //! without mistaking swapped pages for holes; `pread` of a hole does not populate it, as a read through the mapping would; `pwrite`
-//! of whole pages at the destination neither faults nor zeroes first; and a hole punched in it gives memory back at once.
+//! of whole pages at the destination neither faults nor zeroes first (unless the host's kernel zeroes all that it allocates); and a
+//! hole punched in it gives memory back at once.
 
 mod dirty;
 
