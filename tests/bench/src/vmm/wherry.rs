@@ -1,6 +1,8 @@
 //! Wherry, through its command line.
 
-use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -115,24 +117,23 @@ impl Machine for Guest {
         if let Some(rate) = migration.bandwidth {
             command.arg(format!("--bandwidth={}Mbit", rate * 8 / 1_000_000));
         }
-        // A file and not a pipe, so that nobody has to read while we wait.
-        let path = self.files.dir.join("migrate.json");
-        let out = File::create(&path)?;
-        let mut child = command.stdout(out).stderr(self.files.log("migrate")?).spawn()?;
-        let end = Instant::now() + migration.timeout;
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            if Instant::now() > end {
-                // Closing its connection cancels the migration.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(TimedOut(migration.timeout.as_secs()).into());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let text = std::fs::read_to_string(&path)?;
+        // Its end of the stream is closed when it ends, so that we can sleep until then: to look now and then takes time of an emulated
+        // CPU from the migration.
+        let (mut ours, its) = UnixStream::pair()?;
+        let mut child = command.stdout(OwnedFd::from(its)).stderr(self.files.log("migrate")?).spawn()?;
+        drop(command);
+        ours.set_read_timeout(Some(migration.timeout))?;
+        let mut text = String::new();
+        if let Err(error) = ours.read_to_string(&mut text) {
+            // Closing its connection cancels the migration.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(match error.kind() {
+                io::ErrorKind::WouldBlock => TimedOut(migration.timeout.as_secs()).into(),
+                _ => error.into(),
+            });
+        }
+        let status = child.wait()?;
         let report: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         // A trace with gaps is shown as such; the migration is what is measured.
         if !status.success() && status.code() != Some(TRACE_INCOMPLETE) {
