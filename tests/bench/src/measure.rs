@@ -20,6 +20,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 const COUNT: Duration = Duration::from_secs(180);
 /// Time over which the guest's heart is watched before the migration.
 const BEFORE: Duration = Duration::from_secs(1);
+/// Time after an arrival before the guest is asked anything: it takes its hinted memory back, and the source frees its own.
+const SETTLE: Duration = Duration::from_secs(1);
 /// MemFree must fall by this part of itself to be a sign of hinting.
 const FELL: f64 = 0.1;
 /// How often processes and the guest are looked at. The guest's answer costs it a little.
@@ -155,6 +157,7 @@ fn prepare(
 
 /// Asks the guest at the destination.
 fn after(console: &mut Console, entry: &mut Entry, before: &Fields) -> Result<()> {
+    thread::sleep(SETTLE);
     // Ends a command that was cut in two by the migration; what is answered before the echo is about old questions.
     console.send("")?;
     console.ask("echo arrived", ANSWER).context("the guest does not answer at the destination")?;
