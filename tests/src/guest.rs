@@ -298,6 +298,10 @@ impl std::fmt::Display for MigrateError {
 
 impl std::error::Error for MigrateError {}
 
+/// How long to leave an arrived guest alone where its gaps count: it takes its hinted memory back (after 300 ms), and the source frees its
+/// own, in the lab on the same CPU. That belongs to the gap; what we ask for does not.
+pub const SETTLE: Duration = Duration::from_secs(1);
+
 /// Runs `wherry migrate NAME URI ARGS --json` to its end and returns the report.
 ///
 /// # Errors

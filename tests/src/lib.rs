@@ -11,7 +11,7 @@ mod scratch;
 
 pub use balloon::{Balloon, eventually, note};
 pub use console::{Console, Fields};
-pub use guest::{Env, Guest, GuestOptions, MigrateError, migrate};
+pub use guest::{Env, Guest, GuestOptions, MigrateError, SETTLE, migrate};
 pub use proxy::{Frame, Proxy, When};
 pub use scratch::Scratch;
 

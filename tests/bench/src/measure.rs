@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use wherry_tests::{Console, Fields};
+use wherry_tests::{Console, Fields, SETTLE};
 
 use crate::case::{Case, Hints, size_bytes};
 use crate::entry::Entry;
@@ -20,8 +20,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 const COUNT: Duration = Duration::from_secs(180);
 /// Time over which the guest's heart is watched before the migration.
 const BEFORE: Duration = Duration::from_secs(1);
-/// Time after an arrival before the guest is asked anything: it takes its hinted memory back, and the source frees its own.
-const SETTLE: Duration = Duration::from_secs(1);
 /// MemFree must fall by this part of itself to be a sign of hinting.
 const FELL: f64 = 0.1;
 /// How often processes and the guest are looked at. The guest's answer costs it a little.

@@ -10,7 +10,7 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wherry_guest_kernel::kernels::KernelId;
-use wherry_tests::{Env, Guest, GuestOptions, migrate};
+use wherry_tests::{Env, Guest, GuestOptions, SETTLE, migrate};
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
@@ -22,8 +22,6 @@ const LINK: &str = "1Gbit";
 const RAM: u64 = 1 << 30;
 /// MiB of random data that a busy guest wrote and freed.
 const USED_MIB: u64 = 700;
-/// How long an arrived guest is left alone.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Options of `demo`.
 #[derive(Debug, Parser)]
@@ -210,8 +208,6 @@ fn run(env: &Env, case: &Case) -> Result<Figures> {
     let mut destination = Guest::receive(env, "destination", &uri)?;
     source.ask("resetgap", Duration::from_secs(20))?;
     let report = migrate(env, "source", &uri, &["--hints", case.hints, "--bandwidth", LINK])?;
-    // What follows an arrival belongs to the gap, and not what we ask for then: the guest takes its hinted memory back (after 300 ms), and
-    // the source frees its own, in the lab on the same CPU.
     std::thread::sleep(SETTLE);
     destination.ask("verify", Duration::from_secs(60)).map(drop)?;
     let status = destination.ask("status", Duration::from_secs(20))?;

@@ -121,6 +121,7 @@ impl Machine for Guest {
         // CPU from the migration.
         let (mut ours, its) = UnixStream::pair()?;
         let mut child = command.stdout(OwnedFd::from(its)).stderr(self.files.log("migrate")?).spawn()?;
+        // It holds that end, too.
         drop(command);
         ours.set_read_timeout(Some(migration.timeout))?;
         let mut text = String::new();
