@@ -8,12 +8,21 @@ static RUNNING: Mutex<Option<(u32, PathBuf)>> = Mutex::new(None);
 
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
+/// Under `nohup`, or with `&` in a script: blocked, it would be delivered to sigwait all the same.
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: the action is only asked for, into a place for one.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 fn set() -> libc::sigset_t {
     // SAFETY: sigemptyset and sigaddset initialise and change only this set.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        SIGNALS.iter().for_each(|&signal| {
+        SIGNALS.iter().filter(|signal| !is_ignored(**signal)).for_each(|&signal| {
             libc::sigaddset(&mut set, signal);
         });
         set

@@ -1,0 +1,114 @@
+//! Signals that were ignored when the command started stay ignored: `nohup` sets SIGHUP so, and a shell without job control
+//! sets SIGINT and SIGQUIT so for what it starts with `&`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
+
+/// Nothing here takes a second; only a hang takes longer than this.
+const HANG: Duration = Duration::from_secs(30);
+
+/// Starts `wherry` from a shell that ignores `ignored`.
+fn wherry(dir: &Path, ignored: &str, args: &[&str]) -> Child {
+    Command::new("sh")
+        .args(["-c", &format!("trap '' {ignored}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_wherry")])
+        .args(args)
+        .env("WHERRY_RUNTIME_DIR", dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn send(child: &Child, signal: i32) {
+    // SAFETY: the child has not been waited for, so its id is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+}
+
+/// Exit code and standard error.
+fn end(mut child: Child) -> (Option<i32>, String) {
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > HANG {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    (child.wait().unwrap().code(), text)
+}
+
+/// A VM whose migration goes on until it is cancelled. Tells of each request.
+fn slow_vm(dir: &RuntimeDir) -> Receiver<String> {
+    std::fs::create_dir(dir.path()).unwrap();
+    let listener = UnixListener::bind(dir.socket("web")).unwrap();
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        let mut migration = None;
+        for stream in listener.incoming() {
+            answer(stream.unwrap(), &mut migration, &tell);
+        }
+    });
+    told
+}
+
+fn answer(mut stream: UnixStream, migration: &mut Option<UnixStream>, tell: &Sender<String>) {
+    let mut line = String::new();
+    BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+    if line.contains("\"migrate_cancel\"") {
+        stream.write_all(b"{\"ok\":{}}\n").unwrap();
+        let mut migration = migration.take().unwrap();
+        migration.write_all(b"{\"error\":{\"code\":\"cancelled\",\"message\":\"cancelled\"}}\n").unwrap();
+    } else {
+        *migration = Some(stream);
+    }
+    let _ = tell.send(line);
+}
+
+#[test]
+fn a_migration_in_the_background_is_not_cancelled_by_signals_that_were_ignored() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = RuntimeDir::at(temp.path().join("run"));
+    let told = slow_vm(&dir);
+    let child = wherry(dir.path(), "HUP INT QUIT", &["migrate", "web", "tcp:127.0.0.1:1"]);
+    assert!(told.recv_timeout(HANG).unwrap().contains("\"migrate\""));
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        send(&child, signal);
+    }
+    // Had one of the three counted, this would be the second, which leaves without an answer.
+    send(&child, libc::SIGTERM);
+    assert!(told.recv_timeout(HANG).unwrap().contains("\"migrate_cancel\""));
+    let (code, text) = end(child);
+    assert_eq!((code, text.matches("cancelling").count()), (Some(5), 1), "{text}");
+}
+
+#[test]
+fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
+    if wherry_vmm::doctor::quick().is_err() {
+        println!("not run: this machine has no KVM, and `wherry receive` wants it");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let dir = RuntimeDir::at(temp.path().join("run"));
+    let uri = format!("unix:{}", temp.path().join("move.sock").display());
+    let child = wherry(dir.path(), "HUP INT", &["receive", "web", &uri, "--serial", "none"]);
+    let start = Instant::now();
+    while Client::connect(&dir, "web").is_err() {
+        assert!(start.elapsed() < HANG, "{:?}", end(child));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    send(&child, libc::SIGHUP);
+    send(&child, libc::SIGINT);
+    Client::connect(&dir, "web").unwrap().call::<Info>(&Request::Info {}).unwrap();
+    // The code is the signal's that ended it.
+    send(&child, libc::SIGTERM);
+    let (code, text) = end(child);
+    assert_eq!(code, Some(128 + libc::SIGTERM), "{text}");
+}
