@@ -17,6 +17,8 @@ pub enum Completion {
     Used(u32),
     /// The device keeps it and completes it later.
     Held,
+    /// The device has used up its time: hand it over once more, after others had the lock.
+    Again,
 }
 
 /// What the transport needs from a device. Everything is called with the device's lock held.
@@ -39,6 +41,8 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// Most chains of this queue to handle before the lock is given up.
     fn batch(&self, queue: usize) -> usize;
+    /// The driver stopped this queue: what the device holds of it is gone. Only a reset starts it again.
+    fn queue_stopped(&mut self, queue: usize);
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
 }

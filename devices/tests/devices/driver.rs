@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
@@ -42,6 +43,8 @@ impl InterruptLine for Line {
     }
 }
 
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 type Watch = Box<dyn Fn(u64, u64) + Send>;
 
 /// Records discards.
@@ -49,6 +52,9 @@ type Watch = Box<dyn Fn(u64, u64) + Send>;
 pub struct Host {
     pub discards: Mutex<Vec<(u64, u64)>>,
     pub fail: AtomicBool,
+    /// Milliseconds that a discard takes, and those that went by.
+    pub slow: AtomicU64,
+    pub clock: AtomicU64,
     pub watch: Mutex<Option<Watch>>,
 }
 impl Host {
@@ -65,7 +71,12 @@ impl BalloonBackend for Host {
             return Err(io::Error::other("no"));
         }
         self.discards.lock().unwrap().push((gpa, len));
+        self.clock.fetch_add(self.slow.load(Ordering::SeqCst), Ordering::SeqCst);
         Ok(())
+    }
+    /// A clock that only discards move, whatever the machine does.
+    fn now(&self) -> Instant {
+        *START + Duration::from_millis(self.clock.load(Ordering::SeqCst))
     }
 }
 

@@ -206,3 +206,20 @@ fn reset_empties_the_balloon_but_keeps_the_target() {
     assert!(rig.balloon.ballooned().is_empty());
     assert_eq!((rig.config(CONFIG_NUM_PAGES), rig.config(CONFIG_ACTUAL)), (9, 0));
 }
+
+#[test]
+fn a_chain_of_single_pages_keeps_the_device_only_for_a_while() {
+    let mut rig = Rig::default_up();
+    rig.host.slow.store(1, Ordering::SeqCst);
+    let pfns: Vec<u32> = (0..256).map(|n| pfn(FREE) + 2 * n).collect();
+    rig.inflate(&pfns);
+    let given = rig.host.take().len() as u64;
+    assert!((1..=10).contains(&given), "{given} discards of 1 ms each under one lock");
+    let (telemetry, listed) = (rig.balloon.telemetry(), rig.balloon.ballooned());
+    assert_eq!(listed.len(), 256, "what stayed with the host is in the balloon all the same");
+    assert_eq!(telemetry.inflated_pages, 256);
+    assert_eq!(telemetry.withheld_bytes, (256 - given) * PAGE);
+    assert_eq!(telemetry.discarded_bytes, given * PAGE);
+    rig.deflate(&pfns);
+    assert!(rig.balloon.ballooned().is_empty());
+}

@@ -1,5 +1,7 @@
 //! P and R: page poison and free page reporting.
 
+use std::sync::atomic::Ordering;
+
 use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_devices::virtio::balloon::constants::*;
@@ -114,4 +116,43 @@ fn r5_nothing_is_discarded_while_it_is_forbidden() {
     rig.balloon.set_discard_allowed(true);
     rig.send(Rig::REPORT, &[inb(FREE, BLOCK)]);
     assert_eq!(rig.host.take().len(), 1);
+}
+
+#[test]
+fn a_long_report_gives_the_lock_up_and_goes_on() {
+    let mut rig = Rig::default_up();
+    rig.host.slow.store(2, Ordering::SeqCst);
+    let bufs: Vec<Buf> = (0..32).map(|n| inb(FREE + n % 6 * u64::from(BLOCK), BLOCK)).collect();
+    let head = rig.add(Rig::REPORT, &bufs);
+    let queue = |rig: &Rig| rig.balloon.device().patient().process_queue(Rig::REPORT);
+    let mut given = 0;
+    for turn in 1.. {
+        let more = queue(&rig);
+        let now = rig.host.take().len();
+        assert!((1..=5).contains(&now), "{now} discards of 2 ms each under one lock");
+        given += now;
+        if given == 32 {
+            assert!(turn > 6);
+            break;
+        }
+        assert!(more && rig.used(Rig::REPORT).is_empty(), "not acknowledged before all is given back");
+        // It may move in between: the other device starts over, which does no harm.
+        rig.balloon.set_paused(true);
+        assert!(rig.move_to(&rig.balloon.state()).is_ok());
+        rig.balloon.set_paused(false);
+    }
+    assert_eq!(rig.used(Rig::REPORT), vec![(u32::from(head), 0)]);
+    assert!(!queue(&rig));
+    let telemetry = rig.balloon.telemetry();
+    assert_eq!((telemetry.reports, telemetry.reported_bytes), (32, 32 * u64::from(BLOCK)));
+    assert_eq!(telemetry.discarded_bytes, telemetry.reported_bytes);
+}
+
+#[test]
+fn one_range_of_a_report_is_discarded_in_pieces() {
+    let mut rig = Rig::default_up();
+    rig.send(Rig::REPORT, &[inb(PAGE, RAM as u32)]);
+    let given = rig.host.take();
+    assert!(given.iter().all(|(_, len)| *len <= 4 << 20), "{given:?}");
+    assert_eq!((given[0], given.iter().map(|(_, len)| len).sum()), ((PAGE, (4 << 20) - PAGE), RAM - PAGE));
 }

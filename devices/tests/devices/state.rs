@@ -244,6 +244,30 @@ fn hostile_balloon_state_is_an_error() {
 }
 
 #[test]
+fn a_queue_that_the_driver_stops_takes_what_the_device_held_of_it() {
+    for queue in [Rig::STATS, Rig::DEFLATE, Rig::INFLATE, Rig::HINT, Rig::REPORT] {
+        let (mut rig, state) = busy();
+        assert!(state.balloon.held_stats.is_some());
+        rig.balloon.set_paused(false);
+        rig.w32(offset::QUEUE_SEL, queue as u32);
+        rig.w32(offset::QUEUE_READY, 0);
+        assert_eq!(rig.balloon.state().balloon.held_stats.is_some(), queue != Rig::STATS);
+        // A driver that cannot deflate cannot say which pages it uses again.
+        assert_eq!(rig.balloon.ballooned().is_empty(), queue == Rig::DEFLATE);
+        rig.balloon.set_paused(true);
+        let mut there = rig.move_to(&rig.balloon.state()).unwrap();
+        there.balloon.set_paused(false);
+        there.run();
+        assert_eq!(there.balloon.request_stats(), queue != Rig::STATS);
+        assert!(!there.needs_reset());
+        rig.balloon.set_paused(false);
+        rig.probe(u64::MAX);
+        rig.inflate(&[pfn(FREE)]);
+        assert_eq!(rig.balloon.ballooned(), vec![(FREE, PAGE)]);
+    }
+}
+
+#[test]
 fn a_balloon_that_offers_other_features_refuses_the_state() {
     let (mut rig, state) = busy();
     rig.cfg.reporting = false;

@@ -8,6 +8,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::Bytes;
 
 use super::constants::*;
+use super::reporting::CHAIN_TIME;
 use super::{Balloon, descriptors};
 use crate::virtio::Chain;
 
@@ -69,15 +70,21 @@ impl Balloon {
         Some(bytes.chunks_exact(4).filter_map(|c| Some(u32::from_le_bytes(c.try_into().ok()?))).collect())
     }
 
-    /// Linux fills its arrays in no particular order; neighbours go to the host in one call.
+    /// Linux fills its arrays in no particular order; neighbours go to the host in one call. When the time is up the
+    /// rest stays with the host, which is allowed: the pages are in the balloon all the same.
     fn discard_pages(&mut self, mut gfns: Vec<u64>) {
         gfns.sort_unstable();
         gfns.dedup();
+        let until = self.backend.now() + CHAIN_TIME;
         let mut rest = gfns.as_slice();
         while let Some(&first) = rest.first() {
             let nr = rest.iter().zip(first..).take_while(|(a, b)| **a == *b).count();
             rest = rest.get(nr..).unwrap_or_default();
-            self.discard_range(first << PAGE_SHIFT, (nr as u64) << PAGE_SHIFT);
+            let parts: Vec<_> = self.ram.clip(first << PAGE_SHIFT, (nr as u64) << PAGE_SHIFT).collect();
+            for (gpa, len) in parts {
+                let done = self.discard_range(gpa, len, until);
+                self.telemetry.withheld_bytes += len - done;
+            }
         }
     }
 }

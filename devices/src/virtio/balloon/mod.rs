@@ -29,6 +29,7 @@ mod telemetry;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::desc::split::Descriptor;
 
@@ -59,6 +60,11 @@ pub trait BalloonBackend: Send + Sync {
     /// Makes `len` bytes from `gpa` on read as zero and frees their memory; whole pages in one RAM region. The pages
     /// count as dirty afterwards. Called with the device locked.
     fn discard(&self, gpa: u64, len: u64) -> io::Result<()>;
+
+    /// The time, which limits how long one request may keep the device locked.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// What the device offers. Both ends of a migration must offer the same.
@@ -163,6 +169,8 @@ pub struct Balloon {
     set: PageSet,
     /// No deflate request was lost; see `inflate`.
     set_known: bool,
+    /// Bytes of the report at hand that were dealt with before its time was up. `None`: it is a new one.
+    reported: Option<u64>,
     stats: Stats,
     hinting: Hinting,
     telemetry: BalloonTelemetry,
@@ -196,6 +204,7 @@ impl Balloon {
             actual: 0,
             poison_val: 0,
             set_known: true,
+            reported: None,
             stats: Stats::default(),
             hinting: Hinting::default(),
             telemetry: BalloonTelemetry::default(),
@@ -265,8 +274,19 @@ impl VirtioDevice for Balloon {
         self.poison_val = 0;
         self.set.clear();
         self.set_known = true;
+        self.reported = None;
         self.stats = Stats::default();
         self.hinting.reset();
+    }
+
+    fn queue_stopped(&mut self, queue: usize) {
+        match self.roles.get(queue) {
+            Some(Role::Stats) => self.stats.held = None,
+            Some(Role::Reporting) => self.reported = None,
+            // It cannot say any more which pages it uses again.
+            Some(Role::Deflate) if self.live => self.set_known = false,
+            Some(Role::Inflate | Role::Deflate | Role::Hint) | None => {}
+        }
     }
 
     fn batch(&self, queue: usize) -> usize {
@@ -279,7 +299,7 @@ impl VirtioDevice for Balloon {
             Some(Role::Deflate) => self.page_numbers(Direction::Deflate, chain),
             Some(Role::Stats) => return self.statistics(chain),
             Some(Role::Hint) => self.hinted(chain),
-            Some(Role::Reporting) => self.reported(chain),
+            Some(Role::Reporting) => return self.reported(chain),
             None => {}
         }
         Completion::Used(0)

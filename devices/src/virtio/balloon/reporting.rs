@@ -3,28 +3,68 @@
 //! Without PAGE_POISON a reported page may read as anything afterwards, so it is given to the host. With it the driver
 //! expects `poison_val`: zero is what a discarded page reads as, any other value forbids discarding.
 
+//!
+//! A chain may name 4 GiB, whose pages take longer to give back than anybody should wait for the device's lock: then the
+//! device goes on with the same chain after others had the lock.
+
+use std::time::{Duration, Instant};
+
+use virtio_queue::desc::split::Descriptor;
+
 use super::constants::*;
 use super::{Balloon, descriptors};
-use crate::virtio::Chain;
+use crate::virtio::{Chain, Completion};
+
+/// How long one request may go on discarding.
+pub(super) const CHAIN_TIME: Duration = Duration::from_millis(5);
+/// Most bytes in one discard, so that the time is looked at often enough: as much as Linux reports in one range.
+const PIECE: u64 = 4 << 20;
 
 impl Balloon {
-    pub(super) fn reported(&mut self, chain: Chain<'_>) {
+    pub(super) fn reported(&mut self, chain: Chain<'_>) -> Completion {
         let (descs, complete) = descriptors(chain);
-        self.telemetry.malformed_reports += u64::from(!complete);
-        for desc in descs {
-            // A report that runs out of its region is nonsense beyond it: whatever follows the hole was not meant.
-            let range = self.ram.clip_to_region(desc.addr().0, u64::from(desc.len()));
-            let Some((gpa, len)) = range.filter(|_| desc.is_write_only()) else {
-                self.telemetry.malformed_reports += 1;
+        let before = self.reported.take();
+        let ranges: Vec<_> = descs.iter().map(|desc| self.reported_range(desc)).collect();
+        if before.is_none() {
+            self.count_report(&ranges, complete);
+        }
+        if self.poisoned() {
+            return Completion::Used(0);
+        }
+        let until = self.backend.now() + CHAIN_TIME;
+        let mut skip = before.unwrap_or(0);
+        let mut done = skip;
+        for (gpa, len) in ranges.into_iter().flatten() {
+            let at = skip.min(len);
+            skip -= at;
+            let now = self.discard_range(gpa + at, len - at, until);
+            done += now;
+            if at + now < len {
+                self.reported = Some(done);
+                return Completion::Again;
+            }
+        }
+        Completion::Used(0)
+    }
+
+    /// A report that runs out of its region is nonsense beyond it: whatever follows the hole was not meant.
+    fn reported_range(&self, desc: &Descriptor) -> Option<(u64, u64)> {
+        let range = self.ram.clip_to_region(desc.addr().0, u64::from(desc.len()));
+        range.filter(|_| desc.is_write_only())
+    }
+
+    fn count_report(&mut self, ranges: &[Option<(u64, u64)>], complete: bool) {
+        let poisoned = self.poisoned();
+        let telemetry = &mut self.telemetry;
+        telemetry.malformed_reports += u64::from(!complete);
+        for range in ranges {
+            let Some((_, len)) = range else {
+                telemetry.malformed_reports += 1;
                 continue;
             };
-            self.telemetry.reports += 1;
-            self.telemetry.reported_bytes += len;
-            if self.poisoned() {
-                self.telemetry.withheld_bytes += len;
-            } else {
-                self.discard_range(gpa, len);
-            }
+            telemetry.reports += 1;
+            telemetry.reported_bytes += len;
+            telemetry.withheld_bytes += if poisoned { *len } else { 0 };
         }
     }
 
@@ -33,18 +73,23 @@ impl Balloon {
         self.negotiated & F_PAGE_POISON != 0 && self.poison_val != 0
     }
 
-    /// Gives RAM to the host, unless that is forbidden. Always before the buffer is acknowledged.
-    pub(super) fn discard_range(&mut self, gpa: u64, len: u64) {
+    /// Gives whole pages of one region to the host, unless that is forbidden, and until the time is up. Always before the
+    /// buffer is acknowledged. Returns how many bytes were dealt with.
+    pub(super) fn discard_range(&mut self, gpa: u64, len: u64, until: Instant) -> u64 {
         if !self.discard_allowed {
             self.telemetry.withheld_bytes += len;
-            return;
+            return len;
         }
-        let parts: Vec<_> = self.ram.clip(gpa, len).collect();
-        for (gpa, len) in parts {
-            match self.backend.discard(gpa, len) {
-                Ok(()) => self.telemetry.discarded_bytes += len,
+        let end = gpa + len;
+        let mut at = gpa;
+        while at < end && self.backend.now() < until {
+            let piece = (PIECE - at % PIECE).min(end - at);
+            match self.backend.discard(at, piece) {
+                Ok(()) => self.telemetry.discarded_bytes += piece,
                 Err(_) => self.telemetry.discard_errors += 1,
             }
+            at += piece;
         }
+        at - gpa
     }
 }

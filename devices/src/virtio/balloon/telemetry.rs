@@ -17,7 +17,7 @@ pub struct BalloonTelemetry {
     pub discarded_bytes: u64,
     /// Discards that the backend refused.
     pub discard_errors: u64,
-    /// Bytes that were not discarded because discarding was forbidden or the pages are poisoned.
+    /// Bytes that were not discarded: it was forbidden, the pages are poisoned, or the request took too long.
     pub withheld_bytes: u64,
     /// Ranges that the driver reported as free.
     pub reports: u64,

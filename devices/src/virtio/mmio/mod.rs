@@ -338,7 +338,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
         let mem = Arc::clone(&self.mem);
         let Some(queue) = self.selected() else { return };
         match value {
-            0 => queue.set_ready(false),
+            0 => {
+                queue.set_ready(false);
+                let index = self.queue_sel as usize;
+                self.device.queue_stopped(index);
+            }
             1 if may_start => {
                 queue.set_ready(true);
                 // `is_valid` wants a ready queue; one that is not valid does not stay so.

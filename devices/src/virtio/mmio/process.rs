@@ -61,9 +61,16 @@ impl<D: VirtioDevice> MmioDevice<D> {
             if head >= queue.size() {
                 return Err(Error::InvalidDescriptorIndex);
             }
-            if let Completion::Used(len) = device.handle(index, chain) {
-                queue.add_used(mem, head, len)?;
-                *used = true;
+            match device.handle(index, chain) {
+                Completion::Used(len) => {
+                    queue.add_used(mem, head, len)?;
+                    *used = true;
+                }
+                Completion::Held => {}
+                Completion::Again => {
+                    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+                    break;
+                }
             }
             if started.elapsed() >= BATCH_TIME {
                 break;
