@@ -104,7 +104,7 @@ impl Bench {
         let done = self.balloon.handle(HINT_QUEUE, head);
         let used = match done {
             Completion::Used(len) => len,
-            Completion::Held => u32::MAX,
+            Completion::Held | Completion::Again => u32::MAX,
         };
         let blocks = std::mem::take(&mut *self.sink.0.lock().unwrap());
         Outcome { hints: self.balloon.probe(), blocks, used }
