@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use wherry_vmm::control::{Client, ControlError, ErrorCode, RuntimeDir};
+use wherry_vmm::control::{Client, ControlError, ErrorCode, RuntimeDir, RuntimeError};
 
 use args::{Cli, Command};
 use exit::{Exit, Failure};
@@ -44,29 +44,38 @@ impl Context {
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let mut out = Output::standard();
-    let exit = match RuntimeDir::from_env() {
-        Ok(dir) => {
-            let mut context = Context { out, dir };
-            execute(&mut context, &args)
-        }
-        Err(e) => {
-            out.error(&e.into());
-            Exit::Failed
-        }
-    };
-    ExitCode::from(exit as u8)
+    ExitCode::from(run_with(Output::standard(), RuntimeDir::from_env(), &args) as u8)
+}
+
+fn run_with(mut out: Output, dir: Result<RuntimeDir, RuntimeError>, args: &[OsString]) -> Exit {
+    match dir {
+        Ok(dir) => execute(&mut Context { out, dir }, args),
+        // As for any other failure, the command line says how to say it.
+        Err(error) => match parse(&mut out, args) {
+            Ok(_) => {
+                out.error(&error.into());
+                Exit::Failed
+            }
+            Err(exit) => exit,
+        },
+    }
+}
+
+/// Reads the command line and its options for output. `Err` if that was all: help, or something wrong with it.
+fn parse(out: &mut Output, args: &[OsString]) -> Result<Command, Exit> {
+    let cli = Cli::try_parse_from(args).map_err(|e| refuse(out, args, &e))?;
+    out.json = cli.json;
+    out.quiet = cli.quiet;
+    Ok(cli.command)
 }
 
 /// Runs a command line; `args` begins with the program's name.
 fn execute(context: &mut Context, args: &[OsString]) -> Exit {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(e) => return refuse(context, args, &e),
+    let command = match parse(&mut context.out, args) {
+        Ok(command) => command,
+        Err(exit) => return exit,
     };
-    context.out.json = cli.json;
-    context.out.quiet = cli.quiet;
-    match dispatch(context, cli.command) {
+    match dispatch(context, command) {
         Ok(exit) => exit,
         Err(failure) => {
             context.out.error(&failure.error);
@@ -76,18 +85,18 @@ fn execute(context: &mut Context, args: &[OsString]) -> Exit {
 }
 
 /// `--help`, `--version`, or a command line that is wrong.
-fn refuse(context: &mut Context, args: &[OsString], error: &clap::Error) -> Exit {
+fn refuse(out: &mut Output, args: &[OsString], error: &clap::Error) -> Exit {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // Fails only if nobody reads it.
         let _ = error.print();
         return Exit::Ok;
     }
     if args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json") {
-        context.out.json = true;
+        out.json = true;
         let text = error.to_string();
         let first = text.split("\n\n").next().unwrap_or(&text);
         let message = first.strip_prefix("error: ").unwrap_or(first).trim().replace('\n', " ");
-        context.out.error(&ControlError::new(ErrorCode::Usage, message).hint("see wherry --help"));
+        out.error(&ControlError::new(ErrorCode::Usage, message).hint("see wherry --help"));
     } else {
         let _ = error.print();
     }

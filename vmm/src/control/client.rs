@@ -36,9 +36,7 @@ impl Client {
         let failed = |e: &io::Error| {
             ControlError::new(ErrorCode::Failed, format!("cannot connect to {}: {e}", path.display()))
         };
-        if dir.path().exists() {
-            dir.check_owner()?;
-        }
+        dir.look()?;
         let writer = UnixStream::connect(&path).map_err(|e| match e.kind() {
             // Refused: the file is there but nobody listens, the VMM crashed.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_such_vm(dir, name),

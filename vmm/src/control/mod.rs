@@ -82,8 +82,11 @@ impl From<RuntimeError> for ControlError {
         };
         match error {
             RuntimeError::BadName(_) => ControlError::new(ErrorCode::Usage, message),
-            RuntimeError::NameInUse(name) => ControlError::new(ErrorCode::NameInUse, message)
-                .hint(format!("choose another name, or end that one with `wherry stop {name}`")),
+            // It may be anything: a receiver, for one, has no power button to press.
+            RuntimeError::NameInUse(name) => ControlError::new(ErrorCode::NameInUse, message).hint(format!(
+                "choose another name, or end that one with `wherry kill {name}` (with `wherry stop {name}` if a guest \
+                 runs that should power off)"
+            )),
             RuntimeError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 ControlError::new(ErrorCode::Failed, message).hint(
                     "set WHERRY_RUNTIME_DIR to a folder of your own, or run as the user who owns this one",

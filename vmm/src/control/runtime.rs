@@ -2,13 +2,21 @@
 //!
 //! For each VM there are two files: `NAME.lock`, held with flock for as long as the VMM lives, and `NAME.sock`. The kernel
 //! releases the lock however the process ends, so a socket whose lock is free is stale and is replaced.
+//!
+//! The folder may be in `/tmp`, where anyone can make one of that name first. So it is opened once, not through a symbolic
+//! link, what was opened is looked at, and files are made and removed relative to it. Sockets are bound by path, which is the
+//! same folder then: nobody else can move one of ours out of `/tmp` or out of a folder that only we write to.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RawMode};
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Longest socket path in bytes (`sun_path` less its final zero).
 const MAX_SOCKET_PATH: usize = 107;
@@ -49,9 +57,9 @@ pub enum RuntimeError {
     },
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
+fn io_error<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> RuntimeError {
     let path = path.to_path_buf();
-    move |source| RuntimeError::Io { action, path, source }
+    move |source| RuntimeError::Io { action, path, source: source.into() }
 }
 
 /// Accepts 1 to 64 characters of `A-Z a-z 0-9 . _ -`, not beginning with `.` or `-`.
@@ -71,6 +79,28 @@ pub fn check_name(name: &str) -> Result<(), RuntimeError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeDir {
     path: PathBuf,
+    /// Someone named this very folder; it is not one that we would look for by ourselves.
+    named: bool,
+}
+
+/// What the folder is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// To find VMs.
+    Look,
+    /// To make files.
+    Claim,
+}
+
+/// Why a folder with this owner and mode is no good for the user `uid`, if so.
+fn objection(owner: u32, mode: RawMode, uid: u32, named: bool, what: Use) -> Option<&'static str> {
+    // Root may look into anyone's folder if told to: it could do anything there in any case. What it made there, the
+    // owner could replace.
+    let may_look = uid == 0 && named && what == Use::Look;
+    if owner != uid && !may_look {
+        return Some("it belongs to another user");
+    }
+    (mode & 0o022 != 0).then_some("others may write to it")
 }
 
 impl RuntimeDir {
@@ -80,26 +110,26 @@ impl RuntimeDir {
     /// # Errors
     /// The variable holds a relative path: two commands could mean two folders by it.
     pub fn from_env() -> Result<Self, RuntimeError> {
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        let uid = unsafe { libc::geteuid() };
         let var = |name| std::env::var_os(name).filter(|v| !v.is_empty());
+        let uid = rustix::process::geteuid().as_raw();
         let dir = Self::choose(var("WHERRY_RUNTIME_DIR"), var("XDG_RUNTIME_DIR"), uid);
         if dir.path.is_absolute() { Ok(dir) } else { Err(RuntimeError::Relative(dir.path)) }
     }
 
     fn choose(own: Option<std::ffi::OsString>, xdg: Option<std::ffi::OsString>, uid: u32) -> Self {
-        let path = match (own, xdg) {
-            (Some(own), _) => PathBuf::from(own),
-            (None, Some(xdg)) => PathBuf::from(xdg).join("wherry"),
-            (None, None) if uid == 0 => PathBuf::from("/run/wherry"),
-            (None, None) => PathBuf::from(format!("/tmp/wherry-{uid}")),
-        };
-        Self { path }
+        let found = |path| Self { path, named: false };
+        match (own, xdg) {
+            (Some(own), _) => Self::at(own),
+            (None, Some(xdg)) => found(PathBuf::from(xdg).join("wherry")),
+            (None, None) if uid == 0 => found(PathBuf::from("/run/wherry")),
+            (None, None) => found(PathBuf::from(format!("/tmp/wherry-{uid}"))),
+        }
     }
 
     /// A given folder.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        // Without a slash at the end, which would follow a symbolic link.
+        Self { path: path.into().components().collect(), named: true }
     }
 
     /// The folder.
@@ -112,107 +142,115 @@ impl RuntimeDir {
         self.path.join(format!("{name}.sock"))
     }
 
-    /// Names that have a socket here, sorted. Some may be stale.
+    /// Names that have a socket and a lock here, sorted. Some may be stale.
     pub fn names(&self) -> Result<Vec<String>, RuntimeError> {
-        let entries = match fs::read_dir(&self.path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(io_error("list", &self.path))?,
-        };
-        self.check_owner()?;
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter_map(|file| file.strip_suffix(".sock").map(str::to_owned))
-            .filter(|name| check_name(name).is_ok())
+        let Some(folder) = self.look()? else { return Ok(Vec::new()) };
+        let entries = Dir::read_from(&folder).map_err(io_error("list", &self.path))?;
+        let files: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned)).collect();
+        // Other sockets, such as the one that a receiver waits at, have no lock.
+        let locked = |name: &str| files.iter().any(|file| file.strip_suffix(".lock") == Some(name));
+        let mut names: Vec<String> = files
+            .iter()
+            .filter_map(|file| file.strip_suffix(".sock"))
+            .filter(|name| check_name(name).is_ok() && locked(name))
+            .map(str::to_owned)
             .collect();
         names.sort();
         Ok(names)
     }
 
-    /// Refuses a folder in which another user could plant or replace sockets.
-    pub(crate) fn check_owner(&self) -> Result<(), RuntimeError> {
-        let refuse = |reason| RuntimeError::Unsafe { path: self.path.clone(), reason };
-        let meta = fs::metadata(&self.path).map_err(io_error("inspect", &self.path))?;
-        if !meta.is_dir() {
-            return Err(refuse("it is not a folder"));
+    /// Opens the folder to find VMs in it; `None` if there is none. Refuses one in which another user could plant or replace
+    /// sockets.
+    pub(crate) fn look(&self) -> Result<Option<OwnedFd>, RuntimeError> {
+        match self.open(Use::Look) {
+            Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
         }
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        let uid = unsafe { libc::geteuid() };
-        // Root may look into anyone's folder: it could do anything there in any case.
-        if meta.uid() != uid && uid != 0 {
-            return Err(refuse("it belongs to another user"));
-        }
-        if meta.mode() & 0o022 != 0 {
-            return Err(refuse("others may write to it"));
-        }
-        Ok(())
     }
 
-    fn create(&self) -> Result<(), RuntimeError> {
+    fn open(&self, what: Use) -> Result<OwnedFd, RuntimeError> {
+        self.open_as(rustix::process::geteuid().as_raw(), what)
+    }
+
+    fn open_as(&self, uid: u32, what: Use) -> Result<OwnedFd, RuntimeError> {
+        let refuse = |reason| RuntimeError::Unsafe { path: self.path.clone(), reason };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|e| match e {
+            Errno::LOOP | Errno::NOTDIR if self.path.is_symlink() => refuse("it is a symbolic link"),
+            Errno::LOOP | Errno::NOTDIR => refuse("it is not a folder"),
+            e => io_error("open", &self.path)(e),
+        })?;
+        let stat = rustix::fs::fstat(&folder).map_err(io_error("inspect", &self.path))?;
+        match objection(stat.st_uid, stat.st_mode, uid, self.named, what) {
+            Some(reason) => Err(refuse(reason)),
+            None => Ok(folder),
+        }
+    }
+
+    fn create(&self) -> Result<OwnedFd, RuntimeError> {
         match fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error("create the runtime folder", &self.path)(e));
             }
             _ => {}
         }
-        self.check_owner()
+        self.open(Use::Claim)
     }
 
     /// Makes `name` this process's own until the claim is dropped or the process ends. Clears what a crashed process of that
     /// name left behind.
     pub fn claim(&self, name: &str) -> Result<NameClaim, RuntimeError> {
         check_name(name)?;
-        self.create()?;
+        let folder = self.create()?;
         let socket = self.socket(name);
-        if self.staging(name).as_os_str().len().max(socket.as_os_str().len()) > MAX_SOCKET_PATH {
+        let staging = self.path.join(staging(name));
+        if staging.as_os_str().len().max(socket.as_os_str().len()) > MAX_SOCKET_PATH {
             return Err(RuntimeError::PathTooLong(socket));
         }
-        let lock_path = self.path.join(format!("{name}.lock"));
+        let lock_path = self.path.join(lock_file(name));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut lock = loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-                .open(&lock_path)
+            let file = rustix::fs::openat(&folder, lock_file(name), flags, Mode::RUSR | Mode::WUSR)
                 .map_err(io_error("open", &lock_path))?;
-            // SAFETY: the descriptor is open for the whole call; flock touches no memory.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-                let error = io::Error::last_os_error();
-                return Err(match error.kind() {
-                    io::ErrorKind::WouldBlock => RuntimeError::NameInUse(name.to_owned()),
-                    io::ErrorKind::Interrupted => continue,
-                    _ => io_error("lock", &lock_path)(error),
-                });
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Err(RuntimeError::NameInUse(name.to_owned())),
+                Err(Errno::INTR) => continue,
+                Err(e) => return Err(io_error("lock", &lock_path)(e)),
             }
             // The former owner removes the file before it lets go of the lock: make sure that what we locked is
             // still what the path names, else two processes could each hold "the" lock.
-            let ours = file.metadata().map_err(io_error("inspect", &lock_path))?;
-            match fs::symlink_metadata(&lock_path) {
-                Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => break file,
+            let ours = rustix::fs::fstat(&file).map_err(io_error("inspect", &lock_path))?;
+            match rustix::fs::statat(&folder, lock_file(name), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => break File::from(file),
                 _ => continue,
             }
         };
         // For people who look; the lock itself is what counts.
         let _ = lock.set_len(0);
         let _ = writeln!(lock, "{}", std::process::id());
-        let claim = NameClaim { dir: self.clone(), name: name.to_owned(), lock_path, _lock: lock };
-        claim.remove_socket()?;
+        let claim = NameClaim { dir: self.clone(), folder, name: name.to_owned(), _lock: lock };
+        claim.remove_sockets()?;
         Ok(claim)
     }
+}
 
-    fn staging(&self, name: &str) -> PathBuf {
-        self.path.join(format!(".{name}.new"))
-    }
+fn lock_file(name: &str) -> String {
+    format!("{name}.lock")
+}
+
+/// Where a socket is until it is complete.
+fn staging(name: &str) -> String {
+    format!(".{name}.new")
 }
 
 /// A name that is ours. Dropping it removes the socket and the lock file.
 #[derive(Debug)]
 pub struct NameClaim {
     dir: RuntimeDir,
+    folder: OwnedFd,
     name: String,
-    lock_path: PathBuf,
     _lock: File,
 }
 
@@ -227,10 +265,16 @@ impl NameClaim {
         self.dir.socket(&self.name)
     }
 
-    fn remove_socket(&self) -> Result<(), RuntimeError> {
-        for path in [self.socket(), self.dir.staging(&self.name)] {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &path)(e)),
+    fn socket_file(&self) -> String {
+        format!("{}.sock", self.name)
+    }
+
+    fn remove_sockets(&self) -> Result<(), RuntimeError> {
+        for file in [self.socket_file(), staging(&self.name)] {
+            match rustix::fs::unlinkat(&self.folder, &file, AtFlags::empty()) {
+                Err(e) if e != Errno::NOENT => {
+                    return Err(io_error("remove", &self.dir.path.join(file))(e));
+                }
                 _ => {}
             }
         }
@@ -239,26 +283,36 @@ impl NameClaim {
 
     /// Listens on the control socket. It appears under its name complete: bound, listening and with mode 0600.
     pub fn listen(&self) -> Result<UnixListener, RuntimeError> {
-        let staging = self.dir.staging(&self.name);
-        let listener = UnixListener::bind(&staging).map_err(io_error("make a socket at", &staging))?;
-        fs::set_permissions(&staging, fs::Permissions::from_mode(0o600))
-            .map_err(io_error("protect", &staging))?;
-        let socket = self.socket();
-        fs::rename(&staging, &socket).map_err(io_error("make a socket at", &socket))?;
+        let new = self.dir.path.join(staging(&self.name));
+        let listener = private_listener(&new).map_err(io_error("make a socket at", &new))?;
+        let (from, to) = (staging(&self.name), self.socket_file());
+        rustix::fs::renameat(&self.folder, from, &self.folder, to)
+            .map_err(io_error("make a socket at", &self.socket()))?;
         Ok(listener)
     }
 }
 
+/// A socket that only its owner can connect to. Linux gives the file the mode that the unbound socket has (less the umask),
+/// so there is neither a moment in which it is open to others nor a path to be changed afterwards.
+fn private_listener(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(128)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
 impl Drop for NameClaim {
     fn drop(&mut self) {
-        let _ = self.remove_socket();
+        let _ = self.remove_sockets();
         // Before the lock is released (fields drop after this body); see the check in `claim`.
-        let _ = fs::remove_file(&self.lock_path);
+        let _ = rustix::fs::unlinkat(&self.folder, lock_file(&self.name), AtFlags::empty());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -352,5 +406,82 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let long = RuntimeDir::at(temp.path().join("d".repeat(100)));
         assert!(matches!(long.claim("vm"), Err(RuntimeError::PathTooLong(_))));
+    }
+    #[test]
+    fn a_folder_behind_a_link_is_not_used() {
+        let (temp, dir) = dir();
+        dir.create().unwrap();
+        let victim = dir.path().join("vm.lock");
+        fs::write(&victim, "keep").unwrap();
+        let _other = UnixListener::bind(dir.socket("vm")).unwrap();
+        let link = temp.path().join("link");
+        symlink(dir.path(), &link).unwrap();
+        for path in [link.clone(), link.join(""), link.join(".")] {
+            let linked = RuntimeDir::at(&path);
+            let text = linked.claim("vm").unwrap_err().to_string();
+            assert!(text.contains("it is a symbolic link"), "{text}");
+            assert!(matches!(linked.names(), Err(RuntimeError::Unsafe { .. })), "{path:?}");
+            assert!(super::super::Client::connect(&linked, "vm").is_err());
+        }
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "keep");
+        assert!(dir.socket("vm").exists());
+        // Nor one that leads nowhere yet.
+        symlink(temp.path().join("later"), temp.path().join("dangling")).unwrap();
+        assert!(RuntimeDir::at(temp.path().join("dangling")).claim("vm").is_err());
+        assert!(!temp.path().join("later").exists());
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_not_followed() {
+        let (temp, dir) = dir();
+        dir.create().unwrap();
+        let victim = temp.path().join("victim");
+        fs::write(&victim, "keep").unwrap();
+        symlink(&victim, dir.path().join("vm.lock")).unwrap();
+        assert!(dir.claim("vm").is_err());
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "keep");
+    }
+
+    #[test]
+    fn whose_folder_may_be_used() {
+        let (me, other, root) = (5, 6, 0);
+        for (owner, mode, uid, named, look, claim) in [
+            (me, 0o700, me, false, true, true),
+            (me, 0o755, me, false, true, true),
+            (me, 0o775, me, true, false, false),
+            (me, 0o702, me, true, false, false),
+            (other, 0o700, me, true, false, false),
+            (root, 0o755, me, true, false, false),
+            (root, 0o700, root, false, true, true),
+            (other, 0o700, root, true, true, false),
+            // Not the one that root looks for by itself: someone was there first.
+            (other, 0o700, root, false, false, false),
+            (other, 0o777, root, true, false, false),
+        ] {
+            let may = |what| objection(owner, mode, uid, named, what).is_none();
+            assert_eq!((may(Use::Look), may(Use::Claim)), (look, claim), "{owner} {mode:o} {uid}");
+        }
+    }
+
+    #[test]
+    fn root_makes_no_files_in_the_folder_of_another_user() {
+        let (_temp, dir) = dir();
+        dir.create().unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(1234), None).unwrap();
+            assert!(matches!(dir.claim("vm"), Err(RuntimeError::Unsafe { .. })));
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        dir.open_as(0, Use::Look).unwrap();
+        assert!(dir.open_as(0, Use::Claim).is_err());
+    }
+
+    #[test]
+    fn sockets_without_a_lock_are_nobodys_name() {
+        let (_temp, dir) = dir();
+        let claim = dir.claim("vm").unwrap();
+        let _listener = claim.listen().unwrap();
+        let _move = UnixListener::bind(dir.socket("move")).unwrap();
+        assert_eq!(dir.names().unwrap(), ["vm"]);
     }
 }
