@@ -13,9 +13,9 @@
 //! use wherry_devices::virtio::balloon::{Balloon, BalloonBackend, BalloonConfig, HintRange};
 //! use wherry_devices::{Bus, GuestMemory, InterruptLine, serial::Serial};
 //!
-//! struct Gsi(u32); // KVM_IRQ_LINE, 1 then 0
+//! struct Gsi(u32); // KVM_IRQ_LINE
 //! impl InterruptLine for Gsi {
-//!     fn pulse(&self) -> io::Result<()> { Ok(()) }
+//!     fn set(&self, _high: bool) -> io::Result<()> { Ok(()) }
 //! }
 //! struct Ram; // fallocate(PUNCH_HOLE), and mark the pages dirty
 //! impl BalloonBackend for Ram {

@@ -8,13 +8,14 @@
 //! | 4..=7 | event register: bit 0 power button; the bits that are read are cleared |
 //!
 //! The event register is Wherry's own; the DSDT's generic event device (ACPI0013) reads it in its `_EVT` method.
+//! Its interrupt line is high while there are events that were not read.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
-use crate::interrupt::InterruptLine;
+use crate::interrupt::{InterruptLine, Level};
 
 /// Number of ports the device takes.
 pub const POWER_PORTS: u64 = 16;
@@ -54,7 +55,7 @@ pub struct PowerStateV1 {
 /// The device.
 pub struct Power {
     state: PowerStateV1,
-    irq: Arc<dyn InterruptLine>,
+    line: Level,
     sink: Arc<dyn PowerSink>,
 }
 
@@ -66,15 +67,16 @@ impl Power {
 
     /// The device as saved. Any state is acceptable: unknown event bits mean nothing to the guest.
     pub fn restore(state: PowerStateV1, irq: Arc<dyn InterruptLine>, sink: Arc<dyn PowerSink>) -> Self {
-        Self { state, irq, sink }
+        Self { state, line: Level::new(irq), sink }
     }
 
-    /// Raises the interrupt again if an event is pending: as for the serial port, the button may be pressed while state is saved.
+    /// Sets the interrupt line as the state wants it; for a restored device, when the interrupt
+    /// controllers are as saved, too.
     ///
     /// # Errors
-    /// The line cannot be pulsed.
-    pub fn repeat_interrupt(&self) -> std::io::Result<()> {
-        if self.state.events != 0 { self.irq.pulse() } else { Ok(()) }
+    /// The line cannot be set.
+    pub fn restore_line(&mut self) -> std::io::Result<()> {
+        self.line.set(self.state.events != 0)
     }
 
     /// The registers.
@@ -85,7 +87,7 @@ impl Power {
     /// Presses the power button: the guest is asked to shut down.
     pub fn press_power_button(&mut self) -> std::io::Result<()> {
         self.state.events |= EVENT_POWER_BUTTON;
-        self.irq.pulse()
+        self.restore_line()
     }
 
     fn read_port(&mut self, offset: u64) -> u8 {
@@ -120,6 +122,8 @@ impl BusDevice for Power {
         for (port, byte) in (offset..).zip(data) {
             *byte = self.read_port(port);
         }
+        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries again.
+        let _ = self.restore_line();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {

@@ -1,121 +1,111 @@
-//! A 16550 serial port: `vm-superio`'s UART with a backlog for input and a saved state.
+//! A 16550 serial port: `vm-superio`'s UART with level interrupts, a backlog for input and a saved
+//! state.
 //!
-//! The UART's FIFO takes 64 bytes. Input beyond that waits in a backlog, which is retried when the guest has made room;
-//! the backlog is bounded, so a guest that never reads costs 64 KiB and no more.
+//! **Interrupts.** In a 16550 an interrupt is a level: received data is announced (IIR, and the
+//! line) as long as there is some and the guest has enabled that. `vm-superio` announces it once
+//! per arrival instead. A driver that leaves bytes behind, as Linux's does after 256, would never
+//! hear of them, so IIR and the line are worked out here.
+//!
+//! **Input.** The UART's FIFO takes 64 bytes. Input beyond that waits in a backlog, which is retried
+//! when the guest has made room; the backlog is bounded, so a guest that never reads costs 64 KiB
+//! and no more. Whoever can wait is told of new room ([`Serial::on_room`]). A driver that starts
+//! reads the receiver to empty it: until one listens (has enabled the receive interrupt, or polls)
+//! all input stays in the backlog.
+
+mod state;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use vm_superio::serial::{NoEvents, Serial as Uart, SerialState};
+use vm_superio::serial::{Error as UartError, NoEvents, Serial as Uart};
 
 use crate::bus::BusDevice;
-use crate::interrupt::InterruptLine;
+use crate::interrupt::{InterruptLine, Level};
+
+pub use self::state::{SerialError, SerialStateV1};
 
 /// Number of ports the device takes.
 pub const SERIAL_PORTS: u64 = 8;
 /// Most bytes of input that wait for room in the FIFO.
 pub const MAX_BACKLOG: usize = 64 * 1024;
-/// The FIFO is refilled once this many bytes are free: one interrupt per half FIFO instead of one per byte.
+/// Bytes that the UART's FIFO takes.
+const FIFO: usize = 64;
+/// The FIFO is refilled once this many bytes are free.
 const REFILL_ROOM: usize = 32;
+/// Who waits for room is told when the backlog has fallen to this.
+const ROOM_AT: usize = MAX_BACKLOG / 2;
+/// A guest that reads the line status so often, and nothing else, polls for input.
+const POLLS: u8 = 4;
 
-/// Why a saved serial port was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum SerialError {
-    /// More bytes in the FIFO than it holds.
-    #[error("saved FIFO is too long")]
-    Fifo,
-    /// More bytes in the backlog than [`MAX_BACKLOG`].
-    #[error("saved backlog is too long")]
-    Backlog,
-    /// The interrupt for restored data could not be raised.
-    #[error("cannot raise the interrupt")]
-    Interrupt(#[source] io::Error),
-}
+// Registers, and bits of them.
+const DATA: u8 = 0;
+const IER: u8 = 1;
+const IIR: u8 = 2;
+const LCR: u8 = 3;
+const MCR: u8 = 4;
+const LSR: u8 = 5;
+const IER_RDI: u8 = 1;
+const IER_THRI: u8 = 2;
+const IIR_NONE: u8 = 1;
+const IIR_THRI: u8 = 2;
+const IIR_RDI: u8 = 4;
+const IIR_FIFO: u8 = 0xC0;
+const LCR_DLAB: u8 = 0x80;
+const LSR_DR: u8 = 1;
+const MCR_LOOP: u8 = 0x10;
 
-/// Saved registers and unread input. Fields are named after the 16550's registers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct SerialStateV1 {
-    pub baud_divisor_low: u8,
-    pub baud_divisor_high: u8,
-    pub interrupt_enable: u8,
-    pub interrupt_identification: u8,
-    pub line_control: u8,
-    pub line_status: u8,
-    pub modem_control: u8,
-    pub modem_status: u8,
-    pub scratch: u8,
-    /// Received bytes that the guest has not read.
-    pub fifo: Vec<u8>,
-    /// Input that is waiting for room in the FIFO.
-    pub backlog: Vec<u8>,
-}
+/// The line is not the UART's to raise.
+struct NoTrigger;
 
-impl Default for SerialStateV1 {
-    fn default() -> Self {
-        Self::from_uart(SerialState::default(), Vec::new())
-    }
-}
-
-impl SerialStateV1 {
-    fn from_uart(s: SerialState, backlog: Vec<u8>) -> Self {
-        Self {
-            baud_divisor_low: s.baud_divisor_low,
-            baud_divisor_high: s.baud_divisor_high,
-            interrupt_enable: s.interrupt_enable,
-            interrupt_identification: s.interrupt_identification,
-            line_control: s.line_control,
-            line_status: s.line_status,
-            modem_control: s.modem_control,
-            modem_status: s.modem_status,
-            scratch: s.scratch,
-            fifo: s.in_buffer,
-            backlog,
-        }
-    }
-
-    fn to_uart(&self) -> SerialState {
-        SerialState {
-            baud_divisor_low: self.baud_divisor_low,
-            baud_divisor_high: self.baud_divisor_high,
-            interrupt_enable: self.interrupt_enable,
-            interrupt_identification: self.interrupt_identification,
-            line_control: self.line_control,
-            line_status: self.line_status,
-            modem_control: self.modem_control,
-            modem_status: self.modem_status,
-            scratch: self.scratch,
-            in_buffer: self.fifo.clone(),
-        }
-    }
-}
-
-struct Line(Arc<dyn InterruptLine>);
-
-impl vm_superio::Trigger for Line {
+impl vm_superio::Trigger for NoTrigger {
     type E = io::Error;
     fn trigger(&self) -> io::Result<()> {
-        self.0.pulse()
+        Ok(())
     }
 }
 
 /// The device.
 pub struct Serial {
-    uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
-    irq: Arc<dyn InterruptLine>,
+    uart: Uart<NoTrigger, NoEvents, Box<dyn Write + Send>>,
+    line: Level,
+    /// The interrupt enable register.
+    enabled: u8,
+    /// "There is room for output" is announced. It always is; reading IIR ends the announcement.
+    sent: bool,
+    /// Somebody in the guest takes input.
+    listening: bool,
+    polls: u8,
+    paused: bool,
     backlog: VecDeque<u8>,
-    lost: u64,
+    on_room: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Serial {
     /// The port after power on; the guest's output goes to `out`.
     pub fn new(irq: Arc<dyn InterruptLine>, out: Box<dyn Write + Send>) -> Self {
-        Self { uart: Uart::new(Line(irq.clone()), out), irq, backlog: VecDeque::new(), lost: 0 }
+        Self::around(Uart::new(NoTrigger, out), irq)
     }
 
-    /// The port as saved. Call [`repeat_interrupt`](Self::repeat_interrupt) when the interrupt controllers are as saved, too.
+    fn around(uart: Uart<NoTrigger, NoEvents, Box<dyn Write + Send>>, irq: Arc<dyn InterruptLine>) -> Self {
+        Self {
+            uart,
+            line: Level::new(irq),
+            enabled: 0,
+            sent: false,
+            listening: false,
+            polls: 0,
+            paused: false,
+            backlog: VecDeque::new(),
+            on_room: None,
+        }
+    }
+
+    /// The port as saved. Call [`restore_line`](Self::restore_line) when the interrupt controllers
+    /// are as saved, too.
+    ///
+    /// # Errors
+    /// More input than can have been waiting.
     pub fn restore(
         state: &SerialStateV1,
         irq: Arc<dyn InterruptLine>,
@@ -124,79 +114,155 @@ impl Serial {
         if state.backlog.len() > MAX_BACKLOG {
             return Err(SerialError::Backlog);
         }
-        let uart =
-            Uart::from_state(&state.to_uart(), Line(irq.clone()), NoEvents, out).map_err(
-                |error| match error {
-                    vm_superio::serial::Error::Trigger(e) | vm_superio::serial::Error::IOError(e) => {
-                        SerialError::Interrupt(e)
-                    }
-                    vm_superio::serial::Error::FullFifo => SerialError::Fifo,
-                },
-            )?;
-        Ok(Self { uart, irq, backlog: state.backlog.iter().copied().collect(), lost: 0 })
+        let mut saved = state.to_uart();
+        let ready = if saved.in_buffer.is_empty() { 0 } else { LSR_DR };
+        saved.line_status = saved.line_status & !LSR_DR | ready;
+        let uart = Uart::from_state(&saved, NoTrigger, NoEvents, out)
+            .map_err(|_: UartError<io::Error>| SerialError::Fifo)?;
+        let mut this = Self::around(uart, irq);
+        this.enabled = state.interrupt_enable;
+        this.sent = state.interrupt_identification & state.interrupt_enable & IIR_THRI != 0;
+        this.listening = this.enabled & IER_RDI != 0 || !state.fifo.is_empty();
+        this.backlog = state.backlog.iter().copied().collect();
+        Ok(this)
     }
 
-    /// Raises the interrupt again if one is pending. Input may come at any time, also between the saving of the interrupt
-    /// controllers and that of the port, and a UART whose interrupt was lost never raises another.
+    /// Sets the interrupt line as the port's state wants it.
     ///
     /// # Errors
-    /// The line cannot be pulsed.
-    pub fn repeat_interrupt(&self) -> io::Result<()> {
-        // 16550, interrupt identification register: bit 0 says that none is pending.
-        let pending = self.uart.state().interrupt_identification & 1 == 0;
-        if pending { self.irq.pulse() } else { Ok(()) }
+    /// The line cannot be set.
+    pub fn restore_line(&mut self) -> io::Result<()> {
+        let high = self.pending() != IIR_NONE;
+        self.line.set(high)
     }
 
     /// Registers and unread input.
     pub fn state(&self) -> SerialStateV1 {
-        SerialStateV1::from_uart(self.uart.state(), self.backlog.iter().copied().collect())
+        let mut uart = self.uart.state();
+        // All that is announced, and not only what the guest would be told first.
+        let sent = if self.sent { IIR_THRI } else { 0 };
+        let received = if self.received() { IIR_RDI } else { 0 };
+        uart.interrupt_identification = (sent | received).max(IIR_NONE);
+        SerialStateV1::from_uart(uart, self.backlog.iter().copied().collect())
     }
 
-    /// Input for the guest. Returns how many bytes were taken; the rest found the backlog full.
+    /// Called, with the port locked, when somebody whose input was not taken may try again.
+    pub fn on_room(&mut self, call: Box<dyn Fn() + Send>) {
+        self.on_room = Some(call);
+    }
+
+    /// While paused the port takes no input.
+    pub fn set_paused(&mut self, paused: bool) {
+        let was = std::mem::replace(&mut self.paused, paused);
+        if was && !paused {
+            self.tell_room();
+        }
+    }
+
+    /// Input for the guest. Returns how many bytes were taken; the rest found the backlog full, or
+    /// the port paused.
     pub fn enqueue(&mut self, input: &[u8]) -> usize {
-        let room = MAX_BACKLOG - self.backlog.len().min(MAX_BACKLOG);
+        if self.paused {
+            return 0;
+        }
+        let room = MAX_BACKLOG.saturating_sub(self.backlog.len());
         let taken = input.len().min(room);
         self.backlog.extend(input.iter().take(taken));
         self.refill();
+        self.update_line();
         taken
     }
 
-    /// Bytes of the guest's output that `out` refused (the guest is not told: a UART cannot).
-    pub fn lost_output(&self) -> u64 {
-        self.lost
+    fn tell_room(&self) {
+        if let Some(call) = &self.on_room {
+            call();
+        }
     }
 
     fn refill(&mut self) {
-        if self.backlog.is_empty() || self.uart.fifo_capacity() == 0 {
+        let room = self.uart.fifo_capacity();
+        if !self.listening || self.backlog.is_empty() || room == 0 {
             return;
         }
-        // In loopback mode the UART takes nothing and says 0; the bytes stay for later. An interrupt error comes after
-        // the bytes were taken, so what was taken is measured by the room that went.
-        let room = self.uart.fifo_capacity();
+        let before = self.backlog.len();
         let chunk: Vec<u8> = self.backlog.iter().copied().take(room).collect();
-        let _ = self.uart.enqueue_raw_bytes(&chunk);
-        let taken = room - self.uart.fifo_capacity();
-        self.backlog.drain(..taken.min(self.backlog.len()));
+        // In loopback mode the UART takes nothing and says 0; the bytes stay for later.
+        let taken = self.uart.enqueue_raw_bytes(&chunk).unwrap_or(0);
+        self.backlog.drain(..taken);
+        if before > ROOM_AT && self.backlog.len() <= ROOM_AT {
+            self.tell_room();
+        }
+    }
+
+    fn received(&self) -> bool {
+        self.enabled & IER_RDI != 0 && self.uart.fifo_capacity() < FIFO
+    }
+
+    /// What IIR says, without its FIFO bits. Received data comes before room for output.
+    fn pending(&self) -> u8 {
+        match (self.received(), self.sent) {
+            (true, _) => IIR_RDI,
+            (false, true) => IIR_THRI,
+            (false, false) => IIR_NONE,
+        }
+    }
+
+    fn update_line(&mut self) {
+        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries again.
+        let _ = self.restore_line();
+    }
+
+    fn read_register(&mut self, register: u8) -> u8 {
+        self.polls = if register == LSR { self.polls.saturating_add(1) } else { 0 };
+        if self.polls >= POLLS {
+            self.listening = true;
+        }
+        match register {
+            IIR => {
+                let pending = self.pending();
+                self.sent &= pending != IIR_THRI;
+                pending | IIR_FIFO
+            }
+            _ => self.uart.read(register),
+        }
+    }
+
+    fn write_register(&mut self, register: u8, value: u8) {
+        self.polls = 0;
+        let divisor = self.uart.read(LCR) & LCR_DLAB != 0;
+        let loopback = self.uart.read(MCR) & MCR_LOOP != 0;
+        match register {
+            DATA if !divisor && !loopback => self.sent = self.enabled & IER_THRI != 0,
+            IER if !divisor => {
+                self.enabled = value & 0xF;
+                // Enabling it announces room at once: there always is.
+                self.sent = value & IER_THRI != 0;
+                self.listening |= value & IER_RDI != 0;
+            }
+            _ => {}
+        }
+        // Output that nobody takes is lost; the guest is not told: a UART cannot.
+        let _ = self.uart.write(register, value);
     }
 }
 
 impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (port, byte) in (offset..).zip(data) {
-            *byte = self.uart.read(u8::try_from(port).unwrap_or(u8::MAX));
+            *byte = self.read_register(u8::try_from(port).unwrap_or(u8::MAX));
         }
         if self.uart.fifo_capacity() >= REFILL_ROOM {
             self.refill();
         }
+        self.update_line();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         for (port, byte) in (offset..).zip(data) {
-            if self.uart.write(u8::try_from(port).unwrap_or(u8::MAX), *byte).is_err() {
-                self.lost += 1;
-            }
+            self.write_register(u8::try_from(port).unwrap_or(u8::MAX), *byte);
         }
-        // Leaving loopback mode may have made the FIFO usable.
+        // Leaving loopback mode, or listening, may have made the FIFO usable.
         self.refill();
+        self.update_line();
     }
 }

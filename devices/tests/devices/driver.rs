@@ -28,17 +28,25 @@ pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
-/// Counts edges.
+/// A line's level, and how often it rose.
 #[derive(Default)]
-pub struct Line(AtomicU64);
+pub struct Line {
+    rises: AtomicU64,
+    high: AtomicBool,
+}
 impl Line {
     pub fn edges(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        self.rises.load(Ordering::SeqCst)
+    }
+    pub fn high(&self) -> bool {
+        self.high.load(Ordering::SeqCst)
     }
 }
 impl InterruptLine for Line {
-    fn pulse(&self) -> io::Result<()> {
-        self.0.fetch_add(1, Ordering::SeqCst);
+    fn set(&self, high: bool) -> io::Result<()> {
+        if !self.high.swap(high, Ordering::SeqCst) && high {
+            self.rises.fetch_add(1, Ordering::SeqCst);
+        }
         Ok(())
     }
 }
@@ -177,6 +185,11 @@ impl Rig {
         rig.rings = self.rings.clone();
         rig.next_buffer = self.next_buffer;
         Ok(rig)
+    }
+
+    /// Causes of interrupts so far; the line rises only for the first that is not acknowledged.
+    pub fn interrupts(&self) -> u64 {
+        self.balloon.device().urgent().interrupts()
     }
 
     pub fn r32(&self, at: u64) -> u32 {

@@ -127,9 +127,9 @@ fn h3_hints_that_are_under_way_when_the_round_changes_do_not_count_in_the_next()
 fn h4_after_stop_hints_are_stale_and_the_sink_is_gone() {
     let mut rig = Rig::default_up();
     let (id, sink) = rig.start_hinting();
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     rig.balloon.hint_stop();
-    assert_eq!(rig.line.edges(), edges + 1);
+    assert_eq!(rig.interrupts(), edges + 1);
     assert_eq!(Arc::strong_count(&sink), 1);
     rig.hint(FREE, BLOCK);
     rig.command(id);
@@ -137,9 +137,9 @@ fn h4_after_stop_hints_are_stale_and_the_sink_is_gone() {
     assert!(sink.take().is_empty());
     assert_eq!(rig.balloon.telemetry().hints_stale, 2);
     rig.used(Rig::HINT);
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     rig.balloon.hint_stop();
-    assert_eq!(rig.line.edges(), edges, "idempotent");
+    assert_eq!(rig.interrupts(), edges, "idempotent");
     assert_eq!(rig.config(CONFIG_CMD_ID), CMD_STOP);
 }
 
@@ -226,16 +226,16 @@ fn h7_done_comes_by_guard_even_through_a_panic() {
 #[test]
 fn h7_done_is_idempotent_works_after_stop_and_while_paused() {
     let mut rig = Rig::default_up();
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     rig.balloon.hint_done();
-    assert_eq!((rig.line.edges(), rig.config(CONFIG_CMD_ID)), (edges, CMD_STOP), "no id, nothing owed");
+    assert_eq!((rig.interrupts(), rig.config(CONFIG_CMD_ID)), (edges, CMD_STOP), "no id, nothing owed");
     rig.start_hinting();
     rig.balloon.hint_stop();
     rig.balloon.set_paused(true);
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     rig.balloon.hint_done();
     rig.balloon.hint_done();
-    assert_eq!(rig.line.edges(), edges + 1);
+    assert_eq!(rig.interrupts(), edges + 1);
     assert_eq!(rig.balloon.state().balloon.hinting.field, CMD_DONE);
     assert_eq!(rig.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
 }
@@ -313,10 +313,10 @@ fn h10_hints_are_clipped_to_ram_and_shrunk_to_whole_pages() {
 fn h12_each_round_gets_a_new_id_and_a_config_interrupt() {
     let mut rig = Rig::default_up();
     for round in 0..5 {
-        let (edges, generation) = (rig.line.edges(), rig.r32(offset::CONFIG_GENERATION));
+        let (edges, generation) = (rig.interrupts(), rig.r32(offset::CONFIG_GENERATION));
         let (id, sink) = rig.start_hinting();
         assert_eq!(id, 2 + round);
-        assert!(rig.line.edges() > edges);
+        assert!(rig.interrupts() > edges);
         assert_ne!(rig.r32(offset::CONFIG_GENERATION), generation);
         rig.hint(FREE, BLOCK);
         assert_eq!(sink.take(), vec![(FREE, LEN)]);

@@ -4,6 +4,7 @@
 //! the table.
 
 mod bugs;
+mod console;
 mod driver;
 mod hinting;
 mod hostile;

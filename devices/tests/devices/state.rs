@@ -289,13 +289,13 @@ fn h14_done_is_forced_on_restore() {
         rig.balloon.set_paused(true);
         let state = rig.balloon.state();
         let mut there = rig.move_to(&state).unwrap();
-        assert_eq!(there.line.edges(), 0, "no interrupt before the machine is resumed");
+        assert_eq!(there.interrupts(), 0, "no interrupt before the machine is resumed");
         there.balloon.set_paused(false);
-        assert_eq!(there.line.edges(), 0, "nor before the guest is told");
+        assert_eq!(there.interrupts(), 0, "nor before the guest is told");
         there.balloon.announce_done();
         assert_eq!(there.config(CONFIG_CMD_ID), CMD_DONE);
         assert_eq!(there.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
-        assert!(there.line.edges() > 0);
+        assert!(there.interrupts() > 0);
         assert_ne!(there.r32(offset::CONFIG_GENERATION), generation);
         there.run();
         there.command(id);
@@ -306,13 +306,13 @@ fn h14_done_is_forced_on_restore() {
         let state = there.balloon.state();
         let mut there = there.move_to(&state).unwrap();
         there.balloon.set_paused(false);
-        let edges = there.line.edges();
+        let edges = there.interrupts();
         there.balloon.announce_done();
-        assert_eq!((there.line.edges(), there.config(CONFIG_CMD_ID)), (edges + 1, CMD_DONE));
+        assert_eq!((there.interrupts(), there.config(CONFIG_CMD_ID)), (edges + 1, CMD_DONE));
         let started = there.start_hinting().0;
         assert_eq!(started, id + 1, "ids go on");
-        let edges = there.line.edges();
+        let edges = there.interrupts();
         there.balloon.announce_done();
-        assert_eq!((there.line.edges(), there.config(CONFIG_CMD_ID)), (edges, started), "hinting again");
+        assert_eq!((there.interrupts(), there.config(CONFIG_CMD_ID)), (edges, started), "hinting again");
     }
 }

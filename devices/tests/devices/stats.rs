@@ -20,10 +20,10 @@ fn s1_the_buffer_is_held_and_returned_to_ask_for_more() {
     assert!(!rig.balloon.request_stats(), "there is no buffer yet");
     let head = give(&mut rig, &stats_bytes(&[(STAT_FREE_MEMORY, 1)]));
     assert!(rig.used(Rig::STATS).is_empty());
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     assert!(rig.balloon.request_stats());
     assert!(!rig.balloon.request_stats(), "one request at a time");
-    assert_eq!(rig.line.edges(), edges + 1);
+    assert_eq!(rig.interrupts(), edges + 1);
     assert_eq!(rig.used(Rig::STATS), vec![(u32::from(head), 0)]);
     give(&mut rig, &stats_bytes(&[(STAT_FREE_MEMORY, 2)]));
     assert_eq!(rig.balloon.guest_free_bytes(), Some(2));

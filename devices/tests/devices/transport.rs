@@ -1,6 +1,7 @@
 //! The MMIO transport: negotiation, status, queues, interrupts.
 
 use vm_memory::{Bytes, GuestAddress};
+use wherry_devices::InterruptLine;
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_devices::virtio::mmio::regs::{F_EVENT_IDX, F_VERSION_1, INT_CONFIG, INT_VRING, offset, status};
 
@@ -115,7 +116,7 @@ fn an_impossible_ring_sets_needs_reset_with_a_config_interrupt() {
     // More chains than the queue has entries; a head beyond the table; such a head on the queue whose chains are held.
     for (queue, jump) in [(Rig::HINT, true), (Rig::HINT, false), (Rig::STATS, false)] {
         let mut rig = Rig::default_up();
-        let edges = rig.line.edges();
+        let edges = rig.interrupts();
         if jump {
             let idx = GuestAddress(rig.rings[&queue].avail + 2);
             rig.mem.write_obj(1000u16, idx).unwrap();
@@ -126,7 +127,7 @@ fn an_impossible_ring_sets_needs_reset_with_a_config_interrupt() {
         rig.run();
         assert!(rig.needs_reset());
         assert_eq!(rig.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
-        assert_eq!(rig.line.edges(), edges + 1);
+        assert_eq!(rig.interrupts(), edges + 1);
         assert!(!rig.balloon.hints_available());
         rig.probe(u64::MAX);
         assert!(!rig.needs_reset());
@@ -149,7 +150,7 @@ fn interrupts_are_acknowledged_by_cause() {
 #[test]
 fn event_idx_saves_interrupts_and_its_absence_obeys_the_flag() {
     let mut rig = Rig::default_up();
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     let at = rig.buffer(&words(&[pfn(FREE)]));
     // used_event stays at 0 until the driver looks: one interrupt for three chains.
     for _ in 0..3 {
@@ -157,19 +158,19 @@ fn event_idx_saves_interrupts_and_its_absence_obeys_the_flag() {
         rig.kick(Rig::INFLATE);
         rig.run();
     }
-    assert_eq!(rig.line.edges(), edges + 1);
+    assert_eq!(rig.interrupts(), edges + 1);
     assert_eq!(rig.used(Rig::INFLATE).len(), 3);
 
     let mut rig = cold();
     rig.probe(!F_EVENT_IDX);
-    let edges = rig.line.edges();
+    let edges = rig.interrupts();
     let flags = GuestAddress(rig.rings[&Rig::INFLATE].avail);
     rig.mem.write_obj(1u16, flags).unwrap();
     rig.inflate(&[pfn(FREE)]);
-    assert_eq!(rig.line.edges(), edges);
+    assert_eq!(rig.interrupts(), edges);
     rig.mem.write_obj(0u16, flags).unwrap();
     rig.inflate(&[pfn(FREE)]);
-    assert_eq!(rig.line.edges(), edges + 1);
+    assert_eq!(rig.interrupts(), edges + 1);
 }
 
 #[test]
@@ -219,16 +220,38 @@ fn odd_accesses_and_missing_shared_memory() {
 }
 
 #[test]
-fn resuming_repeats_an_interrupt_that_was_not_acknowledged() {
+fn the_line_is_high_while_a_cause_is_not_acknowledged_here_and_after_a_move() {
     let mut rig = Rig::default_up();
+    rig.w32(offset::INTERRUPT_ACK, u32::MAX);
+    assert!(!rig.line.high());
     rig.inflate(&[pfn(FREE)]);
+    rig.balloon.set_target(1);
+    assert!(rig.line.high());
     rig.balloon.set_paused(true);
-    let edges = rig.line.edges();
-    rig.balloon.set_paused(false);
-    assert_eq!(rig.line.edges(), edges + 1);
+    let there = rig.move_to(&rig.balloon.state()).unwrap();
+    assert!(!there.line.high(), "the interrupt controller may not be restored yet");
+    for rig in [rig, there] {
+        rig.balloon.set_paused(false);
+        assert!(rig.line.high());
+        rig.w32(offset::INTERRUPT_ACK, INT_CONFIG);
+        assert!(rig.line.high(), "there is another cause");
+        rig.w32(offset::INTERRUPT_ACK, INT_VRING);
+        assert!(!rig.line.high());
+        rig.balloon.set_target(2);
+        assert!(rig.line.high());
+        rig.w32(offset::STATUS, 0);
+        assert!(!rig.line.high(), "a reset takes the causes");
+    }
+}
+
+/// Controllers that were saved while the line was high are told that it is low.
+#[test]
+fn a_move_lowers_a_line_without_a_cause() {
+    let rig = Rig::default_up();
     rig.w32(offset::INTERRUPT_ACK, u32::MAX);
     rig.balloon.set_paused(true);
-    rig.balloon.set_paused(false);
-    rig.balloon.set_paused(false);
-    assert_eq!(rig.line.edges(), edges + 1);
+    let there = rig.move_to(&rig.balloon.state()).unwrap();
+    there.line.set(true).unwrap();
+    there.balloon.set_paused(false);
+    assert!(!there.line.high());
 }

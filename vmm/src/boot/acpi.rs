@@ -7,7 +7,7 @@
 //! kernel does not probe for them.
 //!
 //! No interrupt source overrides are needed: with the null PIC there are no ISA interrupts to override, and each
-//! device's `_CRS` says edge, active high.
+//! device's `_CRS` says level, active high, in an extended descriptor, which Linux takes as it is (COM1's GSI 4 too).
 
 use super::BootError;
 use super::dsdt::{self, VirtioSlot};
@@ -226,6 +226,20 @@ mod tests {
         let madt = walk(&image)[2];
         assert_eq!(madt.len(), 44 + 254 * 8 + 12 + 6);
         assert_eq!(madt[44 + 253 * 8..44 + 254 * 8], [0, 8, 253, 253, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn every_device_interrupt_is_level_triggered_and_active_high() {
+        let image = build(&config(1)).unwrap();
+        let dsdt = walk(&image)[3];
+        // Extended interrupt descriptors (ACPI 6.5, 6.4.3.6) of one interrupt each.
+        let found: Vec<(u8, u8)> = dsdt
+            .windows(9)
+            .filter(|w| w[..3] == [0x89, 6, 0] && w[4] == 1 && w[6..] == [0; 3])
+            .map(|w| (w[5], w[3]))
+            .collect();
+        let gsis: Vec<u8> = [4].into_iter().chain(16..24).chain([9]).collect();
+        assert_eq!(found, gsis.into_iter().map(|gsi| (gsi, 1)).collect::<Vec<_>>());
     }
 
     #[test]

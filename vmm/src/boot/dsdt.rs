@@ -48,9 +48,9 @@ pub(super) fn body(vcpus: u32, slots: &[VirtioSlot]) -> Vec<u8> {
     aml
 }
 
-/// An edge-triggered, active-high interrupt of one device alone.
-fn edge(gsi: u32) -> Interrupt {
-    Interrupt::new(true, true, false, false, gsi)
+/// A level-triggered, active-high interrupt of one device alone.
+fn level(gsi: u32) -> Interrupt {
+    Interrupt::new(true, false, false, false, gsi)
 }
 
 fn path(name: &str) -> Path {
@@ -68,7 +68,7 @@ fn com1(out: &mut Vec<u8>) {
     let hid = Name::new(path("_HID"), &EISAName::new("PNP0501"));
     let uid = Name::new(path("_UID"), &ONE);
     let ports = IO::new(COM1_PORT, COM1_PORT, 1, 8);
-    let irq = edge(COM1_GSI);
+    let irq = level(COM1_GSI);
     let crs = ResourceTemplate::new(vec![&ports, &irq]);
     let crs = Name::new(path("_CRS"), &crs);
     Device::new(path("COM1"), vec![&hid, &uid, &crs]).to_aml_bytes(out);
@@ -80,7 +80,7 @@ fn virtio_mmio(slot: &VirtioSlot, out: &mut Vec<u8>) {
     // Device DMA goes through the same caches as the CPU.
     let cca = Name::new(path("_CCA"), &ONE);
     let window = Memory32Fixed::new(true, slot.base, VIRTIO_MMIO_SIZE as u32);
-    let irq = edge(slot.gsi);
+    let irq = level(slot.gsi);
     let crs = ResourceTemplate::new(vec![&window, &irq]);
     let crs = Name::new(path("_CRS"), &crs);
     Device::new(path(&format!("VR{:02X}", slot.index)), vec![&hid, &uid, &cca, &crs]).to_aml_bytes(out);
@@ -95,7 +95,7 @@ fn power_button(out: &mut Vec<u8>) {
 fn event_device(out: &mut Vec<u8>) {
     let hid = Name::new(path("_HID"), &"ACPI0013");
     let uid = Name::new(path("_UID"), &ONE);
-    let irq = edge(ACPI_EVENT_GSI);
+    let irq = level(ACPI_EVENT_GSI);
     let crs = ResourceTemplate::new(vec![&irq]);
     let crs = Name::new(path("_CRS"), &crs);
     let length = 4u8;

@@ -54,12 +54,12 @@ pub const VIRTIO_MMIO_BASE: u64 = 0xD000_0000;
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// virtio-mmio slots: the KVM IOAPIC has 24 pins, the last eight are theirs.
 pub const VIRTIO_MMIO_SLOTS: u32 = 8;
-/// GSI of virtio-mmio slot 0; slot n has this plus n. Edge-triggered.
+/// GSI of virtio-mmio slot 0; slot n has this plus n. Level-triggered.
 pub const VIRTIO_MMIO_GSI: u32 = 16;
 
 /// First port of COM1 (eight ports).
 pub const COM1_PORT: u16 = 0x3F8;
-/// GSI of COM1, edge-triggered.
+/// GSI of COM1, level-triggered.
 pub const COM1_GSI: u32 = 4;
 
 /// ACPI sleep control register (FADT SLEEP_CONTROL_REG), one byte.
@@ -72,7 +72,7 @@ pub const ACPI_RESET_PORT: u16 = 0x602;
 pub const ACPI_RESET_VALUE: u8 = 1;
 /// Event register of the generic event device: u32, reading clears it. Bit 0 is the power button.
 pub const ACPI_EVENT_PORT: u16 = 0x604;
-/// GSI of the generic event device, edge-triggered.
+/// GSI of the generic event device, level-triggered.
 pub const ACPI_EVENT_GSI: u32 = 9;
 /// `SLP_TYP` of soft off, as in the DSDT's `_S5_`.
 pub const ACPI_S5_SLEEP_TYPE: u8 = 5;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use wherry_devices::interrupt::InterruptLine;
 
-/// An edge-triggered line of the in-kernel interrupt controllers.
+/// A level-triggered line of the in-kernel interrupt controllers.
 ///
-/// Raised and lowered with `KVM_IRQ_LINE` and not with an irqfd on purpose: the call returns when the interrupt is in the controller's
+/// Set with `KVM_IRQ_LINE` and not with an irqfd on purpose: the call returns when the level is in the controller's
 /// state. An irqfd may deliver from a worker later, and an interrupt on its way there would be missing from a saved state.
 pub struct KvmIrqLine {
     /// The machine.
@@ -18,10 +18,7 @@ pub struct KvmIrqLine {
 }
 
 impl InterruptLine for KvmIrqLine {
-    fn pulse(&self) -> io::Result<()> {
-        let set =
-            |on| self.vm.set_irq_line(self.gsi, on).map_err(|e| io::Error::from_raw_os_error(e.errno()));
-        set(true)?;
-        set(false)
+    fn set(&self, high: bool) -> io::Result<()> {
+        self.vm.set_irq_line(self.gsi, high).map_err(|e| io::Error::from_raw_os_error(e.errno()))
     }
 }

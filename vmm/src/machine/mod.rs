@@ -180,11 +180,11 @@ impl Machine {
         let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
         if let Some(s) = restored {
             s.vm.restore_chips(&vm).context("cannot restore the interrupt controllers")?;
-            // The console and the power button do not pause with the machine.
-            let repeated = serial.lock().unwrap_or_else(PoisonError::into_inner).repeat_interrupt();
-            repeated.context("cannot raise the serial port's interrupt")?;
-            let repeated = power.lock().unwrap_or_else(PoisonError::into_inner).repeat_interrupt();
-            repeated.context("cannot raise the power button's interrupt")?;
+            // Saved controllers know nothing of who holds a line high.
+            let set = serial.lock().unwrap_or_else(PoisonError::into_inner).restore_line();
+            set.context("cannot set the serial port's interrupt")?;
+            let set = power.lock().unwrap_or_else(PoisonError::into_inner).restore_line();
+            set.context("cannot set the power button's interrupt")?;
         }
         let typed = serial.clone();
         hooks.console.connect(Arc::new(move |bytes| {

@@ -25,7 +25,7 @@ use self::regs::{offset, status};
 use super::VirtioDevice;
 use crate::GuestMemory;
 use crate::bus::BusDevice;
-use crate::interrupt::InterruptLine;
+use crate::interrupt::{InterruptLine, Level};
 use crate::sync::TwoLane;
 
 pub use self::state::{MmioStateV1, QueueStateV1};
@@ -79,7 +79,7 @@ pub enum MmioError {
 pub struct MmioDevice<D> {
     device: D,
     mem: Arc<GuestMemory>,
-    irq: Arc<dyn InterruptLine>,
+    line: Level,
     queues: Vec<Queue>,
     events: Vec<Arc<EventFd>>,
     paused: bool,
@@ -106,7 +106,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Ok(Self {
             device,
             mem,
-            irq,
+            line: Level::new(irq),
             queues,
             events,
             paused: false,
@@ -136,7 +136,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.events.clone()
     }
 
-    /// Interrupts raised since the device was made.
+    /// Causes of interrupts since the device was made.
     pub fn interrupts(&self) -> u64 {
         self.interrupts
     }
@@ -152,14 +152,12 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 
     /// Stops or resumes the processing of queues. When `set_paused(true)` returns nothing is being consumed, and nothing
-    /// will be. On resume all queues are kicked, and an interrupt that the driver has not acknowledged is repeated.
+    /// will be. On resume all queues are kicked, and a restored device sets its interrupt line.
     pub fn set_paused(&mut self, paused: bool) {
         let was = std::mem::replace(&mut self.paused, paused);
         if was && !paused {
             self.kick_all();
-            if self.interrupt_status != 0 {
-                self.pulse();
-            }
+            self.update_line();
         }
     }
 
@@ -189,14 +187,15 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 
     fn raise(&mut self, cause: u32) {
+        self.interrupts += 1;
         self.interrupt_status |= cause;
-        self.pulse();
+        self.update_line();
     }
 
-    fn pulse(&mut self) {
-        self.interrupts += 1;
-        // A line that cannot be pulsed is the VMM's trouble, which it knows; the cause stays in the status register.
-        let _ = self.irq.pulse();
+    /// The line is high while there is a cause that the driver has not acknowledged.
+    fn update_line(&mut self) {
+        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries again.
+        let _ = self.line.set(self.interrupt_status != 0);
     }
 
     /// Something the driver did leaves the device without a way on (section 2.1.2).
@@ -214,6 +213,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.driver_features_sel = 0;
         self.queue_sel = 0;
         self.interrupt_status = 0;
+        self.update_line();
         self.queues.iter_mut().for_each(QueueT::reset);
         self.device.reset();
         self.config_generation = self.config_generation.wrapping_add(1);
@@ -250,7 +250,10 @@ impl<D: VirtioDevice> MmioDevice<D> {
             offset::DRIVER_FEATURES => self.write_features(value),
             offset::QUEUE_SEL => self.queue_sel = value,
             offset::QUEUE_NOTIFY => self.kick(value as usize),
-            offset::INTERRUPT_ACK => self.interrupt_status &= !value,
+            offset::INTERRUPT_ACK => {
+                self.interrupt_status &= !value;
+                self.update_line();
+            }
             offset::STATUS => self.write_status(value),
             offset::QUEUE_READY => self.write_queue_ready(value),
             offset::QUEUE_SIZE | offset::QUEUE_DESC_LOW..=offset::QUEUE_DEVICE_HIGH => {
