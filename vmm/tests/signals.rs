@@ -112,3 +112,23 @@ fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
     let (code, text) = end(child);
     assert_eq!(code, Some(128 + libc::SIGTERM), "{text}");
 }
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_and_not_the_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let trace = temp.path().join("a.trace");
+    let lines = [
+        r#"{"t_us":0,"event":"start","version":1,"nr_pages":4096,"hints":"off","downtime_limit_us":300000,"max_rounds":30,"switchover_estimate_us":10000}"#,
+        r#"{"t_us":10,"event":"end","report":{}}"#,
+    ];
+    std::fs::write(&trace, lines.join("\n") + "\n").unwrap();
+    let page = temp.path().join("page.html");
+    let script = "ulimit -f 0; exec \"$0\" report \"$1\" -o \"$2\"";
+    let out = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_wherry")])
+        .args([&trace, &page])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1) && text.contains("cannot write"), "{} {text}", out.status);
+}

@@ -13,7 +13,7 @@ use wherry_guest_kernel::kernels::KernelId;
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
-use crate::{images, note, setup, testing};
+use crate::{check_writable, images, note, setup, testing};
 
 /// A lab begins no run after so many seconds: the longer one lives, the more is lost when it freezes.
 const BUDGET: u64 = 420;
@@ -60,6 +60,9 @@ pub struct Args {
 /// Runs `cargo xtask bench`.
 pub fn main(args: &Args) -> Result<u8> {
     let start = Instant::now();
+    for path in [&args.json, &args.html].into_iter().flatten() {
+        check_writable(path)?;
+    }
     let workspace = Workspace::find()?;
     let out = workspace.out()?.join("bench");
     let tool = build(&workspace)?;

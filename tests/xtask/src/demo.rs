@@ -14,7 +14,7 @@ use wherry_tests::{Env, Guest, GuestOptions, SETTLE, migrate};
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
-use crate::{images, note, setup, testing};
+use crate::{check_writable, images, note, setup, testing};
 
 /// Link between source and destination. Capped so that bytes cost time, as they do between hosts.
 const LINK: &str = "1Gbit";
@@ -90,6 +90,7 @@ pub fn main(args: &Args) -> Result<u8> {
 
 fn outer(json: Option<&Path>) -> Result<u8> {
     let start = Instant::now();
+    json.map(check_writable).transpose()?;
     setup::install_missing()?;
     let workspace = Workspace::find()?;
     let wherry = workspace.wherry()?;

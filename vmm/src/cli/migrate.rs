@@ -39,6 +39,11 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
     let mut client = context.client(&args.name)?;
     let mut page = args.report.as_deref().map(|path| ReportFile::create(path, &args)).transpose()?;
     let mut trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
+    if let (Some(page), Some(trace)) = (&page, &trace)
+        && page.file().is(trace.file())
+    {
+        return Err(Failure::usage("--trace and --report name the same file"));
+    }
     let request = MigrateRequest {
         uri: args.uri,
         hints: args.hints.into(),
@@ -68,8 +73,17 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         }
     });
     show.finish();
+    if answer.is_err() {
+        // One that did not begin: there is nothing to write, and what the files held stays.
+        let page = page.as_ref().filter(|page| !page.heard()).map(|page| page.file());
+        let trace = trace.as_ref().map(|trace| trace.file()).filter(|file| !file.is_written());
+        for file in page.into_iter().chain(trace) {
+            let path = file.path().display();
+            context.out.remark(format!("wherry: the migration did not begin; {path} was not written"));
+        }
+    }
     // A migration that failed has a report, too.
-    let unwritten = page.and_then(|page| page.finish().err());
+    let unwritten = page.filter(|page| answer.is_ok() || page.heard()).and_then(|page| page.finish().err());
     if let (Err(_), Some(error)) = (&answer, &unwritten) {
         context.out.remark(format!("wherry: {error}"));
     }

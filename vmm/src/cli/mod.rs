@@ -4,6 +4,7 @@ mod args;
 mod console;
 mod doctor;
 mod exit;
+mod file;
 mod migrate;
 mod output;
 mod page;
@@ -43,6 +44,10 @@ impl Context {
 
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
+    // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a full disk: not the end of a
+    // guest because its console's log has grown, or of a migration because of its trace.
+    // SAFETY: ignoring a signal installs no code; no other thread runs yet.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let args: Vec<OsString> = std::env::args_os().collect();
     ExitCode::from(run_with(Output::standard(), RuntimeDir::from_env(), &args) as u8)
 }

@@ -1,8 +1,8 @@
 //! `wherry report`, and the report of `wherry migrate --report`: both are made of a trace.
 
 use std::fs::File;
-use std::io::{BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::io::BufReader;
+use std::path::Path;
 
 use serde_json::value::RawValue;
 use wherry_report::{Error, Reader, Trace, migration_page};
@@ -11,6 +11,7 @@ use wherry_vmm::control::{ControlError, ErrorCode};
 use super::Context;
 use super::args::{Compression, Hints, MigrateArgs, ReportArgs};
 use super::exit::{Exit, Failure};
+use super::file::{OutputFile, same};
 
 /// `wherry report TRACE`
 pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, Failure> {
@@ -18,6 +19,11 @@ pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, Failure>
         ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()))
     };
     let file = File::open(&args.trace).map_err(|e| failed("cannot read", &args.trace, &e))?;
+    if let (Ok(trace), Ok(output)) = (file.metadata(), std::fs::metadata(&args.output))
+        && same(&trace, &output)
+    {
+        return Err(Failure::usage("--output: that is the trace; the page would take its place"));
+    }
     let trace = Trace::read(BufReader::new(file)).map_err(|e| failed("cannot use", &args.trace, &e))?;
     let page = migration_page(&trace, &again(&trace)).map_err(|e| failed("cannot show", &args.trace, &e))?;
     std::fs::write(&args.output, page).map_err(|e| failed("cannot write", &args.output, &e))?;
@@ -49,9 +55,10 @@ fn again(trace: &Trace) -> String {
 
 /// The report of a migration that is under way. It is written at the end, of what was heard until then.
 pub struct ReportFile {
-    path: PathBuf,
-    file: File,
+    file: OutputFile,
     command: String,
+    /// A trace has begun.
+    heard: bool,
     /// `None` once a line was refused.
     reader: Option<Reader>,
 }
@@ -62,16 +69,28 @@ impl ReportFile {
         if path.as_os_str() == "-" {
             return Err(Failure::usage("--report -: standard output is for the summary; name a file"));
         }
-        let file = File::create(path).map_err(|e| {
+        let file = OutputFile::open(path).map_err(|e| {
             let text = format!("cannot create the report file {}: {e}", path.display());
             ControlError::new(ErrorCode::Failed, text)
                 .hint("nothing was started; the guest goes on as before")
         })?;
-        Ok(Self { path: path.to_owned(), file, command: command(args), reader: Some(Reader::default()) })
+        let reader = Some(Reader::default());
+        Ok(Self { file, command: command(args), heard: false, reader })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &OutputFile {
+        &self.file
+    }
+
+    /// Whether there is anything to report.
+    pub fn heard(&self) -> bool {
+        self.heard
     }
 
     /// Takes a line of the trace.
     pub fn line(&mut self, line: &RawValue) {
+        self.heard = true;
         if let Some(reader) = &mut self.reader
             && reader.line(line.get().as_bytes()).is_err()
         {
@@ -83,13 +102,13 @@ impl ReportFile {
     pub fn finish(mut self) -> Result<(), ControlError> {
         let reader = self.reader.unwrap_or_default();
         let page = reader.finish().and_then(|trace| migration_page(&trace, &self.command));
-        let written = page.and_then(|page| self.file.write_all(page.as_bytes()).map_err(Error::Read));
+        let written = page.and_then(|page| self.file.write(page.as_bytes()).map_err(Error::Read));
         written.map_err(|e| {
             let why = match e {
                 Error::Read(e) => e.to_string(),
                 e => format!("{e}; the VM's process may be of another version"),
             };
-            let text = format!("cannot write the report {}: {why}", self.path.display());
+            let text = format!("cannot write the report {}: {why}", self.file.path().display());
             ControlError::new(ErrorCode::TraceIncomplete, text)
                 .hint("this says nothing about the guest; only the file is not what was asked for")
         })

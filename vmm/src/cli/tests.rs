@@ -85,6 +85,9 @@ impl VmControl for FakeVm {
         let progress =
             json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256, "hinting": hints});
         tell(Update::Progress(progress));
+        if request.uri.ends_with(":7") {
+            return Err(ControlError::new(ErrorCode::MigrationFailed, "nobody listens"));
+        }
         if request.trace {
             let mut events = vec![];
             if request.uri.ends_with(":6") {

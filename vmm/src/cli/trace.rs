@@ -4,20 +4,19 @@
 //! The guest matters more than the file: when it cannot be written any more the migration goes on, and the command says so and ends
 //! with a code of its own.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use wherry_vmm::control::{ControlError, ErrorCode};
 
 use super::exit::Failure;
+use super::file::OutputFile;
 
 /// A trace that is being written.
 pub struct TraceFile {
-    path: PathBuf,
-    file: File,
+    file: OutputFile,
     broken: Option<String>,
     lost: u64,
     complete: bool,
@@ -39,12 +38,17 @@ impl TraceFile {
                 "--trace -: standard output is for the report; name a file, a FIFO, or /dev/stderr",
             ));
         }
-        let file = File::create(path).map_err(|e| {
+        let file = OutputFile::open(path).map_err(|e| {
             let text = format!("cannot create the trace file {}: {e}", path.display());
             ControlError::new(ErrorCode::Failed, text)
                 .hint("nothing was started; the guest goes on as before")
         })?;
-        Ok(Self { path: path.to_owned(), file, broken: None, lost: 0, complete: false })
+        Ok(Self { file, broken: None, lost: 0, complete: false })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &OutputFile {
+        &self.file
     }
 
     /// Writes a line. `Err` once: from then on lines are dropped.
@@ -58,11 +62,11 @@ impl TraceFile {
         }
         let mut bytes = line.get().as_bytes().to_vec();
         bytes.push(b'\n');
-        self.file.write_all(&bytes).map_err(|e| self.fail(&e))
+        self.file.write(&bytes).map_err(|e| self.fail(&e))
     }
 
     fn fail(&mut self, error: &io::Error) -> String {
-        let why = format!("cannot write the trace file {}: {error}", self.path.display());
+        let why = format!("cannot write the trace file {}: {error}", self.file.path().display());
         self.broken = Some(why.clone());
         why
     }
@@ -73,10 +77,10 @@ impl TraceFile {
             self.broken
         } else if self.lost > 0 {
             let text = format!("{} events did not reach it in time", self.lost);
-            Some(format!("the trace in {} has gaps: {text}", self.path.display()))
+            Some(format!("the trace in {} has gaps: {text}", self.file.path().display()))
         } else if !self.complete {
             let why = "the VM's process told no end of it; it may be of another version";
-            Some(format!("the trace in {} is incomplete: {why}", self.path.display()))
+            Some(format!("the trace in {} is incomplete: {why}", self.file.path().display()))
         } else {
             None
         };

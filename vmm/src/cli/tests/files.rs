@@ -105,6 +105,43 @@ fn a_report_that_cannot_be_begun_stops_everything() {
 }
 
 #[test]
+fn a_migration_that_does_not_begin_leaves_files_as_they_were() {
+    let bench = Bench::new();
+    let at = |name: &str| bench._temp.path().join(name).display().to_string();
+    for name in ["r.html", "t.trace"] {
+        std::fs::write(at(name), "old").unwrap();
+    }
+    // Nobody listens at :7; the engine has not begun, so there is no trace.
+    for (report, trace) in [("r.html", "t.trace"), ("new.html", "new.trace")] {
+        let line = format!("wherry migrate web tcp:b:7 --report {} --trace {}", at(report), at(trace));
+        let (exit, _, err) = bench.run(&line);
+        assert_eq!(exit, Exit::MigrationFailed);
+        assert!(err.contains(&format!("did not begin; {} was not written", at(report))), "{err}");
+        assert!(err.contains(&format!("did not begin; {} was not written", at(trace))), "{err}");
+        assert!(!err.contains("no trace of a migration") && !err.contains("version"), "{err}");
+    }
+    assert_eq!(std::fs::read_to_string(at("r.html")).unwrap(), "old");
+    assert_eq!(std::fs::read_to_string(at("t.trace")).unwrap(), "old");
+    assert!(!std::path::Path::new(&at("new.html")).exists());
+    assert!(!std::path::Path::new(&at("new.trace")).exists());
+}
+
+#[test]
+fn files_do_not_take_each_others_place() {
+    let bench = Bench::new();
+    let file = bench._temp.path().join("both");
+    let path = file.display();
+    let line = format!("wherry migrate web tcp:b:6 --report {path} --trace {path}");
+    let (exit, _, err) = bench.run(&line);
+    assert!(exit == Exit::Usage && err.contains("name the same file"), "{err}");
+    assert!(!file.exists() && bench.vm.last.lock().unwrap().is_none());
+    std::fs::write(&file, TRACE).unwrap();
+    let (exit, _, err) = bench.run(&format!("wherry report {path} -o {path}"));
+    assert!(exit == Exit::Usage && err.contains("that is the trace"), "{err}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), TRACE);
+}
+
+#[test]
 fn a_trace_that_cannot_be_begun_stops_everything() {
     let bench = Bench::new();
     let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace /no/such/folder/a");

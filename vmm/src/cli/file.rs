@@ -1,0 +1,98 @@
+//! Files that a command is asked to write when it has something to write.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A file that is opened at the start, so that one that cannot be written is found then, and holds what it held before until
+/// there is something to write. One that was made for this and is not written is removed again.
+pub struct OutputFile {
+    path: PathBuf,
+    file: File,
+    /// There was none before.
+    made: bool,
+    written: bool,
+}
+
+impl OutputFile {
+    /// Opens or makes it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let (file, made) = match OpenOptions::new().write(true).create_new(true).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let mut options = OpenOptions::new();
+                (options.write(true).create(true).truncate(false).open(path)?, false)
+            }
+            other => (other?, true),
+        };
+        Ok(Self { path: path.to_owned(), file, made, written: false })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether anything was written.
+    pub fn is_written(&self) -> bool {
+        self.written
+    }
+
+    /// Whether both are the same file; two of `/dev/null` or of a pipe are not in each other's way.
+    pub fn is(&self, other: &Self) -> bool {
+        matches!((self.file.metadata(), other.file.metadata()), (Ok(a), Ok(b)) if same(&a, &b))
+    }
+
+    /// Writes behind what was written so far. What the file held before is gone with the first call.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // Neither pipes nor devices have a length.
+        if !std::mem::replace(&mut self.written, true) && self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+        }
+        self.file.write_all(bytes)
+    }
+}
+
+/// Whether these are of one regular file.
+pub fn same(a: &Metadata, b: &Metadata) -> bool {
+    a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        if self.made && !self.written {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_or_left_before_there_is_something_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        fs::write(&old, "a long text").unwrap();
+        for path in [&old, &new] {
+            drop(OutputFile::open(path).unwrap());
+        }
+        assert!(!new.exists());
+        assert_eq!(fs::read_to_string(&old).unwrap(), "a long text");
+        for path in [&old, &new] {
+            let mut file = OutputFile::open(path).unwrap();
+            file.write(b"one ").unwrap();
+            file.write(b"two").unwrap();
+            drop(file);
+            assert_eq!(fs::read_to_string(path).unwrap(), "one two");
+        }
+        let open = |path: &Path| OutputFile::open(path).unwrap();
+        assert!(open(&old).is(&open(&old)) && !open(&old).is(&open(&new)));
+        assert!(!open("/dev/null".as_ref()).is(&open("/dev/null".as_ref())));
+        open("/dev/null".as_ref()).write(b"x").unwrap();
+        assert!(OutputFile::open(dir.path()).is_err());
+    }
+}
