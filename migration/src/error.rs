@@ -157,6 +157,9 @@ pub enum Error {
     /// Verification found memory that did not arrive as it is at the source. The guest has lost nothing: it goes on there.
     #[error("verification: {0}")]
     Wrong(WrongPages),
+    /// A defect of the engine.
+    #[error("the migration engine panicked; standard error of the VM says where")]
+    Panicked,
     /// The engine's own accounting does not add up: a bug, never ignored.
     #[error("round {round}: {counted} pages accounted for, guest RAM has {pages}")]
     Accounting {

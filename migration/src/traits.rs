@@ -113,6 +113,11 @@ pub trait Machine: Send + Sync {
     /// Undoes [`pause`](Machine::pause). Only called while this side still owns the guest.
     fn resume(&self) -> io::Result<()>;
 
+    /// The hand-off is about to be sent (`begun`): from here on the machine must refuse to run, whoever asks. An error
+    /// means that it is not as [`pause`](Machine::pause) left it, and nothing is sent. With `begun` false: not a byte
+    /// was sent after all, it is paused as before.
+    fn hand_over(&self, begun: bool) -> io::Result<()>;
+
     /// State of all vCPUs and devices, in the machine's own encoding. Paused machines only.
     fn save(&self) -> io::Result<Vec<u8>>;
 }

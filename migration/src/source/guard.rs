@@ -3,6 +3,7 @@
 //! Whatever way a migration ends, the guest must get its hinted memory back (DONE), and unless the hand-off has begun it must run,
 //! without the cost of a dirty log. The guard does this when dropped, so that an early return or a panic cannot forget it.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::error::Ownership;
@@ -42,14 +43,25 @@ impl Guard {
         self.paused = true;
     }
 
-    /// HandOff is about to be sent (`true`), or not a byte of it was (`false`).
-    pub(super) fn handed_off(&mut self, yes: bool) {
-        self.handed_off = yes;
+    /// HandOff is about to be sent. An error: the machine is not as it was paused, and it must not be.
+    pub(super) fn hand_over(&mut self) -> io::Result<()> {
+        self.machine.hand_over(true)?;
+        self.handed_off = true;
+        Ok(())
+    }
+
+    /// Not a byte of HandOff was sent.
+    pub(super) fn take_back(&mut self) -> io::Result<()> {
+        self.machine.hand_over(false)?;
+        self.handed_off = false;
+        Ok(())
     }
 
     /// The destination runs the guest: it stays paused here.
     pub(super) fn succeed(&mut self) {
         self.handed_off = true;
+        // It is; but two that run is the one mistake that nobody can mend afterwards.
+        let _ = self.machine.pause();
         self.undo();
     }
 

@@ -39,6 +39,7 @@ mod switchover;
 mod verify;
 mod witness;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -185,8 +186,9 @@ pub fn migrate(
         cause,
     })?;
     (session.audit, session.record) = (audit, record);
-    match run(&mut session, &mut guard) {
-        Ok(mut report) => {
+    // A panic becomes a failure like any other, so that the guard says who owns the guest.
+    match catch_unwind(AssertUnwindSafe(|| run(&mut session, &mut guard))) {
+        Ok(Ok(mut report)) => {
             guard.succeed();
             report.total_bytes = session.bytes();
             report.nr_pages = session.nr_pages;
@@ -200,7 +202,13 @@ pub fn migrate(
             session.record.end(&report);
             Ok(report)
         }
-        Err(cause) => {
+        Err(_) => {
+            let ownership = guard.undo();
+            session.record.failed(session.phase, &Error::Panicked);
+            // No word to the peer: who knows how much of the last frame is out.
+            Err(Failure { phase: session.phase, ownership, cause: Error::Panicked })
+        }
+        Ok(Err(cause)) => {
             // The guest first: it has waited long enough.
             let ownership = guard.undo();
             let cause = session.explain(cause);

@@ -56,11 +56,13 @@ pub(super) fn switchover(
         return Err(Error::Cancelled);
     }
     let before = session.writer.bytes();
-    guard.handed_off(true);
+    guard.hand_over().map_err(Error::machine("hand over the guest as it was paused"))?;
     if let Err(cause) = session.writer.send(Kind::HandOff, &[]) {
         // A write that fails has taken nothing, and less than a whole frame is nothing to the destination; but only the first
         // is beyond doubt, so only then does the guest stay here.
-        guard.handed_off(session.writer.bytes() != before);
+        if session.writer.bytes() == before {
+            guard.take_back().map_err(Error::machine("take the guest back"))?;
+        }
         return Err(cause);
     }
     let committed = Instant::now();

@@ -2,7 +2,6 @@
 //! it runs it and can try again.
 
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
@@ -227,9 +226,9 @@ fn a_panic_in_the_engine_gives_the_guest_its_memory_back() {
         receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
     });
     let cfg = config(HintMode::Auto);
-    let caught =
-        catch_unwind(AssertUnwindSafe(|| migrate(&model.vm(), near, &cfg, &(), &CancelToken::new())));
-    assert!(caught.is_err());
+    let failure = migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap_err();
+    assert!(matches!(failure.cause, Error::Panicked), "{failure:?}");
+    assert_eq!(failure.ownership, Ownership::SourceRuns, "as the guard knows, and nobody guesses");
     assert!(receiver.join().unwrap().is_err());
     assert!(model.done.load(SeqCst) > 0 && !model.log_on() && !model.paused());
     model.panic_at_read.store(false, SeqCst);

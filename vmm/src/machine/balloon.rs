@@ -28,13 +28,18 @@ impl Machine {
         }
     }
 
-    /// Asks the guest for fresh statistics and waits for them, at most for `timeout`.
-    pub fn refresh_statistics(&self, timeout: Duration) {
+    /// Asks the guest for fresh statistics. If that can be: when the last ones came, for
+    /// [`await_statistics`](Self::await_statistics).
+    pub fn ask_for_statistics(&self) -> Option<Option<Instant>> {
+        let b = self.balloon()?;
+        let before = b.stats().updated;
+        b.request_stats().then_some(before)
+    }
+
+    /// Waits until others come than those of `before`, at most for `timeout`.
+    pub fn await_statistics(&self, before: Option<Instant>, timeout: Duration) {
         let Some(b) = self.balloon() else { return };
-        let (asked, before) = (Instant::now(), b.stats().updated);
-        if !b.request_stats() {
-            return;
-        }
+        let asked = Instant::now();
         while b.stats().updated == before && asked.elapsed() < timeout {
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -1,14 +1,16 @@
 //! The VM as its control API sees it, through reboots and migrations.
 
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use wherry_migration::CancelToken;
 
 use super::Machine;
+use super::life::{End, Event, Life, Refusal, Touch};
+use super::owner::Owner;
 use crate::config::SerialSink;
 use crate::console::Console;
 use crate::control::{
@@ -16,20 +18,8 @@ use crate::control::{
 };
 use crate::migrate;
 
-/// Why the run loop wakes up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The guest powered off.
-    PowerOff,
-    /// The guest reset itself (ACPI or triple fault).
-    Reset,
-    /// `kill`, or a signal.
-    Kill,
-    /// The guest runs elsewhere now.
-    Migrated,
-    /// A vCPU cannot go on.
-    Fatal(String),
-}
+/// How long `balloon` waits for fresh statistics.
+const STATISTICS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a controller knows from the start.
 pub struct Identity {
@@ -39,11 +29,8 @@ pub struct Identity {
     pub kernel: Option<String>,
     /// Console sink, for `info`.
     pub serial: String,
-}
-
-struct Inner {
-    machine: Option<Arc<Machine>>,
-    state: VmState,
+    /// Whether a guest that resets itself goes on with a new machine.
+    pub reboot: bool,
 }
 
 /// Implements [`VmControl`] on whatever machine runs now.
@@ -51,32 +38,18 @@ pub struct Controller {
     identity: Identity,
     started: Instant,
     console: Console,
-    events: Mutex<Sender<Event>>,
-    inner: Mutex<Inner>,
-    /// Held for the whole of a migration: one at a time, and the run loop can wait for its end.
-    migrating: Mutex<()>,
-    cancel: Mutex<Option<CancelToken>>,
-    /// What the guest did that ended a migration.
-    ended: Mutex<Option<String>>,
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
+    owner: Arc<Owner<Machine>>,
 }
 
 impl Controller {
     /// A controller without a machine yet.
-    pub fn new(identity: Identity, console: Console, events: Sender<Event>) -> Self {
-        Self {
-            identity,
-            started: Instant::now(),
-            console,
-            events: Mutex::new(events),
-            inner: Mutex::new(Inner { machine: None, state: VmState::Receiving }),
-            migrating: Mutex::new(()),
-            cancel: Mutex::new(None),
-            ended: Mutex::new(None),
-        }
+    pub fn new(identity: Identity, console: Console) -> Self {
+        Self { identity, started: Instant::now(), console, owner: Arc::default() }
+    }
+
+    /// Who stops, starts and gives away the machine.
+    pub fn owner(&self) -> &Arc<Owner<Machine>> {
+        &self.owner
     }
 
     /// Name for the sink in `info`.
@@ -84,47 +57,31 @@ impl Controller {
         pty.map_or_else(|| sink.to_string(), |p| format!("pty {}", p.display()))
     }
 
-    /// Puts a machine in charge (at start, after a reset, after it arrived).
-    pub fn set_machine(&self, machine: Option<Arc<Machine>>, state: VmState) {
-        let mut inner = lock(&self.inner);
-        inner.machine = machine;
-        inner.state = state;
-    }
-
-    /// Sends an event to the run loop.
-    pub fn send(&self, event: Event) {
-        // The loop may be gone already; then nobody needs to know.
-        let _ = lock(&self.events).send(event);
-    }
-
-    /// Cancels a migration under way because of `event` and waits until it is over. Returns the state that it left.
-    pub fn settle_migration(&self, event: &Event) -> VmState {
-        if let Some(c) = &*lock(&self.cancel) {
-            *lock(&self.ended) = match event {
-                Event::PowerOff => Some("the guest powered off".into()),
-                Event::Reset => Some("the guest reset itself".into()),
-                Event::Fatal(why) => Some(format!("the guest crashed: {why}")),
-                Event::Kill | Event::Migrated => None,
-            };
-            c.cancel();
-        }
-        let _over = lock(&self.migrating);
-        lock(&self.inner).state
-    }
-
     fn machine(&self) -> Result<Arc<Machine>, ControlError> {
-        lock(&self.inner).machine.clone().ok_or_else(|| {
-            ControlError::new(ErrorCode::InvalidState, "no guest has arrived yet")
-                .hint("start `wherry migrate` at the source")
-        })
+        self.owner.machine().0.ok_or_else(no_guest)
     }
 
-    fn state(&self) -> VmState {
-        lock(&self.inner).state
+    fn command(&self, what: &str, event: Event) -> Result<(), ControlError> {
+        self.machine()?;
+        self.owner.event(event).map(|_| ()).map_err(|refusal| refused(what, refusal))
     }
 
-    fn set_state(&self, state: VmState) {
-        lock(&self.inner).state = state;
+    /// What the guest, or `kill`, did in the middle of a migration, for who asked for it.
+    fn ended_meanwhile(&self, end: End, why: &str) -> ControlError {
+        let name = &self.identity.name;
+        let (what, hint) = match end {
+            End::PowerOff => ("the guest powered off while it migrated", None),
+            End::Reset if self.identity.reboot => (
+                "the guest reset itself while it migrated",
+                Some("it starts again here and can be migrated then".to_owned()),
+            ),
+            End::Reset => ("the guest reset itself while it migrated, which ends its VM", None),
+            End::Fatal => ("the guest crashed while it migrated", None),
+            End::Kill => ("the VM was killed while it migrated", None),
+        };
+        let text = if why.is_empty() { what.to_owned() } else { format!("{what}: {why}") };
+        let hint = hint.unwrap_or_else(|| format!("`{name}` has ended; nothing runs at the destination"));
+        ControlError::new(ErrorCode::MigrationFailed, text).hint(hint)
     }
 
     fn balloon(&self) -> Result<Arc<Machine>, ControlError> {
@@ -141,20 +98,51 @@ fn failed(e: impl std::fmt::Display) -> ControlError {
     ControlError::new(ErrorCode::Failed, e.to_string())
 }
 
-fn wrong_state(what: &str, state: VmState) -> ControlError {
-    ControlError::new(ErrorCode::InvalidState, format!("cannot {what} a VM that is {}", state.as_str()))
+fn no_guest() -> ControlError {
+    ControlError::new(ErrorCode::InvalidState, "no guest has arrived yet")
+        .hint("start `wherry migrate` at the source")
+}
+
+/// A state for the API.
+fn shown(life: Life) -> VmState {
+    match life {
+        Life::Receiving => VmState::Receiving,
+        Life::Running => VmState::Running,
+        Life::Paused => VmState::Paused,
+        Life::Migrating { .. } => VmState::Migrating,
+        Life::Migrated => VmState::Migrated,
+        Life::Unknown => VmState::MigrationUnknown,
+        Life::Ended(_) | Life::Rebooting => VmState::Stopped,
+    }
+}
+
+/// `what` is an infinitive, for "cannot … a VM that is …".
+fn refused(what: &str, refusal: Refusal) -> ControlError {
+    let state =
+        |life: Life| ControlError::new(ErrorCode::InvalidState, format!("cannot {what} a VM that is {life}"));
+    match refusal {
+        Refusal::State(life) => state(life),
+        Refusal::Busy => {
+            ControlError::new(ErrorCode::Busy, "a migration is under way").hint("`wherry cancel` stops it")
+        }
+        Refusal::BeingHandedOver => ControlError::new(
+            ErrorCode::InvalidState,
+            format!("cannot {what} a VM that is being handed over to its destination"),
+        )
+        .hint("ask the destination, or again here if the migration fails"),
+        Refusal::NeedsForce => {
+            state(Life::Unknown).hint("if the destination surely does not run it: `wherry resume --force`")
+        }
+    }
 }
 
 impl VmControl for Controller {
     fn info(&self) -> Info {
-        let (machine, state) = {
-            let inner = lock(&self.inner);
-            (inner.machine.clone(), inner.state)
-        };
+        let (machine, life) = self.owner.machine();
         Info {
             name: self.identity.name.clone(),
             pid: std::process::id(),
-            state,
+            state: shown(life),
             nr_vcpus: machine.as_ref().map_or(0, |m| m.nr_vcpus()),
             ram_bytes: machine.as_ref().map_or(0, |m| m.ram().bytes()),
             rss_bytes: super::rss_bytes(),
@@ -167,50 +155,27 @@ impl VmControl for Controller {
     }
 
     fn pause(&self) -> Result<(), ControlError> {
-        let m = self.machine()?;
-        match self.state() {
-            VmState::Running | VmState::Paused => {
-                m.pause();
-                self.set_state(VmState::Paused);
-                Ok(())
-            }
-            other => Err(wrong_state("pause", other)),
-        }
+        self.command("pause", Event::Pause)
     }
 
     fn resume(&self, force: bool) -> Result<(), ControlError> {
-        let m = self.machine()?;
-        match self.state() {
-            VmState::Running => Ok(()),
-            VmState::Paused => {
-                m.resume();
-                self.set_state(VmState::Running);
-                Ok(())
-            }
-            VmState::MigrationUnknown if force => {
-                m.resume();
-                self.set_state(VmState::Running);
-                Ok(())
-            }
-            VmState::MigrationUnknown => Err(wrong_state("resume", VmState::MigrationUnknown)
-                .hint("if the destination surely does not run it: `wherry resume --force`")),
-            other => Err(wrong_state("resume", other)),
-        }
+        self.command("resume", Event::Resume { force })
     }
 
     fn stop(&self) -> Result<(), ControlError> {
-        let m = self.machine()?;
-        match self.state() {
-            VmState::Running | VmState::Migrating => {
-                m.press_power_button();
-                Ok(())
+        self.machine()?;
+        let pressed = self.owner.touch(Event::Touch(Touch::PowerButton), Machine::press_power_button);
+        pressed.map(|_| ()).map_err(|refusal| {
+            let error = refused("stop", refusal);
+            match refusal {
+                Refusal::BeingHandedOver => error,
+                _ => error.hint("`wherry kill` ends it in any state"),
             }
-            other => Err(wrong_state("stop", other).hint("`wherry kill` ends it in any state")),
-        }
+        })
     }
 
     fn kill(&self) {
-        self.send(Event::Kill);
+        self.owner.kill();
     }
 
     fn balloon_set(&self, target_bytes: u64) -> Result<(), ControlError> {
@@ -221,56 +186,64 @@ impl VmControl for Controller {
                 format!("the target is larger than guest RAM ({} MiB)", m.ram().bytes() >> 20),
             ));
         }
-        m.set_balloon_target(target_bytes);
-        Ok(())
+        let touch = Event::Touch(Touch::BalloonTarget);
+        let set = self.owner.touch(touch, |m| m.set_balloon_target(target_bytes));
+        set.map(|_| ()).map_err(|refusal| {
+            let error = refused("set the balloon of", refusal);
+            match refusal {
+                Refusal::State(Life::Paused) => error.hint("`wherry resume` it first"),
+                _ => error,
+            }
+        })
     }
 
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         let m = self.balloon()?;
-        m.refresh_statistics(std::time::Duration::from_millis(500));
+        // A machine that stands still is not asked, which would write to its memory; what it said last is shown.
+        let asked = self.owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
+        if let Ok((_, Some(before))) = asked {
+            m.await_statistics(before, STATISTICS_TIMEOUT);
+        }
         m.balloon_info().ok_or_else(|| failed("the balloon is gone"))
     }
 
     fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
-        let m = self.machine()?;
-        let _one = self.migrating.try_lock().map_err(|_| {
-            ControlError::new(ErrorCode::Busy, "a migration is under way").hint("`wherry cancel` stops it")
-        })?;
-        let before = match self.state() {
-            s @ (VmState::Running | VmState::Paused) => s,
-            other => return Err(wrong_state("migrate", other)),
-        };
+        self.machine()?;
         let cancel = CancelToken::new();
-        *lock(&self.cancel) = Some(cancel.clone());
-        self.set_state(VmState::Migrating);
-        let result = migrate::to(&m, request, before == VmState::Paused, tell, &cancel);
-        *lock(&self.cancel) = None;
-        let ended = lock(&self.ended).take();
-        let result = match (result, ended) {
-            (Err(e), Some(why)) if e.code == ErrorCode::Cancelled => {
-                Err(ControlError::new(ErrorCode::MigrationFailed, format!("{why} while it migrated"))
-                    .hint("a guest that rebooted goes on here and can be migrated again"))
+        let (m, run) = self.owner.migrate(&cancel).map_err(|refusal| refused("migrate", refusal))?;
+        // Also if this panics: a VM must not be left migrating.
+        let result =
+            catch_unwind(AssertUnwindSafe(|| migrate::to(&self.owner, (&m, run), request, tell, &cancel)))
+                .unwrap_or_else(|_| {
+                    Err(ControlError::new(
+                        ErrorCode::MigrationFailed,
+                        "the migration panicked: a defect of Wherry",
+                    ))
+                });
+        let moved = match &result {
+            Ok(_) => true,
+            // Moved, only without a report.
+            Err(e) => e.code == ErrorCode::Failed && self.owner.handed_over(),
+        };
+        let (after, ended) = self.owner.engine_ended(moved);
+        match (result, ended) {
+            (Err(e), _) if after == Life::Unknown && e.code != ErrorCode::MigrationUnknown => {
+                Err(ControlError { code: ErrorCode::MigrationUnknown, ..e })
+            }
+            (Err(e), Some(end)) if e.code != ErrorCode::MigrationUnknown && after == Life::Ended(end) => {
+                let why = if end == End::Fatal { m.why() } else { String::new() };
+                Err(self.ended_meanwhile(end, &why))
             }
             (result, _) => result,
-        };
-        match &result {
-            Ok(_) => {
-                self.set_state(VmState::Migrated);
-                self.send(Event::Migrated);
-            }
-            Err(e) if e.code == ErrorCode::MigrationUnknown => self.set_state(VmState::MigrationUnknown),
-            Err(_) => self.set_state(before),
         }
-        result
     }
 
     fn migrate_cancel(&self) -> Result<(), ControlError> {
-        match &*lock(&self.cancel) {
-            Some(c) => {
-                c.cancel();
-                Ok(())
-            }
-            None => Err(ControlError::new(ErrorCode::InvalidState, "no migration is under way")),
+        let invalid = |text| Err(ControlError::new(ErrorCode::InvalidState, text));
+        match self.owner.cancel() {
+            Some(true) => Ok(()),
+            Some(false) => invalid("it is too late to cancel: the guest is being handed over"),
+            None => invalid("no migration is under way"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The one event loop that serves all devices (event-manager on a thread of its own).
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -33,8 +34,9 @@ impl MutEventSubscriber for Wake {
 }
 
 impl EventLoop {
-    /// Starts the loop with these subscribers.
-    pub fn spawn(subscribers: Vec<Subscriber>) -> io::Result<Self> {
+    /// Starts the loop with these subscribers. `failed` is told, on the loop's thread, that it has ended by itself: then
+    /// no device works any more.
+    pub fn spawn(subscribers: Vec<Subscriber>, failed: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
         let quit = Arc::new(AtomicBool::new(false));
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let mut manager = EventManager::<Subscriber>::new().map_err(|e| io::Error::other(e.to_string()))?;
@@ -44,9 +46,14 @@ impl EventLoop {
         manager.add_subscriber(Arc::new(Mutex::new(Wake(wake.try_clone()?))));
         let stop = quit.clone();
         let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
-            while !stop.load(Ordering::Acquire) {
-                // EINTR is the only error here that can occur and pass.
-                let _ = manager.run();
+            let served = catch_unwind(AssertUnwindSafe(|| {
+                while !stop.load(Ordering::Acquire) {
+                    // EINTR is the only error here that can occur and pass.
+                    let _ = manager.run();
+                }
+            }));
+            if served.is_err() {
+                failed("the devices' thread panicked: a defect of Wherry, see the VM's standard error");
             }
         })?;
         Ok(Self { quit, wake, thread: Some(thread) })
@@ -60,5 +67,36 @@ impl Drop for EventLoop {
         if let Some(t) = self.thread.take() {
             let _ = t.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    struct Broken(EventFd);
+
+    impl MutEventSubscriber for Broken {
+        fn process(&mut self, _: Events, _: &mut EventOps) {
+            panic!("injected");
+        }
+
+        fn init(&mut self, ops: &mut EventOps) {
+            ops.add(Events::new(&self.0, EventSet::IN)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_device_is_told() {
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        kick.write(1).unwrap();
+        let (sender, told) = channel();
+        let broken: Subscriber = Arc::new(Mutex::new(Broken(kick)));
+        let tell = move |why: &str| sender.send(why.to_owned()).unwrap();
+        let running = EventLoop::spawn(vec![broken], tell).unwrap();
+        assert!(told.recv().unwrap().contains("panicked"));
+        drop(running);
     }
 }

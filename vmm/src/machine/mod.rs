@@ -8,8 +8,11 @@
 
 mod balloon;
 pub mod controller;
+mod ending;
 mod event_loop;
 mod irq;
+pub mod life;
+pub mod owner;
 mod run;
 pub mod state;
 
@@ -36,9 +39,11 @@ use crate::console::Console;
 use crate::cpu::{self, state::StateAccess, vm_state::VmStateV1};
 use crate::memory::{KvmDirtyLog, PAGE, Ram};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
-use controller::Event;
+use ending::Ending;
 use event_loop::EventLoop;
 use irq::KvmIrqLine;
+use life::{End, Gate};
+use owner::Vcpus;
 
 /// virtio-mmio slot of the balloon.
 const BALLOON_SLOT: u32 = 0;
@@ -50,8 +55,8 @@ const QUEUE_NOTIFY: u64 = 0x50;
 pub struct MachineHooks {
     /// Where COM1 goes.
     pub console: Console,
-    /// Told what the guest does to the machine.
-    pub on_event: Arc<dyn Fn(Event) + Send + Sync>,
+    /// Told that the guest has ended itself, on any thread; must not wait.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// See the module's text.
@@ -67,8 +72,9 @@ pub struct Machine {
     log: Arc<KvmDirtyLog>,
     ram: Arc<Ram>,
     vm: Arc<VmFd>,
-    /// Whether vCPUs and devices run.
-    running: Mutex<bool>,
+    /// Whether vCPUs and devices run, and who may start them.
+    gate: Mutex<Gate>,
+    ending: Arc<Ending>,
 }
 
 /// Opens /dev/kvm, or says what to do about it.
@@ -82,15 +88,15 @@ pub fn rss_bytes() -> u64 {
     text.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * PAGE
 }
 
-struct PowerEvents(Arc<dyn Fn(Event) + Send + Sync>);
+struct PowerEvents(Arc<Ending>);
 
 impl PowerSink for PowerEvents {
     fn power_off(&self) {
-        (self.0)(Event::PowerOff);
+        self.0.note(End::PowerOff, "");
     }
 
     fn reset(&self) {
-        (self.0)(Event::Reset);
+        self.0.note(End::Reset, "");
     }
 }
 
@@ -141,12 +147,13 @@ impl Machine {
         let log = Arc::new(KvmDirtyLog::new(vm.clone(), ram.clone()));
         log.map_ram().context("KVM does not take the guest memory")?;
 
+        let ending = Arc::new(Ending::new(hooks.wake.clone()));
         let line = |gsi| -> Arc<dyn InterruptLine> { Arc::new(KvmIrqLine { vm: vm.clone(), gsi }) };
         let (mut ports, mut mmio) = (Bus::new(), Bus::new());
         let serial = Arc::new(Mutex::new(build_serial(line(layout::COM1_GSI), hooks, restored)?));
         let port: Arc<Mutex<dyn BusDevice>> = serial.clone();
         ports.insert(u64::from(layout::COM1_PORT), 8, port)?;
-        let power = Arc::new(Mutex::new(build_power(line(layout::ACPI_EVENT_GSI), hooks, restored)));
+        let power = Arc::new(Mutex::new(build_power(line(layout::ACPI_EVENT_GSI), &ending, restored)));
         let port: Arc<Mutex<dyn BusDevice>> = power.clone();
         ports.insert(u64::from(layout::ACPI_SLEEP_CONTROL_PORT), 16, port)?;
 
@@ -166,16 +173,15 @@ impl Machine {
             balloon = Some(handle);
         }
 
-        let on_event = hooks.on_event.clone();
+        let (told, asked, failed) = (ending.clone(), ending.clone(), ending.clone());
         let context = VcpuContext {
             pio: Arc::new(ports),
             mmio: Arc::new(mmio),
-            on_event: Arc::new(move |e| {
-                on_event(match e {
-                    VcpuEvent::Shutdown => Event::Reset,
-                    VcpuEvent::Fatal(why) => Event::Fatal(why),
-                });
+            on_event: Arc::new(move |e| match e {
+                VcpuEvent::Shutdown => told.note(End::Reset, ""),
+                VcpuEvent::Fatal(why) => told.note(End::Fatal, &why),
             }),
+            is_over: Arc::new(move || asked.is_over()),
         };
         let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
         if let Some(s) = restored {
@@ -193,7 +199,8 @@ impl Machine {
         Ok(Self {
             vcpus,
             access,
-            _event_loop: EventLoop::spawn(event_loop).context("cannot start the device thread")?,
+            _event_loop: EventLoop::spawn(event_loop, move |why| failed.note(End::Fatal, why))
+                .context("cannot start the device thread")?,
             serial,
             power,
             balloon,
@@ -201,7 +208,8 @@ impl Machine {
             log,
             ram,
             vm,
-            running: Mutex::new(false),
+            gate: Mutex::default(),
+            ending,
         })
     }
 
@@ -226,37 +234,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops vCPUs, then devices. Idempotent.
-    pub fn pause(&self) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::replace(&mut *running, false) {
-            return;
-        }
-        for v in &self.vcpus {
-            v.request_park();
-        }
-        for v in &self.vcpus {
-            v.wait_parked();
-        }
-        if let Some(b) = &self.balloon {
-            b.set_paused(true);
-        }
-    }
-
-    /// Starts devices, then vCPUs. Idempotent.
-    pub fn resume(&self) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *running, true) {
-            return;
-        }
-        if let Some(b) = &self.balloon {
-            b.set_paused(false);
-        }
-        for v in &self.vcpus {
-            // Only spares the guest a watchdog's warning; and before its first run there is nothing to tell.
-            let _ = cpu::state::note_pause(&v.fd());
-            v.run();
-        }
+    /// Why the guest crashed.
+    pub fn why(&self) -> String {
+        self.ending.why()
     }
 
     /// State of all but RAM. Paused machines only. `run_after`: whether it goes on running where it arrives.
@@ -307,6 +287,39 @@ impl Machine {
     }
 }
 
+impl Vcpus for Machine {
+    fn gate(&self) -> &Mutex<Gate> {
+        &self.gate
+    }
+
+    fn halt(&self) {
+        for v in &self.vcpus {
+            v.request_park();
+        }
+        for v in &self.vcpus {
+            v.wait_parked();
+        }
+        if let Some(b) = &self.balloon {
+            b.set_paused(true);
+        }
+    }
+
+    fn go(&self) {
+        if let Some(b) = &self.balloon {
+            b.set_paused(false);
+        }
+        for v in &self.vcpus {
+            // Only spares the guest a watchdog's warning; and before its first run there is nothing to tell.
+            let _ = cpu::state::note_pause(&v.fd());
+            v.run();
+        }
+    }
+
+    fn ended(&self) -> Option<End> {
+        self.ending.end()
+    }
+}
+
 fn build_serial(
     irq: Arc<dyn InterruptLine>,
     hooks: &MachineHooks,
@@ -319,8 +332,8 @@ fn build_serial(
     }
 }
 
-fn build_power(irq: Arc<dyn InterruptLine>, hooks: &MachineHooks, restored: Restored<'_>) -> Power {
-    let sink = Arc::new(PowerEvents(hooks.on_event.clone()));
+fn build_power(irq: Arc<dyn InterruptLine>, ending: &Arc<Ending>, restored: Restored<'_>) -> Power {
+    let sink = Arc::new(PowerEvents(ending.clone()));
     match restored {
         None => Power::new(irq, sink),
         Some(s) => Power::restore(s.power.clone(), irq, sink),

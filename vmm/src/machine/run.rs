@@ -1,23 +1,33 @@
 //! From the command line to the end of the guest: claim the name, build, boot, wait, reboot or leave.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{TryRecvError, channel};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::controller::{Controller, Event, Identity};
+use super::controller::{Controller, Identity};
+use super::life::{End, Event, Life};
+use super::owner::Owner;
 use super::state::{Description, Kernel};
 use super::{Machine, MachineHooks};
 use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink};
 use crate::console::Console;
-use crate::control::{NameClaim, RuntimeDir, Server, VmControl, VmState, signals};
+use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
 use crate::migrate;
+
+/// Reboots within [`BRAKE_WITHIN`] that go through at once.
+const BRAKE_AFTER: usize = 3;
+/// See [`BRAKE_AFTER`].
+const BRAKE_WITHIN: Duration = Duration::from_secs(10);
+/// The wait before each further one.
+const BRAKE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A VM process: its name, its control socket, its console.
 struct Host {
     controller: Arc<Controller>,
     console: Console,
-    events: Receiver<Event>,
     reboot: bool,
     /// Last, so that the socket and the lock go after everything else.
     _server: Server,
@@ -33,22 +43,25 @@ impl Host {
         let name = claim.name().to_owned();
         let (console, pty) =
             Console::open(serial).with_context(|| format!("cannot open the serial console {serial}"))?;
-        let (sender, events) = channel();
         let serial = Controller::describe_sink(serial, pty.as_deref());
         if let Some(path) = pty {
             eprintln!("wherry: the serial console of {name} is {}", path.display());
         }
-        let identity = Identity { name, kernel, serial };
-        let controller = Arc::new(Controller::new(identity, console.clone(), sender));
+        let identity = Identity { name, kernel, serial, reboot };
+        let controller = Arc::new(Controller::new(identity, console.clone()));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
-        Ok(Self { controller, console, events, reboot, _server: server })
+        Ok(Self { controller, console, reboot, _server: server })
+    }
+
+    fn owner(&self) -> &Arc<Owner<Machine>> {
+        self.controller.owner()
     }
 
     fn hooks(&self) -> MachineHooks {
-        let controller = self.controller.clone();
-        MachineHooks { console: self.console.clone(), on_event: Arc::new(move |e| controller.send(e)) }
+        let owner = self.owner().clone();
+        MachineHooks { console: self.console.clone(), wake: Arc::new(move || owner.poke()) }
     }
 
     fn boot(&self, kernel: &Kernel, description: &Description) -> anyhow::Result<Arc<Machine>> {
@@ -68,43 +81,61 @@ impl Host {
     }
 
     fn serve(&self, mut machine: Arc<Machine>) -> anyhow::Result<(ExitReason, Arc<Machine>)> {
+        let mut brake = Brake::default();
         loop {
-            let event = self.events.recv().unwrap_or(Event::Kill);
-            // A guest that ends while it migrates ends here, unless the hand-off was faster.
-            let state = match event {
-                Event::Migrated => VmState::Migrated,
-                _ => self.controller.settle_migration(&event),
+            // The owner stopped the machine when it came to this.
+            let end = self.owner().wait(|life| match life {
+                Life::Migrated => Some(None),
+                Life::Ended(end) => Some(Some(end)),
+                _ => None,
+            });
+            if end == Some(End::Reset) && self.reboot {
+                machine = self.reboot(machine, &mut brake)?;
+                continue;
+            }
+            let reason = match end {
+                None => ExitReason::Migrated,
+                Some(End::PowerOff) => ExitReason::PoweredOff,
+                Some(End::Reset) => ExitReason::Rebooted,
+                Some(End::Fatal) => ExitReason::Crashed(machine.why()),
+                Some(End::Kill) => ExitReason::Killed,
             };
-            let reason = match (event, state) {
-                (_, VmState::Migrated) => ExitReason::Migrated,
-                // The guest may run elsewhere; what it did here before that must neither restart nor end anything.
-                (e, VmState::MigrationUnknown) if e != Event::Kill => continue,
-                (Event::Reset, _) if self.reboot => {
-                    let description = machine.description().clone();
-                    self.controller.set_machine(None, VmState::Stopped);
-                    drop(machine);
-                    let kernel = description.kernel.clone();
-                    machine = self
-                        .boot(&kernel, &description)
-                        .context("the guest rebooted and cannot be started again")?;
-                    machine.resume();
-                    self.controller.set_machine(Some(machine.clone()), VmState::Running);
-                    continue;
-                }
-                (Event::PowerOff, _) => ExitReason::PoweredOff,
-                (Event::Reset, _) => ExitReason::Rebooted,
-                (Event::Fatal(why), _) => ExitReason::Crashed(why),
-                (Event::Kill | Event::Migrated, _) => ExitReason::Killed,
-            };
-            machine.pause();
-            self.controller.set_machine(None, end_state(&reason));
+            self.owner().clear();
             return Ok((reason, machine));
         }
     }
+
+    /// A new machine in place of one that reset itself; the old one if the VM was killed meanwhile.
+    fn reboot(&self, old: Arc<Machine>, brake: &mut Brake) -> anyhow::Result<Arc<Machine>> {
+        let owner = self.owner();
+        if owner.event(Event::Reboot).is_err() || owner.killed_within(brake.pause(Instant::now())) {
+            return Ok(old);
+        }
+        let description = old.description().clone();
+        owner.clear();
+        drop(old);
+        let kernel = description.kernel.clone();
+        let booted = self.boot(&kernel, &description);
+        let machine = booted.context("the guest rebooted and cannot be started again")?;
+        // Refused if it was killed meanwhile, which the run loop sees.
+        let _ = owner.arrive(machine.clone(), true);
+        Ok(machine)
+    }
 }
 
-fn end_state(reason: &ExitReason) -> VmState {
-    if *reason == ExitReason::Migrated { VmState::Migrated } else { VmState::Stopped }
+/// Keeps a guest that resets itself again and again from building machines as fast as the host can.
+#[derive(Default)]
+struct Brake {
+    reboots: VecDeque<Instant>,
+}
+
+impl Brake {
+    /// A reboot at `now`: how long to wait before it.
+    fn pause(&mut self, now: Instant) -> Duration {
+        self.reboots.retain(|before| now.duration_since(*before) < BRAKE_WITHIN);
+        self.reboots.push_back(now);
+        if self.reboots.len() > BRAKE_AFTER { BRAKE_PAUSE } else { Duration::ZERO }
+    }
 }
 
 /// Boots a machine and runs it to its end.
@@ -118,8 +149,8 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let description = Description::new(config.ram_bytes, config.nr_vcpus, config.balloon, kernel.clone())?;
     let host = Host::start(claim, Some(shown), &config.serial, config.reboot)?;
     let machine = host.boot(&kernel, &description)?;
-    host.controller.set_machine(Some(machine.clone()), VmState::Running);
-    machine.resume();
+    // Refused if it was killed meanwhile, which the run loop sees.
+    let _ = host.owner().arrive(machine.clone(), true);
     host.run(machine)
 }
 
@@ -141,20 +172,39 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
             let got = migrate::receive(&listener, hooks, &controller, config.progress);
             let _ = done.send(got);
-            controller.send(Event::Migrated);
+            drop(done);
+            controller.owner().poke();
         })?;
-        // The receiver's own event ends the wait, or a reason to leave. The guest may be faster than both.
-        let mut early = Vec::new();
-        loop {
-            match host.events.recv() {
-                Ok(Event::Migrated) => break,
-                Ok(Event::Kill) | Err(_) => return Ok(ExitReason::Killed),
-                Ok(event) => early.push(event),
+        // The guest may arrive and end before the receiver is through.
+        let got = host.owner().wait(|life| match (result.try_recv(), life) {
+            (Ok(got), _) => Some(Some(got)),
+            (Err(TryRecvError::Empty), Life::Ended(End::Kill)) => Some(None),
+            (Err(TryRecvError::Empty), _) => None,
+            (Err(TryRecvError::Disconnected), _) => {
+                Some(Some(Err(anyhow::anyhow!("the receiver ended without a result"))))
             }
-        }
+        });
+        let Some(got) = got else { return Ok(ExitReason::Killed) };
         let _ = thread.join();
-        early.into_iter().for_each(|event| host.controller.send(event));
-        result.recv().context("the receiver ended without a result")??
+        got?
     };
     host.run(machine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_reboots_go_through_and_the_fourth_within_ten_seconds_waits() {
+        let mut brake = Brake::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        for ms in [0, 10, 20] {
+            assert_eq!(brake.pause(at(ms)), Duration::ZERO);
+        }
+        assert_eq!(brake.pause(at(30)), BRAKE_PAUSE);
+        assert_eq!(brake.pause(at(1030)), BRAKE_PAUSE);
+        assert_eq!(brake.pause(at(20_000)), Duration::ZERO, "a while later nothing is left of it");
+    }
 }

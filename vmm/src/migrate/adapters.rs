@@ -9,6 +9,8 @@ use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{HintSink, HintSource, Machine as EngineMachine};
 
 use crate::machine::Machine;
+use crate::machine::life::Event;
+use crate::machine::owner::Owner;
 use crate::memory::Ram;
 
 /// The balloon as a source of hints: guest-physical ranges become page numbers.
@@ -85,21 +87,32 @@ impl HintSource for Hints {
 pub struct Pausing {
     /// The machine.
     pub machine: Arc<Machine>,
+    /// Who stops it, starts it and gives it away.
+    pub owner: Arc<Owner<Machine>>,
     /// Whether the guest runs: before, after a failure, and at the destination.
     pub run: bool,
 }
 
+impl Pausing {
+    fn event(&self, event: Event) -> io::Result<()> {
+        match self.owner.event(event) {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(io::Error::other(refusal)),
+        }
+    }
+}
+
 impl EngineMachine for Pausing {
     fn pause(&self) -> io::Result<()> {
-        self.machine.pause();
-        Ok(())
+        self.event(Event::Hold)
     }
 
     fn resume(&self) -> io::Result<()> {
-        if self.run {
-            self.machine.resume();
-        }
-        Ok(())
+        self.event(Event::Release)
+    }
+
+    fn hand_over(&self, begun: bool) -> io::Result<()> {
+        self.event(if begun { Event::HandOver } else { Event::TakeBack })
     }
 
     fn save(&self) -> io::Result<Vec<u8>> {

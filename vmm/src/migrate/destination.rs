@@ -8,7 +8,6 @@ use kvm_ioctls::VmFd;
 use wherry_migration::traits::{DestinationVm, GuestRam};
 use wherry_migration::{CancelToken, DestinationConfig, Listener, Phase, Snapshot};
 
-use crate::control::VmState;
 use crate::machine::controller::Controller;
 use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
 use crate::memory::{PAGE, Ram};
@@ -72,11 +71,9 @@ impl DestinationVm for Arriving<'_> {
     fn run(&mut self) -> io::Result<()> {
         let (machine, run) =
             self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
-        let state = if *run { VmState::Running } else { VmState::Paused };
-        self.controller.set_machine(Some(machine.clone()), state);
-        if *run {
-            machine.resume();
-        }
+        // The machine in charge and running in one step: a command before it finds no guest, one after it this one.
+        let owner = self.controller.owner();
+        owner.arrive(machine.clone(), *run).map_err(io::Error::other)?;
         give_back_later(machine);
         Ok(())
     }

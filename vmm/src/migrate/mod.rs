@@ -18,6 +18,8 @@ use wherry_migration::{
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
 use crate::machine::Machine;
 use crate::machine::controller::hint_policy;
+use crate::machine::life::{Event, Touch};
+use crate::machine::owner::Owner;
 use adapters::{Hints, Pausing};
 pub use destination::receive;
 
@@ -38,11 +40,11 @@ pub fn listen(uri: &str) -> anyhow::Result<Listener> {
 /// Migrates the machine away. On success it is paused for good and the report is returned; otherwise the error's code says
 /// whether the guest goes on here ([`ErrorCode::MigrationFailed`]) or that this is unknown ([`ErrorCode::MigrationUnknown`]).
 ///
-/// A guest that was `paused` stays so, here or there.
+/// A guest that does not `run` stays paused, here or there.
 pub fn to(
-    machine: &Arc<Machine>,
+    owner: &Arc<Owner<Machine>>,
+    (machine, run): (&Arc<Machine>, bool),
     request: &MigrateRequest,
-    paused: bool,
     tell: &mut dyn FnMut(Update),
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
@@ -55,8 +57,9 @@ pub fn to(
         ControlError::new(ErrorCode::MigrationFailed, chain(&e))
             .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here"))
     })?;
-    if !paused {
-        machine.refresh_statistics(STATISTICS_TIMEOUT);
+    let asked = owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
+    if let Ok((_, Some(before))) = asked {
+        machine.await_statistics(before, STATISTICS_TIMEOUT);
     }
     let vm = SourceVm {
         ram: machine.ram().clone(),
@@ -64,7 +67,7 @@ pub fn to(
         hints: machine
             .balloon()
             .map(|b| -> Arc<dyn HintSource> { Arc::new(Hints::new(machine.ram().clone(), b.clone())) }),
-        machine: Arc::new(Pausing { machine: machine.clone(), run: !paused }),
+        machine: Arc::new(Pausing { machine: machine.clone(), owner: owner.clone(), run }),
         description: (machine.description().encode())
             .map_err(|e| ControlError::new(ErrorCode::Failed, chain(&e)))?,
     };
@@ -96,7 +99,8 @@ pub fn to(
             Ok(Ok(report)) => serde_json::to_value(report)
                 .map_err(|e| ControlError::new(ErrorCode::Failed, format!("migrated, but no report: {e}"))),
             Ok(Err(failure)) => Err(explain(&failure)),
-            Err(_) => Err(ControlError::new(ErrorCode::MigrationUnknown, "the migration engine panicked")),
+            // Before it began or after it was over; whoever asked for the migration knows who owns the guest.
+            Err(_) => Err(ControlError::new(ErrorCode::MigrationFailed, "the migration engine panicked")),
         }
     })
 }
@@ -112,6 +116,7 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
         _ if failure.ownership == Ownership::SourcePaused => {
             error.hint("the guest is here, paused: `wherry resume` lets it go on")
         }
+        Error::Panicked => error.hint("this is a defect of Wherry: please report it"),
         Error::NotConverging { .. } => error.hint(
             "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless",
         ),

@@ -36,6 +36,8 @@ pub struct VcpuContext {
     pub mmio: Arc<Bus>,
     /// Told when the vCPU stops by itself. Called on the vCPU's thread; must not block on the machine.
     pub on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
+    /// Whether the guest has ended itself: then no vCPU goes on after its exit.
+    pub is_over: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +163,26 @@ impl Drop for Vcpu {
     }
 }
 
+/// Says that the thread has panicked, if it has: nobody must wait for it, and the machine must end.
+struct Panicked<'a>(&'a Shared, &'a VcpuContext);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        {
+            let mut inner = lock(&self.0.wish);
+            (inner.dead, inner.parked) = (true, true);
+        }
+        self.0.changed.notify_all();
+        let text = "a vCPU thread panicked: a defect of Wherry, see the VM's standard error";
+        (self.1.on_event)(VcpuEvent::Fatal(text.into()));
+    }
+}
+
 fn thread_main(shared: &Shared, ctx: &VcpuContext) {
+    let _panicked = Panicked(shared, ctx);
     loop {
         let mut inner = lock(&shared.wish);
         while inner.wish == Wish::Park || (inner.dead && inner.wish != Wish::Quit) {
@@ -177,10 +198,12 @@ fn thread_main(shared: &Shared, ctx: &VcpuContext) {
         drop(inner);
 
         let mut fd = lock(&shared.fd);
-        let end = run_until(&mut fd, ctx, || lock(&shared.wish).wish != Wish::Run);
+        let end = run_until(&mut fd, ctx, || (ctx.is_over)() || lock(&shared.wish).wish != Wish::Run);
         drop(fd);
-        if let Some(event) = end {
+        if end.is_some() || (ctx.is_over)() {
             lock(&shared.wish).dead = true;
+        }
+        if let Some(event) = end {
             (ctx.on_event)(event);
         }
     }
@@ -244,15 +267,110 @@ fn internal_error(fd: &mut VcpuFd) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use kvm_ioctls::{Kvm, VmFd};
+    use wherry_devices::BusDevice;
+
     use super::*;
+
+    fn context(pio: Bus, on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>) -> VcpuContext {
+        VcpuContext { pio: Arc::new(pio), mmio: Arc::new(Bus::new()), on_event, is_over: Arc::new(|| false) }
+    }
+
+    /// A vCPU in real mode at 0x1000, with `code` there; `None` without a KVM that runs it.
+    fn real_mode(code: &[u8], context: VcpuContext) -> Option<(Vcpu, VmFd)> {
+        let vm = Kvm::new().ok()?.create_vm().ok()?;
+        install_kick_handler();
+        let mut page = vec![0u8; 0x3000];
+        let start = page.as_ptr().align_offset(4096);
+        page[start..][..code.len()].copy_from_slice(code);
+        let page: &'static mut [u8] = page.leak();
+        let region = kvm_bindings::kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0x1000,
+            memory_size: 0x1000,
+            userspace_addr: page[start..].as_ptr() as u64,
+        };
+        // SAFETY: the region lies in memory that is leaked, so it outlives the VM.
+        unsafe { vm.set_user_memory_region(region) }.ok()?;
+        let fd = vm.create_vcpu(0).ok()?;
+        let mut sregs = fd.get_sregs().ok()?;
+        (sregs.cs.base, sregs.cs.selector) = (0, 0);
+        fd.set_sregs(&sregs).ok()?;
+        let regs = kvm_bindings::kvm_regs { rip: 0x1000, rflags: 2, ..Default::default() };
+        fd.set_regs(&regs).ok()?;
+        Some((Vcpu::spawn(0, fd, context).unwrap(), vm))
+    }
+
+    /// Writes to a port for ever.
+    const OUT_LOOP: [u8; 5] = [0xe6, 0x10, 0xeb, 0xfc, 0xf4];
+
+    struct Port<F>(F);
+
+    impl<F: FnMut() + Send> BusDevice for Port<F> {
+        fn read(&mut self, _: u64, _: &mut [u8]) {}
+        fn write(&mut self, _: u64, _: &[u8]) {
+            (self.0)();
+        }
+    }
+
+    fn bus(write: impl FnMut() + Send + 'static) -> Bus {
+        let mut bus = Bus::new();
+        bus.insert(0x10, 1, Arc::new(Mutex::new(Port(write)))).unwrap();
+        bus
+    }
+
+    fn told() -> (Arc<dyn Fn(VcpuEvent) + Send + Sync>, Receiver<VcpuEvent>) {
+        let (sender, events) = channel();
+        let sender = Mutex::new(sender);
+        (Arc::new(move |event| lock(&sender).send(event).unwrap()), events)
+    }
+
+    #[test]
+    fn a_panic_in_a_device_ends_the_machine_and_holds_up_nobody() {
+        let (on_event, events) = told();
+        let context = context(bus(|| panic!("injected")), on_event);
+        let Some((vcpu, _vm)) = real_mode(&OUT_LOOP, context) else { return };
+        vcpu.run();
+        let told = events.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(&told, VcpuEvent::Fatal(why) if why.contains("panicked")), "{told:?}");
+        // None of these waits for the thread that is gone.
+        vcpu.request_park();
+        vcpu.wait_parked();
+        vcpu.run();
+        vcpu.request_park();
+        vcpu.wait_parked();
+        assert!(vcpu.fd().get_regs().is_ok());
+    }
+
+    #[test]
+    fn a_vcpu_whose_guest_has_ended_parks_by_itself() {
+        let over = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let (count, looked) = (over.clone(), over.clone());
+        let writes = bus(move || {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        });
+        let is_over = Arc::new(move || looked.load(std::sync::atomic::Ordering::SeqCst) > 0);
+        let context = VcpuContext { is_over, ..context(writes, Arc::new(|_| {})) };
+        let Some((vcpu, _vm)) = real_mode(&OUT_LOOP, context) else { return };
+        vcpu.wait_parked();
+        vcpu.run();
+        // Nobody asks it to.
+        let mut inner = lock(&vcpu.shared.wish);
+        while !inner.parked {
+            inner = vcpu.shared.changed.wait(inner).unwrap();
+        }
+        assert_eq!(over.load(std::sync::atomic::Ordering::SeqCst), 1, "it ran on after its own end");
+    }
 
     #[test]
     fn a_vcpu_that_is_parked_again_at_once_says_so() {
         let Ok(kvm) = kvm_ioctls::Kvm::new() else { return };
         let Ok(vm) = kvm.create_vm() else { return };
         install_kick_handler();
-        let context =
-            VcpuContext { pio: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()), on_event: Arc::new(|_| {}) };
+        let context = context(Bus::new(), Arc::new(|_| {}));
         let vcpu = Vcpu::spawn(0, vm.create_vcpu(0).unwrap(), context).unwrap();
         vcpu.wait_parked();
         for _ in 0..100 {

@@ -193,6 +193,10 @@ impl Machine for Model {
         Ok(())
     }
 
+    fn hand_over(&self, _begun: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     fn save(&self) -> io::Result<Vec<u8>> {
         assert!(self.paused());
         Ok(b"state of the model".to_vec())

@@ -108,6 +108,10 @@ impl Machine for Recorder {
         self.note(RESUME);
         Ok(())
     }
+    fn hand_over(&self, _begun: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     fn save(&self) -> io::Result<Vec<u8>> {
         Ok(Vec::new())
     }

@@ -1,0 +1,374 @@
+//! The life of a VM as one state machine: who runs the guest, and what may happen next.
+//!
+//! [`step`] is pure and holds every transition; [`Owner`](super::owner::Owner) calls it under one lock and acts before it
+//! lets go. The model checker (`tests/model`) calls the same function.
+//!
+//! **Invariants.** The source's vCPUs never run after the hand-off began, unless a person says so (`resume --force`). While
+//! the engine holds the machine nobody else starts it. A guest that ended itself never runs again, here or elsewhere.
+//!
+//! | state | `pause` | `resume` | `migrate` | guest ends | `kill` |
+//! |---|---|---|---|---|---|
+//! | Receiving | no | no | no | - | Ended |
+//! | Running | Paused | as it is | Migrating | Ended | Ended |
+//! | Paused | as it is | Running | Migrating | Ended | Ended |
+//! | Migrating, not yet handed over | no | no | busy | cancels, then Ended | cancels, then Ended |
+//! | Migrating, hand-off begun | no | no | busy | - | Migrated, or Ended |
+//! | Unknown | no | `--force`: Running | no | - | Ended |
+//! | Migrated | no | no | no | - | - |
+//! | Ended | no | no | no | - | - |
+//! | Rebooting | no | no | no | - | Ended |
+//!
+//! The engine moves a migration along: `Hold` stops the machine for the switchover, `HandOver` begins the hand-off (and is
+//! refused unless the machine is still held), `TakeBack` says that not a byte of it left, `Release` lets the machine go on,
+//! `EngineEnded` ends it. Whether the guest may be elsewhere is read off the phase alone, so a panic needs no guess.
+
+use std::fmt;
+
+/// How a VM ends on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset itself.
+    Reset,
+    /// The guest cannot go on.
+    Fatal,
+    /// `kill`, or a signal.
+    Kill,
+}
+
+impl End {
+    /// The first end counts. A reset alone gives way: what may start again must not hide that it cannot, or must not.
+    #[must_use]
+    pub fn or(earlier: Option<Self>, later: Self) -> Self {
+        match (earlier, later) {
+            (None | Some(Self::Reset), later) => later,
+            (Some(first), _) => first,
+        }
+    }
+}
+
+/// How far a migration away is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// The guest goes on as it was.
+    Live,
+    /// The engine holds the machine still: the switchover.
+    Held,
+    /// The first byte of the hand-off may have left.
+    HandingOver,
+}
+
+/// The state of a VM. See the module's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// Waits for a guest, or receives one.
+    Receiving,
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped on request.
+    Paused,
+    /// The guest is on its way elsewhere.
+    Migrating {
+        /// Whether it runs, here after a failure and there after a success.
+        run: bool,
+        /// How far.
+        phase: Phase,
+        /// What ends the VM as soon as the engine has let go, unless it is gone by then.
+        ended: Option<End>,
+    },
+    /// The guest runs at the destination. Final.
+    Migrated,
+    /// The hand-off began and nobody knows whether it arrived: stopped here.
+    Unknown,
+    /// The VM is over on this host. Final, but for a reboot.
+    Ended(End),
+    /// The guest reset itself and a new machine is being built.
+    Rebooting,
+}
+
+/// What a command wants to touch. See [`Event::Touch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Touch {
+    /// Press the power button.
+    PowerButton,
+    /// Change the balloon's target.
+    BalloonTarget,
+    /// Ask the guest for statistics.
+    Statistics,
+}
+
+/// What happens to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The machine is built and may run (at start; `run: false` for a guest that was paused when it left its source).
+    Arrived {
+        /// Whether it runs.
+        run: bool,
+    },
+    /// `pause`.
+    Pause,
+    /// `resume`.
+    Resume {
+        /// Also after a migration whose outcome is unknown.
+        force: bool,
+    },
+    /// A command that changes the machine.
+    Touch(Touch),
+    /// `migrate`.
+    Migrate,
+    /// The engine stops the machine for good unless the migration fails.
+    Hold,
+    /// The engine is about to send the hand-off.
+    HandOver,
+    /// Not a byte of the hand-off was sent.
+    TakeBack,
+    /// The engine has failed and lets the guest go on.
+    Release,
+    /// The engine is through, or dead.
+    EngineEnded {
+        /// The destination says that it runs the guest.
+        moved: bool,
+    },
+    /// The guest ended itself, or was killed.
+    End(End),
+    /// The run loop builds a new machine after a reset.
+    Reboot,
+}
+
+/// What the owner does in the same breath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Act {
+    /// Nothing.
+    Nothing,
+    /// Stops the machine.
+    Stop,
+    /// Starts the machine.
+    Start,
+    /// Starts the machine although it was handed over.
+    StartAnyway,
+    /// Stops the machine so that only [`Act::Release`] and what follows it start it again.
+    Hold,
+    /// Makes the machine refuse to run.
+    HandOver,
+    /// Takes [`Act::HandOver`] back: held as before.
+    TakeBack,
+    /// Takes the hold away and starts the machine.
+    Release,
+    /// Takes the hold away; the machine stays stopped.
+    LetGo,
+    /// Stops the machine and cancels the migration.
+    StopAndCancel,
+}
+
+/// Why an event is refused. Nothing has changed then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// The VM is in another state.
+    #[error("the VM is {0}")]
+    State(Life),
+    /// A migration is under way.
+    #[error("a migration is under way")]
+    Busy,
+    /// The guest is on its way: what would be changed here would be lost.
+    #[error("the guest is being handed over")]
+    BeingHandedOver,
+    /// Only `resume --force`.
+    #[error("the guest may run at the destination")]
+    NeedsForce,
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Life::Receiving => "receiving",
+            Life::Running => "running",
+            Life::Paused => "paused",
+            Life::Migrating { .. } => "migrating",
+            Life::Migrated => "migrated",
+            Life::Unknown => "migration-unknown",
+            Life::Ended(_) | Life::Rebooting => "stopped",
+        })
+    }
+}
+
+/// The one transition function: the next state and what to do, or why not.
+///
+/// # Errors
+/// The event is not for this state.
+pub fn step(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
+    use Life::{Ended, Migrated, Migrating, Paused, Rebooting, Receiving, Running, Unknown};
+    use Phase::{HandingOver, Held, Live};
+    let no = Err(Refusal::State(life));
+    let next = match (event, life) {
+        // A new machine.
+        (Event::Arrived { run: true }, Receiving | Rebooting) => (Running, Act::Start),
+        (Event::Arrived { run: false }, Receiving) => (Paused, Act::Nothing),
+        (Event::Reboot, Ended(End::Reset)) => (Rebooting, Act::Nothing),
+        (Event::Arrived { .. } | Event::Reboot, _) => return no,
+
+        // Commands.
+        (Event::Pause, Running) => (Paused, Act::Stop),
+        (Event::Pause, Paused) | (Event::Resume { .. }, Running) => (life, Act::Nothing),
+        (Event::Resume { .. }, Paused) => (Running, Act::Start),
+        (Event::Resume { force: true }, Unknown) => (Running, Act::StartAnyway),
+        (Event::Resume { force: false }, Unknown) => return Err(Refusal::NeedsForce),
+        (Event::Migrate, Running | Paused) => {
+            (Migrating { run: life == Running, phase: Live, ended: None }, Act::Nothing)
+        }
+        (Event::Migrate, Migrating { .. }) => return Err(Refusal::Busy),
+        (Event::Touch(_), Running | Migrating { run: true, phase: Live, ended: None }) => {
+            (life, Act::Nothing)
+        }
+        (Event::Touch(_), Migrating { phase: Held | HandingOver, .. }) => {
+            return Err(Refusal::BeingHandedOver);
+        }
+        // A paused machine stays as it is.
+        (Event::Touch(_), Migrating { run: false, .. }) => return Err(Refusal::State(Paused)),
+        (Event::Pause | Event::Resume { .. } | Event::Migrate | Event::Touch(_), _) => return no,
+
+        // The engine.
+        (Event::Hold, Migrating { run, phase: Live | Held, ended: None }) => {
+            (Migrating { run, phase: Held, ended: None }, Act::Hold)
+        }
+        // After its success, to be quite sure.
+        (Event::Hold, Migrating { phase: HandingOver, .. }) => (life, Act::Stop),
+        (Event::HandOver, Migrating { run, phase: Held, ended: None }) => {
+            (Migrating { run, phase: HandingOver, ended: None }, Act::HandOver)
+        }
+        (Event::TakeBack, Migrating { run, phase: HandingOver, ended }) => {
+            (Migrating { run, phase: Held, ended }, Act::TakeBack)
+        }
+        (Event::Release, Migrating { run, phase: Held, ended }) => {
+            let act = if run && ended.is_none() { Act::Release } else { Act::LetGo };
+            (Migrating { run, phase: Live, ended }, act)
+        }
+        (Event::Release, Migrating { phase: Live, .. }) => (life, Act::Nothing),
+        (Event::Hold | Event::HandOver | Event::TakeBack | Event::Release, _) => return no,
+        (Event::EngineEnded { moved: true }, Migrating { phase: HandingOver, .. }) => (Migrated, Act::Stop),
+        (Event::EngineEnded { moved: false }, Migrating { phase: HandingOver, ended, .. }) => {
+            (ended.map_or(Unknown, Ended), Act::Stop)
+        }
+        // It cannot have moved without a hand-off; if it says so, the guest does not run here either.
+        (Event::EngineEnded { moved: true }, Migrating { .. }) => (Unknown, Act::Stop),
+        (Event::EngineEnded { .. }, Migrating { ended: Some(end), .. }) => (Ended(end), Act::Stop),
+        // The engine died holding it: stopped and ours.
+        (Event::EngineEnded { .. }, Migrating { phase: Held, .. }) => (Paused, Act::LetGo),
+        (Event::EngineEnded { .. }, Migrating { run: true, .. }) => (Running, Act::Nothing),
+        (Event::EngineEnded { .. }, Migrating { run: false, .. }) => (Paused, Act::Nothing),
+        (Event::EngineEnded { .. }, _) => return no,
+
+        // Ends.
+        (Event::End(end), Running | Paused) => (Ended(end), Act::Stop),
+        (Event::End(End::Kill), Receiving | Unknown | Rebooting) => (Ended(End::Kill), Act::Stop),
+        (Event::End(end), Migrating { run, phase: phase @ (Live | Held), ended }) => {
+            let act = if ended.is_none() { Act::StopAndCancel } else { Act::Nothing };
+            (Migrating { run, phase, ended: Some(End::or(ended, end)) }, act)
+        }
+        (Event::End(End::Kill), Migrating { run, phase: HandingOver, .. }) => {
+            (Migrating { run, phase: HandingOver, ended: Some(End::Kill) }, Act::Nothing)
+        }
+        (Event::End(end), Ended(End::Reset)) => (Ended(End::or(Some(End::Reset), end)), Act::Nothing),
+        // Over already, or the guest's life goes on elsewhere.
+        (Event::End(_), _) => (life, Act::Nothing),
+    };
+    Ok(next)
+}
+
+/// Whether a machine runs, and who may start it. The machine's own, below the owner: a second wall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Gate {
+    running: bool,
+    held: bool,
+    handed_over: bool,
+    starts: u32,
+}
+
+/// The engine's hold on a machine: while it lives, only its holder starts the machine.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Hold {
+    starts: u32,
+}
+
+/// The machine may not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Shut {
+    /// By a migration's switchover.
+    #[error("a migration holds the machine")]
+    Held,
+    /// For good.
+    #[error("the guest was handed over and may run at the destination")]
+    HandedOver,
+    /// Not as it was when it was stopped for the hand-off.
+    #[error("the guest ran after it was stopped for the hand-off")]
+    Moved,
+}
+
+impl Gate {
+    /// Whether the vCPUs are meant to run.
+    #[must_use]
+    pub fn running(&self) -> bool {
+        self.running
+    }
+
+    /// The machine is to stop. Whether it ran.
+    pub fn stop(&mut self) -> bool {
+        std::mem::take(&mut self.running)
+    }
+
+    /// The machine is to start. Whether it stood still.
+    ///
+    /// # Errors
+    /// Held or handed over.
+    pub fn start(&mut self) -> Result<bool, Shut> {
+        match (self.handed_over, self.held) {
+            (true, _) => Err(Shut::HandedOver),
+            (_, true) => Err(Shut::Held),
+            _ if self.running => Ok(false),
+            _ => {
+                self.running = true;
+                self.starts = self.starts.wrapping_add(1);
+                Ok(true)
+            }
+        }
+    }
+
+    /// From here on [`start`](Self::start) fails. The machine must have been stopped.
+    ///
+    /// # Errors
+    /// Handed over.
+    pub fn hold(&mut self) -> Result<Hold, Shut> {
+        if self.handed_over {
+            return Err(Shut::HandedOver);
+        }
+        self.held = true;
+        Ok(Hold { starts: self.starts })
+    }
+
+    /// Ends a hold; a machine that was handed over stays shut.
+    pub fn release(&mut self, _hold: Hold) {
+        self.held = false;
+    }
+
+    /// From here on the machine never runs again.
+    ///
+    /// # Errors
+    /// It has run since it was held.
+    pub fn hand_over(&mut self, hold: &Hold) -> Result<(), Shut> {
+        if self.running || !self.held || self.starts != hold.starts {
+            return Err(Shut::Moved);
+        }
+        self.handed_over = true;
+        Ok(())
+    }
+
+    /// Undoes [`hand_over`](Self::hand_over): not a byte of the hand-off was sent.
+    pub fn take_back(&mut self, _hold: &Hold) {
+        self.handed_over = false;
+    }
+
+    /// Somebody knows that the guest runs nowhere else.
+    pub fn open_anyway(&mut self) {
+        (self.held, self.handed_over) = (false, false);
+    }
+}

@@ -1,0 +1,304 @@
+//! The one owner of "who runs": the state of a VM and its machine, under one lock.
+//!
+//! Every change of state is one breath: look, decide ([`step`]), act on the machine, note. What the guest did to itself is
+//! looked at first, so no decision is made on a machine that is over already.
+//!
+//! Three things do not wait for that lock, so that they get through whatever holds it: the guest's end (a slot of the
+//! machine), `kill` (a flag), and `cancel` (the token's atomic).
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use wherry_migration::CancelToken;
+
+use super::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Shut, step};
+
+/// A machine as its owner sees it. Implementors give the first four; the rest is the same for all.
+pub trait Vcpus: Send + Sync {
+    /// The machine's own wall.
+    fn gate(&self) -> &Mutex<Gate>;
+
+    /// Stops vCPUs, then devices. Returns when they stand still.
+    fn halt(&self);
+
+    /// Starts devices, then vCPUs.
+    fn go(&self);
+
+    /// What the guest did to end itself.
+    fn ended(&self) -> Option<End>;
+
+    /// Stops the machine. Idempotent.
+    fn stop(&self) {
+        let mut gate = lock(self.gate());
+        if gate.stop() {
+            self.halt();
+        }
+    }
+
+    /// Starts the machine. Idempotent.
+    ///
+    /// # Errors
+    /// A migration holds it or took it away.
+    fn start(&self) -> Result<(), Shut> {
+        let mut gate = lock(self.gate());
+        if gate.start()? {
+            self.go();
+        }
+        Ok(())
+    }
+
+    /// Stops the machine; until the hold is given back only its holder starts it.
+    ///
+    /// # Errors
+    /// It was handed over.
+    fn hold(&self) -> Result<Hold, Shut> {
+        let mut gate = lock(self.gate());
+        if gate.stop() {
+            self.halt();
+        }
+        gate.hold()
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is plain data and whole at any time.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Inner<M> {
+    life: Life,
+    machine: Option<Arc<M>>,
+    hold: Option<Hold>,
+}
+
+/// What wakes the run loop.
+#[derive(Default)]
+struct Signal {
+    poked: bool,
+    killed: bool,
+}
+
+/// See the module's text.
+pub struct Owner<M> {
+    inner: Mutex<Inner<M>>,
+    signal: Mutex<Signal>,
+    changed: Condvar,
+    cancel: Mutex<Option<CancelToken>>,
+}
+
+impl<M: Vcpus> Default for Owner<M> {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::new(Inner { life: Life::Receiving, machine: None, hold: None }),
+            signal: Mutex::default(),
+            changed: Condvar::new(),
+            cancel: Mutex::new(None),
+        }
+    }
+}
+
+impl<M: Vcpus> Owner<M> {
+    /// The state, with everything in it that the guest did.
+    pub fn life(&self) -> Life {
+        let mut inner = lock(&self.inner);
+        self.catch_up(&mut inner);
+        inner.life
+    }
+
+    /// The machine in charge, if there is one, and the state.
+    pub fn machine(&self) -> (Option<Arc<M>>, Life) {
+        let mut inner = lock(&self.inner);
+        self.catch_up(&mut inner);
+        (inner.machine.clone(), inner.life)
+    }
+
+    /// Lets an event happen. Returns the state after it.
+    ///
+    /// # Errors
+    /// It is refused; nothing has changed.
+    pub fn event(&self, event: Event) -> Result<Life, Refusal> {
+        self.touch(event, |_| ()).map(|(life, ())| life)
+    }
+
+    /// As [`event`](Self::event), and runs `work` on the machine before anything else can happen. `work` must not wait.
+    ///
+    /// # Errors
+    /// As there, and if there is no machine.
+    pub fn touch<T>(&self, event: Event, work: impl FnOnce(&M) -> T) -> Result<(Life, T), Refusal> {
+        let mut inner = lock(&self.inner);
+        self.catch_up(&mut inner);
+        self.apply(&mut inner, event)?;
+        // A guest may have ended itself while it was stopped.
+        self.catch_up(&mut inner);
+        let done = inner.machine.as_deref().map(work).ok_or(Refusal::State(inner.life))?;
+        let life = inner.life;
+        drop(inner);
+        self.poke();
+        Ok((life, done))
+    }
+
+    /// Puts a machine in charge and, if it is to `run`, starts it.
+    ///
+    /// # Errors
+    /// The VM was ended meanwhile.
+    pub fn arrive(&self, machine: Arc<M>, run: bool) -> Result<(), Refusal> {
+        let mut inner = lock(&self.inner);
+        self.catch_up(&mut inner);
+        let before = inner.machine.replace(machine);
+        let arrived = self.apply(&mut inner, Event::Arrived { run });
+        if arrived.is_err() {
+            inner.machine = before;
+        }
+        arrived
+    }
+
+    /// Begins a migration that `cancel` cancels. Returns the machine, and whether its guest runs.
+    ///
+    /// # Errors
+    /// Not in this state.
+    pub fn migrate(&self, cancel: &CancelToken) -> Result<(Arc<M>, bool), Refusal> {
+        let mut inner = lock(&self.inner);
+        self.catch_up(&mut inner);
+        let machine = inner.machine.clone().ok_or(Refusal::State(inner.life))?;
+        self.apply(&mut inner, Event::Migrate)?;
+        *lock(&self.cancel) = Some(cancel.clone());
+        Ok((machine, matches!(inner.life, Life::Migrating { run: true, .. })))
+    }
+
+    /// Ends a migration. Returns the state before and after, and how the guest ended meanwhile.
+    pub fn engine_ended(&self, moved: bool) -> (Life, Option<End>) {
+        let mut inner = lock(&self.inner);
+        self.catch_up(&mut inner);
+        *lock(&self.cancel) = None;
+        let ended = match inner.life {
+            Life::Migrating { ended, .. } => ended,
+            _ => None,
+        };
+        // Only a migration ends one: refused means that it has ended already.
+        let _ = self.apply(&mut inner, Event::EngineEnded { moved });
+        let life = inner.life;
+        drop(inner);
+        self.poke();
+        (life, ended)
+    }
+
+    /// Whether a hand-off has begun.
+    pub fn handed_over(&self) -> bool {
+        matches!(lock(&self.inner).life, Life::Migrating { phase: Phase::HandingOver, .. })
+    }
+
+    /// Cancels the migration under way. `None` if there is none; false if it is too late.
+    pub fn cancel(&self) -> Option<bool> {
+        lock(&self.cancel).as_ref().map(CancelToken::cancel)
+    }
+
+    /// Takes the machine away: it is over, or being built anew.
+    pub fn clear(&self) {
+        lock(&self.inner).machine = None;
+    }
+
+    /// Ends the VM as soon as that can be. Never waits.
+    pub fn kill(&self) {
+        lock(&self.signal).killed = true;
+        self.poke();
+    }
+
+    /// Wakes the run loop.
+    pub fn poke(&self) {
+        lock(&self.signal).poked = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `ready` of the state gives something; looks again whenever something happened.
+    pub fn wait<T>(&self, mut ready: impl FnMut(Life) -> Option<T>) -> T {
+        loop {
+            if let Some(done) = ready(self.life()) {
+                return done;
+            }
+            let mut signal = lock(&self.signal);
+            while !std::mem::take(&mut signal.poked) {
+                signal = self.changed.wait(signal).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Waits for `time`, less if the VM is killed. Whether it was.
+    pub fn killed_within(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        let mut signal = lock(&self.signal);
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if signal.killed || left.is_zero() {
+                return signal.killed;
+            }
+            let wait = self.changed.wait_timeout(signal, left);
+            signal = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What the guest and `kill` did since anybody looked.
+    fn catch_up(&self, inner: &mut Inner<M>) {
+        let killed = lock(&self.signal).killed.then_some(End::Kill);
+        let ended = inner.machine.as_ref().and_then(|m| m.ended());
+        for end in [ended, killed].into_iter().flatten() {
+            // An end is never refused.
+            let _ = self.apply(inner, Event::End(end));
+        }
+    }
+
+    fn apply(&self, inner: &mut Inner<M>, event: Event) -> Result<(), Refusal> {
+        let (next, act) = step(inner.life, event)?;
+        if let Err(shut) = self.act(inner, act) {
+            // The machine's own wall: what it says is final.
+            return Err(match shut {
+                Shut::Held | Shut::Moved => Refusal::BeingHandedOver,
+                Shut::HandedOver => Refusal::State(Life::Unknown),
+            });
+        }
+        inner.life = next;
+        Ok(())
+    }
+
+    fn act(&self, inner: &mut Inner<M>, act: Act) -> Result<(), Shut> {
+        let Some(m) = inner.machine.clone() else { return Ok(()) };
+        match act {
+            Act::Nothing => {}
+            Act::Stop => m.stop(),
+            Act::Start => m.start()?,
+            Act::StartAnyway => {
+                inner.hold = None;
+                lock(m.gate()).open_anyway();
+                m.start()?;
+            }
+            Act::Hold => inner.hold = Some(m.hold()?),
+            Act::HandOver => {
+                let hold = inner.hold.as_ref().ok_or(Shut::Moved)?;
+                lock(m.gate()).hand_over(hold)?;
+            }
+            Act::TakeBack => {
+                if let Some(hold) = &inner.hold {
+                    lock(m.gate()).take_back(hold);
+                }
+            }
+            Act::Release | Act::LetGo => {
+                if let Some(hold) = inner.hold.take() {
+                    lock(m.gate()).release(hold);
+                }
+                if act == Act::Release {
+                    m.start()?;
+                }
+            }
+            Act::StopAndCancel => {
+                if let Some(cancel) = &*lock(&self.cancel) {
+                    cancel.cancel();
+                }
+                m.stop();
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "owner_tests.rs"]
+mod tests;

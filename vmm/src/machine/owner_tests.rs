@@ -1,0 +1,289 @@
+//! Commands that meet: each order is forced by a machine that stands still in the middle of what it does.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+
+use super::*;
+use crate::machine::life::{Phase, Touch};
+
+/// A machine that says when it halts or goes, and does it only then.
+#[derive(Default)]
+struct Fake {
+    gate: Mutex<Gate>,
+    ended: Mutex<Option<End>>,
+    runs: AtomicBool,
+    /// Met at the beginning and at the end of the next `halt` or `go`.
+    meet: Mutex<Option<Arc<Barrier>>>,
+}
+
+impl Fake {
+    fn turn(&self, runs: bool) {
+        let meet = lock(&self.meet).take();
+        if let Some(meet) = &meet {
+            meet.wait();
+            meet.wait();
+        }
+        self.runs.store(runs, SeqCst);
+    }
+
+    fn runs(&self) -> bool {
+        self.runs.load(SeqCst)
+    }
+
+    /// The next change of "runs" stops before it happens, and after this was met twice goes on.
+    fn stop_at_next(&self) -> Arc<Barrier> {
+        let meet = Arc::new(Barrier::new(2));
+        *lock(&self.meet) = Some(meet.clone());
+        meet
+    }
+}
+
+impl Vcpus for Fake {
+    fn gate(&self) -> &Mutex<Gate> {
+        &self.gate
+    }
+
+    fn halt(&self) {
+        self.turn(false);
+    }
+
+    fn go(&self) {
+        self.turn(true);
+    }
+
+    fn ended(&self) -> Option<End> {
+        *lock(&self.ended)
+    }
+}
+
+fn running() -> (Arc<Owner<Fake>>, Arc<Fake>) {
+    let (owner, machine) = (Arc::new(Owner::default()), Arc::new(Fake::default()));
+    owner.arrive(machine.clone(), true).unwrap();
+    (owner, machine)
+}
+
+/// Up to the moment before the hand-off.
+fn held(owner: &Owner<Fake>) {
+    owner.migrate(&CancelToken::new()).unwrap();
+    owner.event(Event::Hold).unwrap();
+}
+
+#[test]
+fn pause_beside_migrate_then_resume_never_runs_what_was_handed_over() {
+    let (owner, machine) = running();
+    let meet = machine.stop_at_next();
+    let pausing = thread::spawn({
+        let owner = owner.clone();
+        move || owner.event(Event::Pause)
+    });
+    meet.wait();
+    // The machine is being paused. A migration that begins now waits for it and finds a paused VM.
+    let migrating = thread::spawn({
+        let owner = owner.clone();
+        move || owner.migrate(&CancelToken::new()).map(|(_, run)| run)
+    });
+    meet.wait();
+    assert_eq!(pausing.join().unwrap(), Ok(Life::Paused));
+    assert_eq!(migrating.join().unwrap(), Ok(false), "it arrives paused");
+    let refused = owner.event(Event::Resume { force: false });
+    assert!(matches!(refused, Err(Refusal::State(Life::Migrating { .. }))), "{refused:?}");
+    owner.event(Event::Hold).unwrap();
+    owner.event(Event::HandOver).unwrap();
+    for force in [false, true] {
+        assert!(owner.event(Event::Resume { force }).is_err());
+    }
+    assert_eq!(owner.engine_ended(false).0, Life::Unknown);
+    assert_eq!(owner.event(Event::Resume { force: false }), Err(Refusal::NeedsForce));
+    assert!(!machine.runs());
+    owner.event(Event::Resume { force: true }).unwrap();
+    assert!(machine.runs());
+}
+
+#[test]
+fn a_resume_that_meets_a_migrate_counts() {
+    let (owner, machine) = running();
+    owner.event(Event::Pause).unwrap();
+    let meet = machine.stop_at_next();
+    let resuming = thread::spawn({
+        let owner = owner.clone();
+        move || owner.event(Event::Resume { force: false })
+    });
+    meet.wait();
+    let migrating = thread::spawn({
+        let owner = owner.clone();
+        move || owner.migrate(&CancelToken::new()).map(|(_, run)| run)
+    });
+    meet.wait();
+    assert_eq!(resuming.join().unwrap(), Ok(Life::Running));
+    assert_eq!(migrating.join().unwrap(), Ok(true), "the guest runs on where it arrives");
+}
+
+#[test]
+fn a_machine_that_is_held_is_started_by_nobody_else() {
+    let (owner, machine) = running();
+    held(&owner);
+    assert_eq!(machine.start(), Err(Shut::Held));
+    owner.event(Event::HandOver).unwrap();
+    assert_eq!(machine.start(), Err(Shut::HandedOver));
+    assert!(!machine.runs());
+    assert_eq!(owner.engine_ended(true), (Life::Migrated, None));
+    assert_eq!(machine.start(), Err(Shut::HandedOver), "for good");
+}
+
+#[test]
+fn a_hand_off_is_refused_if_the_machine_ran_since_it_was_held() {
+    let (owner, machine) = running();
+    held(&owner);
+    // What no command can do any more: somebody starts the machine behind its owner's back.
+    lock(machine.gate()).open_anyway();
+    machine.start().unwrap();
+    machine.stop();
+    assert!(owner.event(Event::HandOver).is_err());
+}
+
+#[test]
+fn a_failed_migration_leaves_the_guest_as_it_was() {
+    for paused in [false, true] {
+        let (owner, machine) = running();
+        if paused {
+            owner.event(Event::Pause).unwrap();
+        }
+        held(&owner);
+        owner.event(Event::HandOver).unwrap();
+        owner.event(Event::TakeBack).unwrap();
+        owner.event(Event::Release).unwrap();
+        let (life, ended) = owner.engine_ended(false);
+        assert_eq!((life, ended), (if paused { Life::Paused } else { Life::Running }, None));
+        assert_eq!(machine.runs(), !paused);
+        owner.event(Event::Resume { force: false }).unwrap();
+        assert!(machine.runs());
+    }
+}
+
+#[test]
+fn a_guest_that_has_ended_is_not_migrated_and_does_not_run_again() {
+    let (owner, machine) = running();
+    *lock(&machine.ended) = Some(End::PowerOff);
+    let refused = owner.migrate(&CancelToken::new()).err();
+    assert_eq!(refused, Some(Refusal::State(Life::Ended(End::PowerOff))));
+    assert!(!machine.runs());
+
+    // In the middle of a migration: the last exit of a vCPU that was being stopped.
+    let (owner, machine) = running();
+    let cancel = CancelToken::new();
+    owner.migrate(&cancel).unwrap();
+    let meet = machine.stop_at_next();
+    let holding = thread::spawn({
+        let owner = owner.clone();
+        move || owner.event(Event::Hold)
+    });
+    meet.wait();
+    *lock(&machine.ended) = Some(End::PowerOff);
+    meet.wait();
+    holding.join().unwrap().unwrap();
+    assert!(cancel.is_cancelled());
+    assert!(owner.event(Event::HandOver).is_err());
+    owner.event(Event::Release).unwrap();
+    assert_eq!(owner.engine_ended(false), (Life::Ended(End::PowerOff), Some(End::PowerOff)));
+    assert!(!machine.runs());
+}
+
+#[test]
+fn what_a_machine_said_does_not_reach_the_next() {
+    let (owner, machine) = running();
+    *lock(&machine.ended) = Some(End::Reset);
+    assert_eq!(owner.life(), Life::Ended(End::Reset));
+    owner.event(Event::Reboot).unwrap();
+    owner.clear();
+    assert_eq!(owner.event(Event::Pause), Err(Refusal::State(Life::Rebooting)));
+    let next = Arc::new(Fake::default());
+    owner.arrive(next.clone(), true).unwrap();
+    // The old one is still about.
+    *lock(&machine.ended) = Some(End::PowerOff);
+    assert_eq!(owner.life(), Life::Running);
+    assert!(next.runs());
+}
+
+#[test]
+fn a_vm_that_is_killed_while_it_reboots_or_receives_ends() {
+    let (owner, machine) = running();
+    *lock(&machine.ended) = Some(End::Reset);
+    assert_eq!(owner.event(Event::Reboot), Ok(Life::Rebooting));
+    owner.clear();
+    owner.kill();
+    assert!(owner.killed_within(Duration::from_secs(60)));
+    let next = Arc::new(Fake::default());
+    assert!(owner.arrive(next.clone(), true).is_err() && !next.runs());
+    assert_eq!(owner.life(), Life::Ended(End::Kill));
+
+    let owner = Owner::<Fake>::default();
+    owner.kill();
+    let arrived = Arc::new(Fake::default());
+    assert!(owner.arrive(arrived.clone(), true).is_err() && !arrived.runs());
+}
+
+#[test]
+fn kill_and_cancel_get_through_while_the_machine_is_being_stopped() {
+    let (owner, machine) = running();
+    let cancel = CancelToken::new();
+    owner.migrate(&cancel).unwrap();
+    let meet = machine.stop_at_next();
+    let holding = thread::spawn({
+        let owner = owner.clone();
+        move || owner.event(Event::Hold)
+    });
+    meet.wait();
+    // Neither of these waits for the one that is stopping the machine.
+    assert_eq!(owner.cancel(), Some(true));
+    owner.kill();
+    meet.wait();
+    assert!(holding.join().unwrap().is_ok());
+    assert!(matches!(owner.life(), Life::Migrating { ended: Some(End::Kill), phase: Phase::Held, .. }));
+    owner.event(Event::Release).unwrap();
+    assert_eq!(owner.engine_ended(false).0, Life::Ended(End::Kill));
+    assert!(!machine.runs());
+}
+
+#[test]
+fn commands_that_would_be_lost_are_refused_by_name() {
+    let (owner, _machine) = running();
+    let button = Event::Touch(Touch::PowerButton);
+    let touched = |owner: &Owner<Fake>| owner.touch(button, |_| ()).map(|_| ());
+    assert_eq!(touched(&owner), Ok(()));
+    owner.migrate(&CancelToken::new()).unwrap();
+    assert_eq!(touched(&owner), Ok(()), "the state that is sent later has it");
+    owner.event(Event::Hold).unwrap();
+    assert_eq!(touched(&owner), Err(Refusal::BeingHandedOver));
+    owner.event(Event::HandOver).unwrap();
+    assert_eq!(touched(&owner), Err(Refusal::BeingHandedOver));
+    owner.engine_ended(false);
+    assert_eq!(touched(&owner), Err(Refusal::State(Life::Unknown)));
+}
+
+#[test]
+fn an_engine_that_dies_is_not_guessed_about() {
+    let (owner, machine) = running();
+    owner.migrate(&CancelToken::new()).unwrap();
+    assert_eq!(owner.engine_ended(false).0, Life::Running);
+    held(&owner);
+    assert_eq!(owner.engine_ended(false).0, Life::Paused, "held by nobody: here, and a person resumes it");
+    assert!(!machine.runs());
+    owner.event(Event::Resume { force: false }).unwrap();
+    assert!(machine.runs());
+    held(&owner);
+    owner.event(Event::HandOver).unwrap();
+    assert_eq!(owner.engine_ended(false).0, Life::Unknown);
+}
+
+#[test]
+fn the_run_loop_wakes_for_each_end() {
+    let (owner, machine) = running();
+    let waiting = thread::spawn({
+        let owner = owner.clone();
+        move || owner.wait(|life| matches!(life, Life::Ended(_)).then_some(life))
+    });
+    *lock(&machine.ended) = Some(End::Fatal);
+    owner.poke();
+    assert_eq!(waiting.join().unwrap(), Life::Ended(End::Fatal));
+}
