@@ -3,10 +3,12 @@
 //! The guest keeps the CPUID that it started with, so every feature in it must exist on the destination. What is
 //! missing is said by name, before any memory is sent.
 
-use super::cpuid::{CpuidError, host_supported, vendor};
-use super::features::{WORDS, xcr0_name};
-use kvm_bindings::kvm_cpuid_entry2;
-use kvm_ioctls::{Cap, Kvm};
+use super::arch_caps::{self, ARCH_CAPABILITIES};
+use super::cpuid::{self, CpuidError, host_supported, vendor};
+use super::features::{Reg, WORDS, xcr0_name};
+use super::{msrs, rules};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 /// Difference of TSC frequencies that KVM itself tolerates (its module parameter tsc_tolerance_ppm).
@@ -15,8 +17,10 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 /// What a source tells about its guest's CPUs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CpuDescriptionV1 {
-    /// CPUID of the first vCPU.
+    /// CPUID, before [`cpuid::per_vcpu`] gives each vCPU its identity.
     pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// IA32_ARCH_CAPABILITIES as the guest sees it; 0 without that MSR.
+    pub arch_capabilities: u64,
     /// TSC frequency that the guest sees, kHz.
     pub tsc_khz: u32,
 }
@@ -25,20 +29,80 @@ pub struct CpuDescriptionV1 {
 #[derive(Debug, thiserror::Error)]
 pub enum CompatError {
     /// This host lacks features that the guest has seen.
-    #[error("this host's CPU or KVM lacks {}; move the guest to a host with these", .0.join(", "))]
+    #[error("this host's CPU or KVM lacks {}; move the guest to a host with these", list(.0))]
     Missing(Vec<String>),
     /// KVM did not say what it supports.
     #[error("cannot find out what this host supports")]
     Cpuid(#[source] CpuidError),
 }
 
+/// Most names in one message; a peer could make it list thousands.
+const MAX_NAMES: usize = 50;
+
+fn list(names: &[String]) -> String {
+    let shown = names.get(..MAX_NAMES).unwrap_or(names).join(", ");
+    match names.len().saturating_sub(MAX_NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 impl CpuDescriptionV1 {
-    /// Refuses if this host cannot offer what the guest has seen. `host_khz` is this host's TSC frequency in kHz
-    /// (KVM_GET_TSC_KHZ on a new vCPU).
-    pub fn check(&self, kvm: &Kvm, host_khz: u32) -> Result<(), CompatError> {
+    /// What a new guest gets on this host. `probe` is a vCPU without a purpose.
+    pub fn new(kvm: &Kvm, probe: &VcpuFd) -> Result<Self, CpuidError> {
+        let cpuid = cpuid::template(kvm)?.as_slice().to_vec();
+        let tsc_khz = probe.get_tsc_khz().map_err(CpuidError::Tsc)?;
+        let mut new = Self { cpuid, arch_capabilities: 0, tsc_khz };
+        if new.has_arch_capabilities() {
+            new.arch_capabilities = arch_caps::offered(kvm)?;
+            if !new.can_be_told(probe) {
+                // A KVM that lists the MSR, but gives vCPUs none.
+                new.cpuid
+                    .iter_mut()
+                    .filter(|e| (e.function, e.index) == (7, 0))
+                    .for_each(|e| e.edx &= !(1 << 29));
+                new.arch_capabilities = 0;
+            }
+        }
+        Ok(new)
+    }
+
+    /// Whether KVM gives a vCPU the agreed IA32_ARCH_CAPABILITIES.
+    fn can_be_told(&self, probe: &VcpuFd) -> bool {
+        let cpuid = self.vcpu_cpuid(0, 1);
+        cpuid.is_ok_and(|c| probe.set_cpuid2(&c).is_ok())
+            && msrs::write_one(probe, ARCH_CAPABILITIES, self.arch_capabilities).is_ok()
+    }
+
+    /// CPUID of vCPU `id` of `count`.
+    pub fn vcpu_cpuid(&self, id: u32, count: u32) -> Result<CpuId, CpuidError> {
+        cpuid::per_vcpu(&cpuid::to_cpuid(&self.cpuid)?, id, count)
+    }
+
+    /// Whether the guest has the MSR.
+    pub(super) fn has_arch_capabilities(&self) -> bool {
+        entry(&self.cpuid, 7, 0).is_some_and(|e| e.edx & 1 << 29 != 0)
+    }
+
+    /// Refuses if this host cannot offer what the guest has seen. `probe` is a vCPU without a purpose.
+    pub fn check(&self, kvm: &Kvm, probe: &VcpuFd) -> Result<(), CompatError> {
         let host = host_supported(kvm).map_err(CompatError::Cpuid)?;
+        let host_khz = probe.get_tsc_khz().map_err(CpuidError::Tsc).map_err(CompatError::Cpuid)?;
+        if let Some(problem) = list_problem(&self.cpuid) {
+            return Err(CompatError::Missing(vec![problem]));
+        }
         let mut missing = missing_features(&self.cpuid, host.as_slice());
+        let promised = arch_caps::offered(kvm).map_err(CompatError::Cpuid)?;
+        missing.extend(arch_caps::missing(self.arch_capabilities, promised));
         missing.extend(tsc_problem(self.tsc_khz, host_khz, kvm.check_extension(Cap::TscControl)));
+        if missing.is_empty() {
+            match (self.has_arch_capabilities(), self.arch_capabilities) {
+                (false, 0) => {}
+                (false, _) => missing.push("IA32_ARCH_CAPABILITIES without its bit in CPUID".into()),
+                (true, _) if self.can_be_told(probe) => {}
+                (true, caps) => missing.push(format!("IA32_ARCH_CAPABILITIES of {caps:#x}")),
+            }
+        }
         if missing.is_empty() { Ok(()) } else { Err(CompatError::Missing(missing)) }
     }
 }
@@ -47,18 +111,62 @@ impl CpuDescriptionV1 {
 pub fn missing_features(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mut missing = Vec::new();
     if vendor(source) != vendor(host) {
-        let name = |v: [u8; 12]| String::from_utf8_lossy(&v).into_owned();
+        let name = |v: [u8; 12]| v.escape_ascii().to_string();
         missing.push(format!("a {} CPU (it has {})", name(vendor(source)), name(vendor(host))));
     }
-    for word in WORDS {
-        let value = |entries| entry(entries, word.leaf, word.index).map_or(0, |e| word.reg.of(e));
-        let lacking = value(source) & !value(host) & word.required();
-        missing.extend(bits(lacking).map(|bit| word.bit_name(bit)));
+    for e in source {
+        for reg in Reg::ALL {
+            let theirs = entry(host, e.function, e.index).map_or(0, |h| reg.of(h));
+            missing.extend(register_problems((e.function, e.index, reg), reg.of(e), theirs));
+        }
     }
     missing.extend(xsave_problems(source, host));
     missing.extend(address_problems(source, host));
     missing.dedup();
     missing
+}
+
+/// One register by its rule ([`super::rules`]): the guest's value and the host's.
+fn register_problems((leaf, index, reg): (u32, u32, Reg), guest: u32, host: u32) -> Vec<String> {
+    if rules::is_data(leaf, index, reg) {
+        return Vec::new();
+    }
+    let mut problems = Vec::new();
+    let level = rules::level(leaf, index, reg);
+    if let Some(level) = level {
+        let (guest, host) = (guest & level.mask, host & level.mask);
+        if guest > host {
+            problems.push(format!("{} {guest} (it has {host})", level.name));
+        }
+    }
+    let Some(word) = WORDS.iter().find(|w| (w.leaf, w.index, w.reg) == (leaf, index, reg)) else {
+        if guest != 0 {
+            problems.push(format!("cpuid {leaf:#x}.{index} {}", reg.name()));
+        }
+        return problems;
+    };
+    let here = (host | !word.required()) & rules::allowed(leaf, index, reg);
+    let lacking = guest & !here & !level.map_or(0, |l| l.mask);
+    problems.extend(bits(lacking).map(|bit| word.bit_name(bit)));
+    problems
+}
+
+/// What is wrong with a list of entries as such. KVM takes the first entry that fits, and one that is not marked as
+/// a subleaf fits any: the comparison must not look at another than the guest will.
+fn list_problem(entries: &[kvm_cpuid_entry2]) -> Option<String> {
+    if entries.len() > KVM_MAX_CPUID_ENTRIES {
+        return Some(format!("room for {} CPUID entries", entries.len()));
+    }
+    entries.iter().enumerate().find_map(|(at, e)| {
+        let flags = if rules::is_indexed(e.function) { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
+        let twice = entries[..at].iter().any(|o| (o.function, o.index) == (e.function, e.index));
+        let what = format!("cpuid {:#x}.{}", e.function, e.index);
+        match () {
+            () if e.flags != flags || (flags == 0 && e.index != 0) => Some(format!("{what} in this form")),
+            () if twice => Some(format!("{what} twice")),
+            () => None,
+        }
+    })
 }
 
 fn entry(entries: &[kvm_cpuid_entry2], leaf: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
@@ -82,7 +190,7 @@ fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec
         bits(mask(source, true) & !mask(host, true)).map(|b| format!("XSAVE state {}", xcr0_name(b + 32))),
     );
     for bit in bits(low & mask(host, false)).filter(|&b| b >= 2) {
-        let place = |entries| entry(entries, 0xD, bit).map(|e| (e.eax, e.ebx));
+        let place = |entries| entry(entries, 0xD, bit).map(|e| (e.eax, e.ebx, e.ecx));
         if place(source) != place(host) {
             problems.push(format!("the same XSAVE layout of {}", xcr0_name(bit)));
         }
@@ -175,6 +283,77 @@ mod tests {
         assert_eq!(empty.len(), 1, "{empty:?}");
         let all: Vec<_> = [1, 7, 0xD, 0x8000_0008].map(|l| leaf(l, 0, [u32::MAX; 4])).to_vec();
         assert!(missing_features(&all, &cpu()).len() > 50);
+        let long = CompatError::Missing(vec!["x".into(); 1000]).to_string();
+        assert!(long.contains("x, x and 950 more;"), "{long}");
+    }
+
+    /// KVM would look at another entry than the comparison does.
+    #[test]
+    fn ambiguous_entries_are_refused() {
+        let marked = |mut e: kvm_cpuid_entry2| {
+            e.flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+            e
+        };
+        let (one, seven) = (leaf(1, 0, [0; 4]), marked(leaf(7, 0, [0; 4])));
+        assert_eq!(list_problem(&[one, seven, marked(leaf(7, 1, [0; 4]))]), None);
+        for (entries, problem) in [
+            (vec![one, one], "cpuid 0x1.0 twice"),
+            (vec![seven, seven], "cpuid 0x7.0 twice"),
+            (vec![leaf(7, 0, [0; 4])], "cpuid 0x7.0 in this form"),
+            (vec![leaf(1, 3, [0; 4])], "cpuid 0x1.3 in this form"),
+            (vec![marked(one)], "cpuid 0x1.0 in this form"),
+            (vec![one; 257], "room for 257 CPUID entries"),
+        ] {
+            assert_eq!(list_problem(&entries).as_deref(), Some(problem));
+        }
+    }
+
+    fn with(more: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+        [&cpu()[..], more].concat()
+    }
+
+    /// What a guest has seen and what the host has, in one register that is no plain word of Intel's.
+    #[test]
+    fn every_register_with_features_is_compared() {
+        for (function, index, has, lacks, name) in [
+            (0x24, 0, [0, 2 | 7 << 16, 0, 0], [0, 1 | 7 << 16, 0, 0], "AVX10 version 2 (it has 1)"),
+            (0x24, 0, [0, 1 | 7 << 16, 0, 0], [0, 1 | 3 << 16, 0, 0], "avx10_512"),
+            (7, 1, [0, 0, 1 << 5, 0], [0; 4], "msr_imm"),
+            (7, 2, [0, 0, 0, 1 << 5], [0; 4], "mcdt_no"),
+            (0x8000_0007, 0, [0, 1, 0, 0], [0; 4], "overflow_recov"),
+            (0x8000_0021, 0, [0, 0, 2, 0], [0, 0, 4, 0], "tsa_sq_no"),
+            (0x8000_0021, 0, [1 << 5, 0, 0, 0], [0; 4], "verw_clear"),
+            (0xC000_0001, 0, [0, 0, 0, 1 << 2], [0; 4], "xstore"),
+        ] {
+            let (guest, host) = (with(&[leaf(function, index, has)]), with(&[leaf(function, index, lacks)]));
+            assert_eq!(missing_features(&guest, &host), [name]);
+            assert_eq!(missing_features(&guest, &guest), [""; 0]);
+        }
+    }
+
+    /// Nobody knows what they mean, so nobody can say that they mean the same on both hosts.
+    #[test]
+    fn unknown_leaves_and_bits_are_refused_even_if_the_host_has_them() {
+        for (function, index, regs, name) in [
+            (0x29, 0, [0, 1, 0, 0], "cpuid 0x29.0 ebx"),
+            (0x14, 0, [1, 0, 0, 0], "cpuid 0x14.0 eax"),
+            (0x24, 1, [0, 0, 4, 0], "cpuid 0x24.1 ecx"),
+            (7, 3, [0, 0, 0, 1], "cpuid 0x7.3 edx"),
+            (0x8000_0021, 0, [0, 7, 0, 0], "cpuid 0x80000021.0 ebx"),
+            (0x8000_0021, 0, [1 << 4, 0, 0, 0], "cpuid 0x80000021.0 eax bit 4"),
+            (0x4000_0003, 0, [1, 0, 0, 0], "cpuid 0x40000003.0 eax"),
+        ] {
+            let both = with(&[leaf(function, index, regs)]);
+            assert_eq!(missing_features(&both, &both), [name]);
+        }
+    }
+
+    #[test]
+    fn what_guests_never_get_is_refused_even_if_the_host_has_it() {
+        let both = change(1, 0, |e| e.ecx |= 1 << 5);
+        assert_eq!(missing_features(&both, &both), ["vmx"]);
+        let both = change(0x4000_0001, 0, |e| e.eax |= 1 << 7);
+        assert_eq!(missing_features(&both, &both), ["kvm_pv_unhalt"]);
     }
 
     #[test]

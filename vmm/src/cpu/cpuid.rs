@@ -12,10 +12,14 @@
 //! - leaves 0x15, 0x16 and 0x40000010 (frequencies): kvmclock says the TSC frequency, TSC-deadline mode needs no other
 //! - asynchronous page faults: worthwhile only where the host swaps, and one in flight would have to be finished
 //!   on another host
+//! - `pv_unhalt`: a kick of a vCPU that is about to halt is a flag within KVM that userspace cannot read, and a
+//!   guest that moves in between would wait for it for ever
+//! - all that [`super::rules`] has no rule for
 //!
 //! Topology: one socket, one core per vCPU, one thread per core; APIC id = vCPU id.
 
 use super::features::Reg;
+use super::rules;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -25,6 +29,12 @@ pub enum CpuidError {
     /// KVM refused to say what it supports.
     #[error("KVM_GET_SUPPORTED_CPUID failed")]
     Supported(#[source] kvm_ioctls::Error),
+    /// KVM refused to say what the CPU's feature MSRs hold.
+    #[error("cannot read the feature MSRs")]
+    Features(#[source] kvm_ioctls::Error),
+    /// KVM did not say the TSC's frequency.
+    #[error("cannot read the TSC frequency")]
+    Tsc(#[source] kvm_ioctls::Error),
     /// More entries than KVM takes.
     #[error("CPUID has {0} entries, more than the {KVM_MAX_CPUID_ENTRIES} that KVM takes")]
     TooMany(usize),
@@ -44,84 +54,6 @@ const CMP_LEGACY: u32 = 1 << 1;
 const XCR0_ALLOWED: u32 = 0b10_1110_0111;
 /// XSAVE legacy area and header, bytes.
 const XSAVE_MIN: u32 = 576;
-
-/// Leaves that guests do not get at all (they then read as zero).
-const HIDDEN_LEAVES: &[u32] = &[
-    0x3,
-    0x5,
-    0xA,
-    0xF,
-    0x10,
-    0x12,
-    0x14,
-    0x15,
-    0x16,
-    0x17,
-    0x19,
-    0x1B,
-    0x1C,
-    0x1D,
-    0x1E,
-    0x20,
-    0x21,
-    0x23,
-    0x4000_0010,
-    0x8000_000A,
-    0x8000_001B,
-    0x8000_001C,
-    0x8000_001F,
-    0x8000_0020,
-    0x8000_0022,
-    0x8000_0023,
-    0x8000_0026,
-];
-
-/// Bits that guests do not get: leaf, subleaf, register, bits.
-const HIDDEN_BITS: &[(u32, u32, Reg, u32)] = &[
-    // dtes64, monitor, ds_cpl, vmx, smx, est, tm2, pdcm
-    (1, 0, Reg::Ecx, 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 15),
-    // debug store, thermal monitor
-    (1, 0, Reg::Edx, 1 << 21 | 1 << 29),
-    // sgx, cqm, mpx, rdt_a, intel_pt
-    (7, 0, Reg::Ebx, 1 << 2 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 25),
-    // shadow stacks, tme, key locker, enqcmd, sgx_lc, pks
-    (7, 0, Reg::Ecx, 1 << 7 | 1 << 13 | 1 << 23 | 1 << 29 | 1 << 30 | 1 << 31),
-    // sgx_keys, uintr, hybrid, pconfig, arch_lbr, ibt, amx_bf16, amx_tile, amx_int8
-    (7, 0, Reg::Edx, 1 << 1 | 1 << 5 | 1 << 15 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25),
-    // arch_perfmon_ext, fred, amx_fp16, hreset
-    (7, 1, Reg::Eax, 1 << 8 | 1 << 17 | 1 << 21 | 1 << 22),
-    // amx_complex, cet_sss
-    (7, 1, Reg::Edx, 1 << 8 | 1 << 18),
-    // xfd
-    (0xD, 1, Reg::Eax, 1 << 4),
-    // supervisor state components: none
-    (0xD, 1, Reg::Ecx, u32::MAX),
-    (0xD, 1, Reg::Edx, u32::MAX),
-    // asynchronous page faults (three bits), page encryption, migration control
-    (0x4000_0001, 0, Reg::Eax, 1 << 4 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 17),
-    // svm, extapic, ibs, skinit, wdt, lwp, nodeid_msr, perfctr_core, perfctr_nb, ptsc, perfctr_llc, mwaitx
-    (
-        0x8000_0001,
-        0,
-        Reg::Ecx,
-        1 << 2
-            | 1 << 3
-            | 1 << 10
-            | 1 << 12
-            | 1 << 13
-            | 1 << 15
-            | 1 << 19
-            | 1 << 23
-            | 1 << 24
-            | 1 << 27
-            | 1 << 28
-            | 1 << 29,
-    ),
-    // invariant TSC
-    (0x8000_0007, 0, Reg::Edx, 1 << 8),
-    // rdpru, amd_ppin, cppc
-    (0x8000_0008, 0, Reg::Ebx, 1 << 4 | 1 << 23 | 1 << 27),
-];
 
 /// All that KVM and Wherry can give a guest on this host. Migration compares with this ([`super::compat`]).
 pub fn host_supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
@@ -144,17 +76,18 @@ pub fn template(kvm: &Kvm) -> Result<CpuId, CpuidError> {
 }
 
 fn filter(supported: &[kvm_cpuid_entry2]) -> Result<CpuId, CpuidError> {
-    let mut entries: Vec<_> =
-        supported.iter().filter(|e| !HIDDEN_LEAVES.contains(&e.function)).copied().collect();
-    for &(leaf, index, reg, bits) in HIDDEN_BITS {
-        if let Some(entry) = entries.iter_mut().find(|e| (e.function, e.index) == (leaf, index)) {
-            *reg.of_mut(entry) &= !bits;
+    let mut entries = supported.to_vec();
+    for entry in &mut entries {
+        for reg in Reg::ALL {
+            *reg.of_mut(entry) &= rules::allowed(entry.function, entry.index, reg);
+        }
+        if entry.function == 0x8000_0008 {
+            // Widths of physical and linear addresses; that of a hypervisor's guest concerns only firmware.
+            entry.eax &= 0xFFFF;
         }
     }
-    // Leaf 6 has only the one bit that KVM emulates.
-    for entry in entries.iter_mut().filter(|e| e.function == 6) {
-        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (ARAT, 0, 0, 0);
-    }
+    // A leaf that is not there reads as zero, too. Leaf 0xD's subleaves are counted by what it lists.
+    entries.retain(|e| Reg::ALL.iter().any(|&r| rules::allowed(e.function, e.index, r) != 0));
     limit_xsave(&mut entries);
     raise_basic_limit(&mut entries, 0xB);
     to_cpuid(&entries)

@@ -1,6 +1,9 @@
 //! Tests of the CPUID that guests get, on made-up hosts and on this one.
 
+use super::super::codec::{decode, encode};
+use super::super::compat::{CpuDescriptionV1, missing_features};
 use super::*;
+use proptest::prelude::*;
 
 fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
     let [eax, ebx, ecx, edx] = regs;
@@ -23,6 +26,9 @@ fn host() -> Vec<kvm_cpuid_entry2> {
         leaf(0xD, 9, [8, 2432, 0, 0]),
         leaf(0xD, 11, [16, 0, 1, 0]),
         leaf(0xD, 18, [8192, 2816, 6, 0]),
+        leaf(0x24, 0, [1, 0xF07_0002, 0, 0]),
+        leaf(0x24, 1, [0, 0, 4, 0]),
+        leaf(0x29, 0, [0, 1, 0, 0]),
         leaf(0x4000_0000, 0, [0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D]),
         leaf(0x4000_0001, 0, [0x0100_7EFB, 0, 0, 0]),
         leaf(0x8000_0000, 0, [0x8000_0021, 0, 0, 0]),
@@ -48,12 +54,16 @@ fn what_cannot_move_is_hidden() {
     assert_ne!(ecx & (HYPERVISOR | X2APIC | TSC_DEADLINE), 0);
     assert_eq!(get(&cpuid, 0xA, 0), None);
     assert_eq!(get(&cpuid, 0x8000_000A, 0), None);
+    assert_eq!(get(&cpuid, 0x29, 0), None);
+    assert_eq!(get(&cpuid, 0x24, 0), Some([0, 7 << 16 | 2, 0, 0]));
+    assert_eq!(get(&cpuid, 0x24, 1), None);
     assert_eq!(get(&cpuid, 0x8000_0007, 0), Some([0; 4]));
     assert_eq!(get(&cpuid, 6, 0), Some([ARAT, 0, 0, 0]));
     let [_, _, _, edx] = get(&cpuid, 7, 0).unwrap();
     assert_eq!(edx & (1 << 20 | 1 << 22 | 1 << 24 | 1 << 25), 0, "ibt, amx");
     let [eax, ..] = get(&cpuid, 0x4000_0001, 0).unwrap();
     assert_eq!(eax & (1 << 4 | 1 << 10 | 1 << 14), 0, "async page faults");
+    assert_eq!(eax & 1 << 7, 0, "kicks of halted vCPUs");
     assert_eq!(eax & (1 << 3 | 1 << 24), 1 << 3 | 1 << 24, "kvmclock stays");
     assert!(get(&cpuid, 0x4000_0000, 0).is_some(), "so does the signature");
 }
@@ -98,4 +108,41 @@ fn an_empty_host_does_no_harm() {
     let cpuid = filter(&[]).unwrap();
     assert!(per_vcpu(&cpuid, 0, 1).unwrap().as_slice().is_empty());
     assert!(matches!(to_cpuid(&[kvm_cpuid_entry2::default(); 300]), Err(CpuidError::TooMany(300))));
+}
+
+proptest! {
+    /// Whatever a host's CPUID says, its guest can stay; the description arrives as it was sent; and any bit that
+    /// the guest was not given is refused.
+    #[test]
+    fn guests_of_any_host_can_be_moved(
+        leaves in prop::collection::btree_map(
+            (
+                prop::sample::select(vec![
+                    0u32, 1, 2, 4, 6, 7, 0xB, 0xD, 0x14, 0x1D, 0x1E, 0x1F, 0x24, 0x29, 0x4000_0000, 0x4000_0001,
+                    0x8000_0000, 0x8000_0001, 0x8000_0007, 0x8000_0008, 0x8000_001F, 0x8000_0021, 0xC000_0001,
+                ]),
+                0u32..3,
+            ),
+            any::<[u32; 4]>(),
+            0..40,
+        ),
+        arch_capabilities in any::<u64>(),
+        tsc_khz in any::<u32>(),
+        bit in 0u32..32,
+    ) {
+        let host: Vec<_> = leaves.into_iter().map(|((f, i), regs)| leaf(f, i, regs)).collect();
+        let cpuid = filter(&host).unwrap().as_slice().to_vec();
+        prop_assert_eq!(missing_features(&cpuid, &host), [""; 0]);
+        for at in 0..cpuid.len() {
+            for reg in Reg::ALL {
+                let mut more = cpuid.clone();
+                *reg.of_mut(&mut more[at]) |= 1 << bit;
+                let hidden = rules::allowed(more[at].function, more[at].index, reg) >> bit & 1 == 0;
+                prop_assert!(!hidden || !missing_features(&more, &host).is_empty());
+            }
+        }
+        let description = CpuDescriptionV1 { cpuid, arch_capabilities, tsc_khz };
+        let arrived: CpuDescriptionV1 = decode(&encode(&description).unwrap()).unwrap();
+        prop_assert_eq!(arrived, description);
+    }
 }

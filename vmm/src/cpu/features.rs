@@ -31,7 +31,10 @@ impl Reg {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// All four.
+    pub(super) const ALL: [Self; 4] = [Self::Eax, Self::Ebx, Self::Ecx, Self::Edx];
+
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Eax => "eax",
             Self::Ebx => "ebx",
@@ -48,7 +51,7 @@ pub(super) struct Word {
     pub(super) reg: Reg,
     /// Names from bit 0 up, separated by white space. `-`: a bit without a name. A leading `!`: a bit that does not
     /// have to be there on another host, because the guest's state or the topology sets it, or because it only says
-    /// that something is missing. Bits after the last name have no name.
+    /// that something is missing. Bits after the last name have no name. Guests do not get bits without a name.
     names: &'static str,
 }
 
@@ -57,6 +60,12 @@ impl Word {
     pub(super) fn required(&self) -> u32 {
         let free = self.names.split_whitespace().enumerate().filter(|(_, n)| n.starts_with('!'));
         free.fold(u32::MAX, |mask, (bit, _)| mask & !(1 << bit))
+    }
+
+    /// The bits that have a name.
+    pub(super) fn known(&self) -> u32 {
+        let named = self.names.split_whitespace().enumerate().filter(|(_, n)| *n != "-");
+        named.fold(0, |mask, (bit, _)| mask | 1 << bit)
     }
 
     /// What to call a bit.
@@ -118,8 +127,10 @@ pub(super) const WORDS: &[Word] = &[
         1,
         Reg::Eax,
         "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd arch_perfmon_ext - fzrm fsrs fsrc - - - - fred lkgs
-         wrmsrns - amx_fp16 hreset avx_ifma - - lam msrlist",
+         wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam msrlist - - - movrs",
     ),
+    word(7, 1, Reg::Ebx, "intel_ppin"),
+    word(7, 1, Reg::Ecx, "- - - - - msr_imm"),
     word(
         7,
         1,
@@ -128,6 +139,7 @@ pub(super) const WORDS: &[Word] = &[
     ),
     word(7, 2, Reg::Edx, "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no"),
     word(0xD, 1, Reg::Eax, "xsaveopt xsavec xgetbv1 xsaves xfd"),
+    word(0x24, 0, Reg::Ebx, "- - - - - - - - - - - - - - - - avx10_128 avx10_256 avx10_512"),
     word(
         0x4000_0001,
         0,
@@ -150,20 +162,29 @@ pub(super) const WORDS: &[Word] = &[
         "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - mmxext mmx fxsr
          fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     ),
+    word(0x8000_0007, 0, Reg::Ebx, "overflow_recov succor - smca"),
     word(0x8000_0007, 0, Reg::Edx, "- - - - - - - - constant_tsc"),
     word(
         0x8000_0008,
         0,
         Reg::Ebx,
-        "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs stibp - stibp_always_on - ibrs_same_mode - -
-         - amd_ppin ssbd virt_ssbd ssb_no cppc psfd btc_no ibpb_ret",
+        "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs stibp - stibp_always_on - ibrs_same_mode
+         !efer_lmsle_mbz - - amd_ppin ssbd virt_ssbd ssb_no cppc psfd btc_no ibpb_ret",
     ),
     word(
         0x8000_0021,
         0,
         Reg::Eax,
-        "no_nested_data_bp - lfence_rdtsc - - - null_sel_clr_base - autoibrs no_smm_ctl_msr - - - - - - - - - - - - - -
-         - - - sbpb ibpb_brtype srso_no",
+        "no_nested_data_bp wrmsr_xx_base_ns lfence_rdtsc - - verw_clear null_sel_clr_base - autoibrs
+         no_smm_ctl_msr - - - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no srso_user_kernel_no",
+    ),
+    word(0x8000_0021, 0, Reg::Ecx, "- tsa_sq_no tsa_l1_no"),
+    // VIA's and Zhaoxin's.
+    word(
+        0xC000_0001,
+        0,
+        Reg::Edx,
+        "- - xstore xstore_en - - xcrypt xcrypt_en ace2 ace2_en phe phe_en pmm pmm_en",
     ),
 ];
 
@@ -200,7 +221,10 @@ mod tests {
             (7, 0, Reg::Edx, 31, "spec_ctrl_ssbd"),
             (7, 1, Reg::Eax, 17, "fred"),
             (7, 1, Reg::Eax, 26, "lam"),
+            (7, 1, Reg::Eax, 31, "movrs"),
+            (7, 1, Reg::Ecx, 5, "msr_imm"),
             (7, 1, Reg::Edx, 19, "avx10"),
+            (0x24, 0, Reg::Ebx, 18, "avx10_512"),
             (0x4000_0001, 0, Reg::Eax, 11, "kvm_pv_ipi"),
             (0x4000_0001, 0, Reg::Eax, 24, "kvmclock_stable"),
             (0x8000_0001, 0, Reg::Ecx, 22, "topoext"),
@@ -210,8 +234,12 @@ mod tests {
             (0x8000_0008, 0, Reg::Ebx, 12, "ibpb"),
             (0x8000_0008, 0, Reg::Ebx, 24, "ssbd"),
             (0x8000_0008, 0, Reg::Ebx, 30, "ibpb_ret"),
+            (0x8000_0008, 0, Reg::Ebx, 20, "efer_lmsle_mbz"),
+            (0x8000_0021, 0, Reg::Eax, 5, "verw_clear"),
             (0x8000_0021, 0, Reg::Eax, 8, "autoibrs"),
             (0x8000_0021, 0, Reg::Eax, 29, "srso_no"),
+            (0x8000_0021, 0, Reg::Ecx, 2, "tsa_l1_no"),
+            (0xC000_0001, 0, Reg::Edx, 13, "pmm_en"),
         ] {
             assert_eq!(find(leaf, index, reg).bit_name(bit), name);
         }

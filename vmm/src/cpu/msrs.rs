@@ -1,8 +1,10 @@
 //! Which MSRs belong to a vCPU's state, and how to read and write them.
 
+use super::arch_caps::ARCH_CAPABILITIES;
 use super::state::StateError;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
+use std::collections::HashSet;
 
 /// IA32_TIME_STAMP_COUNTER
 pub(super) const TSC: u32 = 0x10;
@@ -26,6 +28,8 @@ fn is_skipped(index: u32) -> bool {
     match index {
         // Saved apart, because their order matters.
         TSC | TSC_DEADLINE => true,
+        // Part of the description that hosts agree on before anything is sent.
+        ARCH_CAPABILITIES => true,
         // VMX capabilities: nested virtualisation is not offered, and they differ between hosts.
         0x480..=0x49F => true,
         // PMU and processor trace, not offered: fixed and general counters, PEBS, capabilities.
@@ -89,6 +93,25 @@ pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), Stat
     Ok(())
 }
 
+/// Of a peer's MSRs, those to be written here: each must be one of `listed` (ascending), and there only once.
+///
+/// One that is not listed here is left out if it holds zero (newer kernels list more), and refused otherwise.
+pub(super) fn accepted(entries: &[kvm_msr_entry], listed: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
+    let mut seen = HashSet::new();
+    let mut accepted = Vec::with_capacity(entries.len());
+    for &kvm_msr_entry { index, data, .. } in entries {
+        if !seen.insert(index) {
+            return Err(StateError::MsrTwice(index));
+        }
+        if listed.binary_search(&index).is_ok() {
+            accepted.push(kvm_msr_entry { index, data, ..Default::default() });
+        } else if data != 0 {
+            return Err(StateError::Msr { index, value: data });
+        }
+    }
+    Ok(accepted)
+}
+
 /// One entry by itself.
 pub(super) fn write_one(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), StateError> {
     write(vcpu, &[kvm_msr_entry { index, data, ..Default::default() }])
@@ -120,8 +143,22 @@ mod tests {
         ] {
             assert!(!is_skipped(index), "{index:#x}");
         }
-        for index in [TSC, TSC_DEADLINE, 0x480, 0xC1, 0x4000_0000] {
+        for index in [TSC, TSC_DEADLINE, ARCH_CAPABILITIES, 0x480, 0xC1, 0x4000_0000] {
             assert!(is_skipped(index), "{index:#x}");
         }
+    }
+
+    #[test]
+    fn only_listed_msrs_are_taken_from_a_peer() {
+        let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+        let listed = [0x174, 0x277];
+        let taken = accepted(&[msr(0x277, 6), msr(0x10A, 0), msr(0x174, 0)], &listed).unwrap();
+        assert_eq!(taken, [msr(0x277, 6), msr(0x174, 0)]);
+        for index in [ARCH_CAPABILITIES, TSC, 0x4000_0000, 0xDEAD_BEEF] {
+            let refused = accepted(&[msr(0x277, 6), msr(index, 1)], &listed).unwrap_err().to_string();
+            assert!(refused.contains(&format!("{index:#x}")), "{refused}");
+        }
+        let twice = accepted(&[msr(0x277, 6), msr(0x277, 7)], &listed).unwrap_err().to_string();
+        assert!(twice.contains("0x277") && twice.contains("twice"), "{twice}");
     }
 }

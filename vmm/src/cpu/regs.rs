@@ -3,10 +3,13 @@
 //! [`init_vcpu`] is for every vCPU; [`setup_boot_vcpu`] then points the first one at the kernel. The others stay in
 //! KVM's reset state and wait for INIT and SIPI from the guest.
 
+use super::arch_caps::ARCH_CAPABILITIES;
+use super::compat::CpuDescriptionV1;
+use super::cpuid::CpuidError;
 use crate::boot::layout::{BOOT_GDT, BOOT_IDT, BOOT_PAGE_TABLES};
 use crate::boot::loader::Entry;
 use kvm_bindings::{
-    CpuId, Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
@@ -61,6 +64,9 @@ pub enum RegsError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// The description's CPUID is too long.
+    #[error("cannot give a vCPU its CPUID")]
+    Cpuid(#[source] CpuidError),
     /// KVM refused an MSR.
     #[error("KVM refuses MSR {0:#x}")]
     Msr(u32),
@@ -73,13 +79,16 @@ fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegsError {
     move |source| RegsError::Kvm { what, source }
 }
 
-/// Gives a new vCPU its CPUID ([`super::cpuid::per_vcpu`]) and the state that firmware would leave: FPU, MSRs and
+/// Gives vCPU `id` of `count`, which is new, what its description says, and the state that firmware would leave: FPU, MSRs and
 /// local interrupt pins. Needs the in-kernel irqchip. Not for vCPUs that are restored.
-pub fn init_vcpu(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), RegsError> {
-    vcpu.set_cpuid2(cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+pub fn init_vcpu(vcpu: &VcpuFd, cpu: &CpuDescriptionV1, id: u32, count: u32) -> Result<(), RegsError> {
+    let cpuid = cpu.vcpu_cpuid(id, count).map_err(RegsError::Cpuid)?;
+    vcpu.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
     let fpu = kvm_fpu { fcw: 0x37F, mxcsr: 0x1F80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(kvm("KVM_SET_FPU"))?;
-    for (index, data) in [(MSR_MISC_ENABLE, MISC_ENABLE_BOOT), (MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK)] {
+    let caps = cpu.has_arch_capabilities().then_some((ARCH_CAPABILITIES, cpu.arch_capabilities));
+    let msrs = [(MSR_MISC_ENABLE, MISC_ENABLE_BOOT), (MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK)];
+    for (index, data) in msrs.into_iter().chain(caps) {
         let entry = kvm_msr_entry { index, data, ..Default::default() };
         // One entry always fits.
         let msrs = Msrs::from_entries(&[entry]).map_err(|_| RegsError::Msr(index))?;

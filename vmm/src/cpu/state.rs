@@ -12,7 +12,8 @@
 //!
 //! Restoring, each step before those that depend on it:
 //!
-//! 1. CPUID: decides which MSRs, CR4 bits and XSAVE components KVM accepts
+//! 1. CPUID: decides which MSRs, CR4 bits and XSAVE components KVM accepts. It is the description's, and so is
+//!    IA32_ARCH_CAPABILITIES
 //! 2. TSC frequency: the TSC offset is computed from it
 //! 3. SREGS: sets the APIC's mode, which is the format of the LAPIC page (APIC id in xAPIC or x2APIC form)
 //! 4. REGS: drops pending exceptions, hence before events
@@ -32,10 +33,13 @@
 //! if their values match within a second, which they do, so TSCs stay in step and kvmclock stays stable.
 //! [`note_pause`] tells the guest's watchdogs.
 
-use super::{cpuid, msrs};
+use super::arch_caps::ARCH_CAPABILITIES;
+use super::compat::CpuDescriptionV1;
+use super::cpuid::CpuidError;
+use super::msrs;
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_cpuid_entry2, kvm_debugregs,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -79,6 +83,12 @@ pub enum StateError {
         /// The saved value.
         value: u64,
     },
+    /// An MSR has two values.
+    #[error("the saved state has MSR {0:#x} twice")]
+    MsrTwice(u32),
+    /// The description's CPUID is too long.
+    #[error("cannot give a vCPU its CPUID")]
+    Cpuid(#[source] CpuidError),
     /// KVM cannot give the guest its TSC frequency.
     #[error(
         "this host cannot give the guest a TSC of {wanted} kHz; its own has {host} kHz and cannot be scaled"
@@ -123,10 +133,6 @@ fn set(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
 pub struct VcpuStateV1 {
     /// vCPU id, which is its APIC id.
     pub id: u32,
-    /// CPUID as the guest sees it.
-    pub cpuid: Vec<kvm_cpuid_entry2>,
-    /// TSC frequency as the guest sees it, kHz.
-    pub tsc_khz: u32,
     /// Guest TSC when the state was read.
     pub tsc: u64,
     /// IA32_TSC_DEADLINE, in guest TSC; 0: not armed.
@@ -149,6 +155,17 @@ pub struct VcpuStateV1 {
     pub mp_state: kvm_mp_state,
     /// Exceptions, interrupts and NMIs that are being delivered.
     pub events: kvm_vcpu_events,
+}
+
+/// What a vCPU's state is restored to.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// What was agreed on with the source.
+    pub cpu: &'a CpuDescriptionV1,
+    /// Number of vCPUs of the VM.
+    pub nr_vcpus: u32,
+    /// What [`super::vm_state::VmStateV1::restore_clock`] returned.
+    pub elapsed_ns: u64,
 }
 
 /// What saving and restoring has to know about this host; one for all vCPUs of a VM.
@@ -179,13 +196,10 @@ impl StateAccess {
     /// Reads everything. The vCPU is paused with no I/O outstanding; see the module's text for the order.
     pub fn save(&self, vcpu: &VcpuFd, id: u32) -> Result<VcpuStateV1, StateError> {
         let mp_state = vcpu.get_mp_state().map_err(get("mp_state"))?;
-        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(get("CPUID"))?;
         let mut times = msrs::read(vcpu, &[msrs::TSC, msrs::TSC_DEADLINE])?.into_iter();
         let mut time = |index| times.find(|m| m.index == index).map_or(0, |m| m.data);
         Ok(VcpuStateV1 {
             id,
-            cpuid: cpuid.as_slice().to_vec(),
-            tsc_khz: vcpu.get_tsc_khz().map_err(get("the TSC frequency"))?,
             tsc: time(msrs::TSC),
             tsc_deadline: time(msrs::TSC_DEADLINE),
             regs: vcpu.get_regs().map_err(get("registers"))?,
@@ -202,14 +216,22 @@ impl StateAccess {
 
     /// Writes everything to a new vCPU that has never run and has the id `state.id`.
     ///
-    /// `elapsed_ns` is what [`super::vm_state::VmStateV1::restore_clock`] returned. On an error the vCPU is of no
-    /// further use.
-    pub fn restore(&self, vcpu: &VcpuFd, state: &VcpuStateV1, elapsed_ns: u64) -> Result<(), StateError> {
+    /// What its CPU can do and its TSC's frequency come from the description that was checked against this host,
+    /// and from nowhere else. On an error the vCPU is of no further use.
+    pub fn restore(
+        &self,
+        vcpu: &VcpuFd,
+        state: &VcpuStateV1,
+        to: &Destination<'_>,
+    ) -> Result<(), StateError> {
         state.check()?;
-        let cpuid = cpuid::to_cpuid(&state.cpuid);
-        let cpuid = cpuid.map_err(|_| StateError::Size { what: "CPUID", have: state.cpuid.len() })?;
+        let msrs = msrs::accepted(&state.msrs, &self.msrs)?;
+        let cpuid = to.cpu.vcpu_cpuid(state.id, to.nr_vcpus).map_err(StateError::Cpuid)?;
         vcpu.set_cpuid2(&cpuid).map_err(set("CPUID"))?;
-        set_tsc_khz(vcpu, state.tsc_khz)?;
+        if to.cpu.has_arch_capabilities() {
+            msrs::write_one(vcpu, ARCH_CAPABILITIES, to.cpu.arch_capabilities)?;
+        }
+        set_tsc_khz(vcpu, to.cpu.tsc_khz)?;
         vcpu.set_sregs(&state.sregs).map_err(set("system registers"))?;
         vcpu.set_regs(&state.regs).map_err(set("registers"))?;
         // A CPU without XSAVE has none, and KVM then refuses even an empty set.
@@ -218,8 +240,8 @@ impl StateAccess {
         }
         self.set_xsave(vcpu, &state.xsave)?;
         vcpu.set_debug_regs(&state.debug_regs).map_err(set("debug registers"))?;
-        self.set_tsc(vcpu, state.tsc_after(elapsed_ns))?;
-        msrs::write(vcpu, &state.msrs)?;
+        self.set_tsc(vcpu, tsc_after(state.tsc, to.elapsed_ns, to.cpu.tsc_khz))?;
+        msrs::write(vcpu, &msrs)?;
         vcpu.set_lapic(&state.lapic).map_err(set("local APIC"))?;
         if state.tsc_deadline != 0 {
             msrs::write_one(vcpu, msrs::TSC_DEADLINE, state.tsc_deadline)?;
@@ -286,7 +308,6 @@ impl VcpuStateV1 {
     /// Bounds on what comes from a peer, before any of it reaches KVM.
     fn check(&self) -> Result<(), StateError> {
         for (what, have, good) in [
-            ("CPUID", self.cpuid.len(), self.cpuid.len() <= KVM_MAX_CPUID_ENTRIES),
             ("MSR list", self.msrs.len(), self.msrs.len() <= MAX_MSRS),
             (
                 "XSAVE area",
@@ -304,12 +325,12 @@ impl VcpuStateV1 {
         }
         Ok(())
     }
+}
 
-    /// The TSC `elapsed_ns` nanoseconds after it was read. It has 64 bits and wraps.
-    fn tsc_after(&self, elapsed_ns: u64) -> u64 {
-        let ticks = u128::from(elapsed_ns) * u128::from(self.tsc_khz) / 1_000_000;
-        self.tsc.wrapping_add(ticks as u64)
-    }
+/// A TSC of `khz`, `elapsed_ns` nanoseconds after it showed `tsc`. It has 64 bits and wraps.
+fn tsc_after(tsc: u64, elapsed_ns: u64, khz: u32) -> u64 {
+    let ticks = u128::from(elapsed_ns) * u128::from(khz) / 1_000_000;
+    tsc.wrapping_add(ticks as u64)
 }
 
 /// Gives a vCPU a TSC frequency, if it has another one.

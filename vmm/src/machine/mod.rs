@@ -36,7 +36,8 @@ pub use state::{Description, Kernel, MachineStateV1};
 use crate::boot::{acpi, layout, loader};
 use crate::config::BalloonOptions;
 use crate::console::Console;
-use crate::cpu::{self, state::StateAccess, vm_state::VmStateV1};
+use crate::cpu::state::{Destination, StateAccess};
+use crate::cpu::{self, vm_state::VmStateV1};
 use crate::memory::{KvmDirtyLog, PAGE, Ram};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
 use ending::Ending;
@@ -380,12 +381,11 @@ fn build_vcpus(
     let access =
         StateAccess::new(&open_kvm()?, vm, first).context("cannot find out what state a vCPU has")?;
     match restored {
-        Some(s) => restore_vcpus(vm, &access, &fds, s)?,
+        Some(s) => restore_vcpus(description, vm, &access, &fds, s)?,
         None => {
-            let template = cpu::cpuid::to_cpuid(&description.cpu.cpuid)?;
             for (id, fd) in (0..).zip(&fds) {
-                let cpuid = cpu::cpuid::per_vcpu(&template, id, nr)?;
-                cpu::regs::init_vcpu(fd, &cpuid).with_context(|| format!("cannot set up vCPU {id}"))?;
+                cpu::regs::init_vcpu(fd, &description.cpu, id, nr)
+                    .with_context(|| format!("cannot set up vCPU {id}"))?;
             }
         }
     }
@@ -397,6 +397,7 @@ fn build_vcpus(
 }
 
 fn restore_vcpus(
+    description: &Description,
     vm: &VmFd,
     access: &StateAccess,
     fds: &[VcpuFd],
@@ -406,11 +407,12 @@ fn restore_vcpus(
         anyhow::bail!("the state has {} vCPUs, the machine {}", state.vcpus.len(), fds.len());
     }
     let elapsed_ns = state.vm.restore_clock(vm).context("cannot restore the clock")?;
+    let to = Destination { cpu: &description.cpu, nr_vcpus: description.nr_vcpus, elapsed_ns };
     for (id, (fd, saved)) in (0u32..).zip(fds.iter().zip(&state.vcpus)) {
         if saved.id != id {
             anyhow::bail!("the state of vCPU {id} is that of vCPU {}", saved.id);
         }
-        access.restore(fd, saved, elapsed_ns).with_context(|| format!("cannot restore vCPU {id}"))?;
+        access.restore(fd, saved, &to).with_context(|| format!("cannot restore vCPU {id}"))?;
     }
     Ok(())
 }

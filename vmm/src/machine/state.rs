@@ -5,16 +5,16 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 use crate::config::BalloonOptions;
 use crate::cpu::codec::{self, CodecError};
 use crate::cpu::compat::CpuDescriptionV1;
-use crate::cpu::{self, state::VcpuStateV1, vm_state::VmStateV1};
+use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
 
 /// Version of [`Description`] and [`MachineStateV1`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a reboot needs. At a destination these are the source's paths, kept for the next migration but never opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +84,7 @@ impl Description {
         kernel: Kernel,
     ) -> anyhow::Result<Self> {
         let kvm = super::open_kvm()?;
-        let cpuid = cpu::cpuid::template(&kvm)?.as_slice().to_vec();
-        let cpu = CpuDescriptionV1 { cpuid, tsc_khz: tsc_khz(&kvm)? };
+        let cpu = CpuDescriptionV1::new(&kvm, &probe(&kvm)?)?;
         Ok(Self { version: VERSION, ram_bytes, nr_vcpus, cpu, balloon, kernel })
     }
 
@@ -124,15 +123,14 @@ impl Description {
     /// # Errors
     /// Features are missing, or KVM does not say what it supports.
     pub fn check_cpu(&self, kvm: &Kvm) -> anyhow::Result<()> {
-        Ok(self.cpu.check(kvm, tsc_khz(kvm)?)?)
+        Ok(self.cpu.check(kvm, &probe(kvm)?)?)
     }
 }
 
-/// The host's TSC frequency, which only a vCPU tells.
-fn tsc_khz(kvm: &Kvm) -> anyhow::Result<u32> {
+/// A vCPU of no machine, to ask what one can do. It keeps its VM alive.
+fn probe(kvm: &Kvm) -> anyhow::Result<VcpuFd> {
     let vm = kvm.create_vm().context("cannot create a VM")?;
-    let vcpu = vm.create_vcpu(0).context("cannot create a vCPU")?;
-    vcpu.get_tsc_khz().context("cannot read the TSC frequency")
+    vm.create_vcpu(0).context("cannot create a vCPU")
 }
 
 impl MachineStateV1 {

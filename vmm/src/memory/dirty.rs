@@ -55,8 +55,10 @@ impl KvmDirtyLog {
                 memory_size: r.len,
                 userspace_addr: self.ram.host_address(r)?,
             };
-            // SAFETY: the range is a live mapping of exactly this length, owned by `self.ram`, which the machine keeps until
-            // the VM is gone; nothing in the VMM holds Rust references into it.
+            // SAFETY: the range is a live mapping of exactly this length, owned by `self.ram`. The VM may outlive
+            // it, since interrupt lines hold the VM, too; but KVM reaches through a slot only for a vCPU, and
+            // those belong to the machine, which drops them before its RAM. Nothing in the VMM holds Rust
+            // references into the range.
             unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm_error)?;
         }
         Ok(())
@@ -64,11 +66,11 @@ impl KvmDirtyLog {
 
     /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose bit is set in `bits`.
     fn clear(&self, slot: u32, first: u64, nr: u64, bits: &[u64]) -> io::Result<()> {
-        debug_assert!(bits.len() as u64 >= nr.div_ceil(64));
-        let mut arg =
-            kvm_clear_dirty_log { slot, num_pages: nr as u32, first_page: first, ..Default::default() };
+        let num_pages = checked_pages(nr, bits)?;
+        let mut arg = kvm_clear_dirty_log { slot, num_pages, first_page: first, ..Default::default() };
         arg.__bindgen_anon_1.dirty_bitmap = bits.as_ptr() as *mut libc::c_void;
-        // SAFETY: `bits` holds at least `nr` bits, which is what KVM reads (it never writes it), and outlives the call.
+        // SAFETY: `checked_pages` has seen that `bits` holds at least `num_pages` bits, which is what KVM
+        // reads (it never writes it), and it outlives the call.
         let r = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &arg) };
         if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -88,6 +90,14 @@ impl KvmDirtyLog {
             }
         }
         Ok(())
+    }
+}
+
+/// A number of pages as KVM takes it, if `bits` has a bit for each.
+fn checked_pages(nr: u64, bits: &[u64]) -> io::Result<u32> {
+    match u32::try_from(nr) {
+        Ok(pages) if bits.len() as u64 >= nr.div_ceil(64) => Ok(pages),
+        _ => Err(io::Error::other("fewer dirty bits than pages to clear")),
     }
 }
 
@@ -162,5 +172,20 @@ fn or_words(out: &mut Bitmap, first_page: u64, words: &[u64]) {
     let dst = out.words_mut().get_mut(from..).unwrap_or_default();
     for (d, s) in dst.iter_mut().zip(words) {
         *d |= s;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_is_never_told_of_more_pages_than_there_are_bits() {
+        assert_eq!(checked_pages(128, &[0; 2]).unwrap(), 128);
+        assert_eq!(checked_pages(65, &[0; 2]).unwrap(), 65);
+        assert_eq!(checked_pages(0, &[]).unwrap(), 0);
+        for (nr, words) in [(129, 2), (1, 0), (1 << 32, 2), (u64::MAX, 2)] {
+            assert!(checked_pages(nr, &vec![0; words]).is_err(), "{nr} pages, {words} words");
+        }
     }
 }
