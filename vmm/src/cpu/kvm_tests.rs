@@ -2,6 +2,7 @@
 //! there is no KVM; no guest code runs.
 
 use super::arch_caps::ARCH_CAPABILITIES;
+use super::clock::ClockReading;
 use super::codec::{decode, encode};
 use super::compat::{CpuDescriptionV1, missing_features};
 use super::state::{Destination, StateAccess, VcpuStateV1, note_pause};
@@ -86,20 +87,27 @@ impl Machine {
 
     fn save(&self) -> (VmStateV1, Vec<VcpuStateV1>) {
         let access = self.access();
-        let vcpus = self.vcpus.iter().enumerate().map(|(id, v)| access.save(v, id as u32).unwrap()).collect();
-        (VmStateV1::save(&self.vm).unwrap(), vcpus)
+        let clock = ClockReading::read(&self.vm).unwrap();
+        let save = |(id, v)| access.save(&self.vm, v, id, clock.clock_ns).unwrap();
+        let vcpus = (0..).zip(&self.vcpus).map(save).collect();
+        (VmStateV1::save(&self.vm, clock).unwrap(), vcpus)
     }
 
-    fn restore(&self, vm: &VmStateV1, vcpus: &[VcpuStateV1]) -> u64 {
+    fn to<'a>(&'a self, cpu: &'a CpuDescriptionV1, vm: &VmStateV1) -> Destination<'a> {
+        let nr_vcpus = self.vcpus.len() as u32;
+        Destination { cpu, nr_vcpus, vm: &self.vm, clock_ns: vm.clock_ns }
+    }
+
+    fn restore(&self, vm: &VmStateV1, vcpus: &[VcpuStateV1]) {
         let access = self.access();
-        let elapsed = vm.restore_clock(&self.vm).unwrap();
-        let to = Destination { cpu: &self.cpu(), nr_vcpus: vcpus.len() as u32, elapsed_ns: elapsed };
+        vm.restore_clock(&self.vm).unwrap();
+        let cpu = self.cpu();
+        let to = self.to(&cpu, vm);
         for (vcpu, state) in self.vcpus.iter().zip(vcpus) {
             access.restore(vcpu, state, &to).unwrap();
             note_pause(vcpu).unwrap();
         }
         vm.restore_chips(&self.vm).unwrap();
-        elapsed
     }
 }
 
@@ -140,12 +148,12 @@ fn what_is_said_about_holes_in_the_cpu_is_what_was_agreed() {
 
     let (vm, mut vcpus) = machine.save();
     let arrived = Machine::new(1).unwrap();
-    let elapsed_ns = vm.restore_clock(&arrived.vm).unwrap();
+    vm.restore_clock(&arrived.vm).unwrap();
     if cpu.has_arch_capabilities() {
         assert_eq!(machine.arch_capabilities(), Some(cpu.arch_capabilities));
         // A guest that was promised less than this host could is promised no more after it moved.
         let less = CpuDescriptionV1 { arch_capabilities: 0, ..cpu.clone() };
-        let to = Destination { cpu: &less, nr_vcpus: 1, elapsed_ns };
+        let to = arrived.to(&less, &vm);
         arrived.access().restore(&arrived.vcpus[0], &vcpus[0], &to).unwrap();
         assert_eq!(arrived.arch_capabilities(), Some(0));
     } else {
@@ -155,7 +163,7 @@ fn what_is_said_about_holes_in_the_cpu_is_what_was_agreed() {
     // Nor can the state smuggle it in.
     vcpus[0].msrs.push(kvm_msr_entry { index: ARCH_CAPABILITIES, data: 1, ..Default::default() });
     let other = Machine::new(1).unwrap();
-    let to = Destination { cpu: &cpu, nr_vcpus: 1, elapsed_ns };
+    let to = other.to(&cpu, &vm);
     let refused = other.access().restore(&other.vcpus[0], &vcpus[0], &to).unwrap_err().to_string();
     assert!(refused.contains("0x10a"), "{refused}");
 }
@@ -190,8 +198,7 @@ fn state_survives_a_move() {
     let vm: VmStateV1 = decode(&encode(&vm).unwrap()).unwrap();
 
     let destination = Machine::new(2).unwrap();
-    let elapsed = destination.restore(&vm, &vcpus);
-    assert!(elapsed < 60_000_000_000, "{elapsed}");
+    destination.restore(&vm, &vcpus);
     let (vm_after, vcpus_after) = destination.save();
     assert!(vm_after.clock_ns >= vm.clock_ns);
     assert_eq!(encode(&vm_after.ioapic).unwrap(), encode(&vm.ioapic).unwrap());
@@ -213,7 +220,8 @@ fn hostile_state_is_an_error() {
         let mut state = vcpus[0].clone();
         change(&mut state);
         let machine = Machine::new(1).unwrap();
-        let to = Destination { cpu: &machine.cpu(), nr_vcpus: 1, elapsed_ns: u64::MAX };
+        let cpu = machine.cpu();
+        let to = machine.to(&cpu, &vm);
         machine.access().restore(&machine.vcpus[0], &state, &to).unwrap_err().to_string()
     };
     assert!(refused(|s| s.sregs.cr4 = u64::MAX).contains("system registers"));
@@ -221,6 +229,8 @@ fn hostile_state_is_an_error() {
     assert!(refused(|s| (s.msrs[0].index, s.msrs[0].data) = (0xDEAD_BEEF, 1)).contains("0xdeadbeef"));
     assert!(refused(|s| s.mp_state.mp_state = 99).contains("mp_state"));
     assert!(refused(|s| s.events.flags = u32::MAX).contains("events"));
+    let late = VmStateV1 { clock_ns: u64::MAX, ..vm.clone() };
+    assert!(late.restore_clock(&source.vm).unwrap_err().to_string().contains("clock"));
     let mut swapped = vm.clone();
     swapped.ioapic.chip_id = 7;
     assert!(swapped.restore_chips(&source.vm).is_err());

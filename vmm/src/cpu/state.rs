@@ -28,12 +28,13 @@
 //! # Time
 //!
 //! A guest's time goes on while it is moved: kvmclock advances by the time since it was read on the source, taken
-//! from the hosts' real-time clocks, and the TSC by the same span. So guest clocks show the right time on the
+//! from the hosts' real-time clocks, and the TSC by the same span ([`super::clock`]). So guest clocks show the right time on the
 //! destination without any help and timers that fell due meanwhile fire at once. KVM gives all vCPUs one TSC offset
 //! if their values match within a second, which they do, so TSCs stay in step and kvmclock stays stable.
 //! [`note_pause`] tells the guest's watchdogs.
 
 use super::arch_caps::ARCH_CAPABILITIES;
+use super::clock::{self, ClockReading, TscReading};
 use super::compat::CpuDescriptionV1;
 use super::cpuid::CpuidError;
 use super::msrs;
@@ -43,7 +44,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// More MSRs than any kernel lists.
 const MAX_MSRS: usize = 2048;
@@ -107,6 +109,14 @@ pub enum StateError {
         /// Its length.
         have: usize,
     },
+    /// A part of a saved state has an impossible value.
+    #[error("the saved {what} has an impossible value, {have:#x}")]
+    Impossible {
+        /// The part.
+        what: &'static str,
+        /// Its value.
+        have: u64,
+    },
     /// A state that no x86 vCPU has.
     #[error("the saved mp_state, {0}, does not exist")]
     MpState(u32),
@@ -133,7 +143,7 @@ fn set(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
 pub struct VcpuStateV1 {
     /// vCPU id, which is its APIC id.
     pub id: u32,
-    /// Guest TSC when the state was read.
+    /// Guest TSC when the VM's clock was read ([`super::vm_state::VmStateV1::clock_ns`]).
     pub tsc: u64,
     /// IA32_TSC_DEADLINE, in guest TSC; 0: not armed.
     pub tsc_deadline: u64,
@@ -164,8 +174,10 @@ pub struct Destination<'a> {
     pub cpu: &'a CpuDescriptionV1,
     /// Number of vCPUs of the VM.
     pub nr_vcpus: u32,
-    /// What [`super::vm_state::VmStateV1::restore_clock`] returned.
-    pub elapsed_ns: u64,
+    /// The VM, whose clock is set ([`super::vm_state::VmStateV1::restore_clock`]) and runs.
+    pub vm: &'a VmFd,
+    /// What that clock showed when the TSCs were saved: that of the state.
+    pub clock_ns: u64,
 }
 
 /// What saving and restoring has to know about this host; one for all vCPUs of a VM.
@@ -178,6 +190,8 @@ pub struct StateAccess {
     has_xsave2: bool,
     /// A vCPU of this VM has had its TSC restored.
     tsc_restored: Mutex<bool>,
+    /// By vCPU: its TSC since when it does not run.
+    parked: Mutex<BTreeMap<u32, TscReading>>,
 }
 
 impl StateAccess {
@@ -190,18 +204,38 @@ impl StateAccess {
             xsave_len: xsave2.max(XSAVE_BASE).next_multiple_of(4),
             has_xsave2: xsave2 > 0,
             tsc_restored: Mutex::new(false),
+            parked: Mutex::default(),
         })
     }
 
-    /// Reads everything. The vCPU is paused with no I/O outstanding; see the module's text for the order.
-    pub fn save(&self, vcpu: &VcpuFd, id: u32) -> Result<VcpuStateV1, StateError> {
+    /// Call it as soon as a vCPU has parked: see [`super::clock`] for why.
+    pub fn note_parked(&self, vm: &VmFd, vcpu: &VcpuFd, id: u32) {
+        // Without it the TSC is taken as it is when the state is saved.
+        if let Ok(reading) = TscReading::read(vm, vcpu) {
+            self.lock_parked().entry(id).or_insert(reading);
+        }
+    }
+
+    /// Call it before vCPUs run again.
+    pub fn note_running(&self) {
+        self.lock_parked().clear();
+    }
+
+    fn lock_parked(&self) -> MutexGuard<'_, BTreeMap<u32, TscReading>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads everything, the TSC as of the VM's clock at `clock_ns`. The vCPU is paused with no I/O outstanding;
+    /// see the module's text for the order.
+    pub fn save(&self, vm: &VmFd, vcpu: &VcpuFd, id: u32, clock_ns: u64) -> Result<VcpuStateV1, StateError> {
         let mp_state = vcpu.get_mp_state().map_err(get("mp_state"))?;
-        let mut times = msrs::read(vcpu, &[msrs::TSC, msrs::TSC_DEADLINE])?.into_iter();
-        let mut time = |index| times.find(|m| m.index == index).map_or(0, |m| m.data);
+        let khz = vcpu.get_tsc_khz().map_err(get("the TSC frequency"))?;
+        let parked = self.lock_parked().get(&id).copied();
+        let deadline = msrs::read(vcpu, &[msrs::TSC_DEADLINE])?;
         Ok(VcpuStateV1 {
             id,
-            tsc: time(msrs::TSC),
-            tsc_deadline: time(msrs::TSC_DEADLINE),
+            tsc: clock::guest_tsc(clock_ns, khz, TscReading::read(vm, vcpu)?, parked),
+            tsc_deadline: deadline.first().map_or(0, |m| m.data),
             regs: vcpu.get_regs().map_err(get("registers"))?,
             sregs: vcpu.get_sregs().map_err(get("system registers"))?,
             xcrs: vcpu.get_xcrs().map_err(get("XCRs"))?,
@@ -240,14 +274,17 @@ impl StateAccess {
         }
         self.set_xsave(vcpu, &state.xsave)?;
         vcpu.set_debug_regs(&state.debug_regs).map_err(set("debug registers"))?;
-        self.set_tsc(vcpu, tsc_after(state.tsc, to.elapsed_ns, to.cpu.tsc_khz))?;
+        self.set_tsc(vcpu, TscReading { clock_ns: to.clock_ns, tsc: state.tsc }, to)?;
         msrs::write(vcpu, &msrs)?;
         vcpu.set_lapic(&state.lapic).map_err(set("local APIC"))?;
         if state.tsc_deadline != 0 {
             msrs::write_one(vcpu, msrs::TSC_DEADLINE, state.tsc_deadline)?;
         }
         vcpu.set_mp_state(state.mp_state).map_err(set("mp_state"))?;
-        vcpu.set_vcpu_events(&state.events).map_err(set("events"))
+        vcpu.set_vcpu_events(&state.events).map_err(set("events"))?;
+        // It may move on without having run here.
+        self.note_parked(to.vm, vcpu, state.id);
+        Ok(())
     }
 
     /// Sets the TSC: the first vCPU's exactly, the others' in step with it.
@@ -257,13 +294,15 @@ impl StateAccess {
     /// between the vCPUs of a VM. But before Linux 6.8 it happens to the first write too, against the TSCs that
     /// started at zero when the VM was created: a guest that is barely older than the VM that it moves into would
     /// see its TSC go back. So the first vCPU's TSC is sent far away first.
-    fn set_tsc(&self, vcpu: &VcpuFd, tsc: u64) -> Result<(), StateError> {
+    fn set_tsc(&self, vcpu: &VcpuFd, saved: TscReading, to: &Destination<'_>) -> Result<(), StateError> {
         let mut restored = self.tsc_restored.lock().unwrap_or_else(PoisonError::into_inner);
         if !*restored {
-            msrs::write_one(vcpu, msrs::TSC, tsc.wrapping_add(TSC_FAR))?;
+            msrs::write_one(vcpu, msrs::TSC, saved.tsc.wrapping_add(TSC_FAR))?;
             *restored = true;
         }
-        msrs::write_one(vcpu, msrs::TSC, tsc)
+        // As late as can be, so that what came before costs the guest no time.
+        let clock_ns = ClockReading::read(to.vm)?.clock_ns;
+        msrs::write_one(vcpu, msrs::TSC, saved.at(clock_ns, to.cpu.tsc_khz))
     }
 
     fn get_xsave(&self, vcpu: &VcpuFd) -> Result<Vec<u8>, StateError> {
@@ -325,12 +364,6 @@ impl VcpuStateV1 {
         }
         Ok(())
     }
-}
-
-/// A TSC of `khz`, `elapsed_ns` nanoseconds after it showed `tsc`. It has 64 bits and wraps.
-fn tsc_after(tsc: u64, elapsed_ns: u64, khz: u32) -> u64 {
-    let ticks = u128::from(elapsed_ns) * u128::from(khz) / 1_000_000;
-    tsc.wrapping_add(ticks as u64)
 }
 
 /// Gives a vCPU a TSC frequency, if it has another one.

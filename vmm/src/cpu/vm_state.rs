@@ -1,6 +1,6 @@
 //! State that belongs to the VM and not to one vCPU: its clock, and the interrupt controllers and timer in KVM.
 //!
-//! Order: save it once all vCPUs are out and the devices have drained, so that no interrupt is on its way. Restoring
+//! Order: read the clock first ([`super::clock`]), then the vCPUs; save the rest once all vCPUs are out and the devices have drained, so that no interrupt is on its way. Restoring
 //! comes in two parts around the vCPUs:
 //!
 //! 1. [`VmStateV1::restore_clock`]: the vCPUs' TSCs follow it, and writing their kvmclock MSRs uses it
@@ -8,6 +8,7 @@
 //! 3. [`VmStateV1::restore_chips`]: the IOAPIC delivers at once what was pending in it, and that must land in the
 //!    restored local APICs; before them it would be overwritten
 
+use super::clock::{self, ClockReading, ClockWarning, realtime_ns};
 use super::state::StateError;
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
@@ -16,7 +17,10 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+/// The highest kvmclock that is taken from a peer, nanoseconds.
+const MAX_CLOCK: u64 = 1 << 62;
 
 /// The VM's state as it goes over the wire. Decode it with [`super::codec::decode`].
 #[derive(Clone, Serialize, Deserialize)]
@@ -43,14 +47,11 @@ impl fmt::Debug for VmStateV1 {
 }
 
 impl VmStateV1 {
-    /// Reads everything.
-    pub fn save(vm: &VmFd) -> Result<Self, StateError> {
-        let clock = vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
-        // With the flag KVM has read both clocks at one instant (Linux 5.16, and a host that runs on its TSC).
-        let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
+    /// Reads everything but the clock, which was read before the vCPUs, since their TSCs go with it.
+    pub fn save(vm: &VmFd, clock: ClockReading) -> Result<Self, StateError> {
         Ok(Self {
-            clock_ns: clock.clock,
-            realtime_ns: if paired { clock.realtime } else { realtime_ns() },
+            clock_ns: clock.clock_ns,
+            realtime_ns: clock.realtime_ns,
             pic_master: get_chip(vm, KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: get_chip(vm, KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: get_chip(vm, KVM_IRQCHIP_IOAPIC)?,
@@ -58,11 +59,22 @@ impl VmStateV1 {
         })
     }
 
-    /// Sets kvmclock to where it would be had it run on, and returns by how many nanoseconds it moved: the downtime
-    /// so far by the hosts' real-time clocks, 0 if this host's is behind the source's. Kept by NTP they agree to
-    /// milliseconds; a large value says that they do not (or that a snapshot is old), and is worth a warning.
-    pub fn restore_clock(&self, vm: &VmFd) -> Result<u64, StateError> {
-        let failed = |source| StateError::Set { what: "clock", source };
+    /// Holds the source's real-time clock against this host's, `connected` after the source did, before anything was
+    /// paused. The guest's time will go on by no more than that, and not back. Returns what to tell the operator if
+    /// the clocks differ.
+    pub fn bound_clock(&mut self, connected: Duration) -> Option<ClockWarning> {
+        let (from, warning) = clock::since(self.realtime_ns, realtime_ns(), connected);
+        self.realtime_ns = from;
+        warning
+    }
+
+    /// Sets kvmclock to where it would be had it run on: by the downtime so far as the hosts' real-time clocks tell it,
+    /// and not at all if this host's is behind the source's.
+    pub fn restore_clock(&self, vm: &VmFd) -> Result<(), StateError> {
+        // Centuries; and far from where KVM's arithmetic would wrap.
+        if self.clock_ns > MAX_CLOCK {
+            return Err(StateError::Impossible { what: "clock", have: self.clock_ns });
+        }
         // The capability's value is the set of flags that KVM_SET_CLOCK may use.
         let flags = vm.check_extension_int(Cap::AdjustClock).max(0) as u32 & KVM_CLOCK_REALTIME;
         let data = if flags != 0 {
@@ -71,9 +83,7 @@ impl VmStateV1 {
             let elapsed = realtime_ns().saturating_sub(self.realtime_ns);
             kvm_clock_data { clock: self.clock_ns.saturating_add(elapsed), ..Default::default() }
         };
-        vm.set_clock(&data).map_err(failed)?;
-        let now = vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
-        Ok(now.clock.saturating_sub(self.clock_ns))
+        vm.set_clock(&data).map_err(|source| StateError::Set { what: "clock", source })
     }
 
     /// Writes PIC, IOAPIC and PIT to a VM whose vCPUs have been restored.
@@ -113,9 +123,4 @@ fn get_pit(vm: &VmFd) -> Result<Option<kvm_pit_state2>, StateError> {
         Err(e) if e.errno() == libc::ENXIO => Ok(None),
         Err(source) => Err(StateError::Get { what: "the PIT", source }),
     }
-}
-
-/// The host's real-time clock, nanoseconds since 1970; 0 if it stands before that.
-fn realtime_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

@@ -36,6 +36,7 @@ pub use state::{Description, Kernel, MachineStateV1};
 use crate::boot::{acpi, layout, loader};
 use crate::config::BalloonOptions;
 use crate::console::Console;
+use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
 use crate::memory::{KvmDirtyLog, PAGE, Ram};
@@ -245,11 +246,15 @@ impl Machine {
     /// # Errors
     /// KVM does not give a part of it.
     pub fn save(&self, run_after: bool) -> anyhow::Result<MachineStateV1> {
+        let clock = ClockReading::read(&self.vm).context("cannot read the clock")?;
         let vcpus = (0..)
             .zip(&self.vcpus)
-            .map(|(id, v)| self.access.save(&v.fd(), id).with_context(|| format!("cannot save vCPU {id}")))
+            .map(|(id, v)| {
+                let saved = self.access.save(&self.vm, &v.fd(), id, clock.clock_ns);
+                saved.with_context(|| format!("cannot save vCPU {id}"))
+            })
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let vm = VmStateV1::save(&self.vm).context("cannot save interrupt controllers and clock")?;
+        let vm = VmStateV1::save(&self.vm, clock).context("cannot save interrupt controllers")?;
         let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).state();
         let power = self.power.lock().unwrap_or_else(PoisonError::into_inner).state();
         let balloon = self.balloon.as_ref().map(BalloonHandle::state);
@@ -297,8 +302,9 @@ impl Vcpus for Machine {
         for v in &self.vcpus {
             v.request_park();
         }
-        for v in &self.vcpus {
+        for (id, v) in (0..).zip(&self.vcpus) {
             v.wait_parked();
+            self.access.note_parked(&self.vm, &v.fd(), id);
         }
         if let Some(b) = &self.balloon {
             b.set_paused(true);
@@ -306,6 +312,7 @@ impl Vcpus for Machine {
     }
 
     fn go(&self) {
+        self.access.note_running();
         if let Some(b) = &self.balloon {
             b.set_paused(false);
         }
@@ -406,8 +413,9 @@ fn restore_vcpus(
     if state.vcpus.len() != fds.len() {
         anyhow::bail!("the state has {} vCPUs, the machine {}", state.vcpus.len(), fds.len());
     }
-    let elapsed_ns = state.vm.restore_clock(vm).context("cannot restore the clock")?;
-    let to = Destination { cpu: &description.cpu, nr_vcpus: description.nr_vcpus, elapsed_ns };
+    state.vm.restore_clock(vm).context("cannot restore the clock")?;
+    let (cpu, nr_vcpus) = (&description.cpu, description.nr_vcpus);
+    let to = Destination { cpu, nr_vcpus, vm, clock_ns: state.vm.clock_ns };
     for (id, (fd, saved)) in (0u32..).zip(fds.iter().zip(&state.vcpus)) {
         if saved.id != id {
             anyhow::bail!("the state of vCPU {id} is that of vCPU {}", saved.id);

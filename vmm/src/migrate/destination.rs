@@ -22,6 +22,8 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 struct Arriving<'a> {
     hooks: MachineHooks,
     controller: &'a Controller,
+    /// When the source said what it wants: the guest still ran there.
+    begun: Instant,
     foundation: Option<(Description, Arc<VmFd>, Arc<Ram>)>,
     machine: Option<(Arc<Machine>, bool)>,
 }
@@ -49,6 +51,7 @@ fn give_back_later(machine: &Machine) {
 
 impl DestinationVm for Arriving<'_> {
     fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
+        self.begun = Instant::now();
         let d = Description::decode(description).map_err(|e| refuse(e.into()))?;
         if d.ram_bytes / PAGE != nr_pages {
             return Err(io::Error::other("the machine description contradicts the size of guest RAM"));
@@ -62,7 +65,10 @@ impl DestinationVm for Arriving<'_> {
 
     fn load(&mut self, state: &[u8]) -> io::Result<()> {
         let (d, vm, ram) = self.foundation.take().ok_or_else(|| io::Error::other("state before memory"))?;
-        let state = MachineStateV1::decode(state).map_err(|e| refuse(e.into()))?;
+        let mut state = MachineStateV1::decode(state).map_err(|e| refuse(e.into()))?;
+        if let Some(warning) = state.vm.bound_clock(self.begun.elapsed()) {
+            eprintln!("wherry: {warning}");
+        }
         let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(&state)).map_err(refuse)?;
         self.machine = Some((Arc::new(machine), state.running));
         Ok(())
@@ -99,7 +105,7 @@ pub fn receive(
             eprintln!("wherry: receiving, {}: {} MB so far", now.phase, now.bytes / 1_000_000);
         }
     };
-    let mut arriving = Arriving { hooks, controller, foundation: None, machine: None };
+    let mut arriving = Arriving { hooks, controller, begun: Instant::now(), foundation: None, machine: None };
     let received =
         wherry_migration::receive(transport, &mut arriving, &DestinationConfig::default(), &say, &cancel)?;
     if !received.acknowledged {
