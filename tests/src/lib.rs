@@ -5,6 +5,7 @@
 
 mod balloon;
 mod console;
+pub mod docs;
 mod guest;
 mod proxy;
 mod scratch;

@@ -147,6 +147,31 @@ pub struct Named {
     pub spec: Case,
 }
 
+impl Named {
+    /// Whether a name means this case: that of its file, alone or with some of the values of its lists, in any order.
+    pub fn is_meant(&self, name: &str) -> bool {
+        match name.split_once('/') {
+            None => self.case == name,
+            Some((case, wanted)) => {
+                let has = pairs(self.id.split_once('/').map_or("", |(_, values)| values));
+                case == self.case && pairs(wanted).iter().all(|pair| has.contains(pair))
+            }
+        }
+    }
+}
+
+/// `key=value` of a name. A value may have commas, as in `work=tmpfs:700,free:700`.
+fn pairs(text: &str) -> Vec<String> {
+    let mut pairs: Vec<String> = Vec::new();
+    for part in text.split(',') {
+        match pairs.last_mut() {
+            Some(last) if !part.contains('=') => last.push_str(&format!(",{part}")),
+            _ => pairs.push(part.to_owned()),
+        }
+    }
+    pairs
+}
+
 /// Reads a case file.
 pub fn load(path: &Path) -> Result<Vec<Named>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -308,6 +333,27 @@ mod tests {
         assert_eq!(all[3].spec.hints, Hints::On);
         assert!(!all[3].spec.init_on_alloc);
         assert_eq!(parse("a", GOOD).unwrap()[0].id, "a");
+    }
+
+    #[test]
+    fn names_take_values_in_any_order() {
+        let lists = "cpus = [1, 2]\nwork = ['', 'fill:1,free:1']";
+        let all = parse("a", &format!("{GOOD}{lists}")).unwrap();
+        let meant = |name: &str| all.iter().filter(|c| c.is_meant(name)).count();
+        for (name, nr) in [
+            ("a", 4),
+            ("a/cpus=1", 2),
+            ("a/work=fill:1,free:1", 2),
+            ("a/work=fill:1,free:1,cpus=2", 1),
+            ("a/cpus=2,work=", 1),
+            ("a/cpus=1,cpus=2", 0),
+            ("a/cpus=3", 0),
+            ("a/", 0),
+            ("b", 0),
+            ("", 0),
+        ] {
+            assert_eq!(meant(name), nr, "{name}");
+        }
     }
 
     #[test]

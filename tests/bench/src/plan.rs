@@ -12,7 +12,7 @@ use crate::{note, vmm};
 /// Options of `plan`.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Case files' names, ids (`name/key=value,…`), or paths of case files; none for all.
+    /// Case files' names, those with some values (`name/key=value,…`), or paths of case files; none for all.
     cases: Vec<String>,
     /// Measures this VMM, too.
     #[arg(long)]
@@ -103,14 +103,13 @@ fn plan(args: &Args) -> Result<Plan> {
     let names: Vec<String> =
         wanted.iter().map(|w| if is_path(w) { stem(Path::new(w)) } else { (*w).to_owned() }).collect();
     for name in &names {
-        let known = |c: &Named| c.id == *name || c.case == *name;
         let is_bad =
             problems.iter().any(|p| p.contains(&format!("{}.toml", name.split('/').next().unwrap_or(name))));
-        if !cases.iter().any(known) && !is_bad {
-            problems.push(format!("{name}: no such case"));
+        if !cases.iter().any(|c| c.is_meant(name)) && !is_bad {
+            problems.push(no_such_case(name, &cases));
         }
     }
-    cases.retain(|c| names.is_empty() || names.iter().any(|name| c.id == *name || c.case == *name));
+    cases.retain(|c| names.is_empty() || names.iter().any(|name| c.is_meant(name)));
     cases.retain(|c| !args.quick || c.spec.quick);
     let mut kernels: Vec<String> = cases.iter().map(|c| c.spec.kernel.clone()).collect();
     kernels.sort();
@@ -124,6 +123,15 @@ fn plan(args: &Args) -> Result<Plan> {
         }
     }
     Ok(Plan { kernels, problems, runs })
+}
+
+fn no_such_case(name: &str, cases: &[Named]) -> String {
+    let file = name.split('/').next().unwrap_or(name);
+    let there: Vec<&str> = cases.iter().filter(|c| c.case == file).map(|c| c.id.as_str()).collect();
+    match there.as_slice() {
+        [] => format!("{name}: no such case; there is no {file}.toml among the case files"),
+        there => format!("{name}: no such case; there are {}", there.join(" ")),
+    }
 }
 
 fn is_path(name: &str) -> bool {
@@ -151,6 +159,8 @@ fn files(dir: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use wherry_tests::docs;
+
     use super::*;
 
     fn args(dir: &Path, words: &[&str]) -> Args {
@@ -164,6 +174,7 @@ mod tests {
         write("a.toml", "title = 'a'\nmemory = '1GiB'\nhints = ['off', 'on']\nquick = true\n");
         write("b.toml", "title = 'b'\nmemory = '1GiB'\nkernel = 'cloud-6.12'\n");
         write("c.toml", "title = 'c'\nmemory = '1GiB'\nhints = ['off', 'auto']\n");
+        write("d.toml", "title = 'd'\nmemory = '1GiB'\nhints = ['off', 'on']\ncpus = [1, 2]\n");
         write("bad.toml", "title = 'c'\nmemry = '1GiB'\n");
         dir
     }
@@ -173,7 +184,7 @@ mod tests {
         let dir = folder();
         let plan = plan(&args(dir.path(), &["--peer", "qemu", "--runs", "2"])).unwrap();
         // hints=auto is not asked of QEMU.
-        assert_eq!(plan.runs.len(), (3 * 2 + 2 + 1) * 2);
+        assert_eq!(plan.runs.len(), (3 * 2 + 2 + 1 + 4 * 2) * 2);
         assert_eq!(plan.problems.len(), 1);
         assert!(
             plan.problems[0].contains("bad.toml") && plan.problems[0].contains("memry"),
@@ -185,6 +196,45 @@ mod tests {
         assert_eq!(first, [("a/hints=off", "wherry"), ("a/hints=off", "qemu")]);
     }
 
+    /// The cases that a shown command names.
+    fn named(shown: &docs::Shown) -> Vec<String> {
+        let mut words = shown.words.iter().skip(3);
+        let mut cases = Vec::new();
+        while let Some(word) = words.next() {
+            if ["--json", "--html", "--runs", "--peer", "--only", "--from"].contains(&word.as_str()) {
+                words.next();
+            } else if !word.starts_with("--") && !is_path(word) {
+                cases.push(word.clone());
+            }
+        }
+        cases
+    }
+
+    /// Problems of the cases that commands in a text name, each command by itself.
+    fn problems(all: &[docs::Shown]) -> Vec<String> {
+        let here = docs::root().join("tests/bench/cases");
+        let commands = all.iter().map(|shown| (shown, named(shown))).filter(|(_, cases)| !cases.is_empty());
+        commands
+            .flat_map(|(shown, cases)| {
+                let words: Vec<&str> = cases.iter().map(String::as_str).collect();
+                let problems = plan(&args(&here, &words)).unwrap().problems;
+                problems.into_iter().map(|problem| format!("{}: {problem}", shown.place))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn cases_that_readme_and_docs_name_are_there() {
+        let program = ["cargo", "xtask", "bench"];
+        let all = docs::commands(&program).unwrap();
+        assert!(all.iter().filter(|shown| !named(shown).is_empty()).count() >= 4, "{all:?}");
+        assert_eq!(problems(&all), Vec::<String>::new());
+        for wrong in ["freed-2g", "freed-1g/hints=no", "hinting-5g/hint=on", "idle-1g --runs 2 gone"] {
+            let text = format!("```\ncargo xtask bench {wrong}   # that\n```");
+            assert_eq!(problems(&docs::in_markdown("f", &text, &program)).len(), 1, "{wrong}");
+        }
+    }
+
     #[test]
     fn selection() {
         let dir = folder();
@@ -194,10 +244,14 @@ mod tests {
         assert_eq!(ids(&["--quick"]), ["a/hints=off", "a/hints=on"]);
         assert_eq!(ids(&["a/hints=on"]), ["a/hints=on"]);
         assert_eq!(ids(&["b", "nothing"]), ["b"]);
+        assert_eq!(ids(&["d/hints=on,cpus=2"]), ["d/cpus=2,hints=on"]);
+        assert_eq!(ids(&["d/cpus=1"]), ["d/cpus=1,hints=off", "d/cpus=1,hints=on"]);
         let path = dir.path().join("b.toml");
         assert_eq!(ids(&[path.to_str().unwrap()]), ["b"]);
         let wrong = plan(&args(dir.path(), &["b", "nothing", "bad"])).unwrap().problems;
         assert!(wrong.len() == 2 && wrong.iter().any(|p| p.contains("nothing: no such case")), "{wrong:?}");
+        let wrong = plan(&args(dir.path(), &["b", "a/hints=maybe"])).unwrap().problems;
+        assert_eq!(wrong, ["a/hints=maybe: no such case; there are a/hints=off a/hints=on"]);
         assert!(plan(&args(dir.path(), &["--peer", "xen"])).is_err());
     }
 }

@@ -25,7 +25,7 @@ const MORE: u8 = 3;
 /// Options of `bench`.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Case files in `tests/bench/cases` by name, single cases by id (`name/key=value,…`), or paths of case files [default: all]
+    /// Case files in `tests/bench/cases` by name, those with some values (`name/key=value,…`), or paths of case files [default: all]
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
     /// Measures this VMM, too: qemu.

@@ -22,8 +22,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-#[cfg(test)]
-use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 /// Developer commands of Wherry.
@@ -123,11 +121,46 @@ fn check_writable(path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+    use wherry_tests::docs::{self, Shown};
+
     use super::*;
 
     #[test]
     fn the_grammar_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    fn mistakes(all: &[Shown]) -> Vec<String> {
+        let mistake = |shown: &Shown| {
+            // `cargo xtask` is one word to the parser.
+            let words = ["cargo xtask"].into_iter().chain(shown.words.iter().skip(2).map(String::as_str));
+            let error = Cli::try_parse_from(words).err()?;
+            let fine = match error.kind() {
+                ErrorKind::DisplayHelp => true,
+                ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => false,
+                // A sentence may name an option without its value.
+                _ => !shown.whole,
+            };
+            (!fine).then(|| format!("{}: {}: {error}", shown.place, shown.words.join(" ")))
+        };
+        all.iter().filter_map(mistake).collect()
+    }
+
+    #[test]
+    fn commands_of_readme_docs_and_help_are_understood() {
+        let program = ["cargo", "xtask"];
+        let mut all = docs::commands(&program).unwrap();
+        assert!(all.iter().filter(|shown| shown.whole).count() > 20, "{all:?}");
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines = help.lines().filter(|line| line.trim_start().starts_with("cargo xtask "));
+            all.extend(lines.flat_map(|line| docs::in_line(command.get_name(), line, &program)));
+        }
+        assert_eq!(mistakes(&all), Vec::<String>::new());
+        let wrong = "```\ncargo xtask bench --peers qemu\n```\n`cargo xtask test --unit`";
+        assert_eq!(mistakes(&docs::in_markdown("f", wrong, &program)).len(), 2);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use wherry_vmm::control::*;
 
 use super::*;
 
+mod docs;
 mod files;
 
 /// Answers what tests expect. Ends its server when stopped or killed, as a machine would.
