@@ -34,9 +34,9 @@
 //!
 //! # Which way
 //! [`HintMode::Auto`] starts with checked zero. If the blocks found with content are a quarter or more of those found zero, the guest
-//! does not zero: the sink raises a flag and honours nothing more; the control thread publishes DONE (the guest takes its
-//! memory back, so that it can hint it again), waits until the driver has read it and stopped, protects what is not guarded yet,
-//! and publishes a new id in the protected way. In rounds from two on the harvest has protected everything: hints work in the protected
+//! does not zero: the sink raises a flag and honours nothing more, but notes what was named; the control thread publishes DONE (the
+//! guest takes its memory back, so that it can hint it again), protects what is not guarded yet, and when the driver cannot miss DONE any more
+//! publishes a new id in the protected way. In rounds from two on the harvest has protected everything: hints work in the protected
 //! way, and are asked for only if that way was used before, since a zeroing guest would dirty every page that it hints.
 
 use std::ops::Range;
@@ -111,6 +111,10 @@ pub(crate) struct Sink {
     content_blocks: AtomicU64,
     not_zeroing: AtomicBool,
     probe: bool,
+    /// Pages that were named and could not be honoured, because the guest does not zero.
+    named: Arc<AtomicBitmap>,
+    /// A page of these was named again, and honoured.
+    renamed: AtomicBool,
     /// Mutations: a bitmap shared by the rounds, and a gate that does not close.
     #[cfg(test)]
     pub(crate) redirect: Mutex<Option<Arc<Round>>>,
@@ -122,6 +126,12 @@ impl Sink {
     /// Hints clear bits. Everything in the round's to-send bitmap is protected already.
     pub(crate) fn protected(round: &Arc<Round>, ram: &Arc<dyn GuestRam>, log: &Arc<dyn DirtyLog>) -> Self {
         Self::new(round, ram, log, Way::Protected, false)
+    }
+
+    /// The sink for the id after the switch: everything is protected now.
+    pub(crate) fn switched(&self) -> Self {
+        let next = Self::protected(&self.round, &self.ram, &self.log);
+        Self { named: self.named.clone(), ..next }
     }
 
     /// Hints are checked. What is in `guarded` now was protected before the id is published. With `probe`, a guest that does
@@ -155,6 +165,8 @@ impl Sink {
             content_blocks: AtomicU64::new(0),
             not_zeroing: AtomicBool::new(false),
             probe,
+            named: Arc::new(AtomicBitmap::new(round.nr_pages())),
+            renamed: AtomicBool::new(false),
             #[cfg(test)]
             redirect: Mutex::default(),
             #[cfg(test)]
@@ -166,11 +178,13 @@ impl Sink {
     /// is published. The probe goes on where it was.
     pub(crate) fn renew(&self) -> Self {
         let next = match &self.way {
-            Way::Protected => Self::protected(&self.round, &self.ram, &self.log),
+            Way::Protected => self.switched(),
             Way::CheckedZero { guarded, .. } => {
-                Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe)
+                let next = Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe);
+                Self { named: self.named.clone(), ..next }
             }
         };
+        next.renamed.store(self.renamed(), Ordering::Relaxed);
         for (new, old) in
             [(&next.zero_blocks, &self.zero_blocks), (&next.content_blocks, &self.content_blocks)]
         {
@@ -189,6 +203,30 @@ impl Sink {
         self.not_zeroing.load(Ordering::Acquire)
     }
 
+    /// Pages still to be sent that were named and could not be honoured.
+    pub(crate) fn held(&self) -> u64 {
+        self.round.left_of(&self.named)
+    }
+
+    /// Pages that were named and could not be honoured, and were not named again.
+    pub(crate) fn not_honoured(&self) -> u64 {
+        let mut named = self.named.snapshot();
+        named.and_not(&self.round.hinted_pages());
+        named.count()
+    }
+
+    /// Whether the driver has named some of these again since it was to take its memory back.
+    pub(crate) fn renamed(&self) -> bool {
+        self.renamed.load(Ordering::Relaxed)
+    }
+
+    /// Notes a hint that is not honoured.
+    fn note_named(&self, first: u64, nr: u64) {
+        for (word, mask) in self.round.words_of(first, nr) {
+            self.named.set_mask(word, mask);
+        }
+    }
+
     fn gate_ignored(&self) -> bool {
         #[cfg(test)]
         return self.ignore_gate.load(Ordering::Relaxed);
@@ -204,6 +242,9 @@ impl Sink {
         }
         self.round.note_sent_before(word, mask);
         self.round.clear_hinted(word, mask);
+        if self.named.load(word) & mask != 0 {
+            self.renamed.store(true, Ordering::Relaxed);
+        }
     }
 
     fn check(&self, first: u64, nr: u64, early: &Bitmap, guarded: &AtomicBitmap) {
@@ -237,6 +278,9 @@ impl Sink {
             }
         }
         self.look(&mut batch, guarded, &mut found);
+        if self.probe && found.content {
+            self.note_named(first, nr);
+        }
         self.judge(&found);
     }
 
@@ -326,7 +370,7 @@ impl HintSink for Sink {
                     self.clear(word, mask);
                 }
             }
-            Way::CheckedZero { .. } if self.not_zeroing() => {}
+            Way::CheckedZero { .. } if self.not_zeroing() => self.note_named(first, nr),
             Way::CheckedZero { early, guarded } => self.check(first, nr, early, guarded),
         }
     }

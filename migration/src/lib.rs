@@ -13,6 +13,7 @@ pub mod bitmap;
 pub mod control;
 pub mod destination;
 pub mod error;
+pub mod hint_policy;
 pub mod hints;
 pub mod link;
 pub mod pacing;

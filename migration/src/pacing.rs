@@ -22,7 +22,7 @@
 use std::time::Duration;
 
 /// Time over which the hint rate is measured: longer than a spell of hinting and the rest after it.
-const WINDOW: Duration = Duration::from_millis(100);
+pub(crate) const WINDOW: Duration = Duration::from_millis(100);
 
 /// What to do with the next slice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +44,8 @@ pub struct Sample {
     pub any_hint: bool,
     /// The link, in bytes per second.
     pub link_rate: f64,
+    /// Hold back whatever the hints are like: it is paid for otherwise.
+    pub advance: bool,
 }
 
 /// The part of the time saved by hints, beyond what was waited for them, that may be waited for slower ones.
@@ -80,7 +82,7 @@ impl Pacer {
     /// Decides the next slice.
     pub fn pace(&mut self, sample: &Sample) -> Pace {
         if !sample.any_hint {
-            let patient = sample.now < self.first_wait;
+            let patient = sample.advance || sample.now < self.first_wait;
             return if patient { Pace::Hold } else { Pace::Send };
         }
         let good = self.keeps_up(sample);
@@ -101,7 +103,7 @@ impl Pacer {
         let pace = match self.last {
             // The first hint has just come: one slice to see how fast they are.
             None => Pace::Hold,
-            _ if good => Pace::Hold,
+            _ if good || sample.advance => Pace::Hold,
             Some((_, Pace::Hold)) if budget > 0.0 => Pace::Hold,
             Some((_, Pace::Send)) if budget >= WINDOW.as_secs_f64() => {
                 // From here on only what comes while nothing is sent counts.
@@ -136,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample(ms: u64, cleared: u64, any_hint: bool) -> Sample {
-        Sample { now: Duration::from_millis(ms), cleared, any_hint, link_rate: 1e9 }
+        Sample { now: Duration::from_millis(ms), cleared, any_hint, link_rate: 1e9, advance: false }
     }
 
     #[test]

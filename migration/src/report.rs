@@ -179,6 +179,9 @@ pub struct Report {
     pub streams: u32,
     /// Why hints were used or not, in words.
     pub hints: String,
+    /// Bytes of round one that were sent although they were free by the guest's statistics, or were named and not honoured.
+    /// Small blocks, which no hint names, are part of it.
+    pub expected_unsaved_bytes: u64,
     /// The comparison of both sides' memory, if it was asked for.
     pub verify: Option<VerifyReport>,
 }

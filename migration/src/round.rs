@@ -244,6 +244,12 @@ impl Round {
         self.sent_map.load(word)
     }
 
+    /// Pages of `pages` that are still to be sent.
+    pub(crate) fn left_of(&self, pages: &AtomicBitmap) -> u64 {
+        let left = |word| u64::from((self.to_send.load(word) & pages.load(word)).count_ones());
+        (0..self.nr_words()).map(left).sum()
+    }
+
     /// Pages of this round that were sent with content.
     pub fn sent_pages(&self) -> Bitmap {
         self.sent_map.snapshot()

@@ -81,8 +81,7 @@ pub trait HintSource: Send + Sync {
     /// [`start`](HintSource::start) lets the driver go on with what it has not hinted yet.
     fn rest(&self);
 
-    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has reached the sink. After
-    /// [`done`](HintSource::done): whether it has stopped.
+    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has reached the sink.
     fn rested(&self) -> bool;
 
     /// Publishes STOP. When this returns, no call into the sink is under way and none follows: the epoch is closed.
@@ -90,6 +89,11 @@ pub trait HintSource: Send + Sync {
 
     /// Publishes DONE: the guest takes its hinted memory back. Implies [`stop`](HintSource::stop). Idempotent.
     fn done(&self);
+
+    /// After [`done`](HintSource::done): whether the driver takes its memory back before it can see
+    /// another id, or is gone. Ask again and again: it may take the driver any time, and some
+    /// must be told twice.
+    fn returned(&self) -> bool;
 
     /// Whether the guest has said that it has no more pages to hint under the current id.
     fn finished(&self) -> bool;

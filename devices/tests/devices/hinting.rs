@@ -194,6 +194,31 @@ fn a_driver_that_reads_done_while_it_hints_has_stopped_when_it_says_so() {
 }
 
 #[test]
+fn a_driver_cannot_miss_done_when_it_has_looked_twice() {
+    let mut rig = Rig::default_up();
+    assert!(rig.balloon.hint_returned(), "nothing to return");
+    let (id, _sink) = rig.start_hinting();
+    rig.command(id);
+    rig.balloon.hint_done();
+    let edges = rig.line.edges();
+    assert!(!rig.balloon.hint_returned() && rig.line.edges() == edges, "it has not looked");
+    // Between two blocks: it stops.
+    assert_eq!(rig.config(CONFIG_CMD_ID), CMD_DONE);
+    assert!(!rig.balloon.hint_returned());
+    assert_eq!(rig.line.edges(), edges + 1, "it is told to look again, once");
+    assert!(!rig.balloon.hint_returned() && rig.line.edges() == edges + 1);
+    assert_eq!(rig.config(CONFIG_CMD_ID), CMD_DONE);
+    assert!(rig.balloon.hint_returned() && rig.balloon.hint_returned());
+    // The next time it begins anew.
+    rig.start_hinting();
+    rig.balloon.hint_done();
+    rig.config(CONFIG_CMD_ID);
+    assert!(!rig.balloon.hint_returned());
+    rig.w32(offset::STATUS, 0);
+    assert!(rig.balloon.hint_returned(), "a driver that is gone holds nothing");
+}
+
+#[test]
 fn h4_stop_closes_the_epoch_of_a_resting_driver_too() {
     let mut rig = Rig::default_up();
     let (id, sink) = rig.start_hinting();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::pacing::{Pace, Pacer, Sample};
+use crate::hint_policy::{Action, Asking, Driver, Seen};
 use crate::source::SourceConfig;
 use crate::trace::FATES;
 use crate::traits::PAGE_SIZE;
@@ -92,7 +92,7 @@ impl Replay {
         let mut done = Vec::new();
         if hints {
             now += link.asking_s;
-            let mut pacer = None;
+            let mut asking = None;
             let (mut nr_hints, mut publishes) = (0u64, self.trace.publishes.iter().peekable());
             let mut hints = self.usable_hints().peekable();
             let slice = SourceConfig::default().slice.as_secs_f64();
@@ -104,20 +104,16 @@ impl Replay {
                     cells.hint(hint.1, hint.2);
                     nr_hints += 1;
                 }
-                while let Some(&(at, _)) = publishes.next_if(|(at, _)| seconds(*at) <= now || pacer.is_none())
+                while let Some(&(at, _)) =
+                    publishes.next_if(|(at, _)| seconds(*at) <= now || asking.is_none())
                 {
-                    let patience = SourceConfig::default().first_hint_wait;
-                    pacer = Some((seconds(at), Pacer::new(patience)));
-                    nr_hints = 0;
+                    let new = || (seconds(at), Asking::new(cells.hintable(), false));
+                    let (since, asking) = asking.get_or_insert_with(new);
+                    let seen = self.would_see(&cells, nr_hints, now - *since, link);
+                    asking.asked(&seen, SourceConfig::default().first_hint_wait);
                 }
-                let hold = pacer.as_mut().is_some_and(|(since, pacer)| {
-                    let sample = Sample {
-                        now: duration(now - *since),
-                        cleared: (cells.skipped * PAGE) as u64,
-                        any_hint: nr_hints > 0,
-                        link_rate: link.rate * link.packing(&self.trace),
-                    };
-                    pacer.pace(&sample) == Pace::Hold
+                let hold = asking.as_mut().is_some_and(|(since, asking)| {
+                    asking.act(&self.would_see(&cells, nr_hints, now - *since, link)) == Action::Hold
                 });
                 if !hold {
                     cells.send(step, link);
@@ -137,6 +133,24 @@ impl Replay {
         }
         cells.send(f64::INFINITY, link);
         RoundOne { sent: cells.sent, end: now + self.after(0), done }
+    }
+
+    /// What the engine would see. What the guest called free is not in a trace: it is taken to be what hints name.
+    fn would_see(&self, cells: &Cells, hints: u64, now: f64, link: &Link) -> Seen {
+        let bytes = |pages: f64| (pages * PAGE) as u64;
+        let cleared = bytes(cells.skipped);
+        Seen {
+            now: duration(now),
+            driver: Driver::Hinting,
+            hints,
+            named: cleared,
+            cleared,
+            zero: 0,
+            remaining: bytes(cells.total()),
+            held: 0,
+            renamed: true,
+            link_rate: link.rate * link.packing(&self.trace),
+        }
     }
 
     /// Hints of round one that could be honoured: seconds, first page, pages. Those under an id in the checked way that a
@@ -306,6 +320,11 @@ impl Cells {
 
     fn total(&self) -> f64 {
         self.left.iter().map(|c| c.content + c.hintable + c.zero).sum()
+    }
+
+    /// Bytes that hints have yet to name.
+    fn hintable(&self) -> u64 {
+        (self.left.iter().map(|c| c.hintable).sum::<f64>() * PAGE) as u64
     }
 
     fn done(&self) -> f64 {

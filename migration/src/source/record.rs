@@ -427,6 +427,10 @@ impl HintSource for HintsLayer {
         self.inner.rested()
     }
 
+    fn returned(&self) -> bool {
+        self.inner.returned()
+    }
+
     fn stop(&self) {
         self.inner.stop();
     }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::error::{Error, Phase};
+use crate::hint_policy::{Action, Asking, Why, free_and_populated};
 use crate::hints::{HintMode, HintPolicy, Sink, Worth, protect_words, word_map, worthwhile};
-use crate::pacing::Pace;
 use crate::report::Report;
 use crate::round::{Plan, Round, millis};
 use crate::traits::{HintSource, PAGE_SIZE};
@@ -43,6 +43,9 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
     };
     ask(&mut populated)?;
     let (source, mode) = decide(session, &populated, report);
+    // Before the driver takes any of it.
+    let free = source.as_ref().and_then(|s| s.guest_free_bytes());
+    let free = free.map_or(0, |free| free_and_populated(populated.count(), session.nr_pages, free));
     let wanted = source.is_some();
 
     #[cfg(test)]
@@ -82,7 +85,9 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
                 let sink = Sink::checked_zero(&round, ram, log, &guarded, probe);
                 (sink, HintMode::CheckedZero)
             };
-            Epoch::publish(session, &source, &round, sink, mode, Duration::MAX)
+            let judges = session.cfg.hints == HintPolicy::Auto;
+            let asking = Asking::new(free, judges);
+            Epoch::open(session, &source, &round, sink, mode, (Duration::MAX, asking))
         }
     };
     if wanted && epoch.is_none() {
@@ -110,7 +115,8 @@ pub(super) fn next_round(
             let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
             // Most of this round's pages are in use: do not wait for the first hint.
             let wait = Duration::ZERO;
-            Epoch::publish(session, source, &round, sink, HintMode::Protected, wait)
+            let asking = Asking::new(0, session.cfg.hints == HintPolicy::Auto);
+            Epoch::open(session, source, &round, sink, HintMode::Protected, (wait, asking))
         }
         _ => None,
     };
@@ -276,39 +282,37 @@ fn run(
     let mut held = Duration::ZERO;
     let mut cursor = 0;
     let mut mode = epoch.as_ref().map(|e| e.mode);
+    let mut asked = None;
     announce(session, round)?;
     loop {
         session.tick(Some(round))?;
         session.record.decision(&report.hints);
         if let Some(now) = &mut epoch {
-            if now.sink.not_zeroing() {
-                epoch = switch(session, round, now, guarded)?;
-                match &epoch {
-                    Some(next) => mode = Some(next.mode),
-                    None => report.hints = DRIVER_GONE.into(),
-                }
-                // What was put back may lie behind the cursor.
-                cursor = 0;
-                continue;
-            }
+            let action =
+                if now.sink.not_zeroing() { Action::TakeBack } else { now.act(round, session.memory_rate()) };
             // Why to ask no more, and whether a later round may ask again.
-            let over = if now.idle(round) {
-                Some((ONLY_IDLE, true))
-            } else if session.cfg.hints == HintPolicy::Auto && !now.pays(round) {
-                Some((DOES_NOT_PAY, false))
-            } else {
+            let over = match action {
+                Action::End(Why::OnlyIdle) => Some((ONLY_IDLE, true)),
+                Action::End(Why::DoesNotPay) => Some((DOES_NOT_PAY, false)),
+                Action::TakeBack => {
+                    take_back(session, now, guarded)?;
+                    mode = Some(now.mode);
+                    // What was put back may lie behind the cursor.
+                    cursor = 0;
+                    continue;
+                }
                 // Another driver may be there by the next round.
-                (!now.turn(session.cfg)).then_some((DRIVER_GONE, true))
+                _ => (!now.turn(session, round)).then_some((DRIVER_GONE, true)),
             };
             if let Some((why, again)) = over {
                 report.hints = why.into();
                 // Not DONE: taking memory back dirties the guest's page structures, and it all comes back in the end.
                 now.close();
                 session.protected_hints = again && now.mode == HintMode::Protected;
-                epoch = None;
+                asked = epoch.take().map(Epoch::into_parts);
                 continue;
             }
-            if round.remaining() > 0 && now.pace(round, session.memory_rate()) == Pace::Hold {
+            if round.remaining() > 0 && action == Action::Hold {
                 let patience = now.patience(session.cfg);
                 session.interrupt.cancel.sleep(patience);
                 held += patience;
@@ -325,12 +329,16 @@ fn run(
             break;
         }
     }
-    if let Some(epoch) = &epoch {
+    if let Some(epoch) = epoch {
         epoch.close();
         session.protected_hints = epoch.mode == HintMode::Protected;
+        asked = Some(epoch.into_parts());
     }
     sweep(session, round, guarded)?;
     session.sync(round)?;
+    if let Some((asking, sink)) = asked.filter(|_| round.number == 1) {
+        say_unsaved(&asking, &sink, round, report);
+    }
     if let Some(audit) = &mut session.audit {
         audit.hinted(round);
     }
@@ -351,26 +359,28 @@ fn run(
     Ok(dirty)
 }
 
-/// The guest does not zero what it hints: it gets its memory back, everything is protected, and it is asked again.
-///
-/// What it hinted before may now be anywhere in its free lists, behind memory that was never used. So it may name as many blocks again
-/// before those that clear nothing end the asking.
-fn switch(
+/// The guest does not zero what it hints, or holds what could not be honoured: it gets its memory back, and everything is protected
+/// before it is asked again.
+fn take_back(
     session: &mut Session<'_>,
-    round: &Arc<Round>,
-    old: &Epoch,
+    epoch: &mut Epoch,
     guarded: Option<&AtomicBitmap>,
-) -> Result<Option<Epoch>, Error> {
-    old.give_back(session);
-    if let Some(guarded) = guarded {
-        protect(session, &Bitmap::full(guarded.len()), guarded)?;
+) -> Result<(), Error> {
+    epoch.take_back();
+    match guarded {
+        Some(guarded) => protect(session, &Bitmap::full(guarded.len()), guarded),
+        None => Ok(()),
     }
-    let sink = Sink::protected(round, &session.vm.ram, &session.vm.log);
-    let next = Epoch::publish(session, &old.source, round, sink, HintMode::Protected, Duration::MAX);
-    Ok(next.map(|mut next| {
-        next.not_idle_before = 2 * next.hints_before - old.hints_before;
-        next
-    }))
+}
+
+/// What was expected of hints and did not come is not lost silently.
+fn say_unsaved(asking: &Asking, sink: &Sink, round: &Round, report: &mut Report) {
+    let (bytes, much) = Epoch::unsaved(asking, sink, round);
+    report.expected_unsaved_bytes = bytes;
+    if much {
+        let mb = bytes / 1_000_000;
+        report.hints.push_str(&format!("; {mb} MB that the guest called free were not named in time"));
+    }
 }
 
 /// Round one as it must not be: the id is published, and only then is memory protected.
@@ -386,7 +396,10 @@ fn mutant_round_one(
     let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
     let epoch = match source {
         None => None,
-        Some(s) => Epoch::publish(session, &s, &round, sink, HintMode::Protected, Duration::ZERO),
+        Some(s) => {
+            let asking = (Duration::ZERO, Asking::new(0, false));
+            Epoch::open(session, &s, &round, sink, HintMode::Protected, asking)
+        }
     };
     protect(session, &Bitmap::full(guarded.len()), guarded)?;
     run(session, &round, epoch, Some(guarded), report)

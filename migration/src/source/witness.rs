@@ -167,6 +167,10 @@ impl HintSource for Hints {
         self.inner.rested()
     }
 
+    fn returned(&self) -> bool {
+        self.inner.returned()
+    }
+
     fn stop(&self) {
         self.inner.stop();
         self.close(None);

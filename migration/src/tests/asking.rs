@@ -24,7 +24,7 @@ struct Driver {
     read: AtomicBool,
     nr_started: AtomicU64,
     nr_rests: AtomicU64,
-    /// Looks, after DONE, until it is seen to have stopped.
+    /// Looks, after DONE, until it comes to taking its memory back.
     busy: AtomicU64,
     /// It was given a new id before that.
     hurried: AtomicBool,
@@ -48,8 +48,11 @@ impl HintSource for Driver {
         self.nr_rests.fetch_add(1, SeqCst);
     }
     fn rested(&self) -> bool {
+        self.stops
+    }
+    fn returned(&self) -> bool {
         let busy = self.busy.fetch_update(SeqCst, SeqCst, |looks| Some(looks.saturating_sub(1)));
-        self.stops && busy.unwrap() == 0
+        busy.unwrap() == 0
     }
     fn stop(&self) {}
     fn done(&self) {

@@ -15,6 +15,7 @@ mod ops;
 mod oracle;
 mod speed;
 mod streams;
+mod switch;
 mod trace;
 mod verify;
 

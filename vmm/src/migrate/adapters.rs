@@ -64,6 +64,10 @@ impl HintSource for Hints {
         self.balloon.hint_done();
     }
 
+    fn returned(&self) -> bool {
+        self.balloon.hint_returned()
+    }
+
     fn finished(&self) -> bool {
         self.balloon.hint_finished()
     }

@@ -180,8 +180,7 @@ impl BalloonHandle {
         }
     }
 
-    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has reached the sink. After
-    /// [`hint_done`](Self::hint_done): whether it has stopped and so comes to taking its memory back.
+    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has reached the sink.
     pub fn hint_rested(&self) -> bool {
         self.device.urgent().device().hinting.rested()
     }
@@ -202,6 +201,18 @@ impl BalloonHandle {
         if device.device_mut().hinting.done() {
             device.config_changed();
         }
+    }
+
+    /// After [`hint_done`](Self::hint_done): whether the driver takes its memory back before it can see another id. Ask again
+    /// and again: it may take the driver any time.
+    pub fn hint_returned(&self) -> bool {
+        let mut device = self.device.urgent();
+        let mut remind = false;
+        let returned = device.device_mut().hinting.returned(|| remind = true);
+        if remind {
+            device.config_changed();
+        }
+        returned
     }
 
     /// Tells the driver of a restored balloon that it finds DONE, if it may hold hinted pages. Call it soon after the guest runs, but

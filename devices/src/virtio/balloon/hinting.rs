@@ -121,6 +121,8 @@ pub(super) struct Hinting {
     resting: Option<u32>,
     /// The driver read an id, or was asked to rest, and has not sent STOP since: it has yet to come to what was published after.
     owes_stop: bool,
+    /// The driver has read DONE, and was told once more to look.
+    done_read: bool,
     sink: Option<Arc<dyn HintRange>>,
     pub(super) gate: Arc<SeenGate>,
 }
@@ -163,6 +165,7 @@ impl Hinting {
         self.finished = false;
         self.resting = None;
         self.owes_stop = false;
+        self.done_read = false;
         self.saved.field = CMD_STOP;
         self.saved.issued = false;
         self.saved.stop_seen = true;
@@ -218,13 +221,35 @@ impl Hinting {
         self.saved.issued && self.saved.field != CMD_DONE && self.publish(CMD_DONE)
     }
 
+    /// After [`done`](Self::done): whether the driver takes its memory back before it looks at the
+    /// field again. If it has to be told once more to look, `remind` is called: the caller raises
+    /// the config interrupt.
+    ///
+    /// Linux reads the field in two places: between two blocks, where DONE only ends its loop, and
+    /// at the start of its work item, where DONE makes it take everything back. After the first it
+    /// comes to the second, so of two looks that found DONE the later one was there. One look says
+    /// nothing: a new id that is published after it may be what the work item finds.
+    pub(super) fn returned(&mut self, remind: impl FnOnce()) -> bool {
+        if self.saved.field != CMD_DONE {
+            return true;
+        }
+        let seen = self.gate.seen();
+        if seen && !self.done_read {
+            self.done_read = true;
+            self.gate.published();
+            remind();
+            return false;
+        }
+        seen
+    }
+
     fn publish(&mut self, value: u32) -> bool {
         let hinting = self.saved.field >= CMD_FIRST_ID && self.gate.seen() && !self.finished;
         self.owes_stop |= hinting || self.resting.is_some();
         self.saved.field = value;
         self.resting = None;
         // An announcement counts only if it comes after the publication.
-        (self.open, self.announced) = (false, false);
+        (self.open, self.announced, self.done_read) = (false, false, false);
         self.gate.published();
         true
     }

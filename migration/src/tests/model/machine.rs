@@ -133,6 +133,11 @@ impl HintSource for Model {
         true
     }
 
+    fn returned(&self) -> bool {
+        self.hook();
+        true
+    }
+
     fn stop(&self) {
         self.hook();
         let _order = self.delivery.lock().unwrap();

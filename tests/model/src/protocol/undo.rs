@@ -50,6 +50,9 @@ impl HintSource for Recorder {
     fn rested(&self) -> bool {
         true
     }
+    fn returned(&self) -> bool {
+        true
+    }
     fn stop(&self) {}
     fn done(&self) {
         self.note(DONE);
