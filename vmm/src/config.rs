@@ -62,8 +62,13 @@ pub struct ReceiveConfig {
 pub enum SerialSink {
     /// This process's standard input (raw, if a terminal) and output.
     Stdio,
-    /// Output is appended to this file; no input.
-    File(PathBuf),
+    /// Output is appended to a file; no input.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it may have; further output is lost.
+        max: Option<u64>,
+    },
     /// A pseudo-terminal, whose path `wherry info` tells.
     Pty,
     /// Only clients of the control socket.
@@ -74,7 +79,10 @@ impl fmt::Display for SerialSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SerialSink::Stdio => f.write_str("stdio"),
-            SerialSink::File(path) => write!(f, "file:{}", path.display()),
+            SerialSink::File { path, max: None } => write!(f, "file:{}", path.display()),
+            SerialSink::File { path, max: Some(max) } => {
+                write!(f, "file:{},max={max}B", path.display())
+            }
             SerialSink::Pty => f.write_str("pty"),
             SerialSink::None => f.write_str("none"),
         }

@@ -125,7 +125,7 @@ pub struct RunArgs {
 /// Options of `run` and `receive` alike.
 #[derive(Debug, Args)]
 pub struct ConsoleArgs {
-    /// Serial console: stdio, file:PATH, pty, or none (only `wherry console`)
+    /// Serial console: stdio, file:PATH[,max=SIZE], pty, or none (only `wherry console`)
     #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial)]
     pub serial: SerialSink,
 }
@@ -408,9 +408,20 @@ fn serial(text: &str) -> Result<SerialSink, String> {
         "pty" => Ok(SerialSink::Pty),
         "none" => Ok(SerialSink::None),
         _ => match text.strip_prefix("file:") {
-            Some(path) if !path.is_empty() => Ok(SerialSink::File(path.into())),
+            Some(file) if !file.is_empty() => file_sink(file),
             _ => Err("write stdio, file:PATH, pty or none".into()),
         },
+    }
+}
+
+fn file_sink(text: &str) -> Result<SerialSink, String> {
+    let (path, max) = match text.rsplit_once(",max=") {
+        Some((path, max)) => (path, Some(units::size(max)?)),
+        None => (text, None),
+    };
+    match path {
+        "" => Err("write file:PATH or file:PATH,max=SIZE".into()),
+        path => Ok(SerialSink::File { path: path.into(), max }),
     }
 }
 
@@ -435,7 +446,11 @@ mod tests {
 
     #[test]
     fn sinks_and_features() {
-        assert_eq!(serial("file:a b"), Ok(SerialSink::File("a b".into())));
+        let file = |path: &str, max| Ok(SerialSink::File { path: path.into(), max });
+        assert_eq!(serial("file:a b"), file("a b", None));
+        assert_eq!(serial("file:a,b,max=64MiB"), file("a,b", Some(64 << 20)));
+        assert!(serial("file:a,max=64").is_err());
+        assert!(serial("file:,max=1MiB").is_err());
         assert!(serial("file:").is_err());
         assert!(serial("tty").is_err());
         assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(BalloonOptions::default()));

@@ -1,10 +1,10 @@
 //! `wherry console`
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use wherry_vmm::control::{ControlError, ErrorCode, signals};
 
@@ -12,8 +12,9 @@ use super::Context;
 use super::exit::{Exit, Failure};
 use super::terminal::{self, ESCAPE, RawMode};
 
-/// A guest that does not take its input for this long loses it; else Ctrl-] would not be seen.
-const INPUT_PATIENCE: Duration = Duration::from_millis(500);
+/// Typed bytes that wait for the guest to take them. A terminal is read all the same, or Ctrl-]
+/// would not be seen; what does not fit is lost. Other input waits where it comes from.
+const MAX_PENDING: usize = 64 << 10;
 
 /// How a console session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,21 +54,23 @@ fn relay(
     early: &[u8],
     escape: bool,
 ) -> io::Result<End> {
-    stream.set_write_timeout(Some(INPUT_PATIENCE))?;
+    stream.set_nonblocking(true)?;
     if !show(output, early)? {
         return Ok(End::Left);
     }
     let mut buffer = [0u8; 4096];
-    let mut input_open = true;
+    let mut typed = Typed::default();
     loop {
+        let read_input = !typed.ended && (escape || typed.pending.is_empty());
+        let to_vm = if typed.pending.is_empty() { 0 } else { libc::POLLOUT };
         let mut fds = [
             // A negative descriptor is passed over.
             libc::pollfd {
-                fd: if input_open { input.as_raw_fd() } else { -1 },
+                fd: if read_input { input.as_raw_fd() } else { -1 },
                 events: libc::POLLIN,
                 revents: 0,
             },
-            libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+            libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN | to_vm, revents: 0 },
         ];
         // SAFETY: `fds` is an array of two valid pollfd that outlives the call.
         if unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) } < 0 {
@@ -81,7 +84,7 @@ fn relay(
                 Ok(0) => return Ok(End::Closed),
                 Ok(n) if !show(output, &buffer[..n])? => return Ok(End::Left),
                 Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(End::Closed),
                 Err(e) => return Err(e),
             }
@@ -93,23 +96,60 @@ fn relay(
                 // The terminal went away.
                 Err(_) => 0,
             };
-            let typed = &buffer[..n];
-            let left = typed.iter().position(|byte| escape && *byte == ESCAPE);
-            match stream.write_all(&typed[..left.unwrap_or(n)]) {
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                    input_open = false;
-                }
-                other => other?,
+            let left = buffer[..n].iter().position(|byte| escape && *byte == ESCAPE);
+            if typed.take(&buffer[..left.unwrap_or(n)]) {
+                eprint!("{}", terminal::INPUT_LOST);
             }
+            typed.ended = n == 0;
             if left.is_some() {
+                typed.send(&mut stream)?;
                 return Ok(End::Left);
             }
-            if n == 0 {
-                input_open = false;
-                let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        typed.send(&mut stream)?;
+    }
+}
+
+/// Input on its way to the VM.
+#[derive(Default)]
+struct Typed {
+    pending: VecDeque<u8>,
+    /// No more comes.
+    ended: bool,
+    /// The VM was told that no more comes.
+    told: bool,
+    lossy: bool,
+}
+
+impl Typed {
+    /// Takes what fits. Says whether that begins a loss.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        let room = MAX_PENDING.saturating_sub(self.pending.len());
+        self.pending.extend(bytes.iter().take(room));
+        let lossy = bytes.len() > room;
+        lossy && !std::mem::replace(&mut self.lossy, lossy)
+    }
+
+    /// Sends what the VM takes without waiting.
+    fn send(&mut self, stream: &mut UnixStream) -> io::Result<()> {
+        while !self.pending.is_empty() {
+            match stream.write(self.pending.make_contiguous()) {
+                Ok(n) => drop(self.pending.drain(..n)),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                // It takes no more; what it has to say is still shown.
+                Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    self.pending.clear();
+                    self.ended = true;
+                }
+                Err(e) => return Err(e),
             }
         }
+        self.lossy = false;
+        if self.ended && !std::mem::replace(&mut self.told, true) {
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        Ok(())
     }
 }
 
@@ -158,6 +198,55 @@ mod tests {
     fn escape_leaves_after_what_was_typed_before() {
         let (end, _, got) = session(b"ls\n\x1dmore", b"", true);
         assert_eq!((end, got.as_slice()), (End::Left, &b"ls\n"[..]));
+    }
+
+    #[test]
+    fn input_waits_for_a_vm_that_does_not_take_it_and_output_goes_on() {
+        let text: Vec<u8> = (0..1_000_000).map(|n| (n / 7) as u8).collect();
+        let (mut keyboard, input) = UnixStream::pair().unwrap();
+        let (mut vm, stream) = UnixStream::pair().unwrap();
+        let copy = text.clone();
+        let typist = std::thread::spawn(move || keyboard.write_all(&copy).unwrap());
+        let (shown, seen) = std::sync::mpsc::channel();
+        struct Screen(std::sync::mpsc::Sender<Vec<u8>>);
+        impl Write for Screen {
+            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+                let _ = self.0.send(buf.to_vec());
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let user = std::thread::spawn(move || {
+            let input = File::from(OwnedFd::from(input));
+            relay(input, &mut Screen(shown), stream, b"", false).unwrap()
+        });
+        // The VM reads nothing, and its socket is full: it is heard all the same.
+        vm.write_all(b"busy").unwrap();
+        assert_eq!(seen.recv().unwrap(), b"busy");
+        let mut got = vec![0; text.len()];
+        vm.read_exact(&mut got).unwrap();
+        assert!(got == text);
+        typist.join().unwrap();
+        drop(vm);
+        assert_eq!(user.join().unwrap(), End::Closed);
+    }
+
+    #[test]
+    fn a_terminal_is_read_whatever_the_guest_takes_and_a_loss_is_told_once() {
+        let mut typed = Typed::default();
+        assert!(!typed.take(&[1; MAX_PENDING - 1]));
+        assert_eq!([typed.take(&[2; 2]), typed.take(&[3])], [true, false]);
+        let (mut stream, mut vm) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        while !typed.pending.is_empty() {
+            typed.send(&mut stream).unwrap();
+            let mut some = [0; 4096];
+            let _ = vm.read(&mut some).unwrap();
+        }
+        assert!(!typed.take(b"x"));
+        assert_eq!(typed.pending, b"x");
     }
 
     #[test]

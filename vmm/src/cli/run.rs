@@ -263,11 +263,18 @@ fn raw_console(context: &mut Context, name: &str) -> io::Result<Option<RawMode>>
     std::thread::Builder::new().name("keyboard".into()).spawn(move || {
         let mut escape = Escape::default();
         let mut buffer = [0; 256];
+        let mut lossy = false;
         while let Ok(n @ 1..) = keyboard.read(&mut buffer) {
             for byte in &buffer[..n] {
                 match escape.see(*byte) {
                     // A guest that takes no input loses it; else Ctrl-] would not be seen.
-                    Typed::Guest(byte) => drop(guest.write(&[byte])),
+                    Typed::Guest(byte) => {
+                        let lost = guest.write(&[byte]).is_err();
+                        if lost && !std::mem::replace(&mut lossy, lost) {
+                            eprint!("{}", terminal::INPUT_LOST);
+                        }
+                        lossy = lost;
+                    }
                     Typed::Ask => eprint!("\r\n[wherry: q ends the VM, Ctrl-] is sent to it]\r\n"),
                     Typed::Quit if signals::end_vm() => {}
                     Typed::Quit => terminal::exit_for_signal(libc::SIGINT),

@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError};
 /// Leaves the console.
 pub const ESCAPE: u8 = 0x1D;
 
+/// Said when typed bytes had to be dropped: a terminal is always read, or Ctrl-] would not be seen.
+pub const INPUT_LOST: &str = "\r\n[wherry: the guest takes no input; what is typed now is lost]\r\n";
+
 /// The terminal's state before raw mode, with its descriptor.
 static ORIGINAL: Mutex<Option<(i32, libc::termios)>> = Mutex::new(None);
 

@@ -70,7 +70,7 @@ pub trait VmControl: Send + Sync {
     }
 
     /// Connects a client to the serial console. The machine owns the stream (blocking, no timeouts set) from here on, must not
-    /// be held up by a client that does not read, and drops the stream when the guest ends.
+    /// be held up by a client that does not read, and shuts the stream down when the guest ends.
     fn attach_console(&self, client: UnixStream) -> Result<(), ControlError>;
 }
 

@@ -1,7 +1,7 @@
 //! The server side of the control socket.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -298,8 +298,11 @@ impl Shared {
         }
         // A socket's time limits belong to all its descriptors.
         let ready = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(None));
-        if ready.is_ok() {
-            let _ = guarded(|| self.vm.attach_console(stream));
+        if ready.is_ok()
+            && let Err(e) = guarded(|| self.vm.attach_console(stream))
+        {
+            // Granted and not kept, as when the last place was taken meanwhile: the reason is all it will show.
+            let _ = write!(writer, "\r\n[wherry: {}]\r\n", e.message);
         }
     }
 

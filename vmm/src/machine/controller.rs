@@ -247,6 +247,12 @@ impl VmControl for Controller {
         }
     }
 
+    fn check_console(&self) -> Result<(), ControlError> {
+        self.console.check().map_err(|e| {
+            ControlError::new(ErrorCode::Busy, e.to_string()).hint("leave one of them with Ctrl-]")
+        })
+    }
+
     fn attach_console(&self, client: UnixStream) -> Result<(), ControlError> {
         self.console.attach(client).map_err(failed)
     }

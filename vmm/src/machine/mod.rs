@@ -194,9 +194,14 @@ impl Machine {
             let set = power.lock().unwrap_or_else(PoisonError::into_inner).restore_line();
             set.context("cannot set the power button's interrupt")?;
         }
+        {
+            let mut port = serial.lock().unwrap_or_else(PoisonError::into_inner);
+            port.set_paused(true);
+            port.on_room(hooks.console.room());
+        }
         let typed = serial.clone();
         hooks.console.connect(Arc::new(move |bytes| {
-            typed.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes);
+            typed.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes)
         }));
         Ok(Self {
             vcpus,
@@ -306,6 +311,8 @@ impl Vcpus for Machine {
             v.wait_parked();
             self.access.note_parked(&self.vm, &v.fd(), id);
         }
+        // What is typed now waits outside.
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).set_paused(true);
         if let Some(b) = &self.balloon {
             b.set_paused(true);
         }
@@ -316,6 +323,7 @@ impl Vcpus for Machine {
         if let Some(b) = &self.balloon {
             b.set_paused(false);
         }
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).set_paused(false);
         for v in &self.vcpus {
             // Only spares the guest a watchdog's warning; and before its first run there is nothing to tell.
             let _ = cpu::state::note_pause(&v.fd());

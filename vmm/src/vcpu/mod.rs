@@ -211,6 +211,7 @@ fn thread_main(shared: &Shared, ctx: &VcpuContext) {
 
 /// Runs until `stop` says so (`None`, and whole: see the module's doc) or the vCPU cannot go on.
 fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Option<VcpuEvent> {
+    let page: *const kvm_bindings::kvm_run = fd.get_kvm_run();
     fd.set_kvm_immediate_exit(0);
     let mut stopping = false;
     loop {
@@ -221,10 +222,14 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
         }
         match fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
-                ctx.pio.read(u64::from(port), data);
+                // SAFETY: `page` is the run page of `fd`, and this an exit for I/O.
+                let size = unsafe { element_size(page) };
+                data.chunks_mut(size).for_each(|element| _ = ctx.pio.read(port.into(), element));
             }
             Ok(VcpuExit::IoOut(port, data)) => {
-                ctx.pio.write(u64::from(port), data);
+                // SAFETY: `page` is the run page of `fd`, and this an exit for I/O.
+                let size = unsafe { element_size(page) };
+                data.chunks(size).for_each(|element| _ = ctx.pio.write(port.into(), element));
             }
             Ok(VcpuExit::MmioRead(addr, data)) => {
                 ctx.mmio.read(addr, data);
@@ -249,6 +254,17 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
             Err(e) => return Some(VcpuEvent::Fatal(format!("KVM_RUN failed: {e}"))),
         }
     }
+}
+
+/// Bytes of one element of a port access: a string instruction (`rep insb`) moves several in one exit.
+///
+/// # Safety
+/// `page` must be mapped as a run page, and the last exit of its vCPU be KVM_EXIT_IO.
+unsafe fn element_size(page: *const kvm_bindings::kvm_run) -> usize {
+    // SAFETY: of this exit KVM filled the `io` member; any bit pattern is valid. The data that kvm-ioctls lends lies behind
+    // the structure.
+    let size = unsafe { (*page).__bindgen_anon_1.io.size };
+    usize::from(size).max(1)
 }
 
 /// What KVM says in the run page about an internal error, with the guest's position.
@@ -363,6 +379,50 @@ mod tests {
             inner = vcpu.shared.changed.wait(inner).unwrap();
         }
         assert_eq!(over.load(std::sync::atomic::Ordering::SeqCst), 1, "it ran on after its own end");
+    }
+
+    /// Tells of each access: port and width. A read gives the port's number.
+    struct Told(u8, std::sync::mpsc::Sender<(u8, usize)>);
+
+    impl BusDevice for Told {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            self.1.send((self.0 + offset as u8, data.len())).unwrap();
+            data.fill(offset as u8);
+        }
+        fn write(&mut self, offset: u64, data: &[u8]) {
+            self.1.send((self.0 + offset as u8, data.len())).unwrap();
+            assert!(self.0 == 0x20 || *data == [0xD; 2], "written: {data:?}");
+        }
+    }
+
+    #[test]
+    fn string_io_stays_at_its_port() {
+        let code = [
+            0xBA, 0x1D, 0x00, // mov dx, 0x1d
+            0xBF, 0x00, 0x18, // mov di, 0x1800
+            0xB9, 0x06, 0x00, // mov cx, 6
+            0xF3, 0x6C, // rep insb
+            0xBA, 0x12, 0x00, // mov dx, 0x12
+            0xBE, 0x00, 0x18, // mov si, 0x1800
+            0xB9, 0x03, 0x00, // mov cx, 3
+            0xF3, 0x6F, // rep outsw
+            0xE6, 0x20, // out 0x20, al
+            0xEB, 0xFE, // for ever
+        ];
+        let (sender, accesses) = channel();
+        let mut bus = Bus::new();
+        for (base, len) in [(0x10, 16), (0x20, 1)] {
+            let told = Told(base, sender.clone());
+            bus.insert(base.into(), len, Arc::new(Mutex::new(told))).unwrap();
+        }
+        let (on_event, _events) = told();
+        let Some((vcpu, _vm)) = real_mode(&code, context(bus, on_event)) else { return };
+        vcpu.run();
+        let next = || accesses.recv_timeout(Duration::from_secs(60)).unwrap();
+        // In how many exits is KVM's choice; each access is of one element at the one port.
+        assert_eq!([(); 6].map(|()| next()), [(0x1D, 1); 6]);
+        assert_eq!([(); 3].map(|()| next()), [(0x12, 2); 3]);
+        assert_eq!(next(), (0x20, 1));
     }
 
     #[test]
