@@ -118,6 +118,20 @@ pub enum Error {
     /// Nothing moved on the connection for this long.
     #[error("the peer has been silent for {} ms", .0.as_millis())]
     Stalled(Duration),
+    /// Bytes come or go, but too few of them.
+    #[error("the peer took longer than {} ms over one message", .0.as_millis())]
+    Late(Duration),
+    /// The guest was paused for this long and could not be handed over.
+    #[error("the guest could not be handed over within {} ms of its pause", .0.as_millis())]
+    PauseLimit(Duration),
+    /// The guest has more memory than this side takes.
+    #[error("the guest has {pages} pages of memory, this side takes at most {most}")]
+    TooLarge {
+        /// Pages of the guest.
+        pages: u64,
+        /// [`crate::DestinationConfig::max_pages`].
+        most: u64,
+    },
     /// [`crate::CancelToken::cancel`] was called.
     #[error("cancelled")]
     Cancelled,
@@ -194,5 +208,29 @@ impl From<WireError> for Error {
             WireError::Version { theirs } => Error::Version { theirs, ours: crate::wire::VERSION },
             other => Error::Wire(other),
         }
+    }
+}
+
+/// What a peer wrote, with nothing in it that a terminal acts on: neither control characters nor
+/// those that change the direction of writing or begin a line.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
+            || matches!(c, '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if acts(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_peer_does_nothing_to_a_terminal() {
+        let text = printable("no\x1b]0;pwned\x07 room\r\n\u{9b}31m\u{202e}\u{2067}\0 für diesen Gast");
+        assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
+        assert!(text.starts_with("no\u{fffd}]0;pwned") && text.ends_with("für diesen Gast"), "{text}");
     }
 }

@@ -31,9 +31,10 @@ pub mod wire;
 mod tests;
 
 pub use control::CancelToken;
-pub use destination::{DestinationConfig, Received, receive};
+pub use destination::{Arrival, DestinationConfig, Received, await_source, receive, receive_from};
 pub use error::{Error, Failure, Ownership, Phase};
 pub use hints::{HintMode, HintPolicy};
+pub use link::FrameLimit;
 pub use report::{Downtime, HintFigures, Progress, Report, RoundReport, Snapshot};
 pub use source::{Compression, OnTimeout, SourceConfig, migrate};
 pub use transport::{Endpoint, Listener, Transport, TransportError, connect};

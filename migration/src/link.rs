@@ -12,17 +12,70 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::control::CancelToken;
-use crate::error::Error;
+use crate::error::{Error, printable};
 use crate::transport::{Throttle, WriteHalf};
 use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 
-/// Reasons to leave a wait early.
+/// Reasons to leave a wait early. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
     /// The user cancelled.
     pub cancel: CancelToken,
     /// The other half of the connection has seen its end.
     pub stop: Arc<AtomicBool>,
+    /// The guest is paused, and has been for too long.
+    pub limit: PauseLimit,
+}
+
+/// How long the guest may be paused before the hand-off, over all that is done meanwhile. A peer
+/// that keeps moving bytes, however few, resets every other limit.
+#[derive(Clone, Debug, Default)]
+pub struct PauseLimit(Arc<Mutex<Option<(Instant, Duration)>>>);
+
+impl PauseLimit {
+    /// The pause begins and may last for `time`.
+    pub fn begin(&self, time: Duration) {
+        self.set(Instant::now().checked_add(time).map(|until| (until, time)));
+    }
+
+    /// It ends in time: there is no limit any more.
+    pub fn lift(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, limit: Option<(Instant, Duration)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+    }
+
+    /// `Err` once the time is over.
+    pub fn check(&self) -> Result<(), Error> {
+        let limit = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match limit {
+            Some((until, time)) if Instant::now() >= until => Err(Error::PauseLimit(time)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How long a frame may take from its first byte to its last, however its bytes trickle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameLimit {
+    /// Any frame.
+    pub time: Duration,
+    /// And its payload, at this many bytes per second.
+    pub rate: u64,
+}
+
+impl Default for FrameLimit {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(30), rate: 4096 }
+    }
+}
+
+impl FrameLimit {
+    fn of(&self, len: u32) -> Duration {
+        self.time + Duration::from_secs_f64(f64::from(len) / self.rate.max(1) as f64)
+    }
 }
 
 impl Interrupt {
@@ -34,7 +87,7 @@ impl Interrupt {
         if self.stop.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
-        Ok(())
+        self.limit.check()
     }
 }
 
@@ -52,6 +105,10 @@ pub struct FrameWriter {
     bytes: u64,
     throttle: Option<Cap>,
     stall: Duration,
+    /// How long a frame may take; waiting for the cap does not count.
+    pub frame_limit: FrameLimit,
+    /// When the present frame has taken too long.
+    late: (Instant, Duration),
     interrupt: Interrupt,
     last: Instant,
     /// Part of a frame is out: nothing that follows would be understood.
@@ -66,7 +123,19 @@ impl FrameWriter {
         stall: Duration,
         interrupt: Interrupt,
     ) -> Self {
-        Self { out, seq: 0, bytes: 0, throttle, stall, interrupt, last: Instant::now(), broken: false }
+        let now = Instant::now();
+        Self {
+            out,
+            seq: 0,
+            bytes: 0,
+            throttle,
+            stall,
+            frame_limit: FrameLimit::default(),
+            late: (now, Duration::ZERO),
+            interrupt,
+            last: now,
+            broken: false,
+        }
     }
 
     /// Bytes on the wire so far, headers included.
@@ -86,6 +155,8 @@ impl FrameWriter {
         let len = len.ok_or(WireError::TooLong { kind, len: u32::MAX })?;
         let header = Header { kind: kind as u16, seq: self.seq, len, sum: checksum(parts) };
         self.interrupt.check()?;
+        let time = self.frame_limit.of(len);
+        self.late = (Instant::now() + time, time);
         self.broken = true;
         self.write(&header.encode())?;
         for part in parts {
@@ -144,6 +215,7 @@ impl FrameWriter {
                 };
                 if !wait.is_zero() {
                     self.wait(wait)?;
+                    self.late.0 += wait;
                     moved = Instant::now();
                 }
             }
@@ -155,6 +227,12 @@ impl FrameWriter {
                         piece = piece.get(n..).unwrap_or_default();
                         rest = rest.get(n..).unwrap_or_default();
                         moved = Instant::now();
+                        if moved >= self.late.0 && !rest.is_empty() {
+                            return Err(Error::Late(self.late.1));
+                        }
+                        if !piece.is_empty() {
+                            self.interrupt.check()?;
+                        }
                     }
                     Err(e) if is_tick(e.kind()) => {
                         self.interrupt.check()?;
@@ -190,8 +268,12 @@ pub struct FrameReader {
     seq: u64,
     /// Give up after this long without a byte; `None` waits for ever.
     pub stall: Option<Duration>,
-    /// Give up at this time, whatever comes.
-    pub deadline: Option<Instant>,
+    /// Give up at this time, whatever comes; and how long that was from the start.
+    pub deadline: Option<(Instant, Duration)>,
+    /// How long a frame may take.
+    pub frame_limit: FrameLimit,
+    /// When the present frame has taken too long. `None` before its first byte.
+    late: Option<(Instant, Duration)>,
     /// Reasons to give up earlier.
     pub interrupt: Interrupt,
     payload: Vec<u8>,
@@ -201,7 +283,17 @@ pub struct FrameReader {
 impl FrameReader {
     /// Reads from `input`.
     pub fn new(input: Box<dyn Read + Send>, stall: Option<Duration>, interrupt: Interrupt) -> Self {
-        Self { input, seq: 0, stall, deadline: None, interrupt, payload: Vec::new(), bytes: 0 }
+        Self {
+            input,
+            seq: 0,
+            stall,
+            deadline: None,
+            frame_limit: FrameLimit::default(),
+            late: None,
+            interrupt,
+            payload: Vec::new(),
+            bytes: 0,
+        }
     }
 
     /// Bytes received so far.
@@ -209,10 +301,16 @@ impl FrameReader {
         self.bytes
     }
 
+    /// All that comes has to come within this time from now.
+    pub fn within(&mut self, time: Duration) {
+        self.deadline = Instant::now().checked_add(time).map(|until| (until, time));
+    }
+
     /// The next frame, which must be one of `legal`; its payload is then in [`payload`](Self::payload). An Abort is
     /// always legal and becomes [`Error::PeerAbort`]. `during` says what was going on, for the error.
     pub fn next(&mut self, legal: &[Kind], during: &'static str) -> Result<Kind, Error> {
         let mut raw = [0; HEADER_LEN];
+        self.late = None;
         self.fill(Target::Header(&mut raw))?;
         let header = Header::decode(&raw)?;
         if header.seq != self.seq {
@@ -225,6 +323,9 @@ impl FrameReader {
         if header.len as usize > kind.limit() {
             return Err(WireError::TooLong { kind, len: header.len }.into());
         }
+        let begun = self.late.map_or_else(Instant::now, |(late, time)| late - time);
+        let time = self.frame_limit.of(header.len);
+        self.late = Some((begun + time, time));
         // Bounded by the kind's limit, about 1 MiB, and kept for the next frame.
         self.payload.resize(header.len as usize, 0);
         self.fill(Target::Payload)?;
@@ -234,7 +335,8 @@ impl FrameReader {
         self.seq += 1;
         if kind == Kind::Abort {
             let abort: crate::wire::Abort = codec::decode(&self.payload, "abort")?;
-            return Err(Error::PeerAbort(abort.reason));
+            // It goes to a terminal in the end.
+            return Err(Error::PeerAbort(printable(&abort.reason)));
         }
         Ok(kind)
     }
@@ -261,8 +363,11 @@ impl FrameReader {
             let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) else {
                 return Ok(());
             };
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::Stalled(moved.elapsed()));
+            let now = Instant::now();
+            for (until, time) in [self.deadline, self.late].into_iter().flatten() {
+                if now >= until {
+                    return Err(Error::Late(time));
+                }
             }
             match self.input.read(rest) {
                 Ok(0) => return Err(Error::Closed),
@@ -270,6 +375,8 @@ impl FrameReader {
                     done += n;
                     self.bytes += n as u64;
                     moved = Instant::now();
+                    let time = self.frame_limit.time;
+                    self.late.get_or_insert((moved + time, time));
                     // Say so at once when it is something else that answers, however little it says.
                     let seen = buf.get(..done.min(MAGIC.len())).unwrap_or_default();
                     if is_header && !MAGIC.starts_with(seen) {

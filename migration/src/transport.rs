@@ -5,21 +5,23 @@
 //! the peer gave up, and whether nothing has moved for the stall time. So nobody is ever stuck in a system call, no
 //! signals are needed, and nothing spins.
 
+mod dial;
+mod listen;
+
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use thiserror::Error;
 
 use crate::control::CancelToken;
+pub use dial::connect;
+pub use listen::Listener;
 
 /// Longest time that a half blocks in one call.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -54,6 +56,11 @@ pub trait Transport: Send {
     fn more(&self) -> Option<Box<dyn More>> {
         None
     }
+
+    /// Who is at the other end, as far as that is known; for messages.
+    fn peer(&self) -> String {
+        "a local process".into()
+    }
 }
 
 /// Further connections: the source opens them, the destination accepts them.
@@ -75,6 +82,10 @@ impl<M: More + Clone + 'static> Transport for Opened<M> {
 
     fn more(&self) -> Option<Box<dyn More>> {
         Some(Box::new(self.more.clone()))
+    }
+
+    fn peer(&self) -> String {
+        self.stream.peer()
     }
 }
 
@@ -114,6 +125,10 @@ impl Transport for TcpStream {
         self.set_write_timeout(Some(TICK))?;
         Ok((Box::new(self.try_clone()?), self))
     }
+
+    fn peer(&self) -> String {
+        self.peer_addr().map_or_else(|_| "somebody who has left".into(), |a| a.to_string())
+    }
 }
 
 /// Why there is no connection.
@@ -138,6 +153,9 @@ pub enum TransportError {
     /// Nobody connected in this time.
     #[error("no connection in {} ms", .0.as_millis())]
     TimedOut(Duration),
+    /// So many wait to be asked who they are that this one was put out.
+    #[error("too many others connect")]
+    Crowded,
     /// Could not connect.
     #[error("cannot connect to {0}")]
     Connect(Endpoint, #[source] io::Error),
@@ -188,164 +206,6 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Connects to a listening destination, waiting up to `timeout` for each of its addresses.
-pub fn connect(to: &Endpoint, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
-    let (stream, found) = dial(to, timeout)?;
-    Ok(Box::new(Opened { stream, more: Dial(found) }))
-}
-
-/// Where the first connection went: a name may stand for several hosts.
-#[derive(Clone)]
-struct Dial(Endpoint);
-
-impl More for Dial {
-    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
-        // Connecting cannot be interrupted, so it is tried again and again.
-        let until = Instant::now() + timeout;
-        loop {
-            if cancel.is_cancelled() {
-                return Err(TransportError::Cancelled);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            match dial(&self.0, left.clamp(TICK, Duration::from_secs(1))) {
-                Err(TransportError::Connect(_, e)) if is_timeout(&e) && !left.is_zero() => {}
-                other => return other.map(|(stream, _)| stream),
-            }
-        }
-    }
-}
-
-fn is_timeout(e: &io::Error) -> bool {
-    e.kind() == ErrorKind::TimedOut
-}
-
-/// Connects, and says to which of its addresses.
-fn dial(to: &Endpoint, timeout: Duration) -> Result<(Box<dyn Transport>, Endpoint), TransportError> {
-    let failed = |e| TransportError::Connect(to.clone(), e);
-    match to {
-        Endpoint::Unix(path) => Ok((Box::new(UnixStream::connect(path).map_err(failed)?), to.clone())),
-        Endpoint::Tcp(address) => {
-            let resolved = address.to_socket_addrs().map_err(|e| TransportError::Resolve(to.clone(), e))?;
-            let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-            for address in resolved {
-                match TcpStream::connect_timeout(&address, timeout) {
-                    Ok(stream) => return Ok((Box::new(stream), Endpoint::Tcp(address.to_string()))),
-                    Err(e) => last = e,
-                }
-            }
-            Err(failed(last))
-        }
-    }
-}
-
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
-}
-
-/// Waits for a source. A Unix socket's file is removed when the listener and the connections that have not begun are dropped.
-#[derive(Clone)]
-pub struct Listener(Arc<Socket>);
-
-impl Listener {
-    /// Listens. A Unix socket file that nobody listens on any more is replaced.
-    pub fn bind(at: &Endpoint) -> Result<Self, TransportError> {
-        let failed = |e: io::Error| match e.kind() {
-            ErrorKind::AddrInUse => TransportError::InUse(at.clone()),
-            _ => TransportError::Listen(at.clone(), e),
-        };
-        let socket = match at {
-            Endpoint::Tcp(address) => {
-                let listener = TcpListener::bind(address.as_str()).map_err(failed)?;
-                listener.set_nonblocking(true).map_err(failed)?;
-                Socket::Tcp(listener)
-            }
-            Endpoint::Unix(path) => {
-                let listener = match UnixListener::bind(path) {
-                    Err(e) if e.kind() == ErrorKind::AddrInUse => {
-                        remove_stale(at, path)?;
-                        UnixListener::bind(path)
-                    }
-                    other => other,
-                };
-                let listener = listener.map_err(failed)?;
-                listener.set_nonblocking(true).map_err(failed)?;
-                Socket::Unix(listener, path.clone())
-            }
-        };
-        Ok(Self(Arc::new(socket)))
-    }
-
-    /// Where it listens: for `tcp:HOST:0` the port that was chosen.
-    pub fn endpoint(&self) -> io::Result<Endpoint> {
-        Ok(match &*self.0 {
-            Socket::Tcp(listener) => Endpoint::Tcp(listener.local_addr()?.to_string()),
-            Socket::Unix(_, path) => Endpoint::Unix(path.clone()),
-        })
-    }
-
-    /// Waits for one source.
-    pub fn accept(&self, cancel: &CancelToken) -> Result<Box<dyn Transport>, TransportError> {
-        Ok(Box::new(Opened { stream: self.accept_within(cancel, Duration::MAX)?, more: self.clone() }))
-    }
-
-    fn accept_within(
-        &self,
-        cancel: &CancelToken,
-        timeout: Duration,
-    ) -> Result<Box<dyn Transport>, TransportError> {
-        let began = Instant::now();
-        while !cancel.is_cancelled() {
-            let accepted: io::Result<Box<dyn Transport>> = match &*self.0 {
-                Socket::Tcp(listener) => listener.accept().map(|(s, _)| Box::new(s) as _),
-                Socket::Unix(listener, _) => listener.accept().map(|(s, _)| Box::new(s) as _),
-            };
-            match accepted {
-                Ok(stream) => return Ok(stream),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    if began.elapsed() >= timeout {
-                        return Err(TransportError::TimedOut(timeout));
-                    }
-                    cancel.sleep(TICK / 4);
-                }
-                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
-                Err(e) => {
-                    let at = self.endpoint().unwrap_or(Endpoint::Tcp(String::new()));
-                    return Err(TransportError::Listen(at, e));
-                }
-            }
-        }
-        Err(TransportError::Cancelled)
-    }
-}
-
-impl More for Listener {
-    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
-        self.accept_within(cancel, timeout)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if let Socket::Unix(_, path) = self {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-fn remove_stale(at: &Endpoint, path: &Path) -> Result<(), TransportError> {
-    let failed = |e| TransportError::Listen(at.clone(), e);
-    let meta = fs::symlink_metadata(path).map_err(failed)?;
-    if !meta.file_type().is_socket() {
-        return Err(TransportError::NotASocket(path.to_owned()));
-    }
-    // Refused means that no process holds the listening end: a leftover of one that was killed.
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
-        _ => Err(TransportError::InUse(at.clone())),
-    }
-}
-
 /// A token bucket: keeps a stream to a number of bytes per second by sleeping.
 #[derive(Debug)]
 pub struct Throttle {
@@ -380,6 +240,8 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -395,37 +257,6 @@ mod tests {
             let text = parse(bad).unwrap_err().to_string();
             assert!(text.contains("tcp:HOST:PORT"), "{text}");
         }
-    }
-
-    #[test]
-    fn unix_listener_replaces_stale_sockets_only() {
-        let dir = std::env::temp_dir().join(format!("wherry-listen-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("sock");
-        let at = Endpoint::Unix(path.clone());
-        // A leftover: bound, never removed.
-        drop(UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(&at).unwrap();
-        assert!(matches!(Listener::bind(&at), Err(TransportError::InUse(_))));
-        let client = connect(&at, TICK).unwrap();
-        drop(listener.accept(&CancelToken::new()).unwrap());
-        drop((client, listener));
-        assert!(!path.exists(), "socket file left behind");
-        fs::write(&path, "data").unwrap();
-        assert!(matches!(Listener::bind(&at), Err(TransportError::NotASocket(_))));
-        assert_eq!(fs::read(&path).unwrap(), b"data");
-        fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn tcp_port_in_use_says_so() {
-        let listener = Listener::bind(&Endpoint::Tcp("127.0.0.1:0".into())).unwrap();
-        let at = listener.endpoint().unwrap();
-        let Err(second) = Listener::bind(&at) else { panic!("bound twice") };
-        assert!(second.to_string().contains("already in use"), "{second}");
-        let cancel = CancelToken::new();
-        cancel.cancel();
-        assert!(matches!(listener.accept(&cancel), Err(TransportError::Cancelled)));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! until this side has said Loaded the source cannot have sent HandOff, so the guest is the source's. After that, an Abort
 //! from the source still proves it (the source aborts only before HandOff); a broken connection proves nothing.
 
+mod door;
 mod streams;
 
 use std::sync::Arc;
@@ -20,18 +21,19 @@ use std::time::{Duration, Instant};
 
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase};
-use crate::link::{FrameReader, FrameWriter, Interrupt};
+use crate::link::{FrameLimit, FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::source::describe;
 use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
-use crate::transport::{More, TICK, Transport, TransportError};
+use crate::transport::{Listener, More, TICK, Transport, TransportError, WriteHalf};
 use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{Run, parse, parse_lz4};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_STATE, RoundStart,
-    StateEnd, SyncPoint, VerifyChunk, Welcome, WireError,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES, MAX_STATE,
+    RoundStart, StateEnd, SyncPoint, VerifyChunk, Welcome, WireError,
 };
+use door::{Door, Heard};
 use streams::{Shared, Streams};
 
 /// How to receive.
@@ -39,7 +41,13 @@ use streams::{Shared, Streams};
 pub struct DestinationConfig {
     /// Give a source up that sends nothing for this long. The source shows signs of life every second.
     pub stall_timeout: Duration,
-    /// Most pages of guest RAM to accept; the machine may refuse less in [`DestinationVm::prepare`].
+    /// Time that somebody who connects has to say in one whole frame who it is.
+    pub hello_timeout: Duration,
+    /// Time for all further connections of the source, which it opens before it announces them.
+    pub streams_timeout: Duration,
+    /// How long any other frame may take, once begun.
+    pub frame_limit: FrameLimit,
+    /// Most pages of guest RAM to accept, looked at before anything is allocated for them.
     pub max_pages: u64,
     /// A deliberate mistake, for the tests that show that they notice.
     #[cfg(test)]
@@ -50,7 +58,10 @@ impl Default for DestinationConfig {
     fn default() -> Self {
         Self {
             stall_timeout: Duration::from_secs(30),
-            max_pages: (1 << 44) / PAGE_SIZE as u64,
+            hello_timeout: Duration::from_secs(5),
+            streams_timeout: Duration::from_secs(10),
+            frame_limit: FrameLimit::default(),
+            max_pages: MAX_PAGES,
             #[cfg(test)]
             mutation: None,
         }
@@ -66,9 +77,78 @@ pub struct Received {
     pub acknowledged: bool,
 }
 
-/// Receives one guest over `transport` and runs it. Blocks until it runs or the migration has failed.
+/// A source that has connected and said Hello.
+pub struct Arrival {
+    hello: Hello,
+    reader: FrameReader,
+    output: Box<dyn WriteHalf>,
+    /// Where further connections come from.
+    more: Option<Box<dyn More>>,
+}
+
+/// Waits for a source: the first to say a whole and valid Hello. Everybody else is turned away, one
+/// beside the other, and told to `turned_away` with who it was and why. Once the source is there
+/// nobody listens any more, but for its further connections.
 ///
-/// `cancel` is looked at until the source's hand-off arrives.
+/// # Errors
+/// Cancelled.
+pub fn await_source(
+    listener: Listener,
+    cfg: &DestinationConfig,
+    cancel: &CancelToken,
+    turned_away: &mut dyn FnMut(&str, &Error),
+) -> Result<Arrival, TransportError> {
+    let config = cfg.clone();
+    let mut door =
+        Door::new(&listener, cancel, move |transport, interrupt| hear(transport, &config, interrupt));
+    loop {
+        match door.next(Duration::MAX)? {
+            Some(Heard { said: Ok(arrival), .. }) => {
+                return Ok(Arrival { more: Some(Box::new(listener.clone())), ..arrival });
+            }
+            Some(Heard { peer, said: Err(cause) }) => turned_away(&peer, &cause),
+            None => {}
+        }
+    }
+}
+
+/// Hears a Hello, or turns whoever it is away.
+fn hear(
+    transport: Box<dyn Transport>,
+    cfg: &DestinationConfig,
+    interrupt: &Interrupt,
+) -> Result<Arrival, Error> {
+    let more = transport.more();
+    let (input, output) = transport.split().map_err(Error::Connection)?;
+    let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
+    reader.frame_limit = cfg.frame_limit;
+    reader.within(cfg.hello_timeout);
+    let hello = match reader.next(&[Kind::Hello], "as a greeting") {
+        Ok(_) => reader.control("hello"),
+        Err(cause) => Err(cause),
+    };
+    match hello {
+        Ok(hello) => {
+            reader.deadline = None;
+            Ok(Arrival { hello, reader, output, more })
+        }
+        Err(cause) => {
+            let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
+            give_up(&mut writer, &cause);
+            Err(cause)
+        }
+    }
+}
+
+/// Ends the connection and says why, to a peer that may understand it.
+fn give_up(writer: &mut FrameWriter, cause: &Error) {
+    if !matches!(cause, Error::PeerAbort(_) | Error::Closed | Error::NotWherry) {
+        writer.abort(&describe(cause));
+    }
+    writer.shutdown();
+}
+
+/// Receives one guest over `transport` and runs it, as [`receive_from`] does.
 pub fn receive(
     transport: Box<dyn Transport>,
     vm: &mut dyn DestinationVm,
@@ -76,13 +156,33 @@ pub fn receive(
     progress: &dyn Progress,
     cancel: &CancelToken,
 ) -> Result<Received, Failure> {
-    let failed = |cause| Failure { phase: Phase::Handshake, ownership: Ownership::SourceRuns, cause };
-    let more = transport.more();
-    let (input, output) = (transport.split()).map_err(|e| failed(Error::Connection(e)))?;
     let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
+    let arrival = hear(transport, cfg, &interrupt).map_err(|cause| Failure {
+        phase: Phase::Handshake,
+        ownership: Ownership::SourceRuns,
+        cause,
+    })?;
+    receive_from(arrival, vm, cfg, progress, cancel)
+}
+
+/// Receives the guest of a source and runs it. Blocks until it runs or the migration has failed.
+///
+/// `cancel` is looked at until the source's hand-off arrives.
+pub fn receive_from(
+    arrival: Arrival,
+    vm: &mut dyn DestinationVm,
+    cfg: &DestinationConfig,
+    progress: &dyn Progress,
+    cancel: &CancelToken,
+) -> Result<Received, Failure> {
+    let Arrival { hello, mut reader, output, more } = arrival;
+    let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
+    reader.interrupt = interrupt.clone();
+    let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
+    writer.frame_limit = cfg.frame_limit;
     let mut receiver = Receiver {
-        reader: FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone()),
-        writer: FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone()),
+        reader,
+        writer,
         interrupt,
         more,
         streams: None,
@@ -98,13 +198,11 @@ pub fn receive(
         pages: 0,
         last_progress: Instant::now(),
     };
-    let result = receiver.receive(vm).map_err(|cause| receiver.explain(cause));
-    if let Err(cause) = &result
-        && !matches!(cause, Error::PeerAbort(_) | Error::Closed | Error::NotWherry)
-    {
-        receiver.writer.abort(&describe(cause));
+    let result = receiver.receive(&hello, vm).map_err(|cause| receiver.explain(cause));
+    match &result {
+        Ok(_) => receiver.writer.shutdown(),
+        Err(cause) => give_up(&mut receiver.writer, cause),
     }
-    receiver.writer.shutdown();
     result.map_err(|cause| Failure { phase: receiver.phase, ownership: receiver.ownership, cause })
 }
 
@@ -132,8 +230,8 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    fn receive(&mut self, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
-        let (ram, with_streams) = self.greet(vm)?;
+    fn receive(&mut self, hello: &Hello, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
+        let (ram, with_streams) = self.greet(hello, vm)?;
         if with_streams {
             self.accept_streams(&ram)?;
         }
@@ -163,18 +261,23 @@ impl Receiver<'_> {
     }
 
     /// Returns guest RAM, and whether it comes over further connections.
-    fn greet(&mut self, vm: &mut dyn DestinationVm) -> Result<(Arc<dyn GuestRam>, bool), Error> {
+    fn greet(
+        &mut self,
+        hello: &Hello,
+        vm: &mut dyn DestinationVm,
+    ) -> Result<(Arc<dyn GuestRam>, bool), Error> {
         self.enter(Phase::Handshake);
-        self.reader.next(&[Kind::Hello], "as a greeting")?;
-        let hello: Hello = self.reader.control("hello")?;
         if hello.features & !FEATURES != 0 {
             return Err(WireError::Features(hello.features & !FEATURES).into());
         }
         self.verify = hello.features & FEATURE_VERIFY != 0;
         self.memory.lz4 = hello.features & FEATURE_LZ4 != 0;
         let with_streams = hello.features & FEATURE_STREAMS != 0;
-        if hello.nr_pages == 0 || hello.nr_pages > self.cfg.max_pages {
+        if hello.nr_pages == 0 || hello.nr_pages > MAX_PAGES {
             return Err(WireError::Payload("hello").into());
+        }
+        if hello.nr_pages > self.cfg.max_pages {
+            return Err(Error::TooLarge { pages: hello.nr_pages, most: self.cfg.max_pages });
         }
         let ram =
             vm.prepare(&hello.description, hello.nr_pages).map_err(Error::machine("build the machine"))?;
@@ -197,14 +300,7 @@ impl Receiver<'_> {
         let Some(more) = &self.more else {
             return Err(Error::Stream(TransportError::Single));
         };
-        let shared = Shared {
-            ram,
-            interrupt: &self.interrupt,
-            stall: self.cfg.stall_timeout,
-            lz4: self.memory.lz4,
-            #[cfg(test)]
-            mutation: self.cfg.mutation,
-        };
+        let shared = Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, lz4: self.memory.lz4 };
         self.streams = Some(Streams::accept(&announced, &**more, &shared)?);
         Ok(())
     }
@@ -217,7 +313,7 @@ impl Receiver<'_> {
         let cause = streams.failure().unwrap_or(error);
         if matches!(cause, Error::Closed) {
             self.reader.interrupt = Interrupt::default();
-            self.reader.deadline = Some(Instant::now() + 2 * TICK);
+            self.reader.within(2 * TICK);
             loop {
                 match self.reader.next(&[Idle, Round, Pages, PagesLz4, Sync], "at the end") {
                     Ok(_) => {}

@@ -18,17 +18,11 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::link::{FrameReader, Interrupt};
 use crate::traits::GuestRam;
-use crate::transport::{Halves, More, TICK, TransportError, WriteHalf};
+use crate::transport::{More, TICK, Transport, TransportError, WriteHalf};
 use crate::wire::{self, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
-use super::Memory;
-
-/// Patience with the source's connections: they were opened before they were announced.
-const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time that one which connects has to say who it is.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connections of strangers that are turned away meanwhile, at most.
-const MAX_STRANGERS: u32 = 16;
+use super::door::{Door, Heard};
+use super::{DestinationConfig, Memory};
 
 /// The threads of all further connections.
 pub(super) struct Streams {
@@ -115,10 +109,8 @@ impl Drop for End<'_> {
 pub(super) struct Shared<'a> {
     pub(super) ram: &'a Arc<dyn GuestRam>,
     pub(super) interrupt: &'a Interrupt,
-    pub(super) stall: Duration,
+    pub(super) cfg: &'a DestinationConfig,
     pub(super) lz4: bool,
-    #[cfg(test)]
-    pub(super) mutation: Option<crate::tests::Mutation>,
 }
 
 impl Streams {
@@ -140,31 +132,32 @@ impl Streams {
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             #[cfg(test)]
-            mutation: shared.mutation,
+            mutation: shared.cfg.mutation,
         });
         let mut streams = Self { threads: Vec::new(), meeting };
-        let until = Instant::now() + ACCEPT_TIMEOUT;
-        let (mut joined, mut strangers) = (vec![false; nr as usize], 0);
+        let config = shared.cfg.clone();
+        let mut door = Door::new(more, &shared.interrupt.cancel, move |transport, interrupt| {
+            hear(transport, token, &config, interrupt)
+        });
+        let until = Instant::now() + shared.cfg.streams_timeout;
+        let mut joined = vec![false; nr as usize];
         while joined.contains(&false) {
-            let left = until.saturating_duration_since(Instant::now());
             if let Some(cause) = streams.failure() {
                 return Err(cause);
             }
-            let opened = more.next(&shared.interrupt.cancel, left).map_err(|e| match e {
-                TransportError::TimedOut(_) => Error::Stream(TransportError::TimedOut(ACCEPT_TIMEOUT)),
-                other => Error::stream(other),
-            })?;
-            let halves = opened.split().map_err(Error::Connection)?;
-            match greet(halves, token, until, shared) {
-                Ok((stream, reader, writer)) if joined.get(stream as usize) == Some(&false) => {
-                    joined[stream as usize] = true;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Stream(TransportError::TimedOut(shared.cfg.streams_timeout)));
+            }
+            match door.next(left.min(TICK)).map_err(Error::stream)? {
+                Some(Heard { said: Ok((stream, reader, writer)), .. }) => {
+                    // The token was right, so if this is wrong it is the source that counts wrong.
+                    let free = joined.get_mut(stream as usize).filter(|joined| !**joined);
+                    *free.ok_or(WireError::Streams("one that was not announced"))? = true;
                     streams.spawn(reader, writer, shared)?;
                 }
-                // The token was right, so it is the source that counts wrong.
-                Ok(_) => return Err(WireError::Streams("one that was not announced").into()),
-                Err(Error::Cancelled) => return Err(Error::Cancelled),
-                Err(_) if strangers < MAX_STRANGERS => strangers += 1,
-                Err(_) => return Err(WireError::Streams("too many strangers").into()),
+                // A stranger, and no concern of this migration.
+                Some(Heard { said: Err(_), .. }) | None => {}
             }
         }
         Ok(streams)
@@ -176,10 +169,11 @@ impl Streams {
         writer: Box<dyn WriteHalf>,
         shared: &Shared<'_>,
     ) -> Result<(), Error> {
-        let (meeting, ram, stall) = (self.meeting.clone(), shared.ram.clone(), shared.stall);
+        let (meeting, ram) = (self.meeting.clone(), shared.ram.clone());
         let mut memory = Memory::new(shared.lz4);
         meeting.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
-        (reader.stall, reader.deadline) = (Some(stall), None);
+        reader.deadline = None;
+        reader.interrupt = shared.interrupt.clone();
         let thread = thread::Builder::new()
             .name("migration-receive".into())
             .spawn(move || {
@@ -245,15 +239,17 @@ impl Drop for Streams {
     }
 }
 
-/// Reads who it is that connected.
-fn greet(
-    (input, output): Halves,
+/// Reads which of the source's connections it is.
+fn hear(
+    transport: Box<dyn Transport>,
     token: u128,
-    until: Instant,
-    shared: &Shared<'_>,
+    cfg: &DestinationConfig,
+    interrupt: &Interrupt,
 ) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
-    let mut reader = FrameReader::new(input, Some(shared.stall), shared.interrupt.clone());
-    reader.deadline = Some(until.min(Instant::now() + JOIN_TIMEOUT));
+    let (input, output) = transport.split().map_err(Error::Connection)?;
+    let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
+    reader.frame_limit = cfg.frame_limit;
+    reader.within(cfg.hello_timeout);
     reader.next(&[Kind::Join], "on a further connection")?;
     let join: Join = reader.control("join")?;
     if join.token != token {

@@ -20,6 +20,8 @@
 //! So never both, and where neither may run by itself both sides say so. The source counts HandOff as sent as soon as the transport
 //! took its first byte. [`CancelToken::cancel`] and the hand-off exclude each other by one atomic.
 //!
+//! From the pause to HandOff there is a limit on the whole, [`SourceConfig::pause_limit`]: after it the guest resumes.
+//!
 //! Undoing is the work of a drop guard (module `guard`): it publishes DONE, resumes and stops the log on every way out, a
 //! panic included.
 //!
@@ -47,9 +49,10 @@ use serde::{Deserialize, Serialize};
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase};
 use crate::hints::{HintMode, HintPolicy};
+use crate::link::FrameLimit;
 use crate::report::{Progress, Report};
 use crate::round::millis;
-use crate::traits::SourceVm;
+use crate::traits::{PAGE_SIZE, SourceVm};
 use crate::transport::Transport;
 use guard::Guard;
 use record::Record;
@@ -117,6 +120,12 @@ pub struct SourceConfig {
     pub on_timeout: OnTimeout,
     /// Give a peer up that neither takes nor sends anything for this long.
     pub stall_timeout: Duration,
+    /// How long a frame may take, once begun.
+    pub frame_limit: FrameLimit,
+    /// Longest time from pausing the guest to the hand-off, however its bytes trickle; then it goes
+    /// on here. `None`: ten times the predicted downtime, 10 s at least, and with `verify` the
+    /// time that reading its RAM at 100 MB/s takes.
+    pub pause_limit: Option<Duration>,
     /// Longest wait for the first hint.
     pub first_hint_wait: Duration,
     /// Length of a pacing slice.
@@ -147,6 +156,8 @@ impl Default for SourceConfig {
             total_timeout: None,
             on_timeout: OnTimeout::Fail,
             stall_timeout: Duration::from_secs(30),
+            frame_limit: FrameLimit::default(),
+            pause_limit: None,
             first_hint_wait: Duration::from_millis(250),
             slice: Duration::from_millis(20),
             hint_time: Duration::from_millis(40),
@@ -228,6 +239,7 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
     let mut report = Report::default();
     let started = Instant::now();
     let mut dirty = rounds::round_one(session, &mut report)?;
+    let mut expected;
     if let Some(first) = report.rounds.first() {
         report.round_one_bytes = first.bytes;
         let seconds = (first.duration_ms.max(1)) as f64 / 1000.0;
@@ -237,6 +249,7 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
         let pages = dirty.count();
         let predicted = session.time_for(pages) + session.cfg.switchover_estimate;
         session.record.prediction(predicted);
+        expected = predicted;
         if predicted <= session.cfg.downtime_limit {
             break;
         }
@@ -256,8 +269,22 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
         }
         dirty = rounds::next_round(session, &dirty, &mut report)?;
     }
-    switchover::switchover(session, guard, dirty, &mut report)?;
+    let limit = pause_limit(session.cfg, expected, session.nr_pages);
+    switchover::switchover(session, guard, dirty, limit, &mut report)?;
     Ok(report)
+}
+
+/// How long the guest may be paused before the hand-off. Going on here is safe until then, so a
+/// limit costs one more attempt; none would let any peer keep the guest standing still.
+fn pause_limit(cfg: &SourceConfig, predicted: Duration, nr_pages: u64) -> Duration {
+    const LEAST: Duration = Duration::from_secs(10);
+    const VERIFIED_PER_SECOND: f64 = 100e6;
+    cfg.pause_limit.unwrap_or_else(|| {
+        let limit = LEAST.max(predicted.saturating_mul(10));
+        let bytes = nr_pages as f64 * PAGE_SIZE as f64;
+        let verifying = Duration::from_secs_f64(bytes / VERIFIED_PER_SECOND);
+        if cfg.verify { limit.saturating_add(verifying) } else { limit }
+    })
 }
 
 /// An error and its sources in one line.

@@ -20,8 +20,10 @@ use super::session::Session;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
 const PROTECT_WORDS: usize = 4096;
-/// Dirty pages from which asking for holes is cheaper than reading.
-const ASK_FOR_HOLES: u64 = 4096;
+/// Asking for holes looks at each page of RAM (40 ns), reading a page costs some 600 ns: from this
+/// part of RAM on it costs less than reading what is dirty, and a dirty set smaller than that in
+/// pages is not worth the while.
+const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the driver has answered.
 const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
 /// Pages sent from which a round says how well dirty pages compress.
@@ -33,15 +35,9 @@ const DOES_NOT_PAY: &str = "stopped early: most of what was hinted needed no sen
 
 /// Runs round one. Returns the dirty set that the second round has to send.
 pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Result<Bitmap, Error> {
-    let log = &session.vm.log;
-    log.start().map_err(Error::machine("start the dirty log"))?;
+    session.start_log()?;
     let guarded = Arc::new(word_map(session.nr_pages));
-    let mut populated = Bitmap::new(session.nr_pages);
-    let ask = |out: &mut Bitmap| {
-        let asked = session.vm.ram.populated(out);
-        asked.map_err(Error::machine("find populated memory"))
-    };
-    ask(&mut populated)?;
+    let populated = session.populated()?;
     let (source, mode) = decide(session, &populated, report);
     // Before the driver takes any of it.
     let free = source.as_ref().and_then(|s| s.guest_free_bytes());
@@ -66,9 +62,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
         }
     }
     protect(session, &todo, &guarded)?;
-    populated.clear_all();
-    let asked = session.vm.ram.populated(&mut populated);
-    asked.map_err(Error::machine("find populated memory"))?;
+    let populated = session.populated()?;
     let plan = plan_round_one(session, &populated, &todo);
 
     session.enter(Phase::Rounds);
@@ -102,7 +96,7 @@ pub(super) fn next_round(
     dirty: &Bitmap,
     report: &mut Report,
 ) -> Result<Bitmap, Error> {
-    let plan = plan_later(session, dirty)?;
+    let plan = plan_later(session, dirty, Guest::Runs)?;
     let number = report.rounds.len() as u32 + 1;
     let pages = plan.to_send.count();
     let round = Arc::new(Round::new(number, session.nr_pages, &plan));
@@ -135,7 +129,7 @@ pub(super) fn last_round(
     dirty: &Bitmap,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let plan = plan_later(session, dirty)?;
+    let plan = plan_later(session, dirty, Guest::IsPaused)?;
     let number = report.rounds.len() as u32 + 1;
     let round = Round::new(number, session.nr_pages, &plan);
     session.record.round(&round);
@@ -245,8 +239,18 @@ fn plan_round_one(session: &mut Session<'_>, populated: &Bitmap, protected: &Bit
     Plan { to_send, ballooned: ballooned.count(), hole: hole.count() }
 }
 
+/// Whether the guest runs while its memory is looked at.
+#[derive(PartialEq, Eq)]
+enum Guest {
+    Runs,
+    IsPaused,
+}
+
 /// Sorts a harvest, whose pages are protected again: the same reasoning holds for holes and the balloon as in round one.
-fn plan_later(session: &mut Session<'_>, dirty: &Bitmap) -> Result<Plan, Error> {
+///
+/// With the guest paused nobody asks for holes: the time for that grows with all of RAM, is not
+/// foretold, and what is dirty has to be read in any case.
+fn plan_later(session: &mut Session<'_>, dirty: &Bitmap, guest: Guest) -> Result<Plan, Error> {
     let mut to_send = dirty.clone();
     let mut ballooned = Bitmap::new(session.nr_pages);
     if let Some(hints) = &session.vm.hints {
@@ -255,10 +259,9 @@ fn plan_later(session: &mut Session<'_>, dirty: &Bitmap) -> Result<Plan, Error> 
         to_send.and_not(&ballooned);
     }
     let mut holes = Bitmap::new(session.nr_pages);
-    if to_send.count() >= ASK_FOR_HOLES {
-        let mut populated = Bitmap::new(session.nr_pages);
-        let asked = session.vm.ram.populated(&mut populated);
-        asked.map_err(Error::machine("find populated memory"))?;
+    let (part, least) = ASK_FOR_HOLES;
+    if guest == Guest::Runs && to_send.count() >= least.max(session.nr_pages / part) {
+        let populated = session.populated()?;
         holes = to_send.clone();
         holes.and_not(&populated);
         to_send.and_not(&holes);
@@ -344,9 +347,7 @@ fn run(
     }
     let mut done = round.account()?;
     session.record_slice(round);
-    let mut dirty = Bitmap::new(session.nr_pages);
-    let harvested = session.vm.log.harvest(&mut dirty);
-    harvested.map_err(Error::machine("harvest the dirty log"))?;
+    let dirty = session.harvest()?;
     done.bytes = session.bytes() - before;
     done.hint_mode = mode;
     done.held_ms = millis(held);

@@ -120,6 +120,7 @@ impl<'a> Session<'a> {
         let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
         let over = Interrupt::default();
         let mut frames = FrameReader::new(input, None, over.clone());
+        frames.frame_limit = cfg.frame_limit;
         let (tell, answers) = channel();
         let stop = interrupt.stop.clone();
         let unread = Arc::new(AtomicU32::new(0));
@@ -150,11 +151,13 @@ impl<'a> Session<'a> {
             })
             .map_err(Error::Connection)?;
         let nr_pages = vm.ram.nr_pages();
+        let mut writer = FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone());
+        writer.frame_limit = cfg.frame_limit;
         Ok(Self {
             vm,
             cfg,
             nr_pages,
-            writer: FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone()),
+            writer,
             streams: None,
             more,
             cap,
@@ -271,6 +274,7 @@ impl<'a> Session<'a> {
             if self.interrupt.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
+            self.interrupt.limit.check()?;
             if Instant::now() >= until {
                 return Err(Error::Stalled(self.cfg.stall_timeout));
             }
@@ -337,6 +341,53 @@ impl<'a> Session<'a> {
             self.report(round);
         }
         Ok(())
+    }
+
+    /// Does something that may take long, and shows signs of life meanwhile. Waits for its end
+    /// whatever happens, then says what did.
+    fn meanwhile<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        thread::scope(|scope| {
+            let (tell, done) = channel();
+            let worker = thread::Builder::new()
+                .name("migration-walk".into())
+                .spawn_scoped(scope, move || {
+                    let _ = tell.send(work());
+                })
+                .map_err(Error::Connection)?;
+            let mut alive = Ok(());
+            loop {
+                match done.recv_timeout(TICK) {
+                    Ok(result) => return alive.map(|()| result),
+                    Err(RecvTimeoutError::Timeout) if alive.is_ok() => alive = self.tick(None),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => match worker.join() {
+                        Err(panic) => std::panic::resume_unwind(panic),
+                        Ok(()) => return Err(Error::Closed),
+                    },
+                }
+            }
+        })
+    }
+
+    /// Turns the dirty log on.
+    pub(super) fn start_log(&mut self) -> Result<(), Error> {
+        let log = self.vm.log.clone();
+        self.meanwhile(move || log.start())?.map_err(Error::machine("start the dirty log"))
+    }
+
+    /// What is dirty now. The guest runs: harvesting may take as long as it takes.
+    pub(super) fn harvest(&mut self) -> Result<Bitmap, Error> {
+        let (log, mut dirty) = (self.vm.log.clone(), Bitmap::new(self.nr_pages));
+        let harvest = move || log.harvest(&mut dirty).map(|()| dirty);
+        self.meanwhile(harvest)?.map_err(Error::machine("harvest the dirty log"))
+    }
+
+    /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB, so the guest
+    /// must run meanwhile.
+    pub(super) fn populated(&mut self) -> Result<Bitmap, Error> {
+        let (ram, mut found) = (self.vm.ram.clone(), Bitmap::new(self.nr_pages));
+        let walk = move || ram.populated(&mut found).map(|()| found);
+        self.meanwhile(walk)?.map_err(Error::machine("find populated memory"))
     }
 
     fn report(&mut self, round: Option<&Round>) {

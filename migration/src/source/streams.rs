@@ -127,6 +127,7 @@ impl Streams {
             let (_, output) = opened.split().map_err(Error::Connection)?;
             output.shares(nr);
             let mut writer = FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
+            writer.frame_limit = cfg.frame_limit;
             writer.send_control(Kind::Join, "join", &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
             let (jobs, todo) = channel();

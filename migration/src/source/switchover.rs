@@ -3,7 +3,7 @@
 //! What follows the hand-off is decided by one flag of the guard, which is set *before* the first byte of HandOff is given to the
 //! transport and taken back only if the transport took none.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bitmap::Bitmap;
 use crate::error::{Error, Phase};
@@ -21,11 +21,13 @@ pub(super) fn switchover(
     session: &mut Session<'_>,
     guard: &mut Guard,
     mut dirty: Bitmap,
+    limit: Duration,
     report: &mut Report,
 ) -> Result<(), Error> {
     session.tick(None)?;
     session.enter(Phase::LastRound);
     let start = Instant::now();
+    session.interrupt.limit.begin(limit);
     guard.pausing();
     let machine = session.vm.machine.clone();
     machine.pause().map_err(Error::machine("pause the guest"))?;
@@ -55,6 +57,8 @@ pub(super) fn switchover(
     if !session.interrupt.cancel.commit() {
         return Err(Error::Cancelled);
     }
+    // From here on the guest may be the destination's: what follows has limits of its own.
+    session.interrupt.limit.lift();
     let before = session.writer.bytes();
     guard.hand_over().map_err(Error::machine("hand over the guest as it was paused"))?;
     if let Err(cause) = session.writer.send(Kind::HandOff, &[]) {

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use crate::transport::{TICK, Transport, WriteHalf};
 use crate::wire::{HEADER_LEN, Kind};
@@ -26,9 +27,11 @@ pub(super) enum Fault {
     Block,
     /// The frame arrives twice.
     Duplicate,
+    /// From this frame on bytes come one by one, each well before the connection counts as stalled.
+    Trickle,
 }
 
-pub(super) const FAULTS: [Fault; 8] = [
+pub(super) const FAULTS: [Fault; 9] = [
     Fault::CutBefore,
     Fault::CutHalf,
     Fault::CutAfter,
@@ -37,7 +40,11 @@ pub(super) const FAULTS: [Fault; 8] = [
     Fault::Swallow,
     Fault::Block,
     Fault::Duplicate,
+    Fault::Trickle,
 ];
+
+/// Between two bytes that trickle.
+pub(super) const DRIP: Duration = Duration::from_millis(40);
 
 /// Which frame, and what happens to it.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +148,12 @@ impl FaultyWriter {
     }
 }
 
+/// Writes one byte, slowly.
+pub(super) fn drip(stream: &mut UnixStream, buf: &[u8]) -> io::Result<usize> {
+    thread::sleep(DRIP);
+    stream.write(buf.get(..1).unwrap_or_default())
+}
+
 impl Write for FaultyWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self.dead {
@@ -149,6 +162,7 @@ impl Write for FaultyWriter {
                 thread::sleep(TICK / 4);
                 return Err(ErrorKind::WouldBlock.into());
             }
+            Some(Fault::Trickle) => return drip(&mut self.stream, buf),
             Some(_) => return Ok(buf.len()),
             None => {}
         }
@@ -164,6 +178,10 @@ impl Write for FaultyWriter {
                 Some(Fault::Block) => {
                     self.dead = Some(Fault::Block);
                     return Err(ErrorKind::WouldBlock.into());
+                }
+                Some(Fault::Trickle) => {
+                    self.dead = Some(Fault::Trickle);
+                    return drip(&mut self.stream, buf);
                 }
                 _ => {}
             }

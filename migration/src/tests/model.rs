@@ -67,6 +67,8 @@ pub(super) struct Model {
     /// Inside a call of the sink: no further hints, there is one device thread.
     hinting: AtomicBool,
     pub(super) done: AtomicU64,
+    /// How often holes were asked for, and how often while the guest was paused.
+    pub(super) walks: [AtomicU64; 2],
     pub(super) panic_at_read: AtomicBool,
     /// What the guest does at certain calls, once each.
     triggers: Mutex<Vec<(Trigger, Vec<Op>)>>,
@@ -107,6 +109,7 @@ impl Model {
             delivery: Mutex::new(()),
             hinting: AtomicBool::new(false),
             done: AtomicU64::new(0),
+            walks: Default::default(),
             panic_at_read: AtomicBool::new(false),
             triggers: Mutex::default(),
             harvests: AtomicU64::new(0),

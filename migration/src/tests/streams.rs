@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Mutation;
 use super::dest::Dest;
 use super::faults::{Fault, FaultPlan, faulty_pair};
-use super::handoff::{PAGES, judge, script, try_each_fault};
+use super::handoff::{PAGES, impatient, judge, script, try_each_fault};
 use super::hostile::{frame, hello_with, pages, round, stream};
 use super::model::{Model, Trigger};
 use super::ops::Op;
@@ -61,10 +61,9 @@ fn faults_at_every_frame_of_a_further_connection() {
     try_each_fault(12, 4, |fault, index| {
         let name = format!("{fault:?} at frame {index} of a further connection");
         let model = Model::new(PAGES, index % 2 == 0, script());
-        let stall = Duration::from_millis(250);
         let verify = index % 3 != 0;
-        let cfg = SourceConfig { stall_timeout: stall, verify, streams: 2, ..config(HintMode::Auto) };
-        let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
+        let cfg = SourceConfig { verify, streams: 2, ..config(HintMode::Auto) };
+        let (cfg, dest_cfg) = impatient(cfg);
         let plan = FaultPlan::at_index(index, fault);
         let ends = linked(2, |lane| faulty_pair((lane == 1).then_some(plan), None));
         judge(&name, &model, (&cfg, &dest_cfg), ends)
@@ -132,7 +131,7 @@ fn sockets_have_further_connections() {
             (received.unwrap(), dest)
         });
         let model = Model::new(PAGES, false, script());
-        let near = connect(&to, Duration::from_secs(5)).unwrap();
+        let near = connect(&to, Duration::from_secs(5), &CancelToken::new()).unwrap();
         let cfg = SourceConfig { streams: 3, verify: true, ..config(HintMode::Auto) };
         let report = migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap();
         let (received, dest) = receiver.join().unwrap();
@@ -206,7 +205,11 @@ fn feed_with(
     let more = Queue(Arc::new(Mutex::new(more)));
     let far = Box::new(Linked { first: end(stream(first)), more });
     let mut dest = Dest::default();
-    let cfg = DestinationConfig { stall_timeout: Duration::from_secs(1), ..DestinationConfig::default() };
+    let cfg = DestinationConfig {
+        stall_timeout: Duration::from_secs(1),
+        streams_timeout: Duration::from_secs(3),
+        ..DestinationConfig::default()
+    };
     let result = receive(far, &mut dest, &cfg, &(), &CancelToken::new());
     for feeder in feeders {
         feeder.join().unwrap();
@@ -347,6 +350,21 @@ fn keeps_writing(
         true
     });
     (Box::new(far), writer)
+}
+
+#[test]
+fn silent_strangers_do_not_hold_up_the_connections_behind_them() {
+    let (first, [a, b]) = valid();
+    // Each would be waited for in turn, and they are more than are asked at one time.
+    let (kept, silent): (Vec<_>, VecDeque<_>) = (0..70)
+        .map(|_| {
+            let (near, far) = UnixStream::pair().unwrap();
+            (near, Box::new(far) as Box<dyn Transport>)
+        })
+        .unzip();
+    let (result, dest) = feed_with(&first, vec![stream(&a), stream(&b)], silent);
+    assert!(result.is_ok() && dest.runs == 1, "{result:?}");
+    drop(kept);
 }
 
 #[test]

@@ -75,6 +75,8 @@ pub const FEATURE_STREAMS: u64 = 4;
 pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS;
 /// Further connections at most.
 pub const MAX_STREAMS: u32 = 16;
+/// Most pages of guest RAM, one page less than 8 TiB: what one memory slot of KVM can have.
+pub const MAX_PAGES: u64 = (1 << 31) - 1;
 
 /// Checksum of a payload: XXH64 of its parts one after another, its halves XORed.
 ///

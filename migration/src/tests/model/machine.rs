@@ -37,6 +37,7 @@ impl GuestRam for Model {
     }
 
     fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.walks[usize::from(self.paused())].fetch_add(1, SeqCst);
         self.hook();
         {
             let inner = self.inner.lock().unwrap();

@@ -1,0 +1,211 @@
+//! Connecting to a destination, so that it can be cancelled at any time.
+//!
+//! A socket that does not block is asked again and again whether it is connected, with a sleep
+//! between that a cancel ends. Only the lookup of a name cannot be interrupted: it has a thread of
+//! its own, which is left to itself when nobody waits for it any more.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{Endpoint, More, Opened, TICK, Transport, TransportError};
+use crate::control::CancelToken;
+
+/// Connects to a listening destination, waiting up to `timeout` for its name and for each of its
+/// addresses. Ends at once when cancelled.
+pub fn connect(
+    to: &Endpoint,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<Box<dyn Transport>, TransportError> {
+    let (stream, found) = dial(to, timeout, cancel)?;
+    Ok(Box::new(Opened { stream, more: Dial(found) }))
+}
+
+/// Where the first connection went: a name may stand for several hosts.
+#[derive(Clone)]
+struct Dial(Endpoint);
+
+impl More for Dial {
+    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+        Ok(dial(&self.0, timeout, cancel)?.0)
+    }
+}
+
+/// Connects, and says to which of its addresses.
+fn dial(
+    to: &Endpoint,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<(Box<dyn Transport>, Endpoint), TransportError> {
+    let failed = |e| TransportError::Connect(to.clone(), e);
+    match to {
+        Endpoint::Unix(path) => {
+            let address = SockAddr::unix(path).map_err(failed)?;
+            let socket = open(Domain::UNIX, &address, timeout, cancel).map_err(|e| e.of(to))?;
+            Ok((Box::new(UnixStream::from(socket)), to.clone()))
+        }
+        Endpoint::Tcp(address) => {
+            let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+            for address in resolve(to, address, timeout, cancel)? {
+                match open(Domain::for_address(address), &address.into(), timeout, cancel) {
+                    Ok(socket) => {
+                        let found = Endpoint::Tcp(address.to_string());
+                        return Ok((Box::new(TcpStream::from(socket)), found));
+                    }
+                    Err(Failed::Cancelled) => return Err(TransportError::Cancelled),
+                    Err(Failed::With(e)) => last = e,
+                }
+            }
+            Err(failed(last))
+        }
+    }
+}
+
+enum Failed {
+    Cancelled,
+    With(io::Error),
+}
+
+impl Failed {
+    fn of(self, to: &Endpoint) -> TransportError {
+        match self {
+            Failed::Cancelled => TransportError::Cancelled,
+            Failed::With(e) => TransportError::Connect(to.clone(), e),
+        }
+    }
+}
+
+/// Connects to one address.
+fn open(
+    domain: Domain,
+    address: &SockAddr,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<Socket, Failed> {
+    let socket = Socket::new(domain, Type::STREAM, None).map_err(Failed::With)?;
+    socket.set_nonblocking(true).map_err(Failed::With)?;
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if cancel.is_cancelled() {
+            return Err(Failed::Cancelled);
+        }
+        // Asked again, it says what has become of the first time.
+        match socket.connect(address) {
+            Ok(()) => return Ok(socket),
+            Err(e) if is_under_way(&e) => {}
+            Err(e) => return Err(Failed::With(e)),
+        }
+        if began.elapsed() >= timeout {
+            return Err(Failed::With(ErrorKind::TimedOut.into()));
+        }
+        cancel.sleep(pause);
+        pause = (2 * pause).min(TICK / 4);
+    }
+}
+
+/// Under way, or (Unix sockets) the listener's queue is full.
+fn is_under_way(e: &io::Error) -> bool {
+    const EALREADY: i32 = 114;
+    const EINPROGRESS: i32 = 115;
+    matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+        || matches!(e.raw_os_error(), Some(EALREADY | EINPROGRESS))
+}
+
+/// The addresses of `HOST:PORT`.
+fn resolve(
+    to: &Endpoint,
+    address: &str,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<Vec<SocketAddr>, TransportError> {
+    if let Ok(address) = address.parse() {
+        return Ok(vec![address]);
+    }
+    let failed = |e| TransportError::Resolve(to.clone(), e);
+    let (tell, heard) = channel();
+    let name = address.to_owned();
+    thread::Builder::new()
+        .name("resolve".into())
+        .spawn(move || {
+            // Fails only when nobody waits any more.
+            let _ = tell.send(name.to_socket_addrs().map(|found| found.collect()));
+        })
+        .map_err(failed)?;
+    let until = Instant::now() + timeout;
+    loop {
+        match heard.recv_timeout(TICK / 4) {
+            Ok(found) => return found.map_err(failed),
+            Err(RecvTimeoutError::Disconnected) => return Err(failed(ErrorKind::Other.into())),
+            Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => {
+                return Err(TransportError::Cancelled);
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
+                return Err(failed(ErrorKind::TimedOut.into()));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Connects to what never answers; somebody cancels meanwhile.
+    fn cancelled(to: &Endpoint) {
+        let cancel = CancelToken::new();
+        let (ended, end) = channel();
+        let (to, token) = (to.clone(), cancel.clone());
+        thread::spawn(move || {
+            let result = connect(&to, Duration::from_secs(600), &token).err();
+            ended.send(result).unwrap();
+        });
+        assert!(end.recv_timeout(Duration::from_millis(200)).is_err(), "it answers");
+        cancel.cancel();
+        let result = end.recv_timeout(Duration::from_secs(20)).expect("not cancelled");
+        assert!(matches!(result, Some(TransportError::Cancelled)), "{result:?}");
+    }
+
+    #[test]
+    fn connecting_is_cancelled_at_once() {
+        // Their queues are full, so a further connection waits.
+        let dir = std::env::temp_dir().join(format!("wherry-dial-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("sock");
+        let (unix, unix_at) = (UnixListener::bind(&path).unwrap(), Endpoint::Unix(path));
+        let tcp = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        tcp.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        tcp.listen(0).unwrap();
+        let tcp_at = Endpoint::Tcp(tcp.local_addr().unwrap().as_socket().unwrap().to_string());
+        for to in [unix_at, tcp_at] {
+            let mut queued = vec![];
+            while let Ok(stream) = connect(&to, Duration::from_millis(300), &CancelToken::new()) {
+                queued.push(stream);
+                assert!(queued.len() < 10_000, "the queue of {to} has no end");
+            }
+            cancelled(&to);
+        }
+        drop((unix, tcp));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn nobody_there_is_an_error_at_once() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = Endpoint::Tcp(format!("localhost:{}", gone.local_addr().unwrap().port()));
+        drop(gone);
+        for to in [at, Endpoint::Unix("/nobody/there".into())] {
+            let failed = connect(&to, Duration::from_secs(600), &CancelToken::new()).err().unwrap();
+            assert!(matches!(failed, TransportError::Connect(..)), "{failed:?}");
+        }
+    }
+}
