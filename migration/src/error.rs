@@ -125,7 +125,10 @@ pub enum Error {
     #[error("the guest could not be handed over within {} ms of its pause", .0.as_millis())]
     PauseLimit(Duration),
     /// The guest has more memory than this side takes.
-    #[error("the guest has {pages} pages of memory, this side takes at most {most}")]
+    #[error(
+        "the guest has {} MiB of memory and the receiver takes {} MiB; `receive --max-memory` allows more",
+        .pages / 256, .most / 256
+    )]
     TooLarge {
         /// Pages of the guest.
         pages: u64,

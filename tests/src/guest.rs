@@ -159,7 +159,11 @@ impl Guest {
     /// # Errors
     /// The VMM did not come up.
     pub fn receive(env: &Env, name: &str, uri: &str) -> Result<Self> {
-        Self::spawn(env, name, env.command(&["receive", name, uri, "--serial", "none"]))
+        Self::spawn(
+            env,
+            name,
+            env.command(&["receive", name, uri, "--serial", "none", "--max-memory", "1TiB"]),
+        )
     }
 
     fn spawn(env: &Env, name: &str, mut command: Command) -> Result<Self> {

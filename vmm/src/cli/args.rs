@@ -144,6 +144,9 @@ pub struct ReceiveArgs {
     /// Where to listen: unix:PATH or tcp:HOST:PORT
     #[arg(value_parser = uri::parse)]
     pub uri: String,
+    /// Refuse a guest with more memory than this [default: what the host has available when it comes]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub max_memory: Option<u64>,
     /// Where the serial console goes.
     #[command(flatten)]
     pub console: ConsoleArgs,
@@ -177,6 +180,10 @@ pub struct MigrateArgs {
     /// Pause the guest when the rest would take no longer than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::millis)]
     pub downtime_limit: u64,
+    /// Let the guest go on here when it cannot be handed over within this time of its pause
+    /// [default: ten times the predicted downtime, 10s at least, longer with --verify]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub pause_limit: Option<u64>,
     /// Send no faster than this, such as 1Gbit or 125MB/s
     #[arg(long, value_name = "RATE", value_parser = units::rate)]
     pub bandwidth: Option<u64>,

@@ -48,6 +48,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         uri: args.uri,
         hints: args.hints.into(),
         downtime_limit_ms: args.downtime_limit,
+        pause_limit_ms: args.pause_limit,
         bandwidth_bytes_s: args.bandwidth,
         compression: args.compression.into(),
         streams: args.streams,

@@ -45,7 +45,8 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure
     let serial = args.console.serial;
     // With the guest's console on it, the terminal is the guest's.
     let progress = !context.out.quiet && serial != SerialSink::Stdio;
-    let config = ReceiveConfig { name: args.name, uri: args.uri, serial, progress };
+    let config =
+        ReceiveConfig { name: args.name, uri: args.uri, serial, progress, max_memory: args.max_memory };
     check_output(&context.out, &config.serial)?;
     doctor::quick().map_err(|report| no_kvm(&report))?;
     let name = config.name.clone();
@@ -117,7 +118,7 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
             return usage(format!("--memory: {} is too little; 128 MiB or more", show_bytes(n)));
         }
         n if n > MAX_RAM_BYTES => {
-            return usage(format!("--memory: {} is too much; 64 TiB or less", show_bytes(n)));
+            return usage(format!("--memory: {} is too much; it must be less than 8 TiB", show_bytes(n)));
         }
         n if n % 4096 != 0 => return usage(format!("--memory: {n} bytes is not a multiple of 4 KiB")),
         _ => {}
@@ -333,6 +334,7 @@ mod tests {
             (&["--memory", "0"][..], "needs memory"),
             (&["--memory", "127MiB"], "too little"),
             (&["--memory", "65T"], "too much"),
+            (&["--memory", "8T"], "less than 8 TiB"),
             (&["--memory", "134217729B"], "multiple of 4 KiB"),
             (&["--memory", "1"], "needs a unit"),
             (&["--cpus", "0"], "from 1 to"),

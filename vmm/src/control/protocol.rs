@@ -110,6 +110,9 @@ pub struct MigrateRequest {
     /// Longest acceptable predicted downtime in milliseconds.
     #[serde(default = "default_downtime_ms")]
     pub downtime_limit_ms: u64,
+    /// Longest time in milliseconds from the pause to the hand-off. Left out if the engine chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_limit_ms: Option<u64>,
     /// Cap on the bytes sent per second; `None` is no cap.
     #[serde(default)]
     pub bandwidth_bytes_s: Option<u64>,
@@ -156,6 +159,7 @@ impl MigrateRequest {
             uri: uri.into(),
             hints: HintMode::default(),
             downtime_limit_ms: DEFAULT_DOWNTIME_MS,
+            pause_limit_ms: None,
             bandwidth_bytes_s: None,
             compression: Compression::None,
             streams: 1,
@@ -421,6 +425,7 @@ mod tests {
         migrate.bandwidth_bytes_s = Some(125_000_000);
         migrate.compression = Compression::Lz4;
         migrate.streams = 4;
+        migrate.pause_limit_ms = Some(20_000);
         for request in [
             Request::Info {},
             Request::Resume(ResumeRequest { force: true }),
@@ -432,7 +437,10 @@ mod tests {
             assert_eq!(parse(&line).unwrap(), request, "{line}");
         }
         let plain = serde_json::to_string(&MigrateRequest::new("tcp:b:1")).unwrap();
-        assert!(!plain.contains("compression") && !plain.contains("streams"), "{plain}");
+        assert!(
+            !plain.contains("compression") && !plain.contains("streams") && !plain.contains("pause"),
+            "{plain}"
+        );
     }
 
     #[test]

@@ -160,8 +160,9 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
 /// As for [`run`], and every way in which the migration can fail; then the guest is still at the source, or the text says
 /// that this is not known.
 pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
-    let claim = RuntimeDir::from_env()?.claim(&config.name)?;
-    let listener = migrate::listen(&config.uri)?;
+    let dir = RuntimeDir::from_env()?;
+    let claim = dir.claim(&config.name)?;
+    let listener = migrate::listen(&config.uri, dir.path())?;
     // The kernel's path came from the source and means nothing here: a guest that reboots ends.
     let host = Host::start(claim, None, &config.serial, false)?;
     let machine = {
@@ -170,7 +171,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         let controller = host.controller.clone();
         let (done, result) = channel();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let got = migrate::receive(&listener, hooks, &controller, config.progress);
+            let got = migrate::receive(listener, hooks, &controller, config.progress, config.max_memory);
             let _ = done.send(got);
             drop(done);
             controller.owner().poke();

@@ -4,9 +4,13 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use kvm_ioctls::VmFd;
 use wherry_migration::traits::{DestinationVm, GuestRam};
-use wherry_migration::{CancelToken, DestinationConfig, Listener, Phase, Snapshot};
+use wherry_migration::wire::MAX_PAGES;
+use wherry_migration::{
+    CancelToken, DestinationConfig, Error, Listener, Phase, Snapshot, await_source, receive_from,
+};
 
 use crate::machine::controller::Controller;
 use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
@@ -17,6 +21,47 @@ const DONE_AFTER: Duration = Duration::from_millis(300);
 
 /// A line of progress at least this often.
 const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// Strangers that are named on standard error within a minute.
+const STRANGERS_A_MINUTE: u32 = 10;
+
+/// Says who was turned away, without letting a scanner fill the log.
+struct Strangers {
+    minute: Instant,
+    named: u32,
+    unnamed: u64,
+}
+
+impl Strangers {
+    fn new(now: Instant) -> Self {
+        Self { minute: now, named: 0, unnamed: 0 }
+    }
+
+    /// What to say about one more, if anything.
+    fn line(&mut self, now: Instant, peer: &str, why: &Error) -> Option<String> {
+        if now.saturating_duration_since(self.minute) >= Duration::from_secs(60) {
+            (self.minute, self.named) = (now, 0);
+        }
+        if self.named == STRANGERS_A_MINUTE {
+            self.unnamed += 1;
+            return None;
+        }
+        self.named += 1;
+        let others = match std::mem::take(&mut self.unnamed) {
+            0 => String::new(),
+            n => format!(" (and {n} others before)"),
+        };
+        let why = super::chain(why);
+        Some(format!("wherry: turned away {peer}{others}: {why}; still waiting for the source"))
+    }
+}
+
+/// Memory that this host has available, in bytes.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
 
 /// A machine that arrives part by part: description, memory, state.
 struct Arriving<'a> {
@@ -85,18 +130,31 @@ impl DestinationVm for Arriving<'_> {
     }
 }
 
-/// Waits for one source, takes its guest over and runs it (unless it was paused there).
+/// Waits for a source, takes its guest over and runs it (unless it was paused there). Whoever else
+/// connects is turned away, and the wait goes on. The guest may have `max_memory` bytes of RAM,
+/// by default what the host has available when it comes.
 ///
 /// # Errors
-/// As [`wherry_migration::receive`]; its text says who owns the guest.
+/// As [`wherry_migration::receive_from`]; its text says who owns the guest.
 pub fn receive(
-    listener: &Listener,
+    listener: Listener,
     hooks: MachineHooks,
     controller: &Controller,
     progress: bool,
+    max_memory: Option<u64>,
 ) -> anyhow::Result<Arc<Machine>> {
     let cancel = CancelToken::new();
-    let transport = super::accept(listener, &cancel)?;
+    let mut strangers = Strangers::new(Instant::now());
+    let mut turned_away = |peer: &str, why: &Error| {
+        if let Some(line) = strangers.line(Instant::now(), peer, why) {
+            eprintln!("{line}");
+        }
+    };
+    let mut config = DestinationConfig::default();
+    let source = await_source(listener, &config, &cancel, &mut turned_away).context("no source connected")?;
+    if let Some(most) = max_memory.or_else(available_memory) {
+        config.max_pages = (most / PAGE).min(MAX_PAGES);
+    }
     let said = Mutex::new((Phase::Handshake, Instant::now()));
     let say = move |now: &Snapshot| {
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,8 +164,7 @@ pub fn receive(
         }
     };
     let mut arriving = Arriving { hooks, controller, begun: Instant::now(), foundation: None, machine: None };
-    let received =
-        wherry_migration::receive(transport, &mut arriving, &DestinationConfig::default(), &say, &cancel)?;
+    let received = receive_from(source, &mut arriving, &config, &say, &cancel)?;
     if !received.acknowledged {
         eprintln!(
             "wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`"
@@ -116,5 +173,29 @@ pub fn receive(
     match arriving.machine {
         Some((machine, _)) => Ok(machine),
         None => anyhow::bail!("the migration ended without a machine"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scanner_does_not_fill_the_log() {
+        let start = Instant::now();
+        let mut strangers = Strangers::new(start);
+        let mut lines = |n: u64, now| -> Vec<String> {
+            (0..n).filter_map(|_| strangers.line(now, "10.0.0.9:1", &Error::Closed)).collect()
+        };
+        let first = lines(100, start);
+        assert_eq!(first.len(), 10);
+        assert!(first[0].starts_with("wherry: turned away 10.0.0.9:1: the peer closed"), "{}", first[0]);
+        let later = lines(1, start + Duration::from_secs(61));
+        assert!(later[0].contains("(and 90 others before)"), "{later:?}");
+    }
+
+    #[test]
+    fn the_host_says_how_much_memory_it_has() {
+        assert!(available_memory().unwrap() > 1 << 20);
     }
 }

@@ -4,10 +4,11 @@ mod adapters;
 mod destination;
 mod updates;
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use serde_json::Value;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::wire::MAX_STREAMS;
@@ -28,13 +29,34 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Patience with a guest that is asked for fresh statistics (the decision whether hints pay needs them).
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Listens for a source.
+/// Listens for a source. The files of VMs in the `runtime` folder are not for this: a VM of that
+/// name, this one included, would put its control socket in place of the migration's.
 ///
 /// # Errors
-/// Not an address, or in use.
-pub fn listen(uri: &str) -> anyhow::Result<Listener> {
+/// Not an address, in use, or the control socket of a VM.
+pub fn listen(uri: &str, runtime: &Path) -> anyhow::Result<Listener> {
     let endpoint: Endpoint = uri.parse()?;
+    if let Endpoint::Unix(path) = &endpoint
+        && is_of_a_vm(path, runtime)
+    {
+        anyhow::bail!(
+            "{endpoint} is the place of a VM's control files; use another folder or a name that does not \
+             end in .sock"
+        );
+    }
     Ok(Listener::bind(&endpoint)?)
+}
+
+/// Whether it is the path of some VM's socket or lock in that folder, however the folder is written.
+fn is_of_a_vm(path: &Path, runtime: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let staged = name.starts_with(b".") && name.ends_with(b".new");
+    if !(staged || name.ends_with(b".sock") || name.ends_with(b".lock")) {
+        return false;
+    }
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    folder(parent).is_some_and(|parent| folder(runtime) == Some(parent))
 }
 
 /// Migrates the machine away. On success it is paused for good and the report is returned; otherwise the error's code says
@@ -53,9 +75,10 @@ pub fn to(
     if !(1..=MAX_STREAMS).contains(&request.streams) {
         return Err(bad(format!("streams: {} is not between 1 and {MAX_STREAMS}", request.streams)));
     }
-    let transport = connect(&endpoint, CONNECT_TIMEOUT).map_err(|e| {
-        ControlError::new(ErrorCode::MigrationFailed, chain(&e))
-            .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here"))
+    let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
+        TransportError::Cancelled => ControlError::new(ErrorCode::Cancelled, "cancelled while connecting"),
+        e => ControlError::new(ErrorCode::MigrationFailed, chain(&e))
+            .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here")),
     })?;
     let asked = owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
     if let Ok((_, Some(before))) = asked {
@@ -80,6 +103,7 @@ pub fn to(
         downtime_limit: Duration::from_millis(request.downtime_limit_ms),
         max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds).max(1),
         verify: request.verify,
+        pause_limit: request.pause_limit_ms.map(Duration::from_millis),
         // Naming a number of rounds means: then switch over.
         on_timeout: if request.max_rounds.is_some() { OnTimeout::Force } else { OnTimeout::Fail },
         ..defaults
@@ -120,6 +144,9 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
         Error::NotConverging { .. } => error.hint(
             "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless",
         ),
+        Error::PauseLimit(_) => error.hint(
+            "the guest goes on here; allow a longer --pause-limit, or more bandwidth, and try again",
+        ),
         Error::Wrong(_) => error.hint(
             "the guest goes on here with all of its memory; this is a defect of Wherry, of a host or of its RAM: please report it",
         ),
@@ -139,7 +166,28 @@ fn chain(e: &dyn std::error::Error) -> String {
     text
 }
 
-/// Waits for one source at `listener`.
-fn accept(listener: &Listener, cancel: &CancelToken) -> anyhow::Result<Box<dyn wherry_migration::Transport>> {
-    listener.accept(cancel).context("no source connected")
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_migration_does_not_listen_in_place_of_a_control_socket() {
+        let runtime = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let link = other.path().join("link");
+        std::os::unix::fs::symlink(runtime.path(), &link).unwrap();
+        let at = |path: PathBuf| listen(&format!("unix:{}", path.display()), runtime.path());
+        for taken in ["web.sock", "web.lock", ".web.new"] {
+            for folder in
+                [runtime.path(), &link, &runtime.path().join("../").join(runtime.path().file_name().unwrap())]
+            {
+                let refused = at(folder.join(taken)).err().expect("it listens").to_string();
+                assert!(refused.contains("control files"), "{refused}");
+            }
+        }
+        at(runtime.path().join("web.migrate")).unwrap();
+        at(other.path().join("web.sock")).unwrap();
+    }
 }

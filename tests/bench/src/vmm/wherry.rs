@@ -77,7 +77,13 @@ impl Vmm for Wherry {
         self.spawn(
             files,
             "destination",
-            &["receive".into(), "destination".into(), format!("tcp:127.0.0.1:{port}")],
+            &[
+                "receive".into(),
+                "destination".into(),
+                format!("tcp:127.0.0.1:{port}"),
+                // Source and destination share this host's memory.
+                "--max-memory=1TiB".into(),
+            ],
         )
     }
 }
