@@ -187,6 +187,7 @@ impl FrameWriter {
         // What interrupted this side must not keep it from saying so.
         self.ignore_interrupts();
         self.stall = Duration::from_millis(200);
+        self.frame_limit = FrameLimit { time: 2 * self.stall, rate: u64::MAX };
         self.throttle = None;
         let payload = crate::wire::Abort::new(reason);
         let _ = self.send_control(Kind::Abort, "abort", &payload);

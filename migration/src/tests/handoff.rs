@@ -43,8 +43,32 @@ pub(super) fn impatient(source: SourceConfig) -> (SourceConfig, DestinationConfi
     (source, destination)
 }
 
-/// Runs one migration with one fault and checks the table. Returns whether the fault hit.
-fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
+/// Who runs the guest in the end. Never both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Runs {
+    /// The destination, and the source knows it.
+    There,
+    /// The source, and says why the migration failed.
+    Here,
+    /// The source does not know and does not run it; the destination may.
+    ThereUntold,
+    /// Neither, and both say so.
+    Nowhere,
+}
+
+impl Runs {
+    fn letter(self) -> char {
+        match self {
+            Runs::There => 'D',
+            Runs::Here => 'S',
+            Runs::ThereUntold => 'd',
+            Runs::Nowhere => '-',
+        }
+    }
+}
+
+/// Runs one migration with one fault and checks the table. Returns who runs the guest in the end.
+fn check(fault: Fault, index: u64, to_destination: bool) -> Runs {
     let name = format!("{fault:?} at frame {index}, to destination: {to_destination}");
     let model = Model::new(PAGES, index.is_multiple_of(2), script());
     let verify = !index.is_multiple_of(3);
@@ -54,13 +78,13 @@ fn check(fault: Fault, index: u64, to_destination: bool) -> bool {
     judge(&name, &model, (&cfg, &dest_cfg), ends)
 }
 
-/// Runs a migration that may fail and checks the table. Returns whether it did.
+/// Runs a migration that may fail and checks the table. Returns who runs the guest in the end.
 pub(super) fn judge(
     name: &str,
     model: &Arc<Model>,
     (cfg, dest_cfg): (&SourceConfig, &DestinationConfig),
     ends: (Box<dyn Transport>, Box<dyn Transport>),
-) -> bool {
+) -> Runs {
     let start = Instant::now();
     let (report, received, dest) = migrate_over(model, cfg, dest_cfg, ends);
     assert!(start.elapsed() < Duration::from_secs(20), "{name}: stuck");
@@ -79,7 +103,7 @@ pub(super) fn judge(
     match report {
         Ok(_) => {
             assert!(dest_runs && !source_runs, "{name}");
-            false
+            Runs::There
         }
         Err(failure) => {
             match failure.ownership {
@@ -87,6 +111,7 @@ pub(super) fn judge(
                     assert!(source_runs, "{name}");
                     // The same guest, over a good connection.
                     migrate_model(model, &config(HintMode::Auto)).1.unwrap();
+                    Runs::Here
                 }
                 Ownership::Unknown => {
                     assert!(!source_runs, "{name}");
@@ -96,32 +121,41 @@ pub(super) fn judge(
                     if let Err(theirs) = received {
                         assert_eq!(theirs.ownership, Ownership::Unknown, "{name}");
                     }
+                    if dest_runs { Runs::ThereUntold } else { Runs::Nowhere }
                 }
                 Ownership::SourcePaused => panic!("{name}"),
             }
-            true
         }
     }
 }
 
-/// Tries each fault at so many frames, side by side; each must hit so often.
-pub(super) fn try_each_fault(frames: u64, least: usize, hits: fn(Fault, u64) -> bool) {
-    let workers = FAULTS
-        .map(|fault| thread::spawn(move || (fault, (0..frames).filter(|&index| hits(fault, index)).count())));
+/// Tries each fault at so many frames, side by side; each must hit so often. Prints a line for each:
+/// frame by frame who runs the guest in the end.
+pub(super) fn try_each_fault(what: &str, frames: u64, least: usize, check: fn(Fault, u64) -> Runs) {
+    println!("{what}; D destination, S source, d destination and the source was not told, - neither:");
+    let workers = FAULTS.map(|fault| {
+        let all = move || (fault, (0..frames).map(|index| check(fault, index)).collect::<Vec<_>>());
+        thread::spawn(all)
+    });
     for worker in workers {
-        let (fault, hits) = worker.join().unwrap();
+        let (fault, outcomes) = worker.join().unwrap();
+        let line: String = outcomes.iter().map(|runs| runs.letter()).collect();
+        println!("{:10} {line}", format!("{fault:?}"));
+        let hits = outcomes.iter().filter(|runs| **runs != Runs::There).count();
         assert!(hits >= least, "{fault:?} hit only {hits} times");
     }
 }
 
 #[test]
 fn faults_at_every_frame_to_the_destination() {
-    try_each_fault(40, 8, |fault, index| check(fault, index, true));
+    let what = "a fault in the n-th frame to the destination";
+    try_each_fault(what, 40, 8, |fault, index| check(fault, index, true));
 }
 
 #[test]
 fn faults_at_every_frame_to_the_source() {
-    try_each_fault(40, 2, |fault, index| check(fault, index, false));
+    let what = "a fault in the n-th frame to the source";
+    try_each_fault(what, 40, 2, |fault, index| check(fault, index, false));
 }
 
 #[test]
