@@ -1,7 +1,7 @@
 //! Whether a guest that runs on one host can go on on another.
 //!
-//! The guest keeps the CPUID that it started with, so every feature in it must exist on the destination. What is
-//! missing is said by name, before any memory is sent.
+//! The guest keeps the CPUID that it started with, so every feature in it must exist on the
+//! destination. What is missing is said by name, before any memory is sent.
 
 use super::arch_caps::{self, ARCH_CAPABILITIES};
 use super::cpuid::{self, CpuidError, host_supported, vendor};
@@ -11,7 +11,8 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
-/// Difference of TSC frequencies that KVM itself tolerates (its module parameter tsc_tolerance_ppm).
+/// Difference of TSC frequencies that KVM itself tolerates (its module parameter
+/// tsc_tolerance_ppm).
 const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// What a source tells about its guest's CPUs.
@@ -84,7 +85,8 @@ impl CpuDescriptionV1 {
         entry(&self.cpuid, 7, 0).is_some_and(|e| e.edx & 1 << 29 != 0)
     }
 
-    /// Refuses if this host cannot offer what the guest has seen. `probe` is a vCPU without a purpose.
+    /// Refuses if this host cannot offer what the guest has seen. `probe` is a vCPU without a
+    /// purpose.
     pub fn check(&self, kvm: &Kvm, probe: &VcpuFd) -> Result<(), CompatError> {
         let host = host_supported(kvm).map_err(CompatError::Cpuid)?;
         let host_khz = probe.get_tsc_khz().map_err(CpuidError::Tsc).map_err(CompatError::Cpuid)?;
@@ -151,8 +153,9 @@ fn register_problems((leaf, index, reg): (u32, u32, Reg), guest: u32, host: u32)
     problems
 }
 
-/// What is wrong with a list of entries as such. KVM takes the first entry that fits, and one that is not marked as
-/// a subleaf fits any: the comparison must not look at another than the guest will.
+/// What is wrong with a list of entries as such. KVM takes the first entry that fits, and one that
+/// is not marked as a subleaf fits any: the comparison must not look at another than the guest
+/// will.
 fn list_problem(entries: &[kvm_cpuid_entry2]) -> Option<String> {
     if entries.len() > KVM_MAX_CPUID_ENTRIES {
         return Some(format!("room for {} CPUID entries", entries.len()));
@@ -177,8 +180,8 @@ fn bits(word: u32) -> impl Iterator<Item = u32> {
     (0..32).filter(move |bit| word >> bit & 1 == 1)
 }
 
-/// Leaf 0xD: the components, and that each has the same size and place (Intel and AMD differ), since saved XSAVE
-/// state and the guest's own XSAVE areas follow that layout.
+/// Leaf 0xD: the components, and that each has the same size and place (Intel and AMD differ),
+/// since saved XSAVE state and the guest's own XSAVE areas follow that layout.
 fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
     let mask = |entries, high: bool| {
         entry(entries, 0xD, 0).map_or(0, |e: &kvm_cpuid_entry2| if high { e.edx } else { e.eax })
@@ -211,8 +214,8 @@ fn address_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> V
         .collect()
 }
 
-/// Whether a guest's TSC frequency can be had. Without scaling in hardware KVM can make a TSC faster (by catching up
-/// at every entry), never slower.
+/// Whether a guest's TSC frequency can be had. Without scaling in hardware KVM can make a TSC
+/// faster (by catching up at every entry), never slower.
 fn tsc_problem(guest_khz: u32, host_khz: u32, scaling: bool) -> Option<String> {
     let (guest, host) = (u64::from(guest_khz), u64::from(host_khz));
     let reachable = scaling || guest >= host || (host - guest) * 1_000_000 <= host * TSC_TOLERANCE_PPM;
@@ -312,7 +315,8 @@ mod tests {
         [&cpu()[..], more].concat()
     }
 
-    /// What a guest has seen and what the host has, in one register that is no plain word of Intel's.
+    /// What a guest has seen and what the host has, in one register that is no plain word of
+    /// Intel's.
     #[test]
     fn every_register_with_features_is_compared() {
         for (function, index, has, lacks, name) in [
