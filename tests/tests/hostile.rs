@@ -7,6 +7,9 @@
 //!
 //! They run in the lab, and on a KVM that emulates kernel code in software. `WHERRY_SEEDS` is the number of seeds tried.
 
+#[path = "hostile/owner.rs"]
+mod owner;
+
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 

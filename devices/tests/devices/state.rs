@@ -97,7 +97,7 @@ impl Saved for Rig {
             |r| assert!(r.negotiate(u64::MAX)),
             |r| r.w32(offset::CONFIG + CONFIG_POISON, 5),
             |r| r.probe_rest(),
-            |r| r.balloon.set_target(5),
+            |r| assert!(r.balloon.set_target(5)),
             |r| r.w32(offset::CONFIG + CONFIG_ACTUAL, 3),
             |r| r.inflate(&[pfn(FREE), pfn(HIGH)]),
             |r| r.w32(offset::INTERRUPT_ACK, 3),

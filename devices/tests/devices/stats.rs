@@ -1,5 +1,6 @@
 //! S: statistics.
 
+use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::mmio::regs::offset;
 
@@ -144,4 +145,53 @@ fn linux_primes_the_queue_before_driver_ok() {
     rig.add_status(4);
     rig.run();
     assert_eq!(rig.balloon.guest_free_bytes(), Some(7));
+}
+
+/// Whatever is asked for from outside: memory and what would be saved stay as they are while paused.
+#[test]
+fn s3_while_paused_nothing_that_is_asked_for_changes_memory_or_state() {
+    let mut rig = Rig::default_up();
+    give(&mut rig, &stats_bytes(&[(STAT_FREE_MEMORY, 1)]));
+    let (_, _sink) = rig.start_hinting();
+    rig.balloon.hint_done();
+    rig.balloon.set_paused(true);
+    let (state, edges) = (rig.balloon.state(), rig.interrupts());
+    let memory = contents(&rig);
+    assert!(!rig.balloon.request_stats());
+    assert!(!rig.balloon.set_target(100));
+    rig.balloon.announce_done();
+    rig.balloon.figures();
+    rig.balloon.ballooned();
+    rig.run();
+    assert_eq!(rig.balloon.state(), state);
+    assert_eq!(rig.interrupts(), edges);
+    assert!(contents(&rig) == memory, "guest memory was written while paused");
+    let generation = |rig: &Rig| rig.r32(offset::CONFIG_GENERATION);
+    let before = generation(&rig);
+    rig.balloon.set_paused(false);
+    assert_eq!(generation(&rig), before + 1, "DONE is announced then");
+    assert!(rig.balloon.request_stats() && rig.balloon.set_target(100));
+}
+
+#[test]
+fn s3_statistics_go_on_at_the_destination_after_they_were_asked_for_while_paused() {
+    let mut rig = Rig::default_up();
+    give(&mut rig, &stats_bytes(&[(STAT_FREE_MEMORY, 1)]));
+    rig.balloon.set_paused(true);
+    rig.balloon.request_stats();
+    let mut there = rig.move_to(&rig.balloon.state()).unwrap();
+    there.balloon.set_paused(false);
+    assert!(there.balloon.request_stats(), "the buffer is held there");
+    give(&mut there, &stats_bytes(&[(STAT_FREE_MEMORY, 2)]));
+    assert_eq!(there.balloon.guest_free_bytes(), Some(2));
+}
+
+fn contents(rig: &Rig) -> Vec<u8> {
+    let mut all = Vec::new();
+    for region in rig.mem.iter() {
+        let mut bytes = vec![0; region.len() as usize];
+        rig.mem.read_slice(&mut bytes, region.start_addr()).unwrap();
+        all.append(&mut bytes);
+    }
+    all
 }

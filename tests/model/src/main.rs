@@ -81,6 +81,18 @@ enum Command {
         #[arg(long)]
         mistake: Option<String>,
     },
+    /// Every order of commands, ends, steps of a migration and failures: who runs the guest.
+    Life {
+        /// Clients.
+        #[arg(long, default_value_t = 3)]
+        clients: u8,
+        /// Commands of each.
+        #[arg(long, default_value_t = 2)]
+        commands: u8,
+        /// Failures.
+        #[arg(long, default_value_t = 2)]
+        faults: u8,
+    },
     /// Scenarios, tests and mistakes.
     List,
 }
@@ -154,6 +166,7 @@ fn run(command: Option<Command>) -> Result<bool, String> {
             println!("{} walks, {} requests, {:?}, wrong: {:?}", w.walks, w.requests, w.time, w.wrong);
             Ok(w.wrong.is_none())
         }
+        Command::Life { clients, commands, faults } => Ok(report::life(clients, commands, faults)),
         Command::List => {
             let walks = protocol::walks().iter();
             scenarios().iter().chain(walks).for_each(|s| println!("scenario {}: {}", s.name, s.text));

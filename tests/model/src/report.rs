@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::life::{self, Mistake, System};
 use crate::mutant::{Finder, Mutant};
 use crate::protocol::{self, scenarios, walks};
 use crate::{device, threads};
@@ -26,6 +27,20 @@ impl Found {
     fn new(place: &str, explored: u64, since: Instant, wrong: impl Into<String>) -> Self {
         Self { place: place.into(), explored, time: since.elapsed(), wrong: wrong.into() }
     }
+}
+
+/// Explores the life of a VM, and looks for each mistake in it. Whether nothing was wrong and each was found.
+pub fn life(clients: u8, commands: u8, faults: u8) -> bool {
+    let system = System { clients, commands, guest_ends: 2, faults, mistake: None };
+    let e = life::explore(system);
+    println!("life: {} states, depth {}, {:?}, wrong: {:?}", e.states, e.depth, e.time, e.wrong);
+    let mut good = e.wrong.is_none() && e.everything;
+    for mistake in Mistake::ALL {
+        let e = life::explore(System { mistake: Some(mistake), ..system });
+        println!("{mistake:?}: {} states, {:?}, {:?}", e.states, e.time, e.wrong);
+        good &= e.wrong.is_some();
+    }
+    good
 }
 
 /// Looks for a mistake where it should be found.

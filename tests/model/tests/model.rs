@@ -1,5 +1,6 @@
 //! Nothing is wrong without a mistake, and each mistake is found. `cargo test -p wherry-model -- --nocapture` prints the tables.
 
+use wherry_model::life::{Mistake, System, explore as explore_life};
 use wherry_model::mutant::{Finder, Mutant};
 use wherry_model::protocol::{explore, named, replay, scenarios, walk, walks};
 use wherry_model::{device, report, threads};
@@ -82,4 +83,25 @@ fn a_failing_seed_replays() {
     };
     assert_eq!(path(), path());
     assert_eq!(replay(s, None, seed, |_, _| ()), None, "and without the mistake nothing is wrong");
+}
+
+/// Clients with two commands each, ends of the guest, failures: never two, nothing answered ok and lost.
+#[test]
+fn no_order_of_a_vms_life_is_wrong() {
+    for clients in [2, 3] {
+        let e = explore_life(System { clients, commands: 2, guest_ends: 2, faults: 2, mistake: None });
+        println!("{clients} clients: {} states, depth {}, {:?}", e.states, e.depth, e.time);
+        assert!(e.wrong.is_none(), "{:#?}", e.wrong);
+        assert!(e.everything, "it never moves, is unknown, or reboots");
+    }
+}
+
+#[test]
+fn each_mistake_in_a_vms_life_is_found() {
+    for mistake in Mistake::ALL {
+        let system = System { clients: 2, commands: 2, guest_ends: 2, faults: 2, mistake: Some(mistake) };
+        let e = explore_life(system);
+        println!("{mistake:?}: {} states, {:?}, {:?}", e.states, e.time, e.wrong);
+        assert!(e.wrong.is_some(), "{mistake:?} was not found");
+    }
 }

@@ -34,7 +34,8 @@ Exit codes:
   2  wrong usage
   3  no VM of that name
   4  not possible with this host's KVM (see `wherry doctor`)
-  5  the migration failed or was cancelled; the guest goes on at the source
+  5  the migration failed or was cancelled; the guest goes on at the source, unless the
+     message says that it has ended
   6  the outcome of the migration is unknown
   7  the guest crashed or was killed (run, receive)
   8  the guest was migrated, but the --trace or --report file could not be written

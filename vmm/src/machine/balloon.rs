@@ -21,11 +21,9 @@ const FEATURES: [(u64, &str); 6] = [
 ];
 
 impl Machine {
-    /// Asks the guest for a balloon of this many bytes.
-    pub fn set_balloon_target(&self, bytes: u64) {
-        if let Some(b) = self.balloon() {
-            b.set_target(u32::try_from(bytes / PAGE).unwrap_or(u32::MAX));
-        }
+    /// Asks the guest for a balloon of this many bytes. False while paused.
+    pub fn set_balloon_target(&self, bytes: u64) -> bool {
+        self.balloon().is_none_or(|b| b.set_target(u32::try_from(bytes / PAGE).unwrap_or(u32::MAX)))
     }
 
     /// Asks the guest for fresh statistics. If that can be: when the last ones came, for

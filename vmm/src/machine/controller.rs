@@ -266,3 +266,7 @@ pub fn hint_policy(mode: HintMode) -> wherry_migration::HintPolicy {
         HintMode::Off => wherry_migration::HintPolicy::Off,
     }
 }
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;

@@ -285,7 +285,7 @@ pub struct Gate {
 }
 
 /// The engine's hold on a machine: while it lives, only its holder starts the machine.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hold {
     starts: u32,
 }
@@ -305,70 +305,61 @@ pub enum Shut {
 }
 
 impl Gate {
-    /// Whether the vCPUs are meant to run.
-    #[must_use]
-    pub fn running(&self) -> bool {
-        self.running
-    }
-
-    /// The machine is to stop. Whether it ran.
-    pub fn stop(&mut self) -> bool {
-        std::mem::take(&mut self.running)
-    }
-
-    /// The machine is to start. Whether it stood still.
+    /// What an [`Act`] does to the machine: `Some(true)`: now start its vCPUs, `Some(false)`: now stop them. `hold` is the
+    /// owner's.
     ///
     /// # Errors
-    /// Held or handed over.
-    pub fn start(&mut self) -> Result<bool, Shut> {
-        match (self.handed_over, self.held) {
-            (true, _) => Err(Shut::HandedOver),
-            (_, true) => Err(Shut::Held),
-            _ if self.running => Ok(false),
-            _ => {
-                self.running = true;
-                self.starts = self.starts.wrapping_add(1);
-                Ok(true)
+    /// The machine is held, handed over, or not as it was held. Nothing has changed then.
+    pub fn apply(&mut self, hold: &mut Option<Hold>, act: Act) -> Result<Option<bool>, Shut> {
+        match act {
+            Act::Nothing => Ok(None),
+            Act::Stop | Act::StopAndCancel => Ok(self.stop()),
+            Act::Start => self.start(),
+            Act::StartAnyway => {
+                *hold = None;
+                (self.held, self.handed_over) = (false, false);
+                self.start()
+            }
+            Act::Hold if self.handed_over => Err(Shut::HandedOver),
+            Act::Hold => {
+                self.held = true;
+                *hold = Some(Hold { starts: self.starts });
+                Ok(self.stop())
+            }
+            Act::HandOver => {
+                let since = hold.as_ref().map(|h| h.starts);
+                if self.running || !self.held || since != Some(self.starts) {
+                    return Err(Shut::Moved);
+                }
+                self.handed_over = true;
+                Ok(None)
+            }
+            Act::TakeBack => {
+                self.handed_over = false;
+                Ok(None)
+            }
+            Act::Release | Act::LetGo => {
+                *hold = None;
+                self.held = false;
+                if act == Act::Release { self.start() } else { Ok(None) }
             }
         }
     }
 
-    /// From here on [`start`](Self::start) fails. The machine must have been stopped.
-    ///
-    /// # Errors
-    /// Handed over.
-    pub fn hold(&mut self) -> Result<Hold, Shut> {
-        if self.handed_over {
-            return Err(Shut::HandedOver);
+    fn stop(&mut self) -> Option<bool> {
+        std::mem::take(&mut self.running).then_some(false)
+    }
+
+    fn start(&mut self) -> Result<Option<bool>, Shut> {
+        match (self.handed_over, self.held) {
+            (true, _) => Err(Shut::HandedOver),
+            (_, true) => Err(Shut::Held),
+            _ if self.running => Ok(None),
+            _ => {
+                self.running = true;
+                self.starts = self.starts.wrapping_add(1);
+                Ok(Some(true))
+            }
         }
-        self.held = true;
-        Ok(Hold { starts: self.starts })
-    }
-
-    /// Ends a hold; a machine that was handed over stays shut.
-    pub fn release(&mut self, _hold: Hold) {
-        self.held = false;
-    }
-
-    /// From here on the machine never runs again.
-    ///
-    /// # Errors
-    /// It has run since it was held.
-    pub fn hand_over(&mut self, hold: &Hold) -> Result<(), Shut> {
-        if self.running || !self.held || self.starts != hold.starts {
-            return Err(Shut::Moved);
-        }
-        self.handed_over = true;
-        Ok(())
-    }
-
-    /// Undoes [`hand_over`](Self::hand_over): not a byte of the hand-off was sent.
-    pub fn take_back(&mut self, _hold: &Hold) {
-        self.handed_over = false;
-    }
-
-    /// Somebody knows that the guest runs nowhere else.
-    pub fn open_anyway(&mut self) {
-        (self.held, self.handed_over) = (false, false);
     }
 }

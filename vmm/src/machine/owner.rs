@@ -13,7 +13,7 @@ use wherry_migration::CancelToken;
 
 use super::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Shut, step};
 
-/// A machine as its owner sees it. Implementors give the first four; the rest is the same for all.
+/// A machine as its owner sees it.
 pub trait Vcpus: Send + Sync {
     /// The machine's own wall.
     fn gate(&self) -> &Mutex<Gate>;
@@ -26,38 +26,6 @@ pub trait Vcpus: Send + Sync {
 
     /// What the guest did to end itself.
     fn ended(&self) -> Option<End>;
-
-    /// Stops the machine. Idempotent.
-    fn stop(&self) {
-        let mut gate = lock(self.gate());
-        if gate.stop() {
-            self.halt();
-        }
-    }
-
-    /// Starts the machine. Idempotent.
-    ///
-    /// # Errors
-    /// A migration holds it or took it away.
-    fn start(&self) -> Result<(), Shut> {
-        let mut gate = lock(self.gate());
-        if gate.start()? {
-            self.go();
-        }
-        Ok(())
-    }
-
-    /// Stops the machine; until the hold is given back only its holder starts it.
-    ///
-    /// # Errors
-    /// It was handed over.
-    fn hold(&self) -> Result<Hold, Shut> {
-        let mut gate = lock(self.gate());
-        if gate.stop() {
-            self.halt();
-        }
-        gate.hold()
-    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -145,6 +113,7 @@ impl<M: Vcpus> Owner<M> {
         let mut inner = lock(&self.inner);
         self.catch_up(&mut inner);
         let before = inner.machine.replace(machine);
+        inner.hold = None;
         let arrived = self.apply(&mut inner, Event::Arrived { run });
         if arrived.is_err() {
             inner.machine = before;
@@ -260,40 +229,18 @@ impl<M: Vcpus> Owner<M> {
     }
 
     fn act(&self, inner: &mut Inner<M>, act: Act) -> Result<(), Shut> {
-        let Some(m) = inner.machine.clone() else { return Ok(()) };
-        match act {
-            Act::Nothing => {}
-            Act::Stop => m.stop(),
-            Act::Start => m.start()?,
-            Act::StartAnyway => {
-                inner.hold = None;
-                lock(m.gate()).open_anyway();
-                m.start()?;
-            }
-            Act::Hold => inner.hold = Some(m.hold()?),
-            Act::HandOver => {
-                let hold = inner.hold.as_ref().ok_or(Shut::Moved)?;
-                lock(m.gate()).hand_over(hold)?;
-            }
-            Act::TakeBack => {
-                if let Some(hold) = &inner.hold {
-                    lock(m.gate()).take_back(hold);
-                }
-            }
-            Act::Release | Act::LetGo => {
-                if let Some(hold) = inner.hold.take() {
-                    lock(m.gate()).release(hold);
-                }
-                if act == Act::Release {
-                    m.start()?;
-                }
-            }
-            Act::StopAndCancel => {
-                if let Some(cancel) = &*lock(&self.cancel) {
-                    cancel.cancel();
-                }
-                m.stop();
-            }
+        if act == Act::StopAndCancel
+            && let Some(cancel) = &*lock(&self.cancel)
+        {
+            cancel.cancel();
+        }
+        let Some(machine) = &inner.machine else { return Ok(()) };
+        // Locked until the machine has done it.
+        let mut gate = lock(machine.gate());
+        match gate.apply(&mut inner.hold, act)? {
+            Some(true) => machine.go(),
+            Some(false) => machine.halt(),
+            None => {}
         }
         Ok(())
     }

@@ -66,7 +66,12 @@ impl BalloonHandle {
     /// Stops (when this returns nothing is being consumed) or resumes the queues. Idempotent. Pause after the vCPUs and
     /// before the state is taken; resume before the vCPUs, after the interrupt controller was restored.
     pub fn set_paused(&self, paused: bool) {
-        self.device.urgent().set_paused(paused);
+        let mut device = self.device.urgent();
+        device.set_paused(paused);
+        let due = !paused && std::mem::take(&mut device.device_mut().announce_due);
+        if due && device.device().hinting.field() == CMD_DONE {
+            device.config_changed();
+        }
     }
 
     /// Whether the guest's driver is up and well.
@@ -99,12 +104,17 @@ impl BalloonHandle {
         }
     }
 
-    /// Asks the guest for a balloon of `pages` (4096 bytes each).
-    pub fn set_target(&self, pages: u32) {
+    /// Asks the guest for a balloon of `pages` (4096 bytes each). False, and nothing has changed, while paused: what is
+    /// saved is not changed by the host.
+    pub fn set_target(&self, pages: u32) -> bool {
         let mut device = self.device.urgent();
+        if device.paused() {
+            return false;
+        }
         if std::mem::replace(&mut device.device_mut().num_pages, pages) != pages {
             device.config_changed();
         }
+        true
     }
 
     /// What the guest is asked for, in pages of 4096 bytes.
@@ -130,10 +140,13 @@ impl BalloonHandle {
         self.device.urgent().device_mut().discard_allowed = allowed;
     }
 
-    /// Asks the guest for new statistics. False if that is impossible now: no driver, or the last request is still open.
+    /// Asks the guest for new statistics. False if that is impossible now: no driver, the last request is still open, or
+    /// paused: a request is written to guest memory, where nothing must be written that a migration would miss.
     pub fn request_stats(&self) -> bool {
         let mut device = self.device.urgent();
-        let Some(queue) = device.device().role_index(Role::Stats).filter(|_| device.live()) else {
+        let Some(queue) =
+            device.device().role_index(Role::Stats).filter(|_| device.live() && !device.paused())
+        else {
             return false;
         };
         match device.device_mut().stats.held.take() {
@@ -216,11 +229,13 @@ impl BalloonHandle {
     }
 
     /// Tells the driver of a restored balloon that it finds DONE, if it may hold hinted pages. Call it soon after the guest runs, but
-    /// not at once: Linux takes all of its pages back with interrupts off, which touches memory that the host has not
+    /// not at once (while paused it is put off until the resume): Linux takes all of its pages back with interrupts off, which touches memory that the host has not
     /// mapped for the guest yet. Does nothing if hinting has started again meanwhile.
     pub fn announce_done(&self) {
         let mut device = self.device.urgent();
-        if device.device().hinting.field() == CMD_DONE {
+        if device.paused() {
+            device.device_mut().announce_due = true;
+        } else if device.device().hinting.field() == CMD_DONE {
             device.config_changed();
         }
     }

@@ -173,6 +173,8 @@ pub struct Balloon {
     reported: Option<u64>,
     stats: Stats,
     hinting: Hinting,
+    /// DONE is to be announced on resume.
+    announce_due: bool,
     telemetry: BalloonTelemetry,
 }
 
@@ -207,6 +209,7 @@ impl Balloon {
             reported: None,
             stats: Stats::default(),
             hinting: Hinting::default(),
+            announce_due: false,
             telemetry: BalloonTelemetry::default(),
         }
     }

@@ -161,6 +161,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
+    /// Whether it is paused: then nothing writes to guest memory.
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
     /// Tells the driver that config space changed: a new generation, and an interrupt if it is live.
     pub fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);

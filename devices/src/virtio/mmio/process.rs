@@ -79,8 +79,12 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Ok(Batch::More)
     }
 
-    /// Gives back a chain that the device held.
+    /// Gives back a chain that the device held. Not while paused: nobody would look for the write any more.
     pub(crate) fn complete(&mut self, index: usize, head: u16, len: u32) {
+        debug_assert!(!self.paused, "a chain is given back while paused");
+        if self.paused {
+            return;
+        }
         let mem = Arc::clone(&self.mem);
         let Some(queue) = self.queues.get_mut(index).filter(|q| q.ready()) else { return };
         match queue.add_used(&*mem, head, len) {
