@@ -430,19 +430,16 @@ impl System {
     }
 
     fn reboot(&self, w: &mut World) {
-        match w.life {
-            Life::Ended(End::Reset) => {
-                if self.event(w, Event::Reboot).is_ok() {
-                    // The old machine, and all that it said, goes.
-                    (w.gate, w.hold, w.vcpus) = (Gate::default(), None, false);
-                    w.this_ended = false;
-                    if !self.is(Mistake::EndOutlivesMachine) {
-                        w.ended = None;
-                    }
-                }
+        if w.life == Life::Rebooting {
+            return self.arrive(w);
+        }
+        if self.event(w, Event::Reboot).is_ok() {
+            // The old machine, and all that it said, goes.
+            (w.gate, w.hold, w.vcpus) = (Gate::default(), None, false);
+            w.this_ended = false;
+            if !self.is(Mistake::EndOutlivesMachine) {
+                w.ended = None;
             }
-            Life::Rebooting => self.arrive(w),
-            _ => {}
         }
     }
 
