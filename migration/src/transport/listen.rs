@@ -5,7 +5,7 @@
 //! was killed left behind is replaced by one process only. The socket has mode 0600 from the moment
 //! at which it appears.
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 
 use super::{Endpoint, More, Opened, TICK, Transport, TransportError};
@@ -122,10 +124,11 @@ fn claim(at: &Endpoint, path: &Path) -> Result<Place, TransportError> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600).custom_flags(O_NOFOLLOW);
         let file = options.open(&lock_path).map_err(failed)?;
-        match file.try_lock() {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(TransportError::InUse(at.clone())),
-            Err(TryLockError::Error(e)) => return Err(failed(e)),
+            Err(Errno::WOULDBLOCK) => return Err(TransportError::InUse(at.clone())),
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(failed(e.into())),
         }
         // The former owner removes the file before it lets go of the lock: what we locked must
         // still be what the path names.
