@@ -10,20 +10,21 @@
 //! **The advance is bounded.** A silence, in which hints clear nothing, lasts at most half of the
 //! time that sending what can still be saved would take. And all waiting, less what the hints that
 //! came meanwhile saved, is at most half of the time that sending all of it would have taken. Time
-//! in which nobody ran here, because the host stood still, counts as one window.
+//! in which nobody ran here, because the host stood still, counts as one slice.
 //!
 //! **Without an advance**, because little is left or nothing is known, [`Pacer`] decides how
 //! long to wait, and hints end that clear nothing, or too little, many times in a row.
 //!
-//! A driver that got back what could not be honoured names it again. One that does not, and is
-//! through or names only memory that needs no sending, still holds it: it is told again to take it
-//! back, a few times.
+//! A driver that got back what could not be honoured names it again. One that is through and has
+//! not done so still holds it: it is told again to take it back, a few times.
 
 use std::time::Duration;
 
-use crate::pacing::{Pace, Pacer, Sample, WINDOW};
+use crate::pacing::{Pace, Pacer, Sample};
 use crate::traits::PAGE_SIZE;
 
+/// The longest that is waited at a time.
+const SLICE: Duration = Duration::from_millis(20);
 /// The part of the time that sending would take that may be waited in advance.
 const IN_ADVANCE: f64 = 0.5;
 /// What can be saved is much if it is more than this part of what has to be sent anyway.
@@ -181,7 +182,7 @@ impl Asking {
     fn decide(&mut self, seen: &Seen, advance: bool) -> Action {
         let idle = self.idle_hints(seen);
         let pays = !self.judges || self.pays(seen);
-        let through = seen.driver == Driver::Finished || idle >= IDLE_HINTS;
+        let through = seen.driver == Driver::Finished;
         if seen.driver == Driver::Returning {
             return if advance { Action::Hold } else { Action::Send };
         }
@@ -227,7 +228,7 @@ impl Asking {
         }
         if let Some((then, true)) = self.last {
             // A slice is short: when more has passed nobody ran here.
-            let passed = seen.now.saturating_sub(then).min(WINDOW).as_secs_f64();
+            let passed = seen.now.saturating_sub(then).min(SLICE).as_secs_f64();
             self.debt += passed;
             self.silence += if gained == 0 { passed } else { 0.0 };
         }

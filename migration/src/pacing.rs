@@ -22,7 +22,7 @@
 use std::time::Duration;
 
 /// Time over which the hint rate is measured: longer than a spell of hinting and the rest after it.
-pub(crate) const WINDOW: Duration = Duration::from_millis(100);
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// What to do with the next slice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -13,6 +13,7 @@ mod model;
 mod mutations;
 mod ops;
 mod oracle;
+mod orders;
 mod paused;
 mod speed;
 mod strangers;
