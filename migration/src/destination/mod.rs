@@ -309,8 +309,9 @@ impl Receiver<'_> {
     /// gave up: it says so on the first connection before it closes any other.
     fn explain(&mut self, error: Error) -> Error {
         use Kind::{Idle, Pages, PagesLz4, Round, Sync};
-        let (Error::Closed, Some(streams)) = (&error, &self.streams) else { return error };
-        let cause = streams.failure().unwrap_or(error);
+        let Error::Closed = error else { return error };
+        // There are no streams yet if one ended before all had joined.
+        let cause = self.streams.as_ref().and_then(Streams::failure).unwrap_or(error);
         if matches!(cause, Error::Closed) {
             self.reader.interrupt = Interrupt::default();
             self.reader.within(2 * TICK);
