@@ -3,7 +3,7 @@
 //! It trusts nothing that comes over the wire: every frame passes the checks in [`crate::wire`], only the kinds that are legal in the
 //! present phase are let in, page runs are checked against guest RAM before a byte is written, the state's length is limited
 //! and its checksum compared. Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing panics and
-//! nothing is allocated beyond the frame limits and [`MAX_STATE`].
+//! nothing is allocated beyond the frame limits and [`max_state`].
 //!
 //! Memory may come over further connections beside the first (module `streams`).
 //!
@@ -30,8 +30,8 @@ use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{Run, parse, parse_lz4};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES, MAX_STATE,
-    RoundStart, StateEnd, SyncPoint, VerifyChunk, Welcome, WireError,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES, RoundStart,
+    StateEnd, SyncPoint, VerifyChunk, Welcome, WireError, max_state,
 };
 use door::{Door, Heard};
 use streams::{Shared, Streams};
@@ -369,7 +369,7 @@ impl Receiver<'_> {
                     digester = None;
                     self.begin_state()?;
                     let part = self.reader.payload();
-                    if state.len() + part.len() > MAX_STATE {
+                    if state.len() + part.len() > max_state(ram.nr_pages()) {
                         return Err(WireError::State("too long").into());
                     }
                     state.extend_from_slice(part);

@@ -9,7 +9,7 @@ use crate::bitmap::Bitmap;
 use crate::error::{Error, Phase};
 use crate::report::{Downtime, Report};
 use crate::round::micros;
-use crate::wire::{Kind, MAX_STATE, STATE_PART, StateEnd};
+use crate::wire::{Kind, STATE_PART, StateEnd, max_state};
 
 use super::guard::Guard;
 use super::rounds;
@@ -85,7 +85,7 @@ pub(super) fn switchover(
 }
 
 fn send_state(session: &mut Session<'_>, state: &[u8]) -> Result<(), Error> {
-    if state.len() > MAX_STATE {
+    if state.len() > max_state(session.nr_pages) {
         return Err(Error::StateTooLarge(state.len() as u64));
     }
     for part in state.chunks(STATE_PART) {

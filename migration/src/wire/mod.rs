@@ -58,10 +58,18 @@ pub const MAGIC: [u8; 4] = *b"WHRY";
 pub const HEADER_LEN: usize = 28;
 /// Longest machine description in bytes.
 pub const MAX_DESCRIPTION: usize = 1 << 20;
-/// Longest vCPU and device state in bytes.
+/// Longest vCPU and device state in bytes, but for what grows with RAM: see [`max_state`].
 pub const MAX_STATE: usize = 64 << 20;
 /// Longest part of it in one frame, in bytes.
 pub const STATE_PART: usize = 1 << 20;
+
+/// Longest state of a machine with so many pages: a device may have to tell one bit for each, as a
+/// balloon does whose pages lie scattered.
+#[must_use]
+pub fn max_state(nr_pages: u64) -> usize {
+    MAX_STATE + usize::try_from(nr_pages.min(MAX_PAGES) / 8).unwrap_or(0)
+}
+
 /// Longest reason in an Abort, in bytes.
 pub const MAX_REASON: usize = 4096;
 
@@ -225,7 +233,7 @@ pub enum WireError {
     /// Both sides know the protocol, but one needs what the other lacks.
     #[error("unsupported features {0:#x}")]
     Features(u64),
-    /// State longer than [`MAX_STATE`], or not of the announced length or checksum.
+    /// State longer than [`max_state`], or not of the announced length or checksum.
     #[error("machine state: {0}")]
     State(&'static str),
     /// Further connections that cannot be.
