@@ -3,6 +3,9 @@
 //! The set of ballooned pages is exact, so that a migration may leave these pages out. Two things could make it wrong for
 //! an honest guest, and both end with "not known" instead: a driver that did not negotiate MUST_TELL_HOST may use a page
 //! before it says so, and a deflate request that could not be read completely leaves pages in the set that are in use.
+//!
+//! A chain may name 65536 pages that lie apart, each a call to the host: then the device goes on with the same chain after
+//! others had the lock. It is acknowledged only when all of it is with the host, for the driver may use its pages again.
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::Bytes;
@@ -10,17 +13,43 @@ use vm_memory::Bytes;
 use super::constants::*;
 use super::reporting::CHAIN_TIME;
 use super::{Balloon, descriptors};
-use crate::virtio::Chain;
+use crate::virtio::{Chain, Completion};
 
 /// Into or out of the balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
+enum Direction {
     Inflate,
     Deflate,
 }
 
 impl Balloon {
-    pub(super) fn page_numbers(&mut self, direction: Direction, chain: Chain<'_>) {
+    pub(super) fn inflate(&mut self, chain: Chain<'_>) -> Completion {
+        let gfns = match self.inflating.take() {
+            Some(rest) => rest,
+            None => {
+                let mut gfns = self.page_numbers(Direction::Inflate, chain);
+                // Linux fills its arrays in no particular order; neighbours go to the host in one call.
+                gfns.sort_unstable();
+                gfns.dedup();
+                gfns
+            }
+        };
+        let done = self.discard_pages(&gfns);
+        match gfns.get(done..) {
+            None | Some([]) => Completion::Used(0),
+            Some(rest) => {
+                self.inflating = Some(rest.to_vec());
+                Completion::Again
+            }
+        }
+    }
+
+    pub(super) fn deflate(&mut self, chain: Chain<'_>) {
+        self.page_numbers(Direction::Deflate, chain);
+    }
+
+    /// The pages that went into the balloon; none for the other direction.
+    fn page_numbers(&mut self, direction: Direction, chain: Chain<'_>) -> Vec<u64> {
         let (descs, complete) = descriptors(chain);
         if !complete {
             self.malformed(direction);
@@ -32,7 +61,7 @@ impl Balloon {
                 None => self.malformed(direction),
             }
         }
-        self.discard_pages(discard);
+        discard
     }
 
     fn malformed(&mut self, direction: Direction) {
@@ -70,21 +99,23 @@ impl Balloon {
         Some(bytes.chunks_exact(4).filter_map(|c| Some(u32::from_le_bytes(c.try_into().ok()?))).collect())
     }
 
-    /// Linux fills its arrays in no particular order; neighbours go to the host in one call. When the time is up the
-    /// rest stays with the host, which is allowed: the pages are in the balloon all the same.
-    fn discard_pages(&mut self, mut gfns: Vec<u64>) {
-        gfns.sort_unstable();
-        gfns.dedup();
+    /// Gives ascending pages to the host until the time is up. Returns how many were dealt with.
+    fn discard_pages(&mut self, gfns: &[u64]) -> usize {
         let until = self.backend.now() + CHAIN_TIME;
-        let mut rest = gfns.as_slice();
-        while let Some(&first) = rest.first() {
-            let nr = rest.iter().zip(first..).take_while(|(a, b)| **a == *b).count();
-            rest = rest.get(nr..).unwrap_or_default();
+        let mut done = 0;
+        while let Some((&first, rest)) = gfns.get(done..).and_then(<[u64]>::split_first) {
+            let nr = 1 + rest.iter().zip(first + 1..).take_while(|(a, b)| **a == *b).count();
             let parts: Vec<_> = self.ram.clip(first << PAGE_SHIFT, (nr as u64) << PAGE_SHIFT).collect();
+            let mut dealt = 0;
             for (gpa, len) in parts {
-                let done = self.discard_range(gpa, len, until);
-                self.telemetry.withheld_bytes += len - done;
+                let now = self.discard_range(gpa, len, until);
+                dealt += now;
+                if now < len {
+                    return done + (dealt >> PAGE_SHIFT) as usize;
+                }
             }
+            done += nr;
         }
+        done
     }
 }

@@ -35,7 +35,6 @@ use virtio_queue::desc::split::Descriptor;
 
 use self::constants::*;
 use self::hinting::Hinting;
-use self::inflate::Direction;
 use self::ram::{PageSet, Ram};
 use self::stats::Stats;
 use super::mmio::{MmioDevice, MmioError, regs};
@@ -171,6 +170,8 @@ pub struct Balloon {
     set_known: bool,
     /// Bytes of the report at hand that were dealt with before its time was up. `None`: it is a new one.
     reported: Option<u64>,
+    /// Pages of the inflate request at hand that the host does not have yet. `None`: it is a new one.
+    inflating: Option<Vec<u64>>,
     stats: Stats,
     hinting: Hinting,
     /// DONE is to be announced on resume.
@@ -207,6 +208,7 @@ impl Balloon {
             poison_val: 0,
             set_known: true,
             reported: None,
+            inflating: None,
             stats: Stats::default(),
             hinting: Hinting::default(),
             announce_due: false,
@@ -278,6 +280,7 @@ impl VirtioDevice for Balloon {
         self.set.clear();
         self.set_known = true;
         self.reported = None;
+        self.inflating = None;
         self.stats = Stats::default();
         self.hinting.reset();
     }
@@ -286,9 +289,10 @@ impl VirtioDevice for Balloon {
         match self.roles.get(queue) {
             Some(Role::Stats) => self.stats.held = None,
             Some(Role::Reporting) => self.reported = None,
+            Some(Role::Inflate) => self.inflating = None,
             // It cannot say any more which pages it uses again.
             Some(Role::Deflate) if self.live => self.set_known = false,
-            Some(Role::Inflate | Role::Deflate | Role::Hint) | None => {}
+            Some(Role::Deflate | Role::Hint) | None => {}
         }
     }
 
@@ -298,8 +302,8 @@ impl VirtioDevice for Balloon {
 
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion {
         match self.roles.get(queue) {
-            Some(Role::Inflate) => self.page_numbers(Direction::Inflate, chain),
-            Some(Role::Deflate) => self.page_numbers(Direction::Deflate, chain),
+            Some(Role::Inflate) => return self.inflate(chain),
+            Some(Role::Deflate) => self.deflate(chain),
             Some(Role::Stats) => return self.statistics(chain),
             Some(Role::Hint) => self.hinted(chain),
             Some(Role::Reporting) => return self.reported(chain),
