@@ -38,6 +38,12 @@ impl PauseLimit {
         self.set(Instant::now().checked_add(time).map(|until| (until, time)));
     }
 
+    /// So much more is to be sent in it than was known when it began.
+    pub fn extend(&self, more: Duration) {
+        let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *limit = limit.and_then(|(until, time)| Some((until.checked_add(more)?, time.saturating_add(more))));
+    }
+
     /// It ends in time: there is no limit any more.
     pub fn lift(&self) {
         self.set(None);

@@ -399,6 +399,7 @@ fn h13_nothing_is_consumed_while_paused_and_no_kick_is_lost() {
     let mut rig = Rig::default_up();
     let (_, sink) = rig.start_hinting();
     rig.balloon.set_paused(true);
+    assert!(!rig.balloon.hints_available(), "nobody waits for a driver that stands still");
     rig.add(Rig::HINT, &[inb(FREE, BLOCK)]);
     rig.kick(Rig::HINT);
     rig.run();

@@ -42,6 +42,11 @@ pub(super) fn switchover(
 
     session.enter(Phase::State);
     let state = machine.save().map_err(Error::machine("save machine state"))?;
+    if session.cfg.pause_limit.is_none() {
+        // Its size was not known before. Ten times what sending it takes, as for all the rest.
+        let seconds = 10.0 * state.len() as f64 / session.link_rate();
+        session.interrupt.limit.extend(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    }
     // After saving, which must not have changed memory either.
     let (saved, verify) = (Instant::now(), verify::verify(session)?);
     report.verify = verify;

@@ -26,6 +26,8 @@ pub use destination::receive;
 
 /// Patience with a destination that does not answer a connection request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Slowest connection, in bytes a second: a destination takes frames that come more slowly for an attack.
+const LEAST_BANDWIDTH: u64 = 4096;
 /// Patience with a guest that is asked for fresh statistics (the decision whether hints pay needs them).
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -74,6 +76,13 @@ pub fn to(
     let endpoint: Endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
     if !(1..=MAX_STREAMS).contains(&request.streams) {
         return Err(bad(format!("streams: {} is not between 1 and {MAX_STREAMS}", request.streams)));
+    }
+    let least = LEAST_BANDWIDTH * u64::from(request.streams);
+    if let Some(cap) = request.bandwidth_bytes_s.filter(|cap| *cap < least) {
+        return Err(bad(format!(
+            "bandwidth: {cap} bytes a second are too few for {} connections, which take {least} at least",
+            request.streams
+        )));
     }
     let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
         TransportError::Cancelled => ControlError::new(ErrorCode::Cancelled, "cancelled while connecting"),

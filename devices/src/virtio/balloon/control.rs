@@ -168,7 +168,7 @@ impl BalloonHandle {
         self.stats().get(STAT_FREE_MEMORY)
     }
 
-    /// Whether the driver is up and negotiated free page hinting.
+    /// Whether the driver is up, negotiated free page hinting, and runs: one that stands still cannot hint.
     pub fn hints_available(&self) -> bool {
         hints_available(&self.device.urgent())
     }
@@ -268,7 +268,7 @@ impl BalloonHandle {
 }
 
 fn hints_available(device: &MmioDevice<Balloon>) -> bool {
-    device.live() && device.negotiated() & F_FREE_PAGE_HINT != 0
+    device.live() && !device.paused() && device.negotiated() & F_FREE_PAGE_HINT != 0
 }
 
 /// Publishes DONE when dropped: a guest never stays without the pages it hinted, however a migration ends.
