@@ -14,8 +14,8 @@ use super::{Context, report};
 
 /// How long `ls` waits for each VM.
 const LS_PATIENCE: Duration = Duration::from_secs(2);
-/// How long `kill` waits for the end.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long `kill` waits for the end: longer than a hand-off whose outcome is waited for.
+const KILL_PATIENCE: Duration = Duration::from_secs(40);
 
 /// `wherry ls`
 pub fn ls(context: &mut Context) -> Result<Exit, Failure> {

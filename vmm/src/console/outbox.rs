@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes that wait for a reader; then the oldest go, and the reader is told.
 pub(super) const LIMIT: usize = 64 << 10;
@@ -30,6 +30,29 @@ pub(super) struct Outbox {
     thread: JoinHandle<()>,
 }
 
+/// How long a sink that does not wait may take nothing before a batch is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// As `write_all`, also where somebody has set the terminal not to wait.
+fn write_patiently(to: &mut impl Write, mut rest: &[u8]) -> io::Result<()> {
+    let mut moved = Instant::now();
+    while !rest.is_empty() {
+        match to.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                rest = rest.get(n..).unwrap_or_default();
+                moved = Instant::now();
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && moved.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 impl Outbox {
     pub(super) fn spawn(mut to: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
@@ -37,7 +60,7 @@ impl Outbox {
         let thread = std::thread::Builder::new().name("console-out".into()).spawn(move || {
             while let Some(batch) = source.take() {
                 // A failing sink (closed terminal, full disk) must not stop the guest.
-                let _ = to.write_all(&batch).and_then(|()| to.flush());
+                let _ = write_patiently(&mut to, &batch).and_then(|()| to.flush());
             }
         })?;
         Ok(Self { shared, thread })
@@ -116,6 +139,27 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_terminal_that_does_not_wait_loses_nothing() {
+        struct Full(u32, Vec<u8>);
+        impl Write for Full {
+            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                if self.0.is_multiple_of(2) {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                self.1.extend(buf.iter().take(3));
+                Ok(buf.len().min(3))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut full = Full(0, Vec::new());
+        write_patiently(&mut full, b"the last words").unwrap();
+        assert_eq!(full.1, b"the last words");
     }
 
     #[test]

@@ -359,8 +359,9 @@ impl Shared {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             if lost {
-                if !detach {
-                    let _ = guarded(|| self.vm.migrate_cancel());
+                // It may not have begun yet, and must not go on without anybody.
+                while !detach && guarded(|| self.vm.migrate_cancel()).is_err() && !worker.is_finished() {
+                    thread::sleep(self.limits.poll);
                 }
                 return None;
             }

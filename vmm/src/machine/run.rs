@@ -1,11 +1,13 @@
 //! From the command line to the end of the guest: claim the name, build, boot, wait, reboot or leave.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use wherry_migration::CancelToken;
 
 use super::controller::{Controller, Identity};
 use super::life::{End, Event, Life};
@@ -17,6 +19,8 @@ use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
 use crate::migrate;
 
+/// A receiver that is killed has so long to take its socket away.
+const LAST_STEPS: Duration = Duration::from_secs(1);
 /// Reboots within [`BRAKE_WITHIN`] that go through at once.
 const BRAKE_AFTER: usize = 3;
 /// See [`BRAKE_AFTER`].
@@ -170,10 +174,15 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         let hooks = host.hooks();
         let controller = host.controller.clone();
         let (done, result) = channel();
+        let killed = CancelToken::new();
+        let cancel = killed.clone();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let got = migrate::receive(listener, hooks, &controller, config.progress, config.max_memory);
+            let what = migrate::Receiving { progress: config.progress, max_memory: config.max_memory };
+            let received = || migrate::receive(listener, hooks, &controller, &what, &cancel);
+            // Also if it panics: nobody must wait for it.
+            let got = catch_unwind(AssertUnwindSafe(received))
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry")));
             let _ = done.send(got);
-            drop(done);
             controller.owner().poke();
         })?;
         // The guest may arrive and end before the receiver is through.
@@ -185,9 +194,22 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
                 Some(Some(Err(anyhow::anyhow!("the receiver ended without a result"))))
             }
         });
-        let Some(got) = got else { return Ok(ExitReason::Killed) };
+        let Some(got) = got else {
+            // So that it takes its socket away.
+            killed.cancel();
+            let _ = result.recv_timeout(LAST_STEPS);
+            return Ok(ExitReason::Killed);
+        };
         let _ = thread.join();
-        got?
+        match (got, host.owner().machine().0) {
+            (Ok(machine), _) => machine,
+            // It runs here, whatever failed after that.
+            (Err(e), Some(machine)) => {
+                eprintln!("wherry: {e:#}; the guest runs here");
+                machine
+            }
+            (Err(e), None) => return Err(e),
+        }
     };
     host.run(machine)
 }

@@ -130,9 +130,16 @@ impl DestinationVm for Arriving<'_> {
     }
 }
 
+/// What a receiver's user wants.
+pub struct Receiving {
+    /// Lines of progress on standard error.
+    pub progress: bool,
+    /// Most bytes of RAM that a guest may have; by default what the host has available when it comes.
+    pub max_memory: Option<u64>,
+}
+
 /// Waits for a source, takes its guest over and runs it (unless it was paused there). Whoever else
-/// connects is turned away, and the wait goes on. The guest may have `max_memory` bytes of RAM,
-/// by default what the host has available when it comes.
+/// connects is turned away, and the wait goes on, until `cancel` ends it.
 ///
 /// # Errors
 /// As [`wherry_migration::receive_from`]; its text says who owns the guest.
@@ -140,10 +147,10 @@ pub fn receive(
     listener: Listener,
     hooks: MachineHooks,
     controller: &Controller,
-    progress: bool,
-    max_memory: Option<u64>,
+    wanted: &Receiving,
+    cancel: &CancelToken,
 ) -> anyhow::Result<Arc<Machine>> {
-    let cancel = CancelToken::new();
+    let &Receiving { progress, max_memory } = wanted;
     let mut strangers = Strangers::new(Instant::now());
     let mut turned_away = |peer: &str, why: &Error| {
         if let Some(line) = strangers.line(Instant::now(), peer, why) {
@@ -151,7 +158,7 @@ pub fn receive(
         }
     };
     let mut config = DestinationConfig::default();
-    let source = await_source(listener, &config, &cancel, &mut turned_away).context("no source connected")?;
+    let source = await_source(listener, &config, cancel, &mut turned_away).context("no source connected")?;
     if let Some(most) = max_memory.or_else(available_memory) {
         config.max_pages = (most / PAGE).min(MAX_PAGES);
     }
@@ -164,7 +171,7 @@ pub fn receive(
         }
     };
     let mut arriving = Arriving { hooks, controller, begun: Instant::now(), foundation: None, machine: None };
-    let received = receive_from(source, &mut arriving, &config, &say, &cancel)?;
+    let received = receive_from(source, &mut arriving, &config, &say, cancel)?;
     if !received.acknowledged {
         eprintln!(
             "wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`"

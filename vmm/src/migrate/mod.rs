@@ -22,7 +22,7 @@ use crate::machine::controller::hint_policy;
 use crate::machine::life::{Event, Touch};
 use crate::machine::owner::Owner;
 use adapters::{Hints, Pausing};
-pub use destination::receive;
+pub use destination::{Receiving, receive};
 
 /// Patience with a destination that does not answer a connection request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

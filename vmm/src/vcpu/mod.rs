@@ -171,13 +171,13 @@ impl Drop for Panicked<'_> {
         if !std::thread::panicking() {
             return;
         }
-        {
-            let mut inner = lock(&self.0.wish);
-            (inner.dead, inner.parked) = (true, true);
-        }
-        self.0.changed.notify_all();
+        // First, as everywhere: whoever finds it parked finds out why, too.
         let text = "a vCPU thread panicked: a defect of Wherry, see the VM's standard error";
         (self.1.on_event)(VcpuEvent::Fatal(text.into()));
+        let mut inner = lock(&self.0.wish);
+        (inner.dead, inner.parked) = (true, true);
+        drop(inner);
+        self.0.changed.notify_all();
     }
 }
 
