@@ -188,8 +188,8 @@ fn summary(outcomes: &[Outcome]) -> Result<u8> {
 /// Time for one integration test, in seconds; the slowest takes a third of it in the lab.
 const TEST_LIMIT: &str = "240";
 
-/// Time for the integration tests in `ci`, in seconds: the whole is to stay below 40 minutes on two cores.
-const CI_TIMEOUT: &str = "1560";
+/// Time for the integration tests in `ci`, in seconds: on two quiet cores they take two thirds of it.
+const CI_TIMEOUT: &str = "2400";
 
 /// Runs `cargo xtask ci`: everything, even after a part has failed, and one summary at the end.
 pub fn ci() -> Result<u8> {
