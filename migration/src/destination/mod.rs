@@ -14,6 +14,7 @@
 //! from the source still proves it (the source aborts only before HandOff); a broken connection proves nothing.
 
 mod door;
+mod memory;
 mod streams;
 
 use std::sync::Arc;
@@ -24,16 +25,16 @@ use crate::error::{Error, Failure, Ownership, Phase};
 use crate::link::{FrameLimit, FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::source::describe;
-use crate::traits::{DestinationVm, GuestRam, PAGE_SIZE};
+use crate::traits::{DestinationVm, GuestRam};
 use crate::transport::{Listener, More, TICK, Transport, TransportError, WriteHalf};
 use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
-use crate::wire::pages::{Run, parse, parse_lz4};
 use crate::wire::{
     self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES, RoundStart,
     StateEnd, SyncPoint, VerifyChunk, Welcome, WireError, max_state,
 };
 use door::{Door, Heard};
+use memory::Memory;
 use streams::{Shared, Streams};
 
 /// How to receive.
@@ -476,74 +477,4 @@ impl Receiver<'_> {
             rate: 0,
         });
     }
-}
-
-/// What a connection's frames of memory need, kept from frame to frame.
-struct Memory {
-    /// Content may come compressed.
-    lz4: bool,
-    /// The last round whose Sync came on this connection.
-    synced: u32,
-    /// Memory came behind that.
-    since: bool,
-    runs: Vec<Run>,
-    unpacked: Vec<u8>,
-}
-
-impl Memory {
-    fn new(lz4: bool) -> Self {
-        Self { lz4, synced: 0, since: false, runs: Vec::new(), unpacked: Vec::new() }
-    }
-
-    /// What may come on a further connection.
-    fn legal(&self) -> &'static [Kind] {
-        use Kind::{Idle, Pages, PagesLz4, Sync};
-        if self.lz4 { &[Pages, PagesLz4, Idle, Sync] } else { &[Pages, Idle, Sync] }
-    }
-
-    /// Checks a frame and writes its pages to guest RAM. Returns the number of those with content.
-    fn apply(&mut self, kind: Kind, payload: &[u8], ram: &dyn GuestRam) -> Result<u64, Error> {
-        let (runs, nr_pages) = (&mut self.runs, ram.nr_pages());
-        let content = match kind {
-            Kind::Pages => parse(payload, nr_pages, runs)?,
-            Kind::PagesLz4 => parse_lz4(payload, nr_pages, runs, &mut self.unpacked)?,
-            _ => return Ok(0),
-        };
-        self.since = true;
-        apply(ram, runs, content)
-    }
-
-    /// A Sync came.
-    fn sync(&mut self, round: u32) -> Result<(), Error> {
-        if round != self.synced.saturating_add(1) {
-            return Err(WireError::Streams("a sync out of order").into());
-        }
-        (self.synced, self.since) = (round, false);
-        Ok(())
-    }
-
-    /// Whether a further connection may end here.
-    fn complete(&self) -> bool {
-        self.synced > 0 && !self.since
-    }
-}
-
-/// Writes checked runs to guest RAM. Returns the number of pages with content.
-fn apply(ram: &dyn GuestRam, runs: &[Run], mut content: &[u8]) -> Result<u64, Error> {
-    let mut pages = 0;
-    for run in runs {
-        if run.zero {
-            let zeroed = ram.zero(run.first, u64::from(run.nr));
-            zeroed.map_err(Error::machine("zero guest memory"))?;
-            continue;
-        }
-        // `parse` has checked that the content is exactly this long.
-        let (data, rest) = content
-            .split_at_checked(run.nr as usize * PAGE_SIZE)
-            .ok_or(WireError::Runs("length of content"))?;
-        content = rest;
-        ram.write(run.first, data).map_err(Error::machine("write guest memory"))?;
-        pages += u64::from(run.nr);
-    }
-    Ok(pages)
 }

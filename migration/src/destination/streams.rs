@@ -21,8 +21,9 @@ use crate::traits::GuestRam;
 use crate::transport::{More, TICK, Transport, TransportError, WriteHalf};
 use crate::wire::{self, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
+use super::DestinationConfig;
 use super::door::{Door, Heard};
-use super::{DestinationConfig, Memory};
+use super::memory::Memory;
 
 /// The threads of all further connections.
 pub(super) struct Streams {
