@@ -38,6 +38,9 @@ pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const MAX_UNREAD: u32 = 4;
 const PROGRESS: Duration = Duration::from_millis(200);
 
+/// Bytes that count as sent at the assumed rate where a hint's worth is reckoned.
+const PRIOR: f64 = 2.0 * 1024.0 * 1024.0;
+
 /// Link rate, from sending chunks with content. Old measurements fade.
 #[derive(Default)]
 pub(super) struct Meter {
@@ -58,6 +61,12 @@ impl Meter {
     /// Bytes on the wire per second.
     pub(super) fn rate(&self) -> Option<f64> {
         (self.seconds > 0.0 && self.wire > 0.0).then(|| self.wire / self.seconds)
+    }
+
+    /// As [`Self::rate`], if [`PRIOR`] bytes had gone at the `assumed` rate before: what the first
+    /// chunks tell, which share the machine with a guest that hints, is little.
+    fn likely_rate(&self, assumed: f64) -> f64 {
+        (self.wire + PRIOR) / (self.seconds + PRIOR / assumed)
     }
 
     /// Bytes of guest memory that a byte on the wire carries; 1 until measured.
@@ -312,7 +321,8 @@ impl<'a> Session<'a> {
 
     /// Bytes of guest memory per second: what a hint is worth. Compressed, the link carries more than its own bytes.
     pub(super) fn memory_rate(&self) -> f64 {
-        self.link_rate() * self.meter.packing()
+        let cap = self.cfg.bandwidth.map_or(f64::INFINITY, |cap| cap.max(1) as f64);
+        self.meter.likely_rate(ASSUMED_RATE.min(cap)).min(cap) * self.meter.packing()
     }
 
     /// How long this dirty set would take.
@@ -436,11 +446,24 @@ mod tests {
     fn the_meter_tells_wire_and_memory_apart() {
         let mut meter = Meter::default();
         assert_eq!((meter.rate(), meter.packing()), (None, 1.0));
+        assert_eq!(meter.likely_rate(1e8), 1e8);
         meter.add(3_000_000, 1_000_000, Duration::from_secs(2));
         assert_eq!((meter.rate(), meter.packing()), (Some(500_000.0), 3.0));
         for _ in 0..1000 {
             meter.add(1_000_000, 1_000_000, Duration::from_secs(1));
         }
         assert!((meter.packing() - 1.0).abs() < 1e-9 && meter.rate().unwrap() > 999_999.0);
+    }
+
+    #[test]
+    fn one_slow_chunk_does_not_make_a_slow_link() {
+        let mut meter = Meter::default();
+        meter.add(872_000, 872_000, Duration::from_millis(42));
+        assert!(meter.rate().unwrap() < 21e6);
+        assert!(meter.likely_rate(1e9) > 60e6);
+        for _ in 0..100 {
+            meter.add(1 << 20, 1 << 20, Duration::from_millis(50));
+        }
+        assert!(meter.likely_rate(1e9) < 25e6);
     }
 }
