@@ -185,11 +185,12 @@ fn summary(outcomes: &[Outcome]) -> Result<u8> {
     Ok(u8::from(outcomes.iter().any(|o| !o.passed)))
 }
 
-/// Time for one integration test, in seconds; the slowest takes a third of it in the lab.
-const TEST_LIMIT: &str = "240";
+/// Time for one integration test, in seconds: it ends what hangs, and judges nobody's speed. The
+/// slowest takes a quarter of it in the lab, and half on a machine that is twice as slow.
+const TEST_LIMIT: &str = "600";
 
-/// Time for the integration tests in `ci`, in seconds: on two quiet cores they take two thirds of it.
-const CI_TIMEOUT: &str = "2400";
+/// Time for the integration tests in `ci`, in seconds: on two quiet cores they take less than half.
+const CI_TIMEOUT: &str = "3900";
 
 /// Runs `cargo xtask ci`: everything, even after a part has failed, and one summary at the end.
 pub fn ci() -> Result<u8> {
