@@ -60,6 +60,8 @@ pub(super) struct Dest {
     pub(super) state: Option<Vec<u8>>,
     pub(super) runs: u32,
     pub(super) refuse: bool,
+    /// The state does not load.
+    pub(super) spoiled: bool,
     /// See [`DestRam`].
     pub(super) slow: bool,
     /// So many of the last pages hold something before anything was sent.
@@ -87,6 +89,9 @@ impl DestinationVm for Dest {
     }
 
     fn load(&mut self, state: &[u8]) -> io::Result<()> {
+        if self.spoiled {
+            return Err(io::Error::other("no such state"));
+        }
         self.state = Some(state.to_vec());
         Ok(())
     }

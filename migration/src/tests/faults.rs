@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -49,35 +50,59 @@ pub(super) const DRIP: Duration = Duration::from_millis(40);
 /// Which frame, and what happens to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FaultPlan {
-    index: Option<u64>,
-    kind: Option<Kind>,
+    which: Which,
     fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Which {
+    Index(u64),
+    /// All of this kind.
+    Kind(Kind),
+    /// Of this kind the n-th, from 0.
+    Nth(Kind, usize),
 }
 
 impl FaultPlan {
     pub(super) fn at_index(index: u64, fault: Fault) -> Self {
-        Self { index: Some(index), kind: None, fault }
+        Self { which: Which::Index(index), fault }
     }
 
     pub(super) fn at_kind(kind: Kind, fault: Fault) -> Self {
-        Self { index: None, kind: Some(kind), fault }
+        Self { which: Which::Kind(kind), fault }
     }
 
-    fn hits(&self, index: u64, header: &[u8]) -> bool {
-        let kind = u16::from_le_bytes([header[6], header[7]]);
-        self.index == Some(index) || self.kind.is_some_and(|k| k as u16 == kind)
+    pub(super) fn at_nth(kind: Kind, nth: usize, fault: Fault) -> Self {
+        Self { which: Which::Nth(kind, nth), fault }
+    }
+
+    /// Whether it hits this frame, behind those that went before.
+    fn hits(&self, before: &[Kind], kind: Kind) -> bool {
+        match self.which {
+            Which::Index(index) => index == before.len() as u64,
+            Which::Kind(wanted) => wanted == kind,
+            Which::Nth(wanted, nth) => {
+                wanted == kind && before.iter().filter(|before| **before == kind).count() == nth
+            }
+        }
     }
 }
+
+/// The frames that a writer was given, in order.
+pub(super) type Seen = Arc<Mutex<Vec<Kind>>>;
 
 struct FaultyTransport {
     stream: UnixStream,
     plan: Option<FaultPlan>,
+    seen: Seen,
 }
 
 struct FaultyWriter {
     stream: UnixStream,
     plan: Option<FaultPlan>,
-    index: u64,
+    seen: Seen,
+    /// What happens to the present frame.
+    hit: Option<Fault>,
     frame: Vec<u8>,
     dead: Option<Fault>,
 }
@@ -87,9 +112,18 @@ pub(super) fn faulty_pair(
     to_destination: Option<FaultPlan>,
     to_source: Option<FaultPlan>,
 ) -> (Box<dyn Transport>, Box<dyn Transport>) {
+    noted_pair(to_destination, to_source, [Seen::default(), Seen::default()])
+}
+
+/// The same, and notes the frames that each end sends.
+pub(super) fn noted_pair(
+    to_destination: Option<FaultPlan>,
+    to_source: Option<FaultPlan>,
+    [by_source, by_destination]: [Seen; 2],
+) -> (Box<dyn Transport>, Box<dyn Transport>) {
     let (near, far) = UnixStream::pair().unwrap();
-    let end = |stream, plan| Box::new(FaultyTransport { stream, plan });
-    (end(near, to_destination), end(far, to_source))
+    let end = |stream, plan, seen| Box::new(FaultyTransport { stream, plan, seen });
+    (end(near, to_destination, by_source), end(far, to_source, by_destination))
 }
 
 impl Transport for FaultyTransport {
@@ -98,7 +132,8 @@ impl Transport for FaultyTransport {
         let writer = FaultyWriter {
             stream: self.stream.try_clone()?,
             plan: self.plan,
-            index: 0,
+            seen: self.seen,
+            hit: None,
             frame: Vec::new(),
             dead: None,
         };
@@ -115,9 +150,7 @@ impl FaultyWriter {
     /// A whole frame was taken.
     fn deliver(&mut self) -> io::Result<()> {
         let mut frame = std::mem::take(&mut self.frame);
-        let hit = self.plan.filter(|p| p.hits(self.index, &frame));
-        self.index += 1;
-        match hit.map(|p| p.fault) {
+        match self.hit {
             Some(Fault::CutHalf) => {
                 let half = frame.len() / 2;
                 let _ = self.stream.write_all(&frame[..half]);
@@ -169,8 +202,12 @@ impl Write for FaultyWriter {
         // Our writer sends the header in one piece, then the payload.
         if self.frame.is_empty() {
             assert!(buf.len() >= HEADER_LEN);
-            let hit = self.plan.filter(|p| p.hits(self.index, buf));
-            match hit.map(|p| p.fault) {
+            let kind = Kind::from_u16(u16::from_le_bytes([buf[6], buf[7]])).unwrap();
+            let mut seen = self.seen.lock().unwrap();
+            self.hit = self.plan.filter(|plan| plan.hits(&seen, kind)).map(|plan| plan.fault);
+            seen.push(kind);
+            drop(seen);
+            match self.hit {
                 Some(Fault::CutBefore) => {
                     self.cut();
                     return Err(ErrorKind::BrokenPipe.into());

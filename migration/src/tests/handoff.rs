@@ -11,7 +11,7 @@ use super::dest::Dest;
 use super::faults::{FAULTS, Fault, FaultPlan, faulty_pair};
 use super::model::Model;
 use super::ops::Op;
-use super::oracle::{config, migrate_model, migrate_over, pair};
+use super::oracle::{Outcome, config, migrate_model, migrate_over, pair};
 use super::streams::linked;
 use crate::*;
 
@@ -86,8 +86,13 @@ pub(super) fn judge(
     ends: (Box<dyn Transport>, Box<dyn Transport>),
 ) -> Runs {
     let start = Instant::now();
-    let (report, received, dest) = migrate_over(model, cfg, dest_cfg, ends);
+    let outcome = migrate_over(model, cfg, dest_cfg, ends);
     assert!(start.elapsed() < Duration::from_secs(20), "{name}: stuck");
+    check_outcome(name, model, outcome)
+}
+
+/// Checks what both sides do and say after a migration that may have failed. Returns who runs the guest in the end.
+pub(super) fn check_outcome(name: &str, model: &Arc<Model>, (report, received, dest): Outcome) -> Runs {
     let source_runs = !model.paused();
     let dest_runs = dest.runs > 0;
 

@@ -9,6 +9,7 @@ mod dest;
 mod faults;
 mod handoff;
 mod hostile;
+mod matrix;
 mod model;
 mod mutations;
 mod ops;

@@ -70,6 +70,8 @@ pub(super) struct Model {
     /// How often holes were asked for, and how often while the guest was paused.
     pub(super) walks: [AtomicU64; 2],
     pub(super) panic_at_read: AtomicBool,
+    /// Turning the log on takes so many milliseconds.
+    pub(super) slow_log: AtomicU64,
     /// What the guest does at certain calls, once each.
     triggers: Mutex<Vec<(Trigger, Vec<Op>)>>,
     harvests: AtomicU64,
@@ -111,6 +113,7 @@ impl Model {
             done: AtomicU64::new(0),
             walks: Default::default(),
             panic_at_read: AtomicBool::new(false),
+            slow_log: AtomicU64::new(0),
             triggers: Mutex::default(),
             harvests: AtomicU64::new(0),
             hinting_published: AtomicBool::new(false),

@@ -31,7 +31,7 @@ pub(super) fn config(mode: HintMode) -> SourceConfig {
     }
 }
 
-type Outcome = (Result<Report, Failure>, Result<Received, Failure>, Dest);
+pub(super) type Outcome = (Result<Report, Failure>, Result<Received, Failure>, Dest);
 
 /// Migrates over the given connection ends.
 pub(super) fn migrate_over(

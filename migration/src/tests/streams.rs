@@ -49,9 +49,13 @@ impl More for Queue {
 }
 
 /// A connection with `nr` further ones.
-pub(super) fn linked(nr: u32, mut make: impl FnMut(u32) -> Ends) -> Ends {
-    let (nears, fars): (VecDeque<_>, VecDeque<_>) = (0..nr).map(&mut make).unzip();
-    let (near, far) = pair();
+pub(super) fn linked(nr: u32, make: impl FnMut(u32) -> Ends) -> Ends {
+    linked_to(pair(), nr, make)
+}
+
+/// The same around this one.
+pub(super) fn linked_to((near, far): Ends, nr: u32, make: impl FnMut(u32) -> Ends) -> Ends {
+    let (nears, fars): (VecDeque<_>, VecDeque<_>) = (0..nr).map(make).unzip();
     let link = |first, more| Box::new(Linked { first, more: Queue(Arc::new(Mutex::new(more))) });
     (link(near, nears), link(far, fars))
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
 use std::time::Duration;
 
 use super::{Model, Trigger};
@@ -54,6 +55,7 @@ impl GuestRam for Model {
 
 impl DirtyLog for Model {
     fn start(&self) -> io::Result<()> {
+        thread::sleep(Duration::from_millis(self.slow_log.load(SeqCst)));
         self.hook();
         let mut inner = self.inner.lock().unwrap();
         inner.log_on = true;
