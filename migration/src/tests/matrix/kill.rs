@@ -80,6 +80,11 @@ struct Case {
     verify: bool,
 }
 
+/// Of this test's sockets.
+fn directory() -> PathBuf {
+    std::env::temp_dir().join(format!("wherry-kill-{}", std::process::id()))
+}
+
 impl Case {
     fn config(&self) -> SourceConfig {
         let (streams, verify) = (self.streams, self.verify);
@@ -91,7 +96,7 @@ impl Case {
     fn socket(&self) -> PathBuf {
         let Case { source_dies, point, streams, verify, .. } = self;
         let name = format!("{source_dies}-{point:?}-{streams}-{verify}").replace(['(', ')'], "-");
-        std::env::temp_dir().join(format!("wherry-kill-{}-{name}", std::process::id()))
+        directory().join(name)
     }
 
     fn spawn(&self) -> Victim {
@@ -149,7 +154,6 @@ impl Case {
         });
         victim.kill();
         let report = survivor.join().unwrap();
-        let _ = std::fs::remove_file(self.socket());
         assert!(model.done.load(SeqCst) > 0 && !model.log_on(), "{self:?}");
         let says = source_says(&report);
         assert_eq!(model.paused(), says != 'S', "{self:?}");
@@ -342,7 +346,9 @@ fn killed_at_every_phase_of_either_side_the_other_knows_or_says_that_it_does_not
             }
         }
     }
+    std::fs::create_dir_all(directory()).unwrap();
     let said = side_by_side(&cases, Case::check);
+    std::fs::remove_dir_all(directory()).unwrap();
 
     println!("{LEGEND}\nx was killed; 1 or 2 streams, v with verification");
     println!("{:24}{:>6}{:>6}{:>6}{:>6}", "killed", "1", "1v", "2", "2v");

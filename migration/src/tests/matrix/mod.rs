@@ -86,8 +86,10 @@ impl fmt::Display for Said {
 }
 
 const LEGEND: &str = "\
-the source says: D the destination runs it, S it is mine and runs here, ? nobody knows and I do not run it
-the destination says: D I run it, d I run it and could not say so, S it is the source's, ? as above";
+the source says: D the destination runs it, S it is mine and runs here,
+    ? nobody knows and I do not run it
+the destination says: D I run it, d I run it and could not say so, S it is the source's,
+    ? as above";
 
 fn source_says(report: &Result<Report, Failure>) -> char {
     match report {
@@ -199,8 +201,8 @@ impl Scene {
         }
         let (near, far) = ends;
         let (cfg, dest_cfg) = self.configs(fault.map(|(.., fault)| fault));
-        let mut dest =
-            Dest { refuse: self.end == End::Refused, spoiled: self.end == End::Spoiled, ..Dest::default() };
+        let (refuse, spoiled) = (self.end == End::Refused, self.end == End::Spoiled);
+        let mut dest = Dest { refuse, spoiled, ..Dest::default() };
         let start = Instant::now();
         let receiver = thread::spawn(move || {
             let received = receive(far, &mut dest, &dest_cfg, &(), &CancelToken::new());
@@ -282,8 +284,8 @@ fn cell(frame: &Frame, fault: Fault) -> Said {
             Way::Further => further,
             Way::ToSource => back,
         };
-        let hit = seen.lock().unwrap().iter().filter(|kind| **kind == frame.kind).count() > frame.nth;
-        if hit {
+        let seen = seen.lock().unwrap();
+        if seen.iter().filter(|kind| **kind == frame.kind).count() > frame.nth {
             let expected = expected(frame, fault);
             assert!(expected.contains(&runs), "{name}: {runs:?} ({said}), not one of {expected:?}");
             return said;
@@ -314,17 +316,20 @@ fn side_by_side<T: Sync, R: Send>(of: &[T], work: impl Fn(&T) -> R + Sync) -> Ve
 fn every_fault_at_every_frame_leaves_one_owner_or_none_that_says_otherwise() {
     let frames: Vec<Frame> = side_by_side(&Scene::all(), Scene::frames).concat();
     let tried: BTreeSet<u16> = frames.iter().map(|frame| frame.kind as u16).collect();
-    let there_are: BTreeSet<u16> = (0..=u16::MAX).filter(|&kind| Kind::from_u16(kind).is_some()).collect();
+    let is_kind = |kind: &u16| Kind::from_u16(*kind).is_some();
+    let there_are: BTreeSet<u16> = (0..=u16::MAX).filter(is_kind).collect();
     assert_eq!(tried, there_are, "a kind of frame has no row");
     // With and without verification, over one connection and several, whatever the end.
     for (verify, streams) in [(false, 1), (true, 1), (false, 2), (true, 2)] {
         let of = |frame: &&Frame| (frame.scene.verify, frame.scene.streams) == (verify, streams);
-        let kinds: BTreeSet<u16> = frames.iter().filter(of).map(|frame| frame.kind as u16).collect();
+        let rows = frames.iter().filter(of);
+        let kinds: BTreeSet<u16> = rows.map(|frame| frame.kind as u16).collect();
         let missing = there_are.difference(&kinds).filter_map(|kind| Kind::from_u16(*kind));
         for kind in missing {
             let verifies = matches!(kind, Kind::Verify | Kind::Digests);
             let joins = matches!(kind, Kind::Streams | Kind::Join | Kind::Sync);
-            assert!(verifies && !verify || joins && streams == 1, "no {kind:?}: {verify}, {streams}");
+            let none = verifies && !verify || joins && streams == 1;
+            assert!(none, "no {kind:?}: {verify}, {streams}");
         }
     }
 
@@ -346,8 +351,11 @@ fn every_fault_at_every_frame_leaves_one_owner_or_none_that_says_otherwise() {
     println!("{} cells. By kind:\n{:40}{head}", cells.len(), "");
     for ((way, kind), row) in merged {
         let kind = Kind::from_u16(kind).unwrap();
-        let text = |set: &BTreeSet<Said>| set.iter().map(Said::to_string).collect::<Vec<_>>().join("/");
-        let row: String = row.iter().map(|set| format!("{:>11}", text(set))).collect();
+        let text = |set: &BTreeSet<Said>| {
+            let all: Vec<_> = set.iter().map(Said::to_string).collect();
+            format!("{:>11}", all.join("/"))
+        };
+        let row: String = row.iter().map(text).collect();
         println!("{:40}{row}", format!("{way:?} {kind:?}"));
     }
 }
