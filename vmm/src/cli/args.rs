@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use wherry_vmm::config::{BalloonOptions, SerialSink};
+use wherry_vmm::config::{BalloonOptions, MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::{HintMode, check_name};
 
 use super::exit::EXIT_CODES;
@@ -145,7 +145,7 @@ pub struct ReceiveArgs {
     #[arg(value_parser = uri::parse)]
     pub uri: String,
     /// Refuse a guest with more memory than this [default: what the host has available when it comes]
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    #[arg(long, value_name = "SIZE", value_parser = room)]
     pub max_memory: Option<u64>,
     /// Where the serial console goes.
     #[command(flatten)]
@@ -409,6 +409,14 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// Room for a guest.
+fn room(text: &str) -> Result<u64, String> {
+    match units::size(text)? {
+        n if n < MIN_RAM_BYTES => Err("every guest has 128 MiB or more".into()),
+        n => Ok(n),
+    }
+}
+
 fn serial(text: &str) -> Result<SerialSink, String> {
     match text {
         "stdio" => Ok(SerialSink::Stdio),
@@ -428,6 +436,7 @@ fn file_sink(text: &str) -> Result<SerialSink, String> {
     };
     match path {
         "" => Err("write file:PATH or file:PATH,max=SIZE".into()),
+        _ if max == Some(0) => Err("a file of size 0 takes nothing; write none".into()),
         path => Ok(SerialSink::File { path: path.into(), max }),
     }
 }
@@ -452,12 +461,34 @@ mod tests {
     }
 
     #[test]
+    fn limits_that_let_nothing_through_are_refused() {
+        let parsed = |line: &str| Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|e| e.to_string());
+        let receive = "wherry receive web tcp:b:9 --max-memory";
+        let migrate = "wherry migrate web tcp:b:9";
+        for (line, reason) in [
+            (format!("{receive} 0"), "every guest has 128 MiB or more"),
+            (format!("{receive} 127MiB"), "every guest has 128 MiB or more"),
+            (format!("{migrate} --pause-limit 0s"), "1ms or more"),
+            (format!("{migrate} --downtime-limit 0ms"), "1ms or more"),
+            (format!("{migrate} --bandwidth 0bit"), "1 byte a second or more"),
+            (format!("{migrate} --streams 0"), "1..=16"),
+            (format!("{migrate} --max-rounds 0"), "1.."),
+            ("wherry replay t --bandwidth 0B/s".into(), "1 byte a second or more"),
+        ] {
+            let error = parsed(&line).expect_err(&line);
+            assert!(error.contains(reason), "{line}: {error}");
+        }
+        parsed(&format!("{receive} 128MiB")).unwrap();
+    }
+
+    #[test]
     fn sinks_and_features() {
         let file = |path: &str, max| Ok(SerialSink::File { path: path.into(), max });
         assert_eq!(serial("file:a b"), file("a b", None));
         assert_eq!(serial("file:a,b,max=64MiB"), file("a,b", Some(64 << 20)));
         assert!(serial("file:a,max=64").is_err());
         assert!(serial("file:,max=1MiB").is_err());
+        assert!(serial("file:a,max=0").is_err(), "a file that takes nothing");
         assert!(serial("file:").is_err());
         assert!(serial("tty").is_err());
         assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(BalloonOptions::default()));

@@ -164,16 +164,8 @@ fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
         let text = format!("--cpus: KVM here allows {most}, not {}", config.nr_vcpus);
         return refuse(ErrorCode::Kvm, text, "use fewer");
     }
-    // RAM ends 1 GiB above its size where it reaches around the 32-bit hole.
-    if let Some(bits) = physical_address_bits(kvm) {
-        let end = config.ram_bytes.saturating_add(1 << 30);
-        if bits < 64 && end > 1 << bits {
-            let text = format!(
-                "--memory: this CPU's physical addresses have {bits} bits, too few for {}",
-                show_bytes(config.ram_bytes)
-            );
-            return refuse(ErrorCode::Failed, text, "use less memory");
-        }
+    if let Err(e) = wherry_vmm::cpu::vm::check_addresses(kvm, config.ram_bytes) {
+        return refuse(ErrorCode::Failed, format!("--memory: {e}"), "use less memory");
     }
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit that outlives the call.
@@ -187,15 +179,6 @@ fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
         return refuse(ErrorCode::Failed, text, "raise the limit (ulimit -v) or use less memory");
     }
     Ok(())
-}
-
-fn physical_address_bits(kvm: &Kvm) -> Option<u32> {
-    let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).ok()?;
-    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0x8000_0008)?;
-    match leaf.eax & 0xFF {
-        0 => None,
-        bits => Some(bits),
-    }
 }
 
 /// Refuses what is certainly no kernel or initrd with a text that names the file.

@@ -1,11 +1,11 @@
 //! What a VM needs before its first vCPU: interrupt controllers, timer, and the addresses that KVM keeps for itself.
 
-use crate::boot::layout::{KVM_IDENTITY_MAP_ADDR, KVM_TSS_ADDR};
+use crate::boot::layout::{HIGH_RAM_START, KVM_IDENTITY_MAP_ADDR, KVM_TSS_ADDR, LOW_RAM_MAX};
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_irqchip,
     kvm_pit_config,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 
 /// KVM_CAP_PMU_CAPABILITY, include/uapi/linux/kvm.h
 const CAP_PMU_CAPABILITY: u32 = 212;
@@ -19,6 +19,36 @@ pub struct VmError {
     what: &'static str,
     #[source]
     source: kvm_ioctls::Error,
+}
+
+/// The host's CPU has too few physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} MiB of guest RAM are too many: the {bits}-bit physical addresses of this host's CPU have room for {} MiB",
+    .ram_bytes >> 20, .most_bytes >> 20
+)]
+pub struct NoAddresses {
+    ram_bytes: u64,
+    bits: u32,
+    most_bytes: u64,
+}
+
+/// Refuses RAM that would end beyond the host's last physical address. A host that does not say where that is refuses nothing.
+pub fn check_addresses(kvm: &Kvm, ram_bytes: u64) -> Result<(), NoAddresses> {
+    let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).ok();
+    let leaf = cpuid.as_ref().and_then(|c| c.as_slice().iter().find(|e| e.function == 0x8000_0008));
+    match leaf.map_or(0, |entry| entry.eax & 0xFF) {
+        0 => Ok(()),
+        bits => addressable(ram_bytes, bits),
+    }
+}
+
+fn addressable(ram_bytes: u64, bits: u32) -> Result<(), NoAddresses> {
+    let end = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
+    // What does not fit below the 32-bit hole lies above it.
+    let most_bytes =
+        if end > HIGH_RAM_START { end - (HIGH_RAM_START - LOW_RAM_MAX) } else { end.min(LOW_RAM_MAX) };
+    if ram_bytes > most_bytes { Err(NoAddresses { ram_bytes, bits, most_bytes }) } else { Ok(()) }
 }
 
 fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
@@ -56,4 +86,22 @@ fn mask_pic(vm: &VmFd) -> Result<(), VmError> {
         vm.set_irqchip(&chip).map_err(failed("KVM_SET_IRQCHIP"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_ends_where_the_addresses_end() {
+        const GIB: u64 = 1 << 30;
+        for (bits, most) in
+            [(31, 2 * GIB), (32, 3 * GIB), (36, 63 * GIB), (39, 511 * GIB), (64, u64::MAX - GIB)]
+        {
+            assert_eq!(addressable(most, bits), Ok(()), "{bits}");
+            assert_eq!(addressable(most + 1, bits).map_err(|e| e.most_bytes), Err(most), "{bits}");
+        }
+        let text = addressable(64 * GIB, 36).unwrap_err().to_string();
+        assert!(text.contains("65536 MiB of guest RAM") && text.contains("room for 64512 MiB"), "{text}");
+    }
 }

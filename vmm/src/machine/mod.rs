@@ -121,6 +121,7 @@ impl Machine {
     /// KVM lacks something, or the host cannot map the memory.
     pub fn foundation(description: &Description) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
         let kvm = open_kvm()?;
+        cpu::vm::check_addresses(&kvm, description.ram_bytes)?;
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
         let cap = kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,

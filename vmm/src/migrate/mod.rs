@@ -61,6 +61,32 @@ fn is_of_a_vm(path: &Path, runtime: &Path) -> bool {
     folder(parent).is_some_and(|parent| folder(runtime) == Some(parent))
 }
 
+/// Where to, if the request can be kept at all.
+fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
+    let bad = |what: String| ControlError::new(ErrorCode::BadRequest, what);
+    let endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
+    if !(1..=MAX_STREAMS).contains(&request.streams) {
+        return Err(bad(format!("streams: {} is not between 1 and {MAX_STREAMS}", request.streams)));
+    }
+    let least = LEAST_BANDWIDTH * u64::from(request.streams);
+    if let Some(cap) = request.bandwidth_bytes_s.filter(|cap| *cap < least) {
+        return Err(bad(format!(
+            "bandwidth: {cap} bytes a second are too few for {} connections, which take {least} at least",
+            request.streams
+        )));
+    }
+    for (what, limit) in [
+        ("downtime limit", Some(request.downtime_limit_ms)),
+        ("pause limit", request.pause_limit_ms),
+        ("most rounds", request.max_rounds.map(u64::from)),
+    ] {
+        if limit == Some(0) {
+            return Err(bad(format!("{what}: 0 cannot be kept")));
+        }
+    }
+    Ok(endpoint)
+}
+
 /// Migrates the machine away. On success it is paused for good and the report is returned; otherwise the error's code says
 /// whether the guest goes on here ([`ErrorCode::MigrationFailed`]) or that this is unknown ([`ErrorCode::MigrationUnknown`]).
 ///
@@ -72,27 +98,17 @@ pub fn to(
     tell: &mut dyn FnMut(Update),
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
-    let bad = |what: String| ControlError::new(ErrorCode::BadRequest, what);
-    let endpoint: Endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
-    if !(1..=MAX_STREAMS).contains(&request.streams) {
-        return Err(bad(format!("streams: {} is not between 1 and {MAX_STREAMS}", request.streams)));
-    }
-    let least = LEAST_BANDWIDTH * u64::from(request.streams);
-    if let Some(cap) = request.bandwidth_bytes_s.filter(|cap| *cap < least) {
-        return Err(bad(format!(
-            "bandwidth: {cap} bytes a second are too few for {} connections, which take {least} at least",
-            request.streams
-        )));
+    let endpoint = check(request)?;
+    // Before anybody listens for what comes next: a destination waits for the greeting of whoever has connected.
+    let asked = owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
+    if let Ok((_, Some(before))) = asked {
+        machine.await_statistics(before, STATISTICS_TIMEOUT);
     }
     let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
         TransportError::Cancelled => ControlError::new(ErrorCode::Cancelled, "cancelled while connecting"),
         e => ControlError::new(ErrorCode::MigrationFailed, chain(&e))
             .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here")),
     })?;
-    let asked = owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
-    if let Ok((_, Some(before))) = asked {
-        machine.await_statistics(before, STATISTICS_TIMEOUT);
-    }
     let vm = SourceVm {
         ram: machine.ram().clone(),
         log: machine.log().clone(),
@@ -110,7 +126,7 @@ pub fn to(
         compression: request.compression,
         streams: request.streams,
         downtime_limit: Duration::from_millis(request.downtime_limit_ms),
-        max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds).max(1),
+        max_rounds: request.max_rounds.unwrap_or(defaults.max_rounds),
         verify: request.verify,
         pause_limit: request.pause_limit_ms.map(Duration::from_millis),
         // Naming a number of rounds means: then switch over.
@@ -180,6 +196,22 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+
+    #[test]
+    fn a_request_whose_limits_nothing_can_keep_is_refused() {
+        let request = MigrateRequest::new("tcp:b:9");
+        check(&request).unwrap();
+        for wrong in [
+            MigrateRequest { uri: "b:9".into(), ..request.clone() },
+            MigrateRequest { streams: 0, ..request.clone() },
+            MigrateRequest { bandwidth_bytes_s: Some(0), ..request.clone() },
+            MigrateRequest { downtime_limit_ms: 0, ..request.clone() },
+            MigrateRequest { pause_limit_ms: Some(0), ..request.clone() },
+            MigrateRequest { max_rounds: Some(0), ..request.clone() },
+        ] {
+            assert_eq!(check(&wrong).err().map(|e| e.code), Some(ErrorCode::BadRequest), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_migration_does_not_listen_in_place_of_a_control_socket() {
