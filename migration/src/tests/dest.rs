@@ -62,6 +62,8 @@ pub(super) struct Dest {
     pub(super) refuse: bool,
     /// The state does not load.
     pub(super) spoiled: bool,
+    /// It has died by the time it is to run.
+    pub(super) dead: bool,
     /// See [`DestRam`].
     pub(super) slow: bool,
     /// So many of the last pages hold something before anything was sent.
@@ -98,6 +100,9 @@ impl DestinationVm for Dest {
 
     fn run(&mut self) -> io::Result<()> {
         assert!(self.state.is_some(), "run without state");
+        if self.dead {
+            return Err(io::Error::other("died on arrival"));
+        }
         self.runs += 1;
         Ok(())
     }

@@ -270,6 +270,21 @@ fn cancelling_in_any_phase_leaves_one_owner() {
 }
 
 #[test]
+fn a_guest_that_died_where_it_arrived_is_not_said_to_run() {
+    let model = Model::new(PAGES, false, script());
+    let (near, far) = pair();
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest { dead: true, ..Dest::default() };
+        (receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new()), dest)
+    });
+    let failure = migrate(&model.vm(), near, &config(HintMode::Auto), &(), &CancelToken::new()).unwrap_err();
+    assert_eq!(failure.ownership, Ownership::Unknown);
+    assert!(failure.cause.to_string().contains("died on arrival"), "{:?}", failure.cause);
+    let (received, dest) = receiver.join().unwrap();
+    assert!(received.is_err() && dest.runs == 0 && model.paused());
+}
+
+#[test]
 fn a_panic_in_the_engine_gives_the_guest_its_memory_back() {
     let model = Model::new(PAGES, false, vec![]);
     model.panic_at_read.store(true, SeqCst);

@@ -190,17 +190,20 @@ fn detached(
 
 /// `wherry cancel NAME`
 pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
-    let _: Value = context.client(name)?.call(&Request::MigrateCancel {})?;
+    let asked = context.client(name)?.call::<Value>(&Request::MigrateCancel {});
+    asked.map_err(|error| if error.code == ErrorCode::Timeout { error } else { explain(name, error) })?;
     let start = Instant::now();
     loop {
-        // A VM that is gone has completed it and ended.
         let status = match context
             .client(name)
             .and_then(|mut c| c.call::<MigrationStatus>(&Request::MigrateStatus {}))
         {
             Ok(status) => status,
+            // A cancel that was taken and a hand-off exclude each other.
             Err(e) if matches!(e.code, ErrorCode::NoSuchVm | ErrorCode::ConnectionLost) => {
-                MigrationStatus { state: MigrationState::Completed, ..MigrationStatus::default() }
+                let text = format!("{name} ended while its migration was being cancelled");
+                let error = ControlError::new(ErrorCode::Cancelled, text);
+                return Err(error.hint("nothing runs at the destination").into());
             }
             Err(e) => return Err(e.into()),
         };
@@ -222,7 +225,12 @@ pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
                     status.error.unwrap_or_else(|| ControlError::new(ErrorCode::MigrationUnknown, text));
                 return Err(explain(name, error).into());
             }
-            _ => break,
+            // Something else ended it first, perhaps the guest.
+            MigrationState::Failed => match status.error {
+                Some(error) if error.code != ErrorCode::Cancelled => return Err(explain(name, error).into()),
+                _ => break,
+            },
+            MigrationState::None | MigrationState::Unknown => break,
         }
     }
     context.out.done(format!("cancelled; {name} goes on here"));

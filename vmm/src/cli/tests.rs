@@ -25,6 +25,8 @@ struct FakeVm {
     last: Mutex<Option<MigrateRequest>>,
     cancelled: AtomicBool,
     deaf: AtomicBool,
+    /// What waits for the end of the VM may go on.
+    seen_off: AtomicBool,
     server: Mutex<Option<Server>>,
 }
 
@@ -111,12 +113,25 @@ impl VmControl for FakeVm {
         if request.uri.ends_with(":2") {
             return Err(ControlError::new(ErrorCode::MigrationUnknown, "no answer after the hand-off"));
         }
-        if request.uri.ends_with(":3") {
+        let wait = |flag: &AtomicBool| {
             let start = Instant::now();
-            while !self.cancelled.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(20) {
+            while !flag.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(20) {
                 std::thread::sleep(Duration::from_millis(5));
             }
+        };
+        if request.uri.ends_with(":3") {
+            wait(&self.cancelled);
             return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
+        }
+        if request.uri.ends_with(":8") {
+            wait(&self.cancelled);
+            return Err(ControlError::new(ErrorCode::MigrationFailed, "the guest powered off"));
+        }
+        if request.uri.ends_with(":10") {
+            wait(&self.cancelled);
+            self.end();
+            wait(&self.seen_off);
+            return Err(ControlError::new(ErrorCode::MigrationFailed, "nobody hears this"));
         }
         let verify = request
             .verify
@@ -321,6 +336,23 @@ fn a_detached_migration_goes_on_and_can_be_cancelled() {
     assert!(bench.run("wherry info web").1.contains("tcp:b:3: cancelled"));
     // One that fails before it begins says so.
     assert_eq!(bench.run("wherry migrate web unix:/x --detach").0, Exit::Ok);
+}
+
+#[test]
+fn a_cancel_that_meets_the_end_of_the_vm_says_so() {
+    let bench = Bench::new();
+    assert_eq!(bench.run("wherry migrate web tcp:b:8 --detach").0, Exit::Ok);
+    let (exit, out, err) = bench.run("wherry cancel web");
+    assert_eq!((exit, out.as_str()), (Exit::MigrationFailed, ""));
+    assert!(err.contains("the guest powered off"), "{err}");
+
+    let bench = Bench::new();
+    assert_eq!(bench.run("wherry migrate web tcp:b:10 --detach").0, Exit::Ok);
+    let (exit, _, err) = bench.run("wherry cancel web");
+    bench.vm.seen_off.store(true, Ordering::SeqCst);
+    assert_eq!(exit, Exit::MigrationFailed);
+    assert!(err.contains("web ended while its migration was being cancelled"), "{err}");
+    assert!(err.contains("nothing runs at the destination") && !err.contains("too late"), "{err}");
 }
 
 #[test]

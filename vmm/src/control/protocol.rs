@@ -307,6 +307,8 @@ pub enum VmState {
     Migrated,
     /// The hand-off was sent but not confirmed: stopped here, may run at the destination.
     MigrationUnknown,
+    /// The guest reset itself and gets a new machine.
+    Rebooting,
     /// The guest has powered off or was killed; this process is about to end.
     Stopped,
     /// A state that this version does not know.
@@ -324,6 +326,7 @@ impl VmState {
             VmState::Receiving => "receiving",
             VmState::Migrated => "migrated",
             VmState::MigrationUnknown => "migration-unknown",
+            VmState::Rebooting => "rebooting",
             VmState::Stopped => "stopped",
             VmState::Unknown => "unknown",
         }

@@ -313,18 +313,20 @@ impl Shared {
         writer: &mut UnixStream,
         request: MigrateRequest,
     ) -> Option<Result<Value, ControlError>> {
-        {
+        let before = {
             let mut status = lock(&self.migration);
             if status.state == MigrationState::Running {
                 return Some(Err(ControlError::new(ErrorCode::Busy, "a migration is under way")
                     .hint("wait for it, or end it with `wherry cancel NAME`")));
             }
-            *status = MigrationStatus {
+            let running = MigrationStatus {
                 state: MigrationState::Running,
                 uri: request.uri.clone(),
                 ..MigrationStatus::default()
             };
-        }
+            std::mem::replace(&mut *status, running)
+        };
+        let kept = before.clone();
         let detach = request.detach;
         let (updates, queue) = updates::queue();
         let for_worker = self.clone();
@@ -339,7 +341,7 @@ impl Shared {
                     updates.offer(update);
                 })
             });
-            shared.migration_ended(&result);
+            shared.migration_ended(&result, before);
             drop(updates);
             result
         });
@@ -347,7 +349,7 @@ impl Shared {
             Ok(worker) => worker,
             Err(e) => {
                 let result = Err(ControlError::new(ErrorCode::MigrationFailed, format!("no thread: {e}")));
-                self.migration_ended(&result);
+                *lock(&self.migration) = kept;
                 return Some(result);
             }
         };
@@ -371,9 +373,12 @@ impl Shared {
         }))
     }
 
-    fn migration_ended(&self, result: &Result<Value, ControlError>) {
+    /// `before`: what is known of the one before, which one that was refused does not hide.
+    fn migration_ended(&self, result: &Result<Value, ControlError>, before: MigrationStatus) {
+        use ErrorCode::{BadRequest, Busy, InvalidState, Unsupported};
         let mut status = lock(&self.migration);
         match result {
+            Err(e) if matches!(e.code, BadRequest | Busy | InvalidState | Unsupported) => *status = before,
             Ok(report) => {
                 status.state = MigrationState::Completed;
                 status.report = Some(report.clone());

@@ -63,7 +63,7 @@ impl VmControl for FakeVm {
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         Ok(BalloonInfo { actual_bytes: 4096, ..BalloonInfo::default() })
     }
-    /// `many`: floods progress. `trace`: floods events of a trace. `slow`: waits for a cancel. `unknown`: fails so. Anything else: succeeds.
+    /// `many`: floods progress. `trace`: floods events of a trace. `slow`: waits for a cancel. `unknown`, `refused`: fails so. Anything else: succeeds.
     fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
         self.migrations.fetch_add(1, Ordering::SeqCst);
         match request.uri.as_str() {
@@ -88,6 +88,7 @@ impl VmControl for FakeVm {
                 return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
             }
             "unknown" => return Err(ControlError::new(ErrorCode::MigrationUnknown, "no answer")),
+            "refused" => return Err(ControlError::new(ErrorCode::InvalidState, "not now")),
             _ => tell(Update::Progress(json!({"round": 1}))),
         }
         Ok(json!({"rounds": 3}))
@@ -251,6 +252,24 @@ fn a_migration_reports_events_then_the_report() {
     let error = fixture.client().call_with_events(&request, &mut |_| {}).unwrap_err();
     assert_eq!(error.code, ErrorCode::MigrationUnknown);
     assert_eq!(fixture.status().state, MigrationState::OutcomeUnknown);
+}
+
+#[test]
+fn a_refused_migration_does_not_hide_what_became_of_the_one_before() {
+    let fixture = Fixture::new();
+    let migrate = |uri: &str| {
+        let request = Request::Migrate(MigrateRequest::new(uri));
+        fixture.client().call_with_events(&request, &mut |_| {})
+    };
+    migrate("refused").unwrap_err();
+    assert_eq!(fixture.status(), MigrationStatus::default());
+    migrate("unknown").unwrap_err();
+    let unknown = fixture.status();
+    assert_eq!(unknown.state, MigrationState::OutcomeUnknown);
+    assert_eq!(migrate("refused").unwrap_err().message, "not now");
+    assert_eq!(fixture.status(), unknown);
+    let info: Info = fixture.client().call(&Request::Info {}).unwrap();
+    assert_eq!(info.last_migration, Some(unknown));
 }
 
 #[test]

@@ -2,21 +2,24 @@
 
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use wherry_migration::CancelToken;
 
-use super::Machine;
 use super::life::{End, Event, Life, Refusal, Touch};
 use super::owner::Owner;
+use super::{Description, Machine};
 use crate::config::SerialSink;
 use crate::console::Console;
 use crate::control::{
     BalloonInfo, ControlError, ErrorCode, HintMode, Info, MigrateRequest, Update, VmControl, VmState,
 };
 use crate::migrate;
+
+/// After a hand-off of which nobody knows what became.
+const FORCE: &str = "if the destination surely does not run it: `wherry resume --force`";
 
 /// How long `balloon` waits for fresh statistics.
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -39,12 +42,14 @@ pub struct Controller {
     started: Instant,
     console: Console,
     owner: Arc<Owner<Machine>>,
+    /// vCPUs and bytes of RAM, once a machine was replaced by one like it.
+    shape: OnceLock<(u32, u64)>,
 }
 
 impl Controller {
     /// A controller without a machine yet.
     pub fn new(identity: Identity, console: Console) -> Self {
-        Self { identity, started: Instant::now(), console, owner: Arc::default() }
+        Self { identity, started: Instant::now(), console, owner: Arc::default(), shape: OnceLock::new() }
     }
 
     /// Who stops, starts and gives away the machine.
@@ -52,18 +57,44 @@ impl Controller {
         &self.owner
     }
 
+    /// The machine gives way to a new one like it.
+    pub fn replace(&self, description: &Description) {
+        self.shape.get_or_init(|| (description.nr_vcpus, description.ram_bytes));
+        self.owner.clear();
+    }
+
     /// Name for the sink in `info`.
     pub fn describe_sink(sink: &SerialSink, pty: Option<&std::path::Path>) -> String {
         pty.map_or_else(|| sink.to_string(), |p| format!("pty {}", p.display()))
     }
 
-    fn machine(&self) -> Result<Arc<Machine>, ControlError> {
-        self.owner.machine().0.ok_or_else(no_guest)
+    /// The machine, for a command; `what` as in [`refused`].
+    fn machine(&self, what: &str) -> Result<Arc<Machine>, ControlError> {
+        match self.owner.machine() {
+            (Some(machine), _) => Ok(machine),
+            (None, Life::Receiving) => Err(no_guest()),
+            (None, life) => Err(self.refused(what, Refusal::State(life))),
+        }
     }
 
     fn command(&self, what: &str, event: Event) -> Result<(), ControlError> {
-        self.machine()?;
-        self.owner.event(event).map(|_| ()).map_err(|refusal| refused(what, refusal))
+        self.machine(what)?;
+        self.owner.event(event).map(|_| ()).map_err(|refusal| self.refused(what, refusal))
+    }
+
+    /// The state as others see it: a reset is the beginning of a reboot, if there is to be one.
+    fn seen(&self, life: Life) -> Life {
+        match life {
+            Life::Ended(End::Reset) if self.identity.reboot => Life::Rebooting,
+            life => life,
+        }
+    }
+
+    fn refused(&self, what: &str, refusal: Refusal) -> ControlError {
+        refused(
+            what,
+            if let Refusal::State(life) = refusal { Refusal::State(self.seen(life)) } else { refusal },
+        )
     }
 
     /// What the guest, or `kill`, did in the middle of a migration, for who asked for it.
@@ -84,8 +115,8 @@ impl Controller {
         ControlError::new(ErrorCode::MigrationFailed, text).hint(hint)
     }
 
-    fn balloon(&self) -> Result<Arc<Machine>, ControlError> {
-        let m = self.machine()?;
+    fn balloon(&self, what: &str) -> Result<Arc<Machine>, ControlError> {
+        let m = self.machine(what)?;
         if m.balloon().is_none() {
             return Err(ControlError::new(ErrorCode::Unsupported, "this VM has no balloon")
                 .hint("start it without --balloon off"));
@@ -112,7 +143,8 @@ fn shown(life: Life) -> VmState {
         Life::Migrating { .. } => VmState::Migrating,
         Life::Migrated => VmState::Migrated,
         Life::Unknown => VmState::MigrationUnknown,
-        Life::Ended(_) | Life::Rebooting => VmState::Stopped,
+        Life::Rebooting => VmState::Rebooting,
+        Life::Ended(_) => VmState::Stopped,
     }
 }
 
@@ -121,6 +153,7 @@ fn refused(what: &str, refusal: Refusal) -> ControlError {
     let state =
         |life: Life| ControlError::new(ErrorCode::InvalidState, format!("cannot {what} a VM that is {life}"));
     match refusal {
+        Refusal::State(Life::Unknown) => state(Life::Unknown).hint(FORCE),
         Refusal::State(life) => state(life),
         Refusal::Busy => {
             ControlError::new(ErrorCode::Busy, "a migration is under way").hint("`wherry cancel` stops it")
@@ -130,21 +163,22 @@ fn refused(what: &str, refusal: Refusal) -> ControlError {
             format!("cannot {what} a VM that is being handed over to its destination"),
         )
         .hint("ask the destination, or again here if the migration fails"),
-        Refusal::NeedsForce => {
-            state(Life::Unknown).hint("if the destination surely does not run it: `wherry resume --force`")
-        }
+        Refusal::NeedsForce => state(Life::Unknown).hint(FORCE),
     }
 }
 
 impl VmControl for Controller {
     fn info(&self) -> Info {
         let (machine, life) = self.owner.machine();
+        let shape = |m: &Arc<Machine>| (m.nr_vcpus(), m.ram().bytes());
+        let shape = machine.as_ref().map(shape).or_else(|| self.shape.get().copied());
+        let (nr_vcpus, ram_bytes) = shape.unwrap_or_default();
         Info {
             name: self.identity.name.clone(),
             pid: std::process::id(),
-            state: shown(life),
-            nr_vcpus: machine.as_ref().map_or(0, |m| m.nr_vcpus()),
-            ram_bytes: machine.as_ref().map_or(0, |m| m.ram().bytes()),
+            state: shown(self.seen(life)),
+            nr_vcpus,
+            ram_bytes,
             rss_bytes: super::rss_bytes(),
             kernel: self.identity.kernel.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -163,10 +197,10 @@ impl VmControl for Controller {
     }
 
     fn stop(&self) -> Result<(), ControlError> {
-        self.machine()?;
+        self.machine("stop")?;
         let pressed = self.owner.touch(Event::Touch(Touch::PowerButton), Machine::press_power_button);
         pressed.map(|_| ()).map_err(|refusal| {
-            let error = refused("stop", refusal);
+            let error = self.refused("stop", refusal);
             match refusal {
                 Refusal::BeingHandedOver => error,
                 _ => error.hint("`wherry kill` ends it in any state"),
@@ -179,7 +213,8 @@ impl VmControl for Controller {
     }
 
     fn balloon_set(&self, target_bytes: u64) -> Result<(), ControlError> {
-        let m = self.balloon()?;
+        let what = "set the balloon of";
+        let m = self.balloon(what)?;
         if target_bytes > m.ram().bytes() {
             return Err(ControlError::new(
                 ErrorCode::BadRequest,
@@ -189,7 +224,7 @@ impl VmControl for Controller {
         let touch = Event::Touch(Touch::BalloonTarget);
         let set = self.owner.touch(touch, |m| m.set_balloon_target(target_bytes));
         set.map(|_| ()).map_err(|refusal| {
-            let error = refused("set the balloon of", refusal);
+            let error = self.refused(what, refusal);
             match refusal {
                 Refusal::State(Life::Paused) => error.hint("`wherry resume` it first"),
                 _ => error,
@@ -198,7 +233,7 @@ impl VmControl for Controller {
     }
 
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
-        let m = self.balloon()?;
+        let m = self.balloon("look at the balloon of")?;
         // A machine that stands still is not asked, which would write to its memory; what it said last is shown.
         let asked = self.owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
         if let Ok((_, Some(before))) = asked {
@@ -208,9 +243,10 @@ impl VmControl for Controller {
     }
 
     fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
-        self.machine()?;
+        self.machine("migrate")?;
         let cancel = CancelToken::new();
-        let (m, run) = self.owner.migrate(&cancel).map_err(|refusal| refused("migrate", refusal))?;
+        let began = self.owner.migrate(&cancel);
+        let (m, run) = began.map_err(|refusal| self.refused("migrate", refusal))?;
         // Also if this panics: a VM must not be left migrating.
         let result =
             catch_unwind(AssertUnwindSafe(|| migrate::to(&self.owner, (&m, run), request, tell, &cancel)))
@@ -239,12 +275,21 @@ impl VmControl for Controller {
     }
 
     fn migrate_cancel(&self) -> Result<(), ControlError> {
-        let invalid = |text| Err(ControlError::new(ErrorCode::InvalidState, text));
-        match self.owner.cancel() {
-            Some(true) => Ok(()),
-            Some(false) => invalid("it is too late to cancel: the guest is being handed over"),
-            None => invalid("no migration is under way"),
-        }
+        let late = "it is too late to cancel: the guest";
+        let (code, text) = match (self.owner.cancel(), self.owner.life()) {
+            (Some(true), _) => return Ok(()),
+            (_, Life::Migrated) => (ErrorCode::InvalidState, format!("{late} runs at its destination")),
+            (_, Life::Unknown) => {
+                let text = format!("{late} was handed over, and whether it arrived is unknown");
+                (ErrorCode::MigrationUnknown, text)
+            }
+            (Some(false), _) => (ErrorCode::InvalidState, format!("{late} is being handed over")),
+            (None, life) => {
+                let why = if matches!(self.seen(life), Life::Ended(_)) { ": the VM has ended" } else { "" };
+                (ErrorCode::InvalidState, format!("no migration is under way{why}"))
+            }
+        };
+        Err(ControlError::new(code, text))
     }
 
     fn check_console(&self) -> Result<(), ControlError> {

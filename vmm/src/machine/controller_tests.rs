@@ -20,6 +20,15 @@ fn paused() -> Option<(Controller, Arc<Machine>)> {
     Some((controller, machine))
 }
 
+#[test]
+fn memory_for_which_the_cpu_has_no_addresses_is_refused_before_it_is_made() {
+    let Some((_, machine)) = paused() else { return };
+    let mut description = machine.description().clone();
+    description.ram_bytes = 1 << 53;
+    let refused = Machine::foundation(&description).err().expect("it has 8 PiB of memory").to_string();
+    assert!(refused.contains("8589934592 MiB of guest RAM") && refused.contains("-bit"), "{refused}");
+}
+
 /// Memory and all of the state that time alone does not change.
 fn picture(machine: &Machine) -> (u64, String) {
     let mut hash = DefaultHasher::new();
@@ -60,6 +69,52 @@ fn commands_say_why_they_are_refused_while_the_guest_is_handed_over() {
     }
     assert!(vm.resume(true).unwrap_err().message.contains("migrating"));
     assert_eq!(vm.migrate(&MigrateRequest::new("unix:x"), &mut |_| ()).unwrap_err().code, ErrorCode::Busy);
+}
+
+#[test]
+fn a_vm_that_reboots_says_so_until_its_next_machine_is_there() {
+    let Some((vm, machine)) = paused() else { return };
+    machine.ending.note(End::Reset, "");
+    for step in 0..3 {
+        match step {
+            0 => {}
+            1 => drop(vm.owner().event(Event::Reboot).unwrap()),
+            _ => vm.replace(machine.description()),
+        }
+        let info = vm.info();
+        assert_eq!((info.state.as_str(), info.ram_bytes), ("rebooting", 128 << 20), "step {step}");
+        let errors = [
+            vm.pause().unwrap_err(),
+            vm.resume(false).unwrap_err(),
+            vm.stop().unwrap_err(),
+            vm.balloon_set(1 << 20).unwrap_err(),
+            vm.migrate(&MigrateRequest::new("unix:x"), &mut |_| ()).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.message.ends_with(" a VM that is rebooting"), "step {step}: {}", error.message);
+        }
+    }
+    let error = vm.balloon_stats().unwrap_err();
+    assert!(error.message.ends_with("a VM that is rebooting"), "{}", error.message);
+}
+
+#[test]
+fn cancel_says_what_became_of_the_migration() {
+    let said = |vm: &Controller| vm.migrate_cancel().unwrap_err();
+    for moved in [true, false] {
+        let Some((vm, _machine)) = paused() else { return };
+        assert_eq!(said(&vm).message, "no migration is under way");
+        vm.owner().migrate(&CancelToken::new()).unwrap();
+        vm.owner().event(Event::Hold).unwrap();
+        vm.owner().event(Event::HandOver).unwrap();
+        vm.owner().engine_ended(moved);
+        let error = said(&vm);
+        assert!(error.message.starts_with("it is too late to cancel: "), "{}", error.message);
+        assert_eq!(error.code == ErrorCode::MigrationUnknown, !moved, "{}", error.message);
+    }
+    let Some((vm, machine)) = paused() else { return };
+    machine.ending.note(End::PowerOff, "");
+    assert_eq!(said(&vm).message, "no migration is under way: the VM has ended");
 }
 
 #[test]

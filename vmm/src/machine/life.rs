@@ -8,7 +8,7 @@
 //!
 //! | state | `pause` | `resume` | `migrate` | guest ends | `kill` |
 //! |---|---|---|---|---|---|
-//! | Receiving | no | no | no | - | Ended |
+//! | Receiving | no | no | no | Ended | Ended |
 //! | Running | Paused | as it is | Migrating | Ended | Ended |
 //! | Paused | as it is | Running | Migrating | Ended | Ended |
 //! | Migrating, not yet handed over | no | no | busy | cancels, then Ended | cancels, then Ended |
@@ -16,7 +16,10 @@
 //! | Unknown | no | `--force`: Running | no | - | Ended |
 //! | Migrated | no | no | no | - | - |
 //! | Ended | no | no | no | - | - |
-//! | Rebooting | no | no | no | - | Ended |
+//! | Rebooting | no | no | no | Ended | Ended |
+//!
+//! "Guest ends" of one that receives or reboots is `Stillborn`: its machine is over before it was put in charge, and never
+//! counts as arrived.
 //!
 //! The engine moves a migration along: `Hold` stops the machine for the switchover, `HandOver` begins the hand-off (and is
 //! refused unless the machine is still held), `TakeBack` says that not a byte of it left, `Release` lets the machine go on,
@@ -106,6 +109,8 @@ pub enum Event {
         /// Whether it runs.
         run: bool,
     },
+    /// The machine was over before it could be put in charge.
+    Stillborn(End),
     /// `pause`.
     Pause,
     /// `resume`.
@@ -187,7 +192,8 @@ impl fmt::Display for Life {
             Life::Migrating { .. } => "migrating",
             Life::Migrated => "migrated",
             Life::Unknown => "migration-unknown",
-            Life::Ended(_) | Life::Rebooting => "stopped",
+            Life::Rebooting => "rebooting",
+            Life::Ended(_) => "stopped",
         })
     }
 }
@@ -205,7 +211,8 @@ pub fn step(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
         (Event::Arrived { run: true }, Receiving | Rebooting) => (Running, Act::Start),
         (Event::Arrived { run: false }, Receiving) => (Paused, Act::Nothing),
         (Event::Reboot, Ended(End::Reset)) => (Rebooting, Act::Nothing),
-        (Event::Arrived { .. } | Event::Reboot, _) => return no,
+        (Event::Stillborn(end), Receiving | Rebooting) => (Ended(end), Act::Nothing),
+        (Event::Arrived { .. } | Event::Stillborn(_) | Event::Reboot, _) => return no,
 
         // Commands.
         (Event::Pause, Running) => (Paused, Act::Stop),

@@ -108,10 +108,14 @@ impl<M: Vcpus> Owner<M> {
     /// Puts a machine in charge and, if it is to `run`, starts it.
     ///
     /// # Errors
-    /// The VM was ended meanwhile.
+    /// The VM was ended meanwhile, or the machine is over already: then it never was in charge.
     pub fn arrive(&self, machine: Arc<M>, run: bool) -> Result<(), Refusal> {
         let mut inner = lock(&self.inner);
         self.catch_up(&mut inner);
+        if let Some(end) = machine.ended() {
+            self.apply(&mut inner, Event::Stillborn(end))?;
+            return Err(Refusal::State(inner.life));
+        }
         let before = inner.machine.replace(machine);
         inner.hold = None;
         let arrived = self.apply(&mut inner, Event::Arrived { run });

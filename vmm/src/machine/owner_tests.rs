@@ -194,6 +194,31 @@ fn a_guest_that_has_ended_is_not_migrated_and_does_not_run_again() {
 }
 
 #[test]
+fn a_machine_that_died_before_it_was_in_charge_does_not_arrive() {
+    let dead = || {
+        let machine = Arc::new(Fake::default());
+        *lock(&machine.ended) = Some(End::Fatal);
+        machine
+    };
+    let over = Life::Ended(End::Fatal);
+    for run in [true, false] {
+        let (owner, machine) = (Owner::<Fake>::default(), dead());
+        assert_eq!(owner.arrive(machine.clone(), run), Err(Refusal::State(over)));
+        assert!(!machine.runs() && owner.machine().0.is_none());
+        assert_eq!(owner.life(), over);
+    }
+    // The one that is built after a reset.
+    let (owner, machine) = running();
+    *lock(&machine.ended) = Some(End::Reset);
+    owner.event(Event::Reboot).unwrap();
+    owner.clear();
+    let next = dead();
+    assert_eq!(owner.arrive(next.clone(), true), Err(Refusal::State(over)));
+    assert!(!next.runs());
+    assert_eq!(owner.life(), over);
+}
+
+#[test]
 fn what_a_machine_said_does_not_reach_the_next() {
     let (owner, machine) = running();
     *lock(&machine.ended) = Some(End::Reset);

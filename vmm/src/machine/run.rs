@@ -116,7 +116,7 @@ impl Host {
             return Ok(old);
         }
         let description = old.description().clone();
-        owner.clear();
+        self.controller.replace(&description);
         drop(old);
         let kernel = description.kernel.clone();
         let booted = self.boot(&kernel, &description);

@@ -13,6 +13,7 @@ use wherry_migration::{
 };
 
 use crate::machine::controller::Controller;
+use crate::machine::owner::Vcpus;
 use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
 use crate::memory::{PAGE, Ram};
 
@@ -115,6 +116,10 @@ impl DestinationVm for Arriving<'_> {
             eprintln!("wherry: {warning}");
         }
         let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(&state)).map_err(refuse)?;
+        if machine.ended().is_some() {
+            // In time for the source to keep its guest.
+            return Err(io::Error::other(format!("its machine died on arrival: {}", machine.why())));
+        }
         self.machine = Some((Arc::new(machine), state.running));
         Ok(())
     }
@@ -124,7 +129,10 @@ impl DestinationVm for Arriving<'_> {
             self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
         // The machine in charge and running in one step: a command before it finds no guest, one after it this one.
         let owner = self.controller.owner();
-        owner.arrive(machine.clone(), *run).map_err(io::Error::other)?;
+        owner.arrive(machine.clone(), *run).map_err(|refusal| match machine.ended() {
+            Some(_) => io::Error::other(format!("its machine died on arrival: {}", machine.why())),
+            None => io::Error::other(refusal),
+        })?;
         give_back_later(machine);
         Ok(())
     }

@@ -24,6 +24,9 @@ impl System {
         if w.this_ended && !w.forced && (arrived || (w.vcpus && w.engine == Engine::Idle && stopped)) {
             return Some(Wrong::EndedGuestGoesOn);
         }
+        if w.dead_arrived {
+            return Some(Wrong::DeadArrived);
+        }
         if w.touched_late && arrived {
             return Some(Wrong::Lost);
         }
@@ -73,6 +76,14 @@ impl System {
         }
         if w.guest_ends > 0 && w.vcpus && w.ended.is_none() {
             out.extend([End::PowerOff, End::Reset, End::Fatal].map(Action::Guest));
+        }
+        // A machine that is built and not yet in charge.
+        if w.faults > 0
+            && matches!(w.life, Life::Receiving | Life::Rebooting)
+            && w.ended.is_none()
+            && !w.to_start
+        {
+            out.push(Action::DieUnborn);
         }
         out.push(Action::Look);
         if matches!(w.life, Life::Ended(End::Reset) | Life::Rebooting) && w.engine == Engine::Idle {

@@ -88,6 +88,8 @@ pub struct World {
     touched_late: bool,
     cancel_ok: bool,
     this_ended: bool,
+    /// Whoever built a machine was told that it runs, though it had died before that.
+    dead_arrived: bool,
     /// What was found wrong.
     pub wrong: Option<Wrong>,
 }
@@ -322,6 +324,13 @@ impl System {
     }
 
     fn arrive(&self, w: &mut World) {
+        let dead = w.ended;
+        if let Some(end) = dead
+            && !self.is(Mistake::DeadArrives)
+        {
+            let _ = self.event(w, Event::Stillborn(end));
+            return;
+        }
         if self.is(Mistake::NotedBeforeStarted) {
             w.to_start = true;
             if let Ok((next, _)) = step(w.life, Event::Arrived { run: true }) {
@@ -331,6 +340,7 @@ impl System {
         }
         if self.event(w, Event::Arrived { run: true }).is_ok() {
             w.wish = true;
+            w.dead_arrived = dead.is_some();
         }
     }
 
@@ -364,6 +374,10 @@ impl System {
             Action::Guest(end) => {
                 w.guest_ends -= 1;
                 (w.ended, w.this_ended) = (Some(end), true);
+            }
+            Action::DieUnborn => {
+                w.faults -= 1;
+                (w.ended, w.this_ended) = (Some(End::Fatal), true);
             }
             Action::Look => self.look(&mut w),
             Action::Reboot => self.reboot(&mut w),
@@ -433,6 +447,7 @@ impl Model for System {
             touched_late: false,
             cancel_ok: false,
             this_ended: false,
+            dead_arrived: false,
             wrong: None,
         }]
     }

@@ -25,11 +25,13 @@ pub enum Mistake {
     EndOutlivesMachine,
     /// A migration that failed starts the guest though somebody paused it before.
     RunsAfterFailure,
+    /// A machine is put in charge without a look whether it is over already.
+    DeadArrives,
 }
 
 impl Mistake {
     /// All.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::CheckActNote,
         Self::NotedBeforeStarted,
         Self::EndSeenTooLate,
@@ -40,6 +42,7 @@ impl Mistake {
         Self::PanicGuessed,
         Self::EndOutlivesMachine,
         Self::RunsAfterFailure,
+        Self::DeadArrives,
     ];
 }
 
@@ -62,6 +65,8 @@ pub enum Wrong {
     UnknownForNothing,
     /// A VM is over though neither its guest nor anybody ended it.
     EndedForNothing,
+    /// A machine that had died counted as arrived.
+    DeadArrived,
     /// Nothing happens any more, and a VM that was ended is not over.
     Hangs,
 }
@@ -106,6 +111,8 @@ pub enum Action {
     Next(u8),
     /// The guest ends itself.
     Guest(End),
+    /// A machine dies that is built and not yet in charge.
+    DieUnborn,
     /// The run loop looks.
     Look,
     /// The run loop builds a machine.
