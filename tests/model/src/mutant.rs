@@ -86,6 +86,8 @@ mutants! {
     BalloonBeforeProtect, false, Protocol, "balloon read before the protection";
     UsedBeforeTold, false, Protocol, "ballooned pages left out without MUST_TELL_HOST";
     SwitchWithoutProtect, false, Protocol, "switch to the protected way without protecting the rest";
+    PublishBeforeReturn, false, Protocol, "after DONE a new id is published before the driver took its memory back";
+    OneLookIsEnough, false, Protocol, "the same, once the driver has looked at DONE, perhaps between two blocks";
     NoSweep, false, Protocol, "no sweep after the epoch closed";
     ZeroNotTold, false, Protocol, "a page that became zero is not sent though the destination has content";
 

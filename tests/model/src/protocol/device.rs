@@ -50,6 +50,10 @@ pub struct Device {
     pub todo: Vec<Mask>,
     /// How far the first is.
     pub look: Look,
+    /// The field was read since it was last published.
+    pub seen: bool,
+    /// It is DONE, was read, and was published once more since.
+    pub done_read: bool,
     /// Pages that the guest took out of the balloon without telling.
     pub untold: Mask,
     /// By the specification: the published id whose hints count, or 0.
@@ -78,6 +82,9 @@ pub(super) fn call(state: &mut State, call: HintCall) {
     let device = &mut state.device;
     device.hints = hints;
     state.driver.interrupted |= changed;
+    if changed {
+        (device.seen, device.done_read) = (false, false);
+    }
     match call {
         HintCall::Start => {
             device.sink = true;
@@ -89,6 +96,22 @@ pub(super) fn call(state: &mut State, call: HintCall) {
             (device.current, device.open) = (0, false);
         }
     }
+}
+
+/// Whether the engine would learn something by asking whether the driver takes its memory back.
+pub(super) fn looked(state: &State) -> bool {
+    state.device.seen || on(Mutant::PublishBeforeReturn)
+}
+
+/// As `HintState::returned` of the device: of two looks at DONE the later one is not between blocks.
+pub(super) fn returned(state: &mut State) -> bool {
+    let device = &mut state.device;
+    if device.done_read || on(Mutant::PublishBeforeReturn) || on(Mutant::OneLookIsEnough) {
+        return true;
+    }
+    (device.done_read, device.seen) = (true, false);
+    state.driver.interrupted = true;
+    false
 }
 
 pub(super) fn has_work(state: &State) -> bool {

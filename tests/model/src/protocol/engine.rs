@@ -40,10 +40,10 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     }
     if e.pc == Pc::Send && epoch {
         let flagged = e.sink.as_ref().is_some_and(|sink| sink.not_zeroing);
-        if state.left.spells > 0 && !e.resting && free {
+        if state.left.spells > 0 && !e.resting && !e.returning && free {
             out.push(Action::Rest);
         }
-        if e.resting {
+        if e.resting || e.returning && device::looked(state) {
             out.push(Action::Renew);
         }
         if flagged && free {
@@ -67,9 +67,15 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
             device::call(state, HintCall::Rest);
             state.engine.resting = true;
         }
+        Action::Renew if state.engine.returning => {
+            if device::returned(state) {
+                state.engine.pc = Pc::Publish;
+            }
+        }
         Action::Renew => state.engine.pc = Pc::RenewClose,
         Action::Switch => {
             device::call(state, HintCall::Done);
+            state.driver.owed = state.mem.held;
             state.engine.pc = Pc::SwitchClose;
         }
         Action::StopEarly => {
@@ -135,11 +141,17 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             let checked = s.checked && e.round.number == 1 && !on(Mutant::PublishBeforeProtect);
             let switched = e.sink.is_some();
             let way = if checked && !switched { Way::Checked { early: e.guarded } } else { Way::Protected };
-            e.sink = Some(Sink { way, closed: false, not_zeroing: false, zero_blocks: 0, content_blocks: 0 });
+            e.sink = Some(Sink::new(way));
             (e.sweeping, e.resting) = (false, false);
-            e.cursor = 0;
+            let again = std::mem::take(&mut e.returning);
+            if !again {
+                e.cursor = 0;
+            }
             let late = on(Mutant::PublishBeforeProtect) && e.round.number == 1;
             device::call(state, HintCall::Start);
+            if again {
+                state.engine.regained = state.device.hints.field;
+            }
             if late { Pc::ProtectLate } else { Pc::Send }
         }
         Pc::Send => claim(s, state),
@@ -193,7 +205,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         }
         Pc::EarlyClose => {
             let e = &mut state.engine;
-            (e.sink, e.sweeping) = (None, true);
+            (e.sink, e.sweeping, e.returning) = (None, true, false);
             e.cursor = 0;
             device::call(state, HintCall::Done);
             Pc::Send
@@ -214,7 +226,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
                 true => e.sink.iter_mut().for_each(|sink| sink.closed = true),
                 false => e.sink = None,
             }
-            (e.sweeping, e.cursor) = (true, 0);
+            (e.sweeping, e.returning, e.cursor) = (true, false, 0);
             if on(Mutant::NoSweep) { Pc::Account } else { Pc::Send }
         }
         Pc::Account => {
@@ -311,7 +323,12 @@ fn protect_next(s: &Scenario, state: &mut State) -> Pc {
     match (e.todo, e.pc) {
         (0, Pc::Protect) => Pc::Holes,
         (0, Pc::ProtectLate) => Pc::Send,
-        (0, _) => Pc::Publish,
+        // Switched: sends on, and publishes when the driver has its memory back.
+        (0, _) => {
+            e.sink = Some(Sink { closed: true, ..Sink::new(Way::Protected) });
+            (e.returning, e.cursor) = (true, 0);
+            Pc::Send
+        }
         (_, same) => same,
     }
 }

@@ -4,7 +4,7 @@
 //! under, hints block after block as long as the id stays, then says STOP. DONE makes it give everything back, once it does not hint any more.
 //! Between all of this the guest takes hinted pages back when it is short of memory, whatever became of the hint.
 
-use super::{Action, Chain, Mask, Scenario, State};
+use super::{Action, Chain, Mask, Scenario, State, Wrong};
 use crate::mutant::{Mutant, on};
 use crate::product::devices::virtio::balloon::constants::{CMD_DONE, CMD_FIRST_ID, CMD_STOP};
 
@@ -21,6 +21,10 @@ pub struct Driver {
     pub hinting: bool,
     /// It announced an old id and hints under it.
     pub replaying: bool,
+    /// It has found DONE at the start of its work, and looks at nothing else before it has given back.
+    pub giving_back: bool,
+    /// Held since before DONE was published.
+    pub owed: Mask,
 }
 
 /// Nothing more comes from the driver by itself.
@@ -46,7 +50,9 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     }
     let (d, mem, left) = (&state.driver, &state.mem, &state.left);
     let ended = super::engine::ended(state);
-    if d.interrupted {
+    // Between two blocks DONE ends its loop: it looks again when its work begins anew.
+    let ends_loop = d.hinting && d.received == CMD_DONE;
+    if d.interrupted && !ends_loop && !(d.giving_back && mem.held != 0) {
         out.push(Action::ReadId);
     }
     if can_announce(state) && state.queue.len() < s.ring {
@@ -111,22 +117,28 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
     let State { mem, driver: d, queue, left, .. } = state;
     match action {
         Action::ReadId => {
-            d.interrupted = false;
+            // What it finds between two blocks does not save it from looking when its work begins.
+            d.interrupted &= d.hinting;
             d.received = state.device.hints.field;
+            d.giving_back = !d.hinting && d.received == CMD_DONE;
+            state.device.seen = true;
         }
         Action::Announce => {
             d.active = d.received;
             d.hinting = true;
+            if d.owed != 0 && d.active == state.engine.regained {
+                state.wrong = Some(Wrong::NotReturned(d.owed));
+            }
             queue.push(Chain::Command(d.active));
         }
         Action::GiveBack => {
             mem.free |= mem.held;
-            mem.held = 0;
+            (mem.held, d.owed, d.giving_back) = (0, 0, false);
         }
         Action::Shrink => {
             left.shrinks -= 1;
             mem.free |= mem.held;
-            mem.held = 0;
+            (mem.held, d.owed) = (0, 0);
         }
         Action::DriverStop => {
             (d.hinting, d.replaying) = (false, false);
@@ -155,6 +167,7 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
             left.writes -= 1;
             mem.free &= !page;
             mem.held &= !page;
+            d.owed &= !page;
             // In use although the host's set still has it: only where the driver need not tell first.
             if mem.ballooned & page != 0 {
                 mem.ballooned &= !page;

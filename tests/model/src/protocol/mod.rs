@@ -54,6 +54,8 @@ pub enum Wrong {
     Accounting,
     /// At the end the guest still holds pages that it hinted.
     Held(Mask),
+    /// The driver hints again, after it was to take its memory back, and has these still.
+    NotReturned(Mask),
     /// A hint reached the sink that does not belong to the current id.
     StaleHint,
     /// A hint under the current id did not reach the sink.
@@ -119,7 +121,7 @@ pub enum Action {
     Engine,
     /// The engine asks the driver to rest.
     Rest,
-    /// The engine ends the rest.
+    /// The engine ends the rest, or looks whether the driver takes its memory back.
     Renew,
     /// The engine switches to the protected way.
     Switch,

@@ -29,6 +29,12 @@ pub struct Sink {
     pub content_blocks: u8,
 }
 
+impl Sink {
+    pub(super) fn new(way: Way) -> Self {
+        Self { way, closed: false, not_zeroing: false, zero_blocks: 0, content_blocks: 0 }
+    }
+}
+
 /// What the engine does next.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Pc {
@@ -114,6 +120,10 @@ pub struct Engine {
     pub sweeping: bool,
     /// The driver was asked to rest.
     pub resting: bool,
+    /// DONE is published, the sink is closed: the driver is to take its memory back.
+    pub returning: bool,
+    /// The id that was published when it had.
+    pub regained: u32,
     /// Words still to be protected.
     pub todo: u8,
     /// Words protected since the log was turned on.
