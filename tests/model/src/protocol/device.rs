@@ -103,7 +103,7 @@ pub(super) fn looked(state: &State) -> bool {
     state.device.seen || on(Mutant::PublishBeforeReturn)
 }
 
-/// As `HintState::returned` of the device: of two looks at DONE the later one is not between blocks.
+/// As `Hinting::returned` of the device: of two looks at DONE the later is not between blocks.
 pub(super) fn returned(state: &mut State) -> bool {
     let device = &mut state.device;
     if device.done_read || on(Mutant::PublishBeforeReturn) || on(Mutant::OneLookIsEnough) {

@@ -21,7 +21,7 @@ pub struct Driver {
     pub hinting: bool,
     /// It announced an old id and hints under it.
     pub replaying: bool,
-    /// It has found DONE at the start of its work, and looks at nothing else before it has given back.
+    /// It has found DONE when its work began, and looks at nothing else before it has given back.
     pub giving_back: bool,
     /// Held since before DONE was published.
     pub owed: Mask,
