@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the bus needs from a device. Offsets are in bytes from the device's base; an access never leaves the device.
+/// What the bus needs from a device. Offsets are in bytes from the device's base; an access never
+/// leaves the device.
 pub trait BusDevice: Send {
     /// The guest reads `data.len()` bytes at `offset`. Every byte of `data` must be filled.
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -37,7 +38,8 @@ struct Slot {
     device: Arc<Mutex<dyn BusDevice>>,
 }
 
-/// Devices by address. Filled while the machine is assembled, then shared read-only by the vCPU threads.
+/// Devices by address. Filled while the machine is assembled, then shared read-only by the vCPU
+/// threads.
 #[derive(Default)]
 pub struct Bus {
     slots: BTreeMap<u64, Slot>,
@@ -50,10 +52,18 @@ impl Bus {
     }
 
     /// Puts `device` at `base..base + len` (bytes).
-    pub fn insert(&mut self, base: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), BusError> {
-        let last =
-            len.checked_sub(1).and_then(|l| base.checked_add(l)).ok_or(BusError::BadRange { base, len })?;
-        // Ranges never overlap, so only the last device that starts at or before `last` can reach into ours.
+    pub fn insert(
+        &mut self,
+        base: u64,
+        len: u64,
+        device: Arc<Mutex<dyn BusDevice>>,
+    ) -> Result<(), BusError> {
+        let last = len
+            .checked_sub(1)
+            .and_then(|l| base.checked_add(l))
+            .ok_or(BusError::BadRange { base, len })?;
+        // Ranges never overlap, so only the last device that starts at or before `last` can reach
+        // into ours.
         if let Some((start, slot)) = self.slots.range(..=last).next_back()
             && start + (slot.len - 1) >= base
         {
@@ -63,8 +73,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads from the device at `addr`. Without one, or if the access runs past the device's end, fills `data` with
-    /// 0xff (as an empty bus does) and returns false.
+    /// Reads from the device at `addr`. Without one, or if the access runs past the device's end,
+    /// fills `data` with 0xff (as an empty bus does) and returns false.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         match self.find(addr, data.len()) {
             Some((offset, slot)) => {
@@ -78,7 +88,8 @@ impl Bus {
         }
     }
 
-    /// Writes to the device at `addr`. Returns false, and does nothing, without one or if the access runs past its end.
+    /// Writes to the device at `addr`. Returns false, and does nothing, without one or if the
+    /// access runs past its end.
     pub fn write(&self, addr: u64, data: &[u8]) -> bool {
         match self.find(addr, data.len()) {
             Some((offset, slot)) => {

@@ -1,8 +1,9 @@
 //! Wherry's devices.
 //!
-//! This crate knows guest memory, interrupts and eventfds; it knows neither KVM nor the migration protocol. The VMM
-//! implements [`InterruptLine`], [`BalloonBackend`](virtio::balloon::BalloonBackend) and
-//! [`PowerSink`](power::PowerSink), puts the devices on a [`Bus`] and runs the event loop.
+//! This crate knows guest memory, interrupts and eventfds; it knows neither KVM nor the migration
+//! protocol. The VMM implements [`InterruptLine`],
+//! [`BalloonBackend`](virtio::balloon::BalloonBackend) and [`PowerSink`](power::PowerSink), puts
+//! the devices on a [`Bus`] and runs the event loop.
 //!
 //! # Wiring
 //!
@@ -54,8 +55,9 @@
 //! ```
 //!
 //! # Locks
-//! A device has one lock ([`sync::TwoLane`]). A vCPU holds it for one register, the event loop for one batch of one
-//! queue. Backend, sink and interrupt line are called with the lock held: they must not call back into the device.
+//! A device has one lock ([`sync::TwoLane`]). A vCPU holds it for one register, the event loop for
+//! one batch of one queue. Backend, sink and interrupt line are called with the lock held: they
+//! must not call back into the device.
 
 #![forbid(unsafe_code)]
 
@@ -69,6 +71,6 @@ pub mod virtio;
 pub use bus::{Bus, BusDevice, BusError};
 pub use interrupt::InterruptLine;
 
-/// Guest RAM. Every write of the VMM into it (used rings, device DMA) is tracked in the bitmap; KVM's dirty log does
-/// not see those. Devices share it as `Arc<GuestMemory>`.
+/// Guest RAM. Every write of the VMM into it (used rings, device DMA) is tracked in the bitmap;
+/// KVM's dirty log does not see those. Devices share it as `Arc<GuestMemory>`.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

@@ -1,14 +1,16 @@
 //! A mutex with a fast lane.
 //!
-//! The event loop takes a device's lock again and again while it drains a queue, and an ordinary mutex would let it win
-//! each time over a vCPU thread or the migration thread that only wants a register or to stop hinting. Here the loop
-//! uses [`TwoLane::patient`], which lets everybody else go first.
+//! The event loop takes a device's lock again and again while it drains a queue, and an ordinary
+//! mutex would let it win each time over a vCPU thread or the migration thread that only wants a
+//! register or to stop hinting. Here the loop uses [`TwoLane::patient`], which lets everybody else
+//! go first.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often the patient lane gives way (50 µs each) before it takes part in the race: it must not starve either.
+/// How often the patient lane gives way (50 µs each) before it takes part in the race: it must not
+/// starve either.
 const GIVE_WAY: u32 = 20;
 
 /// See the module's text.
@@ -42,7 +44,8 @@ impl<T> TwoLane<T> {
         self.lock()
     }
 
-    // A panic while the lock was held ends that thread; the device's state is plain data that stays usable.
+    // A panic while the lock was held ends that thread; the device's state is plain data that stays
+    // usable.
     fn lock(&self) -> MutexGuard<'_, T> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,8 +1,8 @@
 //! A writer for the "newc" cpio format that Linux unpacks as its initramfs (kernel:
 //! Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! Every field of a header is eight hexadecimal digits; names and contents are padded to four bytes. Files get mtime 0
-//! and owner root, so equal input gives an equal image.
+//! Every field of a header is eight hexadecimal digits; names and contents are padded to four
+//! bytes. Files get mtime 0 and owner root, so equal input gives an equal image.
 
 /// Builds an archive in memory.
 #[derive(Debug, Default)]
@@ -41,7 +41,8 @@ impl Archive {
         self.inodes += 1;
         let size = u32::try_from(content.len()).expect("newc files are below 4 GiB");
         let name_size = name.len() as u32 + 1;
-        // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
+        // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor,
+        // namesize, check
         let fields = [self.inodes, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {

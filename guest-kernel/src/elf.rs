@@ -10,10 +10,12 @@ impl<'a> Elf<'a> {
     }
 
     fn int(&self, offset: u64, len: u64) -> Option<u64> {
-        self.bytes(offset, len).map(|b| b.iter().rev().fold(0, |acc, &byte| acc << 8 | u64::from(byte)))
+        self.bytes(offset, len)
+            .map(|b| b.iter().rev().fold(0, |acc, &byte| acc << 8 | u64::from(byte)))
     }
 
-    /// File offset and length of section `index`, and its name's offset. Elf64_Shdr: name@0, offset@24, size@32.
+    /// File offset and length of section `index`, and its name's offset. Elf64_Shdr: name@0,
+    /// offset@24, size@32.
     fn section(&self, index: u64) -> Option<(u64, u64, u64)> {
         let (table, entry) = (self.int(40, 8)?, self.int(58, 2)?);
         let header = table.checked_add(index.checked_mul(entry)?)?;
@@ -22,7 +24,8 @@ impl<'a> Elf<'a> {
     }
 }
 
-/// The content of the section called `name`, or `None` when the file is no ELF64 or has no such section.
+/// The content of the section called `name`, or `None` when the file is no ELF64 or has no such
+/// section.
 pub(crate) fn section<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let elf = Elf(file);
     if elf.bytes(0, 6)? != b"\x7fELF\x02\x01" {
@@ -38,11 +41,14 @@ pub(crate) fn section<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
     })
 }
 
-/// The modules that this one needs, from the `depends=` entry of its `.modinfo`; `None` when it has no such section.
+/// The modules that this one needs, from the `depends=` entry of its `.modinfo`; `None` when it has
+/// no such section.
 pub(crate) fn depends(module: &[u8]) -> Option<Vec<String>> {
     let info = section(module, ".modinfo")?;
-    let depends =
-        info.split(|&b| b == 0).find_map(|entry| entry.strip_prefix(b"depends=")).unwrap_or_default();
+    let depends = info
+        .split(|&b| b == 0)
+        .find_map(|entry| entry.strip_prefix(b"depends="))
+        .unwrap_or_default();
     let depends = String::from_utf8_lossy(depends);
     Some(depends.split(',').filter(|s| !s.is_empty()).map(|s| s.replace('-', "_")).collect())
 }

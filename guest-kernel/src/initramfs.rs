@@ -1,6 +1,8 @@
-//! Packs our init and the modules it loads into an initramfs, for guests and for the lab's KVM host.
+//! Packs our init and the modules it loads into an initramfs, for guests and for the lab's KVM
+//! host.
 //!
-//! Images are not compressed: they are a few MB, and unpacking costs more than reading under software emulation.
+//! Images are not compressed: they are a few MB, and unpacking costs more than reading under
+//! software emulation.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +12,8 @@ use crate::error::{Error, Result, io};
 use crate::labconf::{self, LabConf};
 use crate::modules::{Module, ModuleTree};
 
-/// What a guest loads. The PCI transport is for other VMMs: init loads it only where there is a PCI bus.
+/// What a guest loads. The PCI transport is for other VMMs: init loads it only where there is a PCI
+/// bus.
 const GUEST: [&str; 5] = ["virtio_mmio", "virtio_balloon", "button", "evdev", "virtio_pci"];
 /// What a guest loads when a step of its work needs it.
 const ON_DEMAND: [&str; 1] = ["loop"];
@@ -34,7 +37,12 @@ pub fn lab(init: &Path, modules: &[Module], conf: &LabConf) -> Result<Vec<u8>> {
     pack(init, modules, &[], Some(conf))
 }
 
-fn pack(init: &Path, modules: &[Module], on_demand: &[Module], conf: Option<&LabConf>) -> Result<Vec<u8>> {
+fn pack(
+    init: &Path,
+    modules: &[Module],
+    on_demand: &[Module],
+    conf: Option<&LabConf>,
+) -> Result<Vec<u8>> {
     let program = fs::read(init).map_err(io("read", init))?;
     if !program.starts_with(b"\x7fELF") {
         return Err(Error::Malformed { path: init.to_owned(), what: "not a program".into() });

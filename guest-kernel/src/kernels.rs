@@ -1,7 +1,7 @@
 //! Stock Debian kernels: fetched and verified by apt, unpacked into a cache, never installed.
 //!
-//! A kernel in the cache is used as it is, without a look at the network. A kernel gets there by a rename of a complete
-//! directory, so an interrupted download never looks like a kernel.
+//! A kernel in the cache is used as it is, without a look at the network. A kernel gets there by a
+//! rename of a complete directory, so an interrupted download never looks like a kernel.
 
 use std::fmt;
 use std::fs;
@@ -38,10 +38,12 @@ impl KernelId {
     /// Newer, generic.
     pub const GENERIC_6_12: Self = Self { flavour: Flavour::Generic, series: "6.12" };
     /// All that the tests know.
-    pub const ALL: [Self; 4] = [Self::CLOUD_6_1, Self::GENERIC_6_1, Self::CLOUD_6_12, Self::GENERIC_6_12];
+    pub const ALL: [Self; 4] =
+        [Self::CLOUD_6_1, Self::GENERIC_6_1, Self::CLOUD_6_12, Self::GENERIC_6_12];
 
-    /// Package names that may stand for this kernel, best first. Which one it is depends on the Debian release: 6.1 is
-    /// Debian 12's own kernel, and Debian 12 carries 6.12 under a name of its own.
+    /// Package names that may stand for this kernel, best first. Which one it is depends on the
+    /// Debian release: 6.1 is Debian 12's own kernel, and Debian 12 carries 6.12 under a name of
+    /// its own.
     fn meta_packages(self) -> [String; 2] {
         let tail = match self.flavour {
             Flavour::Cloud => "cloud-amd64",
@@ -81,7 +83,8 @@ pub struct Kernel {
     pub config: PathBuf,
 }
 
-/// Where downloads are kept: `$WHERRY_CACHE`, else `$XDG_CACHE_HOME/wherry`, else `~/.cache/wherry`.
+/// Where downloads are kept: `$WHERRY_CACHE`, else `$XDG_CACHE_HOME/wherry`, else
+/// `~/.cache/wherry`.
 pub fn cache_dir() -> PathBuf {
     let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     var("WHERRY_CACHE")
@@ -134,7 +137,8 @@ pub fn provision(id: KernelId, cache: &Path, progress: &mut dyn FnMut(&str)) -> 
     {
         return Err(Error::Io { what: "create", path: target, source });
     }
-    find(id, cache).ok_or_else(|| Error::Malformed { path: kernel_dir(id, cache), what: "incomplete".into() })
+    find(id, cache)
+        .ok_or_else(|| Error::Malformed { path: kernel_dir(id, cache), what: "incomplete".into() })
 }
 
 fn resolve_or_update(id: KernelId, progress: &mut dyn FnMut(&str)) -> Result<String> {
@@ -175,7 +179,8 @@ fn update_lists(progress: &mut dyn FnMut(&str)) -> Result<()> {
     // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
         return Err(Error::NoKernel(
-            "the package lists are missing or too old; this renews them: sudo apt-get update".into(),
+            "the package lists are missing or too old; this renews them: sudo apt-get update"
+                .into(),
         ));
     }
     progress("apt-get update");
@@ -184,7 +189,8 @@ fn update_lists(progress: &mut dyn FnMut(&str)) -> Result<()> {
 
 /// Downloads `package`, or its unsigned twin where the signed one is not to be had, into `dir`.
 fn download(package: &str, dir: &Path) -> Result<PathBuf> {
-    let get = |name: &str| run(apt("apt-get").args(["-q", "download", name]).current_dir(dir), "apt");
+    let get =
+        |name: &str| run(apt("apt-get").args(["-q", "download", name]).current_dir(dir), "apt");
     if let Err(e) = get(package) {
         get(&format!("{package}-unsigned")).map_err(|_| e)?;
     }
@@ -197,8 +203,10 @@ fn download(package: &str, dir: &Path) -> Result<PathBuf> {
 
 /// Brings what a virtual machine needs from an unpacked package into the cache's layout.
 fn arrange(tree: &Path, done: &Path) -> Result<()> {
-    let lib = ["usr/lib/modules", "lib/modules"].map(|p| tree.join(p)).into_iter().find(|p| p.is_dir());
-    let lib = lib.ok_or_else(|| Error::Malformed { path: tree.into(), what: "no modules in it".into() })?;
+    let lib =
+        ["usr/lib/modules", "lib/modules"].map(|p| tree.join(p)).into_iter().find(|p| p.is_dir());
+    let lib =
+        lib.ok_or_else(|| Error::Malformed { path: tree.into(), what: "no modules in it".into() })?;
     let release = fs::read_dir(&lib)
         .map_err(io("list", &lib))?
         .find_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -211,10 +219,19 @@ fn arrange(tree: &Path, done: &Path) -> Result<()> {
     let from = lib.join(&release);
     rename(from.join("modules.builtin"), modules.join("modules.builtin"))?;
     // Most of a generic kernel's 400 MB are drivers for real hardware.
-    for folder in
-        ["arch", "crypto", "fs", "lib", "net", "virt", "drivers/acpi", "drivers/block", "drivers/char"]
-            .iter()
-            .chain(&["drivers/crypto/ccp", "drivers/input", "drivers/vhost", "drivers/virtio"])
+    for folder in [
+        "arch",
+        "crypto",
+        "fs",
+        "lib",
+        "net",
+        "virt",
+        "drivers/acpi",
+        "drivers/block",
+        "drivers/char",
+    ]
+    .iter()
+    .chain(&["drivers/crypto/ccp", "drivers/input", "drivers/vhost", "drivers/virtio"])
     {
         let (from, to) = (from.join("kernel").join(folder), modules.join("kernel").join(folder));
         if from.is_dir() {
@@ -263,7 +280,10 @@ mod tests {
     fn names() {
         assert_eq!(KernelId::CLOUD_6_12.to_string(), "cloud-6.12");
         assert_eq!(KernelId::CLOUD_6_12.env_suffix(), "CLOUD_6_12");
-        assert_eq!(KernelId::GENERIC_6_1.meta_packages(), ["linux-image-6.1-amd64", "linux-image-amd64"]);
+        assert_eq!(
+            KernelId::GENERIC_6_1.meta_packages(),
+            ["linux-image-6.1-amd64", "linux-image-amd64"]
+        );
     }
 
     #[test]
@@ -278,10 +298,12 @@ mod tests {
 
     #[test]
     fn a_failing_program_is_named() {
-        let error =
-            run(Command::new("sh").args(["-c", "echo why >&2; exit 2"]), "x").unwrap_err().to_string();
+        let error = run(Command::new("sh").args(["-c", "echo why >&2; exit 2"]), "x")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("sh -c") && error.contains("why"), "{error}");
-        let error = run(&mut Command::new("wherry-no-such-program"), "pkg").unwrap_err().to_string();
+        let error =
+            run(&mut Command::new("wherry-no-such-program"), "pkg").unwrap_err().to_string();
         assert!(error.contains("pkg"), "{error}");
     }
 }

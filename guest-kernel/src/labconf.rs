@@ -1,7 +1,7 @@
 //! The job that the lab's init gets: which command to run, where, and which folders it may write.
 //!
-//! It travels as the file `/lab.conf` in the lab's initramfs. Format: `key NUL value NUL`, repeated; values are raw bytes,
-//! so arguments and environment survive unchanged.
+//! It travels as the file `/lab.conf` in the lab's initramfs. Format: `key NUL value NUL`,
+//! repeated; values are raw bytes, so arguments and environment survive unchanged.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,7 +9,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// Path of the job inside the initramfs.
 pub const PATH: &str = "/lab.conf";
 /// Names of the virtio-serial ports between the lab and its caller, in the order of [`Port`].
-pub const PORTS: [&str; 5] = ["wherry.in", "wherry.out", "wherry.err", "wherry.ctl", "wherry.nudge"];
+pub const PORTS: [&str; 5] =
+    ["wherry.in", "wherry.out", "wherry.err", "wherry.ctl", "wherry.nudge"];
 
 /// So many bytes on [`Port::Nudge`] bring one answer.
 pub const NUDGES_PER_ANSWER: u32 = 50;
@@ -23,7 +24,8 @@ pub enum Port {
     Out = 1,
     /// The command's standard error.
     Err = 2,
-    /// Lines from init: `running` once the command runs, then `exit CODE OUT_BYTES ERR_BYTES`, or `failed TEXT`.
+    /// Lines from init: `running` once the command runs, then `exit CODE OUT_BYTES ERR_BYTES`, or
+    /// `failed TEXT`.
     Control = 3,
     /// Bytes from the caller that keep the lab awake; each [`NUDGES_PER_ANSWER`]th comes back.
     Nudge = 4,
@@ -40,7 +42,8 @@ pub struct LabConf {
     pub cwd: OsString,
     /// Folders whose changes reach the caller's file system: 9p mount tag and path.
     pub writable: Vec<(OsString, OsString)>,
-    /// Files and folders to be copied to the lab's memory before the command runs: source and target.
+    /// Files and folders to be copied to the lab's memory before the command runs: source and
+    /// target.
     pub copies: Vec<(OsString, OsString)>,
 }
 

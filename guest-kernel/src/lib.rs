@@ -6,8 +6,9 @@
 //! - [`unpack`]: turns a compressed `bzImage` into the ELF `vmlinux` inside it.
 //! - [`labconf`]: the job description that the lab's init reads.
 //!
-//! The guest programs themselves are the binary `wherry-init` (see `src/bin/wherry-init`), which runs as PID 1 both in
-//! test guests and in the software-emulated KVM host ("the lab"). It is built without the `host` feature, statically.
+//! The guest programs themselves are the binary `wherry-init` (see `src/bin/wherry-init`), which
+//! runs as PID 1 both in test guests and in the software-emulated KVM host ("the lab"). It is built
+//! without the `host` feature, statically.
 
 #[cfg(feature = "host")]
 mod cpio;

@@ -1,7 +1,8 @@
 //! Finds a kernel's modules and puts them into loading order.
 //!
-//! A package that was only unpacked has no `modules.dep` (depmod writes it at installation), so dependencies are read
-//! from the modules themselves. Modules built into the kernel are listed in `modules.builtin` and need nothing.
+//! A package that was only unpacked has no `modules.dep` (depmod writes it at installation), so
+//! dependencies are read from the modules themselves. Modules built into the kernel are listed in
+//! `modules.builtin` and need nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -60,8 +61,8 @@ impl ModuleTree {
         Ok(())
     }
 
-    /// The named modules and all that they need, each after what it needs. Built-in ones are left out; one that does not
-    /// exist at all is an error.
+    /// The named modules and all that they need, each after what it needs. Built-in ones are left
+    /// out; one that does not exist at all is an error.
     pub fn resolve(&self, names: &[&str]) -> Result<Vec<Module>> {
         let mut order = Vec::new();
         let mut seen = HashSet::new();
@@ -75,13 +76,15 @@ impl ModuleTree {
         if self.builtin.contains(name) || !seen.insert(name.to_owned()) {
             return Ok(());
         }
-        let path = self
-            .files
-            .get(name)
-            .ok_or_else(|| Error::NoModule { kernel: self.release.clone(), module: name.to_owned() })?;
+        let path = self.files.get(name).ok_or_else(|| Error::NoModule {
+            kernel: self.release.clone(),
+            module: name.to_owned(),
+        })?;
         let content = read_module(path)?;
-        let needs = elf::depends(&content)
-            .ok_or_else(|| Error::Malformed { path: path.clone(), what: "not a kernel module".into() })?;
+        let needs = elf::depends(&content).ok_or_else(|| Error::Malformed {
+            path: path.clone(),
+            what: "not a kernel module".into(),
+        })?;
         for need in needs {
             self.visit(&need, seen, order)?;
         }
@@ -96,7 +99,9 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
         return Ok(raw);
     }
     let mut content = Vec::with_capacity(raw.len() * 4);
-    lzma_rust2::XzReader::new(raw.as_slice(), false).read_to_end(&mut content).map_err(io("unpack", path))?;
+    lzma_rust2::XzReader::new(raw.as_slice(), false)
+        .read_to_end(&mut content)
+        .map_err(io("unpack", path))?;
     Ok(content)
 }
 

@@ -1,7 +1,8 @@
 //! Unpacks the ELF `vmlinux` out of a compressed `bzImage`.
 //!
-//! Under software emulation the kernel spends seconds on unpacking itself; the host does it in a fraction of one. The
-//! result boots through its PVH entry. Layout: kernel Documentation/arch/x86/boot.rst.
+//! Under software emulation the kernel spends seconds on unpacking itself; the host does it in a
+//! fraction of one. The result boots through its PVH entry. Layout: kernel
+//! Documentation/arch/x86/boot.rst.
 
 use std::fs;
 use std::io::Read;
@@ -16,7 +17,8 @@ const PAYLOAD_LENGTH: usize = 0x24c;
 
 /// The compressed payload of a bzImage.
 fn payload(image: &[u8]) -> Option<&[u8]> {
-    let u32_at = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let u32_at =
+        |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     if image.get(MAGIC..MAGIC + 4)? != b"HdrS" {
         return None;
     }
@@ -28,8 +30,9 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
     image.get(start..start.checked_add(u32_at(PAYLOAD_LENGTH)?)?)
 }
 
-/// Unpacks `image` (the bytes of a bzImage). Only xz payloads are understood, which Debian's generic 6.1 kernel has;
-/// `None` stands for "some other compression", for which the bzImage itself must be booted.
+/// Unpacks `image` (the bytes of a bzImage). Only xz payloads are understood, which Debian's
+/// generic 6.1 kernel has; `None` stands for "some other compression", for which the bzImage itself
+/// must be booted.
 pub fn vmlinux(path: &Path) -> Result<Option<Vec<u8>>> {
     let image = fs::read(path).map_err(io("read", path))?;
     let malformed = |what: &str| Error::Malformed { path: path.to_owned(), what: what.to_owned() };
@@ -45,7 +48,8 @@ pub fn vmlinux(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(elf))
 }
 
-/// The unpacked kernel beside `vmlinuz` (made on first use), or `vmlinuz` itself where it cannot be unpacked.
+/// The unpacked kernel beside `vmlinuz` (made on first use), or `vmlinuz` itself where it cannot be
+/// unpacked.
 pub fn cached(vmlinuz: &Path) -> Result<PathBuf> {
     let target = vmlinuz.with_file_name("vmlinux");
     if target.exists() {
@@ -55,7 +59,11 @@ pub fn cached(vmlinuz: &Path) -> Result<PathBuf> {
     let dir = target.parent().unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(dir).map_err(io("create a file in", dir))?;
     fs::write(file.path(), elf).map_err(io("write", file.path()))?;
-    file.persist(&target).map_err(|e| Error::Io { what: "create", path: target.clone(), source: e.error })?;
+    file.persist(&target).map_err(|e| Error::Io {
+        what: "create",
+        path: target.clone(),
+        source: e.error,
+    })?;
     Ok(target)
 }
 

@@ -1,4 +1,5 @@
-//! The loops that a migration spends its time in, per GiB of guest RAM: `cargo bench --package wherry-migration`.
+//! The loops that a migration spends its time in, per GiB of guest RAM: `cargo bench --package
+//! wherry-migration`.
 //!
 //! `memcpy` is the machine's own speed, to compare with: the figures of one run only.
 
@@ -73,7 +74,9 @@ fn hints_per_gib(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn runs_per_gib(bencher: Bencher<'_, '_>) {
     let map = third();
-    bencher.counter(bytes(NR_PAGES)).bench_local(|| black_box(&map).runs().map(|(_, nr)| nr).sum::<u64>());
+    bencher
+        .counter(bytes(NR_PAGES))
+        .bench_local(|| black_box(&map).runs().map(|(_, nr)| nr).sum::<u64>());
 }
 
 /// Looking for content in a chunk of zero pages: the whole of each has to be read.
@@ -140,14 +143,16 @@ fn lz4_unpack(bencher: Bencher<'_, '_>) {
     let (mut frame, mut runs, mut room) = (Vec::new(), Vec::new(), Vec::new());
     encode_runs(&[Run { first: 0, nr: (MAX_CONTENT / PAGE_SIZE) as u32, zero: false }], &mut frame);
     frame.extend(pack_lz4(&program(), &mut vec![0; packed_room()]).expect("a program compresses"));
-    bencher
-        .counter(BytesCount::new(MAX_CONTENT))
-        .bench_local(|| parse_lz4(black_box(&frame), NR_PAGES, &mut runs, &mut room).map_or(0, <[u8]>::len));
+    bencher.counter(BytesCount::new(MAX_CONTENT)).bench_local(|| {
+        parse_lz4(black_box(&frame), NR_PAGES, &mut runs, &mut room).map_or(0, <[u8]>::len)
+    });
 }
 
 /// The machine's own speed.
 #[divan::bench]
 fn memcpy(bencher: Bencher<'_, '_>) {
     let (from, mut to) = (vec![1u8; MAX_CONTENT], vec![0u8; MAX_CONTENT]);
-    bencher.counter(BytesCount::new(MAX_CONTENT)).bench_local(|| to.copy_from_slice(black_box(&from)));
+    bencher
+        .counter(BytesCount::new(MAX_CONTENT))
+        .bench_local(|| to.copy_from_slice(black_box(&from)));
 }

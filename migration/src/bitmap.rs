@@ -1,13 +1,15 @@
 //! Bitmaps with one bit per page of guest RAM (or per 64-page word of one).
 //!
-//! Two kinds: [`Bitmap`] belongs to one thread, [`AtomicBitmap`] is shared between the sender and the hint sink.
-//! Both keep the bits in `u64` words, page *n* in word `n / 64` at bit `n % 64`: the layout of KVM's dirty log, so that a
-//! harvest is a copy.
+//! Two kinds: [`Bitmap`] belongs to one thread, [`AtomicBitmap`] is shared between the sender and
+//! the hint sink. Both keep the bits in `u64` words, page *n* in word `n / 64` at bit `n % 64`: the
+//! layout of KVM's dirty log, so that a harvest is a copy.
 //!
-//! Invariant: bits at and beyond [`Bitmap::len`] are zero. Every method keeps it except [`Bitmap::words_mut`], whose user
-//! either writes only valid bits or calls [`Bitmap::trim`] afterwards.
+//! Invariant: bits at and beyond [`Bitmap::len`] are zero. Every method keeps it except
+//! [`Bitmap::words_mut`], whose user either writes only valid bits or calls [`Bitmap::trim`]
+//! afterwards.
 //!
-//! Nothing here panics on a range that leaves the map: ranges are clipped. Single-bit reads outside the map say `false`.
+//! Nothing here panics on a range that leaves the map: ranges are clipped. Single-bit reads outside
+//! the map say `false`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,7 +24,8 @@ fn bits(from: u64, to: u64) -> u64 {
     (u64::MAX >> (64 - (to - from))) << from
 }
 
-/// The words touched by `first..first + nr` clipped to `len`, each with the mask of its touched bits.
+/// The words touched by `first..first + nr` clipped to `len`, each with the mask of its touched
+/// bits.
 pub(crate) fn word_masks(len: u64, first: u64, nr: u64) -> impl Iterator<Item = (usize, u64)> {
     let end = first.saturating_add(nr).min(len);
     let first = first.min(end);
@@ -68,7 +71,8 @@ impl Bitmap {
         &self.words
     }
 
-    /// The words, to be written. Set no bit at or beyond [`len`](Self::len), or call [`trim`](Self::trim) afterwards.
+    /// The words, to be written. Set no bit at or beyond [`len`](Self::len), or call
+    /// [`trim`](Self::trim) afterwards.
     pub fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words
     }
@@ -228,7 +232,8 @@ pub(crate) fn word_runs(mut word: u64) -> impl Iterator<Item = (u32, u32)> {
 
 /// A bitmap shared between threads, changed one word at a time.
 ///
-/// Every change is `AcqRel`: who takes a bit sees everything that was done before the bit was put there.
+/// Every change is `AcqRel`: who takes a bit sees everything that was done before the bit was put
+/// there.
 #[derive(Debug)]
 pub struct AtomicBitmap {
     words: Vec<AtomicU64>,
@@ -261,7 +266,8 @@ impl AtomicBitmap {
         self.words.get(word).map_or(0, |w| w.load(Ordering::Acquire))
     }
 
-    /// Takes all bits of a word: returns them and leaves none. One swap, and none at all if the word is empty.
+    /// Takes all bits of a word: returns them and leaves none. One swap, and none at all if the
+    /// word is empty.
     pub fn take(&self, word: usize) -> u64 {
         match self.words.get(word) {
             Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::AcqRel),

@@ -1,7 +1,8 @@
 //! Cancelling a migration, and the one moment from which it can no longer be cancelled.
 //!
-//! Invariant: [`CancelToken::cancel`] and the hand-off exclude each other. Both are one compare-exchange on the same atomic, so
-//! either the cancel wins and HandOff is never sent, or the commit wins and the canceller is told that it came too late.
+//! Invariant: [`CancelToken::cancel`] and the hand-off exclude each other. Both are one
+//! compare-exchange on the same atomic, so either the cancel wins and HandOff is never sent, or the
+//! commit wins and the canceller is told that it came too late.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -18,7 +19,8 @@ struct Inner {
     changed: Condvar,
 }
 
-/// Cancels one migration attempt, from any thread. Clones are the same token; use a new one for each attempt.
+/// Cancels one migration attempt, from any thread. Clones are the same token; use a new one for
+/// each attempt.
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Arc<Inner>);
 
@@ -28,7 +30,8 @@ impl CancelToken {
         Self::default()
     }
 
-    /// Asks the migration to stop. Returns whether it can still be stopped: `false` once the hand-off has begun.
+    /// Asks the migration to stop. Returns whether it can still be stopped: `false` once the
+    /// hand-off has begun.
     pub fn cancel(&self) -> bool {
         let won = self.turn(CANCELLED);
         let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
@@ -41,7 +44,8 @@ impl CancelToken {
         self.0.state.load(Ordering::Acquire) == CANCELLED
     }
 
-    /// The hand-off begins; from here on cancelling has no effect. `false` if the token was cancelled before.
+    /// The hand-off begins; from here on cancelling has no effect. `false` if the token was
+    /// cancelled before.
     pub(crate) fn commit(&self) -> bool {
         self.turn(COMMITTED)
     }

@@ -1,7 +1,8 @@
 //! What can go wrong, in which phase, and who owns the guest afterwards.
 //!
-//! The one question that a failed migration must answer is *who may run the guest now?* [`Ownership`] is that answer, and it
-//! is derived from one fact alone: whether the source began to send HandOff. See [`crate::source`] for the table.
+//! The one question that a failed migration must answer is *who may run the guest now?*
+//! [`Ownership`] is that answer, and it is derived from one fact alone: whether the source began to
+//! send HandOff. See [`crate::source`] for the table.
 
 use std::fmt;
 use std::io;
@@ -54,9 +55,11 @@ impl fmt::Display for Phase {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ownership {
-    /// HandOff was not sent: the guest is the source's and runs there, the destination never will run it.
+    /// HandOff was not sent: the guest is the source's and runs there, the destination never will
+    /// run it.
     SourceRuns,
-    /// HandOff was not sent, but the source could not resume its vCPUs: the guest is the source's, and paused.
+    /// HandOff was not sent, but the source could not resume its vCPUs: the guest is the source's,
+    /// and paused.
     SourcePaused,
     /// HandOff may have arrived and no proof came back. This side does not run the guest.
     Unknown,
@@ -171,7 +174,8 @@ pub enum Error {
     /// The machine's state does not fit the protocol's limit.
     #[error("machine state is {0} bytes, over the limit")]
     StateTooLarge(u64),
-    /// Verification found memory that did not arrive as it is at the source. The guest has lost nothing: it goes on there.
+    /// Verification found memory that did not arrive as it is at the source. The guest has lost
+    /// nothing: it goes on there.
     #[error("verification: {0}")]
     Wrong(WrongPages),
     /// A defect of the engine.
@@ -232,8 +236,12 @@ mod tests {
 
     #[test]
     fn text_of_a_peer_does_nothing_to_a_terminal() {
-        let text = printable("no\x1b]0;pwned\x07 room\r\n\u{9b}31m\u{202e}\u{2067}\0 für diesen Gast");
+        let text =
+            printable("no\x1b]0;pwned\x07 room\r\n\u{9b}31m\u{202e}\u{2067}\0 für diesen Gast");
         assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
-        assert!(text.starts_with("no\u{fffd}]0;pwned") && text.ends_with("für diesen Gast"), "{text}");
+        assert!(
+            text.starts_with("no\u{fffd}]0;pwned") && text.ends_with("für diesen Gast"),
+            "{text}"
+        );
     }
 }

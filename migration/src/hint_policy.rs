@@ -125,8 +125,8 @@ pub struct Asking {
 }
 
 impl Asking {
-    /// `expected`: bytes that are to be sent and free, by the guest's statistics; 0 if they do not tell. With `judges`, hints
-    /// must pay for what they cost the guest.
+    /// `expected`: bytes that are to be sent and free, by the guest's statistics; 0 if they do not
+    /// tell. With `judges`, hints must pay for what they cost the guest.
     pub fn new(expected: u64, judges: bool) -> Self {
         Self {
             pacer: Pacer::new(Duration::ZERO),
@@ -147,10 +147,12 @@ impl Asking {
         }
     }
 
-    /// An id was published, whose first hint may be waited for so long even if nothing is known to be saved.
+    /// An id was published, whose first hint may be waited for so long even if nothing is known to
+    /// be saved.
     ///
-    /// What the driver got back may now be anywhere in its free lists, behind memory that was never used. So after that it may
-    /// name as many blocks again before those that clear nothing end the asking.
+    /// What the driver got back may now be anywhere in its free lists, behind memory that was never
+    /// used. So after that it may name as many blocks again before those that clear nothing end the
+    /// asking.
     pub fn asked(&mut self, seen: &Seen, first_wait: Duration) {
         self.pacer = Pacer::new(first_wait);
         self.not_idle_before = (2 * seen.hints).saturating_sub(self.hints_before);
@@ -186,7 +188,11 @@ impl Asking {
         if seen.driver == Driver::Returning {
             return if advance { Action::Hold } else { Action::Send };
         }
-        if through && advance && !seen.renamed && self.take_backs < MAX_TAKE_BACKS && self.is_much(seen.held)
+        if through
+            && advance
+            && !seen.renamed
+            && self.take_backs < MAX_TAKE_BACKS
+            && self.is_much(seen.held)
         {
             self.take_backs += 1;
             return Action::TakeBack;
@@ -217,7 +223,11 @@ impl Asking {
 
     /// Whether what can still be saved pays for the next slice.
     fn advance(&mut self, seen: &Seen) -> bool {
-        let left = self.expected.saturating_sub(seen.cleared + seen.zero).max(seen.held).min(seen.remaining);
+        let left = self
+            .expected
+            .saturating_sub(seen.cleared + seen.zero)
+            .max(seen.held)
+            .min(seen.remaining);
         self.at_first.get_or_insert(seen.remaining);
         self.whole = self.whole.max(left);
         let rate = seen.link_rate.max(1.0);
@@ -260,7 +270,8 @@ impl Asking {
     }
 }
 
-/// Bytes that are populated and free, if `used` are neither: what hints could take out of a round that sends all of `populated`.
+/// Bytes that are populated and free, if `used` are neither: what hints could take out of a round
+/// that sends all of `populated`.
 pub(crate) fn free_and_populated(populated: u64, nr_pages: u64, free_bytes: u64) -> u64 {
     let page = PAGE_SIZE as u64;
     (populated * page).saturating_sub((nr_pages * page).saturating_sub(free_bytes))

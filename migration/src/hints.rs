@@ -1,43 +1,51 @@
 //! Honouring hints: the two safe ways, and how the engine finds out which one fits the guest.
 //!
 //! # The rule
-//! A page may be skipped only if it was free at some time after the id was published and has not been written since.
-//! The balloon device vouches for the first half (hints of older ids never reach the sink). The second half is the dirty log's:
-//! a page that is *write-protected* when it is skipped, and was so at all times since the id was published (or was checked to be
-//! zero since), cannot be written without showing up in the next harvest.
+//! A page may be skipped only if it was free at some time after the id was published and has not
+//! been written since. The balloon device vouches for the first half (hints of older ids never
+//! reach the sink). The second half is the dirty log's: a page that is *write-protected* when it is
+//! skipped, and was so at all times since the id was published (or was checked to be zero since),
+//! cannot be written without showing up in the next harvest.
 //!
 //! # Protected
-//! Everything is protected, then the id is published, then hints clear bits of the to-send bitmap. Nothing else: a hint never
-//! touches the dirty log. Stale, doubled and lying hints are harmless to an honest guest: any write since the protection,
-//! so any write since the request, is in the next harvest.
+//! Everything is protected, then the id is published, then hints clear bits of the to-send bitmap.
+//! Nothing else: a hint never touches the dirty log. Stale, doubled and lying hints are harmless to
+//! an honest guest: any write since the protection, so any write since the request, is in the next
+//! harvest.
 //!
 //! # Checked zero (round one only)
-//! A guest that zeroes on allocation writes every page that it hints, *after* the id was published. Under the protected way each
-//! of these writes faults, and each page comes back dirty. So words of 64 pages that are wholly populated are left unprotected
-//! at first, and a hint of such a word is honoured by looking: take the word's bits, protect it, *then* read it. Pages that are
-//! zero now equal the destination's (round one: it has nothing but zeros), and a write after the protection is in the next
-//! harvest. This needs no trust in the hint at all.
+//! A guest that zeroes on allocation writes every page that it hints, *after* the id was published.
+//! Under the protected way each of these writes faults, and each page comes back dirty. So words of
+//! 64 pages that are wholly populated are left unprotected at first, and a hint of such a word is
+//! honoured by looking: take the word's bits, protect it, *then* read it. Pages that are zero now
+//! equal the destination's (round one: it has nothing but zeros), and a write after the protection
+//! is in the next harvest. This needs no trust in the hint at all.
 //!
 //! Hazards, and what is done about them:
-//! - *Protecting forgets dirty bits.* Protecting a word twice forgets writes to pages that were already sent or skipped. So each
-//!   word is protected **once** before the harvest, by whoever took its to-send bits for the first time; the shared `guarded`
-//!   bitmap (one bit a word) remembers. Only words wholly inside the hint are taken: a hint's ragged edges shrink inward.
-//! - *A word put back.* Pages with content go back to the to-send bitmap, their word now guarded. Another hint for them must not
-//!   clear them in the protected way, for their protection came after the id: the page may have been hinted (free), taken
-//!   back and written, and only then protected. So only words that were guarded **before** the id (`early`) may be
-//!   cleared by the mere word of a hint.
-//! - *Holes.* A word that contains any hole is protected before the round, and only **then** are holes determined: not populated
-//!   after the protection means zero at that time, and every write since is logged. The other order loses a write that falls
-//!   between looking and protecting.
-//! - *The balloon.* A ballooned page's content does not matter, but it may leave the balloon at any time. The set is read after the
-//!   protection and holds only for guarded words, so a page that leaves and is written is in the next harvest.
+//! - *Protecting forgets dirty bits.* Protecting a word twice forgets writes to pages that were
+//!   already sent or skipped. So each word is protected **once** before the harvest, by whoever
+//!   took its to-send bits for the first time; the shared `guarded` bitmap (one bit a word)
+//!   remembers. Only words wholly inside the hint are taken: a hint's ragged edges shrink inward.
+//! - *A word put back.* Pages with content go back to the to-send bitmap, their word now guarded.
+//!   Another hint for them must not clear them in the protected way, for their protection came
+//!   after the id: the page may have been hinted (free), taken back and written, and only then
+//!   protected. So only words that were guarded **before** the id (`early`) may be cleared by the
+//!   mere word of a hint.
+//! - *Holes.* A word that contains any hole is protected before the round, and only **then** are
+//!   holes determined: not populated after the protection means zero at that time, and every write
+//!   since is logged. The other order loses a write that falls between looking and protecting.
+//! - *The balloon.* A ballooned page's content does not matter, but it may leave the balloon at any
+//!   time. The set is read after the protection and holds only for guarded words, so a page that
+//!   leaves and is written is in the next harvest.
 //!
 //! # Which way
-//! [`HintMode::Auto`] starts with checked zero. If the blocks found with content are a quarter or more of those found zero, the guest
-//! does not zero: the sink raises a flag and honours nothing more, but notes what was named; the control thread publishes DONE (the
-//! guest takes its memory back, so that it can hint it again), protects what is not guarded yet, and when the driver cannot miss DONE any more
-//! publishes a new id in the protected way. In rounds from two on the harvest has protected everything: hints work in the protected
-//! way, and are asked for only if that way was used before, since a zeroing guest would dirty every page that it hints.
+//! [`HintMode::Auto`] starts with checked zero. If the blocks found with content are a quarter or
+//! more of those found zero, the guest does not zero: the sink raises a flag and honours nothing
+//! more, but notes what was named; the control thread publishes DONE (the guest takes its memory
+//! back, so that it can hint it again), protects what is not guarded yet, and when the driver
+//! cannot miss DONE any more publishes a new id in the protected way. In rounds from two on the
+//! harvest has protected everything: hints work in the protected way, and are asked for only if
+//! that way was used before, since a zeroing guest would dirty every page that it hints.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -87,7 +95,11 @@ pub(crate) fn word_map(nr_pages: u64) -> AtomicBitmap {
 }
 
 /// Protects words, clipping the last one to guest RAM.
-pub(crate) fn protect_words(log: &dyn DirtyLog, nr_pages: u64, words: Range<usize>) -> std::io::Result<()> {
+pub(crate) fn protect_words(
+    log: &dyn DirtyLog,
+    nr_pages: u64,
+    words: Range<usize>,
+) -> std::io::Result<()> {
     let first = words.start as u64 * 64;
     let end = (words.end as u64 * 64).min(nr_pages);
     log.protect(first, end.saturating_sub(first))
@@ -124,7 +136,11 @@ pub(crate) struct Sink {
 
 impl Sink {
     /// Hints clear bits. Everything in the round's to-send bitmap is protected already.
-    pub(crate) fn protected(round: &Arc<Round>, ram: &Arc<dyn GuestRam>, log: &Arc<dyn DirtyLog>) -> Self {
+    pub(crate) fn protected(
+        round: &Arc<Round>,
+        ram: &Arc<dyn GuestRam>,
+        log: &Arc<dyn DirtyLog>,
+    ) -> Self {
         Self::new(round, ram, log, Way::Protected, false)
     }
 
@@ -134,8 +150,8 @@ impl Sink {
         Self { named: self.named.clone(), ..next }
     }
 
-    /// Hints are checked. What is in `guarded` now was protected before the id is published. With `probe`, a guest that does
-    /// not zero raises [`not_zeroing`](Self::not_zeroing).
+    /// Hints are checked. What is in `guarded` now was protected before the id is published. With
+    /// `probe`, a guest that does not zero raises [`not_zeroing`](Self::not_zeroing).
     pub(crate) fn checked_zero(
         round: &Arc<Round>,
         ram: &Arc<dyn GuestRam>,
@@ -174,13 +190,14 @@ impl Sink {
         }
     }
 
-    /// The sink for the next id of the same round, this one being closed. What was protected meanwhile was so before that id
-    /// is published. The probe goes on where it was.
+    /// The sink for the next id of the same round, this one being closed. What was protected
+    /// meanwhile was so before that id is published. The probe goes on where it was.
     pub(crate) fn renew(&self) -> Self {
         let next = match &self.way {
             Way::Protected => self.switched(),
             Way::CheckedZero { guarded, .. } => {
-                let next = Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe);
+                let next =
+                    Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe);
                 Self { named: self.named.clone(), ..next }
             }
         };
@@ -254,7 +271,8 @@ impl Sink {
             let follows = batch.last().is_none_or(|(last, _)| last + 1 == word);
             if !follows || batch.len() == WORDS_AT_ONCE {
                 self.look(&mut batch, guarded, &mut found);
-                // The rest of a block with content is the sender's, and nobody waits for a long hint to end.
+                // The rest of a block with content is the sender's, and nobody waits for a long
+                // hint to end.
                 if found.content || self.gate.is_closed() {
                     break;
                 }
@@ -269,7 +287,8 @@ impl Sink {
             }
             let taken = self.round.claim(word);
             if guarded.test(word as u64) {
-                // Another hint thread guarded the word and put pages back between the two lines above.
+                // Another hint thread guarded the word and put pages back between the two lines
+                // above.
                 self.round.put_back(word, taken);
             } else if taken == 0 {
                 self.round.note_sent_before(word, mask);
@@ -340,7 +359,8 @@ impl Sink {
         let counter = if found.content { &self.content_blocks } else { &self.zero_blocks };
         counter.fetch_add(1, Ordering::Relaxed);
         let content = self.content_blocks.load(Ordering::Relaxed);
-        // One block with content may be memory that a zeroing guest took back in need; a quarter is not.
+        // One block with content may be memory that a zeroing guest took back in need; a quarter is
+        // not.
         if self.probe && content * 4 > self.zero_blocks.load(Ordering::Relaxed) {
             self.not_zeroing.store(true, Ordering::Release);
         }
@@ -391,9 +411,10 @@ pub struct Worth {
 
 /// The decision of [`HintPolicy::Auto`]: `Err` says why not.
 ///
-/// Only populated memory that the guest does not use can be saved: populated − (RAM − free). Below 64 MiB (what a guest that zeroes may
-/// populate for nothing until the asking ends; an idle guest of 8 GiB has 37 MiB that are free and populated), below 2 % of what
-/// is populated, or below 50 ms on the link it is not worth making the guest allocate all its free memory (and, if it zeroes,
+/// Only populated memory that the guest does not use can be saved: populated − (RAM − free). Below
+/// 64 MiB (what a guest that zeroes may populate for nothing until the asking ends; an idle guest
+/// of 8 GiB has 37 MiB that are free and populated), below 2 % of what is populated, or below 50 ms
+/// on the link it is not worth making the guest allocate all its free memory (and, if it zeroes,
 /// populate it). Without statistics all that is populated might be free.
 pub fn worthwhile(worth: &Worth) -> Result<u64, &'static str> {
     let page = PAGE_SIZE as u64;
@@ -419,8 +440,12 @@ mod tests {
     #[test]
     fn hints_are_asked_for_where_they_pay() {
         let gib = (1u64 << 30) / PAGE_SIZE as u64;
-        let base =
-            Worth { populated: gib, nr_pages: 8 * gib, guest_free_bytes: Some(15 << 29), link_rate: 1e9 };
+        let base = Worth {
+            populated: gib,
+            nr_pages: 8 * gib,
+            guest_free_bytes: Some(15 << 29),
+            link_rate: 1e9,
+        };
         // 1 GiB populated, 0.5 GiB used.
         assert_eq!(worthwhile(&base), Ok(1 << 29));
         // 37 MiB, as an idle guest of 8 GiB has it.

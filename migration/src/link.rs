@@ -1,8 +1,9 @@
 //! Frames over a transport: what both sides share.
 //!
-//! [`FrameWriter`] numbers, checksums, counts and throttles what goes out; [`FrameReader`] believes nothing of what comes in until
-//! the checks listed in [`crate::wire`] have passed. Both wait in ticks (see [`crate::transport`]) and give up when cancelled, when
-//! told to stop, or when nothing has moved for the stall time.
+//! [`FrameWriter`] numbers, checksums, counts and throttles what goes out; [`FrameReader`] believes
+//! nothing of what comes in until the checks listed in [`crate::wire`] have passed. Both wait in
+//! ticks (see [`crate::transport`]) and give up when cancelled, when told to stop, or when nothing
+//! has moved for the stall time.
 
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +42,8 @@ impl PauseLimit {
     /// So much more is to be sent in it than was known when it began.
     pub fn extend(&self, more: Duration) {
         let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *limit = limit.and_then(|(until, time)| Some((until.checked_add(more)?, time.saturating_add(more))));
+        *limit = limit
+            .and_then(|(until, time)| Some((until.checked_add(more)?, time.saturating_add(more))));
     }
 
     /// It ends in time: there is no limit any more.
@@ -85,7 +87,8 @@ impl FrameLimit {
 }
 
 impl Interrupt {
-    /// `Err` if there is a reason. A stop without a cancel is [`Error::Closed`]; who set it knows the true cause.
+    /// `Err` if there is a reason. A stop without a cancel is [`Error::Closed`]; who set it knows
+    /// the true cause.
     pub fn check(&self) -> Result<(), Error> {
         if self.cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -122,7 +125,8 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// Writes to `out`, as fast as the cap allows; a peer that takes nothing for `stall` is given up.
+    /// Writes to `out`, as fast as the cap allows; a peer that takes nothing for `stall` is given
+    /// up.
     pub fn new(
         out: Box<dyn WriteHalf>,
         throttle: Option<Cap>,
@@ -185,7 +189,8 @@ impl FrameWriter {
         self.send(kind, &[&payload])
     }
 
-    /// Tells the peer why, if it can still understand it. Does not wait for a peer that does not listen.
+    /// Tells the peer why, if it can still understand it. Does not wait for a peer that does not
+    /// listen.
     pub fn abort(&mut self, reason: &str) {
         if self.broken {
             return;
@@ -313,8 +318,9 @@ impl FrameReader {
         self.deadline = Instant::now().checked_add(time).map(|until| (until, time));
     }
 
-    /// The next frame, which must be one of `legal`; its payload is then in [`payload`](Self::payload). An Abort is
-    /// always legal and becomes [`Error::PeerAbort`]. `during` says what was going on, for the error.
+    /// The next frame, which must be one of `legal`; its payload is then in
+    /// [`payload`](Self::payload). An Abort is always legal and becomes [`Error::PeerAbort`].
+    /// `during` says what was going on, for the error.
     pub fn next(&mut self, legal: &[Kind], during: &'static str) -> Result<Kind, Error> {
         let mut raw = [0; HEADER_LEN];
         self.late = None;
@@ -384,7 +390,8 @@ impl FrameReader {
                     moved = Instant::now();
                     let time = self.frame_limit.time;
                     self.late.get_or_insert((moved + time, time));
-                    // Say so at once when it is something else that answers, however little it says.
+                    // Say so at once when it is something else that answers, however little it
+                    // says.
                     let seen = buf.get(..done.min(MAGIC.len())).unwrap_or_default();
                     if is_header && !MAGIC.starts_with(seen) {
                         return Err(WireError::Magic.into());

@@ -1,23 +1,30 @@
 //! Round one with hints: when to send and when to wait for more hints.
 //!
-//! A page that is sent before its hint arrives was sent for nothing. A slice of `t` seconds spent waiting costs
-//! `link_rate × t` bytes that could have been sent, and saves up to `hint_rate × t` bytes from being sent at all. So while hints
-//! clear at least as fast as the link could send, waiting is at least as good as sending even if none of the waiting is
-//! repaid by the end; when they are slower, sending is better, for hints go on arriving meanwhile. Pages go out in ascending
-//! order: a kernel keeps its image low and hands out free memory from the top, so the two tend to meet late.
+//! A page that is sent before its hint arrives was sent for nothing. A slice of `t` seconds spent
+//! waiting costs `link_rate × t` bytes that could have been sent, and saves up to `hint_rate × t`
+//! bytes from being sent at all. So while hints clear at least as fast as the link could send,
+//! waiting is at least as good as sending even if none of the waiting is repaid by the end; when
+//! they are slower, sending is better, for hints go on arriving meanwhile. Pages go out in
+//! ascending order: a kernel keeps its image low and hands out free memory from the top, so the two
+//! tend to meet late.
 //!
-//! **Patience.** A rate that drops says little: the guest has other work to do and a host may have few CPUs, on which sending takes from the
-//! guest the time in which it would hint. Sending after every dip would then keep the hints slow for good. So the pacer also holds back while
-//! hints are slower than the link, out of a budget: what the first hint left of `first_wait` (the first blocks are the slowest), an eighth of the
-//! time that hints have saved beyond the waiting so far, and a twentieth of the time spent sending. When it is used up, the pacer sends until there is enough for a window, and then
-//! looks again how fast hints are while nothing is sent.
+//! **Patience.** A rate that drops says little: the guest has other work to do and a host may have
+//! few CPUs, on which sending takes from the guest the time in which it would hint. Sending after
+//! every dip would then keep the hints slow for good. So the pacer also holds back while hints are
+//! slower than the link, out of a budget: what the first hint left of `first_wait` (the first
+//! blocks are the slowest), an eighth of the time that hints have saved beyond the waiting so far,
+//! and a twentieth of the time spent sending. When it is used up, the pacer sends until there is
+//! enough for a window, and then looks again how fast hints are while nothing is sent.
 //!
-//! **The waiting is bounded.** Before the first hint: `first_wait`, and not at all if the driver has not read the id. After it a slice is
-//! either *paid* (the slices just before it, a window, cleared at the link's rate, so the paid slices together
-//! cannot be longer than sending what was cleared would have taken, plus one window), or it comes out of the budget. All waiting together is therefore
-//! at most the time that hints save, a twentieth of the time spent sending, `first_wait`, and a window.
+//! **The waiting is bounded.** Before the first hint: `first_wait`, and not at all if the driver
+//! has not read the id. After it a slice is either *paid* (the slices just before it, a window,
+//! cleared at the link's rate, so the paid slices together cannot be longer than sending what was
+//! cleared would have taken, plus one window), or it comes out of the budget. All waiting together
+//! is therefore at most the time that hints save, a twentieth of the time spent sending,
+//! `first_wait`, and a window.
 //!
-//! The pacer itself is arithmetic on times and counters. The caller sleeps, or sends for a slice, and asks again.
+//! The pacer itself is arithmetic on times and counters. The caller sleeps, or sends for a slice,
+//! and asks again.
 
 use std::time::Duration;
 
@@ -48,7 +55,8 @@ pub struct Sample {
     pub advance: bool,
 }
 
-/// The part of the time saved by hints, beyond what was waited for them, that may be waited for slower ones.
+/// The part of the time saved by hints, beyond what was waited for them, that may be waited for
+/// slower ones.
 const OF_SAVED: f64 = 1.0 / 8.0;
 /// The part of the time spent sending that may be waited to see whether hints have become faster.
 const OF_SENDING: f64 = 1.0 / 20.0;
@@ -76,7 +84,15 @@ impl Pacer {
     pub fn new(first_wait: Duration) -> Self {
         let zero = Duration::ZERO;
         let window = Vec::new();
-        Self { first_wait, window, first_hint: None, last: None, paid: zero, unpaid: zero, sending: zero }
+        Self {
+            first_wait,
+            window,
+            first_hint: None,
+            last: None,
+            paid: zero,
+            unpaid: zero,
+            sending: zero,
+        }
     }
 
     /// Decides the next slice.
@@ -87,7 +103,8 @@ impl Pacer {
         }
         let good = self.keeps_up(sample);
         if let Some((then, pace)) = self.last {
-            // A slice is short: when more has passed nobody ran here, and sending had stood still as well.
+            // A slice is short: when more has passed nobody ran here, and sending had stood still
+            // as well.
             let passed = sample.now.saturating_sub(then).min(WINDOW);
             match pace {
                 Pace::Send => self.sending += passed,
@@ -182,8 +199,8 @@ mod tests {
         for slice in 0..=20 {
             assert_eq!(pacer.pace(&sample(slice * 20, slice * 200 * mb, true)), Pace::Hold);
         }
-        let held =
-            (21..200).take_while(|&slice| pacer.pace(&sample(slice * 20, 4000 * mb, true)) == Pace::Hold);
+        let held = (21..200)
+            .take_while(|&slice| pacer.pace(&sample(slice * 20, 4000 * mb, true)) == Pace::Hold);
         // The window sees the dip after 80 ms, which were paid.
         assert_eq!(held.count(), (80 + 440) / 20 - 1);
     }
@@ -205,7 +222,8 @@ mod tests {
         let mut pacer = Pacer::new(Duration::ZERO);
         let (mut now, mut cleared) = (0, 1);
         let mut sent = 0;
-        // Ten times the link's rate while held, nothing while sending; and nothing at all in the first 200 ms.
+        // Ten times the link's rate while held, nothing while sending; and nothing at all in the
+        // first 200 ms.
         while cleared < 4_000_000_000 {
             let pace = pacer.pace(&sample(now, cleared, true));
             now += 20;
@@ -229,7 +247,8 @@ mod tests {
                 if pacer.pace(&sample(now, cleared, cleared > 0)) == Pace::Hold { held += 20; }
                 now += 20;
             }
-            // Each slice's hints can justify at most a window of waiting, by the rate they alone would sustain.
+            // Each slice's hints can justify at most a window of waiting, by the rate they alone
+            // would sustain.
             let slices = WINDOW.as_millis() as u64 / 20;
             let paid = 20 * (slices + 1) + slices * cleared / 1_000_000;
             let budget = cleared / 8_000_000 + (now - held) / 20 + 2 * 20;

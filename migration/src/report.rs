@@ -1,15 +1,20 @@
-//! What a migration tells about itself: progress while it runs, a report when it is done. Plain data, `serde::Serialize`.
+//! What a migration tells about itself: progress while it runs, a report when it is done. Plain
+//! data, `serde::Serialize`.
 //!
 //! Identity of every round, checked by the engine before the report is built:
 //! `sent + zero + hole + hinted + ballooned + clean = pages of guest RAM`.
 //!
 //! # What hints saved
-//! *Bytes saved* are the pages that were skipped for a hint and not written before the round ended (`hinted − overridden`), as if each
-//! had content: what they held before the guest was asked is not known any more if it zeroes what it hints. So it is an upper bound,
-//! and exact for memory that was used and freed. It is guest memory: compressed it would have been fewer bytes on the wire.
+//! *Bytes saved* are the pages that were skipped for a hint and not written before the round ended
+//! (`hinted − overridden`), as if each had content: what they held before the guest was asked is
+//! not known any more if it zeroes what it hints. So it is an upper bound, and exact for memory
+//! that was used and freed. It is guest memory: compressed it would have been fewer bytes on the
+//! wire.
 //!
-//! *Time saved* is what these bytes would have taken at the link's rate (with compression, of what else was sent), less the time for which the sender held back for hints. The rate is the measured one, or the cap
-//! where that is lower. Negative: the waiting cost more than the hints saved. What hinting costs the guest is not in it.
+//! *Time saved* is what these bytes would have taken at the link's rate (with compression, of what
+//! else was sent), less the time for which the sender held back for hints. The rate is the measured
+//! one, or the cap where that is lower. Negative: the waiting cost more than the hints saved. What
+//! hinting costs the guest is not in it.
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +46,8 @@ pub struct RoundReport {
     pub clean: u64,
     /// Hinted pages that were not skipped: sent before the hint came, or the epoch was closed.
     pub hinted_too_late: u64,
-    /// The part of `hinted_too_late` that was sent in this round before its hint came: bytes that more patience had saved.
+    /// The part of `hinted_too_late` that was sent in this round before its hint came: bytes that
+    /// more patience had saved.
     pub sent_then_hinted: u64,
     /// Pages skipped for a hint and found in the next harvest: written since.
     pub overridden: u64,
@@ -79,9 +85,11 @@ pub struct HintFigures {
     pub sent_then_hinted: u64,
     /// Pages skipped for a hint and written before the round ended.
     pub overridden: u64,
-    /// From asking to the first hint, in milliseconds; of several rounds, in the first that got one.
+    /// From asking to the first hint, in milliseconds; of several rounds, in the first that got
+    /// one.
     pub time_to_first_hint_ms: Option<u64>,
-    /// Bytes named by hints per second, from the first hint to the last; of several rounds, the highest. 0 with fewer than two hints.
+    /// Bytes named by hints per second, from the first hint to the last; of several rounds, the
+    /// highest. 0 with fewer than two hints.
     pub hint_rate: u64,
     /// Bytes that were not sent thanks to hints: see the module's text.
     pub saved_bytes: u64,
@@ -173,14 +181,15 @@ pub struct Report {
     pub total_ms: u64,
     /// Pages of guest RAM dealt with per second of round one, however they were dealt with.
     pub pages_per_second: f64,
-    /// Whether content was compressed. If so a page that was sent may have taken less than its 4096 bytes.
+    /// Whether content was compressed. If so a page that was sent may have taken less than its 4096
+    /// bytes.
     pub compression: Compression,
     /// Connections that carried memory.
     pub streams: u32,
     /// Why hints were used or not, in words.
     pub hints: String,
-    /// Bytes of round one that were sent although they were free by the guest's statistics, or were named and not honoured.
-    /// Small blocks, which no hint names, are part of it.
+    /// Bytes of round one that were sent although they were free by the guest's statistics, or were
+    /// named and not honoured. Small blocks, which no hint names, are part of it.
     pub expected_unsaved_bytes: u64,
     /// The comparison of both sides' memory, if it was asked for.
     pub verify: Option<VerifyReport>,
@@ -209,7 +218,8 @@ pub struct Snapshot {
     pub rate: u64,
 }
 
-/// Receives snapshots about every 200 ms and at each phase's start, on the migration's thread: return soon.
+/// Receives snapshots about every 200 ms and at each phase's start, on the migration's thread:
+/// return soon.
 pub trait Progress: Sync {
     /// One snapshot.
     fn update(&self, snapshot: &Snapshot);
@@ -238,18 +248,27 @@ mod tests {
 
     #[test]
     fn what_hints_saved() {
-        let mut round = RoundReport { hinted: 1000, overridden: 200, held_ms: 30, ..Default::default() };
+        let mut round =
+            RoundReport { hinted: 1000, overridden: 200, held_ms: 30, ..Default::default() };
         round.reckon(4_096_000.0);
         assert_eq!((round.saved_bytes, round.saved_ms), (800 * 4096, 770));
         // Waiting for nothing.
         let mut vain = RoundReport { held_ms: 250, ..Default::default() };
         vain.reckon(4_096_000.0);
         assert_eq!((vain.saved_bytes, vain.saved_ms), (0, -250));
-        let first = HintFigures { time_to_first_hint_ms: Some(7), hint_rate: 5, ..vain.hint_figures() };
+        let first =
+            HintFigures { time_to_first_hint_ms: Some(7), hint_rate: 5, ..vain.hint_figures() };
         let mut all = HintFigures::default();
         all.add(&first);
-        all.add(&HintFigures { time_to_first_hint_ms: Some(9), hint_rate: 3, ..round.hint_figures() });
+        all.add(&HintFigures {
+            time_to_first_hint_ms: Some(9),
+            hint_rate: 3,
+            ..round.hint_figures()
+        });
         assert_eq!(all.time_to_first_hint_ms, Some(7));
-        assert_eq!((all.hint_rate, all.saved_bytes, all.saved_ms, all.hinted), (5, 800 * 4096, 520, 1000));
+        assert_eq!(
+            (all.hint_rate, all.saved_bytes, all.saved_ms, all.hinted),
+            (5, 800 * 4096, 520, 1000)
+        );
     }
 }

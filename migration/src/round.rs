@@ -1,17 +1,19 @@
 //! One round: which pages are still to be sent, who takes them, and what became of each.
 //!
 //! # Invariants
-//! 1. **A page leaves the to-send bitmap once.** The sender takes whole words with one swap, a hint clears bits with one
-//!    fetch_and (or takes whole words to check them and puts back what it does not skip). Whoever got the bit counts the page. No
-//!    mutex stands between hints and sending.
-//! 2. **After [`Gate::close`] returned no hint has any effect.** The gate is one atomic: a closed flag and the number of hints
-//!    under way. A hint enters by adding one and looks at the flag *in the value that it replaced*, so it either counted itself
-//!    in before the close, and is waited for, or sees the flag and leaves.
+//! 1. **A page leaves the to-send bitmap once.** The sender takes whole words with one swap, a hint
+//!    clears bits with one fetch_and (or takes whole words to check them and puts back what it does
+//!    not skip). Whoever got the bit counts the page. No mutex stands between hints and sending.
+//! 2. **After [`Gate::close`] returned no hint has any effect.** The gate is one atomic: a closed
+//!    flag and the number of hints under way. A hint enters by adding one and looks at the flag *in
+//!    the value that it replaced*, so it either counted itself in before the close, and is waited
+//!    for, or sees the flag and leaves.
 //! 3. `sent + zero + hole + hinted + ballooned + clean = pages`, checked in [`Round::account`].
 //!
 //! # Hazard
-//! A round that ends while a hint is half-way could lose the page: the hint takes the word, the sender sees an empty bitmap and
-//! ends the round, the hint puts the word back. So the gate is closed first, then the bitmap is swept once more.
+//! A round that ends while a hint is half-way could lose the page: the hint takes the word, the
+//! sender sees an empty bitmap and ends the round, the hint puts the word back. So the gate is
+//! closed first, then the bitmap is swept once more.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -61,8 +63,8 @@ pub struct Pass<'a>(&'a Gate);
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if self.0.state.fetch_sub(1, SeqCst) == CLOSED | 1 {
-            // The lock orders this notification after the closer's look at the count: without it the wakeup could fall
-            // between its look and its sleep.
+            // The lock orders this notification after the closer's look at the count: without it
+            // the wakeup could fall between its look and its sleep.
             let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
             self.0.empty.notify_all();
         }
@@ -189,7 +191,8 @@ impl Round {
         u64::from(mask.count_ones())
     }
 
-    /// Notes pages of a hint that had already been sent in this round. `mask` is the hint's part of `word`.
+    /// Notes pages of a hint that had already been sent in this round. `mask` is the hint's part of
+    /// `word`.
     pub fn note_sent_before(&self, word: usize, mask: u64) {
         let nr = u64::from((self.sent_map.load(word) & mask).count_ones());
         if nr > 0 {
@@ -279,7 +282,8 @@ impl Round {
         }
     }
 
-    /// The round is over: its report. `Err` if the classes do not add up. Gate closed, nothing to send left.
+    /// The round is over: its report. `Err` if the classes do not add up. Gate closed, nothing to
+    /// send left.
     pub fn account(&self) -> Result<RoundReport, Error> {
         let report = self.figures();
         let skipped = report.zero + report.hole + report.hinted + report.ballooned;

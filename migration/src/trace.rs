@@ -1,8 +1,10 @@
-//! A migration over time, for `--trace`, `--report` and `wherry replay`: what was sent, hinted, dirtied and decided, and when.
+//! A migration over time, for `--trace`, `--report` and `wherry replay`: what was sent, hinted,
+//! dirtied and decided, and when.
 //!
-//! A trace is JSON Lines: one [`Event`] a line, in order of time, [`What::Start`] first and [`What::End`] or [`What::Failed`] last.
-//! Who reads one must skip events and fields that it does not know, and take absent fields for zero; [`VERSION`] changes only when the
-//! meaning of an old field does. The format is documented for users in `docs/trace.md`.
+//! A trace is JSON Lines: one [`Event`] a line, in order of time, [`What::Start`] first and
+//! [`What::End`] or [`What::Failed`] last. Who reads one must skip events and fields that it does
+//! not know, and take absent fields for zero; [`VERSION`] changes only when the meaning of an old
+//! field does. The format is documented for users in `docs/trace.md`.
 //!
 //! Counts are pages unless the name says bytes; times are microseconds since the migration began.
 
@@ -103,7 +105,8 @@ pub enum What {
         #[serde(default)]
         mode: String,
     },
-    /// Whether hints are asked for and why they no longer are; after each round what its dirty set is predicted to cost.
+    /// Whether hints are asked for and why they no longer are; after each round what its dirty set
+    /// is predicted to cost.
     Decision {
         /// In a few words.
         #[serde(default)]
@@ -144,15 +147,17 @@ pub enum What {
         /// Microseconds held back for hints in this round.
         #[serde(default)]
         held_us: u64,
-        /// Microseconds since the migration began that went into claiming, protecting and reading pages.
+        /// Microseconds since the migration began that went into claiming, protecting and reading
+        /// pages.
         #[serde(default)]
         reading_us: u64,
         /// The same for compressing, checksumming and writing them, of all connections together.
         #[serde(default)]
         sending_us: u64,
     },
-    /// The dirty log was looked at, not consumed: distinct pages written since they were last protected, as far as KVM's own log
-    /// has them. In round one only pages that are protected already count, which are `protected` pages.
+    /// The dirty log was looked at, not consumed: distinct pages written since they were last
+    /// protected, as far as KVM's own log has them. In round one only pages that are protected
+    /// already count, which are `protected` pages.
     Dirty {
         /// From 1.
         #[serde(default)]

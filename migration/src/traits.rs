@@ -1,24 +1,29 @@
 //! What the engine needs from the machine that it moves.
 //!
-//! `vmm` implements these on KVM; the tests implement them on a model guest. The engine knows neither KVM nor virtio.
+//! `vmm` implements these on KVM; the tests implement them on a model guest. The engine knows
+//! neither KVM nor virtio.
 //!
-//! Guest RAM is a flat array of 4 KiB pages numbered `0..nr_pages()`, the RAM regions one after another with no gaps
-//! (a *page number* here is therefore **not** a guest frame number above the 32-bit hole).
+//! Guest RAM is a flat array of 4 KiB pages numbered `0..nr_pages()`, the RAM regions one after
+//! another with no gaps (a *page number* here is therefore **not** a guest frame number above the
+//! 32-bit hole).
 
 use std::io;
 use std::sync::Arc;
 
 use crate::bitmap::Bitmap;
 
-/// Size of a page in bytes. x86-64 base pages; the unit of the dirty log, of hints and of the wire format.
+/// Size of a page in bytes. x86-64 base pages; the unit of the dirty log, of hints and of the wire
+/// format.
 pub const PAGE_SIZE: usize = 4096;
 
-/// Guest memory, as source or destination. Access may race with running vCPUs; only whole pages are moved.
+/// Guest memory, as source or destination. Access may race with running vCPUs; only whole pages are
+/// moved.
 pub trait GuestRam: Send + Sync {
     /// Number of pages of guest RAM.
     fn nr_pages(&self) -> u64;
 
-    /// Copies pages starting at page `first` into `buf` (a multiple of [`PAGE_SIZE`]). Never populates a hole.
+    /// Copies pages starting at page `first` into `buf` (a multiple of [`PAGE_SIZE`]). Never
+    /// populates a hole.
     fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// Writes `data` (a multiple of [`PAGE_SIZE`]) from page `first` on. Destination only.
@@ -27,8 +32,9 @@ pub trait GuestRam: Send + Sync {
     /// Makes `nr` pages from `first` on read as zero and gives their memory back to the host.
     fn zero(&self, first: u64, nr: u64) -> io::Result<()>;
 
-    /// Sets in `out` the bit of every page that may hold something other than zero. A page whose bit stays clear was a
-    /// hole (reads as zero) at some time during the call. Costs time by extents, not by pages, and populates nothing.
+    /// Sets in `out` the bit of every page that may hold something other than zero. A page whose
+    /// bit stays clear was a hole (reads as zero) at some time during the call. Costs time by
+    /// extents, not by pages, and populates nothing.
     fn populated(&self, out: &mut Bitmap) -> io::Result<()>;
 
     /// Guest-physical address of a page in bytes, for messages.
@@ -39,22 +45,25 @@ pub trait GuestRam: Send + Sync {
 
 /// The dirty log: KVM's log OR the VMM's own writes to guest memory.
 ///
-/// KVM's manual-protect log with all bits initially set: [`start`](DirtyLog::start) protects nothing and calls every page dirty;
-/// [`protect`](DirtyLog::protect) write-protects a range and forgets its dirty bits, so that a write after it is seen.
+/// KVM's manual-protect log with all bits initially set: [`start`](DirtyLog::start) protects
+/// nothing and calls every page dirty; [`protect`](DirtyLog::protect) write-protects a range and
+/// forgets its dirty bits, so that a write after it is seen.
 pub trait DirtyLog: Send + Sync {
     /// Turns the log on. Afterwards every page counts as dirty and none is write-protected.
     fn start(&self) -> io::Result<()>;
 
-    /// Write-protects the pages and clears their dirty bits. `first` and `nr` are multiples of 64 (`nr` may also end at the last
-    /// page of RAM). A write that happens after this returns sets the page's bit again; read the page only after it returned.
+    /// Write-protects the pages and clears their dirty bits. `first` and `nr` are multiples of 64
+    /// (`nr` may also end at the last page of RAM). A write that happens after this returns sets
+    /// the page's bit again; read the page only after it returned.
     fn protect(&self, first: u64, nr: u64) -> io::Result<()>;
 
-    /// Sets in `out` the bits of all pages written since they were last protected, and protects these pages again (a bit
-    /// once returned is consumed).
+    /// Sets in `out` the bits of all pages written since they were last protected, and protects
+    /// these pages again (a bit once returned is consumed).
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()>;
 
-    /// Like [`harvest`](DirtyLog::harvest), but consumes and protects nothing; may leave out what the VMM itself wrote. False: the
-    /// log cannot be looked at in this way. Only for traces, nothing is decided by it.
+    /// Like [`harvest`](DirtyLog::harvest), but consumes and protects nothing; may leave out what
+    /// the VMM itself wrote. False: the log cannot be looked at in this way. Only for traces,
+    /// nothing is decided by it.
     fn peek(&self, _out: &mut Bitmap) -> io::Result<bool> {
         Ok(false)
     }
@@ -63,7 +72,8 @@ pub trait DirtyLog: Send + Sync {
     fn stop(&self) -> io::Result<()>;
 }
 
-/// Receives hints: page range `first..first + nr` was free at some time after the current command id was published.
+/// Receives hints: page range `first..first + nr` was free at some time after the current command
+/// id was published.
 pub trait HintSink: Send + Sync {
     /// One hinted range. Called from the device's thread; must not block on the sender.
     fn hint(&self, first: u64, nr: u64);
@@ -74,20 +84,25 @@ pub trait HintSource: Send + Sync {
     /// Whether the guest's driver negotiated free page hinting and is live.
     fn available(&self) -> bool;
 
-    /// Publishes a new command id (never one used before) and lets hints flow to `sink`, which replaces an earlier one.
+    /// Publishes a new command id (never one used before) and lets hints flow to `sink`, which
+    /// replaces an earlier one.
     fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()>;
 
-    /// Asks the driver to let the guest do other work for a while. Hints that are on their way still reach the sink; the next
-    /// [`start`](HintSource::start) lets the driver go on with what it has not hinted yet.
+    /// Asks the driver to let the guest do other work for a while. Hints that are on their way
+    /// still reach the sink; the next [`start`](HintSource::start) lets the driver go on with what
+    /// it has not hinted yet.
     fn rest(&self);
 
-    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has reached the sink.
+    /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has
+    /// reached the sink.
     fn rested(&self) -> bool;
 
-    /// Publishes STOP. When this returns, no call into the sink is under way and none follows: the epoch is closed.
+    /// Publishes STOP. When this returns, no call into the sink is under way and none follows: the
+    /// epoch is closed.
     fn stop(&self);
 
-    /// Publishes DONE: the guest takes its hinted memory back. Implies [`stop`](HintSource::stop). Idempotent.
+    /// Publishes DONE: the guest takes its hinted memory back. Implies [`stop`](HintSource::stop).
+    /// Idempotent.
     fn done(&self);
 
     /// After [`done`](HintSource::done): whether the driver takes its memory back before it can see
@@ -98,8 +113,9 @@ pub trait HintSource: Send + Sync {
     /// Whether the guest has said that it has no more pages to hint under the current id.
     fn finished(&self) -> bool;
 
-    /// Waits up to `timeout` until the driver has read the last published id. Returns whether it did. One that was hinting reads it
-    /// between two blocks, stops, and acts on it only then, if there is no other by that time.
+    /// Waits up to `timeout` until the driver has read the last published id. Returns whether it
+    /// did. One that was hinting reads it between two blocks, stops, and acts on it only then, if
+    /// there is no other by that time.
     fn wait_seen(&self, timeout: std::time::Duration) -> bool;
 
     /// Sets in `out` the bit of every page that is in the balloon now.
@@ -117,9 +133,9 @@ pub trait Machine: Send + Sync {
     /// Undoes [`pause`](Machine::pause). Only called while this side still owns the guest.
     fn resume(&self) -> io::Result<()>;
 
-    /// The hand-off is about to be sent (`begun`): from here on the machine must refuse to run, whoever asks. An error
-    /// means that it is not as [`pause`](Machine::pause) left it, and nothing is sent. With `begun` false: not a byte
-    /// was sent after all, it is paused as before.
+    /// The hand-off is about to be sent (`begun`): from here on the machine must refuse to run,
+    /// whoever asks. An error means that it is not as [`pause`](Machine::pause) left it, and
+    /// nothing is sent. With `begun` false: not a byte was sent after all, it is paused as before.
     fn hand_over(&self, begun: bool) -> io::Result<()>;
 
     /// State of all vCPUs and devices, in the machine's own encoding. Paused machines only.
@@ -141,10 +157,11 @@ pub struct SourceVm {
     pub description: Vec<u8>,
 }
 
-/// What the destination builds. Called in this order by the engine; an `Err` at any point refuses the migration.
+/// What the destination builds. Called in this order by the engine; an `Err` at any point refuses
+/// the migration.
 pub trait DestinationVm {
-    /// Builds the empty machine from the source's description and gives its RAM. Refusals (less CPU, no memory) are errors whose
-    /// text is sent to the source.
+    /// Builds the empty machine from the source's description and gives its RAM. Refusals (less
+    /// CPU, no memory) are errors whose text is sent to the source.
     fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>>;
 
     /// Loads vCPU and device state, completely, without running anything.

@@ -1,9 +1,11 @@
-//! Byte streams between source and destination: Unix and TCP sockets, their addresses, and the bandwidth cap.
+//! Byte streams between source and destination: Unix and TCP sockets, their addresses, and the
+//! bandwidth cap.
 //!
-//! Contract of the halves of a [`Transport`]: `read` and `write` block for at most about [`TICK`] and then return
-//! `WouldBlock` or `TimedOut`. The layer above ([`crate::link`]) loops, and between two ticks looks whether it was cancelled, whether
-//! the peer gave up, and whether nothing has moved for the stall time. So nobody is ever stuck in a system call, no
-//! signals are needed, and nothing spins.
+//! Contract of the halves of a [`Transport`]: `read` and `write` block for at most about [`TICK`]
+//! and then return `WouldBlock` or `TimedOut`. The layer above ([`crate::link`]) loops, and between
+//! two ticks looks whether it was cancelled, whether the peer gave up, and whether nothing has
+//! moved for the stall time. So nobody is ever stuck in a system call, no signals are needed, and
+//! nothing spins.
 
 mod dial;
 mod listen;
@@ -26,9 +28,10 @@ pub use listen::Listener;
 /// Longest time that a half blocks in one call.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// Bytes that the kernel takes from us before the network has room for them, on all connections together. Left to itself it takes
-/// megabytes: over a slow link these are seconds that neither the measured rate nor the predicted downtime knows of, and with the
-/// guest paused all of them have to go out before its state. What is under way and not yet acknowledged comes on top and is not
+/// Bytes that the kernel takes from us before the network has room for them, on all connections
+/// together. Left to itself it takes megabytes: over a slow link these are seconds that neither the
+/// measured rate nor the predicted downtime knows of, and with the guest paused all of them have to
+/// go out before its state. What is under way and not yet acknowledged comes on top and is not
 /// limited by this, so long links keep their speed (`TCP_NOTSENT_LOWAT`, tcp(7)).
 const UNSENT: u32 = 128 << 10;
 
@@ -37,10 +40,12 @@ const MIN_UNSENT: u32 = 16 << 10;
 
 /// The writing half of a connection.
 pub trait WriteHalf: Write + Send {
-    /// It is one of `nr` that share a link: together they should not leave more to the kernel than one would.
+    /// It is one of `nr` that share a link: together they should not leave more to the kernel than
+    /// one would.
     fn shares(&self, _nr: u32) {}
 
-    /// Ends the connection in both directions, so that a blocked reader wakes up. Errors do not matter any more.
+    /// Ends the connection in both directions, so that a blocked reader wakes up. Errors do not
+    /// matter any more.
     fn shutdown(&self);
 }
 
@@ -66,7 +71,11 @@ pub trait Transport: Send {
 /// Further connections: the source opens them, the destination accepts them.
 pub trait More: Send {
     /// The next one. Waits for `timeout` at most.
-    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError>;
+    fn next(
+        &self,
+        cancel: &CancelToken,
+        timeout: Duration,
+    ) -> Result<Box<dyn Transport>, TransportError>;
 }
 
 /// A connection, and where more of them come from.
@@ -97,7 +106,8 @@ impl WriteHalf for UnixStream {
 
 impl WriteHalf for TcpStream {
     fn shares(&self, nr: u32) {
-        // If it fails the kernel takes more ahead, which costs downtime over slow links and nothing else.
+        // If it fails the kernel takes more ahead, which costs downtime over slow links and nothing
+        // else.
         let _ = SockRef::from(self).set_tcp_notsent_lowat((UNSENT / nr.max(1)).max(MIN_UNSENT));
     }
 
@@ -251,9 +261,17 @@ mod tests {
         for good in ["tcp:host:1", "tcp:[::1]:65535", "tcp:127.0.0.1:0"] {
             assert_eq!(parse(good).unwrap().to_string(), good);
         }
-        for bad in
-            ["", "unix:", "tcp:host", "tcp::1", "tcp:host:", "tcp:h:65536", "tcp:::1:5", "udp:h:1", "/path"]
-        {
+        for bad in [
+            "",
+            "unix:",
+            "tcp:host",
+            "tcp::1",
+            "tcp:host:",
+            "tcp:h:65536",
+            "tcp:::1:5",
+            "udp:h:1",
+            "/path",
+        ] {
             let text = parse(bad).unwrap_err().to_string();
             assert!(text.contains("tcp:HOST:PORT"), "{text}");
         }

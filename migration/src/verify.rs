@@ -1,29 +1,36 @@
 //! Verification: proof, for one migration, that the destination's memory is the source's.
 //!
-//! Asked for with [`SourceConfig::verify`](crate::SourceConfig::verify). The guest is paused, the last round is sent, the vCPU and
-//! device state is saved but not yet sent. Both sides then digest every page, chunk by chunk ([`CHUNK_PAGES`]); the source asks, the
-//! destination answers with its digests, the source compares. Each page is one of:
+//! Asked for with [`SourceConfig::verify`](crate::SourceConfig::verify). The guest is paused, the
+//! last round is sent, the vCPU and device state is saved but not yet sent. Both sides then digest
+//! every page, chunk by chunk ([`CHUNK_PAGES`]); the source asks, the destination answers with its
+//! digests, the source compares. Each page is one of:
 //!
 //! * **equal**: the same content on both sides (holes are zero);
-//! * **free**: different, and that is right: the guest had hinted or ballooned it and has not written it since;
+//! * **free**: different, and that is right: the guest had hinted or ballooned it and has not
+//!   written it since;
 //! * **wrong**: different without that excuse.
 //!
-//! One wrong page fails the migration before the hand-off: the guest goes on at the source with all of its memory.
+//! One wrong page fails the migration before the hand-off: the guest goes on at the source with all
+//! of its memory.
 //!
 //! # Whose word is taken for "free"
-//! Not the engine's: it would repeat its own mistakes. The private module `source::witness` stands between the engine and
-//! the machine, sees every protection, harvest, published id and hint, and keeps its own set by the rule of [`crate::hints`]: a
-//! hint excuses a page only if the page was write-protected *before* the id was published and the epoch is open, a page in the
-//! balloon only if it is protected; any harvest of the page and any second protection (which forgets writes) ends the excuse. Pages
-//! skipped because they were checked to be zero have no excuse and need none: they are zero on both sides.
+//! Not the engine's: it would repeat its own mistakes. The private module `source::witness` stands
+//! between the engine and the machine, sees every protection, harvest, published id and hint, and
+//! keeps its own set by the rule of [`crate::hints`]: a hint excuses a page only if the page was
+//! write-protected *before* the id was published and the epoch is open, a page in the balloon only
+//! if it is protected; any harvest of the page and any second protection (which forgets writes)
+//! ends the excuse. Pages skipped because they were checked to be zero have no excuse and need
+//! none: they are zero on both sides.
 //!
-//! What it cannot see: a write that neither the dirty log reports nor changes a page that is in use (that is, into hinted memory),
-//! and damage that hits both sides alike.
+//! What it cannot see: a write that neither the dirty log reports nor changes a page that is in use
+//! (that is, into hinted memory), and damage that hits both sides alike.
 //!
 //! # Cost
-//! The guest is paused while both sides read all populated memory once, at the same time. On the wire, 8 bytes a page with content
-//! and 1 bit a page of a chunk that has any. In memory, at the source, a byte a page for the history of wrong pages and two
-//! bitmaps from the start of the migration; at either side a bitmap and 1 MiB while comparing. The downtime limit does not count it.
+//! The guest is paused while both sides read all populated memory once, at the same time. On the
+//! wire, 8 bytes a page with content and 1 bit a page of a chunk that has any. In memory, at the
+//! source, a byte a page for the history of wrong pages and two bitmaps from the start of the
+//! migration; at either side a bitmap and 1 MiB while comparing. The downtime limit does not count
+//! it.
 
 use std::fmt;
 
@@ -42,7 +49,8 @@ const READ_PAGES: u64 = 256;
 /// Highest round number that a [`History`] can tell apart.
 const LAST_ROUND: u32 = 31;
 
-/// Outcome of a verification that found nothing wrong. `equal + free + wrong` is the number of pages of guest RAM.
+/// Outcome of a verification that found nothing wrong. `equal + free + wrong` is the number of
+/// pages of guest RAM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
     /// Pages with the same content on both sides.
@@ -73,7 +81,8 @@ pub enum Dealt {
     Ballooned = 5,
 }
 
-/// What is known of a page: the last thing that a round did with it. In all rounds since then it was clean.
+/// What is known of a page: the last thing that a round did with it. In all rounds since then it
+/// was clean.
 ///
 /// One byte: three bits of what, five bits of when.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -139,7 +148,8 @@ impl fmt::Display for WrongPages {
     }
 }
 
-/// Digests memory chunk by chunk without populating any of it. The guest is paused, or not yet running.
+/// Digests memory chunk by chunk without populating any of it. The guest is paused, or not yet
+/// running.
 pub(crate) struct Digester {
     populated: Bitmap,
     buffer: Vec<u8>,
@@ -195,7 +205,10 @@ mod tests {
     fn wrong_pages_are_named_with_their_history() {
         let page = |page, history| WrongPage { page, address: page * 4096, history };
         let mut wrong = WrongPages { count: 1, named: vec![page(7, History::new(Dealt::Sent, 2))] };
-        assert_eq!(wrong.to_string(), "1 wrong page: page 7 at 0x7000 (sent in round 2, clean since)");
+        assert_eq!(
+            wrong.to_string(),
+            "1 wrong page: page 7 at 0x7000 (sent in round 2, clean since)"
+        );
         wrong.named.push(page(9, History::new(Dealt::Hole, 99)));
         wrong.named.push(page(10, History::default()));
         wrong.count = 1000;

@@ -55,7 +55,8 @@ pub fn svg(name: &str, chart: &Chart) -> Result<String, Error> {
     let height = TOP + BAR * bars.len() as u32 + AXIS;
     let mut text = String::new();
     draw(chart, bars, most, height, &mut text).map_err(|e| Error::Draw(e.to_string()))?;
-    let words: Vec<String> = bars.iter().map(|bar| format!("{}: {}", bar.label, bar.text)).collect();
+    let words: Vec<String> =
+        bars.iter().map(|bar| format!("{}: {}", bar.label, bar.text)).collect();
     Ok(restyle(&text, height, name, &words.join("; ")))
 }
 
@@ -122,7 +123,11 @@ mod tests {
         };
         let svg = svg("name", &chart).unwrap();
         let count = |text: &str| svg.matches(text).count();
-        assert_eq!((count("class=\"c0\""), count("class=\"c1\""), count("class=\"c2\"")), (2, 0, 1), "{svg}");
+        assert_eq!(
+            (count("class=\"c0\""), count("class=\"c1\""), count("class=\"c2\"")),
+            (2, 0, 1),
+            "{svg}"
+        );
         assert_eq!(count("class=\"mark\""), 1);
         assert!(svg.contains("one") && svg.contains("two") && svg.contains("&lt;b&gt;"));
         assert!(!svg.contains("=\"#"), "{svg}");

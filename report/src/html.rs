@@ -33,12 +33,22 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A figure with a caption (HTML), the legend of those colours that the chart has, and the chart. `name` says in a few words what it is.
-pub fn chart(name: &str, caption: &str, legend: &[(u8, &str)], chart: &Chart) -> Result<String, Error> {
-    let used =
-        |colour: u8| chart.bars.iter().flat_map(|b| &b.parts).any(|p| p.colour == colour && p.value > 0.0);
-    let keys: String =
-        legend.iter().filter(|(colour, _)| used(*colour)).map(|(colour, name)| key(*colour, name)).collect();
+/// A figure with a caption (HTML), the legend of those colours that the chart has, and the chart.
+/// `name` says in a few words what it is.
+pub fn chart(
+    name: &str,
+    caption: &str,
+    legend: &[(u8, &str)],
+    chart: &Chart,
+) -> Result<String, Error> {
+    let used = |colour: u8| {
+        chart.bars.iter().flat_map(|b| &b.parts).any(|p| p.colour == colour && p.value > 0.0)
+    };
+    let keys: String = legend
+        .iter()
+        .filter(|(colour, _)| used(*colour))
+        .map(|(colour, name)| key(*colour, name))
+        .collect();
     Ok(figure(&format!("{caption}<br>{keys}"), &bars::svg(name, chart)?))
 }
 
@@ -58,7 +68,8 @@ pub fn figure(caption: &str, content: &str) -> String {
 /// A table. Columns after the first are numbers unless `texts`; cells are text.
 pub fn table(head: &[&str], rows: &[Vec<String>], texts: bool) -> String {
     let class = |column: usize| if column > 0 && !texts { " class=n" } else { "" };
-    let mut out = format!("<div class=wide><table{}><thead><tr>", if texts { " class=texts" } else { "" });
+    let mut out =
+        format!("<div class=wide><table{}><thead><tr>", if texts { " class=texts" } else { "" });
     for (column, name) in head.iter().enumerate() {
         out.push_str(&format!("<th scope=col{}>{}", class(column), escape(name)));
     }
@@ -85,6 +96,9 @@ mod tests {
             "&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;\u{fffd}\u{fffd}"
         );
         let table = table(&["<i>"], &[vec!["<script>".into(), "</td>".into()]], false);
-        assert!(!table.contains("<i>") && !table.contains("<script>") && !table.contains("</td>"), "{table}");
+        assert!(
+            !table.contains("<i>") && !table.contains("<script>") && !table.contains("</td>"),
+            "{table}"
+        );
     }
 }

@@ -1,12 +1,15 @@
-//! Reports of migrations: one HTML file with no scripts and nothing loaded from elsewhere, readable in light, in dark and on paper.
+//! Reports of migrations: one HTML file with no scripts and nothing loaded from elsewhere, readable
+//! in light, in dark and on paper.
 //!
-//! - [`Trace`]: a trace (`wherry migrate --trace`) as it is drawn. Nothing in it is believed: what is wrong is left out and named, what is
-//!   too much is left out and named, and all text is escaped.
-//! - [`migration_page`]: the report of one migration. [`timeline`], [`memory_map`]: its figures, which the benchmark's report has for each run.
+//! - [`Trace`]: a trace (`wherry migrate --trace`) as it is drawn. Nothing in it is believed: what
+//!   is wrong is left out and named, what is too much is left out and named, and all text is
+//!   escaped.
+//! - [`migration_page`]: the report of one migration. [`timeline`], [`memory_map`]: its figures,
+//!   which the benchmark's report has for each run.
 //! - [`bars`], [`html`], [`units`]: what other reports are drawn with.
 //!
-//! Colours are style classes (`c0`…): [`html::STYLE`] says how they look. No class is told by its colour alone; every figure says in words,
-//! too, what it shows.
+//! Colours are style classes (`c0`…): [`html::STYLE`] says how they look. No class is told by its
+//! colour alone; every figure says in words, too, what it shows.
 
 #![forbid(unsafe_code)]
 
@@ -24,8 +27,9 @@ pub use page::migration_page;
 pub use timeline::timeline;
 pub use trace::{Fates, Reader, Round, Slice, Trace};
 
-/// Classes of pages in a round: style class and name, in the order of [`wherry_migration::trace::FATES`], and one for VMMs that do not tell
-/// why a page was neither sent nor zero. Together they are all pages of the guest.
+/// Classes of pages in a round: style class and name, in the order of
+/// [`wherry_migration::trace::FATES`], and one for VMMs that do not tell why a page was neither
+/// sent nor zero. Together they are all pages of the guest.
 pub const CLASSES: [(u8, &str); 9] = [
     (0, "sent"),
     (1, "sent before its hint came"),

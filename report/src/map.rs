@@ -1,4 +1,5 @@
-//! Guest memory in round one: a grid in which each cell's fate is a colour, and the same as one strip for each class.
+//! Guest memory in round one: a grid in which each cell's fate is a colour, and the same as one
+//! strip for each class.
 
 use std::fmt::Write;
 
@@ -29,11 +30,14 @@ pub fn memory_map(trace: &Trace) -> String {
         memory(cell_bytes)
     );
     let fates: Vec<usize> = trace.cells.iter().map(main_fate).collect();
-    for (class, (colour, name)) in CLASSES.iter().enumerate().filter(|(class, _)| fates.contains(class)) {
+    for (class, (colour, name)) in
+        CLASSES.iter().enumerate().filter(|(class, _)| fates.contains(class))
+    {
         let count = fates.iter().filter(|&&fate| fate == class).count();
         caption.push_str(&html::key(*colour, &format!("{name} ({count} cells)")));
     }
-    let strips = "The same memory once for each class: how much of each place (left to right) is in it";
+    let strips =
+        "The same memory once for each class: how much of each place (left to right) is in it";
     html::figure(&caption, &grid(trace, &fates)) + &html::figure(strips, &strips_svg(trace))
 }
 
@@ -53,9 +57,16 @@ fn class_name(class: usize) -> &'static str {
 }
 
 fn address(trace: &Trace, cell: usize) -> String {
-    let bytes = (cell as u64).saturating_mul(trace.cell_pages).min(trace.start.nr_pages).saturating_mul(PAGE);
+    let bytes = (cell as u64)
+        .saturating_mul(trace.cell_pages)
+        .min(trace.start.nr_pages)
+        .saturating_mul(PAGE);
     // Cells may be small: no rounding to tenths.
-    if bytes < 1 << 30 { memory(bytes) } else { format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)) }
+    if bytes < 1 << 30 {
+        memory(bytes)
+    } else {
+        format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+    }
 }
 
 fn grid(trace: &Trace, fates: &[usize]) -> String {
@@ -74,8 +85,10 @@ fn grid(trace: &Trace, fates: &[usize]) -> String {
         if row % ADDRESS_EVERY == 0 {
             let (x, y) = (LEFT - 8, y + CELL_HEIGHT - 2);
             let at = address(trace, row * columns);
-            let _ =
-                write!(out, "<text class=\"ink small\" text-anchor=\"end\" x=\"{x}\" y=\"{y}\">{at}</text>");
+            let _ = write!(
+                out,
+                "<text class=\"ink small\" text-anchor=\"end\" x=\"{x}\" y=\"{y}\">{at}</text>"
+            );
         }
         // Neighbours with the same fate are one mark.
         let mut column = 0;
@@ -111,7 +124,9 @@ fn counts(trace: &Trace) -> String {
     let of = |class| trace.fate_sum(class);
     (0..CLASSES.len())
         .filter(|&class| of(class) > 0)
-        .map(|class| format!("{}: {} ({:.1} %)", class_name(class), pages(of(class)), share(of(class), all)))
+        .map(|class| {
+            format!("{}: {} ({:.1} %)", class_name(class), pages(of(class)), share(of(class), all))
+        })
         .collect::<Vec<_>>()
         .join("; ")
 }
@@ -122,7 +137,8 @@ fn total(trace: &Trace) -> u64 {
 
 fn strips_svg(trace: &Trace) -> String {
     let all = total(trace);
-    let classes: Vec<usize> = (0..CLASSES.len()).filter(|&class| trace.fate_sum(class) > 0).collect();
+    let classes: Vec<usize> =
+        (0..CLASSES.len()).filter(|&class| trace.fate_sum(class) > 0).collect();
     let height = STRIP_HEIGHT * classes.len() as u32 + 24;
     let mut out = open(height, "Classes of pages by place in guest memory", &counts(trace));
     let per_column = trace.cells.len().div_ceil(STRIP_COLUMNS);

@@ -12,7 +12,8 @@ use crate::{CLASSES, Error, map, timeline};
 const MAX_BARS: usize = 30;
 /// Rows of tables.
 const MAX_ROWS: usize = 500;
-/// Classes that cost something or save something: holes, the balloon and clean pages are not dealt with at all.
+/// Classes that cost something or save something: holes, the balloon and clean pages are not dealt
+/// with at all.
 const DEALT_WITH: [usize; 5] = [0, 1, 2, 4, 5];
 
 /// The page. `command` is what to type to do the same again.
@@ -22,14 +23,19 @@ const DEALT_WITH: [usize; 5] = [0, 1, 2, 4, 5];
 pub fn migration_page(trace: &Trace, command: &str) -> Result<String, Error> {
     let title = format!("Migration of a guest with {}", pages(trace.start.nr_pages));
     let mut body = String::new();
-    let _ = write!(body, "<h1>{}</h1><p class=note>{}</p>", escape(&title), escape(&settings(trace)));
+    let _ =
+        write!(body, "<h1>{}</h1><p class=note>{}</p>", escape(&title), escape(&settings(trace)));
     body.push_str(&state(trace));
     body.push_str(&headline(trace));
     let _ = write!(body, "<h2>Rounds</h2>{}", rounds(trace)?);
     let _ = write!(body, "<h2>Over time</h2>{}{}", timeline::timeline(trace)?, remarks(trace));
     let map = map::memory_map(trace);
     body.push_str("<h2>Memory</h2>");
-    body.push_str(if map.is_empty() { "<p class=note>The trace has no map of memory.</p>" } else { &map });
+    body.push_str(if map.is_empty() {
+        "<p class=note>The trace has no map of memory.</p>"
+    } else {
+        &map
+    });
     let _ = write!(body, "<h2>Figures</h2>{}{}", totals(trace), rounds_table(trace));
     let _ = write!(body, "<h2>Run it again</h2><pre>{}</pre>", escape(command));
     Ok(html::page(&title, &body))
@@ -59,7 +65,9 @@ fn state(trace: &Trace) -> String {
     if let Some(why) = &trace.failed {
         say(why);
     } else if trace.report.is_none() {
-        say("The trace has no end: the migration failed or was cancelled, or the trace was cut off.");
+        say(
+            "The trace has no end: the migration failed or was cancelled, or the trace was cut off.",
+        );
     }
     trace.problems.iter().for_each(|problem| say(problem));
     out
@@ -126,7 +134,8 @@ fn rounds(trace: &Trace) -> Result<String, Error> {
     };
     let bars: Vec<Bar> = trace.rounds.iter().take(MAX_BARS).map(bar).collect();
     let left_out = trace.rounds.len() - bars.len();
-    let mut caption = "Every round: pages that had to be dealt with, and the bytes on the wire".to_owned();
+    let mut caption =
+        "Every round: pages that had to be dealt with, and the bytes on the wire".to_owned();
     if left_out > 0 {
         let _ = write!(caption, "; {left_out} later rounds are only in the table");
     }
@@ -155,7 +164,10 @@ fn totals(trace: &Trace) -> String {
         row("all bytes", mb(Some(trace.total_bytes()))),
         row(
             "bytes of guest RAM",
-            format!("{:.1} %", share(trace.total_bytes(), trace.start.nr_pages.saturating_mul(4096))),
+            format!(
+                "{:.1} %",
+                share(trace.total_bytes(), trace.start.nr_pages.saturating_mul(4096))
+            ),
         ),
         row("total time", time(total_us(trace))),
     ];
@@ -174,7 +186,10 @@ fn totals(trace: &Trace) -> String {
         rows.push(row("hints", text.chars().take(300).collect()));
     }
     rows.extend(
-        trace.cells.first().map(|_| row("cell of the map", memory(trace.cell_pages.saturating_mul(4096)))),
+        trace
+            .cells
+            .first()
+            .map(|_| row("cell of the map", memory(trace.cell_pages.saturating_mul(4096)))),
     );
     table(&["", "value"], &rows, false)
 }

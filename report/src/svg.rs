@@ -1,7 +1,7 @@
 //! Plots that the page's style sheet colours.
 //!
-//! plotters paints in fixed colours. Ours are keys, which are replaced by style classes afterwards, so that they can look one way in light,
-//! another in dark, and another on paper.
+//! plotters paints in fixed colours. Ours are keys, which are replaced by style classes afterwards,
+//! so that they can look one way in light, another in dark, and another on paper.
 
 use plotters::style::RGBColor;
 
@@ -19,10 +19,13 @@ pub const fn colour(colour: u8) -> RGBColor {
     RGBColor(2, 0, colour)
 }
 
-/// Turns keys into classes and lets the plot be as wide as there is room. `title` and `words` are read out instead of it.
+/// Turns keys into classes and lets the plot be as wide as there is room. `title` and `words` are
+/// read out instead of it.
 pub fn restyle(svg: &str, height: u32, title: &str, words: &str) -> String {
     let mut out = svg.replace("fill=\"#010203\"", "class=\"ink\"");
-    out = out.replace("stroke=\"#010203\"", "class=\"mark\"").replace("stroke=\"#010204\"", "class=\"grid\"");
+    out = out
+        .replace("stroke=\"#010203\"", "class=\"mark\"")
+        .replace("stroke=\"#010204\"", "class=\"grid\"");
     for colour in 0..=u8::MAX {
         for (attribute, class) in [("fill", 'c'), ("stroke", 's')] {
             let key = format!("{attribute}=\"#0200{colour:02X}\"");

@@ -1,4 +1,5 @@
-//! A migration over time: rounds, holding back and pause as lanes, below them bandwidth, dirty memory and hints on the same axis.
+//! A migration over time: rounds, holding back and pause as lanes, below them bandwidth, dirty
+//! memory and hints on the same axis.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -81,7 +82,12 @@ fn words(trace: &Trace) -> String {
     }
     let hinted = trace.hinted.iter().fold(0, |sum: u64, (_, pages)| sum.saturating_add(*pages));
     if let (Some((first, _)), Some((last, _))) = (trace.hinted.first(), trace.hinted.last()) {
-        out.push_str(&format!("; {} hinted between {} and {}", pages(hinted), time(*first), time(*last)));
+        out.push_str(&format!(
+            "; {} hinted between {} and {}",
+            pages(hinted),
+            time(*first),
+            time(*last)
+        ));
     }
     let peak = trace.dirty.iter().map(|(_, count)| *count).max();
     out + &peak.map_or_else(String::new, |count| format!("; at most {} dirty", pages(count)))
@@ -99,19 +105,24 @@ struct Lane {
 
 fn lanes(trace: &Trace) -> Vec<Lane> {
     let round = |(&number, round): (&u32, &crate::Round)| {
-        let (from, to) = (seconds(round.at_us), seconds(round.at_us.saturating_add(round.duration_us)));
+        let (from, to) =
+            (seconds(round.at_us), seconds(round.at_us.saturating_add(round.duration_us)));
         (from, to, 1.0, ROUND[number as usize % 2], number.to_string())
     };
-    let mut lanes =
-        vec![Lane { name: "Round", bars: trace.rounds.iter().take(MAX_MARKS).map(round).collect() }];
+    let mut lanes = vec![Lane {
+        name: "Round",
+        bars: trace.rounds.iter().take(MAX_MARKS).map(round).collect(),
+    }];
     let held = held(trace);
     if !held.is_empty() {
         lanes.push(Lane { name: "Held back for hints", bars: held });
     }
     if let Some((from, to)) = trace.pause() {
         let text = time(trace.downtime_us().unwrap_or(to - from));
-        lanes
-            .push(Lane { name: "Guest paused", bars: vec![(seconds(from), seconds(to), 1.0, PAUSED, text)] });
+        lanes.push(Lane {
+            name: "Guest paused",
+            bars: vec![(seconds(from), seconds(to), 1.0, PAUSED, text)],
+        });
     }
     lanes
 }
@@ -148,7 +159,8 @@ fn panels(trace: &Trace) -> Vec<Panel> {
     let mib = |pages: u64| tame(pages as f64 * PAGE as f64 / f64::from(1 << 20));
     if !trace.dirty.is_empty() {
         let step = trace.dirty.len().div_ceil(POINTS);
-        let peaks = trace.dirty.chunks(step).filter_map(|part| part.iter().max_by_key(|(_, pages)| *pages));
+        let peaks =
+            trace.dirty.chunks(step).filter_map(|part| part.iter().max_by_key(|(_, pages)| *pages));
         let points = peaks.map(|(t, pages)| (seconds(*t), mib(*pages))).collect();
         panels.push(Panel {
             name: "Dirty memory",
@@ -235,7 +247,11 @@ fn draw_lanes(area: &Area<'_, '_>, lanes: &[Lane], end: f64) -> Drawn {
             chart.plotting_area().draw(&shape)?;
             let needed = text.len() as f64 * LETTER;
             if f64::from(right - left) > needed {
-                area.draw(&Text::new(text.clone(), (left + 4, y - 8 - area.get_base_pixel().1), style()))?;
+                area.draw(&Text::new(
+                    text.clone(),
+                    (left + 4, y - 8 - area.get_base_pixel().1),
+                    style(),
+                ))?;
             } else if text.len() > 3 && f64::from(left) - needed > f64::from(LABELS) {
                 // Beside its bar, to the left: a pause is at the end.
                 let at = (left - needed as i32, y - 8 - area.get_base_pixel().1);
@@ -257,8 +273,10 @@ fn draw_panel(area: &Area<'_, '_>, trace: &Trace, panel: &Panel, end: f64, last:
     let mut chart = builder.build_cartesian_2d(0.0..end, 0.0..top)?;
     if let Some((from, to)) = trace.pause() {
         let tint = colour(PAUSED).mix(0.2).filled();
-        chart
-            .draw_series(std::iter::once(Rectangle::new([(seconds(from), 0.0), (seconds(to), top)], tint)))?;
+        chart.draw_series(std::iter::once(Rectangle::new(
+            [(seconds(from), 0.0), (seconds(to), top)],
+            tint,
+        )))?;
     }
     chart
         .configure_mesh()

@@ -1,7 +1,8 @@
 //! Reading a trace for drawing.
 //!
-//! A trace comes from a file that anybody may have written: lines, line lengths and lists are limited, time never goes back, a line that
-//! cannot be understood is counted and left out, and numbers are added without overflow.
+//! A trace comes from a file that anybody may have written: lines, line lengths and lists are
+//! limited, time never goes back, a line that cannot be understood is counted and left out, and
+//! numbers are added without overflow.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
@@ -96,7 +97,16 @@ impl Round {
         let late = self.sent_then_hinted.min(self.sent);
         let overridden = self.overridden.min(self.hinted);
         let hinted = self.hinted - overridden;
-        [self.sent - late, late, self.zero, self.hole, hinted, overridden, self.ballooned, self.clean]
+        [
+            self.sent - late,
+            late,
+            self.zero,
+            self.hole,
+            hinted,
+            overridden,
+            self.ballooned,
+            self.clean,
+        ]
     }
 }
 
@@ -129,8 +139,10 @@ impl Reader {
     /// If the first line is not that of a trace.
     pub fn line(&mut self, line: &[u8]) -> Result<bool, Error> {
         if line.len() as u64 >= MAX_LINE {
-            self.trace
-                .problem(format!("line {} is too long; it and what follows is left out", self.lines + 1));
+            self.trace.problem(format!(
+                "line {} is too long; it and what follows is left out",
+                self.lines + 1
+            ));
             return Ok(false);
         }
         if self.lines == MAX_LINES {
@@ -160,7 +172,8 @@ impl Reader {
             return Err(Error::NoTrace("it is empty".into()));
         }
         if self.bad > 0 {
-            self.trace.problem(format!("{} lines could not be understood and are left out", self.bad));
+            self.trace
+                .problem(format!("{} lines could not be understood and are left out", self.bad));
         }
         self.trace.finish();
         Ok(self.trace)
@@ -176,7 +189,9 @@ impl Trace {
         let (mut reader, mut line) = (Reader::default(), Vec::new());
         loop {
             line.clear();
-            if from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 || !reader.line(&line)? {
+            if from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0
+                || !reader.line(&line)?
+            {
                 return reader.finish();
             }
         }
@@ -194,7 +209,9 @@ impl Trace {
         self.end_us = self.end_us.max(event.t_us.min(MAX_TIME_US));
         let t_us = self.end_us;
         match event.what {
-            What::Phase { phase } if self.phases.len() < MAX_REMARKS => self.phases.push((t_us, cut(phase))),
+            What::Phase { phase } if self.phases.len() < MAX_REMARKS => {
+                self.phases.push((t_us, cut(phase)))
+            }
             What::Round { round, hole, ballooned, clean, .. } => {
                 if let Some(round) = self.round(round) {
                     round.at_us = t_us;
@@ -216,7 +233,8 @@ impl Trace {
                 let bytes = bytes.max(before);
                 self.slices.push(Slice { t_us, round, bytes, held_us });
                 if let Some(round) = self.round(round) {
-                    (round.sent, round.zero, round.hinted, round.held_us) = (sent, zero, hinted, held_us);
+                    (round.sent, round.zero, round.hinted, round.held_us) =
+                        (sent, zero, hinted, held_us);
                     round.bytes = round.bytes.saturating_add(bytes - before);
                     round.duration_us = t_us.saturating_sub(round.at_us);
                 }
@@ -232,11 +250,12 @@ impl Trace {
             What::Map { round: 1, cell_pages, cells } => self.map(cell_pages, cells),
             What::End { report } => self.report = Some(report),
             What::Failed { phase, error } => {
-                self.failed = Some(format!("It failed ({}): {}", cut(phase).replace('_', " "), cut(error)));
+                self.failed =
+                    Some(format!("It failed ({}): {}", cut(phase).replace('_', " "), cut(error)));
             }
-            What::Lost { events } => {
-                self.problem(format!("{events} events are missing: they came faster than they were written"))
-            }
+            What::Lost { events } => self.problem(format!(
+                "{events} events are missing: they came faster than they were written"
+            )),
             // What later versions have, and maps of later rounds.
             _ => {}
         }
@@ -266,7 +285,9 @@ impl Trace {
 
     /// All pages of a class in the map.
     pub fn fate_sum(&self, class: usize) -> u64 {
-        self.cells.iter().fold(0, |sum: u64, cell| sum.saturating_add(cell.get(class).copied().unwrap_or(0)))
+        self.cells
+            .iter()
+            .fold(0, |sum: u64, cell| sum.saturating_add(cell.get(class).copied().unwrap_or(0)))
     }
 
     fn round(&mut self, number: u32) -> Option<&mut Round> {
@@ -288,7 +309,8 @@ impl Trace {
         let report = self.report.clone().unwrap_or_default();
         for own in report["rounds"].as_array().into_iter().flatten() {
             let number = |key: &str| own[key].as_u64();
-            let Some(round) = number("round").and_then(|n| u32::try_from(n).ok()).and_then(|n| self.round(n))
+            let Some(round) =
+                number("round").and_then(|n| u32::try_from(n).ok()).and_then(|n| self.round(n))
             else {
                 continue;
             };
@@ -310,7 +332,8 @@ impl Trace {
 
     /// All bytes on the wire.
     pub fn total_bytes(&self) -> u64 {
-        self.reported("/total_bytes").unwrap_or_else(|| self.slices.last().map_or(0, |last| last.bytes))
+        self.reported("/total_bytes")
+            .unwrap_or_else(|| self.slices.last().map_or(0, |last| last.bytes))
     }
 
     /// A number of the migration's own report.

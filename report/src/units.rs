@@ -20,7 +20,9 @@ pub fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
 
 /// A change in per cent: `−87 %`.
 pub fn percent(value: Option<f64>) -> String {
-    value.map_or_else(String::new, |v| format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs()))
+    value.map_or_else(String::new, |v| {
+        format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs())
+    })
 }
 
 /// Memory: `1.5 GiB`, `640 MiB`, `14.5 MiB`, `256 KiB`.
@@ -61,7 +63,8 @@ mod tests {
     #[test]
     fn memory_in_the_unit_that_fits() {
         let shown =
-            [0, 4096, 256 << 10, 1 << 20, 14_848 << 10, 640 << 20, 1 << 30, 3 << 29, u64::MAX].map(memory);
+            [0, 4096, 256 << 10, 1 << 20, 14_848 << 10, 640 << 20, 1 << 30, 3 << 29, u64::MAX]
+                .map(memory);
         assert_eq!(
             shown,
             [
@@ -80,6 +83,9 @@ mod tests {
 
     #[test]
     fn times() {
-        assert_eq!([0, 34_200, 999_000, 2_204_000].map(time), ["0.0 ms", "34.2 ms", "999 ms", "2.20 s"]);
+        assert_eq!(
+            [0, 34_200, 999_000, 2_204_000].map(time),
+            ["0.0 ms", "34.2 ms", "999 ms", "2.20 s"]
+        );
     }
 }

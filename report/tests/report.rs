@@ -1,4 +1,5 @@
-//! Reports of made-up traces: everything that is in a trace is in its report, and nothing in a trace does harm.
+//! Reports of made-up traces: everything that is in a trace is in its report, and nothing in a
+//! trace does harm.
 
 use std::fmt::Write;
 
@@ -145,12 +146,20 @@ fn what_is_missing_is_named() {
     assert!(page.contains("The trace has no end") && page.contains("no map of memory"));
     let mut told = all[..30].to_vec();
     told.push(Event { t_us: 0, what: What::Lost { events: 9 } });
-    told.push(Event { t_us: 0, what: What::Failed { phase: "last_round".into(), error: "gone <b>".into() } });
+    told.push(Event {
+        t_us: 0,
+        what: What::Failed { phase: "last_round".into(), error: "gone <b>".into() },
+    });
     let page = migration_page(&read(&text(&told)), "").unwrap();
-    assert!(page.contains("It failed (last round): gone &lt;b&gt;") && page.contains("9 events are missing"));
+    assert!(
+        page.contains("It failed (last round): gone &lt;b&gt;")
+            && page.contains("9 events are missing")
+    );
     let quiet: Vec<Event> = all
         .iter()
-        .filter(|e| !matches!(e.what, What::Hints { .. } | What::Dirty { .. } | What::Harvest { .. }))
+        .filter(|e| {
+            !matches!(e.what, What::Hints { .. } | What::Dirty { .. } | What::Harvest { .. })
+        })
         .cloned()
         .collect();
     let page = migration_page(&read(&text(&quiet)), "").unwrap();
@@ -184,7 +193,13 @@ fn a_hostile_trace_is_bounded() {
     let evil = "</pre><script>alert(1)</script>\u{1b}[31m".repeat(100);
     for round in 0..3000 {
         add(
-            What::Round { round, to_send: u64::MAX, hole: u64::MAX, ballooned: u64::MAX, clean: u64::MAX },
+            What::Round {
+                round,
+                to_send: u64::MAX,
+                hole: u64::MAX,
+                ballooned: u64::MAX,
+                clean: u64::MAX,
+            },
             u64::MAX,
         );
         add(What::Decision { what: evil.clone() }, 0);
@@ -202,7 +217,14 @@ fn a_hostile_trace_is_bounded() {
         },
         8,
     );
-    add(What::Map { round: 1, cell_pages: 1, cells: vec![[1; FATES.len()]; MAX_CELLS as usize + 1] }, 8);
+    add(
+        What::Map {
+            round: 1,
+            cell_pages: 1,
+            cells: vec![[1; FATES.len()]; MAX_CELLS as usize + 1],
+        },
+        8,
+    );
     let trace = read(&hostile);
     assert!(trace.rounds.len() <= 1000 && trace.problems.len() == 2, "{:?}", trace.problems);
     let page = migration_page(&trace, &evil).unwrap();
@@ -239,21 +261,29 @@ fn any_event() -> impl Strategy<Value = Event> {
             ballooned: hole,
             clean: to_send
         }),
-        (round(), number(), number(), number()).prop_map(|(round, bytes, sent, held_us)| What::Slice {
-            round,
-            bytes,
-            sent,
-            zero: sent,
-            hinted: sent,
-            remaining: bytes,
-            rate: sent,
-            held_us,
-            reading_us: sent,
-            sending_us: bytes
+        (round(), number(), number(), number()).prop_map(|(round, bytes, sent, held_us)| {
+            What::Slice {
+                round,
+                bytes,
+                sent,
+                zero: sent,
+                hinted: sent,
+                remaining: bytes,
+                rate: sent,
+                held_us,
+                reading_us: sent,
+                sending_us: bytes,
+            }
         }),
-        (number(), number())
-            .prop_map(|(first, len)| What::Hints { ranges: vec![(first, len), (len, first)], dropped: 0 }),
-        (round(), number()).prop_map(|(round, pages)| What::Dirty { round, pages, protected: pages }),
+        (number(), number()).prop_map(|(first, len)| What::Hints {
+            ranges: vec![(first, len), (len, first)],
+            dropped: 0
+        }),
+        (round(), number()).prop_map(|(round, pages)| What::Dirty {
+            round,
+            pages,
+            protected: pages
+        }),
         (round(), number(), number()).prop_map(|(round, dirty, overridden)| What::Harvest {
             round,
             dirty,

@@ -1,9 +1,11 @@
-//! Copies the product's sources into this crate, with switchable mistakes and, for the interleavings, loom's primitives.
+//! Copies the product's sources into this crate, with switchable mistakes and, for the
+//! interleavings, loom's primitives.
 //!
-//! The text is the product's own. Four things are done to it: paths that begin with `crate::` get the module's name in front; the product's own tests
-//! go; each [`Patch`] puts a mistake beside the right code, chosen at run time by `crate::mutant::on`; and probes, which look into
-//! private state and change nothing, are added at a file's end. A patch whose text is not found exactly once stops the build: then the product has changed
-//! and the mistake has to be put back in another way.
+//! The text is the product's own. Four things are done to it: paths that begin with `crate::` get
+//! the module's name in front; the product's own tests go; each [`Patch`] puts a mistake beside the
+//! right code, chosen at run time by `crate::mutant::on`; and probes, which look into private state
+//! and change nothing, are added at a file's end. A patch whose text is not found exactly once
+//! stops the build: then the product has changed and the mistake has to be put back in another way.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -69,7 +71,10 @@ fn read(root: &Path, file: &str, module: &str) -> String {
     let mut text = fs::read_to_string(root.join(file)).unwrap();
     for Patch { file: _, mutant, right, wrong } in PATCHES.iter().filter(|p| p.file == file) {
         let found = text.matches(right).count();
-        assert_eq!(found, 1, "mistake {mutant} in {file}: its place was found {found} times:\n{right}");
+        assert_eq!(
+            found, 1,
+            "mistake {mutant} in {file}: its place was found {found} times:\n{right}"
+        );
         let on = format!("crate::mutant::on(crate::mutant::Mutant::{mutant})");
         text = text.replace(right, &wrong.replace("MUTANT", &on.replace("crate", "CRATE")));
     }
@@ -78,8 +83,11 @@ fn read(root: &Path, file: &str, module: &str) -> String {
         _ => format!("product::{module}"),
     };
     text = text.replace("crate::", &format!("crate::{inner}::"));
-    text = text.replace("pub(in crate)", "pub(crate)").replace("$crate::", &format!("$crate::{inner}::"));
-    text = text.replace("wherry_devices::", "crate::product::devices::").replace("CRATE::", "crate::");
+    text = text
+        .replace("pub(in crate)", "pub(crate)")
+        .replace("$crate::", &format!("$crate::{inner}::"));
+    text =
+        text.replace("wherry_devices::", "crate::product::devices::").replace("CRATE::", "crate::");
     // The product's own tests, and what it has for them, are not wanted in any build of this crate.
     text = text.replace("#[cfg(test)]", "#[cfg(any())]").replace("#[cfg(not(test))]", "");
     if module != "interleaved" {

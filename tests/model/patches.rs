@@ -192,9 +192,10 @@ pub const PATCHES: &[Patch] = &[
     Patch {
         file: HINTS,
         mutant: "GuardedNotLookedAt",
-        right: "// Another hint thread guarded the word and put pages back between the two lines above.
+        right: "                // above.
                 self.round.put_back(word, taken);",
-        wrong: "if MUTANT && taken != 0 {
+        wrong: "                // above.
+                if MUTANT && taken != 0 {
                     batch.push((word, taken));
                     continue;
                 }

@@ -10,7 +10,8 @@ use crate::{Guest, Result};
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
-/// Prints a line that the test runner does not hold back: figures of a test that passes are worth seeing.
+/// Prints a line that the test runner does not hold back: figures of a test that passes are worth
+/// seeing.
 pub fn note(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "    {text}");
@@ -52,9 +53,12 @@ impl Balloon {
     /// # Errors
     /// The set is not certain, or its two figures differ.
     pub fn pages(&self) -> Result<u64> {
-        let (named, counted) = (self.counter("ballooned_pages")?, &self.0["counters"]["ballooned_bytes"]);
+        let (named, counted) =
+            (self.counter("ballooned_pages")?, &self.0["counters"]["ballooned_bytes"]);
         if counted.as_u64() != Some(named * PAGE) {
-            bail!("{named} pages are in the balloon, but a migration would leave out {counted} bytes");
+            bail!(
+                "{named} pages are in the balloon, but a migration would leave out {counted} bytes"
+            );
         }
         Ok(named)
     }
@@ -64,7 +68,9 @@ impl Balloon {
     /// # Errors
     /// There is none of that name.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        self.0["counters"]["device"][name].as_u64().with_context(|| format!("no counter {name}: {}", self.0))
+        self.0["counters"]["device"][name]
+            .as_u64()
+            .with_context(|| format!("no counter {name}: {}", self.0))
     }
 
     /// A figure of the guest's statistics.
@@ -87,7 +93,8 @@ impl Guest {
         self.env().query(&["balloon", &self.name]).map(Balloon)
     }
 
-    /// MiB of guest RAM in the VMM process's resident set: it is shared memory, and the only such memory.
+    /// MiB of guest RAM in the VMM process's resident set: it is shared memory, and the only such
+    /// memory.
     ///
     /// # Errors
     /// The process is gone.
@@ -95,7 +102,8 @@ impl Guest {
         Ok(self.proc_kib("RssShmem")? / 1024)
     }
 
-    /// Sets the target and waits until the balloon is so large, by the guest's word and by the host's set. How long it took.
+    /// Sets the target and waits until the balloon is so large, by the guest's word and by the
+    /// host's set. How long it took.
     ///
     /// # Errors
     /// It does not become so.
@@ -105,7 +113,11 @@ impl Guest {
             let balloon = self.balloon()?;
             let (actual, pages) = (balloon.actual(), balloon.pages()?);
             let right = actual == mib * MIB / PAGE && pages == actual;
-            Ok(if right { Ok(()) } else { Err(format!("{mib} MiB wanted: {actual} and {pages} pages")) })
+            Ok(if right {
+                Ok(())
+            } else {
+                Err(format!("{mib} MiB wanted: {actual} and {pages} pages"))
+            })
         })?;
         Ok(took)
     }

@@ -35,7 +35,10 @@ impl Fields {
     /// # Errors
     /// The guest did not say it.
     pub fn num(&self, key: &str) -> Result<u64> {
-        let text = self.0.get(key).with_context(|| format!("the guest did not say {key}: {:?}", self.0))?;
+        let text = self
+            .0
+            .get(key)
+            .with_context(|| format!("the guest did not say {key}: {:?}", self.0))?;
         text.parse().with_context(|| format!("{key}={text} is not a number"))
     }
 }
@@ -46,7 +49,10 @@ impl Fields {
     /// # Errors
     /// The guest did not say it.
     pub fn float(&self, key: &str) -> Result<f64> {
-        let text = self.0.get(key).with_context(|| format!("the guest did not say {key}: {:?}", self.0))?;
+        let text = self
+            .0
+            .get(key)
+            .with_context(|| format!("the guest did not say {key}: {:?}", self.0))?;
         text.parse().with_context(|| format!("{key}={text} is not a number"))
     }
 }
@@ -86,7 +92,11 @@ impl Console {
         Ok(Self::new(None, input, stream))
     }
 
-    fn new(child: Option<Child>, input: Box<dyn Write + Send>, out: impl Read + Send + 'static) -> Self {
+    fn new(
+        child: Option<Child>,
+        input: Box<dyn Write + Send>,
+        out: impl Read + Send + 'static,
+    ) -> Self {
         let (send, lines) = channel();
         std::thread::spawn(move || read_lines(out, &send));
         Self { child, input, lines, tail: Vec::new() }
@@ -113,12 +123,19 @@ impl Console {
     pub fn wait_for(&mut self, word: &str, timeout: Duration) -> Result<Fields> {
         let end = Instant::now() + timeout;
         loop {
-            let line = match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let line = match self.lines.recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => line,
                 Err(e) => {
-                    let why =
-                        if e == RecvTimeoutError::Timeout { "no answer in time" } else { "console closed" };
-                    bail!("{why}, waiting for `{word}` ({timeout:?}); last lines:\n{}", self.tail.join("\n"));
+                    let why = if e == RecvTimeoutError::Timeout {
+                        "no answer in time"
+                    } else {
+                        "console closed"
+                    };
+                    bail!(
+                        "{why}, waiting for `{word}` ({timeout:?}); last lines:\n{}",
+                        self.tail.join("\n")
+                    );
                 }
             };
             self.tail.push(line.clone());
@@ -152,7 +169,10 @@ impl Console {
     /// The console is closed.
     pub fn send(&mut self, line: &str) -> Result<()> {
         let input = &mut self.input;
-        input.write_all(format!("{line}\n").as_bytes()).and_then(|()| input.flush()).context("console closed")
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .and_then(|()| input.flush())
+            .context("console closed")
     }
 }
 

@@ -1,4 +1,5 @@
-//! Commands that README, docs and help texts show, for tests that hold them against what the commands take.
+//! Commands that README, docs and help texts show, for tests that hold them against what the
+//! commands take.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,8 @@ pub struct Shown {
     pub place: String,
     /// Its words, the program first.
     pub words: Vec<String>,
-    /// Shown to be typed as it is; else part of a sentence, where a command may be named without all that it needs.
+    /// Shown to be typed as it is; else part of a sentence, where a command may be named without
+    /// all that it needs.
     pub whole: bool,
 }
 
@@ -38,9 +40,14 @@ pub fn commands(program: &[&str]) -> std::io::Result<Vec<Shown>> {
 ///
 /// # Errors
 /// A folder cannot be listed.
-pub fn files_below(folder: &Path, extension: &str, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    let mut entries: Vec<PathBuf> =
-        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+pub fn files_below(
+    folder: &Path,
+    extension: &str,
+    files: &mut Vec<PathBuf>,
+) -> std::io::Result<()> {
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<_>>()?;
     entries.sort();
     for path in entries {
         if path.is_dir() {
@@ -77,7 +84,8 @@ pub fn in_markdown(name: &str, text: &str, program: &[&str]) -> Vec<Shown> {
     all
 }
 
-/// Commands of `program` in a line for a shell, which may have a prompt, several commands and a remark at its end.
+/// Commands of `program` in a line for a shell, which may have a prompt, several commands and a
+/// remark at its end.
 pub fn in_line(place: &str, line: &str, program: &[&str]) -> Vec<Shown> {
     let commands = shell(line.trim());
     let all = commands.into_iter().filter_map(|words| of_program(words, program));
@@ -99,23 +107,24 @@ fn of_program(words: Vec<String>, program: &[&str]) -> Option<Vec<String>> {
     fits.then_some(words)
 }
 
-/// Splits a line as a shell does, as far as the docs need it: quotes, `&&`, `||`, `|`, `;`, `&`, redirections, and `#` or two
-/// spaces before a remark.
+/// Splits a line as a shell does, as far as the docs need it: quotes, `&&`, `||`, `|`, `;`, `&`,
+/// redirections, and `#` or two spaces before a remark.
 fn shell(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut word: Option<String> = None;
     let mut quote = None;
     let mut redirected = false;
     let chars: Vec<char> = line.chars().collect();
-    let mut end_word = |word: &mut Option<String>, commands: &mut Vec<Vec<String>>, redirect: bool| {
-        if let Some(word) = word.take()
-            && !std::mem::take(&mut redirected)
-            && let Some(command) = commands.last_mut()
-        {
-            command.push(word);
-        }
-        redirected |= redirect;
-    };
+    let mut end_word =
+        |word: &mut Option<String>, commands: &mut Vec<Vec<String>>, redirect: bool| {
+            if let Some(word) = word.take()
+                && !std::mem::take(&mut redirected)
+                && let Some(command) = commands.last_mut()
+            {
+                command.push(word);
+            }
+            redirected |= redirect;
+        };
     for (i, &c) in chars.iter().enumerate() {
         let next = chars.get(i + 1);
         match c {
@@ -150,8 +159,10 @@ mod tests {
         let text = "Say `wherry info web` or `wherry`.\n\n```\nhost-a$ A=1 wherry run 'a b' --x \"c d\" >f   # wherry no\n\
                     wherry ls && wherry kill web; ls | wc\ncargo wherry x\nwherry stop web    press it\nwherry run \\\n  web\n```\n";
         let found = in_markdown("f", text, &["wherry"]);
-        let lines: Vec<String> =
-            found.iter().map(|s| format!("{} {} {}", s.place, s.whole, s.words.join("|"))).collect();
+        let lines: Vec<String> = found
+            .iter()
+            .map(|s| format!("{} {} {}", s.place, s.whole, s.words.join("|")))
+            .collect();
         assert_eq!(
             lines,
             [
@@ -163,6 +174,9 @@ mod tests {
                 "f:9 true wherry|run|web",
             ]
         );
-        assert_eq!(in_line("", "cargo xtask lab -- wherry ls", &["cargo", "xtask"])[0].words.len(), 6);
+        assert_eq!(
+            in_line("", "cargo xtask lab -- wherry ls", &["cargo", "xtask"])[0].words.len(),
+            6
+        );
     }
 }

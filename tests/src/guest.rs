@@ -23,16 +23,16 @@ pub struct Env {
 }
 
 impl Env {
-    /// From `WHERRY_BIN`, `WHERRY_KERNEL_{kernel}`, `WHERRY_INITRD_{kernel}` (for example `CLOUD_6_1`, or `HOSTILE` without an
-    /// initramfs) as `cargo xtask test` sets them.
+    /// From `WHERRY_BIN`, `WHERRY_KERNEL_{kernel}`, `WHERRY_INITRD_{kernel}` (for example
+    /// `CLOUD_6_1`, or `HOSTILE` without an initramfs) as `cargo xtask test` sets them.
     ///
     /// # Errors
     /// Unset: the tests were not started by `cargo xtask test`.
     pub fn from_vars(kernel: &str, dir: &Path) -> Result<Self> {
         let var = |name: &str| {
-            std::env::var_os(name)
-                .map(PathBuf::from)
-                .with_context(|| format!("{name} is not set: run these tests with `cargo xtask test`"))
+            std::env::var_os(name).map(PathBuf::from).with_context(|| {
+                format!("{name} is not set: run these tests with `cargo xtask test`")
+            })
         };
         Ok(Self {
             wherry: var("WHERRY_BIN")?,
@@ -45,7 +45,8 @@ impl Env {
         })
     }
 
-    /// The same with binary and images copied to the scratch folder, for labs whose other file systems are slow.
+    /// The same with binary and images copied to the scratch folder, for labs whose other file
+    /// systems are slow.
     ///
     /// # Errors
     /// No room.
@@ -54,7 +55,8 @@ impl Env {
             let name = file.file_name().context("not a file")?;
             let copy = self.dir.join(name);
             if !copy.exists() {
-                std::fs::copy(&*file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+                std::fs::copy(&*file, &copy)
+                    .with_context(|| format!("cannot copy {}", file.display()))?;
             }
             *file = copy;
         }
@@ -168,7 +170,8 @@ impl Guest {
 
     fn spawn(env: &Env, name: &str, mut command: Command) -> Result<Self> {
         let log = env.log(name)?;
-        let child = command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start wherry")?;
+        let child =
+            command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start wherry")?;
         let mut guest = Self { name: name.into(), env: env.clone(), child, console: None };
         let end = Instant::now() + Duration::from_secs(20);
         while !guest.info().is_ok_and(|i| i.get("state").is_some()) {
@@ -250,8 +253,10 @@ impl Guest {
     /// The process is gone.
     pub fn proc_kib(&self, field: &str) -> Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line =
-            text.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':')).context("no such field")?;
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))
+            .context("no such field")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
@@ -302,8 +307,9 @@ impl std::fmt::Display for MigrateError {
 
 impl std::error::Error for MigrateError {}
 
-/// How long to leave an arrived guest alone where its gaps count: it takes its hinted memory back (after 300 ms), and the source frees its
-/// own, in the lab on the same CPU. That belongs to the gap; what we ask for does not.
+/// How long to leave an arrived guest alone where its gaps count: it takes its hinted memory back
+/// (after 300 ms), and the source frees its own, in the lab on the same CPU. That belongs to the
+/// gap; what we ask for does not.
 pub const SETTLE: Duration = Duration::from_secs(1);
 
 /// Runs `wherry migrate NAME URI ARGS --json` to its end and returns the report.
@@ -311,7 +317,8 @@ pub const SETTLE: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`MigrateError`] if it says that it failed.
 pub fn migrate(env: &Env, name: &str, uri: &str, args: &[&str]) -> Result<Value> {
-    let out = env.command(&["migrate", name, uri, "--json"]).args(args).stderr(Stdio::null()).output()?;
+    let out =
+        env.command(&["migrate", name, uri, "--json"]).args(args).stderr(Stdio::null()).output()?;
     let value = json(out.stdout).unwrap_or(Value::Null);
     if out.status.success() {
         return Ok(value);
@@ -320,5 +327,6 @@ pub fn migrate(env: &Env, name: &str, uri: &str, args: &[&str]) -> Result<Value>
 }
 
 fn json(bytes: Vec<u8>) -> Result<Value> {
-    serde_json::from_slice(&bytes).with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&bytes)))
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&bytes)))
 }

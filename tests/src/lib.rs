@@ -1,7 +1,8 @@
-//! Drives real guests through the `wherry` binary: start, talk over the serial console, migrate, read the verdict.
+//! Drives real guests through the `wherry` binary: start, talk over the serial console, migrate,
+//! read the verdict.
 //!
-//! Used by the integration tests (`tests/tests/`), the demo and the benchmark. Knows the command line and the guest's console
-//! protocol, nothing of Wherry's inside.
+//! Used by the integration tests (`tests/tests/`), the demo and the benchmark. Knows the command
+//! line and the guest's console protocol, nothing of Wherry's inside.
 
 mod balloon;
 mod console;

@@ -1,7 +1,8 @@
-//! A man in the middle of a migration: forwards frames and does something when a certain one comes by.
+//! A man in the middle of a migration: forwards frames and does something when a certain one comes
+//! by.
 //!
-//! Knows only the frame header, which is fixed in every version of the protocol (see `wherry_migration::wire`): kind at offset 6,
-//! payload length at offset 16, 28 bytes in all.
+//! Knows only the frame header, which is fixed in every version of the protocol (see
+//! `wherry_migration::wire`): kind at offset 6, payload length at offset 16, 28 bytes in all.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -43,11 +44,17 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens at `path` and forwards to the Unix socket `to`. When the moment comes, `act` is called and the connection is cut.
+    /// Listens at `path` and forwards to the Unix socket `to`. When the moment comes, `act` is
+    /// called and the connection is cut.
     ///
     /// # Errors
     /// Cannot listen.
-    pub fn start(path: &Path, to: &Path, when: When, act: impl FnOnce() + Send + 'static) -> Result<Self> {
+    pub fn start(
+        path: &Path,
+        to: &Path,
+        when: When,
+        act: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
         let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
         let to = to.to_owned();
         let thread = std::thread::spawn(move || {

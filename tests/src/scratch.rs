@@ -15,7 +15,8 @@ impl Scratch {
     /// # Errors
     /// It cannot be made.
     pub fn new(name: &str) -> Result<Self> {
-        let base = std::env::var_os("WHERRY_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        let base =
+            std::env::var_os("WHERRY_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
         let path = base.join(format!("wherry-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
@@ -26,7 +27,8 @@ impl Scratch {
         &self.0
     }
 
-    /// An environment for guests with this stock kernel (for example `CLOUD_6_1`), its files on fast storage.
+    /// An environment for guests with this stock kernel (for example `CLOUD_6_1`), its files on
+    /// fast storage.
     ///
     /// # Errors
     /// Not started by `cargo xtask test`.

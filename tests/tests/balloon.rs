@@ -1,4 +1,5 @@
-//! The balloon with stock Linux: every figure is taken from outside (the VMM's resident memory, its counters) and from inside.
+//! The balloon with stock Linux: every figure is taken from outside (the VMM's resident memory, its
+//! counters) and from inside.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,14 @@ const TAGS: [&str; 10] = [
     "hugetlb_failures",
 ];
 /// Tags that Linux 6.12 sends, too.
-const TAGS_6_12: [&str; 6] =
-    ["oom_kills", "alloc_stalls", "async_scans", "direct_scans", "async_reclaims", "direct_reclaims"];
+const TAGS_6_12: [&str; 6] = [
+    "oom_kills",
+    "alloc_stalls",
+    "async_scans",
+    "direct_scans",
+    "async_reclaims",
+    "direct_reclaims",
+];
 
 fn boot(env: &Env, append: &str, features: &str) -> Result<Guest> {
     let options = GuestOptions {
@@ -66,7 +73,11 @@ fn statistics(guest: &mut Guest, tags: &[&str]) -> Result<()> {
         let free = guest.balloon()?.statistic("free_memory").unwrap_or(0) / 1024;
         let said = guest.ask("status", SOON)?.num("memfree_kb")?;
         let near = free.abs_diff(said) < 4096;
-        Ok(if near { Ok(()) } else { Err(format!("{free} KiB by statistics, {said} by the guest")) })
+        Ok(if near {
+            Ok(())
+        } else {
+            Err(format!("{free} KiB by statistics, {said} by the guest"))
+        })
     })?;
     let before = balloon.counter("stats_updates")?;
     eventually(Duration::from_secs(10), || {
@@ -116,7 +127,8 @@ fn reporting(guest: &mut Guest) -> Result<()> {
 
 const REPORTING_ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
 
-/// Free blocks of 1 MiB stay the guest's at the default order, which is 9 (2 MiB), and are reported at order 8.
+/// Free blocks of 1 MiB stay the guest's at the default order, which is 9 (2 MiB), and are reported
+/// at order 8.
 fn reporting_order(guest: &mut Guest) -> Result<()> {
     nothing_to_report(guest)?;
     let freed = guest.ask("scatter 128 8", SOON)?.num("mib")?;
@@ -125,9 +137,13 @@ fn reporting_order(guest: &mut Guest) -> Result<()> {
     std::thread::sleep(Duration::from_secs(6));
     let reported = (guest.balloon()?.counter("reported_bytes")? - before) >> 20;
     measured(guest, &format!("{freed} MiB free in blocks of 1 MiB, {reported} MiB reported"))?;
-    assert!(reported <= 12 && guest.rss_mib()? + 12 > rss, "{reported} MiB reported below the order");
+    assert!(
+        reported <= 12 && guest.rss_mib()? + 12 > rss,
+        "{reported} MiB reported below the order"
+    );
     guest.ask(&format!("write {REPORTING_ORDER} 8"), SOON)?;
-    // Linux looks at its free lists again when such a block is freed; the first few stay in lists of the CPU.
+    // Linux looks at its free lists again when such a block is freed; the first few stay in lists
+    // of the CPU.
     guest.ask("fill 40", SOON)?;
     guest.ask("free 40", SOON)?;
     let took = shrinks_to(guest, rss - freed * 3 / 4)?;
@@ -164,10 +180,12 @@ fn huge_and_loose_mib(guest: &mut Guest) -> Result<(u64, u64)> {
     Ok((huge, free.saturating_sub(huge)))
 }
 
-/// What lies loose in a guest whose free memory is as compact as Linux makes it: the reserve of each zone, lists of the CPU.
+/// What lies loose in a guest whose free memory is as compact as Linux makes it: the reserve of
+/// each zone, lists of the CPU.
 const COMPACT_MIB: u64 = 30;
 
-/// Waits until the host's set and the guest's word agree: while a page moves, the new one is in the set and the old one still is, too.
+/// Waits until the host's set and the guest's word agree: while a page moves, the new one is in the
+/// set and the old one still is, too.
 fn settled(guest: &Guest) -> Result<u64> {
     let (pages, _) = eventually(Duration::from_secs(10), || {
         let balloon = guest.balloon()?;
@@ -181,8 +199,9 @@ fn settled(guest: &Guest) -> Result<u64> {
     Ok(pages)
 }
 
-/// Compacts the guest's memory around a balloon that lies in single pages, again and again and with pressure in between: one run of the
-/// kernel's ends where its two scanners meet, or where one of them finds nothing at once.
+/// Compacts the guest's memory around a balloon that lies in single pages, again and again and with
+/// pressure in between: one run of the kernel's ends where its two scanners meet, or where one of
+/// them finds nothing at once.
 fn compaction(guest: &mut Guest) -> Result<()> {
     let before = measured(guest, "before compaction")?.num("balloon_migrate")?;
     let pages = settled(guest)?;
@@ -217,8 +236,8 @@ fn compaction(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-/// What compaction has won is of use: a program gets its memory in huge pages. The kernel may take pages from the balloon for it
-/// (DEFLATE_ON_OOM), and the host's set follows.
+/// What compaction has won is of use: a program gets its memory in huge pages. The kernel may take
+/// pages from the balloon for it (DEFLATE_ON_OOM), and the host's set follows.
 fn huge_pages_under_pressure(guest: &mut Guest) -> Result<()> {
     // Linux turns huge pages off in guests as small as this one.
     for switch in ["enabled", "defrag"] {
@@ -249,8 +268,8 @@ fn moved(env: &Env, mut guest: Guest, args: &[&str]) -> Result<(Guest, Value)> {
     Ok((there, report))
 }
 
-/// Reported and ballooned memory is not sent, without any hint: round one is no larger than what the guest uses, and what it has free
-/// in blocks too small to be reported.
+/// Reported and ballooned memory is not sent, without any hint: round one is no larger than what
+/// the guest uses, and what it has free in blocks too small to be reported.
 fn migrates_without_hints(env: &Env, mut guest: Guest) -> Result<Guest> {
     nothing_to_report(&guest)?;
     let free = measured(&mut guest, "before migration")?.num("memfree_kb")? >> 10;
@@ -282,15 +301,21 @@ fn deflates(guest: &mut Guest) -> Result<()> {
     let rss = guest.rss_mib()?;
     guest.ask("fill 200", SOON)?;
     measured(guest, "200 MiB in use")?;
-    assert!(guest.rss_mib()? > rss + 150, "{rss} MiB before, {} with 200 MiB in use", guest.rss_mib()?);
+    assert!(
+        guest.rss_mib()? > rss + 150,
+        "{rss} MiB before, {} with 200 MiB in use",
+        guest.rss_mib()?
+    );
     guest.ask("free 200", SOON)?;
     Ok(())
 }
 
-/// A process wants more than the balloon has left. Returns the answer of `eat`, with the pages in the balloon before and after.
+/// A process wants more than the balloon has left. Returns the answer of `eat`, with the pages in
+/// the balloon before and after.
 fn memory_hog(guest: &mut Guest) -> Result<(bool, u64, u64)> {
     let took = guest.inflate_to(240, SOON)?;
-    let status = measured(guest, &format!("240 MiB in the balloon after {:.1} s", took.as_secs_f64()))?;
+    let status =
+        measured(guest, &format!("240 MiB in the balloon after {:.1} s", took.as_secs_f64()))?;
     let wanted = status.num("memavailable_kb")? / 1024 + 40;
     let before = guest.balloon()?.pages()?;
     let oom = status.num("oom_kill")?;
@@ -299,7 +324,11 @@ fn memory_hog(guest: &mut Guest) -> Result<(bool, u64, u64)> {
     let killed = eaten.num("signal")? != 0;
     let status = measured(
         guest,
-        &format!("a process wanted {wanted} MiB, got {} in {} ms", eaten.num("mib")?, eaten.num("ms")?),
+        &format!(
+            "a process wanted {wanted} MiB, got {} in {} ms",
+            eaten.num("mib")?,
+            eaten.num("ms")?
+        ),
     )?;
     assert_eq!(status.num("oom_kill")? - oom, u64::from(killed));
     assert_eq!(eaten.num("mib")? == wanted, !killed);
@@ -339,7 +368,8 @@ fn balloon_on_cloud_6_12() -> Result<()> {
     all_mechanisms("CLOUD_6_12", &[&TAGS[..], &TAGS_6_12].concat())
 }
 
-/// Free memory of such a guest holds a value that a discarded page would not read as. It is migrated once on the way.
+/// Free memory of such a guest holds a value that a discarded page would not read as. It is
+/// migrated once on the way.
 fn poisoned_memory_stays(guest: &mut Guest) -> Result<()> {
     nothing_to_report(guest)?;
     guest.ask("fill 100", SOON)?;
@@ -348,11 +378,19 @@ fn poisoned_memory_stays(guest: &mut Guest) -> Result<()> {
     let (balloon, took) = eventually(Duration::from_secs(40), || {
         let balloon = guest.balloon()?;
         let reported = balloon.counter("reported_bytes")? - before;
-        Ok(if reported >= 80 << 20 { Ok(balloon) } else { Err(format!("{reported} bytes reported")) })
+        Ok(if reported >= 80 << 20 {
+            Ok(balloon)
+        } else {
+            Err(format!("{reported} bytes reported"))
+        })
     })?;
     measured(guest, &format!("100 MiB freed and reported in {:.1} s", took.as_secs_f64()))?;
     assert_eq!(balloon.counter("withheld_bytes")?, balloon.counter("reported_bytes")?);
-    assert!(guest.rss_mib()? + 8 > used, "{used} MiB in use, {} after the report", guest.rss_mib()?);
+    assert!(
+        guest.rss_mib()? + 8 > used,
+        "{used} MiB in use, {} after the report",
+        guest.rss_mib()?
+    );
     Ok(())
 }
 
@@ -370,11 +408,15 @@ fn poisoned_and_not_deflating(kernel: &str) -> Result<()> {
     poisoned_memory_stays(&mut guest)?;
     assert_eq!(guest.balloon()?.counter("discarded_bytes")?, 0);
 
-    // The balloon may be given to the host all the same: the guest poisons its pages anew when they come back.
+    // The balloon may be given to the host all the same: the guest poisons its pages anew when they
+    // come back.
     inflate_into_fragments(&mut guest, 60)?;
     // The control of DEFLATE_ON_OOM, which this guest was not offered.
     let (killed, before, after) = memory_hog(&mut guest)?;
-    assert!(killed && before == after, "killed: {killed}; {before} pages in the balloon, then {after}");
+    assert!(
+        killed && before == after,
+        "killed: {killed}; {before} pages in the balloon, then {after}"
+    );
     guest.inflate_to(0, SOON)?;
     // Everything that was reported is used again; Linux looks at the poison of each page.
     guest.ask("fill 250", SOON)?;

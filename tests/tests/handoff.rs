@@ -1,9 +1,12 @@
-//! The hand-off between real VMMs: whatever dies when, the guest runs in one place or, said aloud, in none.
+//! The hand-off between real VMMs: whatever dies when, the guest runs in one place or, said aloud,
+//! in none.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use wherry_tests::{Env, Frame, Guest, GuestOptions, MigrateError, Proxy, Result, Scratch, When, migrate};
+use wherry_tests::{
+    Env, Frame, Guest, GuestOptions, MigrateError, Proxy, Result, Scratch, When, migrate,
+};
 
 const BOOT: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(60);
@@ -17,12 +20,16 @@ struct Broken {
     code: i32,
 }
 
-/// Migrates through a proxy that cuts the connection at a certain frame, killing the receiver first if asked to.
+/// Migrates through a proxy that cuts the connection at a certain frame, killing the receiver first
+/// if asked to.
 fn broken(when: When, kill_receiver: bool) -> Result<Broken> {
     let scratch = Scratch::new("handoff")?;
     let env = scratch.env("CLOUD_6_1")?;
-    let mut source =
-        Guest::run(&env, "source", &GuestOptions { memory: "512MiB".into(), ..Default::default() })?;
+    let mut source = Guest::run(
+        &env,
+        "source",
+        &GuestOptions { memory: "512MiB".into(), ..Default::default() },
+    )?;
     source.wait_for("work done", BOOT)?;
     let uri = env.unix_uri("real");
     let destination = Guest::receive(&env, "destination", &uri)?;
@@ -42,7 +49,9 @@ fn broken(when: When, kill_receiver: bool) -> Result<Broken> {
 }
 
 fn state(guest: &Guest) -> String {
-    guest.info().map_or_else(|_| "gone".into(), |i| i["state"].as_str().unwrap_or_default().to_owned())
+    guest
+        .info()
+        .map_or_else(|_| "gone".into(), |i| i["state"].as_str().unwrap_or_default().to_owned())
 }
 
 /// The source goes on, and the next attempt works.

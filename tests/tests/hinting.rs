@@ -1,4 +1,5 @@
-//! `--hints auto` on stock Linux: which guest is asked, which is not, and when asking ends early. Counts and decisions, never times.
+//! `--hints auto` on stock Linux: which guest is asked, which is not, and when asking ends early.
+//! Counts and decisions, never times.
 
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ const BLOCK: u64 = 1024;
 /// Hints in a row that clear nothing before the engine asks no more.
 const IDLE_HINTS: u64 = 16;
 
-/// Boots a guest, lets it work, migrates it with `--hints auto` and lets it check its memory. Slowly, so that hints are in time even
-/// on a slow machine. Returns the report, and the pages that the guest had free before.
+/// Boots a guest, lets it work, migrates it with `--hints auto` and lets it check its memory.
+/// Slowly, so that hints are in time even on a slow machine. Returns the report, and the pages that
+/// the guest had free before.
 fn auto(env: &Env, memory: &str, append: &str) -> Result<(Value, u64)> {
     let append = format!("wherry.check=16 {append}");
     // No reporting: it takes what was freed away before anybody can hint it, sometimes.
@@ -41,19 +43,29 @@ fn number(value: &Value, key: &str) -> u64 {
 fn check(report: &Value) {
     let hinting = &report["hinting"];
     let rounds = report["rounds"].as_array().expect("rounds");
-    for key in ["hint_bytes", "hinted", "hinted_too_late", "sent_then_hinted", "overridden", "saved_bytes"] {
+    for key in
+        ["hint_bytes", "hinted", "hinted_too_late", "sent_then_hinted", "overridden", "saved_bytes"]
+    {
         let sum: u64 = rounds.iter().map(|round| number(round, key)).sum();
         assert_eq!(number(hinting, key), sum, "{key}: {report:#}");
     }
     for round in rounds {
-        assert_eq!(number(round, "hint_bytes") % (BLOCK * 4096), 0, "Linux hints whole blocks: {round}");
+        assert_eq!(
+            number(round, "hint_bytes") % (BLOCK * 4096),
+            0,
+            "Linux hints whole blocks: {round}"
+        );
         let skipped = number(round, "hinted") - number(round, "overridden");
         assert_eq!(number(round, "saved_bytes"), skipped * 4096, "{round}");
         let late = number(round, "hinted_too_late");
         assert!(late >= number(round, "sent_then_hinted"), "{round}");
         let asked = !round["hint_mode"].is_null();
         assert!(asked || number(round, "hint_bytes") == 0, "{round}");
-        assert_eq!(number(round, "hint_bytes") > 0, !round["time_to_first_hint_ms"].is_null(), "{round}");
+        assert_eq!(
+            number(round, "hint_bytes") > 0,
+            !round["time_to_first_hint_ms"].is_null(),
+            "{round}"
+        );
     }
 }
 
@@ -69,7 +81,8 @@ fn auto_does_not_ask_an_idle_guest() -> Result<()> {
     Ok(())
 }
 
-/// 300 MiB written and freed: nearly all of it, less what lies on the CPUs' own lists, is not sent, and hardly any of it was sent before its hint.
+/// 300 MiB written and freed: nearly all of it, less what lies on the CPUs' own lists, is not sent,
+/// and hardly any of it was sent before its hint.
 fn asks(kernel: &str, name: &str, append: &str, mode: &str) -> Result<()> {
     const FREED: u64 = (300 << 20) / 4096;
     let scratch = Scratch::new(name)?;
@@ -102,15 +115,22 @@ fn auto_asks_a_guest_that_does_not_zero_and_has_freed_much() -> Result<()> {
     asks("CLOUD_6_12", "auto-plain", "init_on_alloc=0", "protected")
 }
 
-/// 100 MiB of 4 GiB were written and freed: worth asking for, but nearly all that the guest then names was never touched. It must not
-/// be made to populate all of it.
+/// 100 MiB of 4 GiB were written and freed: worth asking for, but nearly all that the guest then
+/// names was never touched. It must not be made to populate all of it.
 #[test]
 fn auto_stops_asking_when_what_arrives_is_holes() -> Result<()> {
     let scratch = Scratch::new("auto-stop")?;
-    let (report, free) = auto(&scratch.env("CLOUD_6_1")?, "4GiB", "wherry.work=tmpfs:100,free:100")?;
-    assert_eq!(report["hints"], "on, until only memory that needs no sending was hinted", "{report:#}");
+    let (report, free) =
+        auto(&scratch.env("CLOUD_6_1")?, "4GiB", "wherry.work=tmpfs:100,free:100")?;
+    assert_eq!(
+        report["hints"], "on, until only memory that needs no sending was hinted",
+        "{report:#}"
+    );
     let named = number(&report["hinting"], "hint_bytes") / 4096;
     assert!(named >= IDLE_HINTS * BLOCK, "{named} pages were enough to judge by: {report:#}");
-    assert!(named < free / 2, "{named} of {free} free pages were named before it stopped: {report:#}");
+    assert!(
+        named < free / 2,
+        "{named} of {free} free pages were named before it stopped: {report:#}"
+    );
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! Bare-metal guests whose balloon driver breaks every rule, migrated while they do.
 //!
-//! The guest (`guest-kernel/src/bin/wherry-hostile`) knows of each of its pages whether it ever gave the host leave to drop it. What is
-//! asserted of every attack: the VMM neither dies nor hangs; the migration succeeds, or fails with the guest going on at
-//! the source; every honest page is right on arrival, by the guest's own check and by both sides' digests; a well-behaved guest
+//! The guest (`guest-kernel/src/bin/wherry-hostile`) knows of each of its pages whether it ever
+//! gave the host leave to drop it. What is asserted of every attack: the VMM neither dies nor
+//! hangs; the migration succeeds, or fails with the guest going on at the source; every honest page
+//! is right on arrival, by the guest's own check and by both sides' digests; a well-behaved guest
 //! beside it, in its own VMM, notices nothing.
 //!
-//! They run in the lab, and on a KVM that emulates kernel code in software. `WHERRY_SEEDS` is the number of seeds tried.
+//! They run in the lab, and on a KVM that emulates kernel code in software. `WHERRY_SEEDS` is the
+//! number of seeds tried.
 
 #[path = "hostile/owner.rs"]
 mod owner;
@@ -22,8 +24,10 @@ const SOON: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// More than a VMM needs beside guest RAM, whatever the guest sends: KiB.
 const MAX_PRIVATE_KIB: u64 = 48 * 1024;
-/// Each round lasts long enough for hints to matter, and after some the guest is moved whatever is left.
-const THROTTLED: [&str; 7] = ["--hints", "on", "--verify", "--bandwidth", "400Mbit", "--max-rounds", "4"];
+/// Each round lasts long enough for hints to matter, and after some the guest is moved whatever is
+/// left.
+const THROTTLED: [&str; 7] =
+    ["--hints", "on", "--verify", "--bandwidth", "400Mbit", "--max-rounds", "4"];
 
 /// The first seeds, or so many as are asked for.
 fn seeds() -> impl Iterator<Item = u64> {
@@ -62,7 +66,8 @@ fn migrate_in_time(env: &Env, name: &str, uri: &str, args: &[&str]) -> Result<Va
     })
 }
 
-/// Migrates `guest` in the middle of what it does; returns it where it is then, and the report if it was moved.
+/// Migrates `guest` in the middle of what it does; returns it where it is then, and the report if
+/// it was moved.
 fn hop(env: &Env, mut guest: Guest, name: &str, args: &[&str]) -> Result<(Guest, Option<Value>)> {
     let uri = env.unix_uri(name);
     let mut destination = Guest::receive(env, name, &uri)?;
@@ -82,7 +87,10 @@ fn hop(env: &Env, mut guest: Guest, name: &str, args: &[&str]) -> Result<(Guest,
             guest = destination;
         }
         None => {
-            assert!(!destination.wait_exit(SOON)?.success(), "a receiver without a guest must not succeed")
+            assert!(
+                !destination.wait_exit(SOON)?.success(),
+                "a receiver without a guest must not succeed"
+            )
         }
     }
     intact(&mut guest)?;
@@ -91,8 +99,9 @@ fn hop(env: &Env, mut guest: Guest, name: &str, args: &[&str]) -> Result<(Guest,
 
 fn check_report(report: &Value) {
     assert_eq!(report["verify"]["wrong"], 0, "{report:#}");
-    let sum =
-        |of: &Value, classes: &[&str]| classes.iter().filter_map(|class| of[*class].as_u64()).sum::<u64>();
+    let sum = |of: &Value, classes: &[&str]| {
+        classes.iter().filter_map(|class| of[*class].as_u64()).sum::<u64>()
+    };
     let pages = report["nr_pages"].as_u64().unwrap_or_default();
     assert_eq!(sum(&report["verify"], &["equal", "free", "wrong"]), pages, "{report:#}");
     for round in report["rounds"].as_array().into_iter().flatten() {
@@ -117,11 +126,16 @@ fn intact(guest: &mut Guest) -> Result<()> {
 
 /// What hints achieved in all rounds.
 fn hinted(report: &Value) -> u64 {
-    report["rounds"].as_array().into_iter().flatten().filter_map(|round| round["hinted"].as_u64()).sum()
+    report["rounds"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|round| round["hinted"].as_u64())
+        .sum()
 }
 
-/// Migrates a guest with this scenario, beside an honest one. With `effective`, hints must have had an effect, since
-/// otherwise nothing was attacked.
+/// Migrates a guest with this scenario, beside an honest one. With `effective`, hints must have had
+/// an effect, since otherwise nothing was attacked.
 fn attack(scenario: &str, effective: bool) -> Result<()> {
     attack_with(scenario, &THROTTLED, effective)
 }
@@ -233,7 +247,8 @@ fn one_vcpu_hints_and_replays_while_the_other_resets() -> Result<()> {
 }
 
 /// As [`THROTTLED`], but whether to ask for hints is found out.
-const AUTO: [&str; 7] = ["--hints", "auto", "--verify", "--bandwidth", "400Mbit", "--max-rounds", "4"];
+const AUTO: [&str; 7] =
+    ["--hints", "auto", "--verify", "--bandwidth", "400Mbit", "--max-rounds", "4"];
 
 #[test]
 fn hints_auto_and_a_guest_that_calls_all_memory_free() -> Result<()> {

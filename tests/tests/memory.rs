@@ -1,9 +1,11 @@
-//! Where memory is: the host's share before use, in use, freed, in the balloon; and the guest's own after every kind of end of a
-//! migration. Printed as the tables of docs/testing.md.
+//! Where memory is: the host's share before use, in use, freed, in the balloon; and the guest's own
+//! after every kind of end of a migration. Printed as the tables of docs/testing.md.
 
 use std::time::Duration;
 
-use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate, note};
+use wherry_tests::{
+    Env, Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate, note,
+};
 
 const BOOT: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
@@ -81,7 +83,8 @@ fn host_memory(env: &Env, reporting: bool) -> Result<()> {
     let inflated =
         row(&mut guest, &format!("{BALLOON_MIB} MiB inflated, {:.1} s later", took.as_secs_f64()))?;
     // What is reported is the host's already.
-    let (least, most) = if reporting { (0, freed + NOISE_MIB) } else { (0, freed + NOISE_MIB - BALLOON_MIB) };
+    let (least, most) =
+        if reporting { (0, freed + NOISE_MIB) } else { (0, freed + NOISE_MIB - BALLOON_MIB) };
     assert!((least..=most).contains(&inflated), "{freed} MiB before inflating, {inflated} after");
     let took = guest.inflate_to(0, SOON)?;
     row(&mut guest, &format!("deflated, {:.1} s later", took.as_secs_f64()))?;
@@ -97,12 +100,14 @@ enum End {
     Success,
 }
 
-/// Migrates so, while hints are out, and returns the guest where it is then: its free memory before, while hints were out, and after.
+/// Migrates so, while hints are out, and returns the guest where it is then: its free memory
+/// before, while hints were out, and after.
 fn end(env: &Env, mut guest: Guest, how: End) -> Result<(Guest, [u64; 3])> {
     let name = ["refused", "cancelled", "killed", "success"][how as usize];
     let before = free_mib(&mut guest)?;
     let uri = env.unix_uri(name);
-    let mut destination = (how != End::Refused).then(|| Guest::receive(env, name, &uri)).transpose()?;
+    let mut destination =
+        (how != End::Refused).then(|| Guest::receive(env, name, &uri)).transpose()?;
     let slow = if how == End::Success { "200Mbit" } else { "20Mbit" };
     let migration = std::thread::spawn({
         let (env, uri, from) = (env.clone(), uri.clone(), guest.name.clone());
@@ -117,7 +122,9 @@ fn end(env: &Env, mut guest: Guest, how: End) -> Result<(Guest, [u64; 3])> {
         Ok(if enough { Ok(()) } else { Err(format!("{before} MiB free before, now {least}")) })
     });
     match (how, &mut destination) {
-        (End::Cancelled, _) => assert!(env.command(&["cancel", &guest.name]).output()?.status.success()),
+        (End::Cancelled, _) => {
+            assert!(env.command(&["cancel", &guest.name]).output()?.status.success())
+        }
         (End::ReceiverKilled, Some(receiver)) => receiver.kill(),
         _ => {}
     }
@@ -151,7 +158,9 @@ fn guest_memory(env: &Env) -> Result<()> {
     let mut guest = boot(env, "ends", "all")?;
     guest.ask(&format!("fill {USED_MIB}"), SOON)?;
     guest.ask(&format!("free {USED_MIB}"), SOON)?;
-    note("| the migration was | MemFree before, MiB | least while hints were out, MiB | after, MiB |");
+    note(
+        "| the migration was | MemFree before, MiB | least while hints were out, MiB | after, MiB |",
+    );
     note("|---|---|---|---|");
     for (how, what) in [
         (End::Refused, "refused: nobody listens"),
@@ -162,7 +171,8 @@ fn guest_memory(env: &Env) -> Result<()> {
         let (now, [before, least, after]) = end(env, guest, how)?;
         guest = now;
         note(&format!("| {what} | {before} | {least} | {after} |"));
-        // Else nothing had to come back. In round one 16 blocks that clear nothing, 64 MiB, end the asking.
+        // Else nothing had to come back. In round one 16 blocks that clear nothing, 64 MiB, end the
+        // asking.
         let taken = before.saturating_sub(least);
         assert!(
             how == End::Refused || how == End::Success || taken > TAKEN_MIB,

@@ -1,4 +1,5 @@
-//! Live migration of stock Linux: there and back, with hints and without, and what happens when it breaks.
+//! Live migration of stock Linux: there and back, with hints and without, and what happens when it
+//! breaks.
 
 use std::io::Write;
 use std::time::Duration;
@@ -27,7 +28,8 @@ fn hop(env: &Env, guest: &mut Guest, name: &str, args: &[&str]) -> Result<(Guest
 fn check_accounting(report: &Value) {
     let pages = report["nr_pages"].as_u64();
     if let Some(verify) = report["verify"].as_object() {
-        let sum = ["equal", "free", "wrong"].iter().filter_map(|class| verify[*class].as_u64()).sum();
+        let sum =
+            ["equal", "free", "wrong"].iter().filter_map(|class| verify[*class].as_u64()).sum();
         assert_eq!(Some(sum), pages, "{verify:?}");
     }
     for round in report["rounds"].as_array().into_iter().flatten() {
@@ -63,7 +65,8 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
     let turns = if std::env::var_os("WHERRY_SOAK").is_some() { 200 } else { 20 };
     for turn in 0..turns {
         let hints = ["on", "off", "auto"][turn % 3];
-        // Two opinions: the guest's own check at every turn, and both sides' digests at every other.
+        // Two opinions: the guest's own check at every turn, and both sides' digests at every
+        // other.
         let verify = turn.is_multiple_of(2);
         let compression = if turn % 4 < 2 { "lz4" } else { "none" };
         let streams = if turn % 8 < 4 { "1" } else { "3" };
@@ -71,13 +74,18 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
         args.extend(verify.then_some("--verify"));
         let (next, report) = hop(&env, &mut guest, &format!("hop{turn}"), &args)?;
         assert_eq!(report["verify"]["wrong"].as_u64(), verify.then_some(0), "{report:#}");
-        let bytes: u64 =
-            report["rounds"].as_array().into_iter().flatten().filter_map(|r| r["bytes"].as_u64()).sum();
+        let bytes: u64 = report["rounds"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|r| r["bytes"].as_u64())
+            .sum();
         let memory = total(&report, "sent") * 4096;
         assert_eq!(bytes < memory, compression == "lz4", "{memory} bytes of memory: {report:#}");
         guest = next;
         if turns > 20 {
-            // A long run says how far it is; past the test harness, which keeps prints for failures.
+            // A long run says how far it is; past the test harness, which keeps prints for
+            // failures.
             writeln!(std::io::stderr(), "hop {turn}: {} ms", report["total_ms"])?;
         }
     }
@@ -90,7 +98,8 @@ fn hints_skip_what_was_freed_and_memfree_comes_back() -> Result<()> {
     let env = scratch.env("CLOUD_6_1")?;
     let mut guest = start(&env, 1, "1GiB", "init_on_alloc=0 wherry.work=fill:600,free:600")?;
     let free = guest.ask("status", SOON)?.num("memfree_kb")?;
-    let (mut guest, report) = hop(&env, &mut guest, "there", &["--hints", "on", "--bandwidth", "1Gbit"])?;
+    let (mut guest, report) =
+        hop(&env, &mut guest, "there", &["--hints", "on", "--bandwidth", "1Gbit"])?;
     assert!(
         total(&report, "hinted") > 100_000,
         "only {} pages were skipped: {report:#}",
@@ -100,8 +109,8 @@ fn hints_skip_what_was_freed_and_memfree_comes_back() -> Result<()> {
     memfree_returns(&mut guest, free)
 }
 
-/// A page cache is in use, however easily the kernel could do without it: it is sent, and arrives whole. Once dropped it is free like any
-/// other memory.
+/// A page cache is in use, however easily the kernel could do without it: it is sent, and arrives
+/// whole. Once dropped it is free like any other memory.
 #[test]
 fn a_page_cache_is_moved_and_what_was_dropped_is_skipped() -> Result<()> {
     const CACHED: u64 = (200 << 20) / 4096;
@@ -113,7 +122,8 @@ fn a_page_cache_is_moved_and_what_was_dropped_is_skipped() -> Result<()> {
     // Looks what became of it, and fills it again.
     let found = guest.ask("cache 200", SOON)?;
     let [intact, dropped, wrong] = ["intact", "dropped", "wrong"].map(|key| found.num(key));
-    // While its hints are out a guest has no free memory, and may drop some of its cache for what it needs just then.
+    // While its hints are out a guest has no free memory, and may drop some of its cache for what
+    // it needs just then.
     let (intact, dropped) = (intact?, dropped?);
     assert_eq!((intact + dropped, wrong?), (CACHED, 0));
     assert!(intact > CACHED * 9 / 10, "{dropped} pages were dropped: {report:#}");
@@ -145,7 +155,9 @@ fn memfree_returns(guest: &mut Guest, before_kb: u64) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    panic!("the guest had {before_kb} KiB free and has {now} KiB: it did not get its hinted memory back");
+    panic!(
+        "the guest had {before_kb} KiB free and has {now} KiB: it did not get its hinted memory back"
+    );
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! `wherry migrate --trace` and `wherry replay`: what a replay says against what happens.
 //!
-//! Bytes are exact and asserted on; times are the lab's and only shown. `cargo xtask test --integration --soak --filter replay` makes
-//! the tables of docs/trace.md again; with `WHERRY_TRACES=DIR` the traces are kept (DIR must be one that the lab can write).
+//! Bytes are exact and asserted on; times are the lab's and only shown. `cargo xtask test
+//! --integration --soak --filter replay` makes the tables of docs/trace.md again; with
+//! `WHERRY_TRACES=DIR` the traces are kept (DIR must be one that the lab can write).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -66,7 +67,8 @@ const CROSS: [(&str, &[&str], &str); 9] = [
 
 fn guest(env: &Env, memory: &str, append: &str) -> Result<Guest> {
     let append = format!("wherry.check=32 wherry.check_rate=500 {append}");
-    // Without free page reporting, which gives back what was freed at times of its own: two guests would not be the same.
+    // Without free page reporting, which gives back what was freed at times of its own: two guests
+    // would not be the same.
     let args = vec!["--balloon-features".into(), "hinting,stats,deflate-on-oom".into()];
     let options = GuestOptions { memory: memory.into(), append, args, cpus: 1 };
     let mut guest = Guest::run(env, "source", &options)?;
@@ -104,7 +106,8 @@ fn off(is: &Value, should: &Value, what: &str) -> Result<f64> {
 /// The trace says what the report says.
 fn agrees(trace: &Path, report: &Value) -> Result<()> {
     let text = std::fs::read_to_string(trace)?;
-    let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+    let events: Vec<Value> =
+        text.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
     let last = events.last().context("an empty trace")?;
     assert_eq!(last["event"], "end");
     for what in ["rounds", "total_bytes", "total_ms", "downtime"] {
@@ -181,7 +184,9 @@ fn replays_come_close_to_what_happens() -> Result<()> {
     )?;
     say("|---|---|---|---|---|---|---|---|---|---|---|---|")?;
     for (from, args, to) in CROSS {
-        let (Some((trace, _)), Some((_, happened))) = (done.get(from), done.get(to)) else { continue };
+        let (Some((trace, _)), Some((_, happened))) = (done.get(from), done.get(to)) else {
+            continue;
+        };
         let foretold = replay(&env, trace, args)?["simulated"]["outcome"].clone();
         let figures = |o: &Value| -> Result<String> {
             let (bytes, rounds) = (number(o, "/total_bytes")? / 1e6, &o["rounds"]);
@@ -196,7 +201,8 @@ fn replays_come_close_to_what_happens() -> Result<()> {
             off(&foretold, happened, "total_bytes")?,
             off(&foretold, happened, "total_ms")?
         ))?;
-        // Later rounds depend on the lab's speed at the time; round one does not, but no two guests are quite the same.
+        // Later rounds depend on the lab's speed at the time; round one does not, but no two guests
+        // are quite the same.
         let error = off(&foretold, happened, "round_one_bytes")?;
         assert!(error.abs() < 6.0, "{from} {args:?}: {error} %: {foretold:#} {happened:#}");
     }
@@ -211,7 +217,8 @@ fn a_trace_onto_a_full_disk_does_not_hold_the_guest() -> Result<()> {
     let uri = env.unix_uri("there");
     let mut destination = Guest::receive(&env, "there", &uri)?;
     // Not begun at all when there can be no file.
-    let error = migrate(&env, "source", &uri, &["--trace", "/no/such/folder/a"]).expect_err("no folder");
+    let error =
+        migrate(&env, "source", &uri, &["--trace", "/no/such/folder/a"]).expect_err("no folder");
     let error = error.downcast::<MigrateError>()?;
     assert_eq!(error.code, 1, "{error}");
     assert_eq!(source.info()?["state"], "running");

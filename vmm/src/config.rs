@@ -11,7 +11,8 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// Smallest guest RAM in bytes.
 pub const MIN_RAM_BYTES: u64 = 128 << 20;
 
-/// Largest guest RAM in bytes, a page less than 8 TiB: KVM and the wire have no more. The host usually allows less.
+/// Largest guest RAM in bytes, a page less than 8 TiB: KVM and the wire have no more. The host
+/// usually allows less.
 pub const MAX_RAM_BYTES: u64 = wherry_migration::wire::MAX_PAGES * 4096;
 
 /// Most vCPUs: their APIC ids are 8 bits wide, and the highest is the broadcast.
@@ -54,7 +55,8 @@ pub struct ReceiveConfig {
     pub serial: SerialSink,
     /// Whether standard error is told how it goes.
     pub progress: bool,
-    /// Most RAM in bytes that the guest may have. `None`: what the host has available when it comes.
+    /// Most RAM in bytes that the guest may have. `None`: what the host has available when it
+    /// comes.
     pub max_memory: Option<u64>,
 }
 

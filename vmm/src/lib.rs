@@ -1,4 +1,5 @@
-//! Wherry: a small KVM virtual machine monitor that live-migrates what the guest uses, not what it owns.
+//! Wherry: a small KVM virtual machine monitor that live-migrates what the guest uses, not what it
+//! owns.
 //!
 //! See `docs/architecture.md` for the way through the code.
 

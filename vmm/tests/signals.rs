@@ -1,5 +1,5 @@
-//! Signals that were ignored when the command started stay ignored: `nohup` sets SIGHUP so, and a shell without job control
-//! sets SIGINT and SIGQUIT so for what it starts with `&`.
+//! Signals that were ignored when the command started stay ignored: `nohup` sets SIGHUP so, and a
+//! shell without job control sets SIGINT and SIGQUIT so for what it starts with `&`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,7 +16,11 @@ const HANG: Duration = Duration::from_secs(30);
 /// Starts `wherry` from a shell that ignores `ignored`.
 fn wherry(dir: &Path, ignored: &str, args: &[&str]) -> Child {
     Command::new("sh")
-        .args(["-c", &format!("trap '' {ignored}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_wherry")])
+        .args([
+            "-c",
+            &format!("trap '' {ignored}; exec \"$0\" \"$@\""),
+            env!("CARGO_BIN_EXE_wherry"),
+        ])
         .args(args)
         .env("WHERRY_RUNTIME_DIR", dir)
         .stdin(Stdio::null())
@@ -65,7 +69,9 @@ fn answer(mut stream: UnixStream, migration: &mut Option<UnixStream>, tell: &Sen
     if line.contains("\"migrate_cancel\"") {
         stream.write_all(b"{\"ok\":{}}\n").unwrap();
         let mut migration = migration.take().unwrap();
-        migration.write_all(b"{\"error\":{\"code\":\"cancelled\",\"message\":\"cancelled\"}}\n").unwrap();
+        migration
+            .write_all(b"{\"error\":{\"code\":\"cancelled\",\"message\":\"cancelled\"}}\n")
+            .unwrap();
     } else {
         *migration = Some(stream);
     }

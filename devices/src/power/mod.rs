@@ -1,4 +1,5 @@
-//! The ACPI power registers of a hardware-reduced machine: sleep control, reset, and a power button.
+//! The ACPI power registers of a hardware-reduced machine: sleep control, reset, and a power
+//! button.
 //!
 //! | offset | register |
 //! |---|---|
@@ -7,8 +8,8 @@
 //! | 2 | reset (4.8.3.6): writing 1 resets |
 //! | 4..=7 | event register: bit 0 power button; the bits that are read are cleared |
 //!
-//! The event register is Wherry's own; the DSDT's generic event device (ACPI0013) reads it in its `_EVT` method.
-//! Its interrupt line is high while there are events that were not read.
+//! The event register is Wherry's own; the DSDT's generic event device (ACPI0013) reads it in its
+//! `_EVT` method. Its interrupt line is high while there are events that were not read.
 
 use std::sync::Arc;
 
@@ -34,8 +35,8 @@ pub const SLP_TYP_S5: u8 = 5;
 /// `SLP_EN`: act on the sleep type now.
 pub const SLP_EN: u8 = 1 << 5;
 
-/// Told when the guest ends itself. Called on the vCPU thread that wrote the register, with the device locked: set a
-/// flag and wake somebody, do not call back.
+/// Told when the guest ends itself. Called on the vCPU thread that wrote the register, with the
+/// device locked: set a flag and wake somebody, do not call back.
 pub trait PowerSink: Send + Sync {
     /// The guest powered itself off.
     fn power_off(&self);
@@ -66,7 +67,11 @@ impl Power {
     }
 
     /// The device as saved. Any state is acceptable: unknown event bits mean nothing to the guest.
-    pub fn restore(state: PowerStateV1, irq: Arc<dyn InterruptLine>, sink: Arc<dyn PowerSink>) -> Self {
+    pub fn restore(
+        state: PowerStateV1,
+        irq: Arc<dyn InterruptLine>,
+        sink: Arc<dyn PowerSink>,
+    ) -> Self {
         Self { state, line: Level::new(irq), sink }
     }
 
@@ -122,7 +127,8 @@ impl BusDevice for Power {
         for (port, byte) in (offset..).zip(data) {
             *byte = self.read_port(port);
         }
-        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries again.
+        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries
+        // again.
         let _ = self.restore_line();
     }
 

@@ -6,11 +6,11 @@
 //! per arrival instead. A driver that leaves bytes behind, as Linux's does after 256, would never
 //! hear of them, so IIR and the line are worked out here.
 //!
-//! **Input.** The UART's FIFO takes 64 bytes. Input beyond that waits in a backlog, which is retried
-//! when the guest has made room; the backlog is bounded, so a guest that never reads costs 64 KiB
-//! and no more. Whoever can wait is told of new room ([`Serial::on_room`]). A driver that starts
-//! reads the receiver to empty it: until one listens (has enabled the receive interrupt, or polls)
-//! all input stays in the backlog.
+//! **Input.** The UART's FIFO takes 64 bytes. Input beyond that waits in a backlog, which is
+//! retried when the guest has made room; the backlog is bounded, so a guest that never reads costs
+//! 64 KiB and no more. Whoever can wait is told of new room ([`Serial::on_room`]). A driver that
+//! starts reads the receiver to empty it: until one listens (has enabled the receive interrupt, or
+//! polls) all input stays in the backlog.
 
 mod state;
 
@@ -87,7 +87,10 @@ impl Serial {
         Self::around(Uart::new(NoTrigger, out), irq)
     }
 
-    fn around(uart: Uart<NoTrigger, NoEvents, Box<dyn Write + Send>>, irq: Arc<dyn InterruptLine>) -> Self {
+    fn around(
+        uart: Uart<NoTrigger, NoEvents, Box<dyn Write + Send>>,
+        irq: Arc<dyn InterruptLine>,
+    ) -> Self {
         Self {
             uart,
             line: Level::new(irq),
@@ -208,7 +211,8 @@ impl Serial {
     }
 
     fn update_line(&mut self) {
-        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries again.
+        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries
+        // again.
         let _ = self.restore_line();
     }
 

@@ -29,7 +29,8 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// The largest size of each queue; its length is the number of queues.
     fn queue_sizes(&self) -> Vec<u16>;
-    /// The driver reads config space at `offset` bytes. `data` comes zeroed; what lies past the layout stays so.
+    /// The driver reads config space at `offset` bytes. `data` comes zeroed; what lies past the
+    /// layout stays so.
     fn read_config(&mut self, offset: u64, data: &mut [u8]);
     /// The driver writes config space. What is read-only or past the layout is ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]);
@@ -41,7 +42,8 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// Most chains of this queue to handle before the lock is given up.
     fn batch(&self, queue: usize) -> usize;
-    /// The driver stopped this queue: what the device holds of it is gone. Only a reset starts it again.
+    /// The driver stopped this queue: what the device holds of it is gone. Only a reset starts it
+    /// again.
     fn queue_stopped(&mut self, queue: usize);
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;

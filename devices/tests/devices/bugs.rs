@@ -82,18 +82,25 @@ impl HintRange for Slow {
     }
 }
 
-/// Hints are passed on without waiting for anybody else's lock, and while they flow, registers and `hint_stop` wait for
-/// one short batch at most. After `hint_stop` not one more call reaches the sink.
+/// Hints are passed on without waiting for anybody else's lock, and while they flow, registers and
+/// `hint_stop` wait for one short batch at most. After `hint_stop` not one more call reaches the
+/// sink.
 #[test]
 fn hints_blocked_behind_the_senders_mutex() {
-    // The hint under way and one begun between the two calls may go first. A busy machine may keep the waiter from running, and
-    // with an ordinary lock it is seldom that lucky, so some attempts of many have to be good.
+    // The hint under way and one begun between the two calls may go first. A busy machine may keep
+    // the waiter from running, and with an ordinary lock it is seldom that lucky, so some attempts
+    // of many have to be good.
     let mut attempts = Vec::new();
-    let fair = |attempts: &[(u64, Duration)]| attempts.iter().filter(|(calls, _)| *calls <= 2).count() >= 3;
+    let fair = |attempts: &[(u64, Duration)]| {
+        attempts.iter().filter(|(calls, _)| *calls <= 2).count() >= 3
+    };
     while !fair(&attempts) && attempts.len() < 30 {
         attempts.push(hints_before_a_waiter());
     }
-    assert!(fair(&attempts), "hints that went before a waiter, and how long it waited: {attempts:?}");
+    assert!(
+        fair(&attempts),
+        "hints that went before a waiter, and how long it waited: {attempts:?}"
+    );
 }
 
 fn hints_before_a_waiter() -> (u64, Duration) {
@@ -155,7 +162,10 @@ fn pausing_vcpus_did_not_stop_the_balloon_loop() {
     let before = rig.balloon.state();
     rig.run();
     assert_eq!(rig.balloon.state(), before);
-    assert!(sink.take().is_empty() && rig.host.take().is_empty(), "no holes are punched during a snapshot");
+    assert!(
+        sink.take().is_empty() && rig.host.take().is_empty(),
+        "no holes are punched during a snapshot"
+    );
     rig.balloon.set_paused(false);
     rig.run();
     assert_eq!((sink.take().len(), rig.host.take().len()), (64, 64));

@@ -22,8 +22,13 @@ fn serial(line: &Arc<Line>) -> Serial {
     Serial::new(line.clone(), Box::new(std::io::sink()))
 }
 
-/// Linux's handler (serial8250_rx_chars): at most 256 bytes, then it asks IIR whether there is more.
-fn linux_handler(serial: &mut Serial, got: &mut Vec<u8>, mut between: impl FnMut(&mut Serial, usize)) {
+/// Linux's handler (serial8250_rx_chars): at most 256 bytes, then it asks IIR whether there is
+/// more.
+fn linux_handler(
+    serial: &mut Serial,
+    got: &mut Vec<u8>,
+    mut between: impl FnMut(&mut Serial, usize),
+) {
     while read(serial, IIR) & 1 == 0 {
         for _ in 0..256 {
             if read(serial, LSR) & 1 == 0 {
@@ -108,7 +113,11 @@ fn iir_names_one_cause_at_a_time_and_reading_it_takes_only_that_one() {
     let mut port = serial(&line);
     port.write(IER, &[3]);
     port.enqueue(b"x");
-    assert_eq!([read(&mut port, IIR), read(&mut port, IIR)], [0xC4, 0xC4], "data, until it is read");
+    assert_eq!(
+        [read(&mut port, IIR), read(&mut port, IIR)],
+        [0xC4, 0xC4],
+        "data, until it is read"
+    );
     assert_eq!(read(&mut port, 0), b'x');
     assert!(line.high());
     assert_eq!([read(&mut port, IIR), read(&mut port, IIR)], [0xC2, 0xC1]);
@@ -233,8 +242,8 @@ impl InterruptLine for Pin {
     }
 }
 
-/// Linux masks an entry while it moves the interrupt to another CPU. A pulse that comes then is lost
-/// for good; a level is not.
+/// Linux masks an entry while it moves the interrupt to another CPU. A pulse that comes then is
+/// lost for good; a level is not.
 #[test]
 fn an_interrupt_at_a_masked_entry_is_delivered_later() {
     let mut edge = Entry { masked: true, ..Entry::default() };

@@ -12,7 +12,9 @@ use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::balloon::{
     Balloon, BalloonBackend, BalloonConfig, BalloonDeviceStateV1, BalloonHandle, HintRange,
 };
-use wherry_devices::virtio::mmio::regs::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, offset, status};
+use wherry_devices::virtio::mmio::regs::{
+    F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, offset, status,
+};
 use wherry_devices::virtio::mmio::{MmioError, Subscriber};
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
 
@@ -148,7 +150,8 @@ impl Rig {
     /// A machine whose guest has not started.
     pub fn cold(cfg: BalloonConfig) -> Self {
         let (mem, line, host) = (memory(), Arc::<Line>::default(), Arc::<Host>::default());
-        let balloon = Balloon::create(cfg.clone(), mem.clone(), line.clone(), host.clone()).unwrap();
+        let balloon =
+            Balloon::create(cfg.clone(), mem.clone(), line.clone(), host.clone()).unwrap();
         Self::around(cfg, mem, line, host, balloon)
     }
 
@@ -162,7 +165,17 @@ impl Rig {
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(balloon.subscriber());
         let bus = balloon.bus_device();
-        Self { cfg, mem, line, host, balloon, bus, rings: BTreeMap::new(), events, next_buffer: BUFFERS }
+        Self {
+            cfg,
+            mem,
+            line,
+            host,
+            balloon,
+            bus,
+            rings: BTreeMap::new(),
+            events,
+            next_buffer: BUFFERS,
+        }
     }
 
     /// A machine whose driver has come up with every feature that is offered.
@@ -179,8 +192,13 @@ impl Rig {
     /// A destination with the same memory: the guest's rings go on where they were.
     pub fn move_to(&self, state: &BalloonDeviceStateV1) -> Result<Self, MmioError> {
         let (line, host) = (Arc::<Line>::default(), Arc::<Host>::default());
-        let balloon =
-            Balloon::restore(self.cfg.clone(), self.mem.clone(), line.clone(), host.clone(), state)?;
+        let balloon = Balloon::restore(
+            self.cfg.clone(),
+            self.mem.clone(),
+            line.clone(),
+            host.clone(),
+            state,
+        )?;
         let mut rig = Self::around(self.cfg.clone(), self.mem.clone(), line, host, balloon);
         rig.rings = self.rings.clone();
         rig.next_buffer = self.next_buffer;
@@ -232,7 +250,8 @@ impl Rig {
 
     pub fn setup_queue(&mut self, index: usize) {
         let base = RINGS + index as u64 * 0x1_0000;
-        let ring = Ring { desc: base, avail: base + 0x4000, used: base + 0x8000, ..Ring::default() };
+        let ring =
+            Ring { desc: base, avail: base + 0x4000, used: base + 0x8000, ..Ring::default() };
         for at in (base..base + 0x1_0000).step_by(8) {
             self.mem.write_obj(0u64, GuestAddress(at)).unwrap();
         }
@@ -308,7 +327,13 @@ impl Rig {
             let index = (head + nth as u16) % QUEUE_SIZE;
             let more = if nth + 1 < bufs.len() { NEXT } else { 0 };
             let flags = more | if *write { WRITE } else { 0 };
-            self.write_desc(ring.desc + 16 * u64::from(index), *addr, *len, flags, (index + 1) % QUEUE_SIZE);
+            self.write_desc(
+                ring.desc + 16 * u64::from(index),
+                *addr,
+                *len,
+                flags,
+                (index + 1) % QUEUE_SIZE,
+            );
         }
         self.rings.get_mut(&queue).unwrap().next_desc = (head + bufs.len() as u16) % QUEUE_SIZE;
         self.publish(queue, head);

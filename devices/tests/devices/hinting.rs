@@ -253,7 +253,11 @@ fn h7_done_is_idempotent_works_after_stop_and_while_paused() {
     let mut rig = Rig::default_up();
     let edges = rig.interrupts();
     rig.balloon.hint_done();
-    assert_eq!((rig.interrupts(), rig.config(CONFIG_CMD_ID)), (edges, CMD_STOP), "no id, nothing owed");
+    assert_eq!(
+        (rig.interrupts(), rig.config(CONFIG_CMD_ID)),
+        (edges, CMD_STOP),
+        "no id, nothing owed"
+    );
     rig.start_hinting();
     rig.balloon.hint_stop();
     rig.balloon.set_paused(true);

@@ -1,4 +1,5 @@
-//! A guest that writes anything anywhere: no panic, no loop without end, and never a hint without its id.
+//! A guest that writes anything anywhere: no panic, no loop without end, and never a hint without
+//! its id.
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
@@ -153,8 +154,9 @@ fn looped_and_nested_chains_end() {
     let mut rig = Rig::default_up();
     let (_, sink) = rig.start_hinting();
     let desc = rig.rings[&Rig::HINT].desc;
-    // A descriptor that is its own successor, an indirect table in an indirect table, one without entries, one of odd
-    // length, one outside RAM, and one with 65535 entries that all point at themselves.
+    // A descriptor that is its own successor, an indirect table in an indirect table, one without
+    // entries, one of odd length, one outside RAM, and one with 65535 entries that all point at
+    // themselves.
     for (addr, len, flags, next) in [
         (FREE, 4096, WRITE | NEXT, 0),
         (desc, 128 * 16, INDIRECT, 0),

@@ -38,14 +38,18 @@ fn f2_feature_bits_are_the_specs_and_can_each_be_off() {
 #[test]
 fn f2_experimental_bits_are_off_by_default_and_never_shadow_known_ones() {
     let experimental_features = u64::MAX;
-    let rig =
-        Rig::cold(BalloonConfig { experimental_features, reporting: false, ..BalloonConfig::default() });
+    let rig = Rig::cold(BalloonConfig {
+        experimental_features,
+        reporting: false,
+        ..BalloonConfig::default()
+    });
     assert_eq!(rig.offered() & 0xffff_ffff & !ALL_TRANSPORT, 0xff_ffdf);
 }
 
 #[test]
 fn c1_config_is_little_endian_at_the_specs_offsets() {
-    let mut rig = Rig::cold(BalloonConfig { target_pages: 0x0403_0201, ..BalloonConfig::default() });
+    let mut rig =
+        Rig::cold(BalloonConfig { target_pages: 0x0403_0201, ..BalloonConfig::default() });
     rig.negotiate(u64::MAX);
     rig.w32(offset::CONFIG + CONFIG_POISON, 0xaabb_ccdd);
     rig.probe_rest();
@@ -122,7 +126,8 @@ fn q1_otherwise_queues_are_compact_by_offered_features() {
     rig.send(3, &[inb(FREE, 4096)]);
     assert_eq!(rig.balloon.telemetry().reports, 1);
 
-    let mut rig = Rig::new(BalloonConfig { stats: false, hinting: false, ..BalloonConfig::default() });
+    let mut rig =
+        Rig::new(BalloonConfig { stats: false, hinting: false, ..BalloonConfig::default() });
     assert_eq!(rig.queue_count(), 3);
     rig.send(2, &[inb(FREE, 4096)]);
     assert_eq!(rig.balloon.telemetry().reports, 1);

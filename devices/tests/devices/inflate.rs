@@ -176,7 +176,10 @@ fn figures_name_the_size_of_the_set_only_if_it_is_certain() {
     rig.inflate(&[pfn(FREE), pfn(FREE + 5 * PAGE)]);
     rig.w32(offset::CONFIG + CONFIG_ACTUAL, 7);
     let figures = rig.balloon.figures();
-    assert_eq!((figures.target_pages, figures.actual_pages, figures.ballooned_pages), (3, 7, Some(2)));
+    assert_eq!(
+        (figures.target_pages, figures.actual_pages, figures.ballooned_pages),
+        (3, 7, Some(2))
+    );
     assert_eq!(figures.telemetry, rig.balloon.telemetry());
     assert_ne!(figures.features & F_MUST_TELL_HOST, 0);
     // A deflate request that cannot be read: the pages may be in use.

@@ -1,7 +1,8 @@
-//! Tests of the devices through their public interface: registers, rings in guest memory, and the VMM's handle.
+//! Tests of the devices through their public interface: registers, rings in guest memory, and the
+//! VMM's handle.
 //!
-//! Tests whose names start with an id (`h8_…`) cover that line of the balloon's checklist; docs/balloon-checklist.md has
-//! the table.
+//! Tests whose names start with an id (`h8_…`) cover that line of the balloon's checklist;
+//! docs/balloon-checklist.md has the table.
 
 mod bugs;
 mod console;

@@ -76,8 +76,9 @@ fn serial_input_waits_out_loopback_mode() {
 
 #[test]
 fn serial_refuses_hostile_state() {
-    let restore =
-        |s: &SerialStateV1| Serial::restore(s, Arc::<Line>::default(), Box::new(std::io::sink())).err();
+    let restore = |s: &SerialStateV1| {
+        Serial::restore(s, Arc::<Line>::default(), Box::new(std::io::sink())).err()
+    };
     let fifo = SerialStateV1 { fifo: vec![0; 65], ..SerialStateV1::default() };
     assert!(matches!(restore(&fifo), Some(SerialError::Fifo)));
     let backlog = SerialStateV1 { backlog: vec![0; MAX_BACKLOG + 1], ..SerialStateV1::default() };
@@ -91,7 +92,8 @@ fn a_restored_device_sets_its_line_whatever_the_controllers_remember() {
     serial.write(1, &[1]);
     serial.enqueue(b"x");
     let there = Arc::<Line>::default();
-    let mut serial = Serial::restore(&serial.state(), there.clone(), Box::new(std::io::sink())).unwrap();
+    let mut serial =
+        Serial::restore(&serial.state(), there.clone(), Box::new(std::io::sink())).unwrap();
     assert!(!there.high(), "not before the controllers are restored");
     serial.restore_line().unwrap();
     assert!(there.high());
@@ -99,7 +101,8 @@ fn a_restored_device_sets_its_line_whatever_the_controllers_remember() {
     assert!(!there.high());
     // Saved while the line was high in the controllers, which then took it.
     there.set(true).unwrap();
-    let mut serial = Serial::restore(&serial.state(), there.clone(), Box::new(std::io::sink())).unwrap();
+    let mut serial =
+        Serial::restore(&serial.state(), there.clone(), Box::new(std::io::sink())).unwrap();
     serial.restore_line().unwrap();
     assert!(!there.high());
 

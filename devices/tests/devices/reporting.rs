@@ -135,7 +135,10 @@ fn a_long_report_gives_the_lock_up_and_goes_on() {
             assert!(turn > 6);
             break;
         }
-        assert!(more && rig.used(Rig::REPORT).is_empty(), "not acknowledged before all is given back");
+        assert!(
+            more && rig.used(Rig::REPORT).is_empty(),
+            "not acknowledged before all is given back"
+        );
         // It may move in between: the other device starts over, which does no harm.
         rig.balloon.set_paused(true);
         assert!(rig.move_to(&rig.balloon.state()).is_ok());
@@ -154,5 +157,8 @@ fn one_range_of_a_report_is_discarded_in_pieces() {
     rig.send(Rig::REPORT, &[inb(PAGE, RAM as u32)]);
     let given = rig.host.take();
     assert!(given.iter().all(|(_, len)| *len <= 4 << 20), "{given:?}");
-    assert_eq!((given[0], given.iter().map(|(_, len)| len).sum()), ((PAGE, (4 << 20) - PAGE), RAM - PAGE));
+    assert_eq!(
+        (given[0], given.iter().map(|(_, len)| len).sum()),
+        ((PAGE, (4 << 20) - PAGE), RAM - PAGE)
+    );
 }

@@ -9,7 +9,9 @@ use wherry_devices::BusDevice;
 use wherry_devices::power::{Power, PowerStateV1};
 use wherry_devices::serial::{Serial, SerialStateV1};
 use wherry_devices::virtio::balloon::constants::*;
-use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceStateV1, BalloonStateError, PageSetV1};
+use wherry_devices::virtio::balloon::{
+    BalloonConfig, BalloonDeviceStateV1, BalloonStateError, PageSetV1,
+};
 use wherry_devices::virtio::mmio::MmioError;
 use wherry_devices::virtio::mmio::regs::{INT_CONFIG, offset};
 
@@ -238,7 +240,9 @@ fn hostile_balloon_state_is_an_error() {
     for (nth, (expected, spoil)) in spoils.into_iter().enumerate() {
         let mut state = good.clone();
         spoil(&mut state);
-        let Some(MmioError::Device(error)) = rig.move_to(&state).err() else { panic!("{nth} was taken") };
+        let Some(MmioError::Device(error)) = rig.move_to(&state).err() else {
+            panic!("{nth} was taken")
+        };
         assert_eq!(*error.downcast::<BalloonStateError>().unwrap(), expected, "{nth}");
     }
 }
@@ -313,6 +317,10 @@ fn h14_done_is_forced_on_restore() {
         assert_eq!(started, id + 1, "ids go on");
         let edges = there.interrupts();
         there.balloon.announce_done();
-        assert_eq!((there.interrupts(), there.config(CONFIG_CMD_ID)), (edges, started), "hinting again");
+        assert_eq!(
+            (there.interrupts(), there.config(CONFIG_CMD_ID)),
+            (edges, started),
+            "hinting again"
+        );
     }
 }

@@ -86,14 +86,20 @@ fn s5_length_is_bounded_and_odd_lengths_are_counted() {
     rig.add(Rig::STATS, &[out(at, u32::MAX)]);
     rig.kick(Rig::STATS);
     rig.run();
-    assert_eq!((rig.balloon.guest_free_bytes(), rig.balloon.telemetry().stats_malformed), (Some(7), 2));
+    assert_eq!(
+        (rig.balloon.guest_free_bytes(), rig.balloon.telemetry().stats_malformed),
+        (Some(7), 2)
+    );
     assert!(rig.balloon.request_stats());
     rig.used(Rig::STATS);
     // Nothing readable at all.
     rig.add(Rig::STATS, &[inb(at, 10), out(u64::MAX - 3, 10)]);
     rig.kick(Rig::STATS);
     rig.run();
-    assert_eq!((rig.balloon.guest_free_bytes(), rig.balloon.telemetry().stats_malformed), (None, 3));
+    assert_eq!(
+        (rig.balloon.guest_free_bytes(), rig.balloon.telemetry().stats_malformed),
+        (None, 3)
+    );
 }
 
 #[test]
@@ -147,7 +153,8 @@ fn linux_primes_the_queue_before_driver_ok() {
     assert_eq!(rig.balloon.guest_free_bytes(), Some(7));
 }
 
-/// Whatever is asked for from outside: memory and what would be saved stay as they are while paused.
+/// Whatever is asked for from outside: memory and what would be saved stay as they are while
+/// paused.
 #[test]
 fn s3_while_paused_nothing_that_is_asked_for_changes_memory_or_state() {
     let mut rig = Rig::default_up();

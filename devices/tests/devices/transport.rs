@@ -3,7 +3,9 @@
 use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::InterruptLine;
 use wherry_devices::virtio::balloon::BalloonConfig;
-use wherry_devices::virtio::mmio::regs::{F_EVENT_IDX, F_VERSION_1, INT_CONFIG, INT_VRING, offset, status};
+use wherry_devices::virtio::mmio::regs::{
+    F_EVENT_IDX, F_VERSION_1, INT_CONFIG, INT_VRING, offset, status,
+};
 
 use crate::driver::*;
 
@@ -31,7 +33,9 @@ fn features_ok_is_refused_without_version_1_or_with_bits_that_were_not_offered()
 #[test]
 fn status_bits_come_in_order_and_are_never_taken_back_singly() {
     let rig = cold();
-    for early in [status::DRIVER, status::FEATURES_OK, status::DRIVER_OK, status::NEEDS_RESET, 1 << 20] {
+    for early in
+        [status::DRIVER, status::FEATURES_OK, status::DRIVER_OK, status::NEEDS_RESET, 1 << 20]
+    {
         rig.w32(offset::STATUS, early);
         assert_eq!(rig.r32(offset::STATUS), 0, "{early}");
     }
@@ -113,7 +117,8 @@ fn a_queue_outside_ram_does_not_become_ready() {
 
 #[test]
 fn an_impossible_ring_sets_needs_reset_with_a_config_interrupt() {
-    // More chains than the queue has entries; a head beyond the table; such a head on the queue whose chains are held.
+    // More chains than the queue has entries; a head beyond the table; such a head on the queue
+    // whose chains are held.
     for (queue, jump) in [(Rig::HINT, true), (Rig::HINT, false), (Rig::STATS, false)] {
         let mut rig = Rig::default_up();
         let edges = rig.interrupts();

@@ -122,7 +122,8 @@ impl<'a, T: Send + 'static> Door<'a, T> {
                 return Some(heard);
             }
         }
-        let host = |c: &Caller| c.peer.rsplit_once(':').map_or(c.peer.clone(), |(host, _)| host.into());
+        let host =
+            |c: &Caller| c.peer.rsplit_once(':').map_or(c.peer.clone(), |(host, _)| host.into());
         let hosts: Vec<String> = self.waiting.iter().map(host).collect();
         let of_one = |at: &usize| hosts.iter().filter(|host| hosts.get(*at) == Some(host)).count();
         // The last of the greatest, seen from behind.
@@ -176,7 +177,11 @@ mod tests {
     struct Street(Arc<Mutex<VecDeque<String>>>, Arc<AtomicBool>);
 
     impl More for Street {
-        fn next(&self, _: &CancelToken, wait: Duration) -> Result<Box<dyn Transport>, TransportError> {
+        fn next(
+            &self,
+            _: &CancelToken,
+            wait: Duration,
+        ) -> Result<Box<dyn Transport>, TransportError> {
             match self.0.lock().unwrap().pop_front() {
                 Some(peer) => Ok(Box::new(Caller(peer))),
                 None => {
@@ -187,7 +192,8 @@ mod tests {
         }
     }
 
-    /// The source answers when it may; a probe from a port that three divides is silent, others say something else.
+    /// The source answers when it may; a probe from a port that three divides is silent, others say
+    /// something else.
     fn door<'a>(street: &'a Street, cancel: &'a CancelToken, minds: bool) -> Door<'a, ()> {
         let may = street.1.clone();
         Door::new(street, cancel, move |transport, interrupt| {
@@ -231,7 +237,11 @@ mod tests {
         let (street, cancel) = (street(callers), CancelToken::new());
         let turned_away = until_the_source(&mut door(&street, &cancel, true));
         assert!(!turned_away.iter().any(|peer| peer == SOURCE));
-        assert!(turned_away.len() >= 134 - MAX_WAITING, "{} silent ones made room", turned_away.len());
+        assert!(
+            turned_away.len() >= 134 - MAX_WAITING,
+            "{} silent ones made room",
+            turned_away.len()
+        );
     }
 
     #[test]
@@ -253,7 +263,8 @@ mod tests {
     #[test]
     fn a_source_that_was_put_out_while_its_greeting_came_is_taken() {
         let crowd = (1..=MAX_WAITING).map(|n| format!("10.0.0.1:{}", 3 * n));
-        let (street, cancel) = (street([SOURCE.into()].into_iter().chain(crowd)), CancelToken::new());
+        let (street, cancel) =
+            (street([SOURCE.into()].into_iter().chain(crowd)), CancelToken::new());
         let turned_away = until_the_source(&mut door(&street, &cancel, false));
         assert_eq!(turned_away, [SOURCE]);
     }

@@ -29,7 +29,12 @@ impl Memory {
     }
 
     /// Checks a frame and writes its pages to guest RAM. Returns the number of those with content.
-    pub(super) fn apply(&mut self, kind: Kind, payload: &[u8], ram: &dyn GuestRam) -> Result<u64, Error> {
+    pub(super) fn apply(
+        &mut self,
+        kind: Kind,
+        payload: &[u8],
+        ram: &dyn GuestRam,
+    ) -> Result<u64, Error> {
         let (runs, nr_pages) = (&mut self.runs, ram.nr_pages());
         let content = match kind {
             Kind::Pages => parse(payload, nr_pages, runs)?,

@@ -1,17 +1,20 @@
 //! The destination's side of a migration.
 //!
-//! It trusts nothing that comes over the wire: every frame passes the checks in [`crate::wire`], only the kinds that are legal in the
-//! present phase are let in, page runs are checked against guest RAM before a byte is written, the state's length is limited
-//! and its checksum compared. Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing panics and
-//! nothing is allocated beyond the frame limits and [`max_state`].
+//! It trusts nothing that comes over the wire: every frame passes the checks in [`crate::wire`],
+//! only the kinds that are legal in the present phase are let in, page runs are checked against
+//! guest RAM before a byte is written, the state's length is limited and its checksum compared.
+//! Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing
+//! panics and nothing is allocated beyond the frame limits and [`max_state`].
 //!
 //! Memory may come over further connections beside the first (module `streams`).
 //!
-//! Phases: greeting → memory (rounds of pages) → (digests of it, if the source wants to verify) → state → loaded, waiting → **HandOff** → running.
+//! Phases: greeting → memory (rounds of pages) → (digests of it, if the source wants to verify) →
+//! state → loaded, waiting → **HandOff** → running.
 //!
-//! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without it. Ownership in a [`Failure`]:
-//! until this side has said Loaded the source cannot have sent HandOff, so the guest is the source's. After that, an Abort
-//! from the source still proves it (the source aborts only before HandOff); a broken connection proves nothing.
+//! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without
+//! it. Ownership in a [`Failure`]: until this side has said Loaded the source cannot have sent
+//! HandOff, so the guest is the source's. After that, an Abort from the source still proves it (the
+//! source aborts only before HandOff); a broken connection proves nothing.
 
 mod door;
 mod memory;
@@ -30,8 +33,8 @@ use crate::transport::{Listener, More, TICK, Transport, TransportError, WriteHal
 use crate::verify::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES, RoundStart,
-    StateEnd, SyncPoint, VerifyChunk, Welcome, WireError, max_state,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES,
+    RoundStart, StateEnd, SyncPoint, VerifyChunk, Welcome, WireError, max_state,
 };
 use door::{Door, Heard};
 use memory::Memory;
@@ -40,7 +43,8 @@ use streams::{Shared, Streams};
 /// How to receive.
 #[derive(Clone, Debug)]
 pub struct DestinationConfig {
-    /// Give a source up that sends nothing for this long. The source shows signs of life every second.
+    /// Give a source up that sends nothing for this long. The source shows signs of life every
+    /// second.
     pub stall_timeout: Duration,
     /// Time that somebody who connects has to say in one whole frame who it is.
     pub hello_timeout: Duration,
@@ -74,7 +78,8 @@ impl Default for DestinationConfig {
 pub struct Received {
     /// Bytes received.
     pub bytes: u64,
-    /// Whether the source could be told that the guest runs. If not, the source's user must be told by other means.
+    /// Whether the source could be told that the guest runs. If not, the source's user must be told
+    /// by other means.
     pub acknowledged: bool,
 }
 
@@ -100,8 +105,9 @@ pub fn await_source(
     turned_away: &mut dyn FnMut(&str, &Error),
 ) -> Result<Arrival, TransportError> {
     let config = cfg.clone();
-    let mut door =
-        Door::new(&listener, cancel, move |transport, interrupt| hear(transport, &config, interrupt));
+    let mut door = Door::new(&listener, cancel, move |transport, interrupt| {
+        hear(transport, &config, interrupt)
+    });
     loop {
         match door.next(Duration::MAX)? {
             Some(Heard { said: Ok(arrival), .. }) => {
@@ -280,8 +286,9 @@ impl Receiver<'_> {
         if hello.nr_pages > self.cfg.max_pages {
             return Err(Error::TooLarge { pages: hello.nr_pages, most: self.cfg.max_pages });
         }
-        let ram =
-            vm.prepare(&hello.description, hello.nr_pages).map_err(Error::machine("build the machine"))?;
+        let ram = vm
+            .prepare(&hello.description, hello.nr_pages)
+            .map_err(Error::machine("build the machine"))?;
         if ram.nr_pages() != hello.nr_pages {
             let found = std::io::Error::other(format!(
                 "{} pages of guest RAM, the source has {}",
@@ -301,13 +308,15 @@ impl Receiver<'_> {
         let Some(more) = &self.more else {
             return Err(Error::Stream(TransportError::Single));
         };
-        let shared = Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, lz4: self.memory.lz4 };
+        let shared =
+            Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, lz4: self.memory.lz4 };
         self.streams = Some(Streams::accept(&announced, &**more, &shared)?);
         Ok(())
     }
 
-    /// The true cause of an error that may only be the stop flag that a further connection raised, and that only because the source
-    /// gave up: it says so on the first connection before it closes any other.
+    /// The true cause of an error that may only be the stop flag that a further connection raised,
+    /// and that only because the source gave up: it says so on the first connection before it
+    /// closes any other.
     fn explain(&mut self, error: Error) -> Error {
         use Kind::{Idle, Pages, PagesLz4, Round, Sync};
         let Error::Closed = error else { return error };
@@ -349,7 +358,9 @@ impl Receiver<'_> {
                 Kind::Round => {
                     let start: RoundStart = self.reader.control("round")?;
                     if start.round != self.round.saturating_add(1) {
-                        return Err(WireError::Round { found: start.round, previous: self.round }.into());
+                        return Err(
+                            WireError::Round { found: start.round, previous: self.round }.into()
+                        );
                     }
                     self.round = start.round;
                     self.pages = 0;
@@ -402,21 +413,26 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// What may come now. Once verification or state has begun no memory may follow; before the first round nothing but a round
-    /// may come; a source that wants to verify must do so; nothing is compressed that was not agreed to be; where memory comes over
-    /// further connections, each round ends with a sync, and only after one may anything else follow.
+    /// What may come now. Once verification or state has begun no memory may follow; before the
+    /// first round nothing but a round may come; a source that wants to verify must do so; nothing
+    /// is compressed that was not agreed to be; where memory comes over further connections, each
+    /// round ends with a sync, and only after one may anything else follow.
     fn legal(&self, nr_pages: u64) -> (&'static [Kind], &'static str) {
         use Kind::{Idle, Pages, PagesLz4, Round, State, StateEnd, Sync, Verify};
         match (self.phase, self.round) {
             (Phase::State, _) => (&[State, StateEnd], "in machine state"),
-            (Phase::Verify, _) if self.verified < nr_pages => (&[Verify, Idle], "during verification"),
+            (Phase::Verify, _) if self.verified < nr_pages => {
+                (&[Verify, Idle], "during verification")
+            }
             (Phase::Verify, _) => (&[Idle, State, StateEnd], "after verification"),
             (_, 0) => (&[Round, Idle], "before the first round"),
             _ if self.streams.is_some() && self.memory.synced < self.round => {
                 (&[Sync, Idle], "in a round over further connections")
             }
             _ => match (self.verify, self.memory.lz4) {
-                (true, true) => (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification"),
+                (true, true) => {
+                    (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification")
+                }
                 (true, false) => (&[Round, Pages, Idle, Verify], "in a round, before verification"),
                 (false, true) => (&[Round, Pages, PagesLz4, Idle, State, StateEnd], "in a round"),
                 (false, false) => (&[Round, Pages, Idle, State, StateEnd], "in a round"),

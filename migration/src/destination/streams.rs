@@ -1,14 +1,18 @@
 //! Receiving memory over several connections at once.
 //!
-//! Each further connection has a thread that reads frames, checks them as the first connection's are checked and writes guest RAM.
+//! Each further connection has a thread that reads frames, checks them as the first connection's
+//! are checked and writes guest RAM.
 //!
 //! # Invariants
-//! - *Rounds stay in order*: whoever reads a Sync, a thread here or the first connection's, waits until it was read on all connections;
-//!   only then does anybody read on. So what precedes a Sync on any connection is applied before what follows it on any other.
-//! - *Nobody writes guest RAM behind the state's back*: before the first frame of verification or state is acted upon, all
-//!   threads here have ended ([`Streams::finish`]). A thread ends when its connection does, and that is in order only right after a Sync.
+//! - *Rounds stay in order*: whoever reads a Sync, a thread here or the first connection's, waits
+//!   until it was read on all connections; only then does anybody read on. So what precedes a Sync
+//!   on any connection is applied before what follows it on any other.
+//! - *Nobody writes guest RAM behind the state's back*: before the first frame of verification or
+//!   state is acted upon, all threads here have ended ([`Streams::finish`]). A thread ends when its
+//!   connection does, and that is in order only right after a Sync.
 //!
-//! A thread that fails says why and raises the stop flag, which ends the first connection's reading within a tick.
+//! A thread that fails says why and raises the stop flag, which ends the first connection's reading
+//! within a tick.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,7 +51,8 @@ pub(super) struct Meeting {
 
 #[derive(Default)]
 struct State {
-    /// Syncs read, on all connections together. Each is waited at, so no connection is two ahead of another.
+    /// Syncs read, on all connections together. Each is waited at, so no connection is two ahead of
+    /// another.
     arrived: u64,
     /// Threads that are through.
     ended: u32,

@@ -1,11 +1,12 @@
 //! How many distinct pages a guest writes in a time.
 //!
-//! The curve is `c·τ + W·(1 − e^(−λτ))`: a set of `W` pages that are written again and again, each at the rate λ, and new pages at a
-//! steady rate `c`. It saturates where only old pages are written, and goes on where a guest uses new memory. For a choice of λ the
-//! two others follow by least squares; λ is tried from once a minute to 50 times a second.
+//! The curve is `c·τ + W·(1 − e^(−λτ))`: a set of `W` pages that are written again and again, each
+//! at the rate λ, and new pages at a steady rate `c`. It saturates where only old pages are
+//! written, and goes on where a guest uses new memory. For a choice of λ the two others follow by
+//! least squares; λ is tried from once a minute to 50 times a second.
 //!
-//! In round one pages are watched from the time on at which they are sent, so what is seen there is the mean of the curve over
-//! many exposures.
+//! In round one pages are watched from the time on at which they are sent, so what is seen there is
+//! the mean of the curve over many exposures.
 
 /// A curve.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -18,7 +19,8 @@ pub struct Growth {
     pub rate: f64,
 }
 
-/// For how long pages had been watched: parts of them, with seconds. The parts sum up to 1 or, if not all are watched yet, to less.
+/// For how long pages had been watched: parts of them, with seconds. The parts sum up to 1 or, if
+/// not all are watched yet, to less.
 pub type Exposure = Vec<(f64, f64)>;
 
 /// Distinct pages that were seen dirty after an exposure.
@@ -102,7 +104,8 @@ pub(super) fn least_squares(rows: impl Iterator<Item = [f64; 3]>) -> (f64, f64) 
         }
     }
     // One of them is zero: the one whose absence costs less.
-    let error = |x: f64, y: f64| aa * x * x + 2.0 * ab * x * y + bb * y * y - 2.0 * (ac * x + bc * y);
+    let error =
+        |x: f64, y: f64| aa * x * x + 2.0 * ab * x * y + bb * y * y - 2.0 * (ac * x + bc * y);
     if error(x, 0.0) <= error(0.0, y) { (x, 0.0) } else { (0.0, y) }
 }
 
@@ -118,7 +121,8 @@ mod tests {
     fn a_curve_is_found_again_from_its_points() {
         for (steady, set, rate) in [(0.0, 25_000.0, 0.5), (900.0, 0.0, 1.0), (200.0, 8000.0, 3.0)] {
             let curve = Growth { steady, set, rate };
-            let seen: Vec<Seen> = (1..30).map(|i| watched_for(&curve, f64::from(i) * 0.2)).collect();
+            let seen: Vec<Seen> =
+                (1..30).map(|i| watched_for(&curve, f64::from(i) * 0.2)).collect();
             let found = Growth::fit(&seen);
             for seconds in [0.1, 1.0, 5.0, 12.0] {
                 let (is, should) = (found.at(seconds), curve.at(seconds));

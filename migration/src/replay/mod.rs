@@ -1,21 +1,24 @@
 //! What a recorded migration would have been under other settings.
 //!
-//! [`Trace::read`] believes nothing of a trace file, [`Replay`] learns from it how the guest and the link behaved, and
-//! [`Replay::simulate`] runs the engine's rules over that: the same pacer, the same prediction, the same end. Pure arithmetic; no
-//! clock, no randomness: the same trace gives the same answer.
+//! [`Trace::read`] believes nothing of a trace file, [`Replay`] learns from it how the guest and
+//! the link behaved, and [`Replay::simulate`] runs the engine's rules over that: the same pacer,
+//! the same prediction, the same end. Pure arithmetic; no clock, no randomness: the same trace
+//! gives the same answer.
 //!
 //! # What is simulated
-//! - **Round one** goes through the cells of the trace's map in order. Each hint takes its pages out of the cells that it names, at
-//!   its recorded time, unless they were sent before; the rest goes out at the link's rate, and while the
-//!   [pacer](crate::pacing) says so nothing goes out.
-//! - **Dirty pages** grow with time as they did: within what was seen by interpolation, beyond it by a curve fitted to all of it
-//!   ([`growth`]).
+//! - **Round one** goes through the cells of the trace's map in order. Each hint takes its pages
+//!   out of the cells that it names, at its recorded time, unless they were sent before; the rest
+//!   goes out at the link's rate, and while the [pacer](crate::pacing) says so nothing goes out.
+//! - **Dirty pages** grow with time as they did: within what was seen by interpolation, beyond it
+//!   by a curve fitted to all of it ([`growth`]).
 //! - **Later rounds** carry of each dirty set the part with content that the recorded round had.
-//! - **The end** is the engine's: the predicted downtime against the limit, or the number of rounds.
+//! - **The end** is the engine's: the predicted downtime against the limit, or the number of
+//!   rounds.
 //!
 //! # What is not
-//! The guest does the same things at the same times: one that a smaller link slows down, or whose CPU the sender shares, does not.
-//! Hints that the driver had no time to give are unknown; without hints what they named counts as content.
+//! The guest does the same things at the same times: one that a smaller link slows down, or whose
+//! CPU the sender shares, does not. Hints that the driver had no time to give are unknown; without
+//! hints what they named counts as content.
 
 pub mod growth;
 mod model;
@@ -49,7 +52,8 @@ pub struct Settings {
 /// What came of a migration, recorded or simulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Whether it came to an end; otherwise the guest stays where it is and the last two figures are 0.
+    /// Whether it came to an end; otherwise the guest stays where it is and the last two figures
+    /// are 0.
     pub converged: bool,
     /// Wire bytes of round one.
     pub round_one_bytes: u64,
@@ -82,7 +86,8 @@ impl Outcome {
     }
 }
 
-/// How far one outcome is from another, in per cent of the other, to two digits; 0 where the other is 0.
+/// How far one outcome is from another, in per cent of the other, to two digits; 0 where the other
+/// is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[allow(missing_docs)] // As in `Outcome`.
 pub struct OutcomeError {

@@ -32,7 +32,8 @@ pub struct Replay {
 pub(super) struct Dirty {
     /// Zeroed for a hint: there only if hints are used, and as many in whatever time.
     pub hinted: f64,
-    /// Given back to the host (reported, in the balloon): dirty, and nothing to send. As many in whatever time.
+    /// Given back to the host (reported, in the balloon): dirty, and nothing to send. As many in
+    /// whatever time.
     pub free: f64,
     /// Written by the guest: grows with time.
     pub guest: f64,
@@ -63,7 +64,8 @@ pub(super) struct Link {
     pub meter: f64,
     /// The rate that the engine reckons with, in bytes per second.
     pub rate: f64,
-    /// What a wire byte costs the hosts; `None` if the trace does not say, or the cap was what limited it.
+    /// What a wire byte costs the hosts; `None` if the trace does not say, or the cap was what
+    /// limited it.
     pub work: Option<Work>,
 }
 
@@ -77,7 +79,8 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Seconds for a byte with so many connections: one sends what it has read, several send while it is read.
+    /// Seconds for a byte with so many connections: one sends what it has read, several send while
+    /// it is read.
     fn byte_s(self, streams: u32) -> f64 {
         match streams {
             0 | 1 => self.reading + self.sending,
@@ -156,8 +159,10 @@ impl Replay {
         if let (Some(old), Some(new)) = (trace.start.bandwidth, settings.bandwidth)
             && new > old
         {
-            notes
-                .push("recorded over a slower link: whether these hosts can send faster is not in it".into());
+            notes.push(
+                "recorded over a slower link: whether these hosts can send faster is not in it"
+                    .into(),
+            );
         }
         if settings.streams != trace.start.streams {
             notes.push(match self.link.work {
@@ -178,7 +183,10 @@ impl Replay {
             notes.push("hints off: all that was skipped for hints counts as content".into());
         }
         if !settings.hints && self.has_hints() && trace.start.compression.is_some() {
-            notes.push("hints off: it is taken to compress like the rest, which may be far from true".into());
+            notes.push(
+                "hints off: it is taken to compress like the rest, which may be far from true"
+                    .into(),
+            );
         }
         if trace.lost > 0 {
             notes.push(format!("{} events are missing from the trace", trace.lost));
@@ -207,13 +215,16 @@ impl Replay {
     }
 
     fn all_bytes(&self) -> u64 {
-        let last = self.trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.bytes);
+        let last =
+            self.trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.bytes);
         self.trace.ending.as_ref().map_or(last, |e| e.total_bytes.max(last))
     }
 
-    /// A guest that zeroes what it hints makes it dirty: pages of the first dirty set that had been hinted, or are zero.
+    /// A guest that zeroes what it hints makes it dirty: pages of the first dirty set that had been
+    /// hinted, or are zero.
     fn split_dirty(&self) -> Dirty {
-        let (_, dirty, overridden) = self.trace.rounds.first().and_then(|r| r.harvest).unwrap_or_default();
+        let (_, dirty, overridden) =
+            self.trace.rounds.first().and_then(|r| r.harvest).unwrap_or_default();
         let free = self.free(1).min(dirty);
         let zero = self.trace.rounds.get(1).map_or(0, |two| last(two).1);
         let hinted = if self.has_hints() { overridden.max(zero).min(dirty - free) } else { 0 };
@@ -239,13 +250,17 @@ impl Replay {
         let share = if guest > 0.0 { guest / (hinted + guest) } else { 0.0 };
         if let Some(one) = self.trace.rounds.first() {
             for &(t_us, pages) in thin(&one.looks) {
-                seen.push(Seen { exposure: exposure(&self.trace, t_us), pages: pages as f64 * share });
+                seen.push(Seen {
+                    exposure: exposure(&self.trace, t_us),
+                    pages: pages as f64 * share,
+                });
             }
             seen.push(Seen { exposure: self.exposure.clone(), pages: guest });
         }
         let later: Vec<usize> = (1..self.running().len()).collect();
         for &at in thin(&later) {
-            let (Some(round), Some(since)) = (self.trace.rounds.get(at), self.protected_at(at)) else {
+            let (Some(round), Some(since)) = (self.trace.rounds.get(at), self.protected_at(at))
+            else {
                 continue;
             };
             let all = round.looks.iter().copied().chain(self.written(at));
@@ -318,7 +333,8 @@ impl Link {
         let (quiet, hinting): (Vec<_>, Vec<_>) =
             trace.rounds.iter().flat_map(|round| round.slices.windows(2)).partition(|pair| {
                 let asked = |at: u64| (pair[0].t_us..pair[1].t_us).contains(&at);
-                pair[0].hinted == pair[1].hinted && !trace.publishes.iter().any(|(at, _)| asked(*at))
+                pair[0].hinted == pair[1].hinted
+                    && !trace.publishes.iter().any(|(at, _)| asked(*at))
             });
         let row = |pair: &&[Slice]| {
             let (a, b) = (pair[0], pair[1]);
@@ -350,8 +366,18 @@ impl Link {
         let (page_bytes, later_page_bytes, zero_bytes) = wire_costs(trace);
         let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
         let work = work(trace, zero_s).filter(|_| !limited(byte_s, trace.start.bandwidth));
-        Self { page_bytes, later_page_bytes, zero_bytes, byte_s, zero_s, asking_s, meter, rate: 0.0, work }
-            .capped(trace.start.bandwidth)
+        Self {
+            page_bytes,
+            later_page_bytes,
+            zero_bytes,
+            byte_s,
+            zero_s,
+            asking_s,
+            meter,
+            rate: 0.0,
+            work,
+        }
+        .capped(trace.start.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {
@@ -383,7 +409,8 @@ impl Link {
         Self { page_bytes: self.later_page_bytes, ..*self }
     }
 
-    /// Bytes of guest memory that a byte on the wire is taken to carry, which is 1 where nothing is compressed.
+    /// Bytes of guest memory that a byte on the wire is taken to carry, which is 1 where nothing is
+    /// compressed.
     pub(super) fn packing(&self, trace: &Trace) -> f64 {
         if trace.start.compression.is_some() { PAGE / self.page_bytes } else { 1.0 }
     }
@@ -401,8 +428,10 @@ fn limited(byte_s: f64, cap: Option<u64>) -> bool {
 
 /// What a wire byte cost on both sides of the lanes.
 fn work(trace: &Trace, zero_s: f64) -> Option<Work> {
-    let (first, last) =
-        (trace.rounds.first()?.slices.first()?, trace.rounds.iter().rev().find_map(|r| r.slices.last())?);
+    let (first, last) = (
+        trace.rounds.first()?.slices.first()?,
+        trace.rounds.iter().rev().find_map(|r| r.slices.last())?,
+    );
     let bytes = last.bytes.checked_sub(first.bytes).filter(|&bytes| bytes > 0)? as f64;
     let sending = seconds(last.sending_us.checked_sub(first.sending_us).filter(|&us| us > 0)?);
     let zero = trace.rounds.iter().map(|round| self::last(round).1 as f64).sum::<f64>();
@@ -410,7 +439,8 @@ fn work(trace: &Trace, zero_s: f64) -> Option<Work> {
     Some(Work { reading: reading.max(0.0) / bytes, sending: sending / bytes })
 }
 
-/// Wire bytes of a page with content in round one and in later ones, and of a zero page in later rounds (round one's cost nothing).
+/// Wire bytes of a page with content in round one and in later ones, and of a zero page in later
+/// rounds (round one's cost nothing).
 fn wire_costs(trace: &Trace) -> (f64, f64, f64) {
     // Pages that `bytes` are the price of: nobody knows what the ones before the first slice cost.
     let sent = |round: &Round| {
@@ -424,7 +454,8 @@ fn wire_costs(trace: &Trace) -> (f64, f64, f64) {
         _ => PAGE,
     };
     let later = || trace.rounds.iter().skip(1);
-    let (all, pages): (f64, f64) = (later().map(|r| bytes(r) as f64).sum(), later().map(sent).sum());
+    let (all, pages): (f64, f64) =
+        (later().map(|r| bytes(r) as f64).sum(), later().map(sent).sum());
     if trace.start.compression.is_some() {
         // Zero pages cost little beside what is not known about the others.
         return (page, if pages >= ENOUGH { price(all, pages) } else { page }, 0.0);

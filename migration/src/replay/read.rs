@@ -1,4 +1,5 @@
-//! Reading a trace file. Nothing in it is believed: lines, counts and numbers are bounded before anything is kept.
+//! Reading a trace file. Nothing in it is believed: lines, counts and numbers are bounded before
+//! anything is kept.
 
 use std::io::{self, BufRead, Read};
 
@@ -192,7 +193,8 @@ impl Trace {
         match what {
             What::Start(_) => return Err("a second start"),
             What::Round { round, to_send, hole, ballooned, clean } => {
-                let sum = [hole, ballooned, clean].iter().try_fold(to_send, |sum, &n| sum.checked_add(n));
+                let sum =
+                    [hole, ballooned, clean].iter().try_fold(to_send, |sum, &n| sum.checked_add(n));
                 if sum != Some(self.start.nr_pages) {
                     return Err("the classes of the round do not sum up to guest RAM");
                 }
@@ -213,17 +215,31 @@ impl Trace {
                 reading_us,
                 sending_us,
             } => {
-                let sum = [sent, zero, hinted].iter().try_fold(remaining, |sum, &n| sum.checked_add(n));
+                let sum =
+                    [sent, zero, hinted].iter().try_fold(remaining, |sum, &n| sum.checked_add(n));
                 let now = self.round(round)?;
                 if sum.is_none_or(|sum| sum > now.to_send) {
                     return Err("more pages than the round has");
                 }
                 if now.slices.last().is_some_and(|last| {
-                    bytes < last.bytes || sent < last.sent || zero < last.zero || held_us < last.held_us
+                    bytes < last.bytes
+                        || sent < last.sent
+                        || zero < last.zero
+                        || held_us < last.held_us
                 }) {
                     return Err("counts that fall");
                 }
-                let slice = Slice { t_us, bytes, sent, zero, hinted, rate, held_us, reading_us, sending_us };
+                let slice = Slice {
+                    t_us,
+                    bytes,
+                    sent,
+                    zero,
+                    hinted,
+                    rate,
+                    held_us,
+                    reading_us,
+                    sending_us,
+                };
                 now.slices.push(slice);
                 self.sample()?;
             }
@@ -263,7 +279,10 @@ impl Trace {
 
     fn round(&mut self, number: u32) -> Result<&mut Round, &'static str> {
         let present = self.rounds.len() == number as usize;
-        self.rounds.last_mut().filter(|_| present).ok_or("it is of another round than the present one")
+        self.rounds
+            .last_mut()
+            .filter(|_| present)
+            .ok_or("it is of another round than the present one")
     }
 
     fn sample(&mut self) -> Result<(), &'static str> {
@@ -306,10 +325,14 @@ impl Trace {
 
     fn finish(mut self) -> Result<Self, ReadError> {
         let Some(one) = self.rounds.first() else {
-            return Err(ReadError::Useless("the trace ends before round one: there is nothing to replay"));
+            return Err(ReadError::Useless(
+                "the trace ends before round one: there is nothing to replay",
+            ));
         };
         let Some(last) = one.slices.last().copied().filter(|_| one.harvest.is_some()) else {
-            return Err(ReadError::Useless("the trace ends within round one: there is not enough to replay"));
+            return Err(ReadError::Useless(
+                "the trace ends within round one: there is not enough to replay",
+            ));
         };
         if self.cells.fates.is_empty() {
             // Without a map all of RAM is one cell.

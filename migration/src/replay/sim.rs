@@ -35,14 +35,16 @@ impl Replay {
         let hints = settings.hints && self.has_hints();
         let one = self.round_one(hints, &link);
         let round_one_bytes = one.sent * link.page_bytes;
-        // Nothing is taken for granted about what dirty pages compress to until a round has sent some.
+        // Nothing is taken for granted about what dirty pages compress to until a round has sent
+        // some.
         let (link, mut packing) = (link.later(), 1.0);
         let (mut now, mut wire) = (one.end, self.other_bytes + round_one_bytes);
         let mut dirty = self.dirty_after_one(&one, hints);
         let mut rounds = 1;
         let limit = seconds(settings.downtime_limit_us);
         let converged = loop {
-            if dirty.pages() * PAGE / (link.rate * packing) + seconds(self.trace.start.switchover_estimate_us)
+            if dirty.pages() * PAGE / (link.rate * packing)
+                + seconds(self.trace.start.switchover_estimate_us)
                 <= limit
             {
                 break true;
@@ -113,7 +115,8 @@ impl Replay {
                     asking.asked(&seen, SourceConfig::default().first_hint_wait);
                 }
                 let hold = asking.as_mut().is_some_and(|(since, asking)| {
-                    asking.act(&self.would_see(&cells, nr_hints, now - *since, link)) == Action::Hold
+                    asking.act(&self.would_see(&cells, nr_hints, now - *since, link))
+                        == Action::Hold
                 });
                 if !hold {
                     cells.send(step, link);
@@ -135,7 +138,8 @@ impl Replay {
         RoundOne { sent: cells.sent, end: now + self.after(0), done }
     }
 
-    /// What the engine would see. What the guest called free is not in a trace: it is taken to be what hints name.
+    /// What the engine would see. What the guest called free is not in a trace: it is taken to be
+    /// what hints name.
     fn would_see(&self, cells: &Cells, hints: u64, now: f64, link: &Link) -> Seen {
         let bytes = |pages: f64| (pages * PAGE) as u64;
         let cleared = bytes(cells.skipped);
@@ -153,8 +157,9 @@ impl Replay {
         }
     }
 
-    /// Hints of round one that could be honoured: seconds, first page, pages. Those under an id in the checked way that a
-    /// protected one followed could not, for the guest turned out not to zero.
+    /// Hints of round one that could be honoured: seconds, first page, pages. Those under an id in
+    /// the checked way that a protected one followed could not, for the guest turned out not to
+    /// zero.
     fn usable_hints(&self) -> impl Iterator<Item = (f64, u64, u64)> {
         let switched = self.trace.publishes.iter().rev().find(|(_, protected)| *protected);
         let from = switched.map_or(0, |(at, _)| *at);
@@ -186,10 +191,13 @@ impl Replay {
         let running = self.running();
         let own = running.get(at).zip(self.protected_at(at)).and_then(|(round, since)| {
             let end = self.written(at)?;
-            let looks =
-                round.looks.iter().map(|&(t, pages)| (seconds(t.saturating_sub(since)), pages as f64));
+            let looks = round
+                .looks
+                .iter()
+                .map(|&(t, pages)| (seconds(t.saturating_sub(since)), pages as f64));
             let mut before = (0.0, 0.0);
-            for (time, pages) in looks.chain([(seconds(end.0.saturating_sub(since)), end.1 as f64)]) {
+            for (time, pages) in looks.chain([(seconds(end.0.saturating_sub(since)), end.1 as f64)])
+            {
                 if watched <= time && time > before.0 {
                     let part = (watched - before.0) / (time - before.0);
                     return Some(before.1 + part * (pages - before.1));
@@ -202,7 +210,8 @@ impl Replay {
         self.at_most_all(own.unwrap_or_else(|| self.growth.at(watched)))
     }
 
-    /// Pages with content, and pages that are read and found zero, in the round (by index) that sends this dirty set.
+    /// Pages with content, and pages that are read and found zero, in the round (by index) that
+    /// sends this dirty set.
     fn content(&self, at: usize, dirty: Dirty, hints: bool) -> (f64, f64) {
         let rounds = &self.trace.rounds;
         let recorded = rounds.get(at).or(rounds.last().filter(|_| rounds.len() > 1));
@@ -243,15 +252,17 @@ impl Replay {
         self.paused().map_or(0.0, |p| planned(p).saturating_sub(dirty) as f64)
     }
 
-    /// Seconds of downtime beside sending; seconds by which the last round was faster than the link, for a capped sender may make
-    /// up for a short rest; and seconds that are neither downtime nor a round.
+    /// Seconds of downtime beside sending; seconds by which the last round was faster than the
+    /// link, for a capped sender may make up for a short rest; and seconds that are neither
+    /// downtime nor a round.
     fn fixed_ending(&self) -> (f64, f64, f64) {
         let (Some(ending), Some(paused)) = (&self.trace.ending, self.paused()) else {
             return (seconds(self.trace.start.switchover_estimate_us), 0.0, 0.0);
         };
         let (mut sending, mut credit) = (0.0, 0.0);
         if let (Some(first), Some(last)) = (paused.slices.first(), paused.slices.last()) {
-            let long = self.link.time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64);
+            let long =
+                self.link.time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64);
             let took = seconds(last.t_us - first.t_us);
             credit = (long - took).clamp(0.0, Throttle::BURST.as_secs_f64());
             sending = (long - credit).min(seconds(ending.downtime.last_round_us));
@@ -270,7 +281,8 @@ fn duration(seconds: f64) -> Duration {
 /// Guest RAM in round one, from address 0 on.
 struct Cells {
     cell_pages: u64,
-    /// Of each cell: pages with content that no hint names, the same that hints name and have not named yet, zero pages.
+    /// Of each cell: pages with content that no hint names, the same that hints name and have not
+    /// named yet, zero pages.
     left: Vec<Cell>,
     cursor: usize,
     sent: f64,
@@ -297,9 +309,15 @@ impl Cells {
             .fates
             .iter()
             .map(|cell| {
-                let named = ["hinted", "overridden", "sent_then_hinted"].map(|name| fate(cell, name));
+                let named =
+                    ["hinted", "overridden", "sent_then_hinted"].map(|name| fate(cell, name));
                 let hintable = named.iter().sum();
-                Cell { content: fate(cell, "sent"), hintable, zero: fate(cell, "zero"), per_named: 0.0 }
+                Cell {
+                    content: fate(cell, "sent"),
+                    hintable,
+                    zero: fate(cell, "zero"),
+                    per_named: 0.0,
+                }
             })
             .collect();
         let mut named = vec![0.0; left.len()];

@@ -1,4 +1,5 @@
-//! Replays of invented migrations, whose guests and links are known exactly, and of files that are no traces.
+//! Replays of invented migrations, whose guests and links are known exactly, and of files that are
+//! no traces.
 
 mod damaged;
 
@@ -26,7 +27,8 @@ struct Invented {
     hints: bool,
     /// Wire bytes of a page, in round one and in later ones.
     wire: (f64, f64),
-    /// The hosts' CPUs are what limits it, not a cap: connections, and parts of a byte's time that went into reading and into sending.
+    /// The hosts' CPUs are what limits it, not a cap: connections, and parts of a byte's time that
+    /// went into reading and into sending.
     work: Option<(u32, f64, f64)>,
 }
 
@@ -85,7 +87,10 @@ fn happen(guest: &Invented) -> (String, Outcome) {
         }),
     );
     let begin = 0.2;
-    out.tell(begin, What::Round { round: 1, to_send, hole: PAGES - to_send, ballooned: 0, clean: 0 });
+    out.tell(
+        begin,
+        What::Round { round: 1, to_send, hole: PAGES - to_send, ballooned: 0, clean: 0 },
+    );
     let mut cells = vec![[0u64; 8]; 4096];
     let used = guest.content + guest.zero;
     for page in 0..to_send {
@@ -144,7 +149,9 @@ fn happen(guest: &Invented) -> (String, Outcome) {
         (0..parts)
             .map(|i| (f64::from(i) + 0.5) / f64::from(parts))
             .filter(|at| *at < till)
-            .map(|at| guest.growth.at(t - (begin + hold + at * (end - begin - hold))) / f64::from(parts))
+            .map(|at| {
+                guest.growth.at(t - (begin + hold + at * (end - begin - hold))) / f64::from(parts)
+            })
             .sum()
     };
     for step in 1..=100u32 {
@@ -162,7 +169,10 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     out.tell(now, What::Harvest { round, dirty, overridden: 0 });
     out.tell(now, What::Map { round: 1, cell_pages: 64, cells });
     let one_round = |out: &mut Lines, now: f64, round: u32, dirty: u64, wire: &mut f64| -> f64 {
-        out.tell(now, What::Round { round, to_send: dirty, hole: 0, ballooned: 0, clean: PAGES - dirty });
+        out.tell(
+            now,
+            What::Round { round, to_send: dirty, hole: 0, ballooned: 0, clean: PAGES - dirty },
+        );
         let took = dirty as f64 * later / guest.link;
         for (at, done) in [(0.0, 0), (0.5, dirty / 2), (1.0, dirty)] {
             out.tell(
@@ -288,9 +298,15 @@ fn hints_off_sends_what_was_skipped_and_another_limit_changes_the_end() {
     let guest = Invented { free: 100_000, hints: true, hinting_s: 1.0, ..IDLE };
     let replay_on = replay(&happen(&guest).0);
     let (_, off) = happen(&Invented { hints: false, ..guest });
-    close(&replay_on.simulate(&Settings { hints: false, ..replay_on.settings() }), &off, 0.02, 0.04);
+    close(
+        &replay_on.simulate(&Settings { hints: false, ..replay_on.settings() }),
+        &off,
+        0.02,
+        0.04,
+    );
     assert!(
-        replay_on.notes(&Settings { hints: false, ..replay_on.settings() })[0].contains("counts as content")
+        replay_on.notes(&Settings { hints: false, ..replay_on.settings() })[0]
+            .contains("counts as content")
     );
 
     let busy = Invented { growth: Growth { steady: 0.0, set: 20_000.0, rate: 0.4 }, ..IDLE };
@@ -309,8 +325,11 @@ fn more_connections_are_foreseen_until_reading_is_what_takes_the_time() {
     // Two send in 0.4 of the time, four in 0.2, and eight wait for the one that reads.
     for (streams, times) in [(2, 2.5), (4, 5.0), (8, 5.0)] {
         let (text, _) = happen(&one);
-        let many =
-            Invented { link: one.link * times, work: Some((streams, 0.2 * times, 0.8 * times)), ..one };
+        let many = Invented {
+            link: one.link * times,
+            work: Some((streams, 0.2 * times, 0.8 * times)),
+            ..one
+        };
         let (other, outcome) = happen(&many);
         let (replayed, back) = (replay(&text), replay(&other));
         let settings = Settings { streams, ..replayed.settings() };
@@ -364,25 +383,37 @@ fn what_is_no_trace_is_refused_with_its_line() {
         (lines[..20].join("\n") + "\n", "ends within round one"),
         (good.replacen("\"version\":1", "\"version\":2", 1), "another version"),
         (good.replacen("\"nr_pages\":262144", "\"nr_pages\":0", 1), "not a size"),
-        (good.replacen("\"nr_pages\":262144", "\"nr_pages\":18446744073709551615", 1), "not a size"),
+        (
+            good.replacen("\"nr_pages\":262144", "\"nr_pages\":18446744073709551615", 1),
+            "not a size",
+        ),
         (good.replacen("\"nr_pages\":262144", "\"nr_pages\":262145", 1), "do not sum up"),
         (with("{\"t_us\":1,\"event\":\"phase\",\"phase\":\"x\"}"), "line 3: its time is before"),
         (with("{\"t_us\":99999999999999999,\"event\":\"phase\"}"), "more than a year"),
         (with("{\"t_us\":200000,\"event\":\"round\",\"round\":7,\"hole\":262144}"), "out of order"),
         (with("{\"t_us\":200000,\"event\":\"dirty\",\"round\":2,\"pages\":1}"), "another round"),
-        (with("{\"t_us\":200000,\"event\":\"dirty\",\"round\":1,\"pages\":262145}"), "than guest RAM has"),
+        (
+            with("{\"t_us\":200000,\"event\":\"dirty\",\"round\":1,\"pages\":262145}"),
+            "than guest RAM has",
+        ),
         (
             with(
                 "{\"t_us\":200000,\"event\":\"slice\",\"round\":1,\"sent\":18446744073709551615,\"zero\":9}",
             ),
             "more pages than the round has",
         ),
-        (with("{\"t_us\":200000,\"event\":\"map\",\"round\":1,\"cell_pages\":0,\"cells\":[]}"), "not a map"),
+        (
+            with("{\"t_us\":200000,\"event\":\"map\",\"round\":1,\"cell_pages\":0,\"cells\":[]}"),
+            "not a map",
+        ),
         (
             with("{\"t_us\":200000,\"event\":\"map\",\"round\":1,\"cell_pages\":1,\"cells\":[]}"),
             "size of guest",
         ),
-        (with("{\"t_us\":200000,\"event\":\"hints\",\"ranges\":[[0,-1]]}"), "line 3 is not an event"),
+        (
+            with("{\"t_us\":200000,\"event\":\"hints\",\"ranges\":[[0,-1]]}"),
+            "line 3 is not an event",
+        ),
     ] {
         let said = refused(&text);
         assert!(said.contains(why), "{said}, not {why}");
@@ -397,11 +428,15 @@ fn what_is_no_trace_is_refused_with_its_line() {
 #[test]
 fn what_can_be_borne_is_borne() {
     let (good, outcome) = happen(&IDLE);
-    // The last line cut off, as by a full disk; events and hints that are missing; events of a later version.
+    // The last line cut off, as by a full disk; events and hints that are missing; events of a
+    // later version.
     let cut_off = replay(&good[..good.len() - 30]);
     assert!(cut_off.trace().cut && !cut_off.recorded().converged);
     let simulated = cut_off.simulate(&cut_off.settings());
-    assert!(simulated.converged && simulated.round_one_bytes.abs_diff(outcome.round_one_bytes) < 1 << 20);
+    assert!(
+        simulated.converged
+            && simulated.round_one_bytes.abs_diff(outcome.round_one_bytes) < 1 << 20
+    );
     let mut lines: Vec<String> = good.lines().map(Into::into).collect();
     lines.insert(3, r#"{"t_us":200000,"event":"lost","events":5}"#.into());
     lines.insert(3, r#"{"t_us":200000,"event":"eclipse","total":true}"#.into());
@@ -415,8 +450,13 @@ fn what_can_be_borne_is_borne() {
 #[test]
 fn errors_are_of_what_was() {
     let is = Outcome { round_one_bytes: 110, total_bytes: 90, total_ms: 5.0, ..Outcome::default() };
-    let was = Outcome { round_one_bytes: 100, total_bytes: 100, total_ms: 4.0, ..Outcome::default() };
-    let expected =
-        OutcomeError { round_one_bytes: 10.0, total_bytes: -10.0, total_ms: 25.0, downtime_ms: 0.0 };
+    let was =
+        Outcome { round_one_bytes: 100, total_bytes: 100, total_ms: 4.0, ..Outcome::default() };
+    let expected = OutcomeError {
+        round_one_bytes: 10.0,
+        total_bytes: -10.0,
+        total_ms: 25.0,
+        downtime_ms: 0.0,
+    };
     assert_eq!(is.error_from(&was), expected);
 }

@@ -1,14 +1,18 @@
 //! An epoch: the time from publishing an id until STOP, in which hints count.
 //!
-//! **Hinting in spells.** Linux's driver allocates and hints block after block without giving way, so a guest with one vCPU does
-//! nothing else until it is through: seconds, if it zeroes. It looks at the id after each block, though. So each id is good for a
-//! short spell; then the driver is asked to rest, the guest's other work runs, and a new id follows. The driver keeps what it
-//! has hinted and goes on with what is left. Its hints count during the rest as before: the epoch is open until the round ends.
+//! **Hinting in spells.** Linux's driver allocates and hints block after block without giving way,
+//! so a guest with one vCPU does nothing else until it is through: seconds, if it zeroes. It looks
+//! at the id after each block, though. So each id is good for a short spell; then the driver is
+//! asked to rest, the guest's other work runs, and a new id follows. The driver keeps what it has
+//! hinted and goes on with what is left. Its hints count during the rest as before: the epoch is
+//! open until the round ends.
 //!
-//! **Taking back.** What could not be honoured is named again only if the driver got it back. DONE makes it take everything back,
-//! but only when it comes to that, and a new id published before would take DONE's place: the driver would go on, still
-//! hold what it named, and never name it again. So no new id is published before the device says that the driver cannot miss
-//! DONE any more, however long that takes. The sink is closed meanwhile, and the sender waits, or sends, as the policy says.
+//! **Taking back.** What could not be honoured is named again only if the driver got it back. DONE
+//! makes it take everything back, but only when it comes to that, and a new id published before
+//! would take DONE's place: the driver would go on, still hold what it named, and never name it
+//! again. So no new id is published before the device says that the driver cannot miss DONE any
+//! more, however long that takes. The sink is closed meanwhile, and the sender waits, or sends, as
+//! the policy says.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +25,13 @@ use crate::traits::{HintSource, PAGE_SIZE};
 use super::SourceConfig;
 use super::session::Session;
 
-/// How long the driver may take to read a new id before the engine stops waiting for its first hint, unless that is paid for.
+/// How long the driver may take to read a new id before the engine stops waiting for its first
+/// hint, unless that is paid for.
 const SEEN: Duration = Duration::from_millis(100);
 /// How long a driver that was asked to rest may be silent before it is asked for hints again.
 const SILENT: Duration = Duration::from_secs(1);
-/// How long to hold back at most before looking whether the driver has come to taking its memory back.
+/// How long to hold back at most before looking whether the driver has come to taking its memory
+/// back.
 const LOOK_FOR_RETURN: Duration = Duration::from_millis(2);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,8 +61,8 @@ pub(super) struct Epoch {
 }
 
 impl Epoch {
-    /// `None`: there is no driver (any more) to ask. A driver that has yet to take back what it hinted in an earlier migration is
-    /// asked when it has come to that.
+    /// `None`: there is no driver (any more) to ask. A driver that has yet to take back what it
+    /// hinted in an earlier migration is asked when it has come to that.
     pub(super) fn open(
         session: &Session<'_>,
         source: &Arc<dyn HintSource>,
@@ -100,17 +106,20 @@ impl Epoch {
         true
     }
 
-    /// Ends the spell, the rest, or the wait for the driver to take its memory back, when it is time. False: the driver is gone.
+    /// Ends the spell, the rest, or the wait for the driver to take its memory back, when it is
+    /// time. False: the driver is gone.
     ///
-    /// A driver is asked to rest only when it has read the present id. One that has not come to it, in a busy guest, would find STOP in its
-    /// place, do nothing and say nothing. Waiting for its first hint would let it go through two blocks at a time, since it has begun the second when
+    /// A driver is asked to rest only when it has read the present id. One that has not come to it,
+    /// in a busy guest, would find STOP in its place, do nothing and say nothing. Waiting for its
+    /// first hint would let it go through two blocks at a time, since it has begun the second when
     /// the first is seen. One that says nothing all the same gets a new id after [`SILENT`].
     pub(super) fn turn(&mut self, session: &Session<'_>, round: &Round) -> bool {
         let cfg = session.cfg;
         let elapsed = self.since.elapsed();
         match self.state {
             State::Returning => !self.source.returned() || self.publish(session, round),
-            // Hints on their way still count. The guest's rest begins when the driver has stopped, however long that takes.
+            // Hints on their way still count. The guest's rest begins when the driver has stopped,
+            // however long that takes.
             State::Resting if !self.source.rested() && self.asked.elapsed() < SILENT => {
                 self.since = Instant::now();
                 true
@@ -127,7 +136,8 @@ impl Epoch {
                     && !self.source.finished() =>
             {
                 self.source.rest();
-                (self.state, self.since, self.asked) = (State::Resting, Instant::now(), Instant::now());
+                (self.state, self.since, self.asked) =
+                    (State::Resting, Instant::now(), Instant::now());
                 true
             }
             _ => true,
@@ -151,8 +161,9 @@ impl Epoch {
         self.sink.close();
     }
 
-    /// DONE: the guest takes its memory back. When this returns no hint has any effect, until [`turn`](Self::turn) finds that the
-    /// driver has come to that and publishes a new id, in the protected way: everything must be protected before.
+    /// DONE: the guest takes its memory back. When this returns no hint has any effect, until
+    /// [`turn`](Self::turn) finds that the driver has come to that and publishes a new id, in the
+    /// protected way: everything must be protected before.
     pub(super) fn take_back(&mut self) {
         self.source.done();
         self.sink.close();
@@ -165,7 +176,8 @@ impl Epoch {
         self.asking.act(&seen)
     }
 
-    /// What the guest was expected to name and did not, in bytes, and whether it is much. The round is over.
+    /// What the guest was expected to name and did not, in bytes, and whether it is much. The round
+    /// is over.
     pub(super) fn unsaved(asking: &Asking, sink: &Sink, round: &Round) -> (u64, bool) {
         let page = PAGE_SIZE as u64;
         let named = sink.not_honoured() * page;

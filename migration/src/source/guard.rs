@@ -1,7 +1,8 @@
 //! Undoing, by construction.
 //!
-//! Whatever way a migration ends, the guest must get its hinted memory back (DONE), and unless the hand-off has begun it must run,
-//! without the cost of a dirty log. The guard does this when dropped, so that an early return or a panic cannot forget it.
+//! Whatever way a migration ends, the guest must get its hinted memory back (DONE), and unless the
+//! hand-off has begun it must run, without the cost of a dirty log. The guard does this when
+//! dropped, so that an early return or a panic cannot forget it.
 
 use std::io;
 use std::sync::Arc;
@@ -43,7 +44,8 @@ impl Guard {
         self.paused = true;
     }
 
-    /// HandOff is about to be sent. An error: the machine is not as it was paused, and it must not be.
+    /// HandOff is about to be sent. An error: the machine is not as it was paused, and it must not
+    /// be.
     pub(super) fn hand_over(&mut self) -> io::Result<()> {
         self.machine.hand_over(true)?;
         self.handed_off = true;

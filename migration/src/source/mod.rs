@@ -1,11 +1,12 @@
 //! The source's side of a migration.
 //!
 //! # Sequence
-//! handshake → log on → round one (hints arrive while sending) → rounds on the dirty set until the predicted downtime fits →
-//! pause → harvest → last round → (verification) → state → the destination says Loaded → HandOff → the destination says Running.
+//! handshake → log on → round one (hints arrive while sending) → rounds on the dirty set until the
+//! predicted downtime fits → pause → harvest → last round → (verification) → state → the
+//! destination says Loaded → HandOff → the destination says Running.
 //!
-//! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes from
-//! the destination's balloon, some time after the guest runs there.
+//! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes
+//! from the destination's balloon, some time after the guest runs there.
 //!
 //! # Who owns the guest
 //! One fact decides: whether the source began to send HandOff.
@@ -17,18 +18,21 @@
 //! | Running lost on its way | as above | runs |
 //! | Running arrived | success: paused for good | runs |
 //!
-//! So never both, and where neither may run by itself both sides say so. The source counts HandOff as sent as soon as the transport
-//! took its first byte. [`CancelToken::cancel`] and the hand-off exclude each other by one atomic.
+//! So never both, and where neither may run by itself both sides say so. The source counts HandOff
+//! as sent as soon as the transport took its first byte. [`CancelToken::cancel`] and the hand-off
+//! exclude each other by one atomic.
 //!
-//! From the pause to HandOff there is a limit on the whole, [`SourceConfig::pause_limit`]: after it the guest resumes.
+//! From the pause to HandOff there is a limit on the whole, [`SourceConfig::pause_limit`]: after it
+//! the guest resumes.
 //!
-//! Undoing is the work of a drop guard (module `guard`): it publishes DONE, resumes and stops the log on every way out, a
-//! panic included.
+//! Undoing is the work of a drop guard (module `guard`): it publishes DONE, resumes and stops the
+//! log on every way out, a panic included.
 //!
 //! # Threads
-//! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one blocks in reading the
-//! destination's answers, so that an Abort interrupts sending within a [`TICK`](crate::transport::TICK). Hints come on the
-//! device's thread. With several connections for memory each has a thread that packs and writes (module `streams`). Nothing spins.
+//! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one
+//! blocks in reading the destination's answers, so that an Abort interrupts sending within a
+//! [`TICK`](crate::transport::TICK). Hints come on the device's thread. With several connections
+//! for memory each has a thread that packs and writes (module `streams`). Nothing spins.
 
 mod epoch;
 mod guard;
@@ -107,8 +111,8 @@ pub struct SourceConfig {
     pub bandwidth: Option<u64>,
     /// Whether to compress. The destination must be able to unpack it, or refuses.
     pub compression: Compression,
-    /// Connections that carry memory, 1 to [`MAX_STREAMS`](crate::wire::MAX_STREAMS). With 1 the first connection carries it; with more, so many
-    /// further ones do.
+    /// Connections that carry memory, 1 to [`MAX_STREAMS`](crate::wire::MAX_STREAMS). With 1 the
+    /// first connection carries it; with more, so many further ones do.
     pub streams: u32,
     /// Switch over when the predicted downtime is at most this.
     pub downtime_limit: Duration,
@@ -130,11 +134,13 @@ pub struct SourceConfig {
     pub first_hint_wait: Duration,
     /// Length of a pacing slice.
     pub slice: Duration,
-    /// Longest time for which the guest is kept hinting under one id; Linux's driver does not yield while it hints.
+    /// Longest time for which the guest is kept hinting under one id; Linux's driver does not yield
+    /// while it hints.
     pub hint_time: Duration,
     /// Time that it gets for itself before the next id.
     pub hint_rest: Duration,
-    /// Compare all memory before the hand-off, and give up if any of it is wrong: see [`crate::verify`].
+    /// Compare all memory before the hand-off, and give up if any of it is wrong: see
+    /// [`crate::verify`].
     pub verify: bool,
     /// What pausing, state and hand-off add to the downtime, for the prediction.
     pub switchover_estimate: Duration,
@@ -170,10 +176,12 @@ impl Default for SourceConfig {
     }
 }
 
-/// Moves the guest to the destination at the other end of `transport`. Blocks until that is done or has failed.
+/// Moves the guest to the destination at the other end of `transport`. Blocks until that is done or
+/// has failed.
 ///
-/// On success the machine is paused here and must never run again. On failure [`Failure::ownership`] says who owns the guest; if
-/// it is the source, the guest already runs again, and a second attempt may be made over a new connection.
+/// On success the machine is paused here and must never run again. On failure
+/// [`Failure::ownership`] says who owns the guest; if it is the source, the guest already runs
+/// again, and a second attempt may be made over a new connection.
 pub fn migrate(
     vm: &SourceVm,
     transport: Box<dyn Transport>,

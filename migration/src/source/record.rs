@@ -1,8 +1,9 @@
 //! Recording a trace: see [`crate::trace`].
 //!
-//! Without a recorder nothing here does more than look at an `Option`. With one, [`Record::start`] puts layers around the machine's
-//! dirty log and balloon, which note protections and hints as they pass, so that rounds, sinks and sender know nothing of
-//! traces; the engine's thread turns these notes into events a few times a second. What is kept is bounded, whatever the guest does.
+//! Without a recorder nothing here does more than look at an `Option`. With one, [`Record::start`]
+//! puts layers around the machine's dirty log and balloon, which note protections and hints as they
+//! pass, so that rounds, sinks and sender know nothing of traces; the engine's thread turns these
+//! notes into events a few times a second. What is kept is bounded, whatever the guest does.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -81,7 +82,9 @@ impl Notes {
         }
         let full = hints.ranges.len() >= MAX_RANGES;
         match hints.ranges.last_mut() {
-            Some((start, len)) if start.checked_add(*len) == Some(first) => *len = len.saturating_add(nr),
+            Some((start, len)) if start.checked_add(*len) == Some(first) => {
+                *len = len.saturating_add(nr)
+            }
             _ if full => hints.dropped += 1,
             _ => hints.ranges.push((first, nr)),
         }
@@ -114,10 +117,9 @@ impl<'a> Record<'a> {
         });
         let mut recorded = vm.clone();
         recorded.log = Arc::new(LogLayer { inner: vm.log.clone(), notes: notes.clone() });
-        recorded.hints = vm
-            .hints
-            .clone()
-            .map(|inner| -> Arc<dyn HintSource> { Arc::new(HintsLayer { inner, notes: notes.clone() }) });
+        recorded.hints = vm.hints.clone().map(|inner| -> Arc<dyn HintSource> {
+            Arc::new(HintsLayer { inner, notes: notes.clone() })
+        });
         let now = Instant::now();
         let tape = Tape {
             to,
@@ -182,8 +184,9 @@ impl<'a> Record<'a> {
         tape.next_look.set(now + LOOK);
     }
 
-    /// An id is about to be published: what was said under an older one belongs before it in the trace, and what is said under the
-    /// new one, which may come before [`Self::published`] is called, after it.
+    /// An id is about to be published: what was said under an older one belongs before it in the
+    /// trace, and what is said under the new one, which may come before [`Self::published`] is
+    /// called, after it.
     pub(super) fn publishing(&self) {
         if let Some(tape) = &self.0 {
             tape.flush_hints();
@@ -212,7 +215,9 @@ impl<'a> Record<'a> {
     /// What the downtime would be now.
     pub(super) fn prediction(&self, predicted: Duration) {
         let Some(tape) = &self.0 else { return };
-        tape.tell(What::Decision { what: format!("predicted downtime {} ms", predicted.as_millis()) });
+        tape.tell(What::Decision {
+            what: format!("predicted downtime {} ms", predicted.as_millis()),
+        });
     }
 
     /// The sender has held back so much for hints in this round.
@@ -329,7 +334,8 @@ impl Map {
         let mut cells = vec![[0; FATES.len()]; nr_pages.div_ceil(self.cell_pages) as usize];
         for (word, all) in word_masks(nr_pages, 0, nr_pages) {
             let of = |map: &Bitmap| map.words().get(word).copied().unwrap_or(0);
-            let (to_send, sent, hinted, late) = (of(&self.to_send), of(&sent), of(&hinted), of(late));
+            let (to_send, sent, hinted, late) =
+                (of(&self.to_send), of(&sent), of(&hinted), of(late));
             let ballooned = self.ballooned.as_ref().map_or(0, of) & all & !to_send;
             // In the order of FATES; round one has no clean pages.
             let fates = [

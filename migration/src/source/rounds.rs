@@ -1,7 +1,8 @@
 //! Round one, with its hints, and the rounds on the dirty set.
 //!
-//! Order of every round: plan → publish an id → send, hints arriving → STOP, epoch closed → sweep what hints put back → check the
-//! accounting → harvest. The module docs of [`crate::hints`] say why each step stands where it does.
+//! Order of every round: plan → publish an id → send, hints arriving → STOP, epoch closed → sweep
+//! what hints put back → check the accounting → harvest. The module docs of [`crate::hints`] say
+//! why each step stands where it does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,8 @@ const PROTECT_WORDS: usize = 4096;
 /// part of RAM on it costs less than reading what is dirty, and a dirty set smaller than that in
 /// pages is not worth the while.
 const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
-/// A later round asks for hints only if it lasts longer than this: shorter ones are over before the driver has answered.
+/// A later round asks for hints only if it lasts longer than this: shorter ones are over before the
+/// driver has answered.
 const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
 /// Pages sent from which a round says how well dirty pages compress.
 const ENOUGH_TO_TELL: u64 = 64;
@@ -49,7 +51,8 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
         return mutant_round_one(session, report, &guarded, source);
     }
 
-    // Words with a hole, or all of them for the protected way, are protected before anything is decided about them.
+    // Words with a hole, or all of them for the protected way, are protected before anything is
+    // decided about them.
     let all = source.is_some() && mode == HintMode::Protected;
     let mut todo = Bitmap::full(guarded.len());
     if !all {
@@ -152,7 +155,11 @@ fn announce(session: &mut Session<'_>, round: &Round) -> Result<(), Error> {
 }
 
 /// Sends all that is left, from the first page on.
-fn sweep(session: &mut Session<'_>, round: &Round, guarded: Option<&AtomicBitmap>) -> Result<(), Error> {
+fn sweep(
+    session: &mut Session<'_>,
+    round: &Round,
+    guarded: Option<&AtomicBitmap>,
+) -> Result<(), Error> {
     let mut cursor = 0;
     while session.send_chunk(round, &mut cursor, guarded)? {
         session.tick(Some(round))?;
@@ -216,7 +223,8 @@ fn protect(session: &mut Session<'_>, todo: &Bitmap, guarded: &AtomicBitmap) -> 
     Ok(())
 }
 
-/// Sorts all pages: what is in the balloon or a hole, in words that are protected, needs no sending.
+/// Sorts all pages: what is in the balloon or a hole, in words that are protected, needs no
+/// sending.
 fn plan_round_one(session: &mut Session<'_>, populated: &Bitmap, protected: &Bitmap) -> Plan {
     let mut known = Bitmap::new(session.nr_pages);
     for (first, nr) in protected.runs() {
@@ -246,7 +254,8 @@ enum Guest {
     IsPaused,
 }
 
-/// Sorts a harvest, whose pages are protected again: the same reasoning holds for holes and the balloon as in round one.
+/// Sorts a harvest, whose pages are protected again: the same reasoning holds for holes and the
+/// balloon as in round one.
 ///
 /// With the guest paused nobody asks for holes: the time for that grows with all of RAM, is not
 /// foretold, and what is dirty has to be read in any case.
@@ -291,8 +300,11 @@ fn run(
         session.tick(Some(round))?;
         session.record.decision(&report.hints);
         if let Some(now) = &mut epoch {
-            let action =
-                if now.sink.not_zeroing() { Action::TakeBack } else { now.act(round, session.memory_rate()) };
+            let action = if now.sink.not_zeroing() {
+                Action::TakeBack
+            } else {
+                now.act(round, session.memory_rate())
+            };
             // Why to ask no more, and whether a later round may ask again.
             let over = match action {
                 Action::End(Why::OnlyIdle) => Some((ONLY_IDLE, true)),
@@ -309,7 +321,8 @@ fn run(
             };
             if let Some((why, again)) = over {
                 report.hints = why.into();
-                // Not DONE: taking memory back dirties the guest's page structures, and it all comes back in the end.
+                // Not DONE: taking memory back dirties the guest's page structures, and it all
+                // comes back in the end.
                 now.close();
                 session.protected_hints = again && now.mode == HintMode::Protected;
                 asked = epoch.take().map(Epoch::into_parts);
@@ -360,8 +373,8 @@ fn run(
     Ok(dirty)
 }
 
-/// The guest does not zero what it hints, or holds what could not be honoured: it gets its memory back, and everything is protected
-/// before it is asked again.
+/// The guest does not zero what it hints, or holds what could not be honoured: it gets its memory
+/// back, and everything is protected before it is asked again.
 fn take_back(
     session: &mut Session<'_>,
     epoch: &mut Epoch,
@@ -380,7 +393,9 @@ fn say_unsaved(asking: &Asking, sink: &Sink, round: &Round, report: &mut Report)
     report.expected_unsaved_bytes = bytes;
     if much {
         let mb = bytes / 1_000_000;
-        report.hints.push_str(&format!("; {mb} MB that the guest called free were not named in time"));
+        report
+            .hints
+            .push_str(&format!("; {mb} MB that the guest called free were not named in time"));
     }
 }
 

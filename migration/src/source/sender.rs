@@ -1,11 +1,14 @@
-//! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane (module `streams`) if there are any.
+//! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane
+//! (module `streams`) if there are any.
 //!
-//! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals with it; in round one its word is
-//! protected next if nobody has yet; only then is it read. A write after the protection is in the next harvest, a write before it
-//! is in what was read. (In later rounds the harvest has protected everything.)
+//! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals
+//! with it; in round one its word is protected next if nobody has yet; only then is it read. A
+//! write after the protection is in the next harvest, a write before it is in what was read. (In
+//! later rounds the harvest has protected everything.)
 //!
-//! A chunk is up to 256 pages: big enough that the protection's ioctl and the socket's write cost little per page, small
-//! enough that a slice or a cancel is never late by more than a few milliseconds.
+//! A chunk is up to 256 pages: big enough that the protection's ioctl and the socket's write cost
+//! little per page, small enough that a slice or a cancel is never late by more than a few
+//! milliseconds.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +26,8 @@ use super::session::Session;
 use super::streams::{Chunk, MEASURE};
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
-/// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up the caller.
+/// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up
+/// the caller.
 const WORDS_PER_CALL: usize = 1 << 16;
 /// How long to wait for a lane before looking after other things.
 const LANE_PATIENCE: Duration = Duration::from_millis(5);
@@ -65,8 +69,8 @@ fn push(runs: &mut Vec<Run>, first: u64, nr: u32, zero: bool) {
 }
 
 impl Session<'_> {
-    /// Sends the next chunk from word `cursor` on. `false` when there was nothing left up to the end. With `guarded`, protects words that
-    /// are not yet (round one).
+    /// Sends the next chunk from word `cursor` on. `false` when there was nothing left up to the
+    /// end. With `guarded`, protects words that are not yet (round one).
     pub(super) fn send_chunk(
         &mut self,
         round: &Round,
@@ -166,8 +170,8 @@ impl Session<'_> {
         protect(todo)
     }
 
-    /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and `buffers.content`. Returns the length of
-    /// the content.
+    /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and
+    /// `buffers.content`. Returns the length of the content.
     fn read_claimed(&mut self, round: &Round) -> Result<usize, Error> {
         let Buffers { words, spans, runs, chunk: Chunk { content, .. }, .. } = &mut self.buffers;
         spans.clear();

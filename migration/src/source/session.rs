@@ -1,9 +1,10 @@
 //! The connection and what every phase needs of it: answers, interruption, signs of life, progress.
 //!
-//! The destination is silent between Welcome and Loaded, so its half of the connection is read by a thread of its own: it passes
-//! answers on through a channel and, when the stream ends or an Abort comes, raises the stop flag that interrupts sending.
-//! The source is never silent for long: after a second without a frame it sends Idle, so that scanning gigabytes of zeros, or
-//! holding back for hints, is not taken for a stall. Opening further connections has a limit of its own.
+//! The destination is silent between Welcome and Loaded, so its half of the connection is read by a
+//! thread of its own: it passes answers on through a channel and, when the stream ends or an Abort
+//! comes, raises the stop flag that interrupts sending. The source is never silent for long: after
+//! a second without a frame it sends Idle, so that scanning gigabytes of zeros, or holding back for
+//! hints, is not taken for a stall. Opening further connections has a limit of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -20,8 +21,8 @@ use crate::round::Round;
 use crate::traits::{PAGE_SIZE, SourceVm};
 use crate::transport::{More, TICK, Throttle, Transport, TransportError};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS, SyncPoint,
-    Welcome, WireError,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS,
+    SyncPoint, Welcome, WireError,
 };
 
 use super::record::Record;
@@ -95,7 +96,8 @@ pub(super) struct Session<'a> {
     pub(super) reading: Duration,
     /// Time that packing them and writing them to the first connection took.
     pub(super) sending_here: Duration,
-    /// Bytes of guest memory that a byte on the wire carried in the last round on a dirty set; 1 before, and without compression.
+    /// Bytes of guest memory that a byte on the wire carried in the last round on a dirty set; 1
+    /// before, and without compression.
     pub(super) dirty_packing: f64,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
     pub(super) protected_hints: bool,
@@ -160,7 +162,8 @@ impl<'a> Session<'a> {
             })
             .map_err(Error::Connection)?;
         let nr_pages = vm.ram.nr_pages();
-        let mut writer = FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone());
+        let mut writer =
+            FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone());
         writer.frame_limit = cfg.frame_limit;
         Ok(Self {
             vm,
@@ -227,9 +230,11 @@ impl<'a> Session<'a> {
         };
         let token = random_token().map_err(Error::Connection)?;
         let announced = wire::Streams { nr: self.cfg.streams.min(MAX_STREAMS), token };
-        let streams = Streams::open(&*more, &announced, self.cfg, self.cap.as_ref(), &self.interrupt)?;
+        let streams =
+            Streams::open(&*more, &announced, self.cfg, self.cap.as_ref(), &self.interrupt)?;
         self.streams = Some(streams);
-        // They wait to be accepted by then, so that a destination need not wait for one that never comes.
+        // They wait to be accepted by then, so that a destination need not wait for one that never
+        // comes.
         self.writer.send_control(Kind::Streams, "streams", &announced)
     }
 
@@ -257,7 +262,8 @@ impl<'a> Session<'a> {
         self.sending_here + self.streams.as_ref().map_or(Duration::ZERO, Streams::busy)
     }
 
-    /// Bytes on the wire so far, of all connections. Of further ones those that are known to be written.
+    /// Bytes on the wire so far, of all connections. Of further ones those that are known to be
+    /// written.
     pub(super) fn bytes(&self) -> u64 {
         self.writer.bytes() + self.streams.as_ref().map_or(0, Streams::bytes)
     }
@@ -290,7 +296,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The true cause of an error that may only be its consequence: a broken pipe is what an Abort looks like to the writer.
+    /// The true cause of an error that may only be its consequence: a broken pipe is what an Abort
+    /// looks like to the writer.
     pub(super) fn explain(&mut self, error: Error) -> Error {
         if !matches!(error, Error::Closed | Error::Connection(_)) {
             return error;
@@ -309,7 +316,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Bytes on the wire per second to reckon with: the cap, or what was measured, or an assumption.
+    /// Bytes on the wire per second to reckon with: the cap, or what was measured, or an
+    /// assumption.
     pub(super) fn link_rate(&self) -> f64 {
         let cap = self.cfg.bandwidth.map(|cap| cap.max(1) as f64);
         match (cap, self.meter.rate()) {
@@ -319,7 +327,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Bytes of guest memory per second: what a hint is worth. Compressed, the link carries more than its own bytes.
+    /// Bytes of guest memory per second: what a hint is worth. Compressed, the link carries more
+    /// than its own bytes.
     pub(super) fn memory_rate(&self) -> f64 {
         let cap = self.cfg.bandwidth.map_or(f64::INFINITY, |cap| cap.max(1) as f64);
         self.meter.likely_rate(ASSUMED_RATE.min(cap)).min(cap) * self.meter.packing()
@@ -327,8 +336,8 @@ impl<'a> Session<'a> {
 
     /// How long this dirty set would take.
     ///
-    /// Compressed it may take a fraction of that, and what the guest writes may compress quite unlike what it keeps. So nothing is
-    /// taken for granted until a round has sent a dirty set.
+    /// Compressed it may take a fraction of that, and what the guest writes may compress quite
+    /// unlike what it keeps. So nothing is taken for granted until a round has sent a dirty set.
     pub(super) fn time_for(&self, pages: u64) -> Duration {
         let bytes = (pages * PAGE_SIZE as u64) as f64;
         Duration::from_secs_f64(bytes / (self.link_rate() * self.dirty_packing))
@@ -392,8 +401,8 @@ impl<'a> Session<'a> {
         self.meanwhile(harvest)?.map_err(Error::machine("harvest the dirty log"))
     }
 
-    /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB, so the guest
-    /// must run meanwhile.
+    /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB, so the
+    /// guest must run meanwhile.
     pub(super) fn populated(&mut self) -> Result<Bitmap, Error> {
         let (ram, mut found) = (self.vm.ram.clone(), Bitmap::new(self.nr_pages));
         let walk = move || ram.populated(&mut found).map(|()| found);

@@ -1,18 +1,23 @@
 //! Sending over several connections at once.
 //!
-//! The engine's thread claims, protects and reads as ever (module `sender`). With further connections it writes nothing of that itself: each
-//! chunk goes to a lane, a thread that compresses it, checksums it and writes it to a connection of its own. So packing and the
-//! network's work are spread over CPUs and connections, while everything that races with the guest stays on one thread.
+//! The engine's thread claims, protects and reads as ever (module `sender`). With further
+//! connections it writes nothing of that itself: each chunk goes to a lane, a thread that
+//! compresses it, checksums it and writes it to a connection of its own. So packing and the
+//! network's work are spread over CPUs and connections, while everything that races with the guest
+//! stays on one thread.
 //!
 //! # Invariant
-//! A page that is sent in one round and again in a later one is applied in this order, though it may travel over two connections.
+//! A page that is sent in one round and again in a later one is applied in this order, though it
+//! may travel over two connections.
 //!
-//! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between two rounds stands a Sync, sent on every
-//! connection, the first included, behind all of its chunks of the round; the destination applies nothing behind a Sync before it has
-//! applied everything ahead of it on all connections. What becomes zero between two rounds goes over the first connection, behind one Sync
-//! and ahead of the next, and is not in the round between.
+//! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between
+//! two rounds stands a Sync, sent on every connection, the first included, behind all of its chunks
+//! of the round; the destination applies nothing behind a Sync before it has applied everything
+//! ahead of it on all connections. What becomes zero between two rounds goes over the first
+//! connection, behind one Sync and ahead of the next, and is not in the round between.
 //!
-//! The first connection carries everything else, HandOff included, so who owns the guest is decided as ever: lanes end before the state is sent.
+//! The first connection carries everything else, HandOff included, so who owns the guest is decided
+//! as ever: lanes end before the state is sent.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -32,7 +37,8 @@ use super::{Compression, SourceConfig};
 
 /// Chunks of a lane: one on its way, one ready.
 const CHUNKS: u32 = 2;
-/// Patience with a destination that does not take all further connections: less than the other side has with a silent one.
+/// Patience with a destination that does not take all further connections: less than the other side
+/// has with a silent one.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks with less content than this say little about the link.
 pub(super) const MEASURE: usize = 256 << 10;
@@ -73,7 +79,8 @@ struct Word {
 
 struct Lane {
     jobs: Sender<Job>,
-    /// Returns its connection: while that is open the destination does not take the end of it for the cause of a failure.
+    /// Returns its connection: while that is open the destination does not take the end of it for
+    /// the cause of a failure.
     thread: JoinHandle<FrameWriter>,
 }
 
@@ -81,7 +88,8 @@ struct Lane {
 pub(super) struct Streams {
     lanes: Vec<Lane>,
     words: Receiver<Result<Word, Error>>,
-    /// Chunks that wait for pages, each with its lane; the one that has waited longest is the first.
+    /// Chunks that wait for pages, each with its lane; the one that has waited longest is the
+    /// first.
     idle: VecDeque<(usize, Chunk)>,
     /// Jobs of which nothing has been heard.
     nr_under_way: usize,
@@ -91,7 +99,8 @@ pub(super) struct Streams {
     busy: Duration,
     /// When the last chunk was done, or the first one begun.
     clock: Instant,
-    /// Content, wire bytes and time of small chunks, to be measured with the next big one: the other lanes' bytes went out in this time, too.
+    /// Content, wire bytes and time of small chunks, to be measured with the next big one: the
+    /// other lanes' bytes went out in this time, too.
     small: (u64, u64, Duration),
     interrupt: Interrupt,
 }
@@ -126,7 +135,8 @@ impl Streams {
             // Nothing comes back on it.
             let (_, output) = opened.split().map_err(Error::Connection)?;
             output.shares(nr);
-            let mut writer = FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
+            let mut writer =
+                FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
             writer.frame_limit = cfg.frame_limit;
             writer.send_control(Kind::Join, "join", &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
@@ -241,7 +251,8 @@ impl Streams {
                 self.nr_under_way -= 1;
             }
             if let Done::Pages(chunk) = done {
-                // Lanes work side by side: what counts is the time from one being done to the next, whichever it is.
+                // Lanes work side by side: what counts is the time from one being done to the next,
+                // whichever it is.
                 let (content, bytes, time) = self.small;
                 let since = at.saturating_duration_since(self.clock);
                 self.small = (content + chunk.len as u64, bytes + wire, time + since);
@@ -331,7 +342,8 @@ impl Chunk {
             Compression::None => None,
             Compression::Lz4 => pack_lz4(content, room),
         };
-        let (kind, content) = packed.map_or((Kind::Pages, content), |packed| (Kind::PagesLz4, packed));
+        let (kind, content) =
+            packed.map_or((Kind::Pages, content), |packed| (Kind::PagesLz4, packed));
         writer.send(kind, &[&self.table, content])
     }
 }
@@ -367,15 +379,24 @@ mod tests {
             for (len, before) in [(4096, 1), (MAX_CONTENT, 0)] {
                 let chunk = Chunk { len, ..Chunk::new() };
                 let at = begun + Duration::from_millis(10 * n - before);
-                let word =
-                    Word { lane: 0, done: Done::Pages(chunk), wire: len as u64, busy: Duration::ZERO, at };
+                let word = Word {
+                    lane: 0,
+                    done: Done::Pages(chunk),
+                    wire: len as u64,
+                    busy: Duration::ZERO,
+                    at,
+                };
                 tell.send(Ok(word)).unwrap();
             }
         }
         let mut meter = Meter::default();
         streams.hear(Duration::ZERO, &mut meter).unwrap();
         let link = (MAX_CONTENT + 4096) as f64 * 100.0;
-        assert!((meter.rate().unwrap() / link - 1.0).abs() < 0.01, "{:?}, not {link}", meter.rate());
+        assert!(
+            (meter.rate().unwrap() / link - 1.0).abs() < 0.01,
+            "{:?}, not {link}",
+            meter.rate()
+        );
         assert_eq!((streams.nr_under_way, streams.idle.len()), (0, 40));
     }
 }

@@ -1,7 +1,7 @@
 //! From pausing the guest to the destination's Running.
 //!
-//! What follows the hand-off is decided by one flag of the guard, which is set *before* the first byte of HandOff is given to the
-//! transport and taken back only if the transport took none.
+//! What follows the hand-off is decided by one flag of the guard, which is set *before* the first
+//! byte of HandOff is given to the transport and taken back only if the transport took none.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,10 @@ pub(super) fn switchover(
     if session.cfg.pause_limit.is_none() {
         // Its size was not known before. Ten times what sending it takes, as for all the rest.
         let seconds = 10.0 * state.len() as f64 / session.link_rate();
-        session.interrupt.limit.extend(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        session
+            .interrupt
+            .limit
+            .extend(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
     }
     // After saving, which must not have changed memory either.
     let (saved, verify) = (Instant::now(), verify::verify(session)?);
@@ -67,8 +70,8 @@ pub(super) fn switchover(
     let before = session.writer.bytes();
     guard.hand_over().map_err(Error::machine("hand over the guest as it was paused"))?;
     if let Err(cause) = session.writer.send(Kind::HandOff, &[]) {
-        // A write that fails has taken nothing, and less than a whole frame is nothing to the destination; but only the first
-        // is beyond doubt, so only then does the guest stay here.
+        // A write that fails has taken nothing, and less than a whole frame is nothing to the
+        // destination; but only the first is beyond doubt, so only then does the guest stay here.
         if session.writer.bytes() == before {
             guard.take_back().map_err(Error::machine("take the guest back"))?;
         }

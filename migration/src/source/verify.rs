@@ -1,6 +1,8 @@
-//! The source's part of a verification: asks for the destination's digests, computes its own, compares. See [`crate::verify`].
+//! The source's part of a verification: asks for the destination's digests, computes its own,
+//! compares. See [`crate::verify`].
 //!
-//! One chunk is always asked for ahead, so that both sides digest at the same time and no more than two answers can be under way.
+//! One chunk is always asked for ahead, so that both sides digest at the same time and no more than
+//! two answers can be under way.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +11,9 @@ use crate::bitmap::Bitmap;
 use crate::error::{Error, Phase};
 use crate::round::{Round, millis};
 use crate::traits::SourceVm;
-use crate::verify::{Dealt, Digester, History, NAMED, VerifyReport, WrongPage, WrongPages, chunk_at};
+use crate::verify::{
+    Dealt, Digester, History, NAMED, VerifyReport, WrongPage, WrongPages, chunk_at,
+};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
 use crate::wire::{HEADER_LEN, Kind, VerifyChunk};
 
@@ -66,7 +70,8 @@ impl Audit {
     }
 }
 
-/// Compares all memory with the destination's. `Err` if any of it is wrong. The guest is paused and the last round sent.
+/// Compares all memory with the destination's. `Err` if any of it is wrong. The guest is paused and
+/// the last round sent.
 pub(super) fn verify(session: &mut Session<'_>) -> Result<Option<VerifyReport>, Error> {
     let Some(free) = session.audit.as_ref().map(|audit| audit.witness.free()) else {
         return Ok(None);
@@ -95,7 +100,8 @@ pub(super) fn verify(session: &mut Session<'_>) -> Result<Option<VerifyReport>, 
             }
             wrong.count += 1;
             if wrong.named.len() < NAMED {
-                let history = session.audit.as_ref().map_or(History::default(), |a| a.of_page(page));
+                let history =
+                    session.audit.as_ref().map_or(History::default(), |a| a.of_page(page));
                 wrong.named.push(WrongPage { page, address: ram.address(page), history });
             }
         });

@@ -1,10 +1,13 @@
-//! The second opinion of a verified migration: which pages may differ, judged from outside the engine.
+//! The second opinion of a verified migration: which pages may differ, judged from outside the
+//! engine.
 //!
-//! [`watch`] puts a layer around the machine's dirty log and balloon. It passes every call on and draws its own conclusions, in code
-//! that shares nothing with rounds, sinks and gates. See [`crate::verify`] for the rule, and why the engine's word is not enough.
+//! [`watch`] puts a layer around the machine's dirty log and balloon. It passes every call on and
+//! draws its own conclusions, in code that shares nothing with rounds, sinks and gates. See
+//! [`crate::verify`] for the rule, and why the engine's word is not enough.
 //!
-//! Invariant: a bit in `free` means that the page was hinted under an id, or found in the balloon, while it was write-protected, and
-//! that no write since can have been forgotten. Every doubt clears the bit or leaves it clear: then the page must be equal.
+//! Invariant: a bit in `free` means that the page was hinted under an id, or found in the balloon,
+//! while it was write-protected, and that no write since can have been forgotten. Every doubt
+//! clears the bit or leaves it clear: then the page must be equal.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +25,8 @@ pub(super) struct Witness {
     free: AtomicBitmap,
     /// Words of 64 pages that are write-protected.
     protected: AtomicBitmap,
-    /// Words protected twice since the last harvest: writes to them may have been forgotten, so no hint is believed for them.
+    /// Words protected twice since the last harvest: writes to them may have been forgotten, so no
+    /// hint is believed for them.
     twice: AtomicBitmap,
 }
 
@@ -218,7 +222,8 @@ mod tests {
     #[test]
     fn only_hints_of_an_open_id_about_pages_protected_before_it_are_believed() {
         let (vm, witness) = watch(&idle_model(64 * 4 + 5));
-        let hints = Hints { inner: vm.hints.unwrap(), witness: witness.clone(), epoch: Mutex::default() };
+        let hints =
+            Hints { inner: vm.hints.unwrap(), witness: witness.clone(), epoch: Mutex::default() };
         vm.log.start().unwrap();
         vm.log.protect(64, 64).unwrap();
         hints.start(Arc::new(Deaf)).unwrap();

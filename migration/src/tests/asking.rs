@@ -14,8 +14,8 @@ use crate::*;
 
 const PAGES: u64 = 64 * 64;
 
-/// A driver that hints words as soon as it is asked, and may never stop when it is to rest. An id for which it
-/// has no words it does not even read.
+/// A driver that hints words as soon as it is asked, and may never stop when it is to rest. An id
+/// for which it has no words it does not even read.
 struct Driver {
     /// Words under each id.
     words: Mutex<VecDeque<Vec<u64>>>,
@@ -75,7 +75,12 @@ fn ask(mode: HintMode, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Repor
     ask_with(SourceConfig { bandwidth: Some(40 << 20), ..config(mode) }, PAGES, words, stops)
 }
 
-fn ask_with(cfg: SourceConfig, pages: u64, words: Vec<Vec<u64>>, stops: bool) -> (Arc<Driver>, Report) {
+fn ask_with(
+    cfg: SourceConfig,
+    pages: u64,
+    words: Vec<Vec<u64>>,
+    stops: bool,
+) -> (Arc<Driver>, Report) {
     let driver = Arc::new(Driver {
         words: Mutex::new(words.into()),
         stops,
@@ -133,7 +138,8 @@ fn hints_that_clear_nothing_end_the_asking() {
 
 #[test]
 fn after_the_switch_it_may_name_as_much_again_before_what_it_named_first() {
-    // Free words with content, by which it is found out; then as many holes less one; then the words again.
+    // Free words with content, by which it is found out; then as many holes less one; then the
+    // words again.
     let free: Vec<u64> = (0..20).map(|n| 2 * n + 1).collect();
     let script = vec![free.clone(), (48..64).chain(48..51).collect(), free.clone()];
     let (driver, report) = ask(HintMode::Auto, script, true);
@@ -144,12 +150,16 @@ fn after_the_switch_it_may_name_as_much_again_before_what_it_named_first() {
 
 #[test]
 fn what_it_names_again_after_the_switch_is_not_judged() {
-    // A guest for which `auto` asks; more blocks than are judged together, by which it is found out; then as many holes less one; then
-    // the blocks again.
+    // A guest for which `auto` asks; more blocks than are judged together, by which it is found
+    // out; then as many holes less one; then the blocks again.
     let pages = 64 * 512;
     let free: Vec<u64> = (0..150).map(|n| 2 * n + 1).collect();
     let script = vec![free.clone(), (0..149).map(|n| 384 + n % 128).collect(), free];
-    let cfg = SourceConfig { hints: HintPolicy::Auto, bandwidth: Some(256 << 20), ..config(HintMode::Auto) };
+    let cfg = SourceConfig {
+        hints: HintPolicy::Auto,
+        bandwidth: Some(256 << 20),
+        ..config(HintMode::Auto)
+    };
     let (_, report) = ask_with(cfg, pages, script, true);
     assert!(report.rounds[0].hinted >= 100 * 64, "{}: {:?}", report.hints, report.rounds[0]);
 }

@@ -8,7 +8,8 @@ use super::ops::Op;
 use super::oracle::{config, migrate_model, pair};
 use crate::*;
 
-/// 128 MiB: every other word of the first three quarters is free, and the last quarter, 128 words, was never touched.
+/// 128 MiB: every other word of the first three quarters is free, and the last quarter, 128 words,
+/// was never touched.
 const PAGES: u64 = 64 * 512;
 /// The first word that was never touched.
 const HOLES: u64 = 64 * 384;
@@ -45,7 +46,8 @@ fn one_page_in_sixteen_is_worth_going_on() {
     let (stopped, done_early) = run(4);
     let (went_on, done) = run(5);
     assert_eq!((stopped.hints.as_str(), went_on.hints.as_str()), (STOPPED, "on"));
-    // Taking memory back dirties the guest's page structures: it does so in the end only, either way.
+    // Taking memory back dirties the guest's page structures: it does so in the end only, either
+    // way.
     assert_eq!(done_early, done);
 }
 
@@ -64,7 +66,8 @@ fn fewer_hints_are_not_judged() {
 fn on_does_not_judge() {
     let model = Model::new(PAGES, true, vec![]);
     model.on(Trigger::Published, hinting(4));
-    let (report, verdict) = migrate_model(&model, &SourceConfig { hints: HintPolicy::On, ..auto() });
+    let (report, verdict) =
+        migrate_model(&model, &SourceConfig { hints: HintPolicy::On, ..auto() });
     verdict.unwrap();
     assert_eq!(report.hints, "on");
 }

@@ -171,8 +171,8 @@ impl FaultyWriter {
             Some(Fault::Swallow) => self.dead = Some(Fault::Swallow),
             Some(Fault::Duplicate) => {
                 self.stream.write_all(&frame)?;
-                // The first is delivered. A destination that is through with it may have left before the second, and a
-                // transport whose write fails must have taken nothing.
+                // The first is delivered. A destination that is through with it may have left
+                // before the second, and a transport whose write fails must have taken nothing.
                 let _ = self.stream.write_all(&frame);
             }
             _ => return self.stream.write_all(&frame),

@@ -1,5 +1,5 @@
-//! The hand-off table: whatever breaks at whatever frame, never do both sides run the guest, and a source that still owns
-//! it runs it and can try again.
+//! The hand-off table: whatever breaks at whatever frame, never do both sides run the guest, and a
+//! source that still owns it runs it and can try again.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -91,8 +91,13 @@ pub(super) fn judge(
     check_outcome(name, model, outcome)
 }
 
-/// Checks what both sides do and say after a migration that may have failed. Returns who runs the guest in the end.
-pub(super) fn check_outcome(name: &str, model: &Arc<Model>, (report, received, dest): Outcome) -> Runs {
+/// Checks what both sides do and say after a migration that may have failed. Returns who runs the
+/// guest in the end.
+pub(super) fn check_outcome(
+    name: &str,
+    model: &Arc<Model>,
+    (report, received, dest): Outcome,
+) -> Runs {
     let source_runs = !model.paused();
     let dest_runs = dest.runs > 0;
 
@@ -134,10 +139,12 @@ pub(super) fn check_outcome(name: &str, model: &Arc<Model>, (report, received, d
     }
 }
 
-/// Tries each fault at so many frames, side by side; each must hit so often. Prints a line for each:
-/// frame by frame who runs the guest in the end.
+/// Tries each fault at so many frames, side by side; each must hit so often. Prints a line for
+/// each: frame by frame who runs the guest in the end.
 pub(super) fn try_each_fault(what: &str, frames: u64, least: usize, check: fn(Fault, u64) -> Runs) {
-    println!("{what}; D destination, S source, d destination and the source was not told, - neither:");
+    println!(
+        "{what}; D destination, S source, d destination and the source was not told, - neither:"
+    );
     let workers = FAULTS.map(|fault| {
         let all = move || (fault, (0..frames).map(|index| check(fault, index)).collect::<Vec<_>>());
         thread::spawn(all)
@@ -171,7 +178,8 @@ fn a_lost_hand_off_is_unknown_and_a_lost_answer_too() {
         let plan = FaultPlan::at_kind(Kind::HandOff, fault);
         let ends = faulty_pair(Some(plan), None);
         let cfg = config(HintMode::Auto);
-        let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+        let (report, received, dest) =
+            migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
         match report {
             Err(failure) => assert_eq!(failure.ownership, Ownership::Unknown),
             // The answer may be faster than the cut.
@@ -201,8 +209,12 @@ fn a_refusal_reaches_the_source_in_words() {
         let mut dest = Dest { refuse: true, ..Dest::default() };
         receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
     });
-    let failure = migrate(&model.vm(), near, &config(HintMode::Auto), &(), &CancelToken::new()).unwrap_err();
-    assert!(matches!(&failure.cause, Error::Refused(why) if why.contains("no room")), "{failure:?}");
+    let failure =
+        migrate(&model.vm(), near, &config(HintMode::Auto), &(), &CancelToken::new()).unwrap_err();
+    assert!(
+        matches!(&failure.cause, Error::Refused(why) if why.contains("no room")),
+        "{failure:?}"
+    );
     assert!(receiver.join().unwrap().is_err() && !model.paused());
 }
 
@@ -225,7 +237,8 @@ fn cancelling_works_while_blocked_in_writing() {
         far
     });
     let start = Instant::now();
-    let failure = migrate(&model.vm(), Box::new(near), &config(HintMode::Auto), &(), &cancel).unwrap_err();
+    let failure =
+        migrate(&model.vm(), Box::new(near), &config(HintMode::Auto), &(), &cancel).unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(2));
     assert!(matches!(failure.cause, Error::Cancelled), "{failure:?}");
     assert_eq!(failure.ownership, Ownership::SourceRuns);
@@ -277,7 +290,8 @@ fn a_guest_that_died_where_it_arrived_is_not_said_to_run() {
         let mut dest = Dest { dead: true, ..Dest::default() };
         (receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new()), dest)
     });
-    let failure = migrate(&model.vm(), near, &config(HintMode::Auto), &(), &CancelToken::new()).unwrap_err();
+    let failure =
+        migrate(&model.vm(), near, &config(HintMode::Auto), &(), &CancelToken::new()).unwrap_err();
     assert_eq!(failure.ownership, Ownership::Unknown);
     assert!(failure.cause.to_string().contains("died on arrival"), "{:?}", failure.cause);
     let (received, dest) = receiver.join().unwrap();

@@ -1,4 +1,5 @@
-//! Bytes from a peer that means harm: an error, never a panic, never an allocation beyond the limits.
+//! Bytes from a peer that means harm: an error, never a panic, never an allocation beyond the
+//! limits.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -13,7 +14,8 @@ use super::model::Model;
 use super::oracle::config;
 use crate::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use crate::wire::{
-    FEATURE_LZ4, FEATURES, Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd, checksum, codec,
+    FEATURE_LZ4, FEATURES, Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd,
+    checksum, codec,
 };
 use crate::*;
 
@@ -70,7 +72,8 @@ pub(super) fn feed(bytes: Vec<u8>) -> (Result<Received, Failure>, Dest) {
         let _ = near.shutdown(Shutdown::Write);
     });
     let mut dest = Dest::default();
-    let cfg = DestinationConfig { stall_timeout: Duration::from_secs(2), ..DestinationConfig::default() };
+    let cfg =
+        DestinationConfig { stall_timeout: Duration::from_secs(2), ..DestinationConfig::default() };
     let result = receive(Box::new(far), &mut dest, &cfg, &(), &CancelToken::new());
     feeder.join().unwrap();
     drainer.join().unwrap();
@@ -203,8 +206,9 @@ fn peers_that_are_not_wherry_or_not_this_version_are_told_apart() {
         let model = Model::new(200, false, vec![]);
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(&bytes).unwrap();
-        let failure = migrate(&model.vm(), Box::new(near), &config(HintMode::Auto), &(), &CancelToken::new())
-            .unwrap_err();
+        let failure =
+            migrate(&model.vm(), Box::new(near), &config(HintMode::Auto), &(), &CancelToken::new())
+                .unwrap_err();
         assert_eq!(failure.ownership, Ownership::SourceRuns);
         assert_eq!(failure.phase, Phase::Handshake);
         failure.cause

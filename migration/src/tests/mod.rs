@@ -1,7 +1,8 @@
 //! Tests of the engine as a whole, against a model guest and an oracle.
 //!
-//! The mutations are deliberate mistakes in the engine (or, for the VMM's own writes, in the model's dirty log), compiled in for
-//! tests only. For each there is a test that the oracle notices it, so that the oracle is known to bite.
+//! The mutations are deliberate mistakes in the engine (or, for the VMM's own writes, in the
+//! model's dirty log), compiled in for tests only. For each there is a test that the oracle notices
+//! it, so that the oracle is known to bite.
 
 mod asking;
 mod auto;
@@ -34,7 +35,8 @@ use crate::round::Round;
 pub(crate) enum Mutation {
     /// The id is published before memory is protected.
     PublishBeforeProtect,
-    /// The rounds share one to-send bitmap, as they well might. Right, because the epoch is closed between them.
+    /// The rounds share one to-send bitmap, as they well might. Right, because the epoch is closed
+    /// between them.
     SharedBitmap,
     /// The same, and hints are honoured although the epoch is closed.
     HintAfterClose,

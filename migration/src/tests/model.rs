@@ -1,8 +1,10 @@
-//! A model guest: memory, dirty log, balloon driver and an oracle that knows what every page must be.
+//! A model guest: memory, dirty log, balloon driver and an oracle that knows what every page must
+//! be.
 //!
-//! Two ways to run it. *Scripted*: at every call of the engine into the model the guest does the next operations of a script, on
-//! the engine's own thread, so that any interleaving at the granularity of these calls is reproducible. *Threaded*: other
-//! threads call [`Model::act`] while the engine works.
+//! Two ways to run it. *Scripted*: at every call of the engine into the model the guest does the
+//! next operations of a script, on the engine's own thread, so that any interleaving at the
+//! granularity of these calls is reproducible. *Threaded*: other threads call [`Model::act`] while
+//! the engine works.
 
 mod machine;
 
@@ -82,7 +84,8 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// A guest whose even words are in use, whose odd words are free with content (or zero), and whose last quarter was never touched.
+    /// A guest whose even words are in use, whose odd words are free with content (or zero), and
+    /// whose last quarter was never touched.
     pub(super) fn new(pages: u64, zeroing: bool, script: Vec<Op>) -> Arc<Self> {
         let n = pages as usize;
         let mut inner = Inner {

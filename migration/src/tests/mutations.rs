@@ -1,4 +1,5 @@
-//! The checks bite: each deliberate mistake is noticed by the oracle, in a scenario that the right engine passes.
+//! The checks bite: each deliberate mistake is noticed by the oracle, in a scenario that the right
+//! engine passes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +29,8 @@ pub(super) fn taken_back() -> Arc<Model> {
     model
 }
 
-/// A page is written after it was sent in round one, so dirty in round two; then a hint of round one's epoch arrives.
+/// A page is written after it was sent in round one, so dirty in round two; then a hint of round
+/// one's epoch arrives.
 pub(super) fn late_hint() -> Arc<Model> {
     let model = Model::new(PAGES, false, vec![]);
     model.on(Trigger::Harvest, vec![Op::Write(PAGE)]);
@@ -84,5 +86,9 @@ fn hand_off_test_notices_a_destination_that_runs_too_early() {
         (!model.paused(), dest.runs > 0)
     };
     assert_eq!(run(None), (true, false));
-    assert_eq!(run(Some(Mutation::RunBeforeHandOff)), (true, true), "both run, and this test would see it");
+    assert_eq!(
+        run(Some(Mutation::RunBeforeHandOff)),
+        (true, true),
+        "both run, and this test would see it"
+    );
 }

@@ -57,8 +57,12 @@ pub(super) fn pair() -> (Box<dyn Transport>, Box<dyn Transport>) {
     (Box::new(near), Box::new(far))
 }
 
-/// Migrates over a socket pair; the report, and what the oracle says. If it is to be verified, that must agree.
-pub(super) fn migrate_model(model: &Arc<Model>, cfg: &SourceConfig) -> (Report, Result<(), String>) {
+/// Migrates over a socket pair; the report, and what the oracle says. If it is to be verified, that
+/// must agree.
+pub(super) fn migrate_model(
+    model: &Arc<Model>,
+    cfg: &SourceConfig,
+) -> (Report, Result<(), String>) {
     let ends = if cfg.streams > 1 { linked(cfg.streams, |_| pair()) } else { pair() };
     let (report, received, dest) = migrate_over(model, cfg, &DestinationConfig::default(), ends);
     let (report, received) = (report.unwrap(), received.unwrap());
@@ -118,7 +122,8 @@ fn a_guest_that_does_not_zero_is_found_out_and_switched_to_protected_mode() {
 
 #[test]
 fn a_driver_that_goes_away_costs_the_hints_and_not_the_migration() {
-    // Ids begin at 2: gone before the first, before the one that follows the switch, between spells.
+    // Ids begin at 2: gone before the first, before the one that follows the switch, between
+    // spells.
     for (zeroes, last_id) in [(true, 1), (false, 2), (true, 2), (true, 3), (false, 4)] {
         let model = Model::new(PAGES, zeroes, vec![]);
         model.on(Trigger::Published, hinting(9));
@@ -136,7 +141,8 @@ fn a_page_put_back_is_not_skipped_for_a_second_stale_hint() {
     let word = 64 * 7;
     let model = Model::new(PAGES, true, vec![]);
     let hint = Op::Hint(word, 64);
-    // Hinted twice, in use again before either hint is processed. The first check protects the word, after the write.
+    // Hinted twice, in use again before either hint is processed. The first check protects the
+    // word, after the write.
     let taken_back = vec![hint, Op::Shrink(word, 64), hint, Op::Write(word)];
     model.on(Trigger::Published, taken_back);
     model.on(Trigger::FirstRead, vec![Op::Deliver, Op::Deliver]);
@@ -150,7 +156,8 @@ fn a_second_hint_for_a_word_put_back_does_not_forget_what_was_written() {
     let word = 64 * 7;
     let model = Model::new(PAGES, true, vec![]);
     let hint = Op::Hint(word, 64);
-    // Hinted twice; the guest has one page back with content, so the first check skips what is before it and puts the rest back.
+    // Hinted twice; the guest has one page back with content, so the first check skips what is
+    // before it and puts the rest back.
     model.on(Trigger::Published, vec![hint, Op::Shrink(word, 64), hint, Op::Write(word + 40)]);
     // A skipped page is written: a second protection of the word would forget that.
     model.on(Trigger::FirstRead, vec![Op::Deliver, Op::Write(word + 3), Op::Deliver]);
@@ -226,7 +233,8 @@ fn holes_and_zero_pages_cost_nothing_on_the_wire_in_round_one() {
     assert_eq!(first.hint_mode, None);
 }
 
-/// 2560 pages of which half are written again during round one; the cap is such that these fit the limit only compressed.
+/// 2560 pages of which half are written again during round one; the cap is such that these fit the
+/// limit only compressed.
 fn compressed(compression: Compression, again: fn(u64) -> Op) -> Report {
     const PAGES: u64 = 64 * 40;
     let model = Model::new(PAGES, false, vec![]);
@@ -246,7 +254,8 @@ fn compressed(compression: Compression, again: fn(u64) -> Op) -> Report {
 
 #[test]
 fn compression_saves_bytes() {
-    let (plain, packed) = (compressed(Compression::None, Op::Write), compressed(Compression::Lz4, Op::Write));
+    let (plain, packed) =
+        (compressed(Compression::None, Op::Write), compressed(Compression::Lz4, Op::Write));
     assert_eq!(plain.rounds[0].sent, packed.rounds[0].sent);
     assert!(packed.round_one_bytes * 20 < plain.round_one_bytes, "{packed:?}");
     // What does not compress goes out as it is.

@@ -62,7 +62,8 @@ struct Guest {
     zeroed: u64,
     /// Blocks that are named between that and the driver's coming to DONE.
     overrun: u64,
-    /// Seconds until the first hint, from DONE to its return, and from the next id to its first hint.
+    /// Seconds until the first hint, from DONE to its return, and from the next id to its first
+    /// hint.
     delays: [f64; 3],
     per_freed: f64,
     per_unused: f64,
@@ -102,9 +103,11 @@ impl Guest {
         let per_unused = 0.03 * anyway_s * rng.part() / unused.max(1) as f64;
         let zeroed = [0, u64::MAX, rng.below(freed)][rng.below(3) as usize];
         // After the switch what was honoured before is named again, in silence.
-        let again = if zeroed == u64::MAX { f64::MAX } else { 0.05 * anyway_s / (zeroed + 1) as f64 };
+        let again =
+            if zeroed == u64::MAX { f64::MAX } else { 0.05 * anyway_s / (zeroed + 1) as f64 };
         let per_freed = ((BLOCK as f64 / rate) * 0.9 * rng.part()).min(again);
-        let delay = |rng: &mut Rng, blocks: u64| 0.05 * freed_s * rng.part() * blocks as f64 / freed as f64;
+        let delay =
+            |rng: &mut Rng, blocks: u64| 0.05 * freed_s * rng.part() * blocks as f64 / freed as f64;
         let later = if zeroed == u64::MAX { freed } else { freed - zeroed };
         Self {
             rate,
@@ -121,7 +124,8 @@ impl Guest {
         }
     }
 
-    /// Round one. Bytes sent over what had to be sent. `before`: by the policy that looked only at the order.
+    /// Round one. Bytes sent over what had to be sent. `before`: by the policy that looked only at
+    /// the order.
     fn run(&self, rng: &mut Rng, before: bool) -> f64 {
         let mut order: Vec<Option<usize>> = (0..self.freed as usize).map(Some).collect();
         order.extend((0..self.anyway + self.scattered).map(|_| None));
@@ -187,12 +191,14 @@ impl Guest {
                 } else {
                     back.into_iter().rev().for_each(|block| list.push_front(block));
                 }
-                let left = named.iter().zip(&state).filter(|(n, s)| **n && **s == Left::Freed).count();
+                let left =
+                    named.iter().zip(&state).filter(|(n, s)| **n && **s == Left::Freed).count();
                 let now = seen(clock, Driver::Hinting, hints, cleared, sent, left as u64, false);
                 asking.asked(&now, Duration::from_millis(250));
                 (renamed, wait) = (false, self.delays[2]);
             }
-            let left = named.iter().zip(&state).filter(|(n, s)| **n && **s == Left::Freed).count() as u64;
+            let left =
+                named.iter().zip(&state).filter(|(n, s)| **n && **s == Left::Freed).count() as u64;
             let driver = match returning {
                 true => Driver::Returning,
                 false if list.is_empty() && wait <= 0.0 => Driver::Finished,
@@ -266,11 +272,16 @@ fn no_order_of_blocks_makes_a_fifth_more_be_sent_than_has_to() {
     assert_eq!(above, 0, "worst {:.3}, seed {}", worst.0, worst.1);
 }
 
-/// What it was when only the order of hints was looked at: `cargo test -- --ignored --nocapture the_former_policy`.
+/// What it was when only the order of hints was looked at: `cargo test -- --ignored --nocapture
+/// the_former_policy`.
 #[test]
 #[ignore = "a comparison"]
 fn the_former_policy() {
     let all = ratios(true);
     let above = all.iter().filter(|(ratio, _)| *ratio > 1.2).count();
-    println!("worst {:.3}, median {:.3}, above 1.2: {above}", all[all.len() - 1].0, all[all.len() / 2].0);
+    println!(
+        "worst {:.3}, median {:.3}, above 1.2: {above}",
+        all[all.len() - 1].0,
+        all[all.len() / 2].0
+    );
 }

@@ -61,11 +61,20 @@ fn gives_up(
     let model = Model::new(PAGES, false, script());
     let limit = Duration::from_millis(300);
     // Nothing else ends it: each byte comes well before the connection counts as stalled.
-    let cfg =
-        SourceConfig { pause_limit: Some(limit), max_rounds: 1, verify, streams, ..config(HintMode::Auto) };
-    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends(&model));
+    let cfg = SourceConfig {
+        pause_limit: Some(limit),
+        max_rounds: 1,
+        verify,
+        streams,
+        ..config(HintMode::Auto)
+    };
+    let (report, received, dest) =
+        migrate_over(&model, &cfg, &DestinationConfig::default(), ends(&model));
     let failure = report.expect_err(name);
-    assert!(matches!(failure.cause, Error::PauseLimit(time) if time == limit), "{name}: {failure:?}");
+    assert!(
+        matches!(failure.cause, Error::PauseLimit(time) if time == limit),
+        "{name}: {failure:?}"
+    );
     assert_eq!(failure.ownership, Ownership::SourceRuns, "{name}");
     assert!(!model.paused() && !model.log_on() && model.done.load(SeqCst) > 0, "{name}");
     assert!(received.is_err() && dest.runs == 0, "{name}");
@@ -93,7 +102,8 @@ fn a_destination_that_answers_byte_by_byte_does_not_keep_the_guest_paused() {
 fn after_the_hand_off_the_limit_is_over() {
     // Running comes long after the limit, and still counts: the guest is not here any more.
     let model = Model::new(PAGES, false, script());
-    let cfg = SourceConfig { pause_limit: Some(Duration::from_secs(600)), ..config(HintMode::Auto) };
+    let cfg =
+        SourceConfig { pause_limit: Some(Duration::from_secs(600)), ..config(HintMode::Auto) };
     let plan = FaultPlan::at_kind(Kind::Running, Fault::Trickle);
     let ends = faulty_pair(None, Some(plan));
     let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
@@ -109,7 +119,8 @@ fn nobody_asks_for_holes_while_the_guest_is_paused() {
     model.on(Trigger::Harvest, dirty);
     // All of that is left to the last round.
     let cfg = SourceConfig { max_rounds: 1, ..config(HintMode::Auto) };
-    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
+    let (report, received, dest) =
+        migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
     let (report, _) = (report.unwrap(), received.unwrap());
     assert!(report.rounds[1].sent + report.rounds[1].zero >= 4096, "{:?}", report.rounds[1]);
     model.compare(&dest.memory()).unwrap();

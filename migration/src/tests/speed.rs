@@ -1,4 +1,5 @@
-//! How fast the engine is by itself. Not run by default: `cargo test --release -p wherry-migration -- --ignored --nocapture`.
+//! How fast the engine is by itself. Not run by default: `cargo test --release -p wherry-migration
+//! -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
 

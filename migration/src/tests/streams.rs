@@ -1,4 +1,5 @@
-//! Memory over several connections: rounds in order, one owner whatever breaks, strangers and liars turned away.
+//! Memory over several connections: rounds in order, one owner whatever breaks, strangers and liars
+//! turned away.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -43,7 +44,11 @@ impl Transport for Linked {
 }
 
 impl More for Queue {
-    fn next(&self, _: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+    fn next(
+        &self,
+        _: &CancelToken,
+        timeout: Duration,
+    ) -> Result<Box<dyn Transport>, TransportError> {
         self.0.lock().unwrap().pop_front().ok_or(TransportError::TimedOut(timeout))
     }
 }
@@ -74,8 +79,8 @@ fn faults_at_every_frame_of_a_further_connection() {
     });
 }
 
-/// Round two sends again what round one sent, from a page on, to a destination whose first thread is slow: the
-/// last it got of round one is still being written when round two begins.
+/// Round two sends again what round one sent, from a page on, to a destination whose first thread
+/// is slow: the last it got of round one is still being written when round two begins.
 fn sent_twice(from: u64, mutation: Option<Mutation>) -> Result<(), String> {
     const PAGES: u64 = 64 * 64;
     let model = Model::new(PAGES, false, vec![]);
@@ -112,11 +117,14 @@ fn what_was_sent_again_is_not_overtaken_by_what_was_sent_before() {
 fn a_connection_that_cannot_have_others_says_so() {
     let model = Model::new(PAGES, false, vec![]);
     let cfg = SourceConfig { streams: 2, ..config(HintMode::Auto) };
-    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
+    let (report, received, dest) =
+        migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
     let failure = report.unwrap_err();
     assert!(matches!(failure.cause, Error::Stream(TransportError::Single)), "{failure:?}");
     assert_eq!((failure.ownership, failure.phase), (Ownership::SourceRuns, Phase::Handshake));
-    assert!(matches!(received.unwrap_err().cause, Error::PeerAbort(why) if why.contains("further")));
+    assert!(
+        matches!(received.unwrap_err().cause, Error::PeerAbort(why) if why.contains("further"))
+    );
     assert!(dest.runs == 0 && !model.paused() && model.done.load(SeqCst) > 0);
 }
 
@@ -179,7 +187,13 @@ fn valid() -> (Frames, [Frames; 2]) {
     let lane = |stream: u32| {
         let page = u64::from(stream) * 10;
         let join = (Kind::Join, join(stream, TOKEN));
-        vec![join, (Kind::Pages, pages(page, 2, false, 8192)), sync(1), (Kind::Idle, vec![]), sync(2)]
+        vec![
+            join,
+            (Kind::Pages, pages(page, 2, false, 8192)),
+            sync(1),
+            (Kind::Idle, vec![]),
+            sync(2),
+        ]
     };
     (first, [lane(0), lane(1)])
 }
@@ -225,7 +239,8 @@ fn feed_with(
 fn strangers_among_the_connections_are_turned_away() {
     let (first, [a, b]) = valid();
     // A scanner, somebody else's stream, one that says nothing, and the source's in another order.
-    let strangers = [b"GET / HTTP/1.1\r\n\r\n".to_vec(), frame(Kind::Join as u16, 0, &join(0, 1)), vec![]];
+    let strangers =
+        [b"GET / HTTP/1.1\r\n\r\n".to_vec(), frame(Kind::Join as u16, 0, &join(0, 1)), vec![]];
     let lanes = strangers.into_iter().chain([stream(&b), stream(&a)]).collect();
     let (result, dest) = feed(&first, lanes);
     assert!(result.is_ok() && dest.runs == 1, "{result:?}");
@@ -265,7 +280,11 @@ fn hostile_connections_are_refused() {
         spoil(&mut first, &mut lanes);
         let (result, dest) = feed(&first, lanes.iter().map(|lane| stream(lane)).collect());
         let failure = result.expect_err(name);
-        assert_eq!((dest.runs, failure.ownership), (0, Ownership::SourceRuns), "{name}: {failure:?}");
+        assert_eq!(
+            (dest.runs, failure.ownership),
+            (0, Ownership::SourceRuns),
+            "{name}: {failure:?}"
+        );
     }
 }
 
@@ -282,7 +301,10 @@ fn state_waits_until_nobody_else_writes_memory() {
     drop(ended);
     let lanes: VecDeque<Box<dyn Transport>> = [Box::new(a) as _, Box::new(b) as _].into();
     let mut dest = Dest::default();
-    let cfg = DestinationConfig { stall_timeout: Duration::from_millis(300), ..DestinationConfig::default() };
+    let cfg = DestinationConfig {
+        stall_timeout: Duration::from_millis(300),
+        ..DestinationConfig::default()
+    };
     let more = Queue(Arc::new(Mutex::new(lanes)));
     let linked = Box::new(Linked { first: Box::new(end), more });
     let failure = receive(linked, &mut dest, &cfg, &(), &CancelToken::new()).unwrap_err();
@@ -308,7 +330,8 @@ fn a_fault_at_a_sync_is_not_taken_for_a_complete_round() {
         let model = Model::new(PAGES, false, vec![]);
         let stall = Duration::from_millis(250);
         let cfg = SourceConfig { stall_timeout: stall, streams: 2, ..config(HintMode::Auto) };
-        let dest_cfg = DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
+        let dest_cfg =
+            DestinationConfig { stall_timeout: stall * 2, ..DestinationConfig::default() };
         let plan = FaultPlan::at_kind(Kind::Sync, fault);
         let ends = linked(2, |lane| faulty_pair((lane == 0).then_some(plan), None));
         let runs = judge(&format!("{fault:?} at a sync"), &model, (&cfg, &dest_cfg), ends);
@@ -335,7 +358,8 @@ fn waiting_for_connections_can_be_cancelled() {
     assert!(matches!(failure.cause, Error::Cancelled) && dest.runs == 0, "{failure:?}");
 }
 
-/// An end to which somebody writes one piece after another until it is closed, or for too long. True: it was too long.
+/// An end to which somebody writes one piece after another until it is closed, or for too long.
+/// True: it was too long.
 fn keeps_writing(
     pause: Duration,
     mut piece: impl FnMut(u64) -> Vec<u8> + Send + 'static,

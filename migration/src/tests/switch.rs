@@ -13,13 +13,14 @@ use crate::traits::{HintSink, HintSource, PAGE_SIZE, SourceVm};
 use crate::*;
 
 const PAGES: u64 = 64 * 512;
-/// The first words are in use. Those behind are free, with content, and the last quarter was never touched.
+/// The first words are in use. Those behind are free, with content, and the last quarter was never
+/// touched.
 const USED: u64 = 8;
 const NEVER_USED: u64 = 384;
 
-/// What Linux's driver does, a step at each call of the engine: a work item reads the field some steps after a config interrupt;
-/// with a new id it hints block after block until it finds another value there, says STOP, and comes back to its work
-/// item again only after so many steps.
+/// What Linux's driver does, a step at each call of the engine: a work item reads the field some
+/// steps after a config interrupt; with a new id it hints block after block until it finds another
+/// value there, says STOP, and comes back to its work item again only after so many steps.
 #[derive(Default)]
 struct Inner {
     field: u64,
@@ -35,7 +36,8 @@ struct Inner {
     free: VecDeque<u64>,
     held: Vec<u64>,
     sink: Option<Arc<dyn HintSink>>,
-    /// The field was read since it was last published; the driver read DONE, and was told to look again.
+    /// The field was read since it was last published; the driver read DONE, and was told to look
+    /// again.
     seen: bool,
     done_read: bool,
     nr_done: u64,
@@ -81,7 +83,8 @@ impl Linux {
         let inner = &mut *guard;
         if inner.hinting {
             inner.read();
-            let nr = if inner.received == inner.active { self.batch.min(inner.free.len()) } else { 0 };
+            let nr =
+                if inner.received == inner.active { self.batch.min(inner.free.len()) } else { 0 };
             inner.hinting = nr > 0;
             let words: Vec<u64> = inner.free.drain(..nr).collect();
             inner.held.extend(&words);
@@ -201,7 +204,8 @@ fn no_new_id_comes_before_the_driver_has_taken_its_memory_back() {
             // A link on which sending it all takes much longer than any delay.
             let (report, _) = moved(Linux { batch, ..Linux::new(delay, free) }, 4);
             let (bytes, unsaved) = (report.rounds[0].bytes, report.expected_unsaved_bytes);
-            let case = format!("{delay} {batch} {freed_first}: {bytes} of {BEST}: {}", report.hints);
+            let case =
+                format!("{delay} {batch} {freed_first}: {bytes} of {BEST}: {}", report.hints);
             assert!(bytes * 10 < BEST * 12 && unsaved <= BEST / 8, "{case}");
             assert!(!report.hints.contains("not named"), "{case}");
         }
@@ -217,7 +221,11 @@ fn a_driver_that_never_takes_its_memory_back_is_given_up_and_that_is_said() {
         assert!(report.hints.contains(said), "{}", report.hints);
         // Of the model's pages one in nine is zero, which needs no hint.
         let expected = (NEVER_USED - USED) * 64 * PAGE_SIZE as u64;
-        assert!(report.expected_unsaved_bytes > expected * 8 / 10, "{}", report.expected_unsaved_bytes);
+        assert!(
+            report.expected_unsaved_bytes > expected * 8 / 10,
+            "{}",
+            report.expected_unsaved_bytes
+        );
         // Once at the switch, once at the end.
         assert_eq!((nr_done, report.rounds[0].hinted), (2, 0));
     }

@@ -1,4 +1,5 @@
-//! Traces: what the events say is what the report says, with every kind of guest, and a trace changes nothing.
+//! Traces: what the events say is what the report says, with every kind of guest, and a trace
+//! changes nothing.
 
 use std::sync::Mutex;
 use std::thread;
@@ -30,11 +31,15 @@ impl Progress for Tape {
     }
 }
 
-fn traced(model: &std::sync::Arc<Model>, cfg: &SourceConfig) -> (Result<Report, Failure>, Vec<Event>) {
+fn traced(
+    model: &std::sync::Arc<Model>,
+    cfg: &SourceConfig,
+) -> (Result<Report, Failure>, Vec<Event>) {
     let (near, far) = pair();
     let receiver = thread::spawn(move || {
         let mut dest = Dest::default();
-        let received = receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new());
+        let received =
+            receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new());
         received.map(|_| dest)
     });
     let tape = Tape::default();
@@ -48,7 +53,9 @@ fn traced(model: &std::sync::Arc<Model>, cfg: &SourceConfig) -> (Result<Report, 
     let read: Vec<Event> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     // The report has fractions, whose last digit may change on the way.
     let plain = |e: &&Event| !matches!(e.what, What::End { .. });
-    assert!(read.iter().filter(plain).eq(events.iter().filter(plain)) && read.len() == events.len());
+    assert!(
+        read.iter().filter(plain).eq(events.iter().filter(plain)) && read.len() == events.len()
+    );
     assert!(lines.iter().all(|line| !line.contains('\n')));
     (report, events)
 }
@@ -76,23 +83,36 @@ fn events_agree_with_the_report() {
             let model = Model::new(PAGES, zeroing, vec![]);
             model.on(Trigger::Published, hinting(9));
             model.on(Trigger::Published, hinting(9));
-            model.on(Trigger::Harvest, vec![Op::Write(64), Op::WriteZero(1), Op::Inflate(64 * 7, 3)]);
+            model.on(
+                Trigger::Harvest,
+                vec![Op::Write(64), Op::WriteZero(1), Op::Inflate(64 * 7, 3)],
+            );
             let cfg = SourceConfig { verify, ..config(mode) };
             let (report, events) = traced(&model, &cfg);
             let report = report.unwrap();
             assert!(events.is_sorted_by_key(|e| e.t_us), "{events:#?}");
-            assert!(matches!(&events[0].what, What::Start(Start { version: 1, nr_pages: PAGES, .. })));
+            assert!(matches!(
+                &events[0].what,
+                What::Start(Start { version: 1, nr_pages: PAGES, .. })
+            ));
             let Some(What::End { report: told }) = events.last().map(|e| &e.what) else { panic!() };
             assert_eq!(told["total_bytes"], report.total_bytes);
-            // These guests hint while an id is being published: their hints stand after the line that says so.
-            let publish = events.iter().position(|e| matches!(e.what, What::Publish { .. })).unwrap();
+            // These guests hint while an id is being published: their hints stand after the line
+            // that says so.
+            let publish =
+                events.iter().position(|e| matches!(e.what, What::Publish { .. })).unwrap();
             let hints = events.iter().position(|e| matches!(e.what, What::Hints { .. })).unwrap();
             assert!(publish < hints, "{events:#?}");
             for round in &report.rounds {
                 let (.., sent, zero, hinted, remaining) = last_slice(&events, round.round);
-                assert_eq!((sent, zero, hinted, remaining), (round.sent, round.zero, round.hinted, 0));
+                assert_eq!(
+                    (sent, zero, hinted, remaining),
+                    (round.sent, round.zero, round.hinted, 0)
+                );
                 let planned = events.iter().find_map(|e| match e.what {
-                    What::Round { round: r, to_send, hole, ballooned, clean } if r == round.round => {
+                    What::Round { round: r, to_send, hole, ballooned, clean }
+                        if r == round.round =>
+                    {
                         Some((to_send, hole, ballooned, clean))
                     }
                     _ => None,
@@ -115,7 +135,10 @@ fn events_agree_with_the_report() {
             assert_eq!(sum("sent") + sum("sent_then_hinted"), one.sent);
             assert_eq!(sum("hinted") + sum("overridden"), one.hinted);
             assert_eq!(sum("overridden"), one.overridden);
-            assert_eq!((sum("zero"), sum("hole"), sum("ballooned")), (one.zero, one.hole, one.ballooned));
+            assert_eq!(
+                (sum("zero"), sum("hole"), sum("ballooned")),
+                (one.zero, one.hole, one.ballooned)
+            );
             let hinted: u64 = events
                 .iter()
                 .map(|e| match &e.what {
@@ -142,7 +165,9 @@ fn a_failure_is_the_last_line() {
     };
     let (report, events) = traced(&model, &cfg);
     report.unwrap_err();
-    let Some(What::Failed { phase, error }) = events.last().map(|e| &e.what) else { panic!("{events:?}") };
+    let Some(What::Failed { phase, error }) = events.last().map(|e| &e.what) else {
+        panic!("{events:?}")
+    };
     assert!(phase == "rounds" && error.contains("did not converge"), "{phase}: {error}");
 }
 
@@ -151,14 +176,17 @@ fn unknown_events_and_absent_fields_are_borne() {
     let read = |line: &str| serde_json::from_str::<Event>(line).unwrap();
     assert_eq!(read(r#"{"t_us":5,"event":"moon_phase","full":true}"#).what, What::Unknown);
     let event = read(r#"{"event":"slice","round":2,"bytes":7,"colour":"red","t_us":9}"#);
-    let What::Slice { round: 2, bytes: 7, sent: 0, rate: 0, .. } = event.what else { panic!("{event:?}") };
+    let What::Slice { round: 2, bytes: 7, sent: 0, rate: 0, .. } = event.what else {
+        panic!("{event:?}")
+    };
     assert_eq!(event.t_us, 9);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Looking at the dirty log and noting hints changes nothing: the oracle finds every page right.
+    /// Looking at the dirty log and noting hints changes nothing: the oracle finds every page
+    /// right.
     #[test]
     fn a_traced_migration_loses_nothing(script in prop::collection::vec(ops(PAGES), 0..300), zeroing in any::<bool>()) {
         let model = Model::new(PAGES, zeroing, script);

@@ -1,4 +1,5 @@
-//! Verification: silent on the right engine, loud about every deliberate mistake, and not to be fooled by a hostile peer.
+//! Verification: silent on the right engine, loud about every deliberate mistake, and not to be
+//! fooled by a hostile peer.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -24,12 +25,16 @@ fn verified(mode: HintMode) -> SourceConfig {
 /// Migrates with a mistake, which verification must notice; then without, which must succeed.
 fn wrong_pages(model: &Arc<Model>, cfg: &SourceConfig, mutation: Option<Mutation>) -> WrongPages {
     let broken = SourceConfig { mutation, ..cfg.clone() };
-    let (report, received, dest) = migrate_over(model, &broken, &DestinationConfig::default(), pair());
+    let (report, received, dest) =
+        migrate_over(model, &broken, &DestinationConfig::default(), pair());
     let failure = report.expect_err("verification noticed nothing");
     assert_eq!((failure.ownership, failure.phase), (Ownership::SourceRuns, Phase::Verify));
     assert!(!model.paused() && !model.log_on() && dest.runs == 0);
     let theirs = received.unwrap_err();
-    assert!(matches!(&theirs.cause, Error::PeerAbort(why) if why.contains("wrong page")), "{theirs:?}");
+    assert!(
+        matches!(&theirs.cause, Error::PeerAbort(why) if why.contains("wrong page")),
+        "{theirs:?}"
+    );
     assert_eq!(theirs.ownership, Ownership::SourceRuns);
     if mutation.is_some() {
         migrate_model(model, cfg).1.unwrap();
@@ -45,10 +50,14 @@ fn a_right_migration_is_verified_in_every_mode() {
     for mode in [HintMode::Auto, HintMode::Protected, HintMode::CheckedZero] {
         for zeroing in [false, true] {
             let model = Model::new(PAGES, zeroing, vec![]);
-            // Under the first id and, if the engine finds that the guest does not zero, under the one that follows DONE.
+            // Under the first id and, if the engine finds that the guest does not zero, under the
+            // one that follows DONE.
             model.on(Trigger::Published, hinting(9));
             model.on(Trigger::Published, hinting(9));
-            model.on(Trigger::Harvest, vec![Op::Write(64), Op::WriteZero(1), Op::Inflate(64 * 7, 3)]);
+            model.on(
+                Trigger::Harvest,
+                vec![Op::Write(64), Op::WriteZero(1), Op::Inflate(64 * 7, 3)],
+            );
             let (report, verdict) = migrate_model(&model, &verified(mode));
             verdict.unwrap();
             let found = report.verify.unwrap();
@@ -58,7 +67,8 @@ fn a_right_migration_is_verified_in_every_mode() {
             let excused = match (protected, zeroing) {
                 (true, false) => 64..PAGES,
                 (true, true) => 0..PAGES,
-                // Found zero at the source, zero at the destination: only the balloon's pages need an excuse.
+                // Found zero at the source, zero at the destination: only the balloon's pages need
+                // an excuse.
                 (false, _) => 0..4,
             };
             assert!(excused.contains(&found.free), "{mode:?}, zeroing {zeroing}: {found:?}");
@@ -117,7 +127,8 @@ fn verification_notices_writes_of_the_vmm_that_are_left_out_of_the_dirty_set() {
 #[test]
 fn a_flipped_bit_and_a_dropped_page_are_named() {
     let (flipped, dropped) = (Mutation::FlipPage(PAGE + 3), Mutation::DropPage(PAGE + 3));
-    for (mutation, history) in [(flipped, "sent in round 1, clean since"), (dropped, "in no round")] {
+    for (mutation, history) in [(flipped, "sent in round 1, clean since"), (dropped, "in no round")]
+    {
         let model = Model::new(PAGES, false, vec![]);
         let wrong = wrong_pages(&model, &verified(HintMode::Auto), Some(mutation));
         assert_eq!(wrong.to_string(), format!("1 wrong page: page 451 at 0x1c3000 ({history})"));
@@ -140,7 +151,8 @@ fn stray_content_at_the_destination_is_wrong_and_only_sixteen_pages_are_named() 
     let (near, far) = pair();
     let receiver = thread::spawn(move || {
         let mut dest = Dest { stray: 18, ..Dest::default() };
-        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new()).unwrap_err();
+        receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
+            .unwrap_err();
         dest.runs
     });
     let cfg = verified(HintMode::Auto);
@@ -192,7 +204,10 @@ fn hostile_questions_are_refused() {
     let cases = [
         ("not agreed on", with(0, Kind::Hello, hello_with(0, chunk + 9))),
         ("unknown feature", with(0, Kind::Hello, hello_with(FEATURES + 1, chunk + 9))),
-        ("before a round", without(1).into_iter().filter(|(kind, _)| *kind != Kind::Pages).collect()),
+        (
+            "before a round",
+            without(1).into_iter().filter(|(kind, _)| *kind != Kind::Pages).collect(),
+        ),
         ("first chunk left out", without(3)),
         ("last chunk left out", without(5)),
         ("the same chunk again", with(5, Kind::Verify, ask(0, CHUNK_PAGES))),

@@ -32,7 +32,11 @@ pub fn connect(
 struct Dial(Endpoint);
 
 impl More for Dial {
-    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+    fn next(
+        &self,
+        cancel: &CancelToken,
+        timeout: Duration,
+    ) -> Result<Box<dyn Transport>, TransportError> {
         Ok(dial(&self.0, timeout, cancel)?.0)
     }
 }

@@ -72,7 +72,10 @@ impl Listener {
 
     /// Waits for somebody to connect, whoever it is.
     pub fn accept(&self, cancel: &CancelToken) -> Result<Box<dyn Transport>, TransportError> {
-        Ok(Box::new(Opened { stream: self.accept_within(cancel, Duration::MAX)?, more: self.clone() }))
+        Ok(Box::new(Opened {
+            stream: self.accept_within(cancel, Duration::MAX)?,
+            more: self.clone(),
+        }))
     }
 
     fn accept_within(
@@ -91,7 +94,9 @@ impl Listener {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 // Nobody is there, the one that was is gone, or there are no descriptors for it:
                 // none of these is a reason to listen no more.
-                Err(_) if began.elapsed() >= timeout => return Err(TransportError::TimedOut(timeout)),
+                Err(_) if began.elapsed() >= timeout => {
+                    return Err(TransportError::TimedOut(timeout));
+                }
                 Err(_) => cancel.sleep(TICK / 4),
             }
         }
@@ -100,7 +105,11 @@ impl Listener {
 }
 
 impl More for Listener {
-    fn next(&self, cancel: &CancelToken, timeout: Duration) -> Result<Box<dyn Transport>, TransportError> {
+    fn next(
+        &self,
+        cancel: &CancelToken,
+        timeout: Duration,
+    ) -> Result<Box<dyn Transport>, TransportError> {
         self.accept_within(cancel, timeout)
     }
 }

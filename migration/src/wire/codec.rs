@@ -1,7 +1,8 @@
 //! The one place where control payloads are encoded and decoded.
 //!
-//! bincode's default functions have no limit: eight hostile bytes as the length of a vector abort the process. Here the input is
-//! a slice that its frame has already bounded, the decoder is limited to that length again, and bytes left over are an error.
+//! bincode's default functions have no limit: eight hostile bytes as the length of a vector abort
+//! the process. Here the input is a slice that its frame has already bounded, the decoder is
+//! limited to that length again, and bytes left over are an error.
 
 use bincode::Options;
 use serde::{Serialize, de::DeserializeOwned};
@@ -22,7 +23,10 @@ pub(crate) fn encode<T: Serialize>(
 }
 
 /// Decodes a control payload that fills `bytes` exactly.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], name: &'static str) -> Result<T, WireError> {
+pub(crate) fn decode<T: DeserializeOwned>(
+    bytes: &[u8],
+    name: &'static str,
+) -> Result<T, WireError> {
     // DefaultOptions rejects trailing bytes.
     options(bytes.len()).deserialize(bytes).map_err(|_| WireError::Payload(name))
 }

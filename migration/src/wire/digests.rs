@@ -7,8 +7,9 @@
 //! per set bit: u64 digest of the page, ascending
 //! ```
 //!
-//! Zero is said by the bit and not by a digest, so a hole, a page of zeros and a page never sent are one and the same here. The
-//! receiver knows which chunk it asked for, hence the only legal length of every part ([`Digests::decode`]).
+//! Zero is said by the bit and not by a digest, so a hole, a page of zeros and a page never sent
+//! are one and the same here. The receiver knows which chunk it asked for, hence the only legal
+//! length of every part ([`Digests::decode`]).
 
 use super::WireError;
 use crate::bitmap::word_masks;
@@ -20,7 +21,8 @@ const HEAD: usize = 12;
 /// Longest payload in bytes.
 pub const MAX_PAYLOAD: usize = HEAD + CHUNK_PAGES as usize / 8 + CHUNK_PAGES as usize * 8;
 
-/// Digest of a page with content: XXH64. Two different pages are taken for equal once in 2^64; it is no defence against an attacker.
+/// Digest of a page with content: XXH64. Two different pages are taken for equal once in 2^64; it
+/// is no defence against an attacker.
 pub fn digest(page: &[u8]) -> u64 {
     twox_hash::XxHash64::oneshot(0, page)
 }
@@ -43,7 +45,8 @@ impl Digests {
         self.digests.clear();
     }
 
-    /// Adds a page that is not zero. Pages come in ascending order; those outside the chunk are ignored.
+    /// Adds a page that is not zero. Pages come in ascending order; those outside the chunk are
+    /// ignored.
     pub fn push(&mut self, page: u64, bytes: &[u8]) {
         debug_assert_eq!(bytes.len(), PAGE_SIZE);
         let at = page.wrapping_sub(self.first);
@@ -80,7 +83,8 @@ impl Digests {
         if rest.is_empty() {
             return Ok(());
         }
-        let (map, digests) = rest.split_at_checked(self.content.len() * 8).ok_or(bad("map cut short"))?;
+        let (map, digests) =
+            rest.split_at_checked(self.content.len() * 8).ok_or(bad("map cut short"))?;
         let number = |raw: &[u8]| raw.try_into().map_or(0, u64::from_le_bytes);
         for (word, raw) in self.content.iter_mut().zip(map.chunks_exact(8)) {
             *word = number(raw);
@@ -100,7 +104,8 @@ impl Digests {
         Ok(())
     }
 
-    /// Calls `differs` for every page of which the two chunks do not say the same. Both are about the same pages.
+    /// Calls `differs` for every page of which the two chunks do not say the same. Both are about
+    /// the same pages.
     pub fn compare(&self, other: &Self, mut differs: impl FnMut(u64)) {
         let (mut ours, mut theirs) = (self.digests.iter(), other.digests.iter());
         for (at, (&a, &b)) in self.content.iter().zip(&other.content).enumerate() {
@@ -169,7 +174,10 @@ mod tests {
         assert!(into.decode(&long, 64, 70).is_err());
         let mut outside = good.clone();
         outside[12 + 8] = 0x80;
-        assert_eq!(into.decode(&outside, 64, 70), Err(WireError::Digests("pages outside the chunk")));
+        assert_eq!(
+            into.decode(&outside, 64, 70),
+            Err(WireError::Digests("pages outside the chunk"))
+        );
         let mut empty = good[..12].to_vec();
         empty.extend([0; 16]);
         assert!(into.decode(&empty, 64, 70).is_err(), "two ways to say the same");

@@ -1,6 +1,7 @@
 //! The wire protocol, version [`VERSION`].
 //!
-//! A connection carries frames both ways. A frame is a header of [`HEADER_LEN`] bytes, all fields little-endian, and a payload:
+//! A connection carries frames both ways. A frame is a header of [`HEADER_LEN`] bytes, all fields
+//! little-endian, and a payload:
 //!
 //! | offset | size | field |
 //! |---|---|---|
@@ -12,11 +13,13 @@
 //! | 20 | 4 | [`checksum`] of the payload |
 //! | 24 | 4 | CRC32 of bytes 0..24 |
 //!
-//! The header has this layout in every version, so that a peer of another version gets a clear answer.
+//! The header has this layout in every version, so that a peer of another version gets a clear
+//! answer.
 //!
-//! Rules of the receiver ([`crate::link::FrameReader`]), in this order: magic, header CRC, version, sequence number, kind known and
-//! legal in the present phase, length within the kind's limit; only then room for the payload, and its checksum before its content
-//! is looked at. Control payloads go through the private `codec` module; [`pages`] describes the frames that carry guest memory.
+//! Rules of the receiver ([`crate::link::FrameReader`]), in this order: magic, header CRC, version,
+//! sequence number, kind known and legal in the present phase, length within the kind's limit; only
+//! then room for the payload, and its checksum before its content is looked at. Control payloads go
+//! through the private `codec` module; [`pages`] describes the frames that carry guest memory.
 //!
 //! ```text
 //! source                                   destination
@@ -38,8 +41,8 @@
 //!   Round {1}  Idle*  Sync {1}  Pages*  Round {2} … Sync {n}, then verification or state
 //! ```
 //!
-//! Nothing that follows a Sync on any connection is applied before everything that precedes it on all of them; and no state is
-//! looked at before the further connections have ended.
+//! Nothing that follows a Sync on any connection is applied before everything that precedes it on
+//! all of them; and no state is looked at before the further connections have ended.
 
 pub(crate) mod codec;
 pub mod digests;
@@ -88,8 +91,9 @@ pub const MAX_PAGES: u64 = (1 << 31) - 1;
 
 /// Checksum of a payload: XXH64 of its parts one after another, its halves XORed.
 ///
-/// It guards against damage, not against an attacker. XXH64 and not a CRC: it is as fast as memory with plain multiplications, where
-/// a CRC needs carry-less ones, which not every machine has and software emulation does bit by bit.
+/// It guards against damage, not against an attacker. XXH64 and not a CRC: it is as fast as memory
+/// with plain multiplications, where a CRC needs carry-less ones, which not every machine has and
+/// software emulation does bit by bit.
 pub fn checksum(parts: &[&[u8]]) -> u32 {
     let mut hash = twox_hash::XxHash64::with_seed(0);
     for part in parts {
@@ -144,8 +148,8 @@ impl Kind {
     pub fn from_u16(kind: u16) -> Option<Self> {
         use Kind::*;
         let all = [
-            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Streams, Join, Sync,
-            Welcome, Loaded, Running, Digests, Abort,
+            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Streams, Join,
+            Sync, Welcome, Loaded, Running, Digests, Abort,
         ];
         all.into_iter().find(|k| *k as u16 == kind)
     }
@@ -303,7 +307,8 @@ impl Header {
     }
 }
 
-/// Fields one after another; beyond the end they are zero (cannot happen on a header of the right length).
+/// Fields one after another; beyond the end they are zero (cannot happen on a header of the right
+/// length).
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -346,8 +351,8 @@ pub struct RoundStart {
 pub struct Streams {
     /// How many, 1 to [`MAX_STREAMS`].
     pub nr: u32,
-    /// By which they are known: random, so that no other source's connections, and no stranger's, are taken for these. It travels in the
-    /// clear and keeps nobody out who can read the wire.
+    /// By which they are known: random, so that no other source's connections, and no stranger's,
+    /// are taken for these. It travels in the clear and keeps nobody out who can read the wire.
     pub token: u128,
 }
 

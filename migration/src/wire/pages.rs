@@ -6,14 +6,17 @@
 //! content of all raw runs in their order, 4096 bytes a page, nothing after it; in PagesLz4 as one LZ4 block
 //! ```
 //!
-//! Invariants, all checked before the first byte is written to guest RAM ([`parse`]): runs ascend and do not overlap, all lie within
-//! guest RAM, the content is exactly as long as the raw runs say, at most [`MAX_CONTENT`] bytes. Compressed content is unpacked into
-//! exactly so much room ([`parse_lz4`]): a block that has more, or less, is an error, and nothing is allocated by its word.
+//! Invariants, all checked before the first byte is written to guest RAM ([`parse`]): runs ascend
+//! and do not overlap, all lie within guest RAM, the content is exactly as long as the raw runs
+//! say, at most [`MAX_CONTENT`] bytes. Compressed content is unpacked into exactly so much room
+//! ([`parse_lz4`]): a block that has more, or less, is an error, and nothing is allocated by its
+//! word.
 //!
-//! **Zero pages.** The destination builds a new machine, whose RAM is all zero. So in round one a page that is zero, or a
-//! hole, or skipped, needs no record at all. Later a page that has become zero needs one only if the destination may hold content
-//! there, which the source knows from a bitmap of the pages that it sent. A zero run of any length costs 13 bytes; the destination
-//! does not write zeros but gives the memory back ([`GuestRam::zero`](crate::traits::GuestRam::zero)).
+//! **Zero pages.** The destination builds a new machine, whose RAM is all zero. So in round one a
+//! page that is zero, or a hole, or skipped, needs no record at all. Later a page that has become
+//! zero needs one only if the destination may hold content there, which the source knows from a
+//! bitmap of the pages that it sent. A zero run of any length costs 13 bytes; the destination does
+//! not write zeros but gives the memory back ([`GuestRam::zero`](crate::traits::GuestRam::zero)).
 
 use super::WireError;
 use crate::traits::PAGE_SIZE;
@@ -48,8 +51,13 @@ pub fn encode_runs(runs: &[Run], out: &mut Vec<u8>) {
     }
 }
 
-/// Checks a payload from an untrusted peer against a guest of `nr_pages`. Fills `runs` and returns the content.
-pub fn parse<'a>(payload: &'a [u8], nr_pages: u64, runs: &mut Vec<Run>) -> Result<&'a [u8], WireError> {
+/// Checks a payload from an untrusted peer against a guest of `nr_pages`. Fills `runs` and returns
+/// the content.
+pub fn parse<'a>(
+    payload: &'a [u8],
+    nr_pages: u64,
+    runs: &mut Vec<Run>,
+) -> Result<&'a [u8], WireError> {
     match parse_table(payload, nr_pages, runs)? {
         (due, content) if due == content.len() => Ok(content),
         _ => Err(WireError::Runs("length of content")),
@@ -71,7 +79,8 @@ pub fn parse_lz4<'a>(
     }
 }
 
-/// Checks and takes the run table. Returns the length of the content that it announces, at most [`MAX_CONTENT`], and what follows it.
+/// Checks and takes the run table. Returns the length of the content that it announces, at most
+/// [`MAX_CONTENT`], and what follows it.
 fn parse_table<'a>(
     payload: &'a [u8],
     nr_pages: u64,
@@ -118,7 +127,8 @@ fn parse_table<'a>(
     Ok((due.ok_or(bad("length of content"))?, content))
 }
 
-/// Compresses content into `packed`, which has room for [`packed_room`] bytes. `None` if that would save less than a sixteenth.
+/// Compresses content into `packed`, which has room for [`packed_room`] bytes. `None` if that would
+/// save less than a sixteenth.
 pub fn pack_lz4<'a>(content: &[u8], packed: &'a mut [u8]) -> Option<&'a [u8]> {
     let len = lz4_flex::block::compress_into(content, packed).ok()?;
     packed.get(..len).filter(|_| len < content.len() - content.len() / 16)
@@ -132,7 +142,8 @@ pub fn packed_room() -> usize {
 /// Whether all bytes are zero. Written so that the compiler vectorises it.
 pub fn is_zero(bytes: &[u8]) -> bool {
     let mut chunks = bytes.chunks_exact(128);
-    chunks.by_ref().all(|c| c.iter().fold(0, |a, b| a | b) == 0) && chunks.remainder().iter().all(|&b| b == 0)
+    chunks.by_ref().all(|c| c.iter().fold(0, |a, b| a | b) == 0)
+        && chunks.remainder().iter().all(|&b| b == 0)
 }
 
 #[cfg(test)]
@@ -194,7 +205,8 @@ mod tests {
         let good = packed(&[run(3, 2, false), run(9, 1, false)], &content);
         assert!(good.len() < 2000);
         assert_eq!(parse_lz4(&good, 100, &mut runs, &mut room).unwrap(), content);
-        // A block that has more, and one that has less, than the table says; a table that says too much; none; a cut.
+        // A block that has more, and one that has less, than the table says; a table that says too
+        // much; none; a cut.
         let bomb = packed(&[run(3, 1, false)], &vec![0; MAX_CONTENT]);
         let short = packed(&[run(3, 4, false)], &content);
         let long = packed(&[run(0, 300, false)], &vec![0; MAX_CONTENT]);

@@ -1,4 +1,5 @@
-//! Case files: TOML, one value a key, or a list of values. A file with lists stands for all combinations.
+//! Case files: TOML, one value a key, or a list of values. A file with lists stands for all
+//! combinations.
 
 use std::path::Path;
 
@@ -30,7 +31,8 @@ pub struct Case {
     /// Guest kernel, as `cargo xtask setup` calls it.
     #[serde(default = "kernel")]
     pub kernel: String,
-    /// Whether the guest zeroes memory when it allocates it, which stock kernels do; `false` adds `init_on_alloc=0`.
+    /// Whether the guest zeroes memory when it allocates it, which stock kernels do; `false` adds
+    /// `init_on_alloc=0`.
     #[serde(default = "yes")]
     pub init_on_alloc: bool,
     /// Steps for the guest's init, as in `wherry.work=`; empty for an idle guest.
@@ -148,7 +150,8 @@ pub struct Named {
 }
 
 impl Named {
-    /// Whether a name means this case: that of its file, alone or with some of the values of its lists, in any order.
+    /// Whether a name means this case: that of its file, alone or with some of the values of its
+    /// lists, in any order.
     pub fn is_meant(&self, name: &str) -> bool {
         match name.split_once('/') {
             None => self.case == name,
@@ -174,14 +177,16 @@ fn pairs(text: &str) -> Vec<String> {
 
 /// Reads a case file.
 pub fn load(path: &Path) -> Result<Vec<Named>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let stem = path.file_stem().and_then(|s| s.to_str()).context("the file's name is not text")?;
     parse(stem, &text).with_context(|| format!("bad case file {}", path.display()))
 }
 
 fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
     let table: Table = text.parse().map_err(one_line)?;
-    let axes: Vec<String> = table.iter().filter(|(_, v)| v.is_array()).map(|(key, _)| key.clone()).collect();
+    let axes: Vec<String> =
+        table.iter().filter(|(_, v)| v.is_array()).map(|(key, _)| key.clone()).collect();
     let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
     let mut all = vec![(Vec::<String>::new(), Table::new())];
     for (key, value) in table {
@@ -205,11 +210,16 @@ fn parse(stem: &str, text: &str) -> Result<Vec<Named>> {
     }
     all.into_iter()
         .map(|(names, table)| {
-            let mut spec: Case =
-                table.try_into().map_err(|e: toml::de::Error| anyhow!("{}", flat(&e.to_string())))?;
+            let mut spec: Case = table
+                .try_into()
+                .map_err(|e: toml::de::Error| anyhow!("{}", flat(&e.to_string())))?;
             spec.check()?;
             spec.quick &= !spec.is_left_out(&names, &axes)?;
-            let id = if names.is_empty() { stem.to_owned() } else { format!("{stem}/{}", names.join(",")) };
+            let id = if names.is_empty() {
+                stem.to_owned()
+            } else {
+                format!("{stem}/{}", names.join(","))
+            };
             Ok(Named { case: stem.to_owned(), id, spec })
         })
         .collect()
@@ -242,12 +252,19 @@ impl Case {
         );
         self.link_rate()?;
         self.cap_rate()?;
-        ensure!(self.cap.is_none() || self.link == "unlimited", "cap: should not be named beside a link");
+        ensure!(
+            self.cap.is_none() || self.link == "unlimited",
+            "cap: should not be named beside a link"
+        );
         for size in [&self.balloon, &self.host_memory].into_iter().flatten() {
             size_bytes(size)?;
         }
         let word = |c: char| c.is_ascii_alphanumeric() || ":,+".contains(c);
-        ensure!(self.work.chars().all(word), "work: {:?} should look like tmpfs:700,free:700", self.work);
+        ensure!(
+            self.work.chars().all(word),
+            "work: {:?} should look like tmpfs:700,free:700",
+            self.work
+        );
         ensure!(self.timeout_s > 0, "timeout_s: should not be 0");
         Ok(())
     }
@@ -319,7 +336,9 @@ mod tests {
 
     #[test]
     fn lists_are_multiplied_out() {
-        let all = parse("a", &format!("{GOOD}hints = ['off', 'on']\ninit_on_alloc = [true, false]")).unwrap();
+        let all =
+            parse("a", &format!("{GOOD}hints = ['off', 'on']\ninit_on_alloc = [true, false]"))
+                .unwrap();
         let ids: Vec<_> = all.iter().map(|c| c.id.as_str()).collect();
         assert_eq!(
             ids,
@@ -405,7 +424,8 @@ mod tests {
 
     #[test]
     fn rates() {
-        let case = |link: &str| parse("a", &format!("{GOOD}link = '{link}'")).unwrap().remove(0).spec;
+        let case =
+            |link: &str| parse("a", &format!("{GOOD}link = '{link}'")).unwrap().remove(0).spec;
         assert_eq!(case("1Gbit").link_rate().unwrap(), Some(125_000_000));
         assert_eq!(case("unlimited").link_rate().unwrap(), None);
     }

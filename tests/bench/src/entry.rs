@@ -81,7 +81,8 @@ pub struct Entry {
     pub kernel_release: Option<String>,
     /// What it ran on.
     pub machine: Option<Machine>,
-    /// Minimum, median, maximum over the runs of the same case, VMM and settings, if there are several.
+    /// Minimum, median, maximum over the runs of the same case, VMM and settings, if there are
+    /// several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<Value>,
 }
@@ -96,7 +97,8 @@ pub struct Figures {
     pub total_bytes: Option<u64>,
     /// Memory that the guest used and that was not zero, just before the migration.
     pub floor_bytes: Option<u64>,
-    /// Free memory with content, just before the migration, in blocks of 4 MiB that are not free as a whole: no hint names it.
+    /// Free memory with content, just before the migration, in blocks of 4 MiB that are not free as
+    /// a whole: no hint names it.
     pub scattered_bytes: Option<u64>,
     /// `round_one_bytes / floor_bytes`.
     pub round_one_per_floor: Option<f64>,
@@ -112,7 +114,8 @@ pub struct Figures {
     pub downtime_ms: Option<f64>,
     /// Parts of the downtime, as the VMM names them.
     pub downtime_parts: Option<Value>,
-    /// Longest gap between two heartbeats, by the guest's clock; a VMM may stop that clock during the pause.
+    /// Longest gap between two heartbeats, by the guest's clock; a VMM may stop that clock during
+    /// the pause.
     pub longest_gap_ms: Option<f64>,
     /// Heartbeats a second before the migration.
     pub beats_per_s_before: Option<f64>,
@@ -134,7 +137,8 @@ pub struct Figures {
     pub guest_free_before_bytes: Option<u64>,
     /// The guest's lowest MemFree seen during the migration: hinting takes free memory for a while.
     pub guest_free_min_bytes: Option<u64>,
-    /// Whether hints were seen: by the VMM's own count, or because the guest's MemFree fell during the migration.
+    /// Whether hints were seen: by the VMM's own count, or because the guest's MemFree fell during
+    /// the migration.
     pub hinting_seen: Option<bool>,
     /// What the VMM says of its use of hints.
     pub hints_note: Option<String>,
@@ -190,7 +194,8 @@ pub struct Round {
     pub time_to_first_hint_ms: Option<u64>,
     /// Time for which the sender held back for hints.
     pub held_ms: Option<u64>,
-    /// Neither sent nor found zero: skipped for hints, or clean; for VMMs that do not tell these apart.
+    /// Neither sent nor found zero: skipped for hints, or clean; for VMMs that do not tell these
+    /// apart.
     pub skipped: Option<u64>,
 }
 

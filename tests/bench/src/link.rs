@@ -1,6 +1,8 @@
-//! The network between source and destination: the loopback of a network namespace of our own, with a token bucket on it.
+//! The network between source and destination: the loopback of a network namespace of our own, with
+//! a token bucket on it.
 //!
-//! So every VMM gets the same link and need not be believed to keep its own cap. Without the rights to do so, each VMM's own cap is used, and the entry says so.
+//! So every VMM gets the same link and need not be believed to keep its own cap. Without the rights
+//! to do so, each VMM's own cap is used, and the entry says so.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -15,7 +17,8 @@ pub struct Link {
 impl Link {
     /// Moves this process into a new network namespace, if it may.
     pub fn new() -> Self {
-        // SAFETY: a number is all that it takes; only this process's view of the network changes, before any thread is started.
+        // SAFETY: a number is all that it takes; only this process's view of the network changes,
+        // before any thread is started.
         let own = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 && loopback_up().is_ok();
         Self { own }
     }
@@ -26,9 +29,13 @@ impl Link {
             let _ = self.own.then(|| tc(&["del", "dev", "lo", "root"]));
             return None;
         };
-        // A bucket of 10 ms: timers need not be exact, and one packet (64 KiB on the loopback) fits.
+        // A bucket of 10 ms: timers need not be exact, and one packet (64 KiB on the loopback)
+        // fits.
         let (bits, burst) = ((rate * 8).to_string(), (rate / 100).max(128 << 10).to_string());
-        let set = ["replace", "dev", "lo", "root", "tbf", "rate", &bits, "burst", &burst, "latency", "100ms"];
+        let set = [
+            "replace", "dev", "lo", "root", "tbf", "rate", &bits, "burst", &burst, "latency",
+            "100ms",
+        ];
         Some(if self.own && tc(&set) { "tc" } else { "vmm" })
     }
 }

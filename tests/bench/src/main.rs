@@ -1,12 +1,14 @@
 //! The benchmark: migrations of real guests by Wherry and by other VMMs, measured in the same way.
 //!
-//! `cargo xtask bench` calls it three times: [`plan`] (outside of the lab) makes a list of runs of the case files, [`run`] (inside)
-//! does them and writes down each one's [`entry`] at once, [`report`] (outside) makes of these the tables, the JSON list and the HTML page.
-//! On a host with a KVM of its own the three can be called by hand.
+//! `cargo xtask bench` calls it three times: [`plan`] (outside of the lab) makes a list of runs of
+//! the case files, [`run`] (inside) does them and writes down each one's [`entry`] at once,
+//! [`report`] (outside) makes of these the tables, the JSON list and the HTML page. On a host with
+//! a KVM of its own the three can be called by hand.
 //!
 //! - [`case`]: case files and what they stand for.
 //! - [`vmm`]: what is asked of a VMM; [`vmm::wherry`], [`vmm::qemu`].
-//! - [`measure`]: one run. [`link`]: the network between source and destination. [`process`]: CPU time and memory of a process.
+//! - [`measure`]: one run. [`link`]: the network between source and destination. [`process`]: CPU
+//!   time and memory of a process.
 
 mod case;
 mod entry;

@@ -26,7 +26,8 @@ const FELL: f64 = 0.1;
 const SAMPLE: Duration = Duration::from_millis(100);
 const PROBE: Duration = Duration::from_millis(300);
 
-/// Does one run and fills in the entry. `tail` gets the console's last lines, and `stage` is told what comes next.
+/// Does one run and fills in the entry. `tail` gets the console's last lines, and `stage` is told
+/// what comes next.
 pub fn run(
     vmm: &dyn Vmm,
     case: &Case,
@@ -105,13 +106,16 @@ pub fn run(
     figures.guest_free_before_bytes = floor.guest_free_before_bytes;
     figures.beats_per_s_before = floor.beats_per_s_before;
     figures.guest_free_min_bytes = free.unwrap_or_default();
-    let per_floor = |bytes: Option<u64>| Some(bytes? as f64 / floor.floor_bytes.filter(|&f| f > 0)? as f64);
+    let per_floor =
+        |bytes: Option<u64>| Some(bytes? as f64 / floor.floor_bytes.filter(|&f| f > 0)? as f64);
     figures.round_one_per_floor = per_floor(figures.round_one_bytes);
     figures.total_per_floor = per_floor(figures.total_bytes);
     if case.hints != Hints::Off && figures.hinting_seen.is_none() {
         let fell = |from: u64, to: u64| (to as f64) < from as f64 * (1.0 - FELL);
-        figures.hinting_seen =
-            figures.guest_free_before_bytes.zip(figures.guest_free_min_bytes).map(|(a, b)| fell(a, b));
+        figures.hinting_seen = figures
+            .guest_free_before_bytes
+            .zip(figures.guest_free_min_bytes)
+            .map(|(a, b)| fell(a, b));
     }
     entry.figures = figures;
 
@@ -156,7 +160,8 @@ fn prepare(
 /// Asks the guest at the destination.
 fn after(console: &mut Console, entry: &mut Entry, before: &Fields) -> Result<()> {
     thread::sleep(SETTLE);
-    // Ends a command that was cut in two by the migration; what is answered before the echo is about old questions.
+    // Ends a command that was cut in two by the migration; what is answered before the echo is
+    // about old questions.
     console.send("")?;
     console.ask("echo arrived", ANSWER).context("the guest does not answer at the destination")?;
     let status = console.ask("status", ANSWER)?;
@@ -193,12 +198,14 @@ fn lowest_free(console: &mut Console, done: &AtomicBool) -> Option<u64> {
     lowest
 }
 
-/// Peak resident memory of a process, and the peak of the part that is not shared memory, if guest RAM is.
+/// Peak resident memory of a process, and the peak of the part that is not shared memory, if guest
+/// RAM is.
 fn peaks(pid: u32, done: &AtomicBool) -> (Option<u64>, Option<u64>) {
     let (mut resident, mut beside) = (None, None);
     while !done.load(Ordering::Relaxed) {
         resident = resident.max(process::memory(pid, "VmHWM"));
-        let parts = ["RssAnon", "RssFile", "RssShmem"].map(|part| process::memory(pid, part).unwrap_or(0));
+        let parts =
+            ["RssAnon", "RssFile", "RssShmem"].map(|part| process::memory(pid, part).unwrap_or(0));
         if parts[2] > parts[0] {
             beside = beside.max(Some(parts[0] + parts[1]));
         }

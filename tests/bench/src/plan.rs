@@ -12,7 +12,8 @@ use crate::{note, vmm};
 /// Options of `plan`.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Case files' names, those with some values (`name/key=value,…`), or paths of case files; none for all.
+    /// Case files' names, those with some values (`name/key=value,…`), or paths of case files; none
+    /// for all.
     cases: Vec<String>,
     /// Measures this VMM, too.
     #[arg(long)]
@@ -63,8 +64,10 @@ impl Plan {
     /// Reads the list.
     pub fn read(out: &Path) -> Result<Self> {
         let path = out.join(Self::FILE);
-        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("cannot understand {}", path.display()))
+        let text =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("cannot understand {}", path.display()))
     }
 }
 
@@ -100,11 +103,14 @@ fn plan(args: &Args) -> Result<Plan> {
         }
     }
     // A path stands for the file that it names.
-    let names: Vec<String> =
-        wanted.iter().map(|w| if is_path(w) { stem(Path::new(w)) } else { (*w).to_owned() }).collect();
+    let names: Vec<String> = wanted
+        .iter()
+        .map(|w| if is_path(w) { stem(Path::new(w)) } else { (*w).to_owned() })
+        .collect();
     for name in &names {
-        let is_bad =
-            problems.iter().any(|p| p.contains(&format!("{}.toml", name.split('/').next().unwrap_or(name))));
+        let is_bad = problems
+            .iter()
+            .any(|p| p.contains(&format!("{}.toml", name.split('/').next().unwrap_or(name))));
         if !cases.iter().any(|c| c.is_meant(name)) && !is_bad {
             problems.push(no_such_case(name, &cases));
         }
@@ -115,7 +121,8 @@ fn plan(args: &Args) -> Result<Plan> {
     kernels.sort();
     kernels.dedup();
     let mut runs = Vec::new();
-    // Round by round and VMM beside VMM, so that a machine that changes its pace does so for all of them.
+    // Round by round and VMM beside VMM, so that a machine that changes its pace does so for all of
+    // them.
     for run in 1..=args.runs {
         for named in &cases {
             let able = vmms.iter().filter(|vmm| vmm::has(vmm, &named.spec));
@@ -145,8 +152,10 @@ fn stem(path: &Path) -> String {
 /// The case files to read, in order: those of the folder, and paths that were given.
 fn files(dir: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let list = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
-    let mut files: Vec<PathBuf> =
-        list.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| is_path(&p.to_string_lossy())).collect();
+    let mut files: Vec<PathBuf> = list
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|p| is_path(&p.to_string_lossy()))
+        .collect();
     files.retain(|path| {
         // Files that nobody asked for need not be right.
         let stem = stem(path);
@@ -192,7 +201,8 @@ mod tests {
             plan.problems
         );
         assert_eq!(plan.kernels, ["cloud-6.1", "cloud-6.12"]);
-        let first: Vec<_> = plan.runs[..2].iter().map(|r| (r.named.id.as_str(), r.vmm.as_str())).collect();
+        let first: Vec<_> =
+            plan.runs[..2].iter().map(|r| (r.named.id.as_str(), r.vmm.as_str())).collect();
         assert_eq!(first, [("a/hints=off", "wherry"), ("a/hints=off", "qemu")]);
     }
 
@@ -201,7 +211,8 @@ mod tests {
         let mut words = shown.words.iter().skip(3);
         let mut cases = Vec::new();
         while let Some(word) = words.next() {
-            if ["--json", "--html", "--runs", "--peer", "--only", "--from"].contains(&word.as_str()) {
+            if ["--json", "--html", "--runs", "--peer", "--only", "--from"].contains(&word.as_str())
+            {
                 words.next();
             } else if !word.starts_with("--") && !is_path(word) {
                 cases.push(word.clone());
@@ -213,7 +224,8 @@ mod tests {
     /// Problems of the cases that commands in a text name, each command by itself.
     fn problems(all: &[docs::Shown]) -> Vec<String> {
         let here = docs::root().join("tests/bench/cases");
-        let commands = all.iter().map(|shown| (shown, named(shown))).filter(|(_, cases)| !cases.is_empty());
+        let commands =
+            all.iter().map(|shown| (shown, named(shown))).filter(|(_, cases)| !cases.is_empty());
         commands
             .flat_map(|(shown, cases)| {
                 let words: Vec<&str> = cases.iter().map(String::as_str).collect();
@@ -229,7 +241,9 @@ mod tests {
         let all = docs::commands(&program).unwrap();
         assert!(all.iter().filter(|shown| !named(shown).is_empty()).count() >= 4, "{all:?}");
         assert_eq!(problems(&all), Vec::<String>::new());
-        for wrong in ["freed-2g", "freed-1g/hints=no", "hinting-5g/hint=on", "idle-1g --runs 2 gone"] {
+        for wrong in
+            ["freed-2g", "freed-1g/hints=no", "hinting-5g/hint=on", "idle-1g --runs 2 gone"]
+        {
             let text = format!("```\ncargo xtask bench {wrong}   # that\n```");
             assert_eq!(problems(&docs::in_markdown("f", &text, &program)).len(), 1, "{wrong}");
         }
@@ -249,7 +263,10 @@ mod tests {
         let path = dir.path().join("b.toml");
         assert_eq!(ids(&[path.to_str().unwrap()]), ["b"]);
         let wrong = plan(&args(dir.path(), &["b", "nothing", "bad"])).unwrap().problems;
-        assert!(wrong.len() == 2 && wrong.iter().any(|p| p.contains("nothing: no such case")), "{wrong:?}");
+        assert!(
+            wrong.len() == 2 && wrong.iter().any(|p| p.contains("nothing: no such case")),
+            "{wrong:?}"
+        );
         let wrong = plan(&args(dir.path(), &["b", "a/hints=maybe"])).unwrap().problems;
         assert_eq!(wrong, ["a/hints=maybe: no such case; there are a/hints=off a/hints=on"]);
         assert!(plan(&args(dir.path(), &["--peer", "xen"])).is_err());

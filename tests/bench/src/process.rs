@@ -22,11 +22,13 @@ impl Cpu {
 /// CPU time so far; works for a process that has ended and was not waited for, too.
 pub fn cpu(pid: u32) -> Option<Cpu> {
     // SAFETY: sysconf takes a number and has no side effects.
-    let ticks = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|&t| t > 0)?;
+    let ticks =
+        u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|&t| t > 0)?;
     parse_cpu(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, ticks)
 }
 
-/// proc(5): utime, stime and guest_time are fields 14, 15 and 43; field 3 follows the name in parentheses.
+/// proc(5): utime, stime and guest_time are fields 14, 15 and 43; field 3 follows the name in
+/// parentheses.
 fn parse_cpu(stat: &str, ticks: u64) -> Option<Cpu> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();

@@ -1,8 +1,9 @@
 //! Does the runs of a list, one after the other, and writes each result down at once.
 //!
-//! The lab is software emulation and may freeze, wholly or so that a process cannot end. So the number of the run that is under way and what it is doing are kept in
-//! a file: who finds it there without its result knows that the lab died in it, and tries once more, or says so and goes on with
-//! the next. [`watch`] ends us when a run takes longer than it can.
+//! The lab is software emulation and may freeze, wholly or so that a process cannot end. So the
+//! number of the run that is under way and what it is doing are kept in a file: who finds it there
+//! without its result knows that the lab died in it, and tries once more, or says so and goes on
+//! with the next. [`watch`] ends us when a run takes longer than it can.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -46,8 +47,9 @@ pub fn results(out: &Path) -> Result<Vec<Entry>> {
     let Ok(text) = fs::read_to_string(&path) else { return Ok(Vec::new()) };
     // The last line may have been cut when the lab died.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let parse =
-        |line| serde_json::from_str(line).with_context(|| format!("cannot understand {}", path.display()));
+    let parse = |line| {
+        serde_json::from_str(line).with_context(|| format!("cannot understand {}", path.display()))
+    };
     whole.lines().map(parse).collect()
 }
 
@@ -67,8 +69,9 @@ pub fn main(args: &Args) -> Result<u8> {
     {
         let mut entry = Entry::new(&run.named, &run.vmm, run.run);
         entry.outcome = "lab died".into();
-        entry.error =
-            Some(format!("the machine did not survive this run, or was ended in it, while {stage}"));
+        entry.error = Some(format!(
+            "the machine did not survive this run, or was ended in it, while {stage}"
+        ));
         append(&args.out, &entry)?;
         (done, attempt) = (done + 1, 1);
     } else if attempt > 1 {
@@ -100,13 +103,16 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(0)
 }
 
-/// Ends this process unless the returned sender is dropped in time: a VMM that cannot end keeps us waiting for ever, and the machine
-/// is no good any more.
+/// Ends this process unless the returned sender is dropped in time: a VMM that cannot end keeps us
+/// waiting for ever, and the machine is no good any more.
 fn watch(limit: Duration) -> mpsc::Sender<()> {
     let (sender, dropped) = mpsc::channel();
     std::thread::spawn(move || {
         if dropped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-            note(&format!("this run takes more than {} s: the machine has frozen", limit.as_secs()));
+            note(&format!(
+                "this run takes more than {} s: the machine has frozen",
+                limit.as_secs()
+            ));
             std::process::exit(MORE.into());
         }
     });
@@ -148,7 +154,8 @@ fn one(run: &Run, out: &Path, link: Link, stage: &dyn Fn(&str)) -> Entry {
     let spec = &run.named.spec;
     entry.machine = Some(machine());
     entry.kernel_release = std::env::var(variable("RELEASE", &spec.kernel)).ok();
-    let skipped = spec.skip.get(&run.vmm).cloned().or_else(|| too_little_memory(spec.host_memory.as_deref()));
+    let skipped =
+        spec.skip.get(&run.vmm).cloned().or_else(|| too_little_memory(spec.host_memory.as_deref()));
     let vmm = match vmm::by_name(&run.vmm) {
         Ok(vmm) => vmm,
         // A peer may be absent; ours may not.
@@ -165,8 +172,9 @@ fn one(run: &Run, out: &Path, link: Link, stage: &dyn Fn(&str)) -> Entry {
     entry.vmm_version = vmm.version().ok();
     let mut tail = Vec::new();
     let dir = scratch();
-    let outcome = files(spec, &dir)
-        .and_then(|files| measure::run(vmm.as_ref(), spec, &files, link, &mut entry, &mut tail, stage));
+    let outcome = files(spec, &dir).and_then(|files| {
+        measure::run(vmm.as_ref(), spec, &files, link, &mut entry, &mut tail, stage)
+    });
     let name = format!("{}-{}-{}", entry.id, entry.vmm, entry.run);
     let name = name.replace(|c: char| !c.is_ascii_alphanumeric() && !"-.=".contains(c), "_");
     entry.trace = keep_trace(&dir.join(vmm::TRACE), out, &name);

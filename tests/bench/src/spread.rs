@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::entry::Entry;
 
-/// Gives every entry of a case that was run several times the spread of each of its numbers over the successful runs.
+/// Gives every entry of a case that was run several times the spread of each of its numbers over
+/// the successful runs.
 pub fn add(entries: &mut [Entry]) {
     let mut groups: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -31,7 +32,9 @@ fn of(figures: &[Value]) -> Value {
     for key in keys {
         let mut numbers: Vec<f64> = figures.iter().filter_map(|f| f[key].as_f64()).collect();
         numbers.sort_by(f64::total_cmp);
-        if let (Some(min), Some(median), Some(max)) = (numbers.first(), median(&numbers), numbers.last()) {
+        if let (Some(min), Some(median), Some(max)) =
+            (numbers.first(), median(&numbers), numbers.last())
+        {
             spread.insert(key.clone(), json!({ "min": min, "median": median, "max": max }));
         }
     }
@@ -45,7 +48,8 @@ pub fn median(sorted: &[f64]) -> Option<f64> {
     Some(if sorted.len() % 2 == 1 { upper } else { (sorted[middle - 1] + upper) / 2.0 })
 }
 
-/// One entry for each case and VMM: the only run, or the successful one whose total time is the median (the lower one of two).
+/// One entry for each case and VMM: the only run, or the successful one whose total time is the
+/// median (the lower one of two).
 pub fn typical(entries: &[Entry]) -> Vec<&Entry> {
     let mut order: Vec<(&str, &str)> = Vec::new();
     let mut groups: BTreeMap<(&str, &str), Vec<&Entry>> = BTreeMap::new();
@@ -75,7 +79,9 @@ pub mod tests {
     /// An entry for tests.
     pub fn entry(id: &str, vmm: &str, run: u32, total_ms: u64) -> Entry {
         let hints = if id.contains("hints=on") { "on" } else { "off" };
-        let spec = toml::from_str(&format!("title = 'A guest'\nmemory = '1GiB'\nhints = '{hints}'")).unwrap();
+        let spec =
+            toml::from_str(&format!("title = 'A guest'\nmemory = '1GiB'\nhints = '{hints}'"))
+                .unwrap();
         let mut entry = Entry::new(&Named { case: "a".into(), id: id.into(), spec }, vmm, run);
         entry.figures.total_ms = Some(total_ms);
         entry.figures.total_bytes = Some(total_ms * 1_000_000);
@@ -85,8 +91,11 @@ pub mod tests {
 
     #[test]
     fn spread_is_of_good_runs_of_the_same_case() {
-        let mut all =
-            vec![entry("a", "wherry", 1, 30), entry("a", "wherry", 2, 10), entry("a", "wherry", 3, 999)];
+        let mut all = vec![
+            entry("a", "wherry", 1, 30),
+            entry("a", "wherry", 2, 10),
+            entry("a", "wherry", 3, 999),
+        ];
         all.push(entry("a", "wherry", 4, 20));
         all.push(entry("a", "qemu", 1, 5));
         all[2].outcome = "failed".into();

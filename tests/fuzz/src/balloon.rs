@@ -1,8 +1,8 @@
 //! The balloon on its transport, driven by a guest and a host that do anything in any order.
 //!
-//! Each byte chooses an operation, the ones after it are its operands, so any input means something. Whatever was done, the
-//! device's own state is taken by a new device; only RAM is discarded or hinted; and the set of ballooned pages is the
-//! same after a move.
+//! Each byte chooses an operation, the ones after it are its operands, so any input means
+//! something. Whatever was done, the device's own state is taken by a new device; only RAM is
+//! discarded or hinted; and the set of ballooned pages is the same after a move.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes as _, GuestAddress};
 use wherry_devices::virtio::balloon::constants::*;
-use wherry_devices::virtio::balloon::{Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintRange};
+use wherry_devices::virtio::balloon::{
+    Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintRange,
+};
 use wherry_devices::virtio::mmio::regs::{offset, status};
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
 
@@ -136,7 +138,8 @@ impl Guest {
         let ranges = [(GuestAddress(0), LOW as usize), (GuestAddress(HIGH), HIGH_LEN as usize)];
         let mem = Arc::new(GuestMemory::from_ranges(&ranges).expect("memory"));
         let host = Arc::new(Host::default());
-        let balloon = Balloon::create(cfg.clone(), mem.clone(), Arc::new(Line), host).expect("a balloon");
+        let balloon =
+            Balloon::create(cfg.clone(), mem.clone(), Arc::new(Line), host).expect("a balloon");
         let bus = balloon.bus_device();
         Self { cfg, mem, balloon, bus, avail: [0; QUEUES as usize] }
     }

@@ -1,5 +1,5 @@
-//! The control socket: a client that says anything. Every line that comes back is a message of the protocol, the connection
-//! ends, and the next client is served.
+//! The control socket: a client that says anything. Every line that comes back is a message of the
+//! protocol, the connection ends, and the next client is served.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -47,7 +47,11 @@ impl VmControl for FakeVm {
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         Ok(BalloonInfo::default())
     }
-    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        tell: &mut dyn FnMut(Update),
+    ) -> Result<Value, ControlError> {
         tell(Update::Progress(json!({ "to": request.uri })));
         Ok(json!({}))
     }
@@ -81,14 +85,18 @@ fn say(bytes: &[u8]) -> Vec<u8> {
     let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
     let mut answer = Vec::new();
     let end = stream.read_to_end(&mut answer);
-    assert!(!end.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "no answer and no end");
+    assert!(
+        !end.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock),
+        "no answer and no end"
+    );
     answer
 }
 
 fn check(answer: &[u8]) {
     for line in answer.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
         let message: Value = serde_json::from_slice(line).expect("a line of JSON");
-        let keys: Vec<_> = message.as_object().expect("a message").keys().map(String::as_str).collect();
+        let keys: Vec<_> =
+            message.as_object().expect("a message").keys().map(String::as_str).collect();
         assert!(matches!(keys[..], ["ok"] | ["error"] | ["event"] | ["trace"]), "{keys:?}");
     }
 }

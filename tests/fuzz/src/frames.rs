@@ -1,4 +1,5 @@
-//! Frames made of an input: with right checksums and numbers unless it says otherwise, else a fuzzer would see none accepted.
+//! Frames made of an input: with right checksums and numbers unless it says otherwise, else a
+//! fuzzer would see none accepted.
 
 use wherry_migration::wire::{Header, Kind, checksum};
 

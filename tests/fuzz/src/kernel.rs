@@ -1,4 +1,5 @@
-//! The kernel loader on any file: an error or a kernel that lies in RAM, and nothing written outside of it.
+//! The kernel loader on any file: an error or a kernel that lies in RAM, and nothing written
+//! outside of it.
 
 use std::io::{Seek, SeekFrom, Write};
 
@@ -18,7 +19,8 @@ pub fn kernel(data: &[u8]) {
     let mut initrd = tempfile::NamedTempFile::new().expect("a file");
     let len = head.iter().fold(0, |len, b| len << 8 | usize::from(*b)) * 16;
     initrd.write_all(&vec![7; len]).expect("to write it");
-    let ranges: Vec<_> = ram_regions(RAM).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
+    let ranges: Vec<_> =
+        ram_regions(RAM).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
     let mem = GuestMemory::from_ranges(&ranges).expect("memory");
     let source = BootSource {
         kernel: file.path(),

@@ -1,9 +1,10 @@
 //! What is fuzzed, as ordinary functions of bytes.
 //!
-//! A target panics if what it looks at is wrong, be it for its own oracle or for an assertion in the product. `fuzz/` calls
-//! the targets from cargo-fuzz; `tests/corpus.rs` calls them on the stable toolchain, with the kept inputs
-//! (`fuzz/corpus/TARGET/`) and with random changes of them. The inputs are made by `examples/seeds.rs` with the product's
-//! own encoders, so that they can be made again when a format changes; what a fuzzer finds is added by hand.
+//! A target panics if what it looks at is wrong, be it for its own oracle or for an assertion in
+//! the product. `fuzz/` calls the targets from cargo-fuzz; `tests/corpus.rs` calls them on the
+//! stable toolchain, with the kept inputs (`fuzz/corpus/TARGET/`) and with random changes of them.
+//! The inputs are made by `examples/seeds.rs` with the product's own encoders, so that they can be
+//! made again when a format changes; what a fuzzer finds is added by hand.
 
 mod balloon;
 mod bytes;

@@ -64,7 +64,8 @@ pub fn machine(data: &[u8]) {
 }
 
 fn serial(state: &SerialStateV1) {
-    let restore = |state: &SerialStateV1| Serial::restore(state, Arc::new(Nobody), Box::new(io::sink()));
+    let restore =
+        |state: &SerialStateV1| Serial::restore(state, Arc::new(Nobody), Box::new(io::sink()));
     let Ok(mut serial) = restore(state) else { return };
     for port in 0..8 {
         serial.read(port, &mut [0]);

@@ -1,4 +1,5 @@
-//! The devices on ports: whatever is read, written and typed, their own state is taken by a new device.
+//! The devices on ports: whatever is read, written and typed, their own state is taken by a new
+//! device.
 
 use std::io;
 use std::sync::Arc;

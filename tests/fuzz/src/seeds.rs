@@ -1,4 +1,5 @@
-//! Inputs to begin with, made by the product's own encoders: `cargo run -p wherry-fuzz-targets --example seeds` writes them.
+//! Inputs to begin with, made by the product's own encoders: `cargo run -p wherry-fuzz-targets
+//! --example seeds` writes them.
 
 use bincode::Options;
 use kvm_bindings::{kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry};
@@ -13,8 +14,8 @@ use wherry_devices::virtio::mmio::QueueStateV1;
 use wherry_migration::wire::digests::Digests;
 use wherry_migration::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use wherry_migration::wire::{
-    FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Hello, Join, Kind, RoundStart, StateEnd, Streams,
-    SyncPoint, VerifyChunk, Welcome,
+    FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Hello, Join, Kind, RoundStart, StateEnd,
+    Streams, SyncPoint, VerifyChunk, Welcome,
 };
 use wherry_vmm::config::BalloonOptions;
 use wherry_vmm::cpu::codec;
@@ -44,7 +45,8 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         _ => Vec::new(),
     };
     seeds.push(("nothing", Vec::new()));
-    let mut seeds: Vec<_> = seeds.into_iter().map(|(name, data)| (format!("seed-{name}"), data)).collect();
+    let mut seeds: Vec<_> =
+        seeds.into_iter().map(|(name, data)| (format!("seed-{name}"), data)).collect();
     // Targets that take any byte for an operation.
     if matches!(target, "balloon" | "serial" | "power") {
         let mut rng = Rng::new(1);
@@ -55,7 +57,8 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = (&'static str, String, Vec<u8>)> {
-    let of = |t: &crate::Target| of(t.name).into_iter().map(|(n, d)| (t.name, n, d)).collect::<Vec<_>>();
+    let of =
+        |t: &crate::Target| of(t.name).into_iter().map(|(n, d)| (t.name, n, d)).collect::<Vec<_>>();
     TARGETS.iter().flat_map(of)
 }
 
@@ -165,19 +168,24 @@ fn end() -> Vec<u8> {
 /// CRC32 (IEEE), bit by bit: seeds are small.
 fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
     })
 }
 
 fn destination() -> Seeds {
-    let pages = |place, first| Record::encode(place, Kind::Pages, &runs(&[(first, 2, false)]), Some(2));
+    let pages =
+        |place, first| Record::encode(place, Kind::Pages, &runs(&[(first, 2, false)]), Some(2));
     let zero = Record::encode(0, Kind::Pages, &runs(&[(4, 96, true)]), None);
     let idle = Record::encode(0, Kind::Idle, &[], None);
     let packed = Record::encode(0, Kind::PagesLz4, &packed(7, 3), None);
     let verify = Record::encode(0, Kind::Verify, &encode(&VerifyChunk { first: 0, nr: 100 }), None);
     let plain = [hello(0), round(1), pages(0, 3), idle, round(2), zero, end()].concat();
     let streams = Record::encode(0, Kind::Streams, &encode(&Streams { nr: 2, token: 7 }), None);
-    let join = |place, stream| Record::encode(place, Kind::Join, &encode(&Join { stream, token: 7 }), None);
+    let join = |place, stream| {
+        Record::encode(place, Kind::Join, &encode(&Join { stream, token: 7 }), None)
+    };
     let over = [
         [hello(FEATURE_STREAMS), streams, join(1, 0), join(2, 1), round(1)].concat(),
         [pages(1, 3), pages(2, 9), sync(0, 1), sync(1, 1), sync(2, 1), end()].concat(),
@@ -256,7 +264,8 @@ fn live_balloon() -> BalloonDeviceStateV1 {
     }
     let ranges = [(GuestAddress(0), RAM)];
     let mem = Arc::new(wherry_devices::GuestMemory::from_ranges(&ranges).expect("memory"));
-    let balloon = Balloon::create(BalloonConfig::default(), mem, Arc::new(Nobody), Arc::new(Nobody));
+    let balloon =
+        Balloon::create(BalloonConfig::default(), mem, Arc::new(Nobody), Arc::new(Nobody));
     let mut state = balloon.expect("a balloon").state();
     state.mmio.status = 15;
     state.mmio.driver_features = state.mmio.device_features;
@@ -294,7 +303,8 @@ fn machine() -> Seeds {
         ioapic: chip(2),
         pit: None,
     };
-    let typed = SerialStateV1 { fifo: b"typed".to_vec(), backlog: vec![7; 100], ..Default::default() };
+    let typed =
+        SerialStateV1 { fifo: b"typed".to_vec(), backlog: vec![7; 100], ..Default::default() };
     let (power, balloon) = (PowerStateV1::default(), live_balloon());
     let vcpus = vec![vcpu(0), vcpu(1)];
     let state = MachineStateV1::new(true, vm, vcpus, typed.clone(), power, Some(balloon.clone()));
@@ -374,7 +384,12 @@ fn kernel() -> Seeds {
     };
     let words = [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), (16 << 20) + 0x10];
     let note: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let notes = Elf64_Phdr { p_type: 4, p_offset: 0x200, p_filesz: note.len() as u64, ..Default::default() };
+    let notes = Elf64_Phdr {
+        p_type: 4,
+        p_offset: 0x200,
+        p_filesz: note.len() as u64,
+        ..Default::default()
+    };
     let mut elf = [header.as_slice(), code.as_slice(), notes.as_slice()].concat();
     elf.resize(0x200, 0);
     elf.extend(note);
@@ -384,15 +399,33 @@ fn kernel() -> Seeds {
 }
 
 fn control() -> Seeds {
-    let lines =
-        |all: &[serde_json::Value]| all.iter().map(|l| format!("{l}\n")).collect::<String>().into_bytes();
-    let plain =
-        ["info", "pause", "resume", "stop", "balloon_stats", "migrate_status", "migrate_cancel", "kill"];
+    let lines = |all: &[serde_json::Value]| {
+        all.iter().map(|l| format!("{l}\n")).collect::<String>().into_bytes()
+    };
+    let plain = [
+        "info",
+        "pause",
+        "resume",
+        "stop",
+        "balloon_stats",
+        "migrate_status",
+        "migrate_cancel",
+        "kill",
+    ];
     let plain: Vec<_> = plain.iter().map(|request| json!({ "request": request })).collect();
     vec![
         ("plain", lines(&plain)),
-        ("migrate", lines(&[json!({"request": "migrate", "uri": "unix:/x", "hints": "on", "trace": true})])),
-        ("balloon", lines(&[json!({"request": "balloon_set", "target_bytes": 4096}), json!({"request": 5})])),
+        (
+            "migrate",
+            lines(&[json!({"request": "migrate", "uri": "unix:/x", "hints": "on", "trace": true})]),
+        ),
+        (
+            "balloon",
+            lines(&[
+                json!({"request": "balloon_set", "target_bytes": 4096}),
+                json!({"request": 5}),
+            ]),
+        ),
         ("console", lines(&[json!({"request": "console"}), json!("raw bytes")])),
     ]
 }

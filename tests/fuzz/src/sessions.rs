@@ -13,7 +13,8 @@ use wherry_migration::traits::{
 use wherry_migration::transport::{Halves, More, Transport, TransportError, WriteHalf};
 use wherry_migration::wire::{HEADER_LEN, Header, Kind};
 use wherry_migration::{
-    CancelToken, Compression, DestinationConfig, OnTimeout, Ownership, SourceConfig, migrate, receive,
+    CancelToken, Compression, DestinationConfig, OnTimeout, Ownership, SourceConfig, migrate,
+    receive,
 };
 
 use crate::bytes::Bytes;
@@ -101,7 +102,8 @@ impl WriteHalf for Sink {
 
 type Waiting = Arc<Mutex<VecDeque<Vec<u8>>>>;
 
-/// A connection on which these bytes come and then the end. The further ones come from the same input.
+/// A connection on which these bytes come and then the end. The further ones come from the same
+/// input.
 struct Fed {
     bytes: Vec<u8>,
     more: Waiting,
@@ -116,7 +118,8 @@ impl Transport for Fed {
     }
 }
 
-/// When there are no more, those that came may still be on their way to be joined: so often it says "not yet".
+/// When there are no more, those that came may still be on their way to be joined: so often it says
+/// "not yet".
 const NOT_YET: u32 = 50;
 
 struct Further(Waiting, AtomicU32);
@@ -137,8 +140,8 @@ impl More for Further {
 /// Connections of a session in one input.
 const CONNECTIONS: usize = 5;
 
-/// A destination that is fed an input: never a panic, never a page outside RAM, and it runs its guest once, after a
-/// hand-off, or not at all.
+/// A destination that is fed an input: never a panic, never a page outside RAM, and it runs its
+/// guest once, after a hand-off, or not at all.
 pub fn destination(data: &[u8]) {
     let mut input = Bytes(data);
     let raw = input.u8() & 1 != 0;
@@ -156,7 +159,8 @@ pub fn destination(data: &[u8]) {
     let mut connections: VecDeque<_> = connections.into();
     let bytes = connections.pop_front().unwrap_or_default();
     let mut dest = Dest::default();
-    let cfg = DestinationConfig { stall_timeout: Duration::from_secs(5), ..DestinationConfig::default() };
+    let cfg =
+        DestinationConfig { stall_timeout: Duration::from_secs(5), ..DestinationConfig::default() };
     let first = Box::new(Fed { bytes, more: Arc::new(Mutex::new(connections)) });
     let result = receive(first, &mut dest, &cfg, &(), &CancelToken::new());
     assert_eq!(result.is_ok(), dest.runs == 1, "{result:?}");
@@ -339,7 +343,10 @@ impl WriteHalf for Watched {
 impl Transport for Scripted {
     fn split(self: Box<Self>) -> io::Result<Halves> {
         let out = Watched { seen: self.seen.clone(), closed: self.closed.clone() };
-        Ok((Box::new(Answers { script: *self, now: Vec::new(), at: 0, waiting: None }), Box::new(out)))
+        Ok((
+            Box::new(Answers { script: *self, now: Vec::new(), at: 0, waiting: None }),
+            Box::new(out),
+        ))
     }
 }
 
@@ -348,8 +355,8 @@ pub(crate) static LEFT: AtomicU32 = AtomicU32::new(0);
 /// The same for destinations.
 pub(crate) static ARRIVED: AtomicU32 = AtomicU32::new(0);
 
-/// A source that gets its answers from an input: never a panic; whoever owns the guest, its vCPUs, log and hints are as they must
-/// be; success only after all was said.
+/// A source that gets its answers from an input: never a panic; whoever owns the guest, its vCPUs,
+/// log and hints are as they must be; success only after all was said.
 pub fn source(data: &[u8]) {
     let mut input = Bytes(data);
     let options = input.u8();

@@ -15,7 +15,8 @@ pub fn wire(data: &[u8]) {
             let (nr_pages, mut runs) = (u64::from(input.u16()), Vec::new());
             let payload = input.0;
             if let Ok(content) = parse(payload, nr_pages, &mut runs) {
-                let due: u64 = runs.iter().filter(|r| !r.zero).map(|r| u64::from(r.nr) * 4096).sum();
+                let due: u64 =
+                    runs.iter().filter(|r| !r.zero).map(|r| u64::from(r.nr) * 4096).sum();
                 assert_eq!(due, content.len() as u64);
                 assert!(runs.iter().all(|r| r.first + u64::from(r.nr) <= nr_pages));
                 let mut again = Vec::new();
@@ -27,7 +28,8 @@ pub fn wire(data: &[u8]) {
         2 => {
             let (nr_pages, mut runs, mut room) = (u64::from(input.u16()), Vec::new(), Vec::new());
             if let Ok(content) = parse_lz4(input.0, nr_pages, &mut runs, &mut room) {
-                let due: u64 = runs.iter().filter(|r| !r.zero).map(|r| u64::from(r.nr) * 4096).sum();
+                let due: u64 =
+                    runs.iter().filter(|r| !r.zero).map(|r| u64::from(r.nr) * 4096).sum();
                 assert_eq!(due, content.len() as u64);
             }
             assert!(room.len() <= MAX_CONTENT);

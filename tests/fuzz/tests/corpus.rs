@@ -18,7 +18,11 @@ fn inputs(target: &Target) -> Vec<Vec<u8>> {
     files.sort();
     let mut all: Vec<_> = files.iter().map(|path| fs::read(path).unwrap()).collect();
     let bytes: usize = all.iter().map(Vec::len).sum();
-    assert!(files.len() <= MOST_FILES && bytes as u64 <= MOST_BYTES, "{}: {bytes} bytes", target.name);
+    assert!(
+        files.len() <= MOST_FILES && bytes as u64 <= MOST_BYTES,
+        "{}: {bytes} bytes",
+        target.name
+    );
     all.extend(seeds::of(target.name).into_iter().map(|(_, data)| data));
     all
 }
@@ -75,7 +79,10 @@ fn destination_and_source() {
         seeds::of(name).iter().for_each(|(_, data)| run(target, data));
     }
     let (left, arrived) = moved();
-    assert!(left >= 4 && arrived >= 5, "seeds of {left} sources and {arrived} destinations reach the end");
+    assert!(
+        left >= 4 && arrived >= 5,
+        "seeds of {left} sources and {arrived} destinations reach the end"
+    );
     corpus_and_changes("destination");
     corpus_and_changes("source");
 }

@@ -1,7 +1,8 @@
 //! The product's whole balloon on real rings, under random requests, against a reference.
 //!
-//! For mistakes in which no order of events matters, only what is asked. The driver is that of the device's own tests
-//! (`devices/tests/devices/driver.rs`), which checks the length of each used buffer.
+//! For mistakes in which no order of events matters, only what is asked. The driver is that of the
+//! device's own tests (`devices/tests/devices/driver.rs`), which checks the length of each used
+//! buffer.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -106,7 +107,8 @@ impl Walk {
                 _ => pfn(FREE) + self.rng.below(5) as u32,
             })
             .collect();
-        let in_ram = |p: &u32| (pfn(FREE)..pfn(RAM)).contains(p) || (pfn(HIGH)..pfn(HIGH + RAM)).contains(p);
+        let in_ram =
+            |p: &u32| (pfn(FREE)..pfn(RAM)).contains(p) || (pfn(HIGH)..pfn(HIGH + RAM)).contains(p);
         for page in pfns.iter().filter(|p| in_ram(p)) {
             match inflate {
                 true => self.ballooned.insert(*page),
@@ -126,13 +128,16 @@ impl Walk {
 
     /// A range that may leave its region, or begin outside of RAM.
     fn report(&mut self) -> Outcome {
-        let start = [FREE, RAM - 2 * PAGE, HIGH, HIGH - PAGE, HIGH + RAM - PAGE][self.rng.below(5) as usize];
+        let start = [FREE, RAM - 2 * PAGE, HIGH, HIGH - PAGE, HIGH + RAM - PAGE]
+            [self.rng.below(5) as usize];
         let len = [PAGE as u32, 3 * PAGE as u32, 2 << 20, u32::MAX][self.rng.below(4) as usize];
         self.rig.host.take();
         self.rig.send(Rig::REPORT, &[inb(start, len)]);
         let end = start + u64::from(len) / PAGE * PAGE;
-        let region = [(0, RAM), (HIGH, HIGH + RAM)].into_iter().find(|(a, b)| (*a..*b).contains(&start));
-        let expected: Vec<_> = region.map(|(_, top)| (start, end.min(top) - start)).into_iter().collect();
+        let region =
+            [(0, RAM), (HIGH, HIGH + RAM)].into_iter().find(|(a, b)| (*a..*b).contains(&start));
+        let expected: Vec<_> =
+            region.map(|(_, top)| (start, end.min(top) - start)).into_iter().collect();
         check(joined(self.rig.host.take()) == expected, "discarded for a report")
     }
 

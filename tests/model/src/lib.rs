@@ -8,10 +8,12 @@
 //! | [`threads`] | every interleaving of threads and every value that C11 atomics may read | the product's own bitmap, gate, round and sink | loom |
 //! | [`device`] | seeded random requests | the product's whole balloon on real rings | a walk against a reference |
 //!
-//! And one on who runs the guest ([`life`]): the product's own transition function, called by stateright.
+//! And one on who runs the guest ([`life`]): the product's own transition function, called by
+//! stateright.
 //!
-//! The product's sources are compiled into this crate from the product's files (`build.rs`), each with a number of switchable
-//! mistakes ([`mutant::Mutant`]), so that every part can be shown to notice.
+//! The product's sources are compiled into this crate from the product's files (`build.rs`), each
+//! with a number of switchable mistakes ([`mutant::Mutant`]), so that every part can be shown to
+//! notice.
 #![forbid(unsafe_code)]
 
 pub mod device;

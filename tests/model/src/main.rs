@@ -109,7 +109,8 @@ fn main() -> ExitCode {
 }
 
 fn mistake(name: Option<String>) -> Result<Option<Mutant>, String> {
-    name.map(|n| Mutant::named(&n).ok_or(format!("no mistake is called {n}; `list` has them"))).transpose()
+    name.map(|n| Mutant::named(&n).ok_or(format!("no mistake is called {n}; `list` has them")))
+        .transpose()
 }
 
 fn scenario(name: &str) -> Result<&'static Scenario, String> {
@@ -150,26 +151,36 @@ fn run(command: Option<Command>) -> Result<bool, String> {
         }
         Command::Threads { test, preemptions, mistake: m } => {
             let mutant = mistake(m)?;
-            let chosen = threads::TESTS.iter().filter(|t| test.as_ref().is_none_or(|n| n == t.name));
+            let chosen =
+                threads::TESTS.iter().filter(|t| test.as_ref().is_none_or(|n| n == t.name));
             let mut good = true;
             let mut any = false;
             for t in chosen {
                 any = true;
                 let e = threads::explore(t, mutant, preemptions.or(t.preemptions));
-                println!("{}: {} executions, {:?}, wrong: {:?}", t.name, e.executions, e.time, e.wrong);
+                println!(
+                    "{}: {} executions, {:?}, wrong: {:?}",
+                    t.name, e.executions, e.time, e.wrong
+                );
                 good &= e.wrong.is_none();
             }
             if any { Ok(good) } else { Err("no test is called that; `list` has them".into()) }
         }
         Command::Device { from, walks, mistake: m } => {
             let w = device::walk(mistake(m)?, from..from.saturating_add(walks));
-            println!("{} walks, {} requests, {:?}, wrong: {:?}", w.walks, w.requests, w.time, w.wrong);
+            println!(
+                "{} walks, {} requests, {:?}, wrong: {:?}",
+                w.walks, w.requests, w.time, w.wrong
+            );
             Ok(w.wrong.is_none())
         }
         Command::Life { clients, commands, faults } => Ok(report::life(clients, commands, faults)),
         Command::List => {
             let walks = protocol::walks().iter();
-            scenarios().iter().chain(walks).for_each(|s| println!("scenario {}: {}", s.name, s.text));
+            scenarios()
+                .iter()
+                .chain(walks)
+                .for_each(|s| println!("scenario {}: {}", s.name, s.text));
             threads::TESTS.iter().for_each(|t| println!("test {}: {}", t.name, t.text));
             Mutant::ALL.iter().for_each(|m| println!("mistake {m:?}: {}", m.text()));
             Ok(true)

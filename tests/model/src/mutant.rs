@@ -18,7 +18,8 @@ pub fn on(mutant: Mutant) -> bool {
 
 macro_rules! mutants {
     ($($name:ident, $history:literal, $finder:ident, $text:literal;)*) => {
-        /// A mistake. Whether it is in the product's own text or in the model's is said by `patches.rs`, which has the former.
+        /// A mistake. Whether it is in the product's own text or in the model's is said by
+        /// `patches.rs`, which has the former.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         pub enum Mutant { $(#[doc = $text] $name,)* }
 

@@ -15,7 +15,8 @@ const WALKS: u64 = 20_000;
 pub struct Found {
     /// In what.
     pub place: String,
-    /// States, executions or requests until it was found, those of places where it was not found included.
+    /// States, executions or requests until it was found, those of places where it was not found
+    /// included.
     pub explored: u64,
     /// Time for them.
     pub time: Duration,
@@ -29,7 +30,8 @@ impl Found {
     }
 }
 
-/// Explores the life of a VM, and looks for each mistake in it. Whether nothing was wrong and each was found.
+/// Explores the life of a VM, and looks for each mistake in it. Whether nothing was wrong and each
+/// was found.
 pub fn life(clients: u8, commands: u8, faults: u8) -> bool {
     let system = System { clients, commands, guest_ends: 2, faults, mistake: None };
     let e = life::explore(system);
@@ -61,7 +63,8 @@ pub fn find(mutant: Mutant) -> Option<Found> {
         }),
         Finder::Device => {
             let e = device::walk(Some(mutant), 0..WALKS);
-            e.wrong.map(|(wrong, seed)| Found::new(&format!("seed {seed}"), e.requests, since, wrong))
+            e.wrong
+                .map(|(wrong, seed)| Found::new(&format!("seed {seed}"), e.requests, since, wrong))
         }
     }
 }
@@ -109,7 +112,8 @@ pub fn clean(nr_walks: u64) -> bool {
     for s in walks() {
         let w = protocol::walk(s, None, 0..nr_walks);
         good &= w.wrong.is_none() && w.moved > w.walks / 2;
-        let wrong = w.wrong.map_or("nothing".into(), |(wrong, seed)| format!("{wrong:?}, seed {seed}"));
+        let wrong =
+            w.wrong.map_or("nothing".into(), |(wrong, seed)| format!("{wrong:?}, seed {seed}"));
         println!(
             "| {}: {} | {} | {} | {} | {} | {wrong} |",
             s.name,
@@ -137,7 +141,13 @@ pub fn clean(nr_walks: u64) -> bool {
         good &= e.wrong.is_none();
         let bound = t.preemptions.map_or("all".into(), |n| format!("at most {n}"));
         let wrong = e.wrong.unwrap_or_else(|| "nothing".into());
-        println!("| {}: {} | {} | {bound} | {} | {wrong} |", t.name, t.text, e.executions, ms(e.time));
+        println!(
+            "| {}: {} | {} | {bound} | {} | {wrong} |",
+            t.name,
+            t.text,
+            e.executions,
+            ms(e.time)
+        );
     }
     println!();
     good
@@ -161,8 +171,9 @@ pub fn mistakes(nr_walks: u64) -> Vec<Mutant> {
             Finder::Device => "walk",
         };
         let walked = match mutant.finder() {
-            Finder::Protocol => stumble_on(mutant, nr_walks)
-                .map_or("no".into(), |f| format!("seed {}: {} steps, {}", f.place, f.explored, ms(f.time))),
+            Finder::Protocol => stumble_on(mutant, nr_walks).map_or("no".into(), |f| {
+                format!("seed {}: {} steps, {}", f.place, f.explored, ms(f.time))
+            }),
             _ => String::new(),
         };
         let Found { place, explored, time, wrong } = found;

@@ -1,8 +1,9 @@
 //! The product's bitmap, gate, round and sink against a sender, a guest and each other, under loom.
 //!
-//! loom runs a test once for every order of its threads' accesses to shared memory that could make a difference, and lets relaxed
-//! loads return every value that C11 allows. So these tests are about what the protocol's model takes for one step: that a swap is
-//! one, that a closed gate stays closed, that nobody sleeps for ever.
+//! loom runs a test once for every order of its threads' accesses to shared memory that could make
+//! a difference, and lets relaxed loads return every value that C11 allows. So these tests are
+//! about what the protocol's model takes for one step: that a swap is one, that a closed gate stays
+//! closed, that nobody sleeps for ever.
 
 use std::cell::Cell;
 use std::io;
@@ -150,7 +151,8 @@ impl Migration {
         self.round.mark_sent(0, taken);
     }
 
-    /// A thread on which the device hands a hint for all pages to the sink, after which the guest may do something.
+    /// A thread on which the device hands a hint for all pages to the sink, after which the guest
+    /// may do something.
     fn hint(&self, then: impl FnOnce(&Guest) + 'static) -> thread::JoinHandle<()> {
         let (sink, guest) = (self.sink.clone(), self.guest.clone());
         thread::spawn(move || {
@@ -173,7 +175,11 @@ impl Migration {
         for other in others {
             other.join().unwrap();
         }
-        assert_eq!(hinted, self.round.hinted_pages(), "a hint had an effect after its epoch was closed");
+        assert_eq!(
+            hinted,
+            self.round.hinted_pages(),
+            "a hint had an effect after its epoch was closed"
+        );
         let mut dirty = Bitmap::new(PAGES);
         self.guest.harvest(&mut dirty).unwrap();
         self.guest.with(|hw| {
@@ -201,8 +207,18 @@ pub struct Test {
 /// All of them.
 pub const TESTS: &[Test] = &[
     Test { name: "gate", text: "a hint and a closing", preemptions: None, run: || gate(&[1]) },
-    Test { name: "gate-two", text: "two hints and a closing", preemptions: Some(3), run: || gate(&[1, 10]) },
-    Test { name: "bitmap", text: "sender and hint take the same word", preemptions: None, run: bitmap },
+    Test {
+        name: "gate-two",
+        text: "two hints and a closing",
+        preemptions: Some(3),
+        run: || gate(&[1, 10]),
+    },
+    Test {
+        name: "bitmap",
+        text: "sender and hint take the same word",
+        preemptions: None,
+        run: bitmap,
+    },
     Test {
         name: "protected",
         text: "sender, hint, guest that writes, closing",
@@ -360,7 +376,9 @@ pub fn explore(test: &Test, mutant: Option<Mutant>, preemptions: Option<usize>) 
     mutant::set(None);
     let wrong = outcome.err().map(|cause| match cause.downcast::<String>() {
         Ok(text) => *text,
-        Err(cause) => cause.downcast::<&str>().map_or_else(|_| "a panic".into(), |text| text.to_string()),
+        Err(cause) => {
+            cause.downcast::<&str>().map_or_else(|_| "a panic".into(), |text| text.to_string())
+        }
     });
     Explored { executions: EXECUTIONS.get(), time: started.elapsed(), wrong }
 }

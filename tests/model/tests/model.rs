@@ -1,11 +1,13 @@
-//! Nothing is wrong without a mistake, and each mistake is found. `cargo test -p wherry-model -- --nocapture` prints the tables.
+//! Nothing is wrong without a mistake, and each mistake is found. `cargo test -p wherry-model --
+//! --nocapture` prints the tables.
 
 use wherry_model::life::{Mistake, System, explore as explore_life};
 use wherry_model::mutant::{Finder, Mutant};
 use wherry_model::protocol::{explore, named, replay, scenarios, walk, walks};
 use wherry_model::{device, report, threads};
 
-/// Every interleaving of the small scenarios: both ways of honouring hints, probe and switch, spells, balloon, holes, failure.
+/// Every interleaving of the small scenarios: both ways of honouring hints, probe and switch,
+/// spells, balloon, holes, failure.
 #[test]
 fn no_interleaving_of_the_protocol_is_wrong() {
     for s in scenarios() {
@@ -24,7 +26,10 @@ fn no_interleaving_of_the_protocol_is_wrong() {
 fn no_random_walk_of_the_protocol_is_wrong() {
     for s in walks() {
         let w = walk(s, None, 0..10_000);
-        println!("{}: {} walks, {} steps, {} moved, {:?}", s.name, w.walks, w.steps, w.moved, w.time);
+        println!(
+            "{}: {} walks, {} steps, {} moved, {:?}",
+            s.name, w.walks, w.steps, w.moved, w.time
+        );
         assert!(w.wrong.is_none(), "cargo xtask model -- replay {} SEED: {:?}", s.name, w.wrong);
         assert!(w.moved > w.walks / 2);
     }
@@ -85,11 +90,13 @@ fn a_failing_seed_replays() {
     assert_eq!(replay(s, None, seed, |_, _| ()), None, "and without the mistake nothing is wrong");
 }
 
-/// Clients with two commands each, ends of the guest, failures: never two, nothing answered ok and lost.
+/// Clients with two commands each, ends of the guest, failures: never two, nothing answered ok and
+/// lost.
 #[test]
 fn no_order_of_a_vms_life_is_wrong() {
     for clients in [2, 3] {
-        let e = explore_life(System { clients, commands: 2, guest_ends: 2, faults: 2, mistake: None });
+        let e =
+            explore_life(System { clients, commands: 2, guest_ends: 2, faults: 2, mistake: None });
         println!("{clients} clients: {} states, depth {}, {:?}", e.states, e.depth, e.time);
         assert!(e.wrong.is_none(), "{:#?}", e.wrong);
         assert!(e.everything, "it never moves, is unknown, or reboots");
@@ -99,7 +106,8 @@ fn no_order_of_a_vms_life_is_wrong() {
 #[test]
 fn each_mistake_in_a_vms_life_is_found() {
     for mistake in Mistake::ALL {
-        let system = System { clients: 2, commands: 2, guest_ends: 2, faults: 2, mistake: Some(mistake) };
+        let system =
+            System { clients: 2, commands: 2, guest_ends: 2, faults: 2, mistake: Some(mistake) };
         let e = explore_life(system);
         println!("{mistake:?}: {} states, {:?}, {:?}", e.states, e.time, e.wrong);
         assert!(e.wrong.is_some(), "{mistake:?} was not found");

@@ -1,7 +1,9 @@
-//! Two clients within microseconds: `pause` beside `migrate`, and `resume` as soon as the switchover has begun.
+//! Two clients within microseconds: `pause` beside `migrate`, and `resume` as soon as the
+//! switchover has begun.
 //!
-//! Once a machine's state is on its way nothing may start it or change it here: the destination would run an older guest
-//! than the one that went on at the source. `WHERRY_SOAK` asks for more attempts.
+//! Once a machine's state is on its way nothing may start it or change it here: the destination
+//! would run an older guest than the one that went on at the source. `WHERRY_SOAK` asks for more
+//! attempts.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -28,7 +30,10 @@ impl Client {
         let mut reader = BufReader::new(self.0);
         loop {
             let mut line = String::new();
-            anyhow::ensure!(reader.read_line(&mut line)? > 0, "closed without an answer to {request}");
+            anyhow::ensure!(
+                reader.read_line(&mut line)? > 0,
+                "closed without an answer to {request}"
+            );
             let reply: Value = serde_json::from_str(&line)?;
             if reply.get("ok").is_some() || reply.get("error").is_some() {
                 return Ok(reply);
@@ -60,8 +65,8 @@ fn look(env: &Env, name: &str) -> Result<Seen> {
     })
 }
 
-/// One attempt; the migration is cut after its state was sent, so the guest stays. Whether the pause came first, and what
-/// `stop` was answered.
+/// One attempt; the migration is cut after its state was sent, so the guest stays. Whether the
+/// pause came first, and what `stop` was answered.
 fn attempt(env: &Env, name: &str, offset: Duration, pause_first: bool) -> Result<(bool, Value)> {
     let real = env.dir.join("there.migrate");
     let _ = std::fs::remove_file(&real);
@@ -100,7 +105,10 @@ fn attempt(env: &Env, name: &str, offset: Duration, pause_first: bool) -> Result
     let seen = seen.recv_timeout(SOON)??;
     assert_eq!(seen.state, "migrating", "the state was overwritten while the migration runs");
     for answer in [&seen.resumed, &seen.forced, &seen.paused] {
-        assert!(answer.get("error").is_some(), "answered ok while the state is on its way: {answer}");
+        assert!(
+            answer.get("error").is_some(),
+            "answered ok while the state is on its way: {answer}"
+        );
     }
     drop(proxy);
     assert!(!destination.wait_exit(SOON)?.success(), "a receiver without a guest must not succeed");

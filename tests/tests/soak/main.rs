@@ -1,8 +1,10 @@
-//! Migrations there and back with everything on at once: hints, reporting, a balloon whose target goes up and down, compaction, a
-//! writer and a memory hog. No page may be wrong, by the guest's own checks and by `--verify`.
+//! Migrations there and back with everything on at once: hints, reporting, a balloon whose target
+//! goes up and down, compaction, a writer and a memory hog. No page may be wrong, by the guest's
+//! own checks and by `--verify`.
 //!
-//! Everywhere: a few migrations. With `--soak`: `--migrations`, at most `--minutes`, from `--seed`. A failure names the seed, the leg
-//! and the migration, and leaves the VMs' logs and what the guests said last where it says.
+//! Everywhere: a few migrations. With `--soak`: `--migrations`, at most `--minutes`, from `--seed`.
+//! A failure names the seed, the leg and the migration, and leaves the VMs' logs and what the
+//! guests said last where it says.
 
 mod plan;
 mod tally;
@@ -27,7 +29,8 @@ const CHECK_MIB: u64 = 24;
 const PAGES_PER_MIB: u64 = 256;
 /// Migrations between two looks at the balloon at rest.
 const REST_EVERY: u64 = 8;
-/// What the guest may have less in the end than at first: caches of its kernel that have grown. KiB.
+/// What the guest may have less in the end than at first: caches of its kernel that have grown.
+/// KiB.
 const FREE_TOLERANCE_KIB: u64 = 20 * 1024;
 
 fn number(name: &str) -> Option<u64> {
@@ -73,7 +76,8 @@ impl<'a> Leg<'a> {
         Ok(())
     }
 
-    /// Without hog and compaction the balloon reaches its target, and the host's set is what the guest says in three ways.
+    /// Without hog and compaction the balloon reaches its target, and the host's set is what the
+    /// guest says in three ways.
     fn rest(&mut self, target_mib: u64) -> Result<()> {
         self.guest.ask("surge 0", SOON)?;
         self.guest.ask("compaction 0", SOON)?;
@@ -125,7 +129,10 @@ impl<'a> Leg<'a> {
         let destination = self.destination.insert(Guest::receive(self.env, &name, &uri)?);
         let outcome = run(self.env, &self.guest.name, &uri, hop)?;
         let Some(report) = outcome else {
-            ensure!(!destination.wait_exit(SOON)?.success(), "a receiver without a guest must not succeed");
+            ensure!(
+                !destination.wait_exit(SOON)?.success(),
+                "a receiver without a guest must not succeed"
+            );
             self.destination = None;
             self.tally.count(tally::CANCELLED);
             return Ok(format!("cancelled after {} ms", hop.cancel_ms.unwrap_or_default()));
@@ -149,7 +156,11 @@ impl<'a> Leg<'a> {
 
     /// The guest runs, and all of its memory is right.
     fn check(&mut self) -> Result<()> {
-        ensure!(self.guest.info()?["state"] == "running", "the guest does not run: {}", self.guest.info()?);
+        ensure!(
+            self.guest.info()?["state"] == "running",
+            "the guest does not run: {}",
+            self.guest.info()?
+        );
         let verdict = self.guest.ask("verify", SOON)?;
         ensure!(
             verdict.num("bad")? == 0 && verdict.num("pages")? == CHECK_MIB * PAGES_PER_MIB,
@@ -160,7 +171,9 @@ impl<'a> Leg<'a> {
             ensure!(status.num(key)? == 0, "{key}={}", status.num(key)?);
         }
         let balloon = self.guest.balloon()?;
-        for counter in ["malformed_requests", "malformed_reports", "hints_malformed", "discard_errors"] {
+        for counter in
+            ["malformed_requests", "malformed_reports", "hints_malformed", "discard_errors"]
+        {
             ensure!(balloon.counter(counter)? == 0, "{counter}={}", balloon.counter(counter)?);
         }
         Ok(())
@@ -176,7 +189,11 @@ impl<'a> Leg<'a> {
             self.guest.ask("drop", SOON)?;
             let free = self.guest.ask("status", SOON)?.num("memfree_kb")?;
             let back = free + FREE_TOLERANCE_KIB >= wanted;
-            Ok(if back { Ok(()) } else { Err(format!("{wanted} KiB were free at first, now {free}")) })
+            Ok(if back {
+                Ok(())
+            } else {
+                Err(format!("{wanted} KiB were free at first, now {free}"))
+            })
         })?;
         self.check()?;
         let now = self.guest.ask("status", SOON)?;
@@ -200,7 +217,8 @@ impl<'a> Leg<'a> {
         self.end()
     }
 
-    /// Writes the VMMs' logs and what is known of the guests to a folder that stays; returns its path.
+    /// Writes the VMMs' logs and what is known of the guests to a folder that stays; returns its
+    /// path.
     fn keep(&mut self) -> PathBuf {
         let base = std::env::var_os("WHERRY_KEEP").map_or_else(std::env::temp_dir, PathBuf::from);
         let folder = base.join(format!("soak-{}", std::process::id()));
@@ -244,8 +262,9 @@ fn run(env: &Env, name: &str, uri: &str, hop: &Hop) -> Result<Option<Value>> {
 
 fn check_report(report: &Value) -> Result<()> {
     let pages = report["nr_pages"].as_u64().unwrap_or(0);
-    let sum =
-        |of: &Value, classes: &[&str]| classes.iter().filter_map(|class| of[*class].as_u64()).sum::<u64>();
+    let sum = |of: &Value, classes: &[&str]| {
+        classes.iter().filter_map(|class| of[*class].as_u64()).sum::<u64>()
+    };
     ensure!(report["verify"]["wrong"] == 0, "wrong pages: {report:#}");
     ensure!(sum(&report["verify"], &["equal", "free", "wrong"]) == pages, "{report:#}");
     for round in report["rounds"].as_array().into_iter().flatten() {

@@ -20,8 +20,18 @@ pub struct Kind {
 const KINDS: [Kind; 6] = [
     Kind { name: "cloud 6.1", kernel: "CLOUD_6_1", append: "", cpus: 1 },
     Kind { name: "cloud 6.12", kernel: "CLOUD_6_12", append: "", cpus: 1 },
-    Kind { name: "cloud 6.1, init_on_alloc=0", kernel: "CLOUD_6_1", append: "init_on_alloc=0", cpus: 1 },
-    Kind { name: "cloud 6.12, init_on_alloc=0", kernel: "CLOUD_6_12", append: "init_on_alloc=0", cpus: 2 },
+    Kind {
+        name: "cloud 6.1, init_on_alloc=0",
+        kernel: "CLOUD_6_1",
+        append: "init_on_alloc=0",
+        cpus: 1,
+    },
+    Kind {
+        name: "cloud 6.12, init_on_alloc=0",
+        kernel: "CLOUD_6_12",
+        append: "init_on_alloc=0",
+        cpus: 2,
+    },
     Kind { name: "generic 6.1", kernel: "GENERIC_6_1", append: "", cpus: 1 },
     Kind { name: "generic 6.12", kernel: "GENERIC_6_12", append: "", cpus: 1 },
 ];
@@ -87,7 +97,8 @@ impl Hop {
             target_mib: dice.within(8, 96),
             moving: dice.within(0, 3) == 0,
             hints: ["on", "auto", "off"][(nth % 3) as usize],
-            // The slow ones have several rounds; without a limit everything is over before the guest gets far.
+            // The slow ones have several rounds; without a limit everything is over before the
+            // guest gets far.
             bandwidth: if cancel {
                 Some("400Mbit")
             } else {

@@ -49,13 +49,21 @@ pub const RESTS: &str = "balloon's set compared at rest";
 pub struct Tally([u64; ROWS.len()]);
 
 fn sum(report: &Value, class: &str) -> u64 {
-    report["rounds"].as_array().into_iter().flatten().filter_map(|round| round[class].as_u64()).sum()
+    report["rounds"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|round| round[class].as_u64())
+        .sum()
 }
 
 impl Tally {
     /// A figure by the name of its row.
     pub fn get(&self, row: &str) -> u64 {
-        ROWS.iter().zip(self.0).find_map(|(name, figure)| (*name == row).then_some(figure)).unwrap_or(0)
+        ROWS.iter()
+            .zip(self.0)
+            .find_map(|(name, figure)| (*name == row).then_some(figure))
+            .unwrap_or(0)
     }
 
     /// Adds to the rows from `first` on.
@@ -75,7 +83,8 @@ impl Tally {
         let verified = |class: &str| report["verify"][class].as_u64().unwrap_or(0);
         self.count(MOVED);
         self.add_from("rounds", &[rounds, report["total_bytes"].as_u64().unwrap_or(0) / MIB]);
-        let classes = ["sent", "hinted", "overridden", "ballooned", "hole"].map(|class| sum(report, class));
+        let classes =
+            ["sent", "hinted", "overridden", "ballooned", "hole"].map(|class| sum(report, class));
         self.add_from("pages sent", &classes);
         self.add_from("pages verified equal", &["equal", "free", "wrong"].map(verified));
     }

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: migrations in the lab, measured, as tables, JSON and an HTML report.
 //!
-//! The work is done by `wherry-bench` (`tests/bench`); this builds what it needs and gives it a lab, and a fresh one whenever the old one
-//! has died or has been used for long enough.
+//! The work is done by `wherry-bench` (`tests/bench`); this builds what it needs and gives it a
+//! lab, and a fresh one whenever the old one has died or has been used for long enough.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,8 @@ use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::{check_writable, images, note, setup, testing};
 
-/// A lab begins no run after so many seconds: the longer one lives, the more is lost when it freezes.
+/// A lab begins no run after so many seconds: the longer one lives, the more is lost when it
+/// freezes.
 const BUDGET: u64 = 420;
 /// How long the run that is then under way may take.
 const LAST_RUN: u64 = 660;
@@ -25,7 +26,8 @@ const MORE: u8 = 3;
 /// Options of `bench`.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Case files in `tests/bench/cases` by name, those with some values (`name/key=value,…`), or paths of case files [default: all]
+    /// Case files in `tests/bench/cases` by name, those with some values (`name/key=value,…`), or
+    /// paths of case files [default: all]
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
     /// Measures this VMM, too: qemu.
@@ -124,7 +126,8 @@ fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()
             Ok(0) => return Ok(()),
             Ok(MORE) if args.one_lab => return Ok(()),
             Ok(MORE) => note("a fresh lab for the rest"),
-            // A lab that died in a run has left that run's number: the next one puts it down as such.
+            // A lab that died in a run has left that run's number: the next one puts it down as
+            // such.
             Ok(lab::TIMED_OUT) => note("the lab ran out of time; a fresh one for the rest"),
             Err(error) if progress(out) != before => {
                 note(&format!("the lab died: {error:#}; a fresh one for the rest"))
@@ -132,7 +135,10 @@ fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()
             Err(error) => return Err(error),
             Ok(code) => bail!("wherry-bench failed in the lab with exit code {code}; see above"),
         }
-        ensure!(progress(out) != before, "the lab gets nowhere; `cargo xtask bench --resume` tries again");
+        ensure!(
+            progress(out) != before,
+            "the lab gets nowhere; `cargo xtask bench --resume` tries again"
+        );
     }
 }
 
@@ -158,7 +164,11 @@ fn plan(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<(
     let _ = std::fs::remove_dir_all(out);
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let mut plan = Command::new(tool);
-    plan.arg("plan").arg("--dir").arg(workspace.root.join("tests/bench/cases")).arg("--out").arg(out);
+    plan.arg("plan")
+        .arg("--dir")
+        .arg(workspace.root.join("tests/bench/cases"))
+        .arg("--out")
+        .arg(out);
     plan.args(["--runs", &args.runs.to_string()]);
     plan.args(args.peer.iter().flat_map(|peer| ["--peer", peer]));
     plan.args(args.only.iter().flat_map(|only| ["--only", only]));

@@ -18,7 +18,8 @@ pub struct Workspace {
 
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Set for us by the `cargo run` that started us; it would name our own package to build scripts.
+    // Set for us by the `cargo run` that started us; it would name our own package to build
+    // scripts.
     command.env_remove("CARGO_MANIFEST_DIR");
     command
 }
@@ -35,21 +36,27 @@ impl Workspace {
             .context("cannot run cargo")?;
         let meta: serde_json::Value =
             serde_json::from_slice(&out.stdout).context("cannot read `cargo metadata`")?;
-        let dir = |key: &str| meta[key].as_str().map(PathBuf::from).context("`cargo metadata` is incomplete");
+        let dir = |key: &str| {
+            meta[key].as_str().map(PathBuf::from).context("`cargo metadata` is incomplete")
+        };
         Ok(Self { root: dir("workspace_root")?, target: dir("target_directory")? })
     }
 
     /// Where our own products go.
     pub fn out(&self) -> Result<PathBuf> {
         let out = self.target.join("wherry");
-        std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        std::fs::create_dir_all(&out)
+            .with_context(|| format!("cannot create {}", out.display()))?;
         Ok(out)
     }
 
     fn run(&self, mut command: Command) -> Result<()> {
         let line: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
-        let status =
-            command.current_dir(&self.root).stdout(std::io::stderr()).status().context("cannot run cargo")?;
+        let status = command
+            .current_dir(&self.root)
+            .stdout(std::io::stderr())
+            .status()
+            .context("cannot run cargo")?;
         if !status.success() {
             bail!("`cargo {}` failed", line.join(" "));
         }
@@ -73,7 +80,12 @@ impl Workspace {
         let script = self.root.join("guest-kernel/src/bin/wherry-hostile/link.ld");
         let script = format!("link-arg=-Wl,-T,{}", script.display());
         let flags = ["target-feature=+crt-static", "relocation-model=static"];
-        let link = ["link-arg=-nostartfiles", "link-arg=-nostdlib", "link-arg=-Wl,--build-id=none", &script];
+        let link = [
+            "link-arg=-nostartfiles",
+            "link-arg=-nostdlib",
+            "link-arg=-Wl,--build-id=none",
+            &script,
+        ];
         self.guest_program("wherry-hostile", &["bare-metal"], &[&flags[..], &link].concat())
     }
 
@@ -152,7 +164,8 @@ mod tests {
 
     #[test]
     fn finds_test_executables_only() {
-        let line = r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":"/t/boot-1"}"#;
+        let line =
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":"/t/boot-1"}"#;
         assert_eq!(test_executable(line), Some("/t/boot-1".into()));
         assert_eq!(test_executable(&line.replace("test", "lib")), None);
         assert_eq!(test_executable("not json"), None);

@@ -1,7 +1,9 @@
-//! `cargo xtask demo`: the main job. Boots a stock Linux, migrates it with and without hints, prints what went over the wire.
+//! `cargo xtask demo`: the main job. Boots a stock Linux, migrates it with and without hints,
+//! prints what went over the wire.
 //!
-//! The outer half builds, provides the kernel and starts the lab; the inner half (`--inner`) runs in it. The outer one also
-//! watches the CPUs, since the lab cannot know what else this machine does.
+//! The outer half builds, provides the kernel and starts the lab; the inner half (`--inner`) runs
+//! in it. The outer one also watches the CPUs, since the lab cannot know what else this machine
+//! does.
 
 mod claims;
 mod share;
@@ -48,7 +50,8 @@ struct Case {
     hints: &'static str,
 }
 
-const IDLE: Case = Case { key: "idle", title: "idle guest", append: "", busy: false, hints: "auto" };
+const IDLE: Case =
+    Case { key: "idle", title: "idle guest", append: "", busy: false, hints: "auto" };
 const OFF: Case = Case {
     key: "hints_off",
     title: "700 MiB written and freed, hints off",
@@ -63,8 +66,12 @@ const OFF_PLAIN: Case = Case {
     append: "init_on_alloc=0",
     ..OFF
 };
-const ON_PLAIN: Case =
-    Case { key: "hints_on_init_on_alloc_0", title: "init_on_alloc=0, hints on", hints: "on", ..OFF_PLAIN };
+const ON_PLAIN: Case = Case {
+    key: "hints_on_init_on_alloc_0",
+    title: "init_on_alloc=0, hints on",
+    hints: "on",
+    ..OFF_PLAIN
+};
 const CASES: [Case; 5] = [IDLE, OFF, ON, OFF_PLAIN, ON_PLAIN];
 /// What `--json` holds; the fifth case is only there to compare times.
 const IN_JSON: [&str; 4] = [IDLE.key, OFF.key, ON.key, ON_PLAIN.key];
@@ -80,7 +87,8 @@ struct Figures {
     downtime_ms: f64,
     longest_gap_ms: f64,
     guest_ok: bool,
-    /// When the migration was asked for, and when the guest had settled, in milliseconds since 1970.
+    /// When the migration was asked for, and when the guest had settled, in milliseconds since
+    /// 1970.
     began_unix_ms: u64,
     ended_unix_ms: u64,
     /// The part of one CPU that the demo had or could have had meanwhile.
@@ -114,7 +122,8 @@ fn outer(json: Option<&Path>) -> Result<u8> {
     job.timeout = Some(Duration::from_secs(1200));
     job.env = testing::lab_environment(&wherry, &images);
     job.writable.push(out);
-    job.argv = vec![std::env::current_exe()?.into(), "demo".into(), "--inner".into(), file.clone().into()];
+    job.argv =
+        vec![std::env::current_exe()?.into(), "demo".into(), "--inner".into(), file.clone().into()];
     let watch = share::Watch::start();
     let code = lab::run(&workspace, &job);
     let shares = watch.finish();
@@ -218,8 +227,9 @@ fn run(env: &Env, case: &Case) -> Result<Figures> {
 
 /// All but the times of day.
 fn figures(report: &Value, status: &wherry_tests::Fields) -> Result<Figures> {
-    let number =
-        |path: &str| report.pointer(path).and_then(Value::as_u64).with_context(|| format!("no {path}"));
+    let number = |path: &str| {
+        report.pointer(path).and_then(Value::as_u64).with_context(|| format!("no {path}"))
+    };
     Ok(Figures {
         guest_ram_bytes: number("/nr_pages")? * 4096,
         round_one_bytes: number("/round_one_bytes")?,

@@ -49,14 +49,17 @@ fn guest(workspace: &Workspace, init: &Path, id: KernelId) -> Result<Image> {
     // A guest may be booting from it right now: never write in place, and not at all without need.
     if fs::read(&initrd).ok().as_deref() != Some(&content) {
         let partial = initrd.with_extension(format!("{}", std::process::id()));
-        fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
-        fs::rename(&partial, &initrd).with_context(|| format!("cannot create {}", initrd.display()))?;
+        fs::write(&partial, content)
+            .with_context(|| format!("cannot write {}", partial.display()))?;
+        fs::rename(&partial, &initrd)
+            .with_context(|| format!("cannot create {}", initrd.display()))?;
     }
     Ok(Image { kernel, initrd })
 }
 
-/// The environment that tells tests and demo where the images are: `WHERRY_KERNEL_CLOUD_6_1`, `WHERRY_INITRD_…`,
-/// `WHERRY_RELEASE_…` and so on; `WHERRY_KERNEL` and `WHERRY_INITRD` stand for the first image.
+/// The environment that tells tests and demo where the images are: `WHERRY_KERNEL_CLOUD_6_1`,
+/// `WHERRY_INITRD_…`, `WHERRY_RELEASE_…` and so on; `WHERRY_KERNEL` and `WHERRY_INITRD` stand for
+/// the first image.
 pub fn environment(images: &[Image]) -> Vec<(String, PathBuf)> {
     let mut env = Vec::new();
     for (index, image) in images.iter().enumerate() {

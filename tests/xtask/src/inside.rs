@@ -1,10 +1,12 @@
 //! `xtask run-tests`: the integration tests one by one, where `/dev/kvm` is real.
 //!
-//! Each test has a process and a time limit of its own, so that one that hangs costs itself only and says where it hung.
+//! Each test has a process and a time limit of its own, so that one that hangs costs itself only
+//! and says where it hung.
 //!
-//! **A second attempt, in emulation only.** The emulated KVM host loses interrupts and now and then a guest (docs/testing.md). There, and
-//! nowhere else, a failed test is tried once more. Both outcomes are printed and the summary names each test that needed it: one
-//! that needs it often has something to say. On a real KVM host a failure is a failure.
+//! **A second attempt, in emulation only.** The emulated KVM host loses interrupts and now and then
+//! a guest (docs/testing.md). There, and nowhere else, a failed test is tried once more. Both
+//! outcomes are printed and the summary names each test that needed it: one that needs it often has
+//! something to say. On a real KVM host a failure is a failure.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -37,7 +39,8 @@ pub struct Args {
 /// Runs them; 1 if any failed for good.
 pub fn main(args: &Args) -> Result<u8> {
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
-    let mut passed_file = OpenOptions::new().read(true).append(true).create(true).open(&args.passed)?;
+    let mut passed_file =
+        OpenOptions::new().read(true).append(true).create(true).open(&args.passed)?;
     let mut before = String::new();
     passed_file.read_to_string(&mut before)?;
     for executable in &args.executables {
@@ -79,7 +82,8 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(u8::from(!failed.is_empty()))
 }
 
-/// Names of the tests in an executable that contain `filter`; with `--soak` also those that are ignored, which are long.
+/// Names of the tests in an executable that contain `filter`; with `--soak` also those that are
+/// ignored, which are long.
 pub fn names(executable: &Path, filter: &str) -> Result<Vec<String>> {
     let list = |ignored: &[&str]| -> Result<Vec<String>> {
         let out = Command::new(executable).arg("--list").args(ignored).arg(filter).output();
@@ -130,7 +134,8 @@ fn wait(test: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     Ok(None)
 }
 
-/// Where the threads of all `wherry` processes are: command line, thread, and the kernel's stack (as root).
+/// Where the threads of all `wherry` processes are: command line, thread, and the kernel's stack
+/// (as root).
 fn print_tasks() {
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path()) {
@@ -139,9 +144,14 @@ fn print_tasks() {
             continue;
         }
         eprintln!("{command}");
-        for task in std::fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|e| e.path())
+        for task in std::fs::read_dir(process.join("task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
         {
-            let top: Vec<String> = read(task.join("stack")).lines().take(3).map(Into::into).collect();
+            let top: Vec<String> =
+                read(task.join("stack")).lines().take(3).map(Into::into).collect();
             eprintln!("  {}: {}", read(task.join("comm")).trim(), top.join(" "));
         }
     }

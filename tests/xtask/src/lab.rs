@@ -1,7 +1,7 @@
 //! The lab: where `/dev/kvm` is real.
 //!
-//! Either this machine, or a KVM host in QEMU's software emulation ([`qemu`]), which needs no hardware virtualisation at
-//! all and so works anywhere, slowly.
+//! Either this machine, or a KVM host in QEMU's software emulation ([`qemu`]), which needs no
+//! hardware virtualisation at all and so works anywhere, slowly.
 
 mod qemu;
 mod relay;
@@ -26,8 +26,8 @@ pub struct Args {
     /// Folder whose changes reach this machine's files; may be repeated.
     #[arg(long, value_name = "DIR")]
     rw: Vec<PathBuf>,
-    /// Copies a file or folder into the lab's memory first; may be repeated. For what is read often, since the lab
-    /// reads this machine's files slowly.
+    /// Copies a file or folder into the lab's memory first; may be repeated. For what is read
+    /// often, since the lab reads this machine's files slowly.
     #[arg(long, value_name = "FROM:TO")]
     copy: Vec<String>,
     /// Working directory of the command [default: this one].
@@ -78,7 +78,8 @@ pub fn is_emulated() -> bool {
 pub fn main(args: &Args) -> Result<u8> {
     let here = std::env::current_dir().context("the working directory is gone")?;
     let copies = args.copy.iter().map(|copy| {
-        let (from, to) = copy.split_once(':').with_context(|| format!("--copy {copy}: should be FROM:TO"))?;
+        let (from, to) =
+            copy.split_once(':').with_context(|| format!("--copy {copy}: should be FROM:TO"))?;
         Ok((here.join(from), here.join(to)))
     });
     let job = Job {
@@ -140,7 +141,8 @@ fn choose(workspace: &Workspace) -> Result<Lab> {
 
 /// Whether this machine has a KVM that emulates kernel code in software, and is not the lab.
 pub fn software_kvm(workspace: &Workspace) -> bool {
-    matches!(choose(workspace), Ok(Lab::Qemu(_))) && doctor(workspace).as_deref() == Some("software")
+    matches!(choose(workspace), Ok(Lab::Qemu(_)))
+        && doctor(workspace).as_deref() == Some("software")
 }
 
 /// The verdict of `wherry doctor`, if there is a `wherry` and it has one.
@@ -197,7 +199,11 @@ fn exit_code(status: ExitStatus) -> u8 {
 
 /// A number from the environment.
 fn env_number(name: &str) -> Result<Option<u64>> {
-    let Some(value) = std::env::var_os(name).filter(|v| v != OsStr::new("")) else { return Ok(None) };
+    let Some(value) = std::env::var_os(name).filter(|v| v != OsStr::new("")) else {
+        return Ok(None);
+    };
     let number = value.to_str().and_then(|v| v.parse().ok());
-    number.map(Some).with_context(|| format!("{name}={}: should be a whole number", value.display()))
+    number
+        .map(Some)
+        .with_context(|| format!("{name}={}: should be a whole number", value.display()))
 }

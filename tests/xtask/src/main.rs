@@ -1,11 +1,13 @@
-//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | model | demo | bench | ci`.
+//! Developer commands of Wherry: `cargo xtask setup | lab -- CMD | test | model | demo | bench |
+//! ci`.
 //!
 //! - [`setup`]: installs or names what is missing.
 //! - [`lab`]: a place where `/dev/kvm` is real: this machine, or a KVM host in software emulation.
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
-//! - [`testing`], [`demo`] and [`bench`]: what runs in the lab; [`inside`]: the part of the tests that is there.
+//! - [`testing`], [`demo`] and [`bench`]: what runs in the lab; [`inside`]: the part of the tests
+//!   that is there.
 
 mod bench;
 mod build;
@@ -34,7 +36,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what is missing (as root), or print the one command that does; fetch kernels, build the guest images.
+    /// Install what is missing (as root), or print the one command that does; fetch kernels, build
+    /// the guest images.
     #[command(
         after_help = "Examples:\n  cargo xtask setup          # everything that tests and demo need\n  \
                             cargo xtask setup --check  # only say what is missing; exit code 1 if anything is"
@@ -42,9 +45,10 @@ enum Command {
     Setup(setup::Args),
     /// Run a command where /dev/kvm is real; its output and exit code are the command's.
     ///
-    /// If this machine's KVM can boot Linux the command runs here. Else it runs in a KVM host under QEMU's software
-    /// emulation, with this machine's files as its root: changes stay in the lab's memory and are gone afterwards,
-    /// except in folders given with --rw. Unix sockets work everywhere but below --rw folders.
+    /// If this machine's KVM can boot Linux the command runs here. Else it runs in a KVM host under
+    /// QEMU's software emulation, with this machine's files as its root: changes stay in the lab's
+    /// memory and are gone afterwards, except in folders given with --rw. Unix sockets work
+    /// everywhere but below --rw folders.
     #[command(after_help = "Examples:\n  cargo xtask lab -- ls -l /dev/kvm\n  \
                             cargo xtask lab --rw /tmp/out -- sh -c 'dmesg > /tmp/out/dmesg.txt'\n  \
                             cargo xtask lab --timeout 300 --copy target/release/wherry:/run/wherry -- /run/wherry doctor\n\n\
@@ -60,20 +64,24 @@ enum Command {
     /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.
     #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --json demo.json")]
     Demo(demo::Args),
-    /// Explore the hint race in every order, with and without deliberate mistakes, and print the tables.
+    /// Explore the hint race in every order, with and without deliberate mistakes, and print the
+    /// tables.
     #[command(after_help = "Examples:\n  cargo xtask model\n  cargo xtask model -- list\n  \
                             cargo xtask model -- explore checked --mistake LookBeforeProtect   # prints the way there\n  \
                             cargo xtask model -- walk large-checked --walks 1000000\n  \
                             cargo xtask model -- replay large-checked 17")]
     Model(model::Args),
     /// Measure migrations of many kinds, against another VMM too, and report.
-    #[command(after_help = "Examples:\n  cargo xtask bench --quick --peer qemu --html bench.html\n  \
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench --quick --peer qemu --html bench.html\n  \
                             cargo xtask bench idle-1g --runs 5 --json idle.json\n  \
                             cargo xtask bench /tmp/my-case.toml\n  \
                             cargo xtask bench --from old.json --html old.html   # only the report\n\n\
-                            A case is a file of a few lines: see tests/bench/cases and docs/bench/README.md.")]
+                            A case is a file of a few lines: see tests/bench/cases and docs/bench/README.md."
+    )]
     Bench(bench::Args),
-    /// What the continuous integration runs: setup, formatting, lints, dependencies (with cargo-deny), test.
+    /// What the continuous integration runs: setup, formatting, lints, dependencies (with
+    /// cargo-deny), test.
     Ci,
     /// Run integration tests one by one (what `test` runs in the lab).
     #[command(hide = true)]
@@ -135,7 +143,8 @@ mod tests {
     fn mistakes(all: &[Shown]) -> Vec<String> {
         let mistake = |shown: &Shown| {
             // `cargo xtask` is one word to the parser.
-            let words = ["cargo xtask"].into_iter().chain(shown.words.iter().skip(2).map(String::as_str));
+            let words =
+                ["cargo xtask"].into_iter().chain(shown.words.iter().skip(2).map(String::as_str));
             let error = Cli::try_parse_from(words).err()?;
             let fine = match error.kind() {
                 ErrorKind::DisplayHelp => true,

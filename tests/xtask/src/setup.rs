@@ -71,7 +71,10 @@ pub fn install_missing() -> Result<()> {
     }
     // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        bail!("missing: {}; this installs it: sudo apt-get update && sudo {install}", packages.join(", "));
+        bail!(
+            "missing: {}; this installs it: sudo apt-get update && sudo {install}",
+            packages.join(", ")
+        );
     }
     note(&format!("installing {}", packages.join(" ")));
     // Stale or missing package lists are the usual reason for a failure.
@@ -106,7 +109,9 @@ pub fn add_components(names: &[&str]) -> Result<()> {
     }
     let list = missing.join(" ");
     if !on_path("rustup") {
-        bail!("missing parts of the Rust toolchain: {list}; with rustup: rustup component add {list}");
+        bail!(
+            "missing parts of the Rust toolchain: {list}; with rustup: rustup component add {list}"
+        );
     }
     note(&format!("adding {list} to the Rust toolchain"));
     let mut rustup = Command::new("rustup");

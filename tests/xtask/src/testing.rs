@@ -114,7 +114,8 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
             ("WHERRY_SOAK_MINUTES", args.minutes),
             ("WHERRY_SOAK_SEED", args.seed),
         ];
-        let given = numbers.into_iter().filter_map(|(name, n)| Some((name.into(), n?.to_string().into())));
+        let given =
+            numbers.into_iter().filter_map(|(name, n)| Some((name.into(), n?.to_string().into())));
         job.env.extend(given);
     }
     job.argv.extend(["--filter".into(), args.filter.clone().unwrap_or_default().into()]);
@@ -126,7 +127,9 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
             let filter: Vec<_> = args.filter.as_deref().into_iter().collect();
             outcomes.push(timed("bare-metal guests on this machine's KVM", || run(&filter)));
         } else {
-            note("this machine's KVM does not run bare-metal guests either: only the lab runs them");
+            note(
+                "this machine's KVM does not run bare-metal guests either: only the lab runs them",
+            );
         }
     }
     job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
@@ -134,8 +137,8 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     Ok(())
 }
 
-/// Labs that may be begun: in emulation one now and then freezes, or its kernel panics. The next goes on with the test that the last
-/// one was at.
+/// Labs that may be begun: in emulation one now and then freezes, or its kernel panics. The next
+/// goes on with the test that the last one was at.
 const NR_LABS: u32 = 3;
 
 fn run_in_labs(workspace: &Workspace, mut job: Job) -> Result<bool> {
@@ -150,7 +153,8 @@ fn run_in_labs(workspace: &Workspace, mut job: Job) -> Result<bool> {
     Ok(lab::run(workspace, &job)? == 0)
 }
 
-/// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. A soak takes more seeds.
+/// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. A soak
+/// takes more seeds.
 fn here(test: &Path, wherry: &Path, hostile: &Path, soak: bool, filter: &[&str]) -> Result<bool> {
     let mut command = Command::new(test);
     command.arg("--test-threads=1").args(filter).stdout(std::io::stderr());
@@ -165,7 +169,8 @@ fn is_called(test: &Path, name: &str) -> bool {
     file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
-/// The environment of whatever runs in the lab: where the binary, the kernels and the images are, and where to write.
+/// The environment of whatever runs in the lab: where the binary, the kernels and the images are,
+/// and where to write.
 pub fn lab_environment(
     wherry: &Path,
     images: &[images::Image],
@@ -201,17 +206,40 @@ pub fn ci() -> Result<u8> {
     let mut outcomes = vec![
         timed("formatting", || cargo(&["fmt", "--all", "--check"])),
         timed("lints", || {
-            cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"])?;
-            let mut bare_metal =
-                vec!["clippy", "--package", "wherry-guest-kernel", "--bin", "wherry-hostile", "--locked"];
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--locked",
+                "--",
+                "--deny",
+                "warnings",
+            ])?;
+            let mut bare_metal = vec![
+                "clippy",
+                "--package",
+                "wherry-guest-kernel",
+                "--bin",
+                "wherry-hostile",
+                "--locked",
+            ];
             bare_metal.extend(["--no-default-features", "--features", "bare-metal"]);
-            bare_metal.extend(["--config", "profile.dev.panic='abort'", "--", "--deny", "warnings"]);
+            bare_metal.extend([
+                "--config",
+                "profile.dev.panic='abort'",
+                "--",
+                "--deny",
+                "warnings",
+            ]);
             cargo(&bare_metal)
         }),
     ];
     if setup::on_path("cargo-deny") {
-        // Not the advisories: their database comes from elsewhere, and news there are no fault of the change under test.
-        outcomes.push(timed("dependencies", || cargo(&["deny", "check", "bans", "licenses", "sources"])));
+        // Not the advisories: their database comes from elsewhere, and news there are no fault of
+        // the change under test.
+        outcomes.push(timed("dependencies", || {
+            cargo(&["deny", "check", "bans", "licenses", "sources"])
+        }));
     } else {
         note("dependencies are not checked: there is no cargo-deny (cargo install cargo-deny)");
     }

@@ -1,19 +1,21 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.5).
 //!
-//! RSDP, XSDT, FADT, MADT and DSDT lie one after the other from [`ACPI_START`]. The FADT's HW_REDUCED_ACPI flag
-//! tells Linux that there is no SCI, no PM timer and no 8259: it then installs its null legacy PIC, allocates every
-//! interrupt dynamically from the IOAPIC, skips the PIT, and ticks from the local APIC (TSC-deadline mode), with the
-//! TSC frequency from KVM's clock. `iapc_boot_arch` says that there is neither i8042, CMOS clock nor VGA, so the
-//! kernel does not probe for them.
+//! RSDP, XSDT, FADT, MADT and DSDT lie one after the other from [`ACPI_START`]. The FADT's
+//! HW_REDUCED_ACPI flag tells Linux that there is no SCI, no PM timer and no 8259: it then installs
+//! its null legacy PIC, allocates every interrupt dynamically from the IOAPIC, skips the PIT, and
+//! ticks from the local APIC (TSC-deadline mode), with the TSC frequency from KVM's clock.
+//! `iapc_boot_arch` says that there is neither i8042, CMOS clock nor VGA, so the kernel does not
+//! probe for them.
 //!
-//! No interrupt source overrides are needed: with the null PIC there are no ISA interrupts to override, and each
-//! device's `_CRS` says level, active high, in an extended descriptor, which Linux takes as it is (COM1's GSI 4 too).
+//! No interrupt source overrides are needed: with the null PIC there are no ISA interrupts to
+//! override, and each device's `_CRS` says level, active high, in an extended descriptor, which
+//! Linux takes as it is (COM1's GSI 4 too).
 
 use super::BootError;
 use super::dsdt::{self, VirtioSlot};
 use super::layout::{
-    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT, ACPI_START,
-    IOAPIC_BASE, LAPIC_BASE, MAX_VCPUS, virtio_mmio_base, virtio_mmio_gsi,
+    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT,
+    ACPI_START, IOAPIC_BASE, LAPIC_BASE, MAX_VCPUS, virtio_mmio_base, virtio_mmio_gsi,
 };
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
@@ -45,7 +47,8 @@ const TABLE_ALIGN: u64 = 16;
 pub struct AcpiConfig {
     /// vCPUs, 1 to [`MAX_VCPUS`]; vCPU n has APIC id n.
     pub vcpus: u32,
-    /// virtio-mmio slots with a device behind them, each below [`super::layout::VIRTIO_MMIO_SLOTS`].
+    /// virtio-mmio slots with a device behind them, each below
+    /// [`super::layout::VIRTIO_MMIO_SLOTS`].
     pub virtio_slots: Vec<u32>,
 }
 
@@ -109,7 +112,8 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn dsdt(vcpus: u32, slots: &[VirtioSlot]) -> Vec<u8> {
-    let mut table = Sdt::new(*b"DSDT", TABLE_HEADER, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table =
+        Sdt::new(*b"DSDT", TABLE_HEADER, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&dsdt::body(vcpus, slots));
     table.as_slice().to_vec()
 }
@@ -125,7 +129,8 @@ fn fadt(dsdt_addr: u64) -> Vec<u8> {
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // Both set: the buttons are not fixed hardware; the power button is a control method device.
+        // Both set: the buttons are not fixed hardware; the power button is a control method
+        // device.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup)
@@ -146,7 +151,8 @@ fn madt(vcpus: u32) -> Vec<u8> {
     // Flags: PCAT_COMPAT clear, there is no dual 8259 for the OS to disable.
     entries.extend(0u32.to_le_bytes());
     for id in 0..vcpus as u8 {
-        // Type 0, processor local APIC: _UID, APIC id, enabled. Ids up to 254 belong here, not in x2APIC entries.
+        // Type 0, processor local APIC: _UID, APIC id, enabled. Ids up to 254 belong here, not in
+        // x2APIC entries.
         entries.extend([0, 8, id, id, 1, 0, 0, 0]);
     }
     // Type 1, IOAPIC: id, address, first GSI 0.
@@ -156,7 +162,8 @@ fn madt(vcpus: u32) -> Vec<u8> {
     // Type 4, local APIC NMI: all processors, flags as the bus says, LINT1.
     entries.extend([4, 6, 0xFF, 0, 0, 1]);
 
-    let mut table = Sdt::new(*b"APIC", TABLE_HEADER, MADT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table =
+        Sdt::new(*b"APIC", TABLE_HEADER, MADT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&entries);
     table.as_slice().to_vec()
 }
@@ -252,7 +259,8 @@ mod tests {
         assert!(matches!(write_tables(&memory, &config(1)), Err(BootError::GuestMemory { .. })));
     }
 
-    /// Writes the tables to a directory named by `WHERRY_ACPI_DUMP`, for `iasl -d`; does nothing without it.
+    /// Writes the tables to a directory named by `WHERRY_ACPI_DUMP`, for `iasl -d`; does nothing
+    /// without it.
     #[test]
     fn dump_for_iasl() {
         let Some(dir) = std::env::var_os("WHERRY_ACPI_DUMP") else { return };

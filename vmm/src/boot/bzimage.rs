@@ -1,12 +1,14 @@
 //! The bzImage format, as far as a 64-bit boot loader has to understand it.
 //!
-//! Source: the kernel's Documentation/arch/x86/boot.rst. A bzImage is a real-mode part of `setup_sects + 1` sectors,
-//! which holds the setup header at 0x1F1, and after it the protected-mode part, which alone is loaded. Its 64-bit
-//! entry is 0x200 bytes in. It unpacks itself over its own load address, so `init_size` bytes from there must be RAM
-//! that nothing else uses.
+//! Source: the kernel's Documentation/arch/x86/boot.rst. A bzImage is a real-mode part of
+//! `setup_sects + 1` sectors, which holds the setup header at 0x1F1, and after it the
+//! protected-mode part, which alone is loaded. Its 64-bit entry is 0x200 bytes in. It unpacks
+//! itself over its own load address, so `init_size` bytes from there must be RAM that nothing else
+//! uses.
 //!
-//! The header is taken apart here and not by `linux-loader`, which loads at `code32_start` (below the preferred
-//! address, where the kernel then has to move itself), does not look at `init_size`, and has one error for all damage.
+//! The header is taken apart here and not by `linux-loader`, which loads at `code32_start` (below
+//! the preferred address, where the kernel then has to move itself), does not look at `init_size`,
+//! and has one error for all damage.
 
 use super::KernelError;
 use super::layout::HIGH_MEMORY_START;
@@ -26,7 +28,8 @@ const PROTOCOL_MIN: u16 = 0x020C;
 const LOADED_HIGH: u8 = 1;
 /// `xloadflags`: there is a 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
-/// Room in `boot_params` between the header's start and the next field, `edd_mbr_sig_buffer` at 0x290.
+/// Room in `boot_params` between the header's start and the next field, `edd_mbr_sig_buffer` at
+/// 0x290.
 const HEADER_ROOM: usize = 0x290 - SETUP_HEADER;
 
 /// A validated bzImage.
@@ -55,7 +58,10 @@ impl BzImage {
     }
 
     /// Reads and checks the header. `Ok(None)`: the file has no bzImage magic.
-    pub(super) fn parse<F: Read + Seek>(file: &mut F, file_len: u64) -> Result<Option<Self>, KernelError> {
+    pub(super) fn parse<F: Read + Seek>(
+        file: &mut F,
+        file_len: u64,
+    ) -> Result<Option<Self>, KernelError> {
         let mut head = Vec::with_capacity(SETUP_HEADER_MAX);
         file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
         file.take(SETUP_HEADER_MAX as u64).read_to_end(&mut head).map_err(KernelError::Read)?;
@@ -93,7 +99,8 @@ impl BzImage {
             n => u64::from(n),
         };
         let payload_offset = (sectors + 1) * 512;
-        // syssize counts 16-byte paragraphs of protected-mode code: with it a truncated file is found out.
+        // syssize counts 16-byte paragraphs of protected-mode code: with it a truncated file is
+        // found out.
         let payload_len = u64::from(field.u32(0x1F4)?) * 16;
         if payload_len <= ENTRY_64 {
             return Err(corrupt("no code"));

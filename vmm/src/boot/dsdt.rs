@@ -1,17 +1,18 @@
 //! The DSDT: the machine's devices, in AML.
 //!
-//! A stock kernel finds everything here: there is no PCI, no MP table and no command-line device list. Each
-//! virtio-mmio slot is an `LNRO0005`, COM1 a `PNP0501`, and events arrive through a generic event device (ACPI 6.5,
-//! 5.6.9), since a hardware-reduced machine has no SCI and no fixed power button.
+//! A stock kernel finds everything here: there is no PCI, no MP table and no command-line device
+//! list. Each virtio-mmio slot is an `LNRO0005`, COM1 a `PNP0501`, and events arrive through a
+//! generic event device (ACPI 6.5, 5.6.9), since a hardware-reduced machine has no SCI and no fixed
+//! power button.
 
 use super::layout::{
     ACPI_EVENT_GSI, ACPI_EVENT_PORT, ACPI_S5_SLEEP_TYPE, COM1_GSI, COM1_PORT, VIRTIO_MMIO_SIZE,
 };
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
-    Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path,
-    ResourceTemplate, Scope, Store,
+    And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
+    FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
 };
 
 /// Notification value "the button was pressed" (ACPI 6.5, 4.8.2.2.1.2).
@@ -27,7 +28,8 @@ pub(super) struct VirtioSlot {
     pub(super) gsi: u32,
 }
 
-/// The body of the DSDT (without its header) for `vcpus` vCPUs (below 255) and these virtio-mmio slots.
+/// The body of the DSDT (without its header) for `vcpus` vCPUs (below 255) and these virtio-mmio
+/// slots.
 pub(super) fn body(vcpus: u32, slots: &[VirtioSlot]) -> Vec<u8> {
     let mut children = Vec::new();
     for cpu in 0..vcpus {
@@ -42,7 +44,8 @@ pub(super) fn body(vcpus: u32, slots: &[VirtioSlot]) -> Vec<u8> {
 
     let mut aml = Scope::raw(Path::new("\\_SB_"), children);
     let zero = 0u8;
-    // Only the first value counts on a hardware-reduced machine: it goes to the sleep control register.
+    // Only the first value counts on a hardware-reduced machine: it goes to the sleep control
+    // register.
     let s5 = Package::new(vec![&ACPI_S5_SLEEP_TYPE, &zero, &zero, &zero]);
     Name::new(Path::new("\\_S5_"), &s5).to_aml_bytes(&mut aml);
     aml
@@ -83,7 +86,8 @@ fn virtio_mmio(slot: &VirtioSlot, out: &mut Vec<u8>) {
     let irq = level(slot.gsi);
     let crs = ResourceTemplate::new(vec![&window, &irq]);
     let crs = Name::new(path("_CRS"), &crs);
-    Device::new(path(&format!("VR{:02X}", slot.index)), vec![&hid, &uid, &cca, &crs]).to_aml_bytes(out);
+    Device::new(path(&format!("VR{:02X}", slot.index)), vec![&hid, &uid, &cca, &crs])
+        .to_aml_bytes(out);
 }
 
 fn power_button(out: &mut Vec<u8>) {

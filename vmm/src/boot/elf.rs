@@ -1,11 +1,12 @@
 //! ELF kernels (`vmlinux`): where their segments go and where to enter them.
 //!
-//! A kernel built with CONFIG_PVH carries a Xen ELF note of type 18 (PHYS32_ENTRY, xen/include/public/elfnote.h)
-//! with a 32-bit physical entry point. Without the note the ELF entry itself is used: for Linux that is the physical
-//! address of `startup_64`, which takes the same state as a bzImage's 64-bit entry.
+//! A kernel built with CONFIG_PVH carries a Xen ELF note of type 18 (PHYS32_ENTRY,
+//! xen/include/public/elfnote.h) with a 32-bit physical entry point. Without the note the ELF entry
+//! itself is used: for Linux that is the physical address of `startup_64`, which takes the same
+//! state as a bzImage's 64-bit entry.
 //!
-//! Every number in the file may be hostile: additions are checked and nothing is allocated by a size from the file
-//! beyond 64 KiB.
+//! Every number in the file may be hostile: additions are checked and nothing is allocated by a
+//! size from the file beyond 64 KiB.
 
 use super::KernelError;
 use super::layout::HIGH_MEMORY_START;
@@ -57,7 +58,10 @@ pub(super) struct ElfKernel {
 
 impl ElfKernel {
     /// Reads and checks the headers. `Ok(None)`: the file has no ELF magic.
-    pub(super) fn parse<F: Read + Seek>(file: &mut F, file_len: u64) -> Result<Option<Self>, KernelError> {
+    pub(super) fn parse<F: Read + Seek>(
+        file: &mut F,
+        file_len: u64,
+    ) -> Result<Option<Self>, KernelError> {
         let mut ident = Vec::new();
         file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
         file.by_ref().take(4).read_to_end(&mut ident).map_err(KernelError::Read)?;
@@ -67,8 +71,12 @@ impl ElfKernel {
         let ehdr: Elf64_Ehdr = read_at(file, 0, file_len, "the ELF header")?;
         check_header(&ehdr)?;
 
-        let mut kernel =
-            Self { segments: Vec::new(), start: u64::MAX, end: 0, entry: ElfEntry::Linux64(ehdr.e_entry) };
+        let mut kernel = Self {
+            segments: Vec::new(),
+            start: u64::MAX,
+            end: 0,
+            entry: ElfEntry::Linux64(ehdr.e_entry),
+        };
         for i in 0..u64::from(ehdr.e_phnum) {
             let offset = ehdr.e_phoff.checked_add(i * size_of::<Elf64_Phdr>() as u64);
             let offset = offset.ok_or(corrupt("its program headers lie outside the file"))?;
@@ -88,13 +96,19 @@ impl ElfKernel {
     }
 
     fn add_segment(&mut self, phdr: &Elf64_Phdr, file_len: u64) -> Result<(), KernelError> {
-        let file_end = phdr.p_offset.checked_add(phdr.p_filesz).ok_or(corrupt("a segment wraps around"))?;
-        let end = phdr.p_paddr.checked_add(phdr.p_memsz).ok_or(corrupt("a segment wraps around"))?;
+        let file_end =
+            phdr.p_offset.checked_add(phdr.p_filesz).ok_or(corrupt("a segment wraps around"))?;
+        let end =
+            phdr.p_paddr.checked_add(phdr.p_memsz).ok_or(corrupt("a segment wraps around"))?;
         if phdr.p_filesz > phdr.p_memsz {
             return Err(corrupt("a segment is larger in the file than in memory"));
         }
         if file_end > file_len {
-            return Err(KernelError::Truncated { what: "a segment", need: file_end, have: file_len });
+            return Err(KernelError::Truncated {
+                what: "a segment",
+                need: file_end,
+                have: file_len,
+            });
         }
         if phdr.p_paddr < HIGH_MEMORY_START {
             return Err(corrupt("a segment lies below 1 MiB"));
@@ -110,7 +124,9 @@ impl ElfKernel {
 
     fn check_entry(&self) -> Result<(), KernelError> {
         if self.segments.is_empty() {
-            return Err(KernelError::NoEntry { what: "no segment is to be loaded; is this an object file?" });
+            return Err(KernelError::NoEntry {
+                what: "no segment is to be loaded; is this an object file?",
+            });
         }
         let (ElfEntry::Pvh(addr) | ElfEntry::Linux64(addr)) = self.entry;
         let inside = |s: &Segment| addr >= s.addr && addr - s.addr < s.file_len;
@@ -145,7 +161,8 @@ fn find_pvh_note<F: Read + Seek>(
     phdr: &Elf64_Phdr,
     file_len: u64,
 ) -> Result<Option<u64>, KernelError> {
-    let end = phdr.p_offset.checked_add(phdr.p_filesz).ok_or(corrupt("a note segment wraps around"))?;
+    let end =
+        phdr.p_offset.checked_add(phdr.p_filesz).ok_or(corrupt("a note segment wraps around"))?;
     if end > file_len {
         return Err(KernelError::Truncated { what: "a note segment", need: end, have: file_len });
     }
@@ -163,7 +180,8 @@ fn find_pvh_note<F: Read + Seek>(
         let Some((name, tail)) = split_padded(tail, nhdr.n_namesz) else { break };
         let Some((desc, tail)) = split_padded(tail, nhdr.n_descsz) else { break };
         if nhdr.n_type == PHYS32_ENTRY && name == b"Xen\0" {
-            // The note's type says "PHYS32", yet 64-bit kernels write eight bytes; the entry is below 4 GiB.
+            // The note's type says "PHYS32", yet 64-bit kernels write eight bytes; the entry is
+            // below 4 GiB.
             let Some(bytes) = desc.get(..4).and_then(|b| b.try_into().ok()) else {
                 return Err(corrupt("its PVH note is too short"));
             };
@@ -189,7 +207,9 @@ fn read_at<F: Read + Seek, T: ByteValued + Default>(
     file_len: u64,
     what: &'static str,
 ) -> Result<T, KernelError> {
-    let end = offset.checked_add(size_of::<T>() as u64).ok_or(corrupt("its headers lie outside the file"))?;
+    let end = offset
+        .checked_add(size_of::<T>() as u64)
+        .ok_or(corrupt("its headers lie outside the file"))?;
     if end > file_len {
         return Err(KernelError::Truncated { what, need: end, have: file_len });
     }

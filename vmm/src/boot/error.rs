@@ -90,7 +90,9 @@ pub enum KernelError {
     #[error("is not a regular file; give the path of a bzImage (vmlinuz) or an ELF vmlinux")]
     NotAFile,
     /// Neither format.
-    #[error("is neither a bzImage nor an ELF vmlinux{hint}; give an x86-64 kernel, such as /boot/vmlinuz-…")]
+    #[error(
+        "is neither a bzImage nor an ELF vmlinux{hint}; give an x86-64 kernel, such as /boot/vmlinuz-…"
+    )]
     UnknownFormat {
         /// What it looks like, beginning with a comma, or nothing.
         hint: &'static str,

@@ -1,4 +1,5 @@
-//! The guest-physical address map: one place for every constant (`docs/architecture.md` has it as a table).
+//! The guest-physical address map: one place for every constant (`docs/architecture.md` has it as a
+//! table).
 //!
 //! All addresses are guest-physical, all lengths are bytes.
 
@@ -39,9 +40,11 @@ pub const CMDLINE_AREA: u64 = 0x1_0000;
 
 /// Conventional memory ends here; the extended BIOS data area would begin.
 pub const EBDA_START: u64 = 0x9_FC00;
-/// ACPI tables: the RSDP is the first thing here, inside the BIOS area that an OS may search for it.
+/// ACPI tables: the RSDP is the first thing here, inside the BIOS area that an OS may search for
+/// it.
 pub const ACPI_START: u64 = 0xE_0000;
-/// End (exclusive) of the ACPI area. The last page of the BIOS area is not the tables': it has the reset vector.
+/// End (exclusive) of the ACPI area. The last page of the BIOS area is not the tables': it has the
+/// reset vector.
 pub const ACPI_END: u64 = 0xF_F000;
 /// Where a guest jumps to that reboots through the BIOS (F000:FFF0).
 pub const RESET_VECTOR: u64 = 0xF_FFF0;
@@ -89,7 +92,8 @@ pub const KVM_IDENTITY_MAP_ADDR: u64 = 0xFFFB_C000;
 /// Largest vCPU count: APIC ids stay below 255, the limit without KVM's x2APIC API.
 pub const MAX_VCPUS: u32 = 254;
 
-/// Where `size_bytes` of RAM lie: `(guest address, length)`, ascending. At most 3 GiB low, the rest from 4 GiB.
+/// Where `size_bytes` of RAM lie: `(guest address, length)`, ascending. At most 3 GiB low, the rest
+/// from 4 GiB.
 ///
 /// Sizes of zero give an empty vector; check sizes from users with [`check_ram_size`] first.
 pub fn ram_regions(size_bytes: u64) -> Vec<(u64, u64)> {
@@ -98,8 +102,8 @@ pub fn ram_regions(size_bytes: u64) -> Vec<(u64, u64)> {
     [(0, low), (HIGH_RAM_START, high)].into_iter().filter(|&(_, len)| len > 0).collect()
 }
 
-/// Whether a guest can be built with this much RAM (bytes): at least [`MIN_RAM`], whole pages, and an end below
-/// 2^52, the architecture's largest physical address.
+/// Whether a guest can be built with this much RAM (bytes): at least [`MIN_RAM`], whole pages, and
+/// an end below 2^52, the architecture's largest physical address.
 pub fn check_ram_size(size_bytes: u64) -> Result<(), BootError> {
     if size_bytes < MIN_RAM {
         return Err(BootError::RamTooSmall { have: size_bytes });

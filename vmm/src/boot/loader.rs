@@ -1,8 +1,9 @@
 //! Places kernel, initrd and command line in guest memory.
 //!
-//! The kernel goes to its preferred address, the initrd as high as the kernel allows below the 32-bit hole, the
-//! command line and the boot structures into the first 640 KiB ([`super::layout`]). Nothing is written before the
-//! kernel's headers have been checked; nothing of what the files say is believed without a bound.
+//! The kernel goes to its preferred address, the initrd as high as the kernel allows below the
+//! 32-bit hole, the command line and the boot structures into the first 640 KiB
+//! ([`super::layout`]). Nothing is written before the kernel's headers have been checked; nothing
+//! of what the files say is believed without a bound.
 
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
@@ -61,8 +62,13 @@ pub struct LoadedKernel {
     pub initrd: Option<(u64, u64)>,
 }
 
-/// Loads everything into fresh (zero) guest memory. `rsdp` comes from [`super::acpi::write_tables`].
-pub fn load(mem: &GuestMemory, source: &BootSource<'_>, rsdp: u64) -> Result<LoadedKernel, BootError> {
+/// Loads everything into fresh (zero) guest memory. `rsdp` comes from
+/// [`super::acpi::write_tables`].
+pub fn load(
+    mem: &GuestMemory,
+    source: &BootSource<'_>,
+    rsdp: u64,
+) -> Result<LoadedKernel, BootError> {
     let ram: u64 = mem.iter().map(|r| r.len()).sum();
     if ram < MIN_RAM {
         return Err(BootError::RamTooSmall { have: ram });
@@ -136,14 +142,21 @@ impl Image {
         }
     }
 
-    fn copy<F: Seek + ReadVolatile>(&self, mem: &GuestMemory, file: &mut F) -> Result<(), KernelError> {
+    fn copy<F: Seek + ReadVolatile>(
+        &self,
+        mem: &GuestMemory,
+        file: &mut F,
+    ) -> Result<(), KernelError> {
         let mut copy = |offset, addr, len: u64| {
             file.seek(SeekFrom::Start(offset)).map_err(KernelError::Read)?;
-            mem.read_exact_volatile_from(GuestAddress(addr), file, len as usize).map_err(KernelError::Copy)
+            mem.read_exact_volatile_from(GuestAddress(addr), file, len as usize)
+                .map_err(KernelError::Copy)
         };
         match self {
             Self::Bz(k) => copy(k.payload_offset, k.load_addr, k.payload_len),
-            Self::Elf(k) => k.segments.iter().try_for_each(|s| copy(s.file_offset, s.addr, s.file_len)),
+            Self::Elf(k) => {
+                k.segments.iter().try_for_each(|s| copy(s.file_offset, s.addr, s.file_len))
+            }
         }
     }
 
@@ -174,12 +187,19 @@ fn open(path: &Path) -> std::io::Result<Option<(File, u64)>> {
     Ok(Some((file, len)))
 }
 
-/// Places the initrd on a page boundary as high as possible, above `floor` and not past `addr_max` or low RAM.
-fn load_initrd(mem: &GuestMemory, path: &Path, floor: u64, addr_max: u64) -> Result<(u64, u64), InitrdError> {
+/// Places the initrd on a page boundary as high as possible, above `floor` and not past `addr_max`
+/// or low RAM.
+fn load_initrd(
+    mem: &GuestMemory,
+    path: &Path,
+    floor: u64,
+    addr_max: u64,
+) -> Result<(u64, u64), InitrdError> {
     let (mut file, size) =
         open(path).map_err(InitrdError::Read).and_then(|f| f.ok_or(InitrdError::NotAFile))?;
     let addr = place_initrd(size, floor, low_ram_end(mem).min(addr_max.saturating_add(1)))?;
-    mem.read_exact_volatile_from(GuestAddress(addr), &mut file, size as usize).map_err(InitrdError::Copy)?;
+    mem.read_exact_volatile_from(GuestAddress(addr), &mut file, size as usize)
+        .map_err(InitrdError::Copy)?;
     Ok((addr, size))
 }
 

@@ -1,4 +1,5 @@
-//! Tests of the loader on made-up kernels: what must be refused, where things go, and that damage never panics.
+//! Tests of the loader on made-up kernels: what must be refused, where things go, and that damage
+//! never panics.
 
 use super::super::layout::{GIB, MIB, ram_regions};
 use super::super::params::memory_map;
@@ -13,7 +14,8 @@ use vm_memory::ByteValued;
 const RSDP: u64 = 0xE_0000;
 
 fn memory(size: u64) -> GuestMemory {
-    let ranges: Vec<_> = ram_regions(size).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
+    let ranges: Vec<_> =
+        ram_regions(size).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
     GuestMemory::from_ranges(&ranges).unwrap()
 }
 
@@ -81,8 +83,12 @@ fn elf(pvh: bool) -> Vec<u8> {
         p_memsz: 0x2000,
         ..Default::default()
     };
-    let notes_header =
-        Elf64_Phdr { p_type: 4, p_offset: 0x200, p_filesz: notes.len() as u64, ..Default::default() };
+    let notes_header = Elf64_Phdr {
+        p_type: 4,
+        p_offset: 0x200,
+        p_filesz: notes.len() as u64,
+        ..Default::default()
+    };
     let mut image = ehdr.as_slice().to_vec();
     image.extend(code.as_slice());
     image.extend(notes_header.as_slice());
@@ -104,7 +110,8 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 #[test]
 fn bzimage_goes_to_its_preferred_address() {
     let (mem, kernel, initrd) = (memory(256 * MIB), file(&bzimage()), file(&[7; 5000]));
-    let source = BootSource { kernel: kernel.path(), initrd: Some(initrd.path()), cmdline: "console=ttyS0" };
+    let source =
+        BootSource { kernel: kernel.path(), initrd: Some(initrd.path()), cmdline: "console=ttyS0" };
     let loaded = load(&mem, &source, RSDP).unwrap();
     assert_eq!(loaded.entry, Entry::Linux64 { rip: 16 * MIB + 0x200, boot_params: 0x7000 });
     assert_eq!(loaded.kernel, (16 * MIB, 32 * MIB));
@@ -130,7 +137,8 @@ fn bzimage_goes_to_its_preferred_address() {
 fn elf_enters_through_pvh_or_startup_64() {
     let (mem, initrd) = (memory(128 * MIB), file(&[7; 4096]));
     let kernel = file(&elf(true));
-    let source = BootSource { kernel: kernel.path(), initrd: Some(initrd.path()), cmdline: "quiet" };
+    let source =
+        BootSource { kernel: kernel.path(), initrd: Some(initrd.path()), cmdline: "quiet" };
     let loaded = load(&mem, &source, RSDP).unwrap();
     assert_eq!(loaded.entry, Entry::Pvh { rip: 16 * MIB + 0x10, start_info: 0x6000 });
     assert_eq!(loaded.kernel, (16 * MIB, 0x2000));
@@ -164,7 +172,10 @@ fn memory_map_is_sorted_and_covers_ram() {
 fn initrd_stays_below_the_kernels_limit() {
     assert_eq!(place_initrd(4097, 0x1000, 0x8000_0000).unwrap(), 0x7FFF_E000);
     assert_eq!(place_initrd(0x2000, 0x1000, 0x3000).unwrap(), 0x1000);
-    assert!(matches!(place_initrd(0x2001, 0x1000, 0x3000), Err(InitrdError::TooLarge { room: 0x2000, .. })));
+    assert!(matches!(
+        place_initrd(0x2001, 0x1000, 0x3000),
+        Err(InitrdError::TooLarge { room: 0x2000, .. })
+    ));
     assert!(matches!(place_initrd(u64::MAX, 0x1000, 0x3000), Err(InitrdError::TooLarge { .. })));
     assert!(matches!(place_initrd(0, 0x1000, 0x3000), Err(InitrdError::Empty)));
 }
@@ -199,7 +210,10 @@ fn sizes_are_checked_against_ram() {
     put(&mut big, 0x260, &(200u32 << 20).to_le_bytes());
     let big = file(&big);
     let err = load(&mem, &BootSource { kernel: big.path(), ..source }, RSDP).unwrap_err();
-    assert!(matches!(err, BootError::Kernel { source: KernelError::TooLarge { .. }, .. }), "{err:?}");
+    assert!(
+        matches!(err, BootError::Kernel { source: KernelError::TooLarge { .. }, .. }),
+        "{err:?}"
+    );
 
     let long = "x".repeat(2048);
     let err = load(&mem, &BootSource { cmdline: &long, ..source }, RSDP).unwrap_err();
@@ -210,7 +224,10 @@ fn sizes_are_checked_against_ram() {
     let huge = tempfile::NamedTempFile::new().unwrap();
     huge.as_file().set_len(100 * MIB).unwrap();
     let err = load(&mem, &BootSource { initrd: Some(huge.path()), ..source }, RSDP).unwrap_err();
-    assert!(matches!(err, BootError::Initrd { source: InitrdError::TooLarge { .. }, .. }), "{err:?}");
+    assert!(
+        matches!(err, BootError::Initrd { source: InitrdError::TooLarge { .. }, .. }),
+        "{err:?}"
+    );
 
     let err = load(&memory(64 * MIB), &source, RSDP).unwrap_err();
     assert!(matches!(err, BootError::RamTooSmall { .. }), "{err:?}");
@@ -242,7 +259,8 @@ fn damage() -> impl Strategy<Value = (Vec<(usize, u8)>, usize)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Whatever is parsed fits the file and says where it goes; the rest is refused. Nothing panics.
+    /// Whatever is parsed fits the file and says where it goes; the rest is refused. Nothing
+    /// panics.
     #[test]
     fn damaged_kernels_never_panic(kind in 0usize..3, (edits, cut) in damage()) {
         let mut bytes = match kind { 0 => bzimage(), 1 => elf(true), _ => elf(false) };

@@ -1,11 +1,12 @@
 //! From files on the host to a guest that can take its first instruction.
 //!
-//! The order is: [`layout::ram_regions`] says where RAM goes, [`acpi::write_tables`] describes the machine,
-//! [`loader::load`] places kernel, initrd and command line and tells them about RAM and ACPI, and
-//! [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
+//! The order is: [`layout::ram_regions`] says where RAM goes, [`acpi::write_tables`] describes the
+//! machine, [`loader::load`] places kernel, initrd and command line and tells them about RAM and
+//! ACPI, and [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
 //!
-//! Everything here runs once, before any vCPU, on freshly mapped (zero) guest memory. The files are not trusted: a
-//! corrupt one gives a [`BootError`], never a panic, and never a write outside guest RAM.
+//! Everything here runs once, before any vCPU, on freshly mapped (zero) guest memory. The files are
+//! not trusted: a corrupt one gives a [`BootError`], never a panic, and never a write outside guest
+//! RAM.
 
 pub mod acpi;
 mod bzimage;

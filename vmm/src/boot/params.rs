@@ -1,10 +1,12 @@
-//! What a kernel is told at entry: the memory map, `boot_params` (64-bit entry) or `hvm_start_info` (PVH entry).
+//! What a kernel is told at entry: the memory map, `boot_params` (64-bit entry) or `hvm_start_info`
+//! (PVH entry).
 
 use super::BootError;
 use super::bzimage::SETUP_HEADER;
 use super::layout::{
-    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_START, CMDLINE, EBDA_START, HIGH_MEMORY_START,
-    HIGH_RAM_START, IOAPIC_BASE, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, RESET_VECTOR, ZERO_PAGE,
+    ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_START, CMDLINE, EBDA_START,
+    HIGH_MEMORY_START, HIGH_RAM_START, IOAPIC_BASE, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO,
+    RESET_VECTOR, ZERO_PAGE,
 };
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
@@ -46,11 +48,13 @@ pub(super) fn low_ram_end(mem: &GuestMemory) -> u64 {
 
 /// The memory map that goes with `mem`, ascending.
 ///
-/// Below 1 MiB: conventional memory, then EBDA, video and BIOS area (reserved), with the ACPI tables in the last
-/// 128 KiB up to the reset vector's page. In the hole only the interrupt controllers and KVM's own pages up to 4 GiB are listed; the rest,
-/// virtio-mmio included, is left out of the map, which makes it free for devices and never RAM.
+/// Below 1 MiB: conventional memory, then EBDA, video and BIOS area (reserved), with the ACPI
+/// tables in the last 128 KiB up to the reset vector's page. In the hole only the interrupt
+/// controllers and KVM's own pages up to 4 GiB are listed; the rest, virtio-mmio included, is left
+/// out of the map, which makes it free for devices and never RAM.
 pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
-    let range = |start: u64, end: u64, kind| MapEntry { addr: start, len: end.saturating_sub(start), kind };
+    let range =
+        |start: u64, end: u64, kind| MapEntry { addr: start, len: end.saturating_sub(start), kind };
     let mut map = vec![
         range(0, EBDA_START, MAP_RAM),
         range(EBDA_START, ACPI_START, MAP_RESERVED),
@@ -66,7 +70,8 @@ pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
     map
 }
 
-/// Writes `boot_params`; `header` is a bzImage's setup header, absent for an ELF kernel. Returns its address.
+/// Writes `boot_params`; `header` is a bzImage's setup header, absent for an ELF kernel. Returns
+/// its address.
 pub(super) fn write_zero_page(
     mem: &GuestMemory,
     header: Option<&[u8]>,
@@ -108,9 +113,9 @@ pub(super) fn write_zero_page(
 
 /// Real-mode code at the reset vector: writes the ACPI reset register and halts.
 ///
-/// Linux prefers EFI's reset service on a hardware-reduced machine (reboot_init, arch/x86/kernel/reboot.c), and
-/// where there is no EFI it goes on to the BIOS, past the ACPI reset register. So `reboot` in a stock guest without
-/// `reboot=` on its command line ends up here.
+/// Linux prefers EFI's reset service on a hardware-reduced machine (reboot_init,
+/// arch/x86/kernel/reboot.c), and where there is no EFI it goes on to the BIOS, past the ACPI reset
+/// register. So `reboot` in a stock guest without `reboot=` on its command line ends up here.
 const RESET_CODE: [u8; 9] = [
     0xBA,
     ACPI_RESET_PORT.to_le_bytes()[0],
@@ -129,7 +134,8 @@ pub(super) fn write_reset_vector(mem: &GuestMemory) -> Result<(), BootError> {
     write.map_err(|source| BootError::GuestMemory { what: "the reset vector", source })
 }
 
-/// Writes PVH start info, module list and memory map (version 1 of the structure). Returns its address.
+/// Writes PVH start info, module list and memory map (version 1 of the structure). Returns its
+/// address.
 pub(super) fn write_start_info(mem: &GuestMemory, handover: &Handover) -> Result<u64, BootError> {
     let failed = |source| BootError::GuestMemory { what: "the PVH start info", source };
     let map = memory_map(mem);
@@ -149,8 +155,12 @@ pub(super) fn write_start_info(mem: &GuestMemory, handover: &Handover) -> Result
         info.modlist_paddr = PVH_MODULES;
     }
     for (i, entry) in map.iter().enumerate() {
-        let row =
-            hvm_memmap_table_entry { addr: entry.addr, size: entry.len, type_: entry.kind, reserved: 0 };
+        let row = hvm_memmap_table_entry {
+            addr: entry.addr,
+            size: entry.len,
+            type_: entry.kind,
+            reserved: 0,
+        };
         let addr = PVH_MEMMAP + (i * size_of::<hvm_memmap_table_entry>()) as u64;
         mem.write_obj(row, GuestAddress(addr)).map_err(failed)?;
     }

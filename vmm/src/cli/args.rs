@@ -45,10 +45,14 @@ pub enum Command {
     #[command(after_help = "Examples:\n  wherry ls\n  wherry ls --json | jq -r '.vms[].name'")]
     Ls,
     /// Describe a VM, its balloon and its last migration
-    #[command(after_help = "Examples:\n  wherry info web\n  wherry info web --json | jq .rss_bytes")]
+    #[command(
+        after_help = "Examples:\n  wherry info web\n  wherry info web --json | jq .rss_bytes"
+    )]
     Info(Name),
     /// Stop a VM's vCPUs
-    #[command(after_help = "Examples:\n  wherry pause web && cp /data/disk /backup; wherry resume web")]
+    #[command(
+        after_help = "Examples:\n  wherry pause web && cp /data/disk /backup; wherry resume web"
+    )]
     Pause(Name),
     /// Let a paused VM run
     Resume(ResumeArgs),
@@ -132,11 +136,13 @@ pub struct ConsoleArgs {
 
 /// `wherry receive`
 #[derive(Debug, Args)]
-#[command(after_help = "A guest that reboots here ends the VM: its kernel is on the source's host.\n\n\
+#[command(
+    after_help = "A guest that reboots here ends the VM: its kernel is on the source's host.\n\n\
     The migration stream is neither encrypted nor authenticated: listen where only the source can reach.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
-    wherry receive web2 unix:/run/move.sock --serial none")]
+    wherry receive web2 unix:/run/move.sock --serial none"
+)]
 pub struct ReceiveArgs {
     /// Name for the VM
     #[arg(value_parser = name)]
@@ -144,7 +150,8 @@ pub struct ReceiveArgs {
     /// Where to listen: unix:PATH or tcp:HOST:PORT
     #[arg(value_parser = uri::parse)]
     pub uri: String,
-    /// Refuse a guest with more memory than this [default: what the host has available when it comes]
+    /// Refuse a guest with more memory than this [default: what the host has available when it
+    /// comes]
     #[arg(long, value_name = "SIZE", value_parser = room)]
     pub max_memory: Option<u64>,
     /// Where the serial console goes.
@@ -190,19 +197,22 @@ pub struct MigrateArgs {
     /// Compress what is sent: pays where the link is slower than one CPU compresses, a few Gbit/s
     #[arg(long, value_enum, default_value_t = Compression::None)]
     pub compression: Compression,
-    /// Send memory over this many connections side by side, 1 to 16: pays where one CPU packs and sends more slowly than the link carries
+    /// Send memory over this many connections side by side, 1 to 16: pays where one CPU packs and
+    /// sends more slowly than the link carries
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(STREAMS))]
     pub streams: u32,
     /// Pause the guest after this many rounds, however long the rest takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: Option<u32>,
-    /// Compare all memory while the guest is paused, which makes the pause longer; a page that did not arrive fails the migration
+    /// Compare all memory while the guest is paused, which makes the pause longer; a page that did
+    /// not arrive fails the migration
     #[arg(long)]
     pub verify: bool,
     /// Record the migration in a file, for `wherry replay`
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Write a report of the migration to this file: one HTML page with rounds, timeline and a map of guest memory
+    /// Write a report of the migration to this file: one HTML page with rounds, timeline and a map
+    /// of guest memory
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Return once the migration has begun; `wherry info` shows how it goes
@@ -264,14 +274,17 @@ pub struct ResumeArgs {
     /// Name of the VM (see `wherry ls`)
     #[arg(value_parser = name)]
     pub name: String,
-    /// Even if a migration's outcome is unknown: only when the destination surely does not run the guest
+    /// Even if a migration's outcome is unknown: only when the destination surely does not run the
+    /// guest
     #[arg(long)]
     pub force: bool,
 }
 
 /// `wherry stop`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  wherry stop web\n  wherry stop web --timeout 5s || wherry kill web")]
+#[command(
+    after_help = "Examples:\n  wherry stop web\n  wherry stop web --timeout 5s || wherry kill web"
+)]
 pub struct StopArgs {
     /// Name of the VM (see `wherry ls`)
     #[arg(value_parser = name)]
@@ -391,7 +404,9 @@ pub fn balloon(switch: Switch, features: &[BalloonFeature]) -> Result<BalloonOpt
     if features.len() > 1 && features.iter().any(|f| matches!(f, F::All | F::None)) {
         return Err("--balloon-features: all and none stand alone".into());
     }
-    let has = |feature| switch == Switch::On && (features.contains(&feature) || features.contains(&F::All));
+    let has = |feature| {
+        switch == Switch::On && (features.contains(&feature) || features.contains(&F::All))
+    };
     Ok(BalloonOptions {
         device: switch == Switch::On,
         hinting: has(F::Hinting),
@@ -462,7 +477,9 @@ mod tests {
 
     #[test]
     fn limits_that_let_nothing_through_are_refused() {
-        let parsed = |line: &str| Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|e| e.to_string());
+        let parsed = |line: &str| {
+            Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|e| e.to_string())
+        };
         let receive = "wherry receive web tcp:b:9 --max-memory";
         let migrate = "wherry migrate web tcp:b:9";
         for (line, reason) in [

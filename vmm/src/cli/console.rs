@@ -38,15 +38,17 @@ pub fn console(context: &mut Context, name: &str) -> Result<Exit, Failure> {
     let end = relay(input, &mut io::stdout().lock(), stream, &early, raw.is_some());
     drop(raw);
     match end {
-        Ok(End::Closed) => context.out.remark(format!("\nwherry: the console of {name} was closed")),
+        Ok(End::Closed) => {
+            context.out.remark(format!("\nwherry: the console of {name} was closed"))
+        }
         Ok(End::Left) => context.out.remark(""),
         Err(e) => return Err(failed(e).into()),
     }
     Ok(Exit::Ok)
 }
 
-/// Copies in both directions until the VM closes the stream, nobody reads the output, or (with `escape`) Ctrl-] is typed. The
-/// end of the input ends only the input.
+/// Copies in both directions until the VM closes the stream, nobody reads the output, or (with
+/// `escape`) Ctrl-] is typed. The end of the input ends only the input.
 fn relay(
     mut input: File,
     output: &mut dyn Write,
@@ -92,7 +94,9 @@ fn relay(
         if fds[0].revents != 0 {
             let n = match input.read(&mut buffer) {
                 Ok(n) => n,
-                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => continue,
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
+                    continue;
+                }
                 // The terminal went away.
                 Err(_) => 0,
             };
@@ -138,7 +142,9 @@ impl Typed {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 // It takes no more; what it has to say is still shown.
-                Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+                {
                     self.pending.clear();
                     self.ended = true;
                 }
@@ -181,7 +187,8 @@ mod tests {
             got
         });
         let mut shown = Vec::new();
-        let end = relay(File::from(OwnedFd::from(input)), &mut shown, stream, b"early ", escape).unwrap();
+        let end =
+            relay(File::from(OwnedFd::from(input)), &mut shown, stream, b"early ", escape).unwrap();
         (end, shown, machine.join().unwrap())
     }
 
@@ -262,7 +269,8 @@ mod tests {
         }
         let (_keyboard, input) = UnixStream::pair().unwrap();
         let (_vm, stream) = UnixStream::pair().unwrap();
-        let end = relay(File::from(OwnedFd::from(input)), &mut Closed, stream, b"x", false).unwrap();
+        let end =
+            relay(File::from(OwnedFd::from(input)), &mut Closed, stream, b"x", false).unwrap();
         assert_eq!(end, End::Left);
     }
 }

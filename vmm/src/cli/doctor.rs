@@ -17,8 +17,9 @@ pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure>
         let _ = doctor::run_probe(&kvm, &mut std::io::stdout());
         return Ok(Exit::Ok);
     }
-    let own = std::env::current_exe()
-        .map_err(|e| ControlError::new(ErrorCode::Failed, format!("cannot find my own executable: {e}")))?;
+    let own = std::env::current_exe().map_err(|e| {
+        ControlError::new(ErrorCode::Failed, format!("cannot find my own executable: {e}"))
+    })?;
     let mut probe = Command::new(own);
     probe.args(["doctor", "--probe", "--device"]).arg(&args.device);
     let report = doctor::diagnose(&args.device, probe);

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is opened at the start, so that one that cannot be written is found then, and holds what it held before until
-/// there is something to write. One that was made for this and is not written is removed again.
+/// A file that is opened at the start, so that one that cannot be written is found then, and holds
+/// what it held before until there is something to write. One that was made for this and is not
+/// written is removed again.
 pub struct OutputFile {
     path: PathBuf,
     file: File,
@@ -43,7 +44,8 @@ impl OutputFile {
         matches!((self.file.metadata(), other.file.metadata()), (Ok(a), Ok(b)) if same(&a, &b))
     }
 
-    /// Writes behind what was written so far. What the file held before is gone with the first call.
+    /// Writes behind what was written so far. What the file held before is gone with the first
+    /// call.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         // Neither pipes nor devices have a length.
         if !std::mem::replace(&mut self.written, true) && self.file.metadata()?.is_file() {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use wherry_vmm::control::{
-    Client, ControlError, ErrorCode, MigrateRequest, MigrationState, MigrationStatus, Request, RuntimeDir,
-    Update, signals,
+    Client, ControlError, ErrorCode, MigrateRequest, MigrationState, MigrationStatus, Request,
+    RuntimeDir, Update, signals,
 };
 
 use super::args::MigrateArgs;
@@ -37,7 +37,8 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         ));
     }
     let mut client = context.client(&args.name)?;
-    let mut page = args.report.as_deref().map(|path| ReportFile::create(path, &args)).transpose()?;
+    let mut page =
+        args.report.as_deref().map(|path| ReportFile::create(path, &args)).transpose()?;
     let mut trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     if let (Some(page), Some(trace)) = (&page, &trace)
         && page.file().is(trace.file())
@@ -80,18 +81,22 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         let trace = trace.as_ref().map(|trace| trace.file()).filter(|file| !file.is_written());
         for file in page.into_iter().chain(trace) {
             let path = file.path().display();
-            context.out.remark(format!("wherry: the migration did not begin; {path} was not written"));
+            context
+                .out
+                .remark(format!("wherry: the migration did not begin; {path} was not written"));
         }
     }
     // A migration that failed has a report, too.
-    let unwritten = page.filter(|page| answer.is_ok() || page.heard()).and_then(|page| page.finish().err());
+    let unwritten =
+        page.filter(|page| answer.is_ok() || page.heard()).and_then(|page| page.finish().err());
     if let (Err(_), Some(error)) = (&answer, &unwritten) {
         context.out.remark(format!("wherry: {error}"));
     }
     let mut report = answer.map_err(|error| explain(&args.name, error))?;
     let incomplete = trace.and_then(|trace| trace.finish().err());
     if context.out.json {
-        // One document: the report, which says that the guest was migrated, and what is wrong beside it.
+        // One document: the report, which says that the guest was migrated, and what is wrong
+        // beside it.
         for (key, error) in [("trace_error", &incomplete), ("report_error", &unwritten)] {
             if let (Some(error), Some(report)) = (error, report.as_object_mut()) {
                 report.insert(key.into(), json!(error));
@@ -115,10 +120,11 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
 /// Errors of a migration, with where the guest is.
 fn explain(name: &str, mut error: ControlError) -> ControlError {
     match error.code {
-        ErrorCode::ConnectionLost | ErrorCode::Timeout => {
-            ControlError::new(ErrorCode::MigrationUnknown, format!("the VM's process went away: {error}"))
-                .hint("look at the destination: `wherry info` there says whether the guest runs")
-        }
+        ErrorCode::ConnectionLost | ErrorCode::Timeout => ControlError::new(
+            ErrorCode::MigrationUnknown,
+            format!("the VM's process went away: {error}"),
+        )
+        .hint("look at the destination: `wherry info` there says whether the guest runs"),
         ErrorCode::MigrationFailed | ErrorCode::Cancelled if error.hint.is_none() => {
             error.hint = Some(format!("the guest goes on at the source; see `wherry info {name}`"));
             error
@@ -151,7 +157,8 @@ fn cancel_on_signal(dir: RuntimeDir, name: String) {
     });
 }
 
-/// Starts a migration that goes on without us; returns when its first progress was seen, or its end.
+/// Starts a migration that goes on without us; returns when its first progress was seen, or its
+/// end.
 fn detached(
     context: &mut Context,
     name: &str,
@@ -181,9 +188,13 @@ fn detached(
         }
         Ok(None) => {
             context.out.line(format!("{name} migrates to {uri}"));
-            context.out.remark(format!("see `wherry info {name}`; end it with `wherry cancel {name}`"));
+            context
+                .out
+                .remark(format!("see `wherry info {name}`; end it with `wherry cancel {name}`"));
         }
-        Err(_) => return Err(ControlError::new(ErrorCode::ConnectionLost, "the VM went away").into()),
+        Err(_) => {
+            return Err(ControlError::new(ErrorCode::ConnectionLost, "the VM went away").into());
+        }
     }
     Ok(Exit::Ok)
 }
@@ -191,7 +202,9 @@ fn detached(
 /// `wherry cancel NAME`
 pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
     let asked = context.client(name)?.call::<Value>(&Request::MigrateCancel {});
-    asked.map_err(|error| if error.code == ErrorCode::Timeout { error } else { explain(name, error) })?;
+    asked.map_err(
+        |error| if error.code == ErrorCode::Timeout { error } else { explain(name, error) },
+    )?;
     let start = Instant::now();
     loop {
         let status = match context
@@ -221,13 +234,16 @@ pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
             }
             MigrationState::OutcomeUnknown => {
                 let text = "too late: the hand-off was sent and its outcome is unknown";
-                let error =
-                    status.error.unwrap_or_else(|| ControlError::new(ErrorCode::MigrationUnknown, text));
+                let error = status
+                    .error
+                    .unwrap_or_else(|| ControlError::new(ErrorCode::MigrationUnknown, text));
                 return Err(explain(name, error).into());
             }
             // Something else ended it first, perhaps the guest.
             MigrationState::Failed => match status.error {
-                Some(error) if error.code != ErrorCode::Cancelled => return Err(explain(name, error).into()),
+                Some(error) if error.code != ErrorCode::Cancelled => {
+                    return Err(explain(name, error).into());
+                }
                 _ => break,
             },
             MigrationState::None | MigrationState::Unknown => break,

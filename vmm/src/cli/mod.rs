@@ -44,9 +44,9 @@ impl Context {
 
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
-    // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a full disk: not the end of a
-    // guest because its console's log has grown, or of a migration because of its trace.
-    // SAFETY: ignoring a signal installs no code; no other thread runs yet.
+    // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a
+    // full disk: not the end of a guest because its console's log has grown, or of a migration
+    // because of its trace. SAFETY: ignoring a signal installs no code; no other thread runs yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let args: Vec<OsString> = std::env::args_os().collect();
     ExitCode::from(run_with(Output::standard(), RuntimeDir::from_env(), &args) as u8)
@@ -66,7 +66,8 @@ fn run_with(mut out: Output, dir: Result<RuntimeDir, RuntimeError>, args: &[OsSt
     }
 }
 
-/// Reads the command line and its options for output. `Err` if that was all: help, or something wrong with it.
+/// Reads the command line and its options for output. `Err` if that was all: help, or something
+/// wrong with it.
 fn parse(out: &mut Output, args: &[OsString]) -> Result<Command, Exit> {
     let cli = Cli::try_parse_from(args).map_err(|e| refuse(out, args, &e))?;
     out.json = cli.json;

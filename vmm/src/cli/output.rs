@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 use wherry_vmm::control::ControlError;
 
-/// Standard output and error. A reader that went away (`wherry ls | head -1`) is not an error: what follows is dropped.
+/// Standard output and error. A reader that went away (`wherry ls | head -1`) is not an error: what
+/// follows is dropped.
 pub struct Output {
     stdout: Box<dyn Write>,
     stderr: Box<dyn Write>,
@@ -77,7 +78,8 @@ impl Output {
         }
     }
 
-    /// Columns, each as wide as its widest cell. Cells that begin with a digit are set flush right, the others left.
+    /// Columns, each as wide as its widest cell. Cells that begin with a digit are set flush right,
+    /// the others left.
     pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) {
         for line in table(header, rows) {
             self.line(line);
@@ -91,14 +93,16 @@ fn table(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let numeric = |column: usize| {
         !rows.is_empty()
             && rows.iter().all(|row| {
-                row.get(column).is_none_or(|c| c == "-" || c.starts_with(|c: char| c.is_ascii_digit()))
+                row.get(column)
+                    .is_none_or(|c| c == "-" || c.starts_with(|c: char| c.is_ascii_digit()))
             })
     };
     let width = |column: usize| {
         let cells = rows.iter().chain([&header]).filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let shape: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), numeric(column))).collect();
+    let shape: Vec<(usize, bool)> =
+        (0..columns).map(|column| (width(column), numeric(column))).collect();
     let mut lines = Vec::new();
     for row in [&header].into_iter().chain(rows) {
         let mut line = String::new();

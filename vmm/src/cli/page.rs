@@ -24,8 +24,10 @@ pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, Failure>
     {
         return Err(Failure::usage("--output: that is the trace; the page would take its place"));
     }
-    let trace = Trace::read(BufReader::new(file)).map_err(|e| failed("cannot use", &args.trace, &e))?;
-    let page = migration_page(&trace, &again(&trace)).map_err(|e| failed("cannot show", &args.trace, &e))?;
+    let trace =
+        Trace::read(BufReader::new(file)).map_err(|e| failed("cannot use", &args.trace, &e))?;
+    let page = migration_page(&trace, &again(&trace))
+        .map_err(|e| failed("cannot show", &args.trace, &e))?;
     std::fs::write(&args.output, page).map_err(|e| failed("cannot write", &args.output, &e))?;
     context.out.done(format!("wrote {}", args.output.display()));
     Ok(Exit::Ok)
@@ -53,7 +55,8 @@ fn again(trace: &Trace) -> String {
     command + " --trace FILE"
 }
 
-/// The report of a migration that is under way. It is written at the end, of what was heard until then.
+/// The report of a migration that is under way. It is written at the end, of what was heard until
+/// then.
 pub struct ReportFile {
     file: OutputFile,
     command: String,
@@ -67,7 +70,9 @@ impl ReportFile {
     /// Opens it, before anything else is done.
     pub fn create(path: &Path, args: &MigrateArgs) -> Result<Self, Failure> {
         if path.as_os_str() == "-" {
-            return Err(Failure::usage("--report -: standard output is for the summary; name a file"));
+            return Err(Failure::usage(
+                "--report -: standard output is for the summary; name a file",
+            ));
         }
         let file = OutputFile::open(path).map_err(|e| {
             let text = format!("cannot create the report file {}: {e}", path.display());
@@ -122,7 +127,8 @@ fn command(args: &MigrateArgs) -> String {
         Hints::On => "on",
         Hints::Off => "off",
     };
-    let mut words = vec!["wherry".to_owned(), "migrate".into(), args.name.clone(), args.uri.clone()];
+    let mut words =
+        vec!["wherry".to_owned(), "migrate".into(), args.name.clone(), args.uri.clone()];
     words.push(format!("--hints={hints}"));
     words.push(format!("--downtime-limit={}ms", args.downtime_limit));
     words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));

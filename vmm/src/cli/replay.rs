@@ -24,7 +24,8 @@ pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure>
     };
     let file = File::open(&args.trace).map_err(|e| cannot(&e))?;
     let trace = Trace::read(BufReader::new(file)).map_err(|e| {
-        cannot(&e).hint("`wherry migrate --trace FILE` records what can be replayed; see docs/trace.md")
+        cannot(&e)
+            .hint("`wherry migrate --trace FILE` records what can be replayed; see docs/trace.md")
     })?;
     let replay = Replay::new(trace);
     let settings = settings(args, &replay)?;
@@ -89,7 +90,8 @@ fn print(
     };
     let rows = [
         row("link", &|s, _| {
-            s.bandwidth.map_or("no cap".into(), |b| format!("{} Mbit/s", b.saturating_mul(8) / 1_000_000))
+            s.bandwidth
+                .map_or("no cap".into(), |b| format!("{} Mbit/s", b.saturating_mul(8) / 1_000_000))
         }),
         row("connections", &|s, _| s.streams.to_string()),
         row("downtime limit", &|s, _| show_millis(s.downtime_limit_us as f64 / 1e3)),
@@ -99,7 +101,11 @@ fn print(
         row("rounds", &|_, o| o.rounds.to_string()),
         row("time", &|_, o| show_millis(o.total_ms)),
         row("downtime", &|_, o| {
-            if o.converged { show_millis(o.downtime_ms) } else { "none: it did not converge".into() }
+            if o.converged {
+                show_millis(o.downtime_ms)
+            } else {
+                "none: it did not converge".into()
+            }
         }),
     ];
     context.out.table(&["", "RECORDED", "SIMULATED"], &rows);

@@ -1,7 +1,7 @@
 //! A migration's progress and report for people.
 //!
-//! Both come as JSON from the VM's process, which may be of another version: absent fields count as zero, unknown ones are
-//! left alone.
+//! Both come as JSON from the VM's process, which may be of another version: absent fields count as
+//! zero, unknown ones are left alone.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -42,7 +42,8 @@ pub fn hint_line(hints: &HintFigures) -> Option<String> {
         return None;
     }
     let pages = |nr: u64| show_bytes(nr.saturating_mul(PAGE));
-    let mut line = format!("{} named, {} skipped", show_bytes(hints.hint_bytes), pages(hints.hinted));
+    let mut line =
+        format!("{} named, {} skipped", show_bytes(hints.hint_bytes), pages(hints.hinted));
     for (nr, what) in [
         (hints.overridden, "written again"),
         (hints.hinted_too_late, "too late"),
@@ -181,13 +182,26 @@ pub fn print(out: &mut Output, value: &Value) {
         })
         .collect();
     if !rows.is_empty() {
-        let header =
-            ["ROUND", "BYTES", "SENT", "ZERO", "HOLE", "HINTED", "LATE", "BALLOONED", "CLEAN", "TIME"];
+        let header = [
+            "ROUND",
+            "BYTES",
+            "SENT",
+            "ZERO",
+            "HOLE",
+            "HINTED",
+            "LATE",
+            "BALLOONED",
+            "CLEAN",
+            "TIME",
+        ];
         out.table(&header, &rows);
         out.line("");
     }
-    let mut line =
-        format!("migrated: {} in {}", show_bytes(report.total_bytes), show_millis(report.total_ms as f64));
+    let mut line = format!(
+        "migrated: {} in {}",
+        show_bytes(report.total_bytes),
+        show_millis(report.total_ms as f64)
+    );
     match report.rounds.len() {
         0 => {}
         1 => line.push_str(", 1 round"),
@@ -198,7 +212,8 @@ pub fn print(out: &mut Output, value: &Value) {
     }
     out.line(line);
     let d = &report.downtime;
-    let verify = report.verify.as_ref().map_or(String::new(), |_| format!(", verify {}", ms(d.verify_us)));
+    let verify =
+        report.verify.as_ref().map_or(String::new(), |_| format!(", verify {}", ms(d.verify_us)));
     out.line(format!(
         "downtime: {} (pause {}, last round {}{verify}, state {}, hand-off {}, resume {})",
         ms(d.total_us),
@@ -209,7 +224,8 @@ pub fn print(out: &mut Output, value: &Value) {
         ms(d.resume_us)
     ));
     if !["", "none"].contains(&report.compression.as_str()) {
-        let content = report.rounds.iter().map(|r| r.sent.saturating_mul(PAGE)).fold(0, u64::saturating_add);
+        let content =
+            report.rounds.iter().map(|r| r.sent.saturating_mul(PAGE)).fold(0, u64::saturating_add);
         let bytes = report.rounds.iter().map(|r| r.bytes).fold(0, u64::saturating_add);
         let (word, content, bytes) = (&report.compression, show_bytes(content), show_bytes(bytes));
         out.line(format!("compression: {word}, {content} of memory in {bytes}"));

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use kvm_ioctls::Kvm;
 use wherry_vmm::config::{
-    DEFAULT_CMDLINE, ExitReason, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ReceiveConfig,
-    RunConfig, SerialSink,
+    DEFAULT_CMDLINE, ExitReason, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES,
+    ReceiveConfig, RunConfig, SerialSink,
 };
 use wherry_vmm::control::{ControlError, ErrorCode, signals};
 use wherry_vmm::{doctor, machine};
@@ -45,8 +45,13 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure
     let serial = args.console.serial;
     // With the guest's console on it, the terminal is the guest's.
     let progress = !context.out.quiet && serial != SerialSink::Stdio;
-    let config =
-        ReceiveConfig { name: args.name, uri: args.uri, serial, progress, max_memory: args.max_memory };
+    let config = ReceiveConfig {
+        name: args.name,
+        uri: args.uri,
+        serial,
+        progress,
+        max_memory: args.max_memory,
+    };
     check_output(&context.out, &config.serial)?;
     doctor::quick().map_err(|report| no_kvm(&report))?;
     let name = config.name.clone();
@@ -61,8 +66,9 @@ fn supervise(
     serial: &SerialSink,
     machine: impl FnOnce() -> anyhow::Result<ExitReason>,
 ) -> Result<Exit, Failure> {
-    let failed =
-        |e: io::Error| ControlError::new(ErrorCode::Failed, format!("cannot set up the terminal: {e}"));
+    let failed = |e: io::Error| {
+        ControlError::new(ErrorCode::Failed, format!("cannot set up the terminal: {e}"))
+    };
     // Before any other thread, so that all of them leave these signals to the watcher.
     signals::watch(|signal| {
         // The first asks the machine to end; without a machine, or the second time, that is that.
@@ -88,8 +94,9 @@ fn supervise(
         ExitReason::Migrated => ("the guest runs at its destination".to_owned(), Exit::Ok),
         ExitReason::Killed => ("ended".to_owned(), Exit::GuestEnded),
         ExitReason::Crashed(why) => {
-            let text =
-                format!("the guest crashed: {why}; `wherry doctor` tells whether this host can run Linux");
+            let text = format!(
+                "the guest crashed: {why}; `wherry doctor` tells whether this host can run Linux"
+            );
             (text, Exit::GuestEnded)
         }
     };
@@ -118,9 +125,14 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
             return usage(format!("--memory: {} is too little; 128 MiB or more", show_bytes(n)));
         }
         n if n > MAX_RAM_BYTES => {
-            return usage(format!("--memory: {} is too much; it must be less than 8 TiB", show_bytes(n)));
+            return usage(format!(
+                "--memory: {} is too much; it must be less than 8 TiB",
+                show_bytes(n)
+            ));
         }
-        n if n % 4096 != 0 => return usage(format!("--memory: {n} bytes is not a multiple of 4 KiB")),
+        n if n % 4096 != 0 => {
+            return usage(format!("--memory: {n} bytes is not a multiple of 4 KiB"));
+        }
         _ => {}
     }
     if !(1..=MAX_VCPUS).contains(&args.cpus) {
@@ -156,9 +168,11 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
     })
 }
 
-/// What this host cannot do, before anything is built. (Whether the memory can be mapped shows when it is.)
+/// What this host cannot do, before anything is built. (Whether the memory can be mapped shows when
+/// it is.)
 fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
-    let refuse = |code, text: String, hint: &str| Err(ControlError::new(code, text).hint(hint).into());
+    let refuse =
+        |code, text: String, hint: &str| Err(ControlError::new(code, text).hint(hint).into());
     let most = kvm.get_max_vcpus();
     if config.nr_vcpus as usize > most {
         let text = format!("--cpus: KVM here allows {most}, not {}", config.nr_vcpus);
@@ -183,8 +197,9 @@ fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
 
 /// Refuses what is certainly no kernel or initrd with a text that names the file.
 fn check_file(what: &str, path: &Path) -> Result<(), ControlError> {
-    let failed =
-        |why: String| ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()));
+    let failed = |why: String| {
+        ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()))
+    };
     let meta = File::open(path).and_then(|file| file.metadata()).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => failed("no such file".into()),
         io::ErrorKind::PermissionDenied => failed("no permission to read it".into()),
@@ -227,7 +242,8 @@ impl Escape {
     }
 }
 
-/// Makes the terminal raw, if there is one, and puts the search for Ctrl-] between it and standard input.
+/// Makes the terminal raw, if there is one, and puts the search for Ctrl-] between it and standard
+/// input.
 fn raw_console(context: &mut Context, name: &str) -> io::Result<Option<RawMode>> {
     if !io::stdin().is_terminal() {
         return Ok(None);
@@ -340,9 +356,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let empty = dir.path().join("empty");
         File::create(&empty).unwrap();
-        for (path, reason) in
-            [(dir.path().join("none"), "no such file"), (dir.path().into(), "not a file"), (empty, "empty")]
-        {
+        for (path, reason) in [
+            (dir.path().join("none"), "no such file"),
+            (dir.path().into(), "not a file"),
+            (empty, "empty"),
+        ] {
             let error = check_file("kernel", &path).unwrap_err().message;
             assert!(error.starts_with("kernel ") && error.contains(reason), "{error}");
         }
@@ -355,7 +373,17 @@ mod tests {
         use Typed::*;
         assert_eq!(
             seen,
-            [Guest(b'a'), Ask, Guest(ESCAPE), Guest(b'b'), Ask, Guest(b'x'), Guest(b'q'), Ask, Quit]
+            [
+                Guest(b'a'),
+                Ask,
+                Guest(ESCAPE),
+                Guest(b'b'),
+                Ask,
+                Guest(b'x'),
+                Guest(b'q'),
+                Ask,
+                Quit
+            ]
         );
     }
 }

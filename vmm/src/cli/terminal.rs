@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 pub const ESCAPE: u8 = 0x1D;
 
 /// Said when typed bytes had to be dropped: a terminal is always read, or Ctrl-] would not be seen.
-pub const INPUT_LOST: &str = "\r\n[wherry: the guest takes no input; what is typed now is lost]\r\n";
+pub const INPUT_LOST: &str =
+    "\r\n[wherry: the guest takes no input; what is typed now is lost]\r\n";
 
 /// The terminal's state before raw mode, with its descriptor.
 static ORIGINAL: Mutex<Option<(i32, libc::termios)>> = Mutex::new(None);
@@ -58,10 +59,12 @@ impl Drop for RawMode {
     }
 }
 
-/// Puts the terminal back as it was before raw mode. From any thread; without effect if it is not raw.
+/// Puts the terminal back as it was before raw mode. From any thread; without effect if it is not
+/// raw.
 pub fn restore() {
     if let Some((fd, original)) = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        // SAFETY: `original` is an initialised termios that outlives the call; `fd` is ours, and closed once.
+        // SAFETY: `original` is an initialised termios that outlives the call; `fd` is ours, and
+        // closed once.
         unsafe {
             libc::tcsetattr(fd, libc::TCSADRAIN, &original);
             libc::close(fd);
@@ -72,7 +75,7 @@ pub fn restore() {
 /// Ends the process for a signal, terminal restored, as shells expect it.
 pub fn exit_for_signal(signal: i32) -> ! {
     restore();
-    // SAFETY: _exit takes any number and does not return. Not exit: other threads are in the middle of things, and what
-    // exit handlers do is not meant for that.
+    // SAFETY: _exit takes any number and does not return. Not exit: other threads are in the middle
+    // of things, and what exit handlers do is not meant for that.
     unsafe { libc::_exit(128 + signal) }
 }

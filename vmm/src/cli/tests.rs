@@ -70,7 +70,11 @@ impl VmControl for FakeVm {
         self.end();
     }
     fn balloon_set(&self, target: u64) -> Result<(), ControlError> {
-        if target > 1 << 30 { Err(ControlError::new(ErrorCode::BadRequest, "more than RAM")) } else { Ok(()) }
+        if target > 1 << 30 {
+            Err(ControlError::new(ErrorCode::BadRequest, "more than RAM"))
+        } else {
+            Ok(())
+        }
     }
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         Ok(BalloonInfo {
@@ -80,13 +84,16 @@ impl VmControl for FakeVm {
             counters: json!({"guest": {"free_bytes": 512 << 20}, "hints": 7}),
         })
     }
-    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        tell: &mut dyn FnMut(Update),
+    ) -> Result<Value, ControlError> {
         *self.last.lock().unwrap() = Some(request.clone());
         let hints = json!({"hint_bytes": 4 << 20, "hinted": 512, "overridden": 1, "hinted_too_late": 256,
             "sent_then_hinted": 128, "time_to_first_hint_ms": 9, "hint_rate": 8 << 20,
             "saved_bytes": 2 << 20, "saved_ms": -16});
-        let progress =
-            json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256, "hinting": hints});
+        let progress = json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256, "hinting": hints});
         tell(Update::Progress(progress));
         if request.uri.ends_with(":7") {
             return Err(ControlError::new(ErrorCode::MigrationFailed, "nobody listens"));
@@ -111,7 +118,10 @@ impl VmControl for FakeVm {
             return Err(ControlError::new(ErrorCode::MigrationFailed, "connection refused"));
         }
         if request.uri.ends_with(":2") {
-            return Err(ControlError::new(ErrorCode::MigrationUnknown, "no answer after the hand-off"));
+            return Err(ControlError::new(
+                ErrorCode::MigrationUnknown,
+                "no answer after the hand-off",
+            ));
         }
         let wait = |flag: &AtomicBool| {
             let start = Instant::now();
@@ -133,9 +143,9 @@ impl VmControl for FakeVm {
             wait(&self.seen_off);
             return Err(ControlError::new(ErrorCode::MigrationFailed, "nobody hears this"));
         }
-        let verify = request
-            .verify
-            .then(|| json!({"equal": 262_000, "free": 144, "wrong": 0, "ms": 80, "bytes": 2 << 20}));
+        let verify = request.verify.then(
+            || json!({"equal": 262_000, "free": 144, "wrong": 0, "ms": 80, "bytes": 2 << 20}),
+        );
         Ok(json!({
             "verify": verify, "compression": request.compression, "streams": request.streams,
             "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6, "hinted": 7,
@@ -215,7 +225,10 @@ fn looking() {
     let bench = Bench::new();
     let (exit, out, _) = bench.run("wherry ls");
     assert_eq!(exit, Exit::Ok);
-    assert!(out.starts_with("NAME  STATE") && out.contains("web") && out.contains("1.0 GiB"), "{out}");
+    assert!(
+        out.starts_with("NAME  STATE") && out.contains("web") && out.contains("1.0 GiB"),
+        "{out}"
+    );
     let (_, value) = bench.json("wherry ls");
     assert_eq!(value["vms"][0]["pid"], 42);
     let (_, out, _) = bench.run("wherry info web");
@@ -260,7 +273,10 @@ fn ending() {
     bench.vm.deaf.store(true, Ordering::SeqCst);
     let (exit, _, err) = bench.run("wherry stop web --timeout 200ms");
     assert_eq!(exit, Exit::Failed);
-    assert!(err.contains("not powered off within 200 ms") && err.contains("wherry kill web"), "{err}");
+    assert!(
+        err.contains("not powered off within 200 ms") && err.contains("wherry kill web"),
+        "{err}"
+    );
     bench.vm.deaf.store(false, Ordering::SeqCst);
     assert_eq!(bench.run("wherry stop web --timeout 10s").0, Exit::Ok);
     assert_eq!(bench.run("wherry kill web").0, Exit::NoSuchVm);
@@ -276,7 +292,9 @@ fn migrating() {
         bench.run("wherry migrate web tcp:b:9 --hints on --downtime-limit 100ms --bandwidth 1Gbit");
     assert_eq!(exit, Exit::Ok);
     assert!(
-        out.contains("ROUND") && out.contains("20000") && out.contains("migrated: 93.5 MiB in 1.25 s"),
+        out.contains("ROUND")
+            && out.contains("20000")
+            && out.contains("migrated: 93.5 MiB in 1.25 s"),
         "{out}"
     );
     assert!(out.contains("downtime: 25.0 ms (pause 0.3 ms"), "{out}");
@@ -291,17 +309,24 @@ fn migrating() {
     assert!(out.contains("\nconnections: 4\n"), "{out}");
     assert_eq!((bench.vm.last.lock().unwrap().clone().unwrap().streams, sent.streams), (4, 1));
     for wrong in ["0", "17", "all"] {
-        assert_eq!(bench.run(&format!("wherry migrate web tcp:b:9 --streams {wrong}")).0, Exit::Usage);
+        assert_eq!(
+            bench.run(&format!("wherry migrate web tcp:b:9 --streams {wrong}")).0,
+            Exit::Usage
+        );
     }
     let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
     assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
     assert_eq!(bench.run("wherry migrate web tcp:b:9 --quiet").2, "");
     let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --verify");
-    let verified = "verified: 262000 pages equal, 144 free and unwritten, 0 wrong (80.0 ms, 2.0 MiB)";
+    let verified =
+        "verified: 262000 pages equal, 144 free and unwritten, 0 wrong (80.0 ms, 2.0 MiB)";
     assert!(out.contains(verified) && out.contains(", verify 0.0 ms, state"), "{out}");
     let (_, out, _) = bench.run("wherry info web");
     assert!(out.contains("migration  to tcp:b:9: completed"), "{out}");
-    assert!(out.contains("hinted     8.0 MiB named, 28.0 KiB skipped; saved 28.0 KiB and 2.0 ms"), "{out}");
+    assert!(
+        out.contains("hinted     8.0 MiB named, 28.0 KiB skipped; saved 28.0 KiB and 2.0 ms"),
+        "{out}"
+    );
 }
 
 #[test]
@@ -358,9 +383,11 @@ fn a_cancel_that_meets_the_end_of_the_vm_says_so() {
 #[test]
 fn wrong_usage_is_code_2_also_as_json() {
     let bench = Bench::new();
-    for line in
-        ["wherry migrate web nowhere", "wherry info .x", "wherry migrate web tcp:b:9 --downtime-limit 3"]
-    {
+    for line in [
+        "wherry migrate web nowhere",
+        "wherry info .x",
+        "wherry migrate web tcp:b:9 --downtime-limit 3",
+    ] {
         let (exit, value) = bench.json(line);
         assert_eq!(exit, Exit::Usage, "{line}");
         assert_eq!(value["error"]["code"], "usage", "{line}");

@@ -1,8 +1,8 @@
-//! The trace file of `wherry migrate --trace`. This command writes it, not the VM's process: with its user's rights, in its
-//! user's working directory, onto its user's disk.
+//! The trace file of `wherry migrate --trace`. This command writes it, not the VM's process: with
+//! its user's rights, in its user's working directory, onto its user's disk.
 //!
-//! The guest matters more than the file: when it cannot be written any more the migration goes on, and the command says so and ends
-//! with a code of its own.
+//! The guest matters more than the file: when it cannot be written any more the migration goes on,
+//! and the command says so and ends with a code of its own.
 
 use std::io;
 use std::path::Path;
@@ -88,8 +88,9 @@ impl TraceFile {
             None => Ok(()),
             Some(why) => {
                 let text = format!("the guest was migrated, but {why}");
-                Err(ControlError::new(ErrorCode::TraceIncomplete, text)
-                    .hint("the guest runs at its destination; only the file is not what was asked for"))
+                Err(ControlError::new(ErrorCode::TraceIncomplete, text).hint(
+                    "the guest runs at its destination; only the file is not what was asked for",
+                ))
             }
         }
     }

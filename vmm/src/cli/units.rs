@@ -1,4 +1,5 @@
-//! Sizes, durations and rates as people write them. Strict: a number without a unit is refused rather than guessed at.
+//! Sizes, durations and rates as people write them. Strict: a number without a unit is refused
+//! rather than guessed at.
 
 use std::time::Duration;
 
@@ -41,7 +42,10 @@ pub fn size(text: &str) -> Result<u64, String> {
         "G" | "GiB" => 1 << 30,
         "T" | "TiB" => 1 << 40,
         "kB" | "KB" | "MB" | "GB" | "TB" => {
-            return Err(format!("{unit} is ambiguous for memory; write {}iB", &unit[..1].to_uppercase()));
+            return Err(format!(
+                "{unit} is ambiguous for memory; write {}iB",
+                &unit[..1].to_uppercase()
+            ));
         }
         _ => return Err(format!("unknown unit \"{}\"; {EXAMPLES}", unit.escape_default())),
     };
@@ -52,7 +56,8 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// `300ms`, `2s`, `1.5s`, `5m`, `1h`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     const EXAMPLES: &str = "write it like 300ms or 2s";
-    let (digits, decimals, unit) = split(text).ok_or_else(|| format!("not a duration; {EXAMPLES}"))?;
+    let (digits, decimals, unit) =
+        split(text).ok_or_else(|| format!("not a duration; {EXAMPLES}"))?;
     let nanos = match unit {
         "us" => 1_000,
         "ms" => 1_000_000,
@@ -76,7 +81,8 @@ pub fn millis(text: &str) -> Result<u64, String> {
     }
 }
 
-/// `1Gbit`, `100Mbit/s`, `125MB/s`, `100MiB/s`: bytes a second. k, M, G, T are decimal, Ki, Mi, Gi binary.
+/// `1Gbit`, `100Mbit/s`, `125MB/s`, `100MiB/s`: bytes a second. k, M, G, T are decimal, Ki, Mi, Gi
+/// binary.
 pub fn rate(text: &str) -> Result<u64, String> {
     const EXAMPLES: &str = "write it like 1Gbit or 125MB/s";
     let (digits, decimals, unit) = split(text).ok_or_else(|| format!("not a rate; {EXAMPLES}"))?;
@@ -90,7 +96,10 @@ pub fn rate(text: &str) -> Result<u64, String> {
         (Some(prefix), _) => (prefix, 8),
         (None, Some(bytes)) => (bytes.strip_suffix('B').ok_or_else(unknown)?, 1),
         (None, None) if unit.ends_with('B') => {
-            return Err(format!("write {unit}/s for bytes a second, or {}bit", unit.trim_end_matches('B')));
+            return Err(format!(
+                "write {unit}/s for bytes a second, or {}bit",
+                unit.trim_end_matches('B')
+            ));
         }
         (None, None) => return Err(unknown()),
     };
@@ -105,7 +114,8 @@ pub fn rate(text: &str) -> Result<u64, String> {
         "Gi" => 1 << 30,
         _ => return Err(unknown()),
     };
-    let total = scale(digits, decimals, factor).ok_or_else(|| format!("out of range; {EXAMPLES}"))?;
+    let total =
+        scale(digits, decimals, factor).ok_or_else(|| format!("out of range; {EXAMPLES}"))?;
     match total / divisor {
         0 => Err("must be 1 byte a second or more".into()),
         rate => Ok(rate),

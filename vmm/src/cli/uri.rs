@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-/// Checks `unix:PATH` or `tcp:HOST:PORT` and returns it in full: a relative path is relative to here, not to wherever the VMM
-/// runs.
+/// Checks `unix:PATH` or `tcp:HOST:PORT` and returns it in full: a relative path is relative to
+/// here, not to wherever the VMM runs.
 pub fn parse(text: &str) -> Result<String, String> {
     const FORMS: &str = "write unix:/PATH or tcp:HOST:PORT";
     if text.chars().any(char::is_control) {
@@ -30,7 +30,9 @@ pub fn parse(text: &str) -> Result<String, String> {
         None if host.contains([':', '[', ']']) => {
             return Err(format!("put an IPv6 address into brackets: tcp:[::1]:4444; {FORMS}"));
         }
-        None if host.is_empty() || host.contains([' ', '/']) => return Err(format!("no host; {FORMS}")),
+        None if host.is_empty() || host.contains([' ', '/']) => {
+            return Err(format!("no host; {FORMS}"));
+        }
         _ => {}
     }
     match port.parse::<u16>() {

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wherry_vmm::control::{
-    BalloonInfo, BalloonSetRequest, ControlError, ErrorCode, Info, MigrationState, Request, ResumeRequest,
+    BalloonInfo, BalloonSetRequest, ControlError, ErrorCode, Info, MigrationState, Request,
+    ResumeRequest,
 };
 
 use super::args::{BalloonAction, BalloonArgs, ResumeArgs, StopArgs};
@@ -79,7 +80,10 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, Failure> {
     show("state", info.state.as_str().into());
     show("pid", info.pid.to_string());
     show("vCPUs", info.nr_vcpus.to_string());
-    show("memory", format!("{}, {} resident", show_bytes(info.ram_bytes), show_bytes(info.rss_bytes)));
+    show(
+        "memory",
+        format!("{}, {} resident", show_bytes(info.ram_bytes), show_bytes(info.rss_bytes)),
+    );
     if let Some(kernel) = info.kernel {
         show("kernel", kernel);
     }
@@ -104,7 +108,9 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, Failure> {
             MigrationState::None | MigrationState::Unknown => "unknown".into(),
         };
         show("migration", format!("to {}: {state}", migration.uri));
-        for (key, value) in report::hint_lines(migration.report.as_ref(), migration.progress.as_ref()) {
+        for (key, value) in
+            report::hint_lines(migration.report.as_ref(), migration.progress.as_ref())
+        {
             show(key, value);
         }
     }
@@ -112,7 +118,11 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, Failure> {
 }
 
 fn features(balloon: &BalloonInfo) -> String {
-    if balloon.features.is_empty() { "no driver features".into() } else { balloon.features.join(", ") }
+    if balloon.features.is_empty() {
+        "no driver features".into()
+    } else {
+        balloon.features.join(", ")
+    }
 }
 
 /// `wherry pause NAME`
@@ -137,9 +147,12 @@ pub fn stop(context: &mut Context, args: &StopArgs) -> Result<Exit, Failure> {
     let info: Info = client.call(&Request::Info {})?;
     ended(client.call::<Value>(&Request::Stop {}))?;
     if !wait_for_end(context, name, info.pid, args.timeout) {
-        let text =
-            format!("{name} has not powered off within {}", show_millis(args.timeout.as_millis() as f64));
-        let hint = format!("the guest may ignore its power button; `wherry kill {name}` ends it at once");
+        let text = format!(
+            "{name} has not powered off within {}",
+            show_millis(args.timeout.as_millis() as f64)
+        );
+        let hint =
+            format!("the guest may ignore its power button; `wherry kill {name}` ends it at once");
         return Err(ControlError::new(ErrorCode::Timeout, text).hint(hint).into());
     }
     context.out.done(format!("{name} has ended"));
@@ -190,7 +203,8 @@ fn wait_for_end(context: &Context, name: &str, pid: u32, limit: Duration) -> boo
 pub fn balloon(context: &mut Context, args: &BalloonArgs) -> Result<Exit, Failure> {
     let mut client = context.client(&args.name)?;
     if let Some(BalloonAction::Target { size }) = args.action {
-        let _: Value = client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: size }))?;
+        let _: Value =
+            client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: size }))?;
         context.out.done(format!("the balloon of {} is to hold {}", args.name, show_bytes(size)));
         return Ok(Exit::Ok);
     }

@@ -98,7 +98,9 @@ impl Read for PtyIn {
         wait(&self.0, libc::POLLIN)?;
         match self.0.read(buf) {
             // Nobody has it open, and all that was typed has been read.
-            Err(e) if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::WouldBlock => {
+            Err(e)
+                if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::WouldBlock =>
+            {
                 std::thread::sleep(AGAIN);
                 Err(io::ErrorKind::Interrupted.into())
             }
@@ -124,8 +126,12 @@ mod tests {
         // More than a terminal holds.
         out.write_all(&[b'o'; 100_000]).unwrap();
         for _ in 0..2 {
-            let mut user =
-                OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).unwrap();
+            let mut user = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NOCTTY)
+                .open(&path)
+                .unwrap();
             out.write_all(b"new\n").unwrap();
             let mut seen = [0; 4];
             user.read_exact(&mut seen).unwrap();

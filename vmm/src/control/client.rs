@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::line::{LineError, LineReader, write_line};
-use super::{ControlError, ErrorCode, MAX_REPLY_LINE, Reply, Request, RuntimeDir, Update, check_name};
+use super::{
+    ControlError, ErrorCode, MAX_REPLY_LINE, Reply, Request, RuntimeDir, Update, check_name,
+};
 
 /// How long a VM may take to answer anything but a migration.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -23,8 +25,12 @@ fn lost(error: &LineError) -> ControlError {
     match error {
         LineError::TimedOut => ControlError::new(ErrorCode::Timeout, "the VM does not answer")
             .hint("if it hangs, end its process with SIGTERM or SIGKILL"),
-        LineError::Io(source) => ControlError::new(ErrorCode::ConnectionLost, format!("{error}: {source}")),
-        _ => ControlError::new(ErrorCode::ConnectionLost, format!("no answer from the VM: {error}")),
+        LineError::Io(source) => {
+            ControlError::new(ErrorCode::ConnectionLost, format!("{error}: {source}"))
+        }
+        _ => {
+            ControlError::new(ErrorCode::ConnectionLost, format!("no answer from the VM: {error}"))
+        }
     }
 }
 
@@ -34,13 +40,18 @@ impl Client {
         check_name(name)?;
         let path = dir.socket(name);
         let failed = |e: &io::Error| {
-            ControlError::new(ErrorCode::Failed, format!("cannot connect to {}: {e}", path.display()))
+            ControlError::new(
+                ErrorCode::Failed,
+                format!("cannot connect to {}: {e}", path.display()),
+            )
         };
         dir.look()?;
         let writer = UnixStream::connect(&path).map_err(|e| match e.kind() {
             // Refused: the file is there but nobody listens, the VMM crashed.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_such_vm(dir, name),
-            io::ErrorKind::PermissionDenied => failed(&e).hint("run as the user who started the VM"),
+            io::ErrorKind::PermissionDenied => {
+                failed(&e).hint("run as the user who started the VM")
+            }
             _ => failed(&e),
         })?;
         writer.set_write_timeout(Some(ANSWER)).map_err(|e| failed(&e))?;
@@ -81,7 +92,8 @@ impl Client {
         limit: Option<Duration>,
         on_update: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
-        // A failed write is no news yet: a server that refused us has sent its reason before it closed.
+        // A failed write is no news yet: a server that refused us has sent its reason before it
+        // closed.
         let sent = write_line(&mut self.writer, request);
         loop {
             let line = self.reader.next_line(limit).map_err(|e| match &sent {
@@ -104,7 +116,8 @@ impl Client {
         }
     }
 
-    /// Turns the connection into the serial console: the stream, and the console output that came with the answer.
+    /// Turns the connection into the serial console: the stream, and the console output that came
+    /// with the answer.
     pub fn console(mut self) -> Result<(UnixStream, Vec<u8>), ControlError> {
         self.exchange(&Request::Console {}, Some(ANSWER), &mut |_| {})?;
         let (stream, early) = self.reader.into_parts();

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// Reads newline-terminated lines of bounded length, with a deadline for the whole line (not for each read, so that a peer
-/// that trickles bytes cannot hold the reader).
+/// Reads newline-terminated lines of bounded length, with a deadline for the whole line (not for
+/// each read, so that a peer that trickles bytes cannot hold the reader).
 pub(crate) struct LineReader {
     stream: UnixStream,
     pending: Vec<u8>,
@@ -74,8 +74,11 @@ impl LineReader {
                 Ok(0) => return Err(LineError::Truncated),
                 Ok(n) => self.pending.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Err(LineError::Closed),
+                Err(e)
+                    if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(LineError::Closed);
+                }
                 Err(e) => return Err(LineError::Io(e)),
             }
         }
@@ -88,7 +91,10 @@ impl LineReader {
 }
 
 /// Writes `value` as one line of JSON.
-pub(crate) fn write_line<T: serde::Serialize>(stream: &mut UnixStream, value: &T) -> io::Result<()> {
+pub(crate) fn write_line<T: serde::Serialize>(
+    stream: &mut UnixStream,
+    value: &T,
+) -> io::Result<()> {
     let mut line = serde_json::to_vec(value).map_err(io::Error::other)?;
     line.push(b'\n');
     stream.write_all(&line)

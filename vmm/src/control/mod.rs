@@ -1,8 +1,9 @@
 //! How a running VM is found and controlled: by name, through a Unix socket in the runtime folder.
 //!
-//! The machine implements [`VmControl`]; [`Server`] offers it to clients on threads of its own. Nothing that a client does or
-//! fails to do (silence, floods, half a request, not reading answers, vanishing) reaches the machine's threads: the server
-//! never calls the machine while it waits for a client, and never waits for a client from within a call of the machine.
+//! The machine implements [`VmControl`]; [`Server`] offers it to clients on threads of its own.
+//! Nothing that a client does or fails to do (silence, floods, half a request, not reading answers,
+//! vanishing) reaches the machine's threads: the server never calls the machine while it waits for
+//! a client, and never waits for a client from within a call of the machine.
 //!
 //! ```text
 //! let claim = RuntimeDir::from_env()?.claim(name)?;   // the name is ours, or NameInUse
@@ -32,8 +33,9 @@ pub use protocol::*;
 pub use runtime::{NameClaim, RuntimeDir, RuntimeError, check_name};
 pub use server::{MAX_CLIENTS, Server};
 
-/// What the control server needs from the machine. Every method may be called from any thread at any time, also several at
-/// once, and returns when the thing is done. Methods other than [`migrate`](VmControl::migrate) take seconds at most.
+/// What the control server needs from the machine. Every method may be called from any thread at
+/// any time, also several at once, and returns when the thing is done. Methods other than
+/// [`migrate`](VmControl::migrate) take seconds at most.
 pub trait VmControl: Send + Sync {
     /// Describes the VM. Must work in every state; `last_migration` is filled in by the server.
     fn info(&self) -> Info;
@@ -47,7 +49,8 @@ pub trait VmControl: Send + Sync {
     /// Presses the ACPI power button; returns at once, whether or not the guest reacts.
     fn stop(&self) -> Result<(), ControlError>;
 
-    /// Ends the VM as soon as possible; the machine's run function then returns. May return before that.
+    /// Ends the VM as soon as possible; the machine's run function then returns. May return before
+    /// that.
     fn kill(&self);
 
     /// Sets the balloon's target in bytes.
@@ -56,10 +59,15 @@ pub trait VmControl: Send + Sync {
     /// The balloon's statistics and counters.
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError>;
 
-    /// Migrates and returns the report, or why the guest is still here ([`ErrorCode::MigrationFailed`],
-    /// [`ErrorCode::Cancelled`]) or possibly not ([`ErrorCode::MigrationUnknown`]). `tell` takes updates and never blocks.
-    /// The server calls it once at a time.
-    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError>;
+    /// Migrates and returns the report, or why the guest is still here
+    /// ([`ErrorCode::MigrationFailed`], [`ErrorCode::Cancelled`]) or possibly not
+    /// ([`ErrorCode::MigrationUnknown`]). `tell` takes updates and never blocks. The server calls
+    /// it once at a time.
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        tell: &mut dyn FnMut(Update),
+    ) -> Result<Value, ControlError>;
 
     /// Asks the migration under way to stop; returns at once. After the hand-off it has no effect.
     fn migrate_cancel(&self) -> Result<(), ControlError>;
@@ -69,8 +77,9 @@ pub trait VmControl: Send + Sync {
         Ok(())
     }
 
-    /// Connects a client to the serial console. The machine owns the stream (blocking, no timeouts set) from here on, must not
-    /// be held up by a client that does not read, and shuts the stream down when the guest ends.
+    /// Connects a client to the serial console. The machine owns the stream (blocking, no timeouts
+    /// set) from here on, must not be held up by a client that does not read, and shuts the stream
+    /// down when the guest ends.
     fn attach_console(&self, client: UnixStream) -> Result<(), ControlError>;
 }
 

@@ -1,8 +1,9 @@
 //! The control protocol: newline-delimited JSON over a Unix socket.
 //!
-//! A client writes one [`Request`] as one line and reads lines until a final one comes: `{"ok": …}` or `{"error": …}`. Lines
-//! of the form `{"event": …}` may come before it. Requests on one connection are served one after another. After the answer
-//! to [`Request::Console`] the connection is no longer lines but the raw bytes of the serial console, in both directions.
+//! A client writes one [`Request`] as one line and reads lines until a final one comes: `{"ok": …}`
+//! or `{"error": …}`. Lines of the form `{"event": …}` may come before it. Requests on one
+//! connection are served one after another. After the answer to [`Request::Console`] the connection
+//! is no longer lines but the raw bytes of the serial console, in both directions.
 //!
 //! ```text
 //! > {"request":"info"}
@@ -13,17 +14,19 @@
 //! < {"ok":{…report…}}
 //! ```
 //!
-//! With `"trace":true` lines of the form `{"trace":{…}}` come as well, in order: a line of the trace file each (docs/trace.md).
+//! With `"trace":true` lines of the form `{"trace":{…}}` come as well, in order: a line of the
+//! trace file each (docs/trace.md).
 //!
-//! Unknown fields in a request are refused, so that an option that an older VMM does not know is never silently dropped.
+//! Unknown fields in a request are refused, so that an option that an older VMM does not know is
+//! never silently dropped.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use wherry_migration::{Compression, trace};
 
-/// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be longer
-/// ([`MAX_REPLY_LINE`]).
+/// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be
+/// longer ([`MAX_REPLY_LINE`]).
 pub const MAX_REQUEST_LINE: usize = 64 * 1024;
 
 /// Longest accepted line in bytes from a VMM; reports with many rounds are the longest.
@@ -61,7 +64,8 @@ pub enum Request {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeRequest {
-    /// Run even though the outcome of a migration is unknown. Only right when the destination is known not to run.
+    /// Run even though the outcome of a migration is unknown. Only right when the destination is
+    /// known not to run.
     #[serde(default)]
     pub force: bool,
 }
@@ -116,13 +120,16 @@ pub struct MigrateRequest {
     /// Cap on the bytes sent per second; `None` is no cap.
     #[serde(default)]
     pub bandwidth_bytes_s: Option<u64>,
-    /// Whether to compress what is sent. Left out if not, so that a VMM that does not know of it yet can be asked.
+    /// Whether to compress what is sent. Left out if not, so that a VMM that does not know of it
+    /// yet can be asked.
     #[serde(default, skip_serializing_if = "Compression::is_none")]
     pub compression: Compression,
-    /// Connections that carry memory, 1 to [`wire::MAX_STREAMS`](wherry_migration::wire::MAX_STREAMS). Left out if it is one.
+    /// Connections that carry memory, 1 to
+    /// [`wire::MAX_STREAMS`](wherry_migration::wire::MAX_STREAMS). Left out if it is one.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub streams: u32,
-    /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to the engine.
+    /// After this many rounds pause and send the rest, whatever the downtime. `None` leaves it to
+    /// the engine.
     #[serde(default)]
     pub max_rounds: Option<u32>,
     /// Compare all memory before the hand-off; a page that did not arrive fails the migration.
@@ -217,7 +224,8 @@ pub enum ErrorCode {
     MigrationFailed,
     /// The migration was cancelled; the guest goes on at the source.
     Cancelled,
-    /// The hand-off was sent and not confirmed: the guest may run at the destination and is stopped here.
+    /// The hand-off was sent and not confirmed: the guest may run at the destination and is stopped
+    /// here.
     MigrationUnknown,
     /// No VM of that name runs.
     NoSuchVm,
@@ -441,7 +449,9 @@ mod tests {
         }
         let plain = serde_json::to_string(&MigrateRequest::new("tcp:b:1")).unwrap();
         assert!(
-            !plain.contains("compression") && !plain.contains("streams") && !plain.contains("pause"),
+            !plain.contains("compression")
+                && !plain.contains("streams")
+                && !plain.contains("pause"),
             "{plain}"
         );
     }

@@ -1,11 +1,13 @@
 //! The runtime folder, names, and the lock that makes a name belong to one process.
 //!
-//! For each VM there are two files: `NAME.lock`, held with flock for as long as the VMM lives, and `NAME.sock`. The kernel
-//! releases the lock however the process ends, so a socket whose lock is free is stale and is replaced.
+//! For each VM there are two files: `NAME.lock`, held with flock for as long as the VMM lives, and
+//! `NAME.sock`. The kernel releases the lock however the process ends, so a socket whose lock is
+//! free is stale and is replaced.
 //!
-//! The folder may be in `/tmp`, where anyone can make one of that name first. So it is opened once, not through a symbolic
-//! link, what was opened is looked at, and files are made and removed relative to it. Sockets are bound by path, which is the
-//! same folder then: nobody else can move one of ours out of `/tmp` or out of a folder that only we write to.
+//! The folder may be in `/tmp`, where anyone can make one of that name first. So it is opened once,
+//! not through a symbolic link, what was opened is looked at, and files are made and removed
+//! relative to it. Sockets are bound by path, which is the same folder then: nobody else can move
+//! one of ours out of `/tmp` or out of a folder that only we write to.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -25,7 +27,9 @@ const MAX_SOCKET_PATH: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// See [`check_name`].
-    #[error("\"{0}\" is not a VM name: use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -")]
+    #[error(
+        "\"{0}\" is not a VM name: use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -"
+    )]
     BadName(String),
     /// Another process holds the name.
     #[error("a VM named \"{0}\" runs already")]
@@ -57,7 +61,10 @@ pub enum RuntimeError {
     },
 }
 
-fn io_error<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> RuntimeError {
+fn io_error<E: Into<io::Error>>(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> RuntimeError {
     let path = path.to_path_buf();
     move |source| RuntimeError::Io { action, path, source: source.into() }
 }
@@ -94,8 +101,8 @@ enum Use {
 
 /// Why a folder with this owner and mode is no good for the user `uid`, if so.
 fn objection(owner: u32, mode: RawMode, uid: u32, named: bool, what: Use) -> Option<&'static str> {
-    // Root may look into anyone's folder if told to: it could do anything there in any case. What it made there, the
-    // owner could replace.
+    // Root may look into anyone's folder if told to: it could do anything there in any case. What
+    // it made there, the owner could replace.
     let may_look = uid == 0 && named && what == Use::Look;
     if owner != uid && !may_look {
         return Some("it belongs to another user");
@@ -104,8 +111,8 @@ fn objection(owner: u32, mode: RawMode, uid: u32, named: bool, what: Use) -> Opt
 }
 
 impl RuntimeDir {
-    /// `$WHERRY_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/wherry`, else `/run/wherry` for root, else `/tmp/wherry-UID`. Only names
-    /// the folder; [`claim`](Self::claim) makes it.
+    /// `$WHERRY_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/wherry`, else `/run/wherry` for root, else
+    /// `/tmp/wherry-UID`. Only names the folder; [`claim`](Self::claim) makes it.
     ///
     /// # Errors
     /// The variable holds a relative path: two commands could mean two folders by it.
@@ -146,8 +153,9 @@ impl RuntimeDir {
     pub fn names(&self) -> Result<Vec<String>, RuntimeError> {
         let Some(folder) = self.look()? else { return Ok(Vec::new()) };
         let entries = Dir::read_from(&folder).map_err(io_error("list", &self.path))?;
-        let files: Vec<String> =
-            entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned)).collect();
+        let files: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
+            .collect();
         // Other sockets, such as the one that a receiver waits at, have no lock.
         let locked = |name: &str| files.iter().any(|file| file.strip_suffix(".lock") == Some(name));
         let mut names: Vec<String> = files
@@ -160,11 +168,13 @@ impl RuntimeDir {
         Ok(names)
     }
 
-    /// Opens the folder to find VMs in it; `None` if there is none. Refuses one in which another user could plant or replace
-    /// sockets.
+    /// Opens the folder to find VMs in it; `None` if there is none. Refuses one in which another
+    /// user could plant or replace sockets.
     pub(crate) fn look(&self) -> Result<Option<OwnedFd>, RuntimeError> {
         match self.open(Use::Look) {
-            Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
             other => other.map(Some),
         }
     }
@@ -177,7 +187,9 @@ impl RuntimeDir {
         let refuse = |reason| RuntimeError::Unsafe { path: self.path.clone(), reason };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|e| match e {
-            Errno::LOOP | Errno::NOTDIR if self.path.is_symlink() => refuse("it is a symbolic link"),
+            Errno::LOOP | Errno::NOTDIR if self.path.is_symlink() => {
+                refuse("it is a symbolic link")
+            }
             Errno::LOOP | Errno::NOTDIR => refuse("it is not a folder"),
             e => io_error("open", &self.path)(e),
         })?;
@@ -198,8 +210,8 @@ impl RuntimeDir {
         self.open(Use::Claim)
     }
 
-    /// Makes `name` this process's own until the claim is dropped or the process ends. Clears what a crashed process of that
-    /// name left behind.
+    /// Makes `name` this process's own until the claim is dropped or the process ends. Clears what
+    /// a crashed process of that name left behind.
     pub fn claim(&self, name: &str) -> Result<NameClaim, RuntimeError> {
         check_name(name)?;
         let folder = self.create()?;
@@ -219,11 +231,14 @@ impl RuntimeDir {
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(io_error("lock", &lock_path)(e)),
             }
-            // The former owner removes the file before it lets go of the lock: make sure that what we locked is
-            // still what the path names, else two processes could each hold "the" lock.
+            // The former owner removes the file before it lets go of the lock: make sure that what
+            // we locked is still what the path names, else two processes could each hold "the"
+            // lock.
             let ours = rustix::fs::fstat(&file).map_err(io_error("inspect", &lock_path))?;
             match rustix::fs::statat(&folder, lock_file(name), AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => break File::from(file),
+                Ok(now) if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino) => {
+                    break File::from(file);
+                }
                 _ => continue,
             }
         };
@@ -281,7 +296,8 @@ impl NameClaim {
         Ok(())
     }
 
-    /// Listens on the control socket. It appears under its name complete: bound, listening and with mode 0600.
+    /// Listens on the control socket. It appears under its name complete: bound, listening and with
+    /// mode 0600.
     pub fn listen(&self) -> Result<UnixListener, RuntimeError> {
         let new = self.dir.path.join(staging(&self.name));
         let listener = private_listener(&new).map_err(io_error("make a socket at", &new))?;
@@ -292,8 +308,9 @@ impl NameClaim {
     }
 }
 
-/// A socket that only its owner can connect to. Linux gives the file the mode that the unbound socket has (less the umask),
-/// so there is neither a moment in which it is open to others nor a path to be changed afterwards.
+/// A socket that only its owner can connect to. Linux gives the file the mode that the unbound
+/// socket has (less the umask), so there is neither a moment in which it is open to others nor a
+/// path to be changed afterwards.
 fn private_listener(path: &Path) -> io::Result<UnixListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;

@@ -17,8 +17,8 @@ use serde_json::Value;
 use super::line::{LineError, LineReader, write_line};
 use super::updates;
 use super::{
-    ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus, NameClaim,
-    Reply, Request, RuntimeError, Update, VmControl,
+    ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus,
+    NameClaim, Reply, Request, RuntimeError, Update, VmControl,
 };
 
 /// Most connections at a time; further ones are told so and closed.
@@ -43,7 +43,8 @@ impl Default for Limits {
             request: Duration::from_secs(10),
             write: Duration::from_secs(5),
             poll: Duration::from_millis(200),
-            // Much longer than any answer takes. A client that does not read is given up after `write`.
+            // Much longer than any answer takes. A client that does not read is given up after
+            // `write`.
             drain: Duration::from_secs(60),
         }
     }
@@ -112,7 +113,8 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Takes no new clients, lets answers under way go out (within `Limits::drain`), then closes the connections.
+    /// Takes no new clients, lets answers under way go out (within `Limits::drain`), then closes
+    /// the connections.
     fn drop(&mut self) {
         let _ = self.wake.shutdown(Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {
@@ -147,7 +149,8 @@ fn accept_loop(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream
     while wait_for_client(listener, woken) {
         match listener.accept() {
             Ok((stream, _)) => admit(shared, stream),
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             // Out of descriptors, most likely: wait until some are closed instead of spinning.
             Err(_) => thread::sleep(Duration::from_millis(100)),
         }
@@ -166,8 +169,9 @@ fn admit(shared: &Arc<Shared>, mut stream: UnixStream) {
         if clients.open.len() >= MAX_CLIENTS {
             drop(clients);
             // Fits into the socket's empty buffer: does not block.
-            let error = ControlError::new(ErrorCode::Busy, format!("more than {MAX_CLIENTS} connections"))
-                .hint("close some and try again");
+            let error =
+                ControlError::new(ErrorCode::Busy, format!("more than {MAX_CLIENTS} connections"))
+                    .hint("close some and try again");
             let _ = write_line(&mut stream, &Reply::Error(error));
             return;
         }
@@ -200,10 +204,14 @@ fn to_value<T: Serialize>(value: T) -> Result<Value, ControlError> {
     serde_json::to_value(value).map_err(|e| ControlError::new(ErrorCode::Failed, e.to_string()))
 }
 
-/// Runs a call of the machine; a panic in it becomes an error instead of a client that waits for ever.
+/// Runs a call of the machine; a panic in it becomes an error instead of a client that waits for
+/// ever.
 fn guarded<T>(call: impl FnOnce() -> Result<T, ControlError>) -> Result<T, ControlError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
-        Err(ControlError::new(ErrorCode::Failed, "internal error in the VMM; see its standard error"))
+        Err(ControlError::new(
+            ErrorCode::Failed,
+            "internal error in the VMM; see its standard error",
+        ))
     })
 }
 
@@ -264,7 +272,8 @@ impl Shared {
             Request::Info {} => {
                 let mut info = vm.info();
                 let migration = lock(&self.migration).clone();
-                info.last_migration = (migration.state != MigrationState::None).then_some(migration);
+                info.last_migration =
+                    (migration.state != MigrationState::None).then_some(migration);
                 to_value(info)
             }
             Request::Pause {} => vm.pause().map(|()| Value::Null),
@@ -274,7 +283,9 @@ impl Shared {
                 vm.kill();
                 Ok(Value::Null)
             }
-            Request::BalloonSet(request) => vm.balloon_set(request.target_bytes).map(|()| Value::Null),
+            Request::BalloonSet(request) => {
+                vm.balloon_set(request.target_bytes).map(|()| Value::Null)
+            }
             Request::BalloonStats {} => to_value(vm.balloon_stats()?),
             Request::MigrateCancel {} => vm.migrate_cancel().map(|()| Value::Null),
             Request::MigrateStatus {} => to_value(lock(&self.migration).clone()),
@@ -286,9 +297,10 @@ impl Shared {
         let result = guarded(|| self.vm.check_console());
         let (stream, early) = reader.into_parts();
         let result = match result {
-            Ok(()) if !early.is_empty() => {
-                Err(ControlError::new(ErrorCode::BadRequest, "console input before the console was granted"))
-            }
+            Ok(()) if !early.is_empty() => Err(ControlError::new(
+                ErrorCode::BadRequest,
+                "console input before the console was granted",
+            )),
             other => other,
         };
         let granted = result.is_ok();
@@ -301,13 +313,14 @@ impl Shared {
         if ready.is_ok()
             && let Err(e) = guarded(|| self.vm.attach_console(stream))
         {
-            // Granted and not kept, as when the last place was taken meanwhile: the reason is all it will show.
+            // Granted and not kept, as when the last place was taken meanwhile: the reason is all
+            // it will show.
             let _ = write!(writer, "\r\n[wherry: {}]\r\n", e.message);
         }
     }
 
-    /// Runs a migration and writes its progress. `None` when the client is gone; the migration then goes on (detached) or
-    /// was told to stop.
+    /// Runs a migration and writes its progress. `None` when the client is gone; the migration then
+    /// goes on (detached) or was told to stop.
     fn migrate(
         self: &Arc<Self>,
         writer: &mut UnixStream,
@@ -348,21 +361,27 @@ impl Shared {
         let worker = match spawned {
             Ok(worker) => worker,
             Err(e) => {
-                let result = Err(ControlError::new(ErrorCode::MigrationFailed, format!("no thread: {e}")));
+                let result =
+                    Err(ControlError::new(ErrorCode::MigrationFailed, format!("no thread: {e}")));
                 *lock(&self.migration) = kept;
                 return Some(result);
             }
         };
         loop {
             let lost = match queue.recv_timeout(self.limits.poll) {
-                Ok(Update::Progress(progress)) => write_line(writer, &Reply::Event(progress)).is_err(),
+                Ok(Update::Progress(progress)) => {
+                    write_line(writer, &Reply::Event(progress)).is_err()
+                }
                 Ok(Update::Trace(line)) => write_line(writer, &Reply::Trace(line)).is_err(),
                 Err(RecvTimeoutError::Timeout) => hung_up(writer),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             if lost {
                 // It may not have begun yet, and must not go on without anybody.
-                while !detach && guarded(|| self.vm.migrate_cancel()).is_err() && !worker.is_finished() {
+                while !detach
+                    && guarded(|| self.vm.migrate_cancel()).is_err()
+                    && !worker.is_finished()
+                {
                     thread::sleep(self.limits.poll);
                 }
                 return None;
@@ -378,7 +397,9 @@ impl Shared {
         use ErrorCode::{BadRequest, Busy, InvalidState, Unsupported};
         let mut status = lock(&self.migration);
         match result {
-            Err(e) if matches!(e.code, BadRequest | Busy | InvalidState | Unsupported) => *status = before,
+            Err(e) if matches!(e.code, BadRequest | Busy | InvalidState | Unsupported) => {
+                *status = before
+            }
             Ok(report) => {
                 status.state = MigrationState::Completed;
                 status.report = Some(report.clone());

@@ -1,10 +1,11 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGQUIT as ordinary events on a thread.
 //!
-//! [`watch`] blocks them in the calling thread; threads that are started later inherit that, so call it before any other
-//! thread starts. Signals that end a process by default then reach only the watcher.
+//! [`watch`] blocks them in the calling thread; threads that are started later inherit that, so
+//! call it before any other thread starts. Signals that end a process by default then reach only
+//! the watcher.
 //!
-//! A signal that is ignored at that time stays ignored: whoever started the process (`nohup`, a script with `&`) wants it
-//! to outlive that signal.
+//! A signal that is ignored at that time stays ignored: whoever started the process (`nohup`, a
+//! script with `&`) wants it to outlive that signal.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,7 +30,8 @@ fn is_ignored(signal: i32) -> bool {
 
 fn set_of(signals: &[i32]) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set that it is given; sigaddset then changes it. The signal numbers are valid.
+    // SAFETY: sigemptyset initialises the set that it is given; sigaddset then changes it. The
+    // signal numbers are valid.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in signals {
@@ -39,7 +41,8 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
     }
 }
 
-/// Calls `handler` on a thread of its own for each ending signal that is not ignored, for as long as the process lives.
+/// Calls `handler` on a thread of its own for each ending signal that is not ignored, for as long
+/// as the process lives.
 pub fn watch(mut handler: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     // Blocked, even an ignored signal would be delivered to sigwait.
     let signals: Vec<i32> = ENDING.into_iter().filter(|signal| !is_ignored(*signal)).collect();

@@ -63,8 +63,13 @@ impl VmControl for FakeVm {
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         Ok(BalloonInfo { actual_bytes: 4096, ..BalloonInfo::default() })
     }
-    /// `many`: floods progress. `trace`: floods events of a trace. `slow`: waits for a cancel. `unknown`, `refused`: fails so. Anything else: succeeds.
-    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
+    /// `many`: floods progress. `trace`: floods events of a trace. `slow`: waits for a cancel.
+    /// `unknown`, `refused`: fails so. Anything else: succeeds.
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        tell: &mut dyn FnMut(Update),
+    ) -> Result<Value, ControlError> {
         self.migrations.fetch_add(1, Ordering::SeqCst);
         match request.uri.as_str() {
             "many" => {
@@ -82,7 +87,9 @@ impl VmControl for FakeVm {
             "slow" => {
                 tell(Update::Progress(json!({"round": 1})));
                 let start = Instant::now();
-                while !self.cancelled.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(10) {
+                while !self.cancelled.load(Ordering::SeqCst)
+                    && start.elapsed() < Duration::from_secs(10)
+                {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 return Err(ControlError::new(ErrorCode::Cancelled, "cancelled"));
@@ -160,7 +167,8 @@ fn requests_reach_the_machine() {
     let info: Info = client.call(&Request::Info {}).unwrap();
     assert_eq!((info.name.as_str(), info.nr_vcpus), ("vm", 2));
     let _: Value = client.call(&Request::Resume(ResumeRequest { force: true })).unwrap();
-    let _: Value = client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: 9 })).unwrap();
+    let _: Value =
+        client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: 9 })).unwrap();
     let stats: BalloonInfo = client.call(&Request::BalloonStats {}).unwrap();
     assert_eq!(stats.actual_bytes, 4096);
     let error = client.call::<Value>(&Request::Stop {}).unwrap_err();

@@ -1,7 +1,8 @@
-//! Updates of a migration on their way to its client: a queue that never waits and is bounded in number and in bytes.
+//! Updates of a migration on their way to its client: a queue that never waits and is bounded in
+//! number and in bytes.
 //!
-//! Progress that does not fit is dropped: the report has everything. Events of a trace are counted, and a `lost` event stands
-//! where they are missing, so that a reader knows of the gap.
+//! Progress that does not fit is dropped: the report has everything. Events of a trace are counted,
+//! and a `lost` event stands where they are missing, so that a reader knows of the gap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -90,7 +91,8 @@ impl Offers {
         let lost = self.shared.lost.load(Ordering::Acquire);
         if lost > 0 {
             // Only together with what comes after it, lest the queue fill with small `lost` events.
-            let room = self.shared.bytes.load(Ordering::Acquire) + line.get().len() + 256 <= MAX_BYTES;
+            let room =
+                self.shared.bytes.load(Ordering::Acquire) + line.get().len() + 256 <= MAX_BYTES;
             if !room {
                 return self.shared.lose(&line);
             }

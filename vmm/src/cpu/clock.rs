@@ -39,7 +39,8 @@ pub struct ClockReading {
 impl ClockReading {
     /// Now.
     pub fn read(vm: &VmFd) -> Result<Self, StateError> {
-        let clock = vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
+        let clock =
+            vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
         // With the flag KVM has read both at one instant (Linux 5.16, a host that runs on its TSC).
         let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
         let realtime_ns = if paired { clock.realtime } else { realtime_ns() };
@@ -100,7 +101,12 @@ fn ticks(ns: u64, khz: u32) -> u64 {
 ///
 /// A TSC that has run on since is taken as it is; one that has not stood still on an unstable host,
 /// and the clock says where it should be. It never goes back behind what the guest may have seen.
-pub(super) fn guest_tsc(clock_ns: u64, khz: u32, now: TscReading, parked: Option<TscReading>) -> u64 {
+pub(super) fn guest_tsc(
+    clock_ns: u64,
+    khz: u32,
+    now: TscReading,
+    parked: Option<TscReading>,
+) -> u64 {
     let shown = now.at(clock_ns, khz);
     let Some(parked) = parked else { return shown };
     let expected = parked.at(clock_ns, khz);
@@ -138,13 +144,17 @@ pub enum ClockWarning {
     Ahead(Duration),
 }
 
-/// The real time since which a guest's time has to be made up for, and a warning if the clocks of the
-/// hosts cannot both be right.
+/// The real time since which a guest's time has to be made up for, and a warning if the clocks of
+/// the hosts cannot both be right.
 ///
 /// `source_ns`: the source's clock when it read the guest's, which was after it had connected;
 /// `here_ns`: this host's now; `connected`: how long ago that was. So no more time than that has
 /// passed, and no less than none.
-pub(super) fn since(source_ns: u64, here_ns: u64, connected: Duration) -> (u64, Option<ClockWarning>) {
+pub(super) fn since(
+    source_ns: u64,
+    here_ns: u64,
+    connected: Duration,
+) -> (u64, Option<ClockWarning>) {
     let earliest = here_ns.saturating_sub(u64::try_from(connected.as_nanos()).unwrap_or(u64::MAX));
     let behind = Duration::from_nanos(source_ns.saturating_sub(here_ns));
     let ahead = Duration::from_nanos(earliest.saturating_sub(source_ns));

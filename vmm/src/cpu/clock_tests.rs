@@ -66,7 +66,10 @@ fn neither_reading_nor_a_pause_costs_the_guest_time() {
                 let right = START + ticks(clock_ns - 1_000_000_000, KHZ);
                 // On an unstable host a pause that is too short to be told is lost.
                 let error = if stable || pause > 0 { 20_000 } else { LATE + 20_000 };
-                assert!(tsc.abs_diff(right) <= ticks(error, KHZ), "{stable} {vcpus} {pause}: {tsc} {right}");
+                assert!(
+                    tsc.abs_diff(right) <= ticks(error, KHZ),
+                    "{stable} {vcpus} {pause}: {tsc} {right}"
+                );
             }
         }
     }
@@ -83,7 +86,10 @@ fn the_closest_pair_counts() {
     };
     let reading = TscReading::between(|| Ok(host.clock()), slow).unwrap();
     assert_eq!(calls.get(), 2);
-    assert!(reading.tsc.abs_diff(START + ticks(reading.clock_ns - 1_000_000_000, KHZ)) <= ticks(4_000, KHZ));
+    assert!(
+        reading.tsc.abs_diff(START + ticks(reading.clock_ns - 1_000_000_000, KHZ))
+            <= ticks(4_000, KHZ)
+    );
 }
 
 #[test]
@@ -122,7 +128,8 @@ fn clocks_that_differ_are_said_and_do_not_move_the_guests_time_far() {
 }
 
 proptest! {
-    /// Whatever a peer says: time goes on by no less than nothing and by no more than the migration took.
+    /// Whatever a peer says: time goes on by no less than nothing and by no more than the migration
+    /// took.
     #[test]
     fn time_passes_within_the_migration(source in any::<u64>(), here in any::<u64>(), ns in any::<u64>()) {
         let (from, _) = since(source, here, Duration::from_nanos(ns));

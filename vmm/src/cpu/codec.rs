@@ -1,8 +1,9 @@
 //! Saved state as bytes, decoded without trust.
 //!
-//! `kvm-bindings` decodes its structures from any number of bytes, padding with zeros or cutting off what is too
-//! much. So a decoded value counts only if it encodes to the very bytes that it came from. Sizes are bounded twice:
-//! by the slice, and by bincode's limit, without which a hostile length would make it allocate.
+//! `kvm-bindings` decodes its structures from any number of bytes, padding with zeros or cutting
+//! off what is too much. So a decoded value counts only if it encodes to the very bytes that it
+//! came from. Sizes are bounded twice: by the slice, and by bincode's limit, without which a
+//! hostile length would make it allocate.
 
 use bincode::Options;
 use serde::Serialize;

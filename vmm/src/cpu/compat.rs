@@ -7,7 +7,9 @@ use super::arch_caps::{self, ARCH_CAPABILITIES};
 use super::cpuid::{self, CpuidError, host_supported, vendor};
 use super::features::{Reg, WORDS, xcr0_name};
 use super::{msrs, rules};
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +102,9 @@ impl CpuDescriptionV1 {
         if missing.is_empty() {
             match (self.has_arch_capabilities(), self.arch_capabilities) {
                 (false, 0) => {}
-                (false, _) => missing.push("IA32_ARCH_CAPABILITIES without its bit in CPUID".into()),
+                (false, _) => {
+                    missing.push("IA32_ARCH_CAPABILITIES without its bit in CPUID".into())
+                }
                 (true, _) if self.can_be_told(probe) => {}
                 (true, caps) => missing.push(format!("IA32_ARCH_CAPABILITIES of {caps:#x}")),
             }
@@ -165,7 +169,9 @@ fn list_problem(entries: &[kvm_cpuid_entry2]) -> Option<String> {
         let twice = entries[..at].iter().any(|o| (o.function, o.index) == (e.function, e.index));
         let what = format!("cpuid {:#x}.{}", e.function, e.index);
         match () {
-            () if e.flags != flags || (flags == 0 && e.index != 0) => Some(format!("{what} in this form")),
+            () if e.flags != flags || (flags == 0 && e.index != 0) => {
+                Some(format!("{what} in this form"))
+            }
             () if twice => Some(format!("{what} twice")),
             () => None,
         }
@@ -188,9 +194,11 @@ fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec
     };
     let mut problems = Vec::new();
     let low = mask(source, false);
-    problems.extend(bits(low & !mask(host, false)).map(|b| format!("XSAVE state {}", xcr0_name(b))));
+    problems
+        .extend(bits(low & !mask(host, false)).map(|b| format!("XSAVE state {}", xcr0_name(b))));
     problems.extend(
-        bits(mask(source, true) & !mask(host, true)).map(|b| format!("XSAVE state {}", xcr0_name(b + 32))),
+        bits(mask(source, true) & !mask(host, true))
+            .map(|b| format!("XSAVE state {}", xcr0_name(b + 32))),
     );
     for bit in bits(low & mask(host, false)).filter(|&b| b >= 2) {
         let place = |entries| entry(entries, 0xD, bit).map(|e| (e.eax, e.ebx, e.ecx));
@@ -203,8 +211,9 @@ fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec
 
 /// Leaf 0x80000008 EAX: widths of physical and linear addresses.
 fn address_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
-    let width =
-        |entries, shift: u32| entry(entries, 0x8000_0008, 0).map_or(36u32, |e| (e.eax >> shift) & 0xFF);
+    let width = |entries, shift: u32| {
+        entry(entries, 0x8000_0008, 0).map_or(36u32, |e| (e.eax >> shift) & 0xFF)
+    };
     [(0, "physical"), (8, "linear")]
         .iter()
         .filter(|&&(shift, _)| width(source, shift) > width(host, shift))
@@ -218,9 +227,11 @@ fn address_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> V
 /// faster (by catching up at every entry), never slower.
 fn tsc_problem(guest_khz: u32, host_khz: u32, scaling: bool) -> Option<String> {
     let (guest, host) = (u64::from(guest_khz), u64::from(host_khz));
-    let reachable = scaling || guest >= host || (host - guest) * 1_000_000 <= host * TSC_TOLERANCE_PPM;
-    (!reachable)
-        .then(|| format!("TSC scaling (the guest's TSC has {guest_khz} kHz, this host's {host_khz} kHz)"))
+    let reachable =
+        scaling || guest >= host || (host - guest) * 1_000_000 <= host * TSC_TOLERANCE_PPM;
+    (!reachable).then(|| {
+        format!("TSC scaling (the guest's TSC has {guest_khz} kHz, this host's {host_khz} kHz)")
+    })
 }
 
 #[cfg(test)]
@@ -244,7 +255,11 @@ mod tests {
         ]
     }
 
-    fn change(function: u32, index: u32, f: impl Fn(&mut kvm_cpuid_entry2)) -> Vec<kvm_cpuid_entry2> {
+    fn change(
+        function: u32,
+        index: u32,
+        f: impl Fn(&mut kvm_cpuid_entry2),
+    ) -> Vec<kvm_cpuid_entry2> {
         let mut entries = cpu();
         entries.iter_mut().filter(|e| (e.function, e.index) == (function, index)).for_each(f);
         entries
@@ -268,7 +283,8 @@ mod tests {
         assert_eq!(missing_features(&cpu(), &lesser), ["kvmclock2", "kvmclock_stable"]);
         let lesser = change(0x8000_0008, 0, |e| e.eax = 0x3027);
         assert_eq!(missing_features(&cpu(), &lesser), ["46-bit physical addresses (it has 39)"]);
-        let other = change(0, 0, |e| (e.ebx, e.edx, e.ecx) = (0x6874_7541, 0x6974_6E65, 0x444D_4163));
+        let other =
+            change(0, 0, |e| (e.ebx, e.edx, e.ecx) = (0x6874_7541, 0x6974_6E65, 0x444D_4163));
         assert_eq!(missing_features(&cpu(), &other), ["a GenuineIntel CPU (it has AuthenticAMD)"]);
     }
 
@@ -329,7 +345,8 @@ mod tests {
             (0x8000_0021, 0, [1 << 5, 0, 0, 0], [0; 4], "verw_clear"),
             (0xC000_0001, 0, [0, 0, 0, 1 << 2], [0; 4], "xstore"),
         ] {
-            let (guest, host) = (with(&[leaf(function, index, has)]), with(&[leaf(function, index, lacks)]));
+            let (guest, host) =
+                (with(&[leaf(function, index, has)]), with(&[leaf(function, index, lacks)]));
             assert_eq!(missing_features(&guest, &host), [name]);
             assert_eq!(missing_features(&guest, &guest), [""; 0]);
         }

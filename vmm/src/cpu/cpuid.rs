@@ -1,26 +1,33 @@
-//! The CPUID that guests get: what KVM supports on this host, less what cannot be moved to another host.
+//! The CPUID that guests get: what KVM supports on this host, less what cannot be moved to another
+//! host.
 //!
 //! Left out, with the reason:
 //!
 //! - VMX, SVM, SGX, SEV, key locker: state that is not saved, or that belongs to the host
-//! - the PMU (leaf 0xA, AMD's core counters and PerfMonV2, PDCM, IBS, LBR, processor trace): counters of one CPU model
-//! - AMX: wants a permission from the host kernel per process, and 8 KiB more state; MPX: gone from the kernel
+//! - the PMU (leaf 0xA, AMD's core counters and PerfMonV2, PDCM, IBS, LBR, processor trace):
+//!   counters of one CPU model
+//! - AMX: wants a permission from the host kernel per process, and 8 KiB more state; MPX: gone from
+//!   the kernel
 //! - CET and FRED: state that KVM_GET_MSRS does not reach on every kernel
 //! - MONITOR/MWAIT: KVM does not let the guest use it
-//! - the invariant-TSC bit: with it Linux prefers the bare TSC to kvmclock, and then a host with another frequency
-//!   that cannot scale it is out of reach. Without it the guest uses kvmclock, which carries over everywhere.
-//! - leaves 0x15, 0x16 and 0x40000010 (frequencies): kvmclock says the TSC frequency, TSC-deadline mode needs no other
-//! - asynchronous page faults: worthwhile only where the host swaps, and one in flight would have to be finished
-//!   on another host
-//! - `pv_unhalt`: a kick of a vCPU that is about to halt is a flag within KVM that userspace cannot read, and a
-//!   guest that moves in between would wait for it for ever
+//! - the invariant-TSC bit: with it Linux prefers the bare TSC to kvmclock, and then a host with
+//!   another frequency that cannot scale it is out of reach. Without it the guest uses kvmclock,
+//!   which carries over everywhere.
+//! - leaves 0x15, 0x16 and 0x40000010 (frequencies): kvmclock says the TSC frequency, TSC-deadline
+//!   mode needs no other
+//! - asynchronous page faults: worthwhile only where the host swaps, and one in flight would have
+//!   to be finished on another host
+//! - `pv_unhalt`: a kick of a vCPU that is about to halt is a flag within KVM that userspace cannot
+//!   read, and a guest that moves in between would wait for it for ever
 //! - all that [`super::rules`] has no rule for
 //!
 //! Topology: one socket, one core per vCPU, one thread per core; APIC id = vCPU id.
 
 use super::features::Reg;
 use super::rules;
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 /// Why a CPUID could not be built.
@@ -55,9 +62,11 @@ const XCR0_ALLOWED: u32 = 0b10_1110_0111;
 /// XSAVE legacy area and header, bytes.
 const XSAVE_MIN: u32 = 576;
 
-/// All that KVM and Wherry can give a guest on this host. Migration compares with this ([`super::compat`]).
+/// All that KVM and Wherry can give a guest on this host. Migration compares with this
+/// ([`super::compat`]).
 pub fn host_supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
-    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
+    let mut cpuid =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
     // The in-kernel local APIC offers these, but older kernels leave them to userspace to announce.
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     for entry in cpuid.as_mut_slice() {
@@ -82,11 +91,13 @@ fn filter(supported: &[kvm_cpuid_entry2]) -> Result<CpuId, CpuidError> {
             *reg.of_mut(entry) &= rules::allowed(entry.function, entry.index, reg);
         }
         if entry.function == 0x8000_0008 {
-            // Widths of physical and linear addresses; that of a hypervisor's guest concerns only firmware.
+            // Widths of physical and linear addresses; that of a hypervisor's guest concerns only
+            // firmware.
             entry.eax &= 0xFFFF;
         }
     }
-    // A leaf that is not there reads as zero, too. Leaf 0xD's subleaves are counted by what it lists.
+    // A leaf that is not there reads as zero, too. Leaf 0xD's subleaves are counted by what it
+    // lists.
     entries.retain(|e| Reg::ALL.iter().any(|&r| rules::allowed(e.function, e.index, r) != 0));
     limit_xsave(&mut entries);
     raise_basic_limit(&mut entries, 0xB);
@@ -138,13 +149,16 @@ pub(super) fn vendor(entries: &[kvm_cpuid_entry2]) -> [u8; 12] {
 fn limit_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
     let component = |index: u32| index < 32 && XCR0_ALLOWED >> index & 1 == 1;
     entries.retain(|e| e.function != 0xD || e.index < 2 || component(e.index));
-    let ends =
-        entries.iter().filter(|e| e.function == 0xD && e.index >= 2).map(|e| e.eax.saturating_add(e.ebx));
+    let ends = entries
+        .iter()
+        .filter(|e| e.function == 0xD && e.index >= 2)
+        .map(|e| e.eax.saturating_add(e.ebx));
     let size = ends.max().unwrap_or(0).max(XSAVE_MIN);
     for entry in entries.iter_mut().filter(|e| e.function == 0xD && e.index == 0) {
         entry.eax &= XCR0_ALLOWED;
         entry.edx = 0;
-        // EBX is the size for the current XCR0, which KVM keeps up to date; ECX that for all components.
+        // EBX is the size for the current XCR0, which KVM keeps up to date; ECX that for all
+        // components.
         entry.ecx = size;
     }
 }
@@ -176,7 +190,8 @@ impl Topology {
     fn apply(&self, entry: &mut kvm_cpuid_entry2, amd: bool) {
         match entry.function {
             1 => {
-                entry.ebx = entry.ebx & 0x0000_FFFF | self.ids().min(255) << 16 | (self.id & 0xFF) << 24;
+                entry.ebx =
+                    entry.ebx & 0x0000_FFFF | self.ids().min(255) << 16 | (self.id & 0xFF) << 24;
                 set(&mut entry.edx, HTT, self.count > 1);
             }
             // Intel: cores per package, and who shares the cache.
@@ -187,7 +202,9 @@ impl Topology {
             0x8000_0001 if amd => set(&mut entry.ecx, CMP_LEGACY, self.count > 1),
             // AMD: number of cores less one, and bits of the APIC id for them.
             0x8000_0008 if amd => {
-                entry.ecx = entry.ecx & !0xF0FF | (self.count - 1).min(255) | self.core_bits().min(15) << 12;
+                entry.ecx = entry.ecx & !0xF0FF
+                    | (self.count - 1).min(255)
+                    | self.core_bits().min(15) << 12;
             }
             0x8000_001D if amd && entry.eax & 0x1F != 0 => {
                 entry.eax = entry.eax & 0x3FFF | self.sharers(entry.eax) << 14;

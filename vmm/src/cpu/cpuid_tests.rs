@@ -111,8 +111,8 @@ fn an_empty_host_does_no_harm() {
 }
 
 proptest! {
-    /// Whatever a host's CPUID says, its guest can stay; the description arrives as it was sent; and any bit that
-    /// the guest was not given is refused.
+    /// Whatever a host's CPUID says, its guest can stay; the description arrives as it was sent;
+    /// and any bit that the guest was not given is refused.
     #[test]
     fn guests_of_any_host_can_be_moved(
         leaves in prop::collection::btree_map(

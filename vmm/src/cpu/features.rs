@@ -1,5 +1,6 @@
-//! Names of CPUID feature bits, as Linux prints them in /proc/cpuinfo (arch/x86/include/asm/cpufeatures.h) and, for
-//! KVM's own leaf, as in Documentation/virt/kvm/x86/cpuid.rst.
+//! Names of CPUID feature bits, as Linux prints them in /proc/cpuinfo
+//! (arch/x86/include/asm/cpufeatures.h) and, for KVM's own leaf, as in
+//! Documentation/virt/kvm/x86/cpuid.rst.
 
 use kvm_bindings::kvm_cpuid_entry2;
 
@@ -49,9 +50,10 @@ pub(super) struct Word {
     pub(super) leaf: u32,
     pub(super) index: u32,
     pub(super) reg: Reg,
-    /// Names from bit 0 up, separated by white space. `-`: a bit without a name. A leading `!`: a bit that does not
-    /// have to be there on another host, because the guest's state or the topology sets it, or because it only says
-    /// that something is missing. Bits after the last name have no name. Guests do not get bits without a name.
+    /// Names from bit 0 up, separated by white space. `-`: a bit without a name. A leading `!`: a
+    /// bit that does not have to be there on another host, because the guest's state or the
+    /// topology sets it, or because it only says that something is missing. Bits after the last
+    /// name have no name. Guests do not get bits without a name.
     names: &'static str,
 }
 
@@ -190,7 +192,8 @@ pub(super) const WORDS: &[Word] = &[
 
 /// Names of XCR0 state components (Intel SDM volume 1, 13.1).
 pub(super) fn xcr0_name(bit: u32) -> String {
-    let names = ["x87", "sse", "avx", "bndregs", "bndcsr", "opmask", "zmm_hi256", "hi16_zmm", "pt", "pkru"];
+    let names =
+        ["x87", "sse", "avx", "bndregs", "bndcsr", "opmask", "zmm_hi256", "hi16_zmm", "pt", "pkru"];
     names.get(bit as usize).map_or_else(|| format!("xcr0 bit {bit}"), |n| (*n).to_owned())
 }
 

@@ -143,7 +143,8 @@ fn what_is_said_about_holes_in_the_cpu_is_what_was_agreed() {
     let Some(machine) = Machine::new(1) else { return };
     machine.boot();
     let cpu = machine.cpu();
-    let lie = CpuDescriptionV1 { arch_capabilities: cpu.arch_capabilities | 1 << 40, ..cpu.clone() };
+    let lie =
+        CpuDescriptionV1 { arch_capabilities: cpu.arch_capabilities | 1 << 40, ..cpu.clone() };
     let refused = lie.check(&machine.kvm, &machine.probe()).unwrap_err().to_string();
     assert!(refused.contains("MSR 0x10a bit 40"), "{refused}");
 
@@ -196,7 +197,8 @@ fn state_survives_a_move() {
     assert!(vcpus[0].msrs.len() > 10, "{} MSRs", vcpus[0].msrs.len());
     let bytes = encode(&vcpus[0]).unwrap();
     println!("{} MSRs, {} bytes", vcpus[0].msrs.len(), bytes.len());
-    let vcpus: Vec<VcpuStateV1> = vcpus.iter().map(|s| decode(&encode(s).unwrap()).unwrap()).collect();
+    let vcpus: Vec<VcpuStateV1> =
+        vcpus.iter().map(|s| decode(&encode(s).unwrap()).unwrap()).collect();
     let vm: VmStateV1 = decode(&encode(&vm).unwrap()).unwrap();
 
     let destination = Machine::new(2).unwrap();
@@ -220,7 +222,8 @@ fn the_tscs_go_with_the_clock() {
     let Some(source) = Machine::new(2) else { return };
     source.boot();
     let khz = source.cpu().tsc_khz;
-    let before: Vec<_> = source.vcpus.iter().map(|v| TscReading::read(&source.vm, v).unwrap()).collect();
+    let before: Vec<_> =
+        source.vcpus.iter().map(|v| TscReading::read(&source.vm, v).unwrap()).collect();
     let (vm, vcpus) = source.save();
     let destination = Machine::new(2).unwrap();
     destination.restore(&vm, &vcpus);
@@ -248,7 +251,9 @@ fn hostile_state_is_an_error() {
     };
     assert!(refused(|s| s.sregs.cr4 = u64::MAX).contains("system registers"));
     assert!(refused(|s| s.xsave.resize(16384, 0xFF)).contains("XSAVE"));
-    assert!(refused(|s| (s.msrs[0].index, s.msrs[0].data) = (0xDEAD_BEEF, 1)).contains("0xdeadbeef"));
+    assert!(
+        refused(|s| (s.msrs[0].index, s.msrs[0].data) = (0xDEAD_BEEF, 1)).contains("0xdeadbeef")
+    );
     assert!(refused(|s| s.mp_state.mp_state = 99).contains("mp_state"));
     assert!(refused(|s| s.events.flags = u32::MAX).contains("events"));
     let late = VmStateV1 { clock_ns: u64::MAX, ..vm.clone() };

@@ -13,7 +13,8 @@ pub(super) const TSC_DEADLINE: u32 = 0x6E0;
 /// Most entries in one ioctl; KVM takes 255 (MAX_IO_MSRS, arch/x86/kvm/x86.c).
 const CHUNK: usize = 128;
 
-/// MSRs that KVM_GET_MSR_INDEX_LIST does not name on every kernel, but that are state: MTRRs (SDM volume 4, 2.1).
+/// MSRs that KVM_GET_MSR_INDEX_LIST does not name on every kernel, but that are state: MTRRs (SDM
+/// volume 4, 2.1).
 const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20F, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26F, 0x2FF..=0x2FF];
 /// IA32_MCG_CAP: the low byte is the number of machine-check banks.
@@ -46,7 +47,8 @@ fn is_skipped(index: u32) -> bool {
 pub(super) fn saved_indices(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, StateError> {
     let list = kvm.get_msr_index_list();
     let list = list.map_err(|source| StateError::Get { what: "the list of MSRs", source })?;
-    let mut indices: Vec<u32> = list.as_slice().iter().copied().filter(|&i| !is_skipped(i)).collect();
+    let mut indices: Vec<u32> =
+        list.as_slice().iter().copied().filter(|&i| !is_skipped(i)).collect();
     indices.extend(MTRRS.into_iter().flatten());
     let banks = read(vcpu, &[MCG_CAP])?.first().map_or(0, |m| m.data as u32 & 0xFF).min(MAX_BANKS);
     indices.extend(MC0_CTL..MC0_CTL + 4 * banks);
@@ -64,7 +66,9 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>,
             let wanted: Vec<_> =
                 rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
             let mut msrs = wrap(&wanted)?;
-            let n = vcpu.get_msrs(&mut msrs).map_err(|source| StateError::Get { what: "MSRs", source })?;
+            let n = vcpu
+                .get_msrs(&mut msrs)
+                .map_err(|source| StateError::Get { what: "MSRs", source })?;
             found.extend(msrs.as_slice().iter().take(n));
             // KVM stops at the first that it does not have: leave that one out and go on behind it.
             rest = rest.get(n + 1..).unwrap_or_default();
@@ -75,13 +79,15 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>,
 
 /// Writes all of `entries`, in order.
 ///
-/// A write that KVM refuses is no error if the register holds the value already, or if it was zero and this host's
-/// KVM does not know the register: some are read-only, and newer kernels list more.
+/// A write that KVM refuses is no error if the register holds the value already, or if it was zero
+/// and this host's KVM does not know the register: some are read-only, and newer kernels list more.
 pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
     for chunk in entries.chunks(CHUNK) {
         let mut rest = chunk;
         while !rest.is_empty() {
-            let n = vcpu.set_msrs(&wrap(rest)?).map_err(|source| StateError::Set { what: "MSRs", source })?;
+            let n = vcpu
+                .set_msrs(&wrap(rest)?)
+                .map_err(|source| StateError::Set { what: "MSRs", source })?;
             let Some(refused) = rest.get(n) else { break };
             let current = read(vcpu, &[refused.index])?.first().map_or(0, |m| m.data);
             if current != refused.data {
@@ -93,10 +99,15 @@ pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), Stat
     Ok(())
 }
 
-/// Of a peer's MSRs, those to be written here: each must be one of `listed` (ascending), and there only once.
+/// Of a peer's MSRs, those to be written here: each must be one of `listed` (ascending), and there
+/// only once.
 ///
-/// One that is not listed here is left out if it holds zero (newer kernels list more), and refused otherwise.
-pub(super) fn accepted(entries: &[kvm_msr_entry], listed: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
+/// One that is not listed here is left out if it holds zero (newer kernels list more), and refused
+/// otherwise.
+pub(super) fn accepted(
+    entries: &[kvm_msr_entry],
+    listed: &[u32],
+) -> Result<Vec<kvm_msr_entry>, StateError> {
     let mut seen = HashSet::new();
     let mut accepted = Vec::with_capacity(entries.len());
     for &kvm_msr_entry { index, data, .. } in entries {
@@ -118,7 +129,8 @@ pub(super) fn write_one(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), Stat
 }
 
 fn wrap(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
-    Msrs::from_entries(entries).map_err(|_| StateError::Size { what: "MSR list", have: entries.len() })
+    Msrs::from_entries(entries)
+        .map_err(|_| StateError::Size { what: "MSR list", have: entries.len() })
 }
 
 #[cfg(test)]
@@ -127,7 +139,8 @@ mod tests {
 
     #[test]
     fn what_is_state_is_not_skipped() {
-        // SYSENTER_CS, PAT, SPEC_CTRL, STAR, KERNEL_GS_BASE, TSC_AUX, XSS, kvmclock (both), steal time, MTRR default
+        // SYSENTER_CS, PAT, SPEC_CTRL, STAR, KERNEL_GS_BASE, TSC_AUX, XSS, kvmclock (both), steal
+        // time, MTRR default
         for index in [
             0x174,
             0x277,
@@ -155,7 +168,8 @@ mod tests {
         let taken = accepted(&[msr(0x277, 6), msr(0x10A, 0), msr(0x174, 0)], &listed).unwrap();
         assert_eq!(taken, [msr(0x277, 6), msr(0x174, 0)]);
         for index in [ARCH_CAPABILITIES, TSC, 0x4000_0000, 0xDEAD_BEEF] {
-            let refused = accepted(&[msr(0x277, 6), msr(index, 1)], &listed).unwrap_err().to_string();
+            let refused =
+                accepted(&[msr(0x277, 6), msr(index, 1)], &listed).unwrap_err().to_string();
             assert!(refused.contains(&format!("{index:#x}")), "{refused}");
         }
         let twice = accepted(&[msr(0x277, 6), msr(0x277, 7)], &listed).unwrap_err().to_string();

@@ -1,7 +1,7 @@
 //! Registers of a vCPU before its first instruction.
 //!
-//! [`init_vcpu`] is for every vCPU; [`setup_boot_vcpu`] then points the first one at the kernel. The others stay in
-//! KVM's reset state and wait for INIT and SIPI from the guest.
+//! [`init_vcpu`] is for every vCPU; [`setup_boot_vcpu`] then points the first one at the kernel.
+//! The others stay in KVM's reset state and wait for INIT and SIPI from the guest.
 
 use super::arch_caps::ARCH_CAPABILITIES;
 use super::compat::CpuDescriptionV1;
@@ -40,8 +40,8 @@ const PTE_LARGE: u64 = 1 << 7;
 /// IA32_MISC_ENABLE: fast strings on; branch trace and PEBS unavailable (there is no PMU).
 const MSR_MISC_ENABLE: u32 = 0x1A0;
 const MISC_ENABLE_BOOT: u64 = 1 | 1 << 11 | 1 << 12;
-/// IA32_MTRR_DEF_TYPE: MTRRs on, everything write-back. Linux sees a sensible default and no ranges, as in
-/// other virtual machines.
+/// IA32_MTRR_DEF_TYPE: MTRRs on, everything write-back. Linux sees a sensible default and no
+/// ranges, as in other virtual machines.
 const MSR_MTRR_DEF_TYPE: u32 = 0x2FF;
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
@@ -79,9 +79,15 @@ fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegsError {
     move |source| RegsError::Kvm { what, source }
 }
 
-/// Gives vCPU `id` of `count`, which is new, what its description says, and the state that firmware would leave: FPU, MSRs and
-/// local interrupt pins. Needs the in-kernel irqchip. Not for vCPUs that are restored.
-pub fn init_vcpu(vcpu: &VcpuFd, cpu: &CpuDescriptionV1, id: u32, count: u32) -> Result<(), RegsError> {
+/// Gives vCPU `id` of `count`, which is new, what its description says, and the state that firmware
+/// would leave: FPU, MSRs and local interrupt pins. Needs the in-kernel irqchip. Not for vCPUs that
+/// are restored.
+pub fn init_vcpu(
+    vcpu: &VcpuFd,
+    cpu: &CpuDescriptionV1,
+    id: u32,
+    count: u32,
+) -> Result<(), RegsError> {
     let cpuid = cpu.vcpu_cpuid(id, count).map_err(RegsError::Cpuid)?;
     vcpu.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
     let fpu = kvm_fpu { fcw: 0x37F, mxcsr: 0x1F80, ..Default::default() };
@@ -98,8 +104,9 @@ pub fn init_vcpu(vcpu: &VcpuFd, cpu: &CpuDescriptionV1, id: u32, count: u32) -> 
         }
     }
     let mut lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
-    // The 8259 is wired to LINT0, but masked: the machine is hardware-reduced, no guest expects it to be live. Linux
-    // without ACPI unmasks it itself (virtual wire mode). NMIs come in at LINT1, as the MADT says.
+    // The 8259 is wired to LINT0, but masked: the machine is hardware-reduced, no guest expects it
+    // to be live. Linux without ACPI unmasks it itself (virtual wire mode). NMIs come in at LINT1,
+    // as the MADT says.
     set_lapic_reg(&mut lapic, APIC_LVT0, LVT_EXTINT | LVT_MASKED);
     set_lapic_reg(&mut lapic, APIC_LVT1, LVT_NMI);
     vcpu.set_lapic(&lapic).map_err(kvm("KVM_SET_LAPIC"))
@@ -111,7 +118,8 @@ fn set_lapic_reg(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
     }
 }
 
-/// Points the boot vCPU at what [`crate::boot::loader::load`] has loaded; writes descriptor and page tables.
+/// Points the boot vCPU at what [`crate::boot::loader::load`] has loaded; writes descriptor and
+/// page tables.
 pub fn setup_boot_vcpu(vcpu: &VcpuFd, mem: &GuestMemory, entry: &Entry) -> Result<(), RegsError> {
     let mut sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
     let regs = match *entry {
@@ -162,16 +170,23 @@ fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, tss_type: u8) {
         *segment = data;
     }
     // VMX wants a busy TSS at entry, of the 64-bit or 32-bit kind (both have type 11).
-    sregs.tr =
-        kvm_segment { selector: BOOT_TSS, type_: tss_type, limit: 0x67, present: 1, ..Default::default() };
-    sregs.gdt = kvm_dtable { base: BOOT_GDT, limit: (GDT_ENTRIES * 8 - 1) as u16, ..Default::default() };
+    sregs.tr = kvm_segment {
+        selector: BOOT_TSS,
+        type_: tss_type,
+        limit: 0x67,
+        present: 1,
+        ..Default::default()
+    };
+    sregs.gdt =
+        kvm_dtable { base: BOOT_GDT, limit: (GDT_ENTRIES * 8 - 1) as u16, ..Default::default() };
     sregs.idt = kvm_dtable { base: BOOT_IDT, limit: 0, ..Default::default() };
 }
 
 /// Null, unused, code, data, TSS (two slots: it is 16 bytes in long mode).
 const GDT_ENTRIES: usize = 6;
 
-/// The descriptor table that goes with the segment registers, for a kernel that reloads one before it has its own.
+/// The descriptor table that goes with the segment registers, for a kernel that reloads one before
+/// it has its own.
 fn write_gdt(mem: &GuestMemory, sregs: &kvm_sregs) -> Result<(), vm_memory::GuestMemoryError> {
     let gdt = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr), 0];
     for (i, entry) in gdt.into_iter().enumerate() {
@@ -184,7 +199,10 @@ fn write_gdt(mem: &GuestMemory, sregs: &kvm_sregs) -> Result<(), vm_memory::Gues
 fn descriptor(s: &kvm_segment) -> u64 {
     // With page granularity the descriptor counts 4 KiB units.
     let limit = u64::from(if s.g == 1 { s.limit >> 12 } else { s.limit });
-    let access = u64::from(s.type_) | u64::from(s.s) << 4 | u64::from(s.dpl) << 5 | u64::from(s.present) << 7;
+    let access = u64::from(s.type_)
+        | u64::from(s.s) << 4
+        | u64::from(s.dpl) << 5
+        | u64::from(s.present) << 7;
     let flags = u64::from(s.avl) | u64::from(s.l) << 1 | u64::from(s.db) << 2 | u64::from(s.g) << 3;
     (limit & 0xFFFF)
         | (s.base & 0xFF_FFFF) << 16
@@ -194,7 +212,8 @@ fn descriptor(s: &kvm_segment) -> u64 {
         | (s.base >> 24 & 0xFF) << 56
 }
 
-/// Identity-maps the first 4 GiB with 2 MiB pages: kernel, initrd, boot structures and ACPI tables all lie there.
+/// Identity-maps the first 4 GiB with 2 MiB pages: kernel, initrd, boot structures and ACPI tables
+/// all lie there.
 fn write_page_tables(mem: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
     let table = |n: u64| BOOT_PAGE_TABLES + n * 0x1000;
     mem.write_obj(table(1) | PTE_TABLE, GuestAddress(table(0)))?;
@@ -202,7 +221,10 @@ fn write_page_tables(mem: &GuestMemory) -> Result<(), vm_memory::GuestMemoryErro
         mem.write_obj(table(2 + gib) | PTE_TABLE, GuestAddress(table(1) + gib * 8))?;
         for page in 0..512 {
             let address = gib << 30 | page << 21;
-            mem.write_obj(address | PTE_TABLE | PTE_LARGE, GuestAddress(table(2 + gib) + page * 8))?;
+            mem.write_obj(
+                address | PTE_TABLE | PTE_LARGE,
+                GuestAddress(table(2 + gib) + page * 8),
+            )?;
         }
     }
     Ok(())

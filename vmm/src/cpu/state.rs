@@ -2,36 +2,42 @@
 //!
 //! # Order
 //!
-//! Before saving, the vCPU must have left `KVM_RUN` with nothing half done: after an I/O or MMIO exit the instruction
-//! completes only at the next `KVM_RUN`, so the thread re-enters with `immediate_exit` set until it gets EINTR
-//! (Documentation/virt/kvm/api.rst, 5. The kvm_run structure). All vCPUs must be out before the first is saved: one
-//! that runs can still send an IPI to one that was saved.
+//! Before saving, the vCPU must have left `KVM_RUN` with nothing half done: after an I/O or MMIO
+//! exit the instruction completes only at the next `KVM_RUN`, so the thread re-enters with
+//! `immediate_exit` set until it gets EINTR (Documentation/virt/kvm/api.rst, 5. The kvm_run
+//! structure). All vCPUs must be out before the first is saved: one that runs can still send an IPI
+//! to one that was saved.
 //!
-//! Saving reads `mp_state` first: KVM delivers a pending INIT or SIPI then, which changes everything else. Events are
-//! read last, since reading them moves queued NMIs into the state that is read.
+//! Saving reads `mp_state` first: KVM delivers a pending INIT or SIPI then, which changes
+//! everything else. Events are read last, since reading them moves queued NMIs into the state that
+//! is read.
 //!
 //! Restoring, each step before those that depend on it:
 //!
-//! 1. CPUID: decides which MSRs, CR4 bits and XSAVE components KVM accepts. It is the description's, and so is
-//!    IA32_ARCH_CAPABILITIES
+//! 1. CPUID: decides which MSRs, CR4 bits and XSAVE components KVM accepts. It is the
+//!    description's, and so is IA32_ARCH_CAPABILITIES
 //! 2. TSC frequency: the TSC offset is computed from it
-//! 3. SREGS: sets the APIC's mode, which is the format of the LAPIC page (APIC id in xAPIC or x2APIC form)
+//! 3. SREGS: sets the APIC's mode, which is the format of the LAPIC page (APIC id in xAPIC or
+//!    x2APIC form)
 //! 4. REGS: drops pending exceptions, hence before events
 //! 5. XCRs, XSAVE, debug registers
-//! 6. TSC (see [`StateAccess::restore`]), then the other MSRs. The kvmclock MSRs make KVM write to guest memory: RAM must be complete, and the VM's
-//!    clock set ([`super::vm_state::VmStateV1::restore_clock`])
+//! 6. TSC (see [`StateAccess::restore`]), then the other MSRs. The kvmclock MSRs make KVM write to
+//!    guest memory: RAM must be complete, and the VM's clock set
+//!    ([`super::vm_state::VmStateV1::restore_clock`])
 //! 7. LAPIC, with its timer mode
-//! 8. TSC deadline: KVM ignores it unless the LAPIC timer is in that mode, and compares it with the TSC
+//! 8. TSC deadline: KVM ignores it unless the LAPIC timer is in that mode, and compares it with the
+//!    TSC
 //! 9. `mp_state`: setting REGS and SREGS may have changed it
 //! 10. events
 //!
 //! # Time
 //!
-//! A guest's time goes on while it is moved: kvmclock advances by the time since it was read on the source, taken
-//! from the hosts' real-time clocks, and the TSC by the same span ([`super::clock`]). So guest clocks show the right time on the
-//! destination without any help and timers that fell due meanwhile fire at once. KVM gives all vCPUs one TSC offset
-//! if their values match within a second, which they do, so TSCs stay in step and kvmclock stays stable.
-//! [`note_pause`] tells the guest's watchdogs.
+//! A guest's time goes on while it is moved: kvmclock advances by the time since it was read on the
+//! source, taken from the hosts' real-time clocks, and the TSC by the same span ([`super::clock`]).
+//! So guest clocks show the right time on the destination without any help and timers that fell due
+//! meanwhile fire at once. KVM gives all vCPUs one TSC offset if their values match within a
+//! second, which they do, so TSCs stay in step and kvmclock stays stable. [`note_pause`] tells the
+//! guest's watchdogs.
 
 use super::arch_caps::ARCH_CAPABILITIES;
 use super::clock::{self, ClockReading, TscReading};
@@ -39,8 +45,8 @@ use super::compat::CpuDescriptionV1;
 use super::cpuid::CpuidError;
 use super::msrs;
 use kvm_bindings::{
-    KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -197,7 +203,8 @@ pub struct StateAccess {
 impl StateAccess {
     /// Asks KVM; `vcpu` is any vCPU of `vm`.
     pub fn new(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<Self, StateError> {
-        // The capability's value is the length of the area, at least that of kvm_xsave (api.rst, KVM_GET_XSAVE2).
+        // The capability's value is the length of the area, at least that of kvm_xsave (api.rst,
+        // KVM_GET_XSAVE2).
         let xsave2 = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
             msrs: msrs::saved_indices(kvm, vcpu)?,
@@ -225,9 +232,15 @@ impl StateAccess {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads everything, the TSC as of the VM's clock at `clock_ns`. The vCPU is paused with no I/O outstanding;
-    /// see the module's text for the order.
-    pub fn save(&self, vm: &VmFd, vcpu: &VcpuFd, id: u32, clock_ns: u64) -> Result<VcpuStateV1, StateError> {
+    /// Reads everything, the TSC as of the VM's clock at `clock_ns`. The vCPU is paused with no I/O
+    /// outstanding; see the module's text for the order.
+    pub fn save(
+        &self,
+        vm: &VmFd,
+        vcpu: &VcpuFd,
+        id: u32,
+        clock_ns: u64,
+    ) -> Result<VcpuStateV1, StateError> {
         let mp_state = vcpu.get_mp_state().map_err(get("mp_state"))?;
         let khz = vcpu.get_tsc_khz().map_err(get("the TSC frequency"))?;
         let parked = self.lock_parked().get(&id).copied();
@@ -250,8 +263,8 @@ impl StateAccess {
 
     /// Writes everything to a new vCPU that has never run and has the id `state.id`.
     ///
-    /// What its CPU can do and its TSC's frequency come from the description that was checked against this host,
-    /// and from nowhere else. On an error the vCPU is of no further use.
+    /// What its CPU can do and its TSC's frequency come from the description that was checked
+    /// against this host, and from nowhere else. On an error the vCPU is of no further use.
     pub fn restore(
         &self,
         vcpu: &VcpuFd,
@@ -289,12 +302,18 @@ impl StateAccess {
 
     /// Sets the TSC: the first vCPU's exactly, the others' in step with it.
     ///
-    /// KVM takes a write that lies within a second of what another vCPU's TSC should show as an attempt to
-    /// synchronise, and gives this vCPU the same offset (kvm_synchronize_tsc, arch/x86/kvm/x86.c). That is wanted
-    /// between the vCPUs of a VM. But before Linux 6.8 it happens to the first write too, against the TSCs that
-    /// started at zero when the VM was created: a guest that is barely older than the VM that it moves into would
-    /// see its TSC go back. So the first vCPU's TSC is sent far away first.
-    fn set_tsc(&self, vcpu: &VcpuFd, saved: TscReading, to: &Destination<'_>) -> Result<(), StateError> {
+    /// KVM takes a write that lies within a second of what another vCPU's TSC should show as an
+    /// attempt to synchronise, and gives this vCPU the same offset (kvm_synchronize_tsc,
+    /// arch/x86/kvm/x86.c). That is wanted between the vCPUs of a VM. But before Linux 6.8 it
+    /// happens to the first write too, against the TSCs that started at zero when the VM was
+    /// created: a guest that is barely older than the VM that it moves into would see its TSC go
+    /// back. So the first vCPU's TSC is sent far away first.
+    fn set_tsc(
+        &self,
+        vcpu: &VcpuFd,
+        saved: TscReading,
+        to: &Destination<'_>,
+    ) -> Result<(), StateError> {
         let mut restored = self.tsc_restored.lock().unwrap_or_else(PoisonError::into_inner);
         if !*restored {
             msrs::write_one(vcpu, msrs::TSC, saved.tsc.wrapping_add(TSC_FAR))?;
@@ -308,12 +327,14 @@ impl StateAccess {
     fn get_xsave(&self, vcpu: &VcpuFd) -> Result<Vec<u8>, StateError> {
         let mut area = self.new_xsave()?;
         if self.has_xsave2 {
-            // SAFETY: the area has `xsave_len` bytes, which is at least what KVM_CAP_XSAVE2 said that KVM writes;
-            // this process never asks arch_prctl for dynamic features, so that size has not grown since.
+            // SAFETY: the area has `xsave_len` bytes, which is at least what KVM_CAP_XSAVE2 said
+            // that KVM writes; this process never asks arch_prctl for dynamic features, so that
+            // size has not grown since.
             unsafe { vcpu.get_xsave2(&mut area) }.map_err(get("XSAVE state"))?;
         } else {
             let xsave = vcpu.get_xsave().map_err(get("XSAVE state"))?;
-            // SAFETY: only the fixed part is changed, the length of the flexible part stays as allocated.
+            // SAFETY: only the fixed part is changed, the length of the flexible part stays as
+            // allocated.
             unsafe { area.as_mut_fam_struct() }.xsave.region = xsave.region;
         }
         let fixed = area.as_fam_struct_ref().xsave.region;
@@ -324,16 +345,20 @@ impl StateAccess {
         let mut area = self.new_xsave()?;
         let (bytes, rest) = bytes.split_at(bytes.len().min(self.xsave_len));
         if rest.iter().any(|&b| b != 0) {
-            return Err(StateError::XsaveTooLarge { have: bytes.len() + rest.len(), max: self.xsave_len });
+            return Err(StateError::XsaveTooLarge {
+                have: bytes.len() + rest.len(),
+                max: self.xsave_len,
+            });
         }
         // What the source did not have stays zero, which is the initial state of a component.
         let mut words = bytes.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]));
-        // SAFETY: only the fixed part is changed, the length of the flexible part stays as allocated.
+        // SAFETY: only the fixed part is changed, the length of the flexible part stays as
+        // allocated.
         let region = &mut unsafe { area.as_mut_fam_struct() }.xsave.region;
         region.iter_mut().zip(&mut words).for_each(|(slot, word)| *slot = word);
         area.as_mut_slice().iter_mut().zip(&mut words).for_each(|(slot, word)| *slot = word);
-        // SAFETY: the area has `xsave_len` bytes, which is at least what KVM_CAP_XSAVE2 said that KVM reads (and at
-        // least kvm_xsave, which it reads without that capability).
+        // SAFETY: the area has `xsave_len` bytes, which is at least what KVM_CAP_XSAVE2 said that
+        // KVM reads (and at least kvm_xsave, which it reads without that capability).
         unsafe { vcpu.set_xsave2(&area) }.map_err(set("XSAVE state"))
     }
 
@@ -351,7 +376,8 @@ impl VcpuStateV1 {
             (
                 "XSAVE area",
                 self.xsave.len(),
-                (XSAVE_BASE..=MAX_XSAVE).contains(&self.xsave.len()) && self.xsave.len().is_multiple_of(4),
+                (XSAVE_BASE..=MAX_XSAVE).contains(&self.xsave.len())
+                    && self.xsave.len().is_multiple_of(4),
             ),
         ] {
             if !good {
@@ -375,9 +401,9 @@ fn set_tsc_khz(vcpu: &VcpuFd, wanted: u32) -> Result<(), StateError> {
     Err(StateError::TscFrequency { wanted, host })
 }
 
-/// Tells the guest that it was stopped, so that its soft-lockup watchdogs start over (KVM_KVMCLOCK_CTRL). Call it on
-/// each vCPU after a pause, before it runs again, on whichever host; for a restored one after
-/// [`StateAccess::restore`].
+/// Tells the guest that it was stopped, so that its soft-lockup watchdogs start over
+/// (KVM_KVMCLOCK_CTRL). Call it on each vCPU after a pause, before it runs again, on whichever
+/// host; for a restored one after [`StateAccess::restore`].
 pub fn note_pause(vcpu: &VcpuFd) -> Result<(), StateError> {
     match vcpu.kvmclock_ctrl() {
         // The guest does not use kvmclock.

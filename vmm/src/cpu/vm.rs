@@ -1,9 +1,10 @@
-//! What a VM needs before its first vCPU: interrupt controllers, timer, and the addresses that KVM keeps for itself.
+//! What a VM needs before its first vCPU: interrupt controllers, timer, and the addresses that KVM
+//! keeps for itself.
 
 use crate::boot::layout::{HIGH_RAM_START, KVM_IDENTITY_MAP_ADDR, KVM_TSS_ADDR, LOW_RAM_MAX};
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_irqchip,
-    kvm_pit_config,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_irqchip, kvm_pit_config,
 };
 use kvm_ioctls::{Kvm, VmFd};
 
@@ -33,7 +34,8 @@ pub struct NoAddresses {
     most_bytes: u64,
 }
 
-/// Refuses RAM that would end beyond the host's last physical address. A host that does not say where that is refuses nothing.
+/// Refuses RAM that would end beyond the host's last physical address. A host that does not say
+/// where that is refuses nothing.
 pub fn check_addresses(kvm: &Kvm, ram_bytes: u64) -> Result<(), NoAddresses> {
     let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).ok();
     let leaf = cpuid.as_ref().and_then(|c| c.as_slice().iter().find(|e| e.function == 0x8000_0008));
@@ -46,8 +48,11 @@ pub fn check_addresses(kvm: &Kvm, ram_bytes: u64) -> Result<(), NoAddresses> {
 fn addressable(ram_bytes: u64, bits: u32) -> Result<(), NoAddresses> {
     let end = 1u64.checked_shl(bits).unwrap_or(u64::MAX);
     // What does not fit below the 32-bit hole lies above it.
-    let most_bytes =
-        if end > HIGH_RAM_START { end - (HIGH_RAM_START - LOW_RAM_MAX) } else { end.min(LOW_RAM_MAX) };
+    let most_bytes = if end > HIGH_RAM_START {
+        end - (HIGH_RAM_START - LOW_RAM_MAX)
+    } else {
+        end.min(LOW_RAM_MAX)
+    };
     if ram_bytes > most_bytes { Err(NoAddresses { ram_bytes, bits, most_bytes }) } else { Ok(()) }
 }
 
@@ -55,7 +60,8 @@ fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
     move |source| VmError { what, source }
 }
 
-/// Prepares a new VM: no PMU, in-kernel PIC, IOAPIC and local APICs, PIT. Call it once, before creating vCPUs.
+/// Prepares a new VM: no PMU, in-kernel PIC, IOAPIC and local APICs, PIT. Call it once, before
+/// creating vCPUs.
 ///
 /// The PIT is there only for kernels that do not use kvmclock and want to calibrate their TSC; with
 /// hardware-reduced ACPI Linux leaves it alone.
@@ -65,7 +71,8 @@ pub fn prepare(vm: &VmFd) -> Result<(), VmError> {
         cap.args[0] = PMU_CAP_DISABLE;
         vm.enable_cap(&cap).map_err(failed("KVM_CAP_PMU_CAPABILITY"))?;
     }
-    vm.set_identity_map_address(KVM_IDENTITY_MAP_ADDR).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_identity_map_address(KVM_IDENTITY_MAP_ADDR)
+        .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.set_tss_address(KVM_TSS_ADDR as usize).map_err(failed("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -75,9 +82,10 @@ pub fn prepare(vm: &VmFd) -> Result<(), VmError> {
 
 /// Masks every input of both 8259s.
 ///
-/// KVM routes GSIs 0 to 15 to the PIC as well as to the IOAPIC, and its PIC starts with nothing masked and vector
-/// base 0. Linux with its null legacy PIC never programs it, so an early COM1 interrupt could otherwise arrive as
-/// vector 4. A guest that does use the PIC begins by initialising it, which clears this.
+/// KVM routes GSIs 0 to 15 to the PIC as well as to the IOAPIC, and its PIC starts with nothing
+/// masked and vector base 0. Linux with its null legacy PIC never programs it, so an early COM1
+/// interrupt could otherwise arrive as vector 4. A guest that does use the PIC begins by
+/// initialising it, which clears this.
 fn mask_pic(vm: &VmFd) -> Result<(), VmError> {
     for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
         let mut chip = kvm_irqchip { chip_id, ..Default::default() };
@@ -102,6 +110,9 @@ mod tests {
             assert_eq!(addressable(most + 1, bits).map_err(|e| e.most_bytes), Err(most), "{bits}");
         }
         let text = addressable(64 * GIB, 36).unwrap_err().to_string();
-        assert!(text.contains("65536 MiB of guest RAM") && text.contains("room for 64512 MiB"), "{text}");
+        assert!(
+            text.contains("65536 MiB of guest RAM") && text.contains("room for 64512 MiB"),
+            "{text}"
+        );
     }
 }

@@ -1,18 +1,21 @@
-//! State that belongs to the VM and not to one vCPU: its clock, and the interrupt controllers and timer in KVM.
+//! State that belongs to the VM and not to one vCPU: its clock, and the interrupt controllers and
+//! timer in KVM.
 //!
-//! Order: read the clock first ([`super::clock`]), then the vCPUs; save the rest once all vCPUs are out and the devices have drained, so that no interrupt is on its way. Restoring
-//! comes in two parts around the vCPUs:
+//! Order: read the clock first ([`super::clock`]), then the vCPUs; save the rest once all vCPUs are
+//! out and the devices have drained, so that no interrupt is on its way. Restoring comes in two
+//! parts around the vCPUs:
 //!
-//! 1. [`VmStateV1::restore_clock`]: the vCPUs' TSCs follow it, and writing their kvmclock MSRs uses it
+//! 1. [`VmStateV1::restore_clock`]: the vCPUs' TSCs follow it, and writing their kvmclock MSRs uses
+//!    it
 //! 2. the vCPUs ([`super::state`])
-//! 3. [`VmStateV1::restore_chips`]: the IOAPIC delivers at once what was pending in it, and that must land in the
-//!    restored local APICs; before them it would be overwritten
+//! 3. [`VmStateV1::restore_chips`]: the IOAPIC delivers at once what was pending in it, and that
+//!    must land in the restored local APICs; before them it would be overwritten
 
 use super::clock::{self, ClockReading, ClockWarning, realtime_ns};
 use super::state::StateError;
 use kvm_bindings::{
-    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
-    kvm_irqchip, kvm_pit_state2,
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
@@ -42,12 +45,15 @@ pub struct VmStateV1 {
 impl fmt::Debug for VmStateV1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("VmStateV1");
-        out.field("clock_ns", &self.clock_ns).field("realtime_ns", &self.realtime_ns).finish_non_exhaustive()
+        out.field("clock_ns", &self.clock_ns)
+            .field("realtime_ns", &self.realtime_ns)
+            .finish_non_exhaustive()
     }
 }
 
 impl VmStateV1 {
-    /// Reads everything but the clock, which was read before the vCPUs, since their TSCs go with it.
+    /// Reads everything but the clock, which was read before the vCPUs, since their TSCs go with
+    /// it.
     pub fn save(vm: &VmFd, clock: ClockReading) -> Result<Self, StateError> {
         Ok(Self {
             clock_ns: clock.clock_ns,
@@ -59,17 +65,17 @@ impl VmStateV1 {
         })
     }
 
-    /// Holds the source's real-time clock against this host's, `connected` after the source did, before anything was
-    /// paused. The guest's time will go on by no more than that, and not back. Returns what to tell the operator if
-    /// the clocks differ.
+    /// Holds the source's real-time clock against this host's, `connected` after the source did,
+    /// before anything was paused. The guest's time will go on by no more than that, and not back.
+    /// Returns what to tell the operator if the clocks differ.
     pub fn bound_clock(&mut self, connected: Duration) -> Option<ClockWarning> {
         let (from, warning) = clock::since(self.realtime_ns, realtime_ns(), connected);
         self.realtime_ns = from;
         warning
     }
 
-    /// Sets kvmclock to where it would be had it run on: by the downtime so far as the hosts' real-time clocks tell it,
-    /// and not at all if this host's is behind the source's.
+    /// Sets kvmclock to where it would be had it run on: by the downtime so far as the hosts'
+    /// real-time clocks tell it, and not at all if this host's is behind the source's.
     pub fn restore_clock(&self, vm: &VmFd) -> Result<(), StateError> {
         // Centuries; and far from where KVM's arithmetic would wrap.
         if self.clock_ns > MAX_CLOCK {
@@ -78,7 +84,12 @@ impl VmStateV1 {
         // The capability's value is the set of flags that KVM_SET_CLOCK may use.
         let flags = vm.check_extension_int(Cap::AdjustClock).max(0) as u32 & KVM_CLOCK_REALTIME;
         let data = if flags != 0 {
-            kvm_clock_data { clock: self.clock_ns, realtime: self.realtime_ns, flags, ..Default::default() }
+            kvm_clock_data {
+                clock: self.clock_ns,
+                realtime: self.realtime_ns,
+                flags,
+                ..Default::default()
+            }
         } else {
             let elapsed = realtime_ns().saturating_sub(self.realtime_ns);
             kvm_clock_data { clock: self.clock_ns.saturating_add(elapsed), ..Default::default() }

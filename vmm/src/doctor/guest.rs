@@ -1,6 +1,7 @@
 //! A guest of a few instructions: 64-bit code at CPL 0 in 2 MiB of RAM, without devices.
 //!
-//! It reports through two ports: [`PORT_DONE`] at its end, [`PORT_TRAP`] (with the vector) when an exception was raised.
+//! It reports through two ports: [`PORT_DONE`] at its end, [`PORT_TRAP`] (with the vector) when an
+//! exception was raised.
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVMIO,
@@ -67,7 +68,8 @@ pub(crate) enum Log {
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
-/// A VM with one vCPU, ready to run its code. Fields drop in this order: KVM lets go of the memory first.
+/// A VM with one vCPU, ready to run its code. Fields drop in this order: KVM lets go of the memory
+/// first.
 pub(crate) struct Guest {
     vcpu: VcpuFd,
     vm: VmFd,
@@ -130,7 +132,8 @@ fn segment(selector: u16, code: bool) -> kvm_segment {
 }
 
 impl Guest {
-    /// A guest that will run `code`, then report its end. It starts with RSI at a data page and AX, BX, CX, DX zero.
+    /// A guest that will run `code`, then report its end. It starts with RSI at a data page and AX,
+    /// BX, CX, DX zero.
     pub(crate) fn new(kvm: &Kvm, code: &[u8], log: Log) -> Result<Self, Errno> {
         let vm = kvm.create_vm()?;
         if log == Log::Manual {
@@ -149,8 +152,8 @@ impl Guest {
             memory_size: RAM as u64,
             userspace_addr: ram.as_ptr() as u64,
         };
-        // SAFETY: the region lies within `ram`, which is neither moved nor freed before the VM is closed (field order),
-        // and which nothing else touches.
+        // SAFETY: the region lies within `ram`, which is neither moved nor freed before the VM is
+        // closed (field order), and which nothing else touches.
         unsafe { vm.set_user_memory_region(region) }?;
         let vcpu = vm.create_vcpu(0)?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
@@ -189,7 +192,9 @@ impl Guest {
         loop {
             return match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(PORT_DONE, _)) => Outcome::Done,
-                Ok(VcpuExit::IoOut(PORT_TRAP, data)) => Outcome::Trap(data.first().copied().unwrap_or(0)),
+                Ok(VcpuExit::IoOut(PORT_TRAP, data)) => {
+                    Outcome::Trap(data.first().copied().unwrap_or(0))
+                }
                 Ok(VcpuExit::InternalError) => Outcome::NotEmulated,
                 Ok(VcpuExit::Shutdown) => Outcome::Other("triple fault".into()),
                 Ok(VcpuExit::Intr) => continue,
@@ -215,10 +220,12 @@ impl Guest {
             slot: 0,
             num_pages: NR_PAGES as u32,
             first_page: 0,
-            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bitmap.as_mut_ptr().cast(),
+            },
         };
-        // SAFETY: `clear` is what the ioctl expects; its bitmap has one bit for each of `num_pages` pages and outlives the
-        // call.
+        // SAFETY: `clear` is what the ioctl expects; its bitmap has one bit for each of `num_pages`
+        // pages and outlives the call.
         let result = unsafe { ioctl_with_ref(&self.vm, KVM_CLEAR_DIRTY_LOG(), &clear) };
         if result < 0 { Err(Errno::last()) } else { Ok(()) }
     }
@@ -231,7 +238,10 @@ fn cpuid_bit(
     bit: u32,
 ) -> Result<bool, Errno> {
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-    Ok(cpuid.as_slice().iter().any(|e| e.function == leaf && e.index == 0 && register(e) >> bit & 1 == 1))
+    Ok(cpuid
+        .as_slice()
+        .iter()
+        .any(|e| e.function == leaf && e.index == 0 && register(e) >> bit & 1 == 1))
 }
 
 /// Whether guests are offered XSAVE.

@@ -1,8 +1,9 @@
 //! What this host's KVM can do, measured.
 //!
-//! That `/dev/kvm` opens does not mean that Linux boots: there are KVMs in software that run guest kernel code through an
-//! instruction emulator, slowly and with gaps. So [`diagnose`] runs small guests that use what kernels use, times a loop and
-//! checks the dirty log, all in a child process with a time limit. [`quick`] only opens the device, for `wherry run`.
+//! That `/dev/kvm` opens does not mean that Linux boots: there are KVMs in software that run guest
+//! kernel code through an instruction emulator, slowly and with gaps. So [`diagnose`] runs small
+//! guests that use what kernels use, times a loop and checks the dirty log, all in a child process
+//! with a time limit. [`quick`] only opens the device, for `wherry run`.
 
 mod guest;
 mod host;
@@ -130,7 +131,8 @@ pub fn open(path: &Path) -> Result<Kvm, Box<Report>> {
     host::open(path).map_err(Box::new)
 }
 
-/// Opens KVM at `path` and measures it. `probe` is a command that calls [`run_probe`] with its standard output.
+/// Opens KVM at `path` and measures it. `probe` is a command that calls [`run_probe`] with its
+/// standard output.
 pub fn diagnose(path: &Path, probe: Command) -> Report {
     match host::open(path) {
         Err(report) => report,
@@ -165,7 +167,9 @@ fn supervise(mut probe: Command, limit: Duration) -> (Vec<Detail>, Result<(), St
         Ok(child) => Reaped(child),
         Err(e) => return (details, Err(format!("the probe does not start: {e}"))),
     };
-    let Some(stdout) = child.0.stdout.take() else { return (details, Err("the probe has no output".into())) };
+    let Some(stdout) = child.0.stdout.take() else {
+        return (details, Err("the probe has no output".into()));
+    };
     let (sender, lines) = mpsc::channel();
     // Ends with the child's output.
     thread::spawn(move || {
@@ -187,7 +191,8 @@ fn supervise(mut probe: Command, limit: Duration) -> (Vec<Detail>, Result<(), St
                 return (details, Err(format!("the probe hangs at: {at}")));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                let how = child.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+                let how =
+                    child.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
                 return (details, Err(format!("the probe died at: {at} ({how})")));
             }
         }
@@ -210,16 +215,21 @@ mod tests {
 
     #[test]
     fn verdicts_follow_from_what_was_found() {
-        let verdict =
-            |list: &[Status]| Report::conclude(list.iter().copied().map(detail).collect(), Ok(())).verdict;
+        let verdict = |list: &[Status]| {
+            Report::conclude(list.iter().copied().map(detail).collect(), Ok(())).verdict
+        };
         assert_eq!(verdict(&[Status::Ok, Status::Note]), Verdict::Good);
         assert_eq!(verdict(&[Status::Ok, Status::Bad]), Verdict::Broken);
         assert_eq!(verdict(&[Status::Bad, Status::Software]), Verdict::Software);
         let died = Report::conclude(vec![detail(Status::Ok)], Err("the probe died".into()));
         assert_eq!(died.verdict, Verdict::Broken);
-        for verdict in
-            [Verdict::Good, Verdict::Software, Verdict::NoPermission, Verdict::Absent, Verdict::Broken]
-        {
+        for verdict in [
+            Verdict::Good,
+            Verdict::Software,
+            Verdict::NoPermission,
+            Verdict::Absent,
+            Verdict::Broken,
+        ] {
             assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
         }
     }
@@ -227,12 +237,15 @@ mod tests {
     #[test]
     fn a_probe_that_hangs_or_dies_is_named_with_its_step() {
         let begin = r#"echo '{"begin":"speed"}'"#;
-        let (_, ended) = supervise(shell(&format!("{begin}; exec sleep 60")), Duration::from_millis(300));
+        let (_, ended) =
+            supervise(shell(&format!("{begin}; exec sleep 60")), Duration::from_millis(300));
         assert_eq!(ended.unwrap_err(), "the probe hangs at: speed");
         let (_, ended) = supervise(shell(&format!("{begin}; exit 3")), Duration::from_secs(20));
         assert!(ended.unwrap_err().starts_with("the probe died at: speed"));
         let (details, ended) = supervise(
-            shell(r#"echo noise; echo '{"found":{"check":"c","status":"ok","text":"t"}}'; echo '"end"'"#),
+            shell(
+                r#"echo noise; echo '{"found":{"check":"c","status":"ok","text":"t"}}'; echo '"end"'"#,
+            ),
             Duration::from_secs(20),
         );
         assert_eq!((details.len(), ended), (1, Ok(())));
@@ -243,8 +256,11 @@ mod tests {
         let Ok(kvm) = quick() else { return };
         let mut out = Vec::new();
         run_probe(&kvm, &mut out).unwrap();
-        let lines: Vec<probe::Line> =
-            String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<probe::Line> = String::from_utf8(out)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         assert!(matches!(lines.last(), Some(probe::Line::End)));
         for line in lines {
             println!("{line:?}");

@@ -1,7 +1,8 @@
-//! What is measured on a KVM that opens. Runs in a process of its own: a broken KVM may hang or kill it.
+//! What is measured on a KVM that opens. Runs in a process of its own: a broken KVM may hang or
+//! kill it.
 //!
-//! Each step is written as one line of JSON as soon as it is known, the name of a step before it begins, so that the parent
-//! knows where it ended.
+//! Each step is written as one line of JSON as soon as it is known, the name of a step before it
+//! begins, so that the parent knows where it ended.
 
 use std::io::{self, Write};
 use std::time::Instant;
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::guest::{Guest, Log, NR_PAGES, Outcome, has_smap, has_xsave};
 
-/// Below this many instructions per second at CPL 0 it is not hardware that runs them. Hardware is at 10^9, a KVM host inside
-/// an emulator at several 10^8.
+/// Below this many instructions per second at CPL 0 it is not hardware that runs them. Hardware is
+/// at 10^9, a KVM host inside an emulator at several 10^8.
 const SLOW: f64 = 3e7;
 
 /// What a step found.
@@ -80,7 +81,8 @@ const USEFUL: &[(u32, &str)] = &[
     (KVM_CAP_DIRTY_LOG_RING, "DIRTY_LOG_RING"),
 ];
 
-/// Instructions that stock kernels use at CPL 0 from early on and that instruction emulators tend to lack.
+/// Instructions that stock kernels use at CPL 0 from early on and that instruction emulators tend
+/// to lack.
 const INSTRUCTIONS: &[(&str, &[u8])] = &[
     ("cmpxchg16b", &[0x48, 0x0F, 0xC7, 0x4E, 0x40]), // cmpxchg16b [rsi+64]
     ("popcnt", &[0xF3, 0x48, 0x0F, 0xB8, 0xC1]),     // popcnt rax, rcx
@@ -97,7 +99,8 @@ fn found(check: impl Into<String>, status: Status, text: impl Into<String>) -> D
 
 /// Runs all steps, writing one line of JSON for each. Fails only if `out` does.
 pub fn run(kvm: &Kvm, out: &mut dyn Write) -> io::Result<()> {
-    // With the last VM KVM turns virtualisation off on every CPU, with the next one on again: spare the host that between steps.
+    // With the last VM KVM turns virtualisation off on every CPU, with the next one on again: spare
+    // the host that between steps.
     let _on = kvm.create_vm();
     let mut step = |check: &str, probe: &dyn Fn() -> Detail| -> io::Result<Status> {
         emit(out, &Line::Begin(check.to_owned()))?;
@@ -188,8 +191,12 @@ fn instruction(kvm: &Kvm, check: &str, name: &str, code: &[u8]) -> Detail {
         Ok(mut guest) => match guest.run() {
             Outcome::Done => found(check, Status::Ok, "runs"),
             Outcome::NotEmulated => found(check, Status::Software, "not emulated"),
-            Outcome::Trap(6) => found(check, Status::Software, "raises an invalid-opcode exception"),
-            Outcome::Trap(vector) => found(check, Status::Software, format!("raises exception {vector}")),
+            Outcome::Trap(6) => {
+                found(check, Status::Software, "raises an invalid-opcode exception")
+            }
+            Outcome::Trap(vector) => {
+                found(check, Status::Software, format!("raises exception {vector}"))
+            }
             Outcome::Other(text) => found(check, Status::Software, text),
         },
     }

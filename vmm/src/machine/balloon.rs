@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use wherry_devices::virtio::balloon::constants::{
-    F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_MUST_TELL_HOST, F_PAGE_POISON, F_PAGE_REPORTING, F_STATS_VQ,
-    STAT_NAMES,
+    F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_MUST_TELL_HOST, F_PAGE_POISON, F_PAGE_REPORTING,
+    F_STATS_VQ, STAT_NAMES,
 };
 
 use super::Machine;
@@ -48,7 +48,9 @@ impl Machine {
         let b = self.balloon()?;
         let figures = b.figures();
         let statistics: serde_json::Map<_, _> = (figures.stats.values.iter())
-            .filter_map(|&(tag, value)| Some(((*STAT_NAMES.get(usize::from(tag))?).to_owned(), value.into())))
+            .filter_map(|&(tag, value)| {
+                Some(((*STAT_NAMES.get(usize::from(tag))?).to_owned(), value.into()))
+            })
             .collect();
         let age = figures.stats.updated.map(|t| t.elapsed());
         let features = FEATURES.iter().filter(|(bit, _)| figures.features & bit != 0);

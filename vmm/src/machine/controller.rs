@@ -14,7 +14,8 @@ use super::{Description, Machine};
 use crate::config::SerialSink;
 use crate::console::Console;
 use crate::control::{
-    BalloonInfo, ControlError, ErrorCode, HintMode, Info, MigrateRequest, Update, VmControl, VmState,
+    BalloonInfo, ControlError, ErrorCode, HintMode, Info, MigrateRequest, Update, VmControl,
+    VmState,
 };
 use crate::migrate;
 
@@ -49,7 +50,13 @@ pub struct Controller {
 impl Controller {
     /// A controller without a machine yet.
     pub fn new(identity: Identity, console: Console) -> Self {
-        Self { identity, started: Instant::now(), console, owner: Arc::default(), shape: OnceLock::new() }
+        Self {
+            identity,
+            started: Instant::now(),
+            console,
+            owner: Arc::default(),
+            shape: OnceLock::new(),
+        }
     }
 
     /// Who stops, starts and gives away the machine.
@@ -93,7 +100,11 @@ impl Controller {
     fn refused(&self, what: &str, refusal: Refusal) -> ControlError {
         refused(
             what,
-            if let Refusal::State(life) = refusal { Refusal::State(self.seen(life)) } else { refusal },
+            if let Refusal::State(life) = refusal {
+                Refusal::State(self.seen(life))
+            } else {
+                refusal
+            },
         )
     }
 
@@ -111,7 +122,8 @@ impl Controller {
             End::Kill => ("the VM was killed while it migrated", None),
         };
         let text = if why.is_empty() { what.to_owned() } else { format!("{what}: {why}") };
-        let hint = hint.unwrap_or_else(|| format!("`{name}` has ended; nothing runs at the destination"));
+        let hint =
+            hint.unwrap_or_else(|| format!("`{name}` has ended; nothing runs at the destination"));
         ControlError::new(ErrorCode::MigrationFailed, text).hint(hint)
     }
 
@@ -150,14 +162,14 @@ fn shown(life: Life) -> VmState {
 
 /// `what` is an infinitive, for "cannot … a VM that is …".
 fn refused(what: &str, refusal: Refusal) -> ControlError {
-    let state =
-        |life: Life| ControlError::new(ErrorCode::InvalidState, format!("cannot {what} a VM that is {life}"));
+    let state = |life: Life| {
+        ControlError::new(ErrorCode::InvalidState, format!("cannot {what} a VM that is {life}"))
+    };
     match refusal {
         Refusal::State(Life::Unknown) => state(Life::Unknown).hint(FORCE),
         Refusal::State(life) => state(life),
-        Refusal::Busy => {
-            ControlError::new(ErrorCode::Busy, "a migration is under way").hint("`wherry cancel` stops it")
-        }
+        Refusal::Busy => ControlError::new(ErrorCode::Busy, "a migration is under way")
+            .hint("`wherry cancel` stops it"),
         Refusal::BeingHandedOver => ControlError::new(
             ErrorCode::InvalidState,
             format!("cannot {what} a VM that is being handed over to its destination"),
@@ -198,7 +210,8 @@ impl VmControl for Controller {
 
     fn stop(&self) -> Result<(), ControlError> {
         self.machine("stop")?;
-        let pressed = self.owner.touch(Event::Touch(Touch::PowerButton), Machine::press_power_button);
+        let pressed =
+            self.owner.touch(Event::Touch(Touch::PowerButton), Machine::press_power_button);
         pressed.map(|_| ()).map_err(|refusal| {
             let error = self.refused("stop", refusal);
             match refusal {
@@ -234,7 +247,8 @@ impl VmControl for Controller {
 
     fn balloon_stats(&self) -> Result<BalloonInfo, ControlError> {
         let m = self.balloon("look at the balloon of")?;
-        // A machine that stands still is not asked, which would write to its memory; what it said last is shown.
+        // A machine that stands still is not asked, which would write to its memory; what it said
+        // last is shown.
         let asked = self.owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
         if let Ok((_, Some(before))) = asked {
             m.await_statistics(before, STATISTICS_TIMEOUT);
@@ -242,20 +256,25 @@ impl VmControl for Controller {
         m.balloon_info().ok_or_else(|| failed("the balloon is gone"))
     }
 
-    fn migrate(&self, request: &MigrateRequest, tell: &mut dyn FnMut(Update)) -> Result<Value, ControlError> {
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        tell: &mut dyn FnMut(Update),
+    ) -> Result<Value, ControlError> {
         self.machine("migrate")?;
         let cancel = CancelToken::new();
         let began = self.owner.migrate(&cancel);
         let (m, run) = began.map_err(|refusal| self.refused("migrate", refusal))?;
         // Also if this panics: a VM must not be left migrating.
-        let result =
-            catch_unwind(AssertUnwindSafe(|| migrate::to(&self.owner, (&m, run), request, tell, &cancel)))
-                .unwrap_or_else(|_| {
-                    Err(ControlError::new(
-                        ErrorCode::MigrationFailed,
-                        "the migration panicked: a defect of Wherry",
-                    ))
-                });
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            migrate::to(&self.owner, (&m, run), request, tell, &cancel)
+        }))
+        .unwrap_or_else(|_| {
+            Err(ControlError::new(
+                ErrorCode::MigrationFailed,
+                "the migration panicked: a defect of Wherry",
+            ))
+        });
         let moved = match &result {
             Ok(_) => true,
             // Moved, only without a report.
@@ -266,7 +285,9 @@ impl VmControl for Controller {
             (Err(e), _) if after == Life::Unknown && e.code != ErrorCode::MigrationUnknown => {
                 Err(ControlError { code: ErrorCode::MigrationUnknown, ..e })
             }
-            (Err(e), Some(end)) if e.code != ErrorCode::MigrationUnknown && after == Life::Ended(end) => {
+            (Err(e), Some(end))
+                if e.code != ErrorCode::MigrationUnknown && after == Life::Ended(end) =>
+            {
                 let why = if end == End::Fatal { m.why() } else { String::new() };
                 Err(self.ended_meanwhile(end, &why))
             }
@@ -278,14 +299,20 @@ impl VmControl for Controller {
         let late = "it is too late to cancel: the guest";
         let (code, text) = match (self.owner.cancel(), self.owner.life()) {
             (Some(true), _) => return Ok(()),
-            (_, Life::Migrated) => (ErrorCode::InvalidState, format!("{late} runs at its destination")),
+            (_, Life::Migrated) => {
+                (ErrorCode::InvalidState, format!("{late} runs at its destination"))
+            }
             (_, Life::Unknown) => {
                 let text = format!("{late} was handed over, and whether it arrived is unknown");
                 (ErrorCode::MigrationUnknown, text)
             }
             (Some(false), _) => (ErrorCode::InvalidState, format!("{late} is being handed over")),
             (None, life) => {
-                let why = if matches!(self.seen(life), Life::Ended(_)) { ": the VM has ended" } else { "" };
+                let why = if matches!(self.seen(life), Life::Ended(_)) {
+                    ": the VM has ended"
+                } else {
+                    ""
+                };
                 (ErrorCode::InvalidState, format!("no migration is under way{why}"))
             }
         };

@@ -12,7 +12,8 @@ fn paused() -> Option<(Controller, Arc<Machine>)> {
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
     let description = Description::new(128 << 20, 1, BalloonOptions::default(), kernel).ok()?;
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let identity = Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
+    let identity =
+        Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
     let controller = Controller::new(identity, console.clone());
     let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
     let machine = Arc::new(Machine::build(&description, hooks).ok()?);
@@ -25,8 +26,12 @@ fn memory_for_which_the_cpu_has_no_addresses_is_refused_before_it_is_made() {
     let Some((_, machine)) = paused() else { return };
     let mut description = machine.description().clone();
     description.ram_bytes = 1 << 53;
-    let refused = Machine::foundation(&description).err().expect("it has 8 PiB of memory").to_string();
-    assert!(refused.contains("8589934592 MiB of guest RAM") && refused.contains("-bit"), "{refused}");
+    let refused =
+        Machine::foundation(&description).err().expect("it has 8 PiB of memory").to_string();
+    assert!(
+        refused.contains("8589934592 MiB of guest RAM") && refused.contains("-bit"),
+        "{refused}"
+    );
 }
 
 /// Memory and all of the state that time alone does not change.
@@ -68,7 +73,10 @@ fn commands_say_why_they_are_refused_while_the_guest_is_handed_over() {
         assert!(error.message.contains("is being handed over"), "{}", error.message);
     }
     assert!(vm.resume(true).unwrap_err().message.contains("migrating"));
-    assert_eq!(vm.migrate(&MigrateRequest::new("unix:x"), &mut |_| ()).unwrap_err().code, ErrorCode::Busy);
+    assert_eq!(
+        vm.migrate(&MigrateRequest::new("unix:x"), &mut |_| ()).unwrap_err().code,
+        ErrorCode::Busy
+    );
 }
 
 #[test]
@@ -91,7 +99,11 @@ fn a_vm_that_reboots_says_so_until_its_next_machine_is_there() {
             vm.migrate(&MigrateRequest::new("unix:x"), &mut |_| ()).unwrap_err(),
         ];
         for error in errors {
-            assert!(error.message.ends_with(" a VM that is rebooting"), "step {step}: {}", error.message);
+            assert!(
+                error.message.ends_with(" a VM that is rebooting"),
+                "step {step}: {}",
+                error.message
+            );
         }
     }
     let error = vm.balloon_stats().unwrap_err();

@@ -1,8 +1,8 @@
 //! How a guest ended itself: a slot of the machine's own.
 //!
-//! The first word counts ([`End::or`]), so a guest that writes to the power register in a loop costs nothing, and no word
-//! reaches the machine that is built after it. Said on a vCPU's thread, which may hold a device's lock: no lock is taken
-//! here under which anybody waits for a vCPU.
+//! The first word counts ([`End::or`]), so a guest that writes to the power register in a loop
+//! costs nothing, and no word reaches the machine that is built after it. Said on a vCPU's thread,
+//! which may hold a device's lock: no lock is taken here under which anybody waits for a vCPU.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -34,12 +34,16 @@ impl MutEventSubscriber for Wake {
 }
 
 impl EventLoop {
-    /// Starts the loop with these subscribers. `failed` is told, on the loop's thread, that it has ended by itself: then
-    /// no device works any more.
-    pub fn spawn(subscribers: Vec<Subscriber>, failed: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
+    /// Starts the loop with these subscribers. `failed` is told, on the loop's thread, that it has
+    /// ended by itself: then no device works any more.
+    pub fn spawn(
+        subscribers: Vec<Subscriber>,
+        failed: impl Fn(&str) + Send + 'static,
+    ) -> io::Result<Self> {
         let quit = Arc::new(AtomicBool::new(false));
         let wake = EventFd::new(EFD_NONBLOCK)?;
-        let mut manager = EventManager::<Subscriber>::new().map_err(|e| io::Error::other(e.to_string()))?;
+        let mut manager =
+            EventManager::<Subscriber>::new().map_err(|e| io::Error::other(e.to_string()))?;
         for s in subscribers {
             manager.add_subscriber(s);
         }
@@ -53,7 +57,9 @@ impl EventLoop {
                 }
             }));
             if served.is_err() {
-                failed("the devices' thread panicked: a defect of Wherry, see the VM's standard error");
+                failed(
+                    "the devices' thread panicked: a defect of Wherry, see the VM's standard error",
+                );
             }
         })?;
         Ok(Self { quit, wake, thread: Some(thread) })

@@ -8,8 +8,9 @@ use wherry_devices::interrupt::InterruptLine;
 
 /// A level-triggered line of the in-kernel interrupt controllers.
 ///
-/// Set with `KVM_IRQ_LINE` and not with an irqfd on purpose: the call returns when the level is in the controller's
-/// state. An irqfd may deliver from a worker later, and an interrupt on its way there would be missing from a saved state.
+/// Set with `KVM_IRQ_LINE` and not with an irqfd on purpose: the call returns when the level is in
+/// the controller's state. An irqfd may deliver from a worker later, and an interrupt on its way
+/// there would be missing from a saved state.
 pub struct KvmIrqLine {
     /// The machine.
     pub vm: Arc<VmFd>,

@@ -1,10 +1,11 @@
 //! The life of a VM as one state machine: who runs the guest, and what may happen next.
 //!
-//! [`step`] is pure and holds every transition; [`Owner`](super::owner::Owner) calls it under one lock and acts before it
-//! lets go. The model checker (`tests/model`) calls the same function.
+//! [`step`] is pure and holds every transition; [`Owner`](super::owner::Owner) calls it under one
+//! lock and acts before it lets go. The model checker (`tests/model`) calls the same function.
 //!
-//! **Invariants.** The source's vCPUs never run after the hand-off began, unless a person says so (`resume --force`). While
-//! the engine holds the machine nobody else starts it. A guest that ended itself never runs again, here or elsewhere.
+//! **Invariants.** The source's vCPUs never run after the hand-off began, unless a person says so
+//! (`resume --force`). While the engine holds the machine nobody else starts it. A guest that ended
+//! itself never runs again, here or elsewhere.
 //!
 //! | state | `pause` | `resume` | `migrate` | guest ends | `kill` |
 //! |---|---|---|---|---|---|
@@ -18,12 +19,13 @@
 //! | Ended | no | no | no | - | - |
 //! | Rebooting | no | no | no | Ended | Ended |
 //!
-//! "Guest ends" of one that receives or reboots is `Stillborn`: its machine is over before it was put in charge, and never
-//! counts as arrived.
+//! "Guest ends" of one that receives or reboots is `Stillborn`: its machine is over before it was
+//! put in charge, and never counts as arrived.
 //!
-//! The engine moves a migration along: `Hold` stops the machine for the switchover, `HandOver` begins the hand-off (and is
-//! refused unless the machine is still held), `TakeBack` says that not a byte of it left, `Release` lets the machine go on,
-//! `EngineEnded` ends it. Whether the guest may be elsewhere is read off the phase alone, so a panic needs no guess.
+//! The engine moves a migration along: `Hold` stops the machine for the switchover, `HandOver`
+//! begins the hand-off (and is refused unless the machine is still held), `TakeBack` says that not
+//! a byte of it left, `Release` lets the machine go on, `EngineEnded` ends it. Whether the guest
+//! may be elsewhere is read off the phase alone, so a panic needs no guess.
 
 use std::fmt;
 
@@ -41,7 +43,8 @@ pub enum End {
 }
 
 impl End {
-    /// The first end counts. A reset alone gives way: what may start again must not hide that it cannot, or must not.
+    /// The first end counts. A reset alone gives way: what may start again must not hide that it
+    /// cannot, or must not.
     #[must_use]
     pub fn or(earlier: Option<Self>, later: Self) -> Self {
         match (earlier, later) {
@@ -104,7 +107,8 @@ pub enum Touch {
 /// What happens to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The machine is built and may run (at start; `run: false` for a guest that was paused when it left its source).
+    /// The machine is built and may run (at start; `run: false` for a guest that was paused when it
+    /// left its source).
     Arrived {
         /// Whether it runs.
         run: bool,
@@ -252,11 +256,14 @@ pub fn step(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
         }
         (Event::Release, Migrating { phase: Live, .. }) => (life, Act::Nothing),
         (Event::Hold | Event::HandOver | Event::TakeBack | Event::Release, _) => return no,
-        (Event::EngineEnded { moved: true }, Migrating { phase: HandingOver, .. }) => (Migrated, Act::Stop),
+        (Event::EngineEnded { moved: true }, Migrating { phase: HandingOver, .. }) => {
+            (Migrated, Act::Stop)
+        }
         (Event::EngineEnded { moved: false }, Migrating { phase: HandingOver, ended, .. }) => {
             (ended.map_or(Unknown, Ended), Act::Stop)
         }
-        // It cannot have moved without a hand-off; if it says so, the guest does not run here either.
+        // It cannot have moved without a hand-off; if it says so, the guest does not run here
+        // either.
         (Event::EngineEnded { moved: true }, Migrating { .. }) => (Unknown, Act::Stop),
         (Event::EngineEnded { .. }, Migrating { ended: Some(end), .. }) => (Ended(end), Act::Stop),
         // The engine died holding it: stopped and ours.
@@ -275,7 +282,9 @@ pub fn step(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
         (Event::End(End::Kill), Migrating { run, phase: HandingOver, .. }) => {
             (Migrating { run, phase: HandingOver, ended: Some(End::Kill) }, Act::Nothing)
         }
-        (Event::End(end), Ended(End::Reset)) => (Ended(End::or(Some(End::Reset), end)), Act::Nothing),
+        (Event::End(end), Ended(End::Reset)) => {
+            (Ended(End::or(Some(End::Reset), end)), Act::Nothing)
+        }
         // Over already, or the guest's life goes on elsewhere.
         (Event::End(_), _) => (life, Act::Nothing),
     };
@@ -312,8 +321,8 @@ pub enum Shut {
 }
 
 impl Gate {
-    /// What an [`Act`] does to the machine: `Some(true)`: now start its vCPUs, `Some(false)`: now stop them. `hold` is the
-    /// owner's.
+    /// What an [`Act`] does to the machine: `Some(true)`: now start its vCPUs, `Some(false)`: now
+    /// stop them. `hold` is the owner's.
     ///
     /// # Errors
     /// The machine is held, handed over, or not as it was held. Nothing has changed then.

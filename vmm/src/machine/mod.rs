@@ -1,10 +1,11 @@
 //! One machine: RAM, vCPUs, devices, wired together on KVM.
 //!
-//! A machine is built empty from a [`Description`], then either boots a kernel or takes over the state of another. It never
-//! comes back from a reset: a reboot builds a new one.
+//! A machine is built empty from a [`Description`], then either boots a kernel or takes over the
+//! state of another. It never comes back from a reset: a reboot builds a new one.
 //!
-//! **Pausing** stops the vCPUs first, then the devices: a vCPU may still kick a queue, and what it kicked is either consumed
-//! before the state is taken or found again when the queues are looked at on resume. **Resuming** is the reverse.
+//! **Pausing** stops the vCPUs first, then the devices: a vCPU may still kick a queue, and what it
+//! kicked is either consumed before the state is taken or found again when the queues are looked at
+//! on resume. **Resuming** is the reverse.
 
 mod balloon;
 pub mod controller;
@@ -20,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-    kvm_enable_cap,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use wherry_devices::interrupt::InterruptLine;
@@ -125,11 +126,17 @@ impl Machine {
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
         let cap = kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
+            args: [
+                u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET),
+                0,
+                0,
+                0,
+            ],
             ..Default::default()
         };
-        vm.enable_cap(&cap)
-            .context("KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)")?;
+        vm.enable_cap(&cap).context(
+            "KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)",
+        )?;
         cpu::vm::prepare(&vm)?;
         let ram = Arc::new(Ram::new(description.ram_bytes)?);
         Ok((vm, ram))
@@ -156,7 +163,8 @@ impl Machine {
         let serial = Arc::new(Mutex::new(build_serial(line(layout::COM1_GSI), hooks, restored)?));
         let port: Arc<Mutex<dyn BusDevice>> = serial.clone();
         ports.insert(u64::from(layout::COM1_PORT), 8, port)?;
-        let power = Arc::new(Mutex::new(build_power(line(layout::ACPI_EVENT_GSI), &ending, restored)));
+        let power =
+            Arc::new(Mutex::new(build_power(line(layout::ACPI_EVENT_GSI), &ending, restored)));
         let port: Arc<Mutex<dyn BusDevice>> = power.clone();
         ports.insert(u64::from(layout::ACPI_SLEEP_CONTROL_PORT), 16, port)?;
 
@@ -165,7 +173,8 @@ impl Machine {
         if description.balloon.device {
             let irq = line(layout::VIRTIO_MMIO_GSI + BALLOON_SLOT);
             let handle = build_balloon(&description.balloon, &ram, irq, restored)?;
-            let base = layout::VIRTIO_MMIO_BASE + u64::from(BALLOON_SLOT) * layout::VIRTIO_MMIO_SIZE;
+            let base =
+                layout::VIRTIO_MMIO_BASE + u64::from(BALLOON_SLOT) * layout::VIRTIO_MMIO_SIZE;
             mmio.insert(base, layout::VIRTIO_MMIO_SIZE, handle.bus_device())?;
             for (index, event) in (0u32..).zip(handle.queue_events()) {
                 vm.register_ioevent(&event, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), index)
@@ -247,7 +256,8 @@ impl Machine {
         self.ending.why()
     }
 
-    /// State of all but RAM. Paused machines only. `run_after`: whether it goes on running where it arrives.
+    /// State of all but RAM. Paused machines only. `run_after`: whether it goes on running where it
+    /// arrives.
     ///
     /// # Errors
     /// KVM does not give a part of it.
@@ -326,7 +336,8 @@ impl Vcpus for Machine {
         }
         self.serial.lock().unwrap_or_else(PoisonError::into_inner).set_paused(false);
         for v in &self.vcpus {
-            // Only spares the guest a watchdog's warning; and before its first run there is nothing to tell.
+            // Only spares the guest a watchdog's warning; and before its first run there is nothing
+            // to tell.
             let _ = cpu::state::note_pause(&v.fd());
             v.run();
         }
@@ -376,13 +387,15 @@ fn build_balloon(
         None => Balloon::create(config, mem, irq, ram.clone())?,
         Some(s) => {
             let state = s.balloon.as_ref().context("the state lacks the balloon")?;
-            Balloon::restore(config, mem, irq, ram.clone(), state).context("cannot restore the balloon")?
+            Balloon::restore(config, mem, irq, ram.clone(), state)
+                .context("cannot restore the balloon")?
         }
     };
     Ok(handle)
 }
 
-/// vCPUs, parked: fresh, or as saved (the VM's clock goes first, since vCPUs derive theirs from it).
+/// vCPUs, parked: fresh, or as saved (the VM's clock goes first, since vCPUs derive theirs from
+/// it).
 fn build_vcpus(
     description: &Description,
     vm: &VmFd,
@@ -394,8 +407,8 @@ fn build_vcpus(
         .map(|id| vm.create_vcpu(u64::from(id)).with_context(|| format!("cannot create vCPU {id}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let first = fds.first().context("a machine has at least one vCPU")?;
-    let access =
-        StateAccess::new(&open_kvm()?, vm, first).context("cannot find out what state a vCPU has")?;
+    let access = StateAccess::new(&open_kvm()?, vm, first)
+        .context("cannot find out what state a vCPU has")?;
     match restored {
         Some(s) => restore_vcpus(description, vm, &access, &fds, s)?,
         None => {

@@ -1,10 +1,11 @@
 //! The one owner of "who runs": the state of a VM and its machine, under one lock.
 //!
-//! Every change of state is one breath: look, decide ([`step`]), act on the machine, note. What the guest did to itself is
-//! looked at first, so no decision is made on a machine that is over already.
+//! Every change of state is one breath: look, decide ([`step`]), act on the machine, note. What the
+//! guest did to itself is looked at first, so no decision is made on a machine that is over
+//! already.
 //!
-//! Three things do not wait for that lock, so that they get through whatever holds it: the guest's end (a slot of the
-//! machine), `kill` (a flag), and `cancel` (the token's atomic).
+//! Three things do not wait for that lock, so that they get through whatever holds it: the guest's
+//! end (a slot of the machine), `kill` (a flag), and `cancel` (the token's atomic).
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -88,7 +89,8 @@ impl<M: Vcpus> Owner<M> {
         self.touch(event, |_| ()).map(|(life, ())| life)
     }
 
-    /// As [`event`](Self::event), and runs `work` on the machine before anything else can happen. `work` must not wait.
+    /// As [`event`](Self::event), and runs `work` on the machine before anything else can happen.
+    /// `work` must not wait.
     ///
     /// # Errors
     /// As there, and if there is no machine.

@@ -1,4 +1,5 @@
-//! Commands that meet: each order is forced by a machine that stands still in the middle of what it does.
+//! Commands that meet: each order is forced by a machine that stands still in the middle of what it
+//! does.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -268,7 +269,10 @@ fn kill_and_cancel_get_through_while_the_machine_is_being_stopped() {
     owner.kill();
     meet.wait();
     assert!(holding.join().unwrap().is_ok());
-    assert!(matches!(owner.life(), Life::Migrating { ended: Some(End::Kill), phase: Phase::Held, .. }));
+    assert!(matches!(
+        owner.life(),
+        Life::Migrating { ended: Some(End::Kill), phase: Phase::Held, .. }
+    ));
     owner.event(Event::Release).unwrap();
     assert_eq!(owner.engine_ended(false).0, Life::Ended(End::Kill));
     assert!(!machine.runs());
@@ -296,7 +300,11 @@ fn an_engine_that_dies_is_not_guessed_about() {
     owner.migrate(&CancelToken::new()).unwrap();
     assert_eq!(owner.engine_ended(false).0, Life::Running);
     held(&owner);
-    assert_eq!(owner.engine_ended(false).0, Life::Paused, "held by nobody: here, and a person resumes it");
+    assert_eq!(
+        owner.engine_ended(false).0,
+        Life::Paused,
+        "held by nobody: here, and a person resumes it"
+    );
     assert!(!machine.runs());
     owner.event(Event::Resume { force: false }).unwrap();
     assert!(machine.runs());

@@ -1,4 +1,5 @@
-//! From the command line to the end of the guest: claim the name, build, boot, wait, reboot or leave.
+//! From the command line to the end of the guest: claim the name, build, boot, wait, reboot or
+//! leave.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,8 +46,8 @@ impl Host {
         reboot: bool,
     ) -> anyhow::Result<Self> {
         let name = claim.name().to_owned();
-        let (console, pty) =
-            Console::open(serial).with_context(|| format!("cannot open the serial console {serial}"))?;
+        let (console, pty) = Console::open(serial)
+            .with_context(|| format!("cannot open the serial console {serial}"))?;
         let serial = Controller::describe_sink(serial, pty.as_deref());
         if let Some(path) = pty {
             eprintln!("wherry: the serial console of {name} is {}", path.display());
@@ -74,11 +75,13 @@ impl Host {
         Ok(Arc::new(machine))
     }
 
-    /// Runs `machine`, through reboots, until the VM ends, and lets all answers and the last words of the guest out.
+    /// Runs `machine`, through reboots, until the VM ends, and lets all answers and the last words
+    /// of the guest out.
     fn run(self, machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
         let console = self.console.clone();
         let result = self.serve(machine);
-        // The server goes first: nobody is to wait for an answer, or for the name, while RAM is given back (a second for a few GiB).
+        // The server goes first: nobody is to wait for an answer, or for the name, while RAM is
+        // given back (a second for a few GiB).
         drop(self);
         console.finish();
         result.map(|(reason, _machine)| reason)
@@ -145,12 +148,14 @@ impl Brake {
 /// Boots a machine and runs it to its end.
 ///
 /// # Errors
-/// Name in use, no usable KVM, a kernel or initrd that cannot be loaded, memory that the host cannot map.
+/// Name in use, no usable KVM, a kernel or initrd that cannot be loaded, memory that the host
+/// cannot map.
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
     let kernel = Kernel { path: config.kernel, initrd: config.initrd, cmdline: config.cmdline };
     let shown = kernel.path.display().to_string();
-    let description = Description::new(config.ram_bytes, config.nr_vcpus, config.balloon, kernel.clone())?;
+    let description =
+        Description::new(config.ram_bytes, config.nr_vcpus, config.balloon, kernel.clone())?;
     let host = Host::start(claim, Some(shown), &config.serial, config.reboot)?;
     let machine = host.boot(&kernel, &description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
@@ -161,8 +166,8 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
 /// Waits for a guest, takes it over and runs it to its end.
 ///
 /// # Errors
-/// As for [`run`], and every way in which the migration can fail; then the guest is still at the source, or the text says
-/// that this is not known.
+/// As for [`run`], and every way in which the migration can fail; then the guest is still at the
+/// source, or the text says that this is not known.
 pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let dir = RuntimeDir::from_env()?;
     let claim = dir.claim(&config.name)?;
@@ -177,11 +182,13 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         let killed = CancelToken::new();
         let cancel = killed.clone();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let what = migrate::Receiving { progress: config.progress, max_memory: config.max_memory };
+            let what =
+                migrate::Receiving { progress: config.progress, max_memory: config.max_memory };
             let received = || migrate::receive(listener, hooks, &controller, &what, &cancel);
             // Also if it panics: nobody must wait for it.
-            let got = catch_unwind(AssertUnwindSafe(received))
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry")));
+            let got = catch_unwind(AssertUnwindSafe(received)).unwrap_or_else(|_| {
+                Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry"))
+            });
             let _ = done.send(got);
             controller.owner().poke();
         })?;

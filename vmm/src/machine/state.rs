@@ -16,7 +16,8 @@ use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
 /// Version of [`Description`] and [`MachineStateV1`].
 const VERSION: u32 = 2;
 
-/// What a reboot needs. At a destination these are the source's paths, kept for the next migration but never opened.
+/// What a reboot needs. At a destination these are the source's paths, kept for the next migration
+/// but never opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     /// bzImage or ELF kernel.
@@ -106,7 +107,9 @@ impl Description {
         if d.version != VERSION {
             return Err(StateError::Version("machine description", d.version));
         }
-        if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&d.ram_bytes) || !d.ram_bytes.is_multiple_of(4096) {
+        if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&d.ram_bytes)
+            || !d.ram_bytes.is_multiple_of(4096)
+        {
             return Err(StateError::Unsupported(format!("{} bytes of RAM", d.ram_bytes)));
         }
         if d.nr_vcpus == 0 || d.nr_vcpus > MAX_VCPUS {

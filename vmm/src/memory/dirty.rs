@@ -1,19 +1,24 @@
 //! The dirty log of a KVM machine: KVM's own log OR the VMM's writes.
 //!
-//! KVM sees what vCPUs write; vm-memory's bitmap sees what the VMM writes (used rings, discards, device DMA). Either alone loses
-//! pages, so [`harvest`](DirtyLog::harvest) always takes both.
+//! KVM sees what vCPUs write; vm-memory's bitmap sees what the VMM writes (used rings, discards,
+//! device DMA). Either alone loses pages, so [`harvest`](DirtyLog::harvest) always takes both.
 //!
-//! KVM runs in manual-protect mode with all bits initially set (`KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET`, Linux 5.7):
-//! turning the log on costs nothing and protects nothing; `KVM_CLEAR_DIRTY_LOG` write-protects a range and clears its bits.
+//! KVM runs in manual-protect mode with all bits initially set
+//! (`KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET`, Linux 5.7): turning the
+//! log on costs nothing and protects nothing; `KVM_CLEAR_DIRTY_LOG` write-protects a range and
+//! clears its bits.
 //!
-//! Why no write is lost: vm-memory marks a page *after* writing it, so a write whose mark misses one harvest is in the next;
-//! `KVM_CLEAR_DIRTY_LOG` clears a bit and removes write access under the MMU lock, then flushes TLBs, so a vCPU write after it faults and
-//! sets the bit. Whoever reads a page reads it after `protect`/`harvest` returned.
+//! Why no write is lost: vm-memory marks a page *after* writing it, so a write whose mark misses
+//! one harvest is in the next; `KVM_CLEAR_DIRTY_LOG` clears a bit and removes write access under
+//! the MMU lock, then flushes TLBs, so a vCPU write after it faults and sets the bit. Whoever reads
+//! a page reads it after `protect`/`harvest` returned.
 
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_userspace_memory_region,
+};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iowr_nr;
@@ -25,8 +30,8 @@ use super::{PAGE, Ram, Region};
 // include/uapi/linux/kvm.h
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
-/// Pages that one `KVM_CLEAR_DIRTY_LOG` covers at most (32 MiB of RAM). KVM holds its MMU lock throughout, and a vCPU that faults
-/// waits for it: short calls let it in between.
+/// Pages that one `KVM_CLEAR_DIRTY_LOG` covers at most (32 MiB of RAM). KVM holds its MMU lock
+/// throughout, and a vCPU that faults waits for it: short calls let it in between.
 const CLEAR_CHUNK: u64 = 8192;
 
 /// KVM's log and the VMM's own, as one.
@@ -55,27 +60,30 @@ impl KvmDirtyLog {
                 memory_size: r.len,
                 userspace_addr: self.ram.host_address(r)?,
             };
-            // SAFETY: the range is a live mapping of exactly this length, owned by `self.ram`. The VM may outlive
-            // it, since interrupt lines hold the VM, too; but KVM reaches through a slot only for a vCPU, and
-            // those belong to the machine, which drops them before its RAM. Nothing in the VMM holds Rust
-            // references into the range.
+            // SAFETY: the range is a live mapping of exactly this length, owned by `self.ram`. The
+            // VM may outlive it, since interrupt lines hold the VM, too; but KVM reaches through a
+            // slot only for a vCPU, and those belong to the machine, which drops them before its
+            // RAM. Nothing in the VMM holds Rust references into the range.
             unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm_error)?;
         }
         Ok(())
     }
 
-    /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose bit is set in `bits`.
+    /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot)
+    /// whose bit is set in `bits`.
     fn clear(&self, slot: u32, first: u64, nr: u64, bits: &[u64]) -> io::Result<()> {
         let num_pages = checked_pages(nr, bits)?;
-        let mut arg = kvm_clear_dirty_log { slot, num_pages, first_page: first, ..Default::default() };
+        let mut arg =
+            kvm_clear_dirty_log { slot, num_pages, first_page: first, ..Default::default() };
         arg.__bindgen_anon_1.dirty_bitmap = bits.as_ptr() as *mut libc::c_void;
-        // SAFETY: `checked_pages` has seen that `bits` holds at least `num_pages` bits, which is what KVM
-        // reads (it never writes it), and it outlives the call.
+        // SAFETY: `checked_pages` has seen that `bits` holds at least `num_pages` bits, which is
+        // what KVM reads (it never writes it), and it outlives the call.
         let r = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &arg) };
         if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Calls `f(slot, region, first, nr)` for the parts of a page range, `first` counted within the slot.
+    /// Calls `f(slot, region, first, nr)` for the parts of a page range, `first` counted within the
+    /// slot.
     fn for_slots(
         &self,
         first: u64,
@@ -150,7 +158,8 @@ impl DirtyLog for KvmDirtyLog {
         })
     }
 
-    /// KVM's log alone: in manual-protect mode reading it clears nothing. What the VMM wrote is a few used rings.
+    /// KVM's log alone: in manual-protect mode reading it clears nothing. What the VMM wrote is a
+    /// few used rings.
     fn peek(&self, out: &mut Bitmap) -> io::Result<bool> {
         self.for_slots(0, self.ram.bytes() / PAGE, |slot, r, _, _| {
             let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
@@ -165,7 +174,8 @@ impl DirtyLog for KvmDirtyLog {
     }
 }
 
-/// ORs a slot's words into the flat bitmap. Both regions start at a multiple of 64 pages (3 GiB is one), so words line up.
+/// ORs a slot's words into the flat bitmap. Both regions start at a multiple of 64 pages (3 GiB is
+/// one), so words line up.
 fn or_words(out: &mut Bitmap, first_page: u64, words: &[u64]) {
     debug_assert!(first_page.is_multiple_of(64));
     let from = (first_page / 64) as usize;

@@ -1,13 +1,17 @@
 //! Guest RAM: one memfd, mapped once, addressed three ways.
 //!
-//! * **guest-physical address** (gpa): what the guest and its devices use. Two regions, with a hole below 4 GiB for devices;
-//! * **page number**: what migration uses. The regions one after another, no gaps (see [`wherry_migration::traits`]);
-//! * **file offset** in the memfd: page number × 4096, so migration needs no mapping arithmetic at all.
+//! * **guest-physical address** (gpa): what the guest and its devices use. Two regions, with a hole
+//!   below 4 GiB for devices;
+//! * **page number**: what migration uses. The regions one after another, no gaps (see
+//!   [`wherry_migration::traits`]);
+//! * **file offset** in the memfd: page number × 4096, so migration needs no mapping arithmetic at
+//!   all.
 //!
-//! Why a shared memfd and not private memory: its extents tell which pages were ever populated (`SEEK_DATA`) without reading a page and
-//! without mistaking swapped pages for holes; `pread` of a hole does not populate it, as a read through the mapping would; `pwrite`
-//! of whole pages at the destination neither faults nor zeroes first (unless the host's kernel zeroes all that it allocates); and a
-//! hole punched in it gives memory back at once.
+//! Why a shared memfd and not private memory: its extents tell which pages were ever populated
+//! (`SEEK_DATA`) without reading a page and without mistaking swapped pages for holes; `pread` of a
+//! hole does not populate it, as a read through the mapping would; `pwrite` of whole pages at the
+//! destination neither faults nor zeroes first (unless the host's kernel zeroes all that it
+//! allocates); and a hole punched in it gives memory back at once.
 
 mod dirty;
 
@@ -43,7 +47,8 @@ pub struct Region {
     pub first_page: u64,
 }
 
-/// Guest RAM of one machine. Cheap to share; the memory goes back to the host when the last reference is dropped.
+/// Guest RAM of one machine. Cheap to share; the memory goes back to the host when the last
+/// reference is dropped.
 pub struct Ram {
     file: File,
     regions: Vec<Region>,
@@ -57,7 +62,9 @@ pub enum RamError {
     #[error("cannot reserve {0} MiB of guest memory")]
     Reserve(u64, #[source] io::Error),
     /// The host refused the mapping.
-    #[error("the host cannot map {0} MiB of guest memory: use a smaller --memory, or raise `ulimit -v`")]
+    #[error(
+        "the host cannot map {0} MiB of guest memory: use a smaller --memory, or raise `ulimit -v`"
+    )]
     Map(u64, #[source] vm_memory::mmap::MmapRegionError),
     /// Regions do not form a guest memory.
     #[error("guest memory layout is invalid")]
@@ -65,7 +72,8 @@ pub enum RamError {
 }
 
 impl Ram {
-    /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing but two bits a page.
+    /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing but
+    /// two bits a page.
     pub fn new(bytes: u64) -> Result<Self, RamError> {
         let mib = bytes >> 20;
         // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
@@ -116,7 +124,8 @@ impl Ram {
         Some(self.mem.find_region(GuestAddress(region.gpa))?.bitmap_ref())
     }
 
-    /// Calls `f(first_page, nr_pages)` for the RAM parts of a guest-physical byte range, whole pages only (shrunk inward).
+    /// Calls `f(first_page, nr_pages)` for the RAM parts of a guest-physical byte range, whole
+    /// pages only (shrunk inward).
     pub fn for_pages(&self, gpa: u64, len: u64, mut f: impl FnMut(u64, u64)) {
         let end = gpa.saturating_add(len);
         for r in &self.regions {
@@ -138,8 +147,9 @@ impl Ram {
     /// Punches a hole: the pages read as zero and their memory is the host's again.
     fn punch(&self, first: u64, nr: u64) -> io::Result<()> {
         let (off, len) = (to_off(first * PAGE)?, to_off(nr * PAGE)?);
-        // SAFETY: fallocate on a file that we own; no memory arguments. The mapping stays valid: a later access sees fresh zero
-        // pages, which guest memory users (volatile accesses only) must expect anyway.
+        // SAFETY: fallocate on a file that we own; no memory arguments. The mapping stays valid: a
+        // later access sees fresh zero pages, which guest memory users (volatile accesses only)
+        // must expect anyway.
         let r = unsafe {
             libc::fallocate(
                 self.file.as_raw_fd(),
@@ -151,9 +161,11 @@ impl Ram {
         if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Next extent boundary at or after `offset`: data (`SEEK_DATA`) or hole (`SEEK_HOLE`). `None`: no more data.
+    /// Next extent boundary at or after `offset`: data (`SEEK_DATA`) or hole (`SEEK_HOLE`). `None`:
+    /// no more data.
     fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-        // SAFETY: lseek on a file that we own; nobody depends on its position (pread and pwrite only).
+        // SAFETY: lseek on a file that we own; nobody depends on its position (pread and pwrite
+        // only).
         let r = unsafe { libc::lseek(self.file.as_raw_fd(), to_off(offset)?, whence) };
         if r >= 0 {
             return Ok(Some(r as u64));
@@ -239,13 +251,15 @@ impl GuestRam for Ram {
 }
 
 impl BalloonBackend for Ram {
-    /// The hole first, the dirty mark after it: a harvest in between finds the mark next time, none ever misses the change.
+    /// The hole first, the dirty mark after it: a harvest in between finds the mark next time, none
+    /// ever misses the change.
     fn discard(&self, gpa: u64, len: u64) -> io::Result<()> {
         let mut result = Ok(());
         self.for_pages(gpa, len, |first, nr| {
             result = std::mem::replace(&mut result, Ok(())).and(self.punch(first, nr));
             for r in &self.regions {
-                let (from, to) = (first.max(r.first_page), (first + nr).min(r.first_page + r.len / PAGE));
+                let (from, to) =
+                    (first.max(r.first_page), (first + nr).min(r.first_page + r.len / PAGE));
                 if from < to
                     && let Some(bits) = self.vmm_bitmap(r)
                 {
@@ -267,7 +281,8 @@ trait BitmapRef {
 
 impl BitmapRef for GuestRegionMmap<AtomicBitmap> {
     fn bitmap_ref(&self) -> &AtomicBitmap {
-        // `GuestRegionMmap` derefs to its `MmapRegion`, whose inherent method returns the bitmap itself.
+        // `GuestRegionMmap` derefs to its `MmapRegion`, whose inherent method returns the bitmap
+        // itself.
         MmapRegion::bitmap(self)
     }
 }
@@ -309,7 +324,8 @@ mod tests {
         assert_eq!(ram.address(high.first_page + 1), (4 << 30) + PAGE);
         assert_eq!(ram.gpa_of_page(ram.nr_pages()), None);
         let mut got = vec![];
-        // A range over the device hole: the end of low RAM and the start of high RAM, whole pages only.
+        // A range over the device hole: the end of low RAM and the start of high RAM, whole pages
+        // only.
         ram.for_pages((3 << 30) - 8192 - 1, (1 << 30) + 3 * 8192, |f, n| got.push((f, n)));
         assert_eq!(got, [(high.first_page - 2, 2), (high.first_page, 3)]);
     }

@@ -17,7 +17,8 @@ use crate::machine::owner::Vcpus;
 use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
 use crate::memory::{PAGE, Ram};
 
-/// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is touched.
+/// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
+/// touched.
 const DONE_AFTER: Duration = Duration::from_millis(300);
 
 /// A line of progress at least this often.
@@ -78,7 +79,8 @@ fn refuse(e: anyhow::Error) -> io::Error {
     io::Error::other(format!("{e:#}"))
 }
 
-/// The guest gets its hinted memory back a while after it began to run here, so that it does not stand still twice in one go.
+/// The guest gets its hinted memory back a while after it began to run here, so that it does not
+/// stand still twice in one go.
 fn give_back_later(machine: &Machine) {
     let Some(balloon) = machine.balloon().cloned() else {
         return;
@@ -100,7 +102,9 @@ impl DestinationVm for Arriving<'_> {
         self.begun = Instant::now();
         let d = Description::decode(description).map_err(|e| refuse(e.into()))?;
         if d.ram_bytes / PAGE != nr_pages {
-            return Err(io::Error::other("the machine description contradicts the size of guest RAM"));
+            return Err(io::Error::other(
+                "the machine description contradicts the size of guest RAM",
+            ));
         }
         let kvm = open_kvm().map_err(refuse)?;
         d.check_cpu(&kvm).map_err(refuse)?;
@@ -110,7 +114,8 @@ impl DestinationVm for Arriving<'_> {
     }
 
     fn load(&mut self, state: &[u8]) -> io::Result<()> {
-        let (d, vm, ram) = self.foundation.take().ok_or_else(|| io::Error::other("state before memory"))?;
+        let (d, vm, ram) =
+            self.foundation.take().ok_or_else(|| io::Error::other("state before memory"))?;
         let mut state = MachineStateV1::decode(state).map_err(|e| refuse(e.into()))?;
         if let Some(warning) = state.vm.bound_clock(self.begun.elapsed()) {
             eprintln!("wherry: {warning}");
@@ -118,7 +123,10 @@ impl DestinationVm for Arriving<'_> {
         let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(&state)).map_err(refuse)?;
         if machine.ended().is_some() {
             // In time for the source to keep its guest.
-            return Err(io::Error::other(format!("its machine died on arrival: {}", machine.why())));
+            return Err(io::Error::other(format!(
+                "its machine died on arrival: {}",
+                machine.why()
+            )));
         }
         self.machine = Some((Arc::new(machine), state.running));
         Ok(())
@@ -127,7 +135,8 @@ impl DestinationVm for Arriving<'_> {
     fn run(&mut self) -> io::Result<()> {
         let (machine, run) =
             self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
-        // The machine in charge and running in one step: a command before it finds no guest, one after it this one.
+        // The machine in charge and running in one step: a command before it finds no guest, one
+        // after it this one.
         let owner = self.controller.owner();
         owner.arrive(machine.clone(), *run).map_err(|refusal| match machine.ended() {
             Some(_) => io::Error::other(format!("its machine died on arrival: {}", machine.why())),
@@ -142,7 +151,8 @@ impl DestinationVm for Arriving<'_> {
 pub struct Receiving {
     /// Lines of progress on standard error.
     pub progress: bool,
-    /// Most bytes of RAM that a guest may have; by default what the host has available when it comes.
+    /// Most bytes of RAM that a guest may have; by default what the host has available when it
+    /// comes.
     pub max_memory: Option<u64>,
 }
 
@@ -166,7 +176,8 @@ pub fn receive(
         }
     };
     let mut config = DestinationConfig::default();
-    let source = await_source(listener, &config, cancel, &mut turned_away).context("no source connected")?;
+    let source =
+        await_source(listener, &config, cancel, &mut turned_away).context("no source connected")?;
     if let Some(most) = max_memory.or_else(available_memory) {
         config.max_pages = (most / PAGE).min(MAX_PAGES);
     }
@@ -178,7 +189,8 @@ pub fn receive(
             eprintln!("wherry: receiving, {}: {} MB so far", now.phase, now.bytes / 1_000_000);
         }
     };
-    let mut arriving = Arriving { hooks, controller, begun: Instant::now(), foundation: None, machine: None };
+    let mut arriving =
+        Arriving { hooks, controller, begun: Instant::now(), foundation: None, machine: None };
     let received = receive_from(source, &mut arriving, &config, &say, cancel)?;
     if !received.acknowledged {
         eprintln!(
@@ -204,7 +216,11 @@ mod tests {
         };
         let first = lines(100, start);
         assert_eq!(first.len(), 10);
-        assert!(first[0].starts_with("wherry: turned away 10.0.0.9:1: the peer closed"), "{}", first[0]);
+        assert!(
+            first[0].starts_with("wherry: turned away 10.0.0.9:1: the peer closed"),
+            "{}",
+            first[0]
+        );
         let later = lines(1, start + Duration::from_secs(61));
         assert!(later[0].contains("(and 90 others before)"), "{later:?}");
     }

@@ -1,4 +1,5 @@
-//! Joins the machine and the migration engine: the engine's traits on our RAM, dirty log, balloon and vCPUs.
+//! Joins the machine and the migration engine: the engine's traits on our RAM, dirty log, balloon
+//! and vCPUs.
 
 mod adapters;
 mod destination;
@@ -13,7 +14,8 @@ use serde_json::Value;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
-    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError, connect,
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError,
+    connect,
 };
 
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
@@ -26,9 +28,11 @@ pub use destination::{Receiving, receive};
 
 /// Patience with a destination that does not answer a connection request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Slowest connection, in bytes a second: a destination takes frames that come more slowly for an attack.
+/// Slowest connection, in bytes a second: a destination takes frames that come more slowly for an
+/// attack.
 const LEAST_BANDWIDTH: u64 = 4096;
-/// Patience with a guest that is asked for fresh statistics (the decision whether hints pay needs them).
+/// Patience with a guest that is asked for fresh statistics (the decision whether hints pay needs
+/// them).
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Listens for a source. The files of VMs in the `runtime` folder are not for this: a VM of that
@@ -49,7 +53,8 @@ pub fn listen(uri: &str, runtime: &Path) -> anyhow::Result<Listener> {
     Ok(Listener::bind(&endpoint)?)
 }
 
-/// Whether it is the path of some VM's socket or lock in that folder, however the folder is written.
+/// Whether it is the path of some VM's socket or lock in that folder, however the folder is
+/// written.
 fn is_of_a_vm(path: &Path, runtime: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let staged = name.starts_with(b".") && name.ends_with(b".new");
@@ -66,7 +71,10 @@ fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     let bad = |what: String| ControlError::new(ErrorCode::BadRequest, what);
     let endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
     if !(1..=MAX_STREAMS).contains(&request.streams) {
-        return Err(bad(format!("streams: {} is not between 1 and {MAX_STREAMS}", request.streams)));
+        return Err(bad(format!(
+            "streams: {} is not between 1 and {MAX_STREAMS}",
+            request.streams
+        )));
     }
     let least = LEAST_BANDWIDTH * u64::from(request.streams);
     if let Some(cap) = request.bandwidth_bytes_s.filter(|cap| *cap < least) {
@@ -87,8 +95,9 @@ fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     Ok(endpoint)
 }
 
-/// Migrates the machine away. On success it is paused for good and the report is returned; otherwise the error's code says
-/// whether the guest goes on here ([`ErrorCode::MigrationFailed`]) or that this is unknown ([`ErrorCode::MigrationUnknown`]).
+/// Migrates the machine away. On success it is paused for good and the report is returned;
+/// otherwise the error's code says whether the guest goes on here ([`ErrorCode::MigrationFailed`])
+/// or that this is unknown ([`ErrorCode::MigrationUnknown`]).
 ///
 /// A guest that does not `run` stays paused, here or there.
 pub fn to(
@@ -99,22 +108,26 @@ pub fn to(
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
     let endpoint = check(request)?;
-    // Before anybody listens for what comes next: a destination waits for the greeting of whoever has connected.
+    // Before anybody listens for what comes next: a destination waits for the greeting of whoever
+    // has connected.
     let asked = owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
     if let Ok((_, Some(before))) = asked {
         machine.await_statistics(before, STATISTICS_TIMEOUT);
     }
     let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
-        TransportError::Cancelled => ControlError::new(ErrorCode::Cancelled, "cancelled while connecting"),
-        e => ControlError::new(ErrorCode::MigrationFailed, chain(&e))
-            .hint(format!("start `wherry receive NAME {endpoint}` there first; the guest goes on here")),
+        TransportError::Cancelled => {
+            ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
+        }
+        e => ControlError::new(ErrorCode::MigrationFailed, chain(&e)).hint(format!(
+            "start `wherry receive NAME {endpoint}` there first; the guest goes on here"
+        )),
     })?;
     let vm = SourceVm {
         ram: machine.ram().clone(),
         log: machine.log().clone(),
-        hints: machine
-            .balloon()
-            .map(|b| -> Arc<dyn HintSource> { Arc::new(Hints::new(machine.ram().clone(), b.clone())) }),
+        hints: machine.balloon().map(|b| -> Arc<dyn HintSource> {
+            Arc::new(Hints::new(machine.ram().clone(), b.clone()))
+        }),
         machine: Arc::new(Pausing { machine: machine.clone(), owner: owner.clone(), run }),
         description: (machine.description().encode())
             .map_err(|e| ControlError::new(ErrorCode::Failed, chain(&e)))?,
@@ -145,11 +158,15 @@ pub fn to(
             tell(update);
         }
         match engine.join() {
-            Ok(Ok(report)) => serde_json::to_value(report)
-                .map_err(|e| ControlError::new(ErrorCode::Failed, format!("migrated, but no report: {e}"))),
+            Ok(Ok(report)) => serde_json::to_value(report).map_err(|e| {
+                ControlError::new(ErrorCode::Failed, format!("migrated, but no report: {e}"))
+            }),
             Ok(Err(failure)) => Err(explain(&failure)),
-            // Before it began or after it was over; whoever asked for the migration knows who owns the guest.
-            Err(_) => Err(ControlError::new(ErrorCode::MigrationFailed, "the migration engine panicked")),
+            // Before it began or after it was over; whoever asked for the migration knows who owns
+            // the guest.
+            Err(_) => {
+                Err(ControlError::new(ErrorCode::MigrationFailed, "the migration engine panicked"))
+            }
         }
     })
 }
@@ -209,7 +226,11 @@ mod tests {
             MigrateRequest { pause_limit_ms: Some(0), ..request.clone() },
             MigrateRequest { max_rounds: Some(0), ..request.clone() },
         ] {
-            assert_eq!(check(&wrong).err().map(|e| e.code), Some(ErrorCode::BadRequest), "{wrong:?}");
+            assert_eq!(
+                check(&wrong).err().map(|e| e.code),
+                Some(ErrorCode::BadRequest),
+                "{wrong:?}"
+            );
         }
     }
 
@@ -221,9 +242,11 @@ mod tests {
         std::os::unix::fs::symlink(runtime.path(), &link).unwrap();
         let at = |path: PathBuf| listen(&format!("unix:{}", path.display()), runtime.path());
         for taken in ["web.sock", "web.lock", ".web.new"] {
-            for folder in
-                [runtime.path(), &link, &runtime.path().join("../").join(runtime.path().file_name().unwrap())]
-            {
+            for folder in [
+                runtime.path(),
+                &link,
+                &runtime.path().join("../").join(runtime.path().file_name().unwrap()),
+            ] {
                 let refused = at(folder.join(taken)).err().expect("it listens").to_string();
                 assert!(refused.contains("control files"), "{refused}");
             }

@@ -1,15 +1,17 @@
 //! vCPU threads: one per vCPU, running or parked.
 //!
-//! A vCPU's [`VcpuFd`] lives behind a mutex that its thread holds while it runs and gives up while it is parked, so that state can be
-//! saved and restored by whoever paused the machine.
+//! A vCPU's [`VcpuFd`] lives behind a mutex that its thread holds while it runs and gives up while
+//! it is parked, so that state can be saved and restored by whoever paused the machine.
 //!
-//! **Parking.** The wish is set under the lock, then the thread is kicked with a signal until it says that it is parked. One
-//! signal is not enough: it may arrive after the thread looked at the wish but before it entered `KVM_RUN`. Repeating it each millisecond until
-//! the answer comes needs no shared `kvm_run` page and no thread-local pointer in a signal handler.
+//! **Parking.** The wish is set under the lock, then the thread is kicked with a signal until it
+//! says that it is parked. One signal is not enough: it may arrive after the thread looked at the
+//! wish but before it entered `KVM_RUN`. Repeating it each millisecond until the answer comes needs
+//! no shared `kvm_run` page and no thread-local pointer in a signal handler.
 //!
-//! **Parked means whole.** After an exit for port or memory I/O, KVM finishes the instruction only when `KVM_RUN` is entered again. A vCPU
-//! saved before that would lose the result of a read. So a thread that parks first enters `KVM_RUN` with `immediate_exit` set until KVM
-//! says `EINTR`: it completes the instruction and returns without running the guest.
+//! **Parked means whole.** After an exit for port or memory I/O, KVM finishes the instruction only
+//! when `KVM_RUN` is entered again. A vCPU saved before that would lose the result of a read. So a
+//! thread that parks first enters `KVM_RUN` with `immediate_exit` set until KVM says `EINTR`: it
+//! completes the instruction and returns without running the guest.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -34,7 +36,8 @@ pub struct VcpuContext {
     pub pio: Arc<Bus>,
     /// Memory-mapped I/O.
     pub mmio: Arc<Bus>,
-    /// Told when the vCPU stops by itself. Called on the vCPU's thread; must not block on the machine.
+    /// Told when the vCPU stops by itself. Called on the vCPU's thread; must not block on the
+    /// machine.
     pub on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>,
     /// Whether the guest has ended itself: then no vCPU goes on after its exit.
     pub is_over: Arc<dyn Fn() -> bool + Send + Sync>,
@@ -74,8 +77,8 @@ fn kick_signal() -> i32 {
 /// Installs the empty handler for the kick signal. Call once, before any vCPU runs.
 pub fn install_kick_handler() {
     extern "C" fn nothing(_: i32) {}
-    // SAFETY: the action is fully initialised, the handler does nothing and is async-signal-safe. No SA_RESTART: KVM_RUN must
-    // return EINTR.
+    // SAFETY: the action is fully initialised, the handler does nothing and is async-signal-safe.
+    // No SA_RESTART: KVM_RUN must return EINTR.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
@@ -97,8 +100,9 @@ impl Vcpu {
             fd: Mutex::new(fd),
         });
         let copy = shared.clone();
-        let thread =
-            std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || thread_main(&copy, &ctx))?;
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || thread_main(&copy, &ctx))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -142,7 +146,8 @@ impl Vcpu {
     fn kick(&self) {
         use std::os::unix::thread::JoinHandleExt;
         if let Some(t) = &self.thread {
-            // SAFETY: the thread has not been joined (we hold its handle), so its pthread id is valid; the signal has a handler.
+            // SAFETY: the thread has not been joined (we hold its handle), so its pthread id is
+            // valid; the signal has a handler.
             unsafe { libc::pthread_kill(t.as_pthread_t(), kick_signal()) };
         }
     }
@@ -186,7 +191,8 @@ fn thread_main(shared: &Shared, ctx: &VcpuContext) {
     loop {
         let mut inner = lock(&shared.wish);
         while inner.wish == Wish::Park || (inner.dead && inner.wish != Wish::Quit) {
-            // Each time round: a wish to run that was taken back before this thread saw it has cleared it.
+            // Each time round: a wish to run that was taken back before this thread saw it has
+            // cleared it.
             inner.parked = true;
             shared.changed.notify_all();
             inner = shared.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -198,7 +204,8 @@ fn thread_main(shared: &Shared, ctx: &VcpuContext) {
         drop(inner);
 
         let mut fd = lock(&shared.fd);
-        let end = run_until(&mut fd, ctx, || (ctx.is_over)() || lock(&shared.wish).wish != Wish::Run);
+        let end =
+            run_until(&mut fd, ctx, || (ctx.is_over)() || lock(&shared.wish).wish != Wish::Run);
         drop(fd);
         if end.is_some() || (ctx.is_over)() {
             lock(&shared.wish).dead = true;
@@ -216,7 +223,8 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
     let mut stopping = false;
     loop {
         if !stopping && stop() {
-            // An access may take several exits to finish (each handled below); KVM says EINTR when nothing is left of it.
+            // An access may take several exits to finish (each handled below); KVM says EINTR when
+            // nothing is left of it.
             stopping = true;
             fd.set_kvm_immediate_exit(1);
         }
@@ -256,13 +264,14 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
     }
 }
 
-/// Bytes of one element of a port access: a string instruction (`rep insb`) moves several in one exit.
+/// Bytes of one element of a port access: a string instruction (`rep insb`) moves several in one
+/// exit.
 ///
 /// # Safety
 /// `page` must be mapped as a run page, and the last exit of its vCPU be KVM_EXIT_IO.
 unsafe fn element_size(page: *const kvm_bindings::kvm_run) -> usize {
-    // SAFETY: of this exit KVM filled the `io` member; any bit pattern is valid. The data that kvm-ioctls lends lies behind
-    // the structure.
+    // SAFETY: of this exit KVM filled the `io` member; any bit pattern is valid. The data that
+    // kvm-ioctls lends lies behind the structure.
     let size = unsafe { (*page).__bindgen_anon_1.io.size };
     usize::from(size).max(1)
 }
@@ -270,7 +279,8 @@ unsafe fn element_size(page: *const kvm_bindings::kvm_run) -> usize {
 /// What KVM says in the run page about an internal error, with the guest's position.
 fn internal_error(fd: &mut VcpuFd) -> String {
     let rip = fd.get_regs().map_or(0, |r| r.rip);
-    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM filled the `internal` member; any bit pattern is valid.
+    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM filled the `internal`
+    // member; any bit pattern is valid.
     let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
     let what = match suberror {
         1 => "KVM could not emulate an instruction (a software KVM? `wherry doctor` tells)",
@@ -291,7 +301,12 @@ mod tests {
     use super::*;
 
     fn context(pio: Bus, on_event: Arc<dyn Fn(VcpuEvent) + Send + Sync>) -> VcpuContext {
-        VcpuContext { pio: Arc::new(pio), mmio: Arc::new(Bus::new()), on_event, is_over: Arc::new(|| false) }
+        VcpuContext {
+            pio: Arc::new(pio),
+            mmio: Arc::new(Bus::new()),
+            on_event,
+            is_over: Arc::new(|| false),
+        }
     }
 
     /// A vCPU in real mode at 0x1000, with `code` there; `None` without a KVM that runs it.
@@ -378,7 +393,11 @@ mod tests {
         while !inner.parked {
             inner = vcpu.shared.changed.wait(inner).unwrap();
         }
-        assert_eq!(over.load(std::sync::atomic::Ordering::SeqCst), 1, "it ran on after its own end");
+        assert_eq!(
+            over.load(std::sync::atomic::Ordering::SeqCst),
+            1,
+            "it ran on after its own end"
+        );
     }
 
     /// Tells of each access: port and width. A read gives the port's number.

@@ -29,14 +29,17 @@ impl Balloon {
         self.hinting.config_read(offset, data.len() as u64);
     }
 
-    /// `actual` is the driver's word. `poison_val` is accepted only before DRIVER_OK (section 5.5.6.6, driver requirements). Both may be
-    /// written byte by byte; everything else is read-only or not there.
+    /// `actual` is the driver's word. `poison_val` is accepted only before DRIVER_OK (section
+    /// 5.5.6.6, driver requirements). Both may be written byte by byte; everything else is
+    /// read-only or not there.
     pub(super) fn config_write(&mut self, offset: u64, data: &[u8]) {
         let poison_open = self.negotiated & F_PAGE_POISON != 0 && !self.live;
         for (at, byte) in (offset..CONFIG_LEN as u64).zip(data) {
             match at {
                 CONFIG_ACTUAL..CONFIG_CMD_ID => patch(&mut self.actual, at - CONFIG_ACTUAL, *byte),
-                CONFIG_POISON.. if poison_open => patch(&mut self.poison_val, at - CONFIG_POISON, *byte),
+                CONFIG_POISON.. if poison_open => {
+                    patch(&mut self.poison_val, at - CONFIG_POISON, *byte)
+                }
                 _ => {}
             }
         }

@@ -40,7 +40,8 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const PAGE_SHIFT: u32 = 12;
 /// Most page numbers in one descriptor; what drivers send.
 pub const MAX_PFNS: usize = 256;
-/// Size of every queue. Section 5.5.2 asks for nothing; drivers want at least 2 for hints and 32 for reports.
+/// Size of every queue. Section 5.5.2 asks for nothing; drivers want at least 2 for hints and 32
+/// for reports.
 pub const QUEUE_SIZE: u16 = 128;
 /// Most descriptors taken from one chain. Section 2.7.5.3.1 allows a driver the queue's size.
 pub const MAX_CHAIN: usize = 2 * QUEUE_SIZE as usize;

@@ -7,7 +7,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::constants::*;
 use super::hinting::SeenGate;
-use super::{Balloon, BalloonDeviceStateV1, BalloonStats, BalloonTelemetry, HintError, HintRange, Role};
+use super::{
+    Balloon, BalloonDeviceStateV1, BalloonStats, BalloonTelemetry, HintError, HintRange, Role,
+};
 use crate::bus::BusDevice;
 use crate::sync::TwoLane;
 use crate::virtio::mmio::{MmioDevice, MmioPort, Subscriber};
@@ -21,7 +23,8 @@ pub struct BalloonFigures {
     pub actual_pages: u32,
     /// Negotiated feature bits, the transport's included; 0 without a driver.
     pub features: u64,
-    /// Pages that [`BalloonHandle::ballooned`] names. `None` if it is not certain which are in the balloon.
+    /// Pages that [`BalloonHandle::ballooned`] names. `None` if it is not certain which are in the
+    /// balloon.
     pub ballooned_pages: Option<u64>,
     /// The guest's last statistics.
     pub stats: BalloonStats,
@@ -29,7 +32,8 @@ pub struct BalloonFigures {
     pub telemetry: BalloonTelemetry,
 }
 
-/// A balloon on its transport, shared between the bus, the event loop and whoever controls it. Cheap to clone.
+/// A balloon on its transport, shared between the bus, the event loop and whoever controls it.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct BalloonHandle {
     device: Arc<TwoLane<MmioDevice<Balloon>>>,
@@ -58,13 +62,15 @@ impl BalloonHandle {
         &self.device
     }
 
-    /// One eventfd per queue, in order: register each as ioeventfd on offset 0x50 with the index as 4-byte datamatch.
+    /// One eventfd per queue, in order: register each as ioeventfd on offset 0x50 with the index as
+    /// 4-byte datamatch.
     pub fn queue_events(&self) -> Vec<Arc<EventFd>> {
         self.device.urgent().queue_events()
     }
 
-    /// Stops (when this returns nothing is being consumed) or resumes the queues. Idempotent. Pause after the vCPUs and
-    /// before the state is taken; resume before the vCPUs, after the interrupt controller was restored.
+    /// Stops (when this returns nothing is being consumed) or resumes the queues. Idempotent. Pause
+    /// after the vCPUs and before the state is taken; resume before the vCPUs, after the interrupt
+    /// controller was restored.
     pub fn set_paused(&self, paused: bool) {
         let mut device = self.device.urgent();
         device.set_paused(paused);
@@ -90,7 +96,8 @@ impl BalloonHandle {
         self.device.urgent().device().telemetry()
     }
 
-    /// Everything there is to tell, of one moment: while the guest inflates, figures asked for one by one would not agree.
+    /// Everything there is to tell, of one moment: while the guest inflates, figures asked for one
+    /// by one would not agree.
     pub fn figures(&self) -> BalloonFigures {
         let device = self.device.urgent();
         let balloon = device.device();
@@ -104,8 +111,8 @@ impl BalloonHandle {
         }
     }
 
-    /// Asks the guest for a balloon of `pages` (4096 bytes each). False, and nothing has changed, while paused: what is
-    /// saved is not changed by the host.
+    /// Asks the guest for a balloon of `pages` (4096 bytes each). False, and nothing has changed,
+    /// while paused: what is saved is not changed by the host.
     pub fn set_target(&self, pages: u32) -> bool {
         let mut device = self.device.urgent();
         if device.paused() {
@@ -127,21 +134,24 @@ impl BalloonHandle {
         self.device.urgent().device().actual
     }
 
-    /// The pages in the balloon as (guest address, bytes), ascending, each range in one region. These need not be sent
-    /// in a migration: the driver says so before it uses one again. Empty if that is not certain (MUST_TELL_HOST was not
-    /// negotiated, or a deflate request could not be read).
+    /// The pages in the balloon as (guest address, bytes), ascending, each range in one region.
+    /// These need not be sent in a migration: the driver says so before it uses one again. Empty if
+    /// that is not certain (MUST_TELL_HOST was not negotiated, or a deflate request could not be
+    /// read).
     pub fn ballooned(&self) -> Vec<(u64, u64)> {
         self.device.urgent().device().ballooned()
     }
 
-    /// Allows or forbids giving memory to the host: forbid it during post-copy, background snapshots, or while pages are
-    /// pinned. Inflating goes on, without effect on the host's memory. When this returns no discard is under way.
+    /// Allows or forbids giving memory to the host: forbid it during post-copy, background
+    /// snapshots, or while pages are pinned. Inflating goes on, without effect on the host's
+    /// memory. When this returns no discard is under way.
     pub fn set_discard_allowed(&self, allowed: bool) {
         self.device.urgent().device_mut().discard_allowed = allowed;
     }
 
-    /// Asks the guest for new statistics. False if that is impossible now: no driver, the last request is still open, or
-    /// paused: a request is written to guest memory, where nothing must be written that a migration would miss.
+    /// Asks the guest for new statistics. False if that is impossible now: no driver, the last
+    /// request is still open, or paused: a request is written to guest memory, where nothing must
+    /// be written that a migration would miss.
     pub fn request_stats(&self) -> bool {
         let mut device = self.device.urgent();
         let Some(queue) =
@@ -168,12 +178,14 @@ impl BalloonHandle {
         self.stats().get(STAT_FREE_MEMORY)
     }
 
-    /// Whether the driver is up, negotiated free page hinting, and runs: one that stands still cannot hint.
+    /// Whether the driver is up, negotiated free page hinting, and runs: one that stands still
+    /// cannot hint.
     pub fn hints_available(&self) -> bool {
         hints_available(&self.device.urgent())
     }
 
-    /// Publishes a new id and passes the driver's hints to `sink`, which replaces an earlier one. Returns the id.
+    /// Publishes a new id and passes the driver's hints to `sink`, which replaces an earlier one.
+    /// Returns the id.
     pub fn hint_start(&self, sink: Arc<dyn HintRange>) -> Result<u32, HintError> {
         let mut device = self.device.urgent();
         if !hints_available(&device) {
@@ -184,8 +196,9 @@ impl BalloonHandle {
         Ok(id)
     }
 
-    /// Publishes STOP, so that the driver lets the guest do other work; hints that are on their way still reach the sink. The next
-    /// [`hint_start`](Self::hint_start) lets it go on. Does nothing if the driver is through.
+    /// Publishes STOP, so that the driver lets the guest do other work; hints that are on their way
+    /// still reach the sink. The next [`hint_start`](Self::hint_start) lets it go on. Does nothing
+    /// if the driver is through.
     pub fn hint_rest(&self) {
         let mut device = self.device.urgent();
         if device.device_mut().hinting.rest() {
@@ -193,13 +206,14 @@ impl BalloonHandle {
         }
     }
 
-    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has reached the sink.
+    /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has
+    /// reached the sink.
     pub fn hint_rested(&self) -> bool {
         self.device.urgent().device().hinting.rested()
     }
 
-    /// Publishes STOP. When this returns no call into the sink is under way, none follows, and the sink is dropped.
-    /// Idempotent. Do not call it from the sink.
+    /// Publishes STOP. When this returns no call into the sink is under way, none follows, and the
+    /// sink is dropped. Idempotent. Do not call it from the sink.
     pub fn hint_stop(&self) {
         let mut device = self.device.urgent();
         if device.device_mut().hinting.stop() {
@@ -207,8 +221,8 @@ impl BalloonHandle {
         }
     }
 
-    /// Publishes DONE, if the driver may hold hinted pages: it takes them back. Implies [`hint_stop`](Self::hint_stop).
-    /// Idempotent.
+    /// Publishes DONE, if the driver may hold hinted pages: it takes them back. Implies
+    /// [`hint_stop`](Self::hint_stop). Idempotent.
     pub fn hint_done(&self) {
         let mut device = self.device.urgent();
         if device.device_mut().hinting.done() {
@@ -216,8 +230,8 @@ impl BalloonHandle {
         }
     }
 
-    /// After [`hint_done`](Self::hint_done): whether the driver takes its memory back before it can see another id. Ask again
-    /// and again: it may take the driver any time.
+    /// After [`hint_done`](Self::hint_done): whether the driver takes its memory back before it can
+    /// see another id. Ask again and again: it may take the driver any time.
     pub fn hint_returned(&self) -> bool {
         let mut device = self.device.urgent();
         let mut remind = false;
@@ -228,9 +242,10 @@ impl BalloonHandle {
         returned
     }
 
-    /// Tells the driver of a restored balloon that it finds DONE, if it may hold hinted pages. Call it soon after the guest runs, but
-    /// not at once (while paused it is put off until the resume): Linux takes all of its pages back with interrupts off, which touches memory that the host has not
-    /// mapped for the guest yet. Does nothing if hinting has started again meanwhile.
+    /// Tells the driver of a restored balloon that it finds DONE, if it may hold hinted pages. Call
+    /// it soon after the guest runs, but not at once (while paused it is put off until the resume):
+    /// Linux takes all of its pages back with interrupts off, which touches memory that the host
+    /// has not mapped for the guest yet. Does nothing if hinting has started again meanwhile.
     pub fn announce_done(&self) {
         let mut device = self.device.urgent();
         if device.paused() {
@@ -250,18 +265,20 @@ impl BalloonHandle {
         self.device.urgent().device().hinting.field()
     }
 
-    /// Whether the driver sent STOP for the id that was last published: it has no more pages to hint.
+    /// Whether the driver sent STOP for the id that was last published: it has no more pages to
+    /// hint.
     pub fn hint_finished(&self) -> bool {
         self.device.urgent().device().hinting.finished()
     }
 
-    /// Whether the driver has read free_page_hint_cmd_id since it was last published (by start, stop or done).
+    /// Whether the driver has read free_page_hint_cmd_id since it was last published (by start,
+    /// stop or done).
     pub fn hint_id_seen(&self) -> bool {
         self.gate.seen()
     }
 
-    /// Waits until [`hint_id_seen`](Self::hint_id_seen), at most for `timeout`, without the device's lock. Returns early,
-    /// with false, if the driver resets the device.
+    /// Waits until [`hint_id_seen`](Self::hint_id_seen), at most for `timeout`, without the
+    /// device's lock. Returns early, with false, if the driver resets the device.
     pub fn wait_id_seen(&self, timeout: Duration) -> bool {
         self.gate.wait(timeout)
     }
@@ -271,7 +288,8 @@ fn hints_available(device: &MmioDevice<Balloon>) -> bool {
     device.live() && !device.paused() && device.negotiated() & F_FREE_PAGE_HINT != 0
 }
 
-/// Publishes DONE when dropped: a guest never stays without the pages it hinted, however a migration ends.
+/// Publishes DONE when dropped: a guest never stays without the pages it hinted, however a
+/// migration ends.
 #[must_use = "dropping the guard publishes DONE at once"]
 pub struct DoneGuard(BalloonHandle);
 

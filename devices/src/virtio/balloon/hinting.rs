@@ -1,14 +1,15 @@
 //! Free page hinting (virtio 1.3, section 5.5.6.5).
 //!
-//! The device publishes a command id in config space; the driver answers on the hint queue with the id (a device-readable
-//! buffer of 4 bytes), with free blocks (device-writable buffers), and with STOP when it has no more. Blocks count only
-//! between the announcement of the id that is in the field *now* and the STOP: everything else is stale, however it came
-//! about (an old id, a replayed one, one that was guessed before it was published). One exception: the device may ask the
-//! driver to *rest*. The field then shows STOP, and what the driver hinted before it saw that is on its way still counts, until
-//! its own STOP arrives or the device closes the epoch.
+//! The device publishes a command id in config space; the driver answers on the hint queue with the
+//! id (a device-readable buffer of 4 bytes), with free blocks (device-writable buffers), and with
+//! STOP when it has no more. Blocks count only between the announcement of the id that is in the
+//! field *now* and the STOP: everything else is stale, however it came about (an old id, a replayed
+//! one, one that was guessed before it was published). One exception: the device may ask the driver
+//! to *rest*. The field then shows STOP, and what the driver hinted before it saw that is on its
+//! way still counts, until its own STOP arrives or the device closes the epoch.
 //!
-//! The field shows the active id as long as hinting runs. Were it to show anything else, the next config interrupt for
-//! whatever reason would make Linux re-read it and end hinting early.
+//! The field shows the active id as long as hinting runs. Were it to show anything else, the next
+//! config interrupt for whatever reason would make Linux re-read it and end hinting early.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,14 +21,15 @@ use super::constants::*;
 use super::{Balloon, descriptors};
 use crate::virtio::Chain;
 
-/// After this long the remaining blocks of a chain are dropped, which is always safe, so that a guest with a chain of
-/// huge overlapping blocks cannot keep the lock.
+/// After this long the remaining blocks of a chain are dropped, which is always safe, so that a
+/// guest with a chain of huge overlapping blocks cannot keep the lock.
 const CHAIN_TIME: Duration = Duration::from_millis(20);
 
 /// Receives hints.
 pub trait HintRange: Send + Sync {
-    /// Whole pages of RAM, `len` bytes from `gpa` on, were free at some time after the current id was published. Called
-    /// from the event loop with the device locked: be quick, and do not call the device.
+    /// Whole pages of RAM, `len` bytes from `gpa` on, were free at some time after the current id
+    /// was published. Called from the event loop with the device locked: be quick, and do not call
+    /// the device.
     fn range(&self, gpa: u64, len: u64);
 }
 
@@ -101,8 +103,10 @@ impl SeenGate {
     pub(super) fn wait(&self, timeout: Duration) -> bool {
         let guard = self.lock();
         let waiting = |seen: &mut Seen| seen.bytes != ALL_BYTES && !seen.gone;
-        let (seen, _) =
-            self.changed.wait_timeout_while(guard, timeout, waiting).unwrap_or_else(PoisonError::into_inner);
+        let (seen, _) = self
+            .changed
+            .wait_timeout_while(guard, timeout, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
         seen.bytes == ALL_BYTES
     }
 }
@@ -119,7 +123,8 @@ pub(super) struct Hinting {
     finished: bool,
     /// The id that was in the field before the driver was asked to rest: its hints still count.
     resting: Option<u32>,
-    /// The driver read an id, or was asked to rest, and has not sent STOP since: it has yet to come to what was published after.
+    /// The driver read an id, or was asked to rest, and has not sent STOP since: it has yet to come
+    /// to what was published after.
     owes_stop: bool,
     /// The driver has read DONE, and was told once more to look.
     done_read: bool,
@@ -141,8 +146,8 @@ impl Hinting {
         self.finished
     }
 
-    /// `None`: the state contradicts itself. The sink did not travel, so whatever was going on is over: if the driver may
-    /// hold pages, the field shows DONE.
+    /// `None`: the state contradicts itself. The sink did not travel, so whatever was going on is
+    /// over: if the driver may hold pages, the field shows DONE.
     pub(super) fn restore(mut saved: HintStateV1) -> Option<Self> {
         let id_ok = saved.field < CMD_FIRST_ID || saved.field == saved.last_id;
         if !id_ok || saved.last_id == CMD_DONE || (saved.issued && saved.last_id == 0) {
@@ -196,8 +201,8 @@ impl Hinting {
         self.saved.field >= CMD_FIRST_ID && self.publish(CMD_STOP)
     }
 
-    /// STOP in the field, so that the driver stops, but what it hinted until then still reaches the sink. Returns whether the
-    /// field changed.
+    /// STOP in the field, so that the driver stops, but what it hinted until then still reaches the
+    /// sink. Returns whether the field changed.
     pub(super) fn rest(&mut self) -> bool {
         let id = self.saved.field;
         if id < CMD_FIRST_ID || self.finished {
@@ -210,7 +215,8 @@ impl Hinting {
         true
     }
 
-    /// Whether no more hints come before the next [`start`](Self::start), and the driver is at no older id.
+    /// Whether no more hints come before the next [`start`](Self::start), and the driver is at no
+    /// older id.
     pub(super) fn rested(&self) -> bool {
         self.resting.is_none() && !self.owes_stop
     }
@@ -257,8 +263,9 @@ impl Hinting {
     /// The driver read `len` bytes of config space at `offset`.
     pub(super) fn config_read(&self, offset: u64, len: u64) {
         let end = offset.saturating_add(len);
-        let bytes =
-            (0..4u64).filter(|n| (offset..end).contains(&(CONFIG_CMD_ID + n))).fold(0, |m, n| m | 1 << n);
+        let bytes = (0..4u64)
+            .filter(|n| (offset..end).contains(&(CONFIG_CMD_ID + n)))
+            .fold(0, |m, n| m | 1 << n);
         if bytes != 0 {
             self.gate.read(bytes);
         }
@@ -266,7 +273,8 @@ impl Hinting {
 }
 
 impl Balloon {
-    /// One chain of the hint queue: commands and pages are told apart by direction, never by length.
+    /// One chain of the hint queue: commands and pages are told apart by direction, never by
+    /// length.
     pub(super) fn hinted(&mut self, chain: Chain<'_>) {
         let started = Instant::now();
         let (descs, complete) = descriptors(chain);
@@ -295,7 +303,8 @@ impl Balloon {
                 hinting.saved.stop_seen = true;
                 hinting.owes_stop = false;
                 match hinting.resting {
-                    // It stopped because it was asked to, or at the same time by itself: the next id will tell.
+                    // It stopped because it was asked to, or at the same time by itself: the next
+                    // id will tell.
                     Some(_) if hinting.announced => hinting.resting = None,
                     // Even if a wrong id came last: else this one could be replayed after its STOP.
                     _ => hinting.finished |= hinting.announced,
@@ -310,8 +319,8 @@ impl Balloon {
                 } else if id != hinting.saved.field {
                     self.telemetry.ids_stale += 1;
                 } else if hinting.finished {
-                    // The driver said that it was through with this id. Opening it again would let a guest restart
-                    // hinting at any later time.
+                    // The driver said that it was through with this id. Opening it again would let
+                    // a guest restart hinting at any later time.
                     self.telemetry.ids_replayed += 1;
                 } else {
                     (hinting.open, hinting.announced) = (true, true);

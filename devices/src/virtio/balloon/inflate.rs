@@ -1,11 +1,13 @@
 //! The inflate and deflate queues (virtio 1.3, section 5.5.6): lists of le32 page numbers.
 //!
-//! The set of ballooned pages is exact, so that a migration may leave these pages out. Two things could make it wrong for
-//! an honest guest, and both end with "not known" instead: a driver that did not negotiate MUST_TELL_HOST may use a page
-//! before it says so, and a deflate request that could not be read completely leaves pages in the set that are in use.
+//! The set of ballooned pages is exact, so that a migration may leave these pages out. Two things
+//! could make it wrong for an honest guest, and both end with "not known" instead: a driver that
+//! did not negotiate MUST_TELL_HOST may use a page before it says so, and a deflate request that
+//! could not be read completely leaves pages in the set that are in use.
 //!
-//! A chain may name 65536 pages that lie apart, each a call to the host: then the device goes on with the same chain after
-//! others had the lock. It is acknowledged only when all of it is with the host, for the driver may use its pages again.
+//! A chain may name 65536 pages that lie apart, each a call to the host: then the device goes on
+//! with the same chain after others had the lock. It is acknowledged only when all of it is with
+//! the host, for the driver may use its pages again.
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::Bytes;
@@ -28,7 +30,8 @@ impl Balloon {
             Some(rest) => rest,
             None => {
                 let mut gfns = self.page_numbers(Direction::Inflate, chain);
-                // Linux fills its arrays in no particular order; neighbours go to the host in one call.
+                // Linux fills its arrays in no particular order; neighbours go to the host in one
+                // call.
                 gfns.sort_unstable();
                 gfns.dedup();
                 gfns
@@ -57,7 +60,9 @@ impl Balloon {
         let mut discard = Vec::new();
         for desc in descs {
             match self.read_pfns(desc) {
-                Some(pfns) => pfns.into_iter().for_each(|pfn| self.one_page(direction, pfn, &mut discard)),
+                Some(pfns) => {
+                    pfns.into_iter().for_each(|pfn| self.one_page(direction, pfn, &mut discard))
+                }
                 None => self.malformed(direction),
             }
         }
@@ -84,7 +89,9 @@ impl Balloon {
                 self.telemetry.inflated_pages += u64::from(changed);
                 discard.push(gfn);
             }
-            (Some(changed), Direction::Deflate) => self.telemetry.deflated_pages += u64::from(changed),
+            (Some(changed), Direction::Deflate) => {
+                self.telemetry.deflated_pages += u64::from(changed)
+            }
         }
     }
 
@@ -96,7 +103,12 @@ impl Balloon {
         }
         let mut bytes = vec![0; len];
         self.mem.read_slice(&mut bytes, desc.addr()).ok()?;
-        Some(bytes.chunks_exact(4).filter_map(|c| Some(u32::from_le_bytes(c.try_into().ok()?))).collect())
+        Some(
+            bytes
+                .chunks_exact(4)
+                .filter_map(|c| Some(u32::from_le_bytes(c.try_into().ok()?)))
+                .collect(),
+        )
     }
 
     /// Gives ascending pages to the host until the time is up. Returns how many were dealt with.
@@ -105,7 +117,8 @@ impl Balloon {
         let mut done = 0;
         while let Some((&first, rest)) = gfns.get(done..).and_then(<[u64]>::split_first) {
             let nr = 1 + rest.iter().zip(first + 1..).take_while(|(a, b)| **a == *b).count();
-            let parts: Vec<_> = self.ram.clip(first << PAGE_SHIFT, (nr as u64) << PAGE_SHIFT).collect();
+            let parts: Vec<_> =
+                self.ram.clip(first << PAGE_SHIFT, (nr as u64) << PAGE_SHIFT).collect();
             let mut dealt = 0;
             for (gpa, len) in parts {
                 let now = self.discard_range(gpa, len, until);

@@ -1,8 +1,10 @@
-//! The memory balloon (virtio 1.3, section 5.5): inflate and deflate, statistics, free page hinting, page reporting.
+//! The memory balloon (virtio 1.3, section 5.5): inflate and deflate, statistics, free page
+//! hinting, page reporting.
 //!
-//! The queues are processed by the event loop; the VMM uses [`BalloonHandle`] from any thread. Nothing the guest sends is
-//! fatal: a request that makes no sense is counted ([`BalloonTelemetry`]), skipped and acknowledged. Every buffer is
-//! acknowledged with length 0, for the device never writes into one.
+//! The queues are processed by the event loop; the VMM uses [`BalloonHandle`] from any thread.
+//! Nothing the guest sends is fatal: a request that makes no sense is counted
+//! ([`BalloonTelemetry`]), skipped and acknowledged. Every buffer is acknowledged with length 0,
+//! for the device never writes into one.
 //!
 //! | file | concern |
 //! |---|---|
@@ -49,15 +51,16 @@ pub use self::state::{BalloonDeviceStateV1, BalloonStateError, BalloonStateV1};
 pub use self::stats::BalloonStats;
 pub use self::telemetry::BalloonTelemetry;
 
-/// Chains of the hint queue in one batch. A hint may cost a system call and a look at 4 MiB of memory.
+/// Chains of the hint queue in one batch. A hint may cost a system call and a look at 4 MiB of
+/// memory.
 const HINT_BATCH: usize = 16;
 /// Chains of the other queues in one batch.
 const BATCH: usize = 32;
 
 /// Gives guest memory back to the host. The VMM implements it.
 pub trait BalloonBackend: Send + Sync {
-    /// Makes `len` bytes from `gpa` on read as zero and frees their memory; whole pages in one RAM region. The pages
-    /// count as dirty afterwards. Called with the device locked.
+    /// Makes `len` bytes from `gpa` on read as zero and frees their memory; whole pages in one RAM
+    /// region. The pages count as dirty afterwards. Called with the device locked.
     fn discard(&self, gpa: u64, len: u64) -> io::Result<()>;
 
     /// The time, which limits how long one request may keep the device locked.
@@ -79,7 +82,8 @@ pub struct BalloonConfig {
     pub stats: bool,
     /// Offer FREE_PAGE_HINT.
     pub hinting: bool,
-    /// Offer PAGE_POISON. A Linux guest that initialises its free memory gives up reporting without it.
+    /// Offer PAGE_POISON. A Linux guest that initialises its free memory gives up reporting without
+    /// it.
     pub poison: bool,
     /// Offer PAGE_REPORTING.
     pub reporting: bool,
@@ -87,12 +91,14 @@ pub struct BalloonConfig {
     pub event_idx: bool,
     /// Offer INDIRECT_DESC.
     pub indirect: bool,
-    /// Further device feature bits (6 to 23) that change nothing here. Bit 6 is claimed by two rival proposals.
+    /// Further device feature bits (6 to 23) that change nothing here. Bit 6 is claimed by two
+    /// rival proposals.
     pub experimental_features: u64,
 }
 
 impl Default for BalloonConfig {
-    /// Everything, with an empty target: then the specification and all drivers agree on the numbers of the queues.
+    /// Everything, with an empty target: then the specification and all drivers agree on the
+    /// numbers of the queues.
     fn default() -> Self {
         Self {
             target_pages: 0,
@@ -123,7 +129,9 @@ impl BalloonConfig {
         ]
         .into_iter()
         .filter(|(on, _)| *on)
-        .fold(regs::F_VERSION_1 | (self.experimental_features & 0xff_ffc0), |all, (_, bit)| all | bit)
+        .fold(regs::F_VERSION_1 | (self.experimental_features & 0xff_ffc0), |all, (_, bit)| {
+            all | bit
+        })
     }
 
     /// Drivers number only the queues that exist.
@@ -168,9 +176,11 @@ pub struct Balloon {
     set: PageSet,
     /// No deflate request was lost; see `inflate`.
     set_known: bool,
-    /// Bytes of the report at hand that were dealt with before its time was up. `None`: it is a new one.
+    /// Bytes of the report at hand that were dealt with before its time was up. `None`: it is a new
+    /// one.
     reported: Option<u64>,
-    /// Pages of the inflate request at hand that the host does not have yet. `None`: it is a new one.
+    /// Pages of the inflate request at hand that the host does not have yet. `None`: it is a new
+    /// one.
     inflating: Option<Vec<u64>>,
     stats: Stats,
     hinting: Hinting,
@@ -234,8 +244,8 @@ impl Balloon {
     }
 }
 
-/// All descriptors of a chain, and whether the chain was complete. It is not if it has none, is too long, loops, or
-/// leads out of its table.
+/// All descriptors of a chain, and whether the chain was complete. It is not if it has none, is too
+/// long, loops, or leads out of its table.
 fn descriptors(chain: Chain<'_>) -> (Vec<Descriptor>, bool) {
     let descs: Vec<_> = chain.take(MAX_CHAIN).collect();
     let complete = descs.last().is_some_and(|last| !last.has_next());

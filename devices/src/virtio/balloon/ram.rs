@@ -40,7 +40,8 @@ impl Ram {
         self.pages
     }
 
-    /// The whole pages of RAM that lie entirely in `gpa..gpa + len`, as (address, bytes), at most one part a region.
+    /// The whole pages of RAM that lie entirely in `gpa..gpa + len`, as (address, bytes), at most
+    /// one part a region.
     pub(super) fn clip(&self, gpa: u64, len: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let end = gpa.saturating_add(len);
         self.regions.iter().filter_map(move |r| {
@@ -49,7 +50,8 @@ impl Ram {
         })
     }
 
-    /// As [`clip`](Self::clip), but only within the region that has `gpa`; `None` if nothing is left.
+    /// As [`clip`](Self::clip), but only within the region that has `gpa`; `None` if nothing is
+    /// left.
     pub(super) fn clip_to_region(&self, gpa: u64, len: u64) -> Option<(u64, u64)> {
         let region = self.regions.iter().find(|r| r.start <= gpa && gpa < r.end)?;
         self.clip(gpa, len.min(region.end - gpa)).next()
@@ -229,7 +231,8 @@ mod tests {
 
     fn two_regions() -> Ram {
         let mem =
-            GuestMemory::from_ranges(&[(GuestAddress(0), MIB), (GuestAddress(4 << 30), 2 * MIB)]).unwrap();
+            GuestMemory::from_ranges(&[(GuestAddress(0), MIB), (GuestAddress(4 << 30), 2 * MIB)])
+                .unwrap();
         Ram::new(&mem)
     }
 
@@ -276,10 +279,19 @@ mod tests {
 
     #[test]
     fn hostile_sets_are_refused() {
-        let runs: [&[(u64, u64)]; 6] =
-            [&[(0, 0)], &[(768, 1)], &[(0, 769)], &[(u64::MAX, 2)], &[(5, 2), (3, 1)], &[(0, 2), (1, 4)]];
+        let runs: [&[(u64, u64)]; 6] = [
+            &[(0, 0)],
+            &[(768, 1)],
+            &[(0, 769)],
+            &[(u64::MAX, 2)],
+            &[(5, 2), (3, 1)],
+            &[(0, 2), (1, 4)],
+        ];
         for bad in runs {
-            assert!(PageSet::restore(two_regions(), &PageSetV1::Runs(bad.to_vec())).is_none(), "{bad:?}");
+            assert!(
+                PageSet::restore(two_regions(), &PageSetV1::Runs(bad.to_vec())).is_none(),
+                "{bad:?}"
+            );
         }
         for words in [0, 11, 13] {
             assert!(PageSet::restore(two_regions(), &PageSetV1::Bits(vec![0; words])).is_none());

@@ -1,11 +1,13 @@
-//! Free page reporting (virtio 1.3, section 5.5.6.7): the driver lends pages until the buffer is acknowledged.
+//! Free page reporting (virtio 1.3, section 5.5.6.7): the driver lends pages until the buffer is
+//! acknowledged.
 //!
-//! Without PAGE_POISON a reported page may read as anything afterwards, so it is given to the host. With it the driver
-//! expects `poison_val`: zero is what a discarded page reads as, any other value forbids discarding.
+//! Without PAGE_POISON a reported page may read as anything afterwards, so it is given to the host.
+//! With it the driver expects `poison_val`: zero is what a discarded page reads as, any other value
+//! forbids discarding.
 
 //!
-//! A chain may name 4 GiB, whose pages take longer to give back than anybody should wait for the device's lock: then the
-//! device goes on with the same chain after others had the lock.
+//! A chain may name 4 GiB, whose pages take longer to give back than anybody should wait for the
+//! device's lock: then the device goes on with the same chain after others had the lock.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,8 @@ use crate::virtio::{Chain, Completion};
 
 /// How long one request may go on discarding.
 pub(super) const CHAIN_TIME: Duration = Duration::from_millis(5);
-/// Most bytes in one discard, so that the time is looked at often enough: as much as Linux reports in one range.
+/// Most bytes in one discard, so that the time is looked at often enough: as much as Linux reports
+/// in one range.
 const PIECE: u64 = 4 << 20;
 
 impl Balloon {
@@ -47,7 +50,8 @@ impl Balloon {
         Completion::Used(0)
     }
 
-    /// A report that runs out of its region is nonsense beyond it: whatever follows the hole was not meant.
+    /// A report that runs out of its region is nonsense beyond it: whatever follows the hole was
+    /// not meant.
     fn reported_range(&self, desc: &Descriptor) -> Option<(u64, u64)> {
         let range = self.ram.clip_to_region(desc.addr().0, u64::from(desc.len()));
         range.filter(|_| desc.is_write_only())
@@ -73,8 +77,8 @@ impl Balloon {
         self.negotiated & F_PAGE_POISON != 0 && self.poison_val != 0
     }
 
-    /// Gives whole pages of one region to the host, unless that is forbidden, and until the time is up. Always before the
-    /// buffer is acknowledged. Returns how many bytes were dealt with.
+    /// Gives whole pages of one region to the host, unless that is forbidden, and until the time is
+    /// up. Always before the buffer is acknowledged. Returns how many bytes were dealt with.
     pub(super) fn discard_range(&mut self, gpa: u64, len: u64, until: Instant) -> u64 {
         if !self.discard_allowed {
             self.telemetry.withheld_bytes += len;

@@ -82,9 +82,10 @@ impl Balloon {
         }
     }
 
-    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its target is ignored. The
-    /// device comes paused: resume it after the interrupt controller was restored and when the guest may run. If the
-    /// driver may hold hinted pages, the field shows DONE; [`BalloonHandle::announce_done`] tells it.
+    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its
+    /// target is ignored. The device comes paused: resume it after the interrupt controller was
+    /// restored and when the guest may run. If the driver may hold hinted pages, the field shows
+    /// DONE; [`BalloonHandle::announce_done`] tells it.
     pub fn restore(
         cfg: BalloonConfig,
         mem: Arc<GuestMemory>,
@@ -111,7 +112,8 @@ impl Balloon {
         let has = |bit| mmio.status & bit != 0;
         self.live = has(status::DRIVER_OK);
         self.negotiated = if has(status::FEATURES_OK) { mmio.driver_features } else { 0 };
-        self.set = PageSet::restore(self.ram.clone(), &saved.ballooned).ok_or(BalloonStateError::PageSet)?;
+        self.set = PageSet::restore(self.ram.clone(), &saved.ballooned)
+            .ok_or(BalloonStateError::PageSet)?;
         if self.set.count() > 0 && !self.live {
             return Err(BalloonStateError::PageSet);
         }

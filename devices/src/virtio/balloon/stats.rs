@@ -1,5 +1,5 @@
-//! Memory statistics (virtio 1.3, section 5.5.6.3). The device drives: it holds the driver's buffer and gives it back to
-//! ask for new numbers, which the driver sends in the same buffer.
+//! Memory statistics (virtio 1.3, section 5.5.6.3). The device drives: it holds the driver's buffer
+//! and gives it back to ask for new numbers, which the driver sends in the same buffer.
 
 use std::time::Instant;
 
@@ -12,7 +12,8 @@ use crate::virtio::{Chain, Completion};
 /// The guest's last statistics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BalloonStats {
-    /// Known tags (below 16) and their values, ascending; [`STAT_NAMES`] has their names. Sizes in bytes.
+    /// Known tags (below 16) and their values, ascending; [`STAT_NAMES`] has their names. Sizes in
+    /// bytes.
     pub values: Vec<(u16, u64)>,
     /// When they came. `None`: never since the driver started or the device was restored.
     pub updated: Option<Instant>,
@@ -36,7 +37,8 @@ impl Balloon {
     pub(super) fn statistics(&mut self, chain: Chain<'_>) -> Completion {
         let head = chain.head_index();
         if self.stats.held.is_some() {
-            // Section 5.5.6.3: one buffer at a time. A second one goes back unread; holding both would lose one.
+            // Section 5.5.6.3: one buffer at a time. A second one goes back unread; holding both
+            // would lose one.
             self.telemetry.stats_malformed += 1;
             return Completion::Used(0);
         }

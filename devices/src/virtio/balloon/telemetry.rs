@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// What the balloon has done since it was made (a restored balloon starts at zero). Pages are 4096 bytes.
+/// What the balloon has done since it was made (a restored balloon starts at zero). Pages are 4096
+/// bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct BalloonTelemetry {
     /// Pages in the balloon now.
@@ -17,7 +18,8 @@ pub struct BalloonTelemetry {
     pub discarded_bytes: u64,
     /// Discards that the backend refused.
     pub discard_errors: u64,
-    /// Bytes that were not discarded: it was forbidden, the pages are poisoned, or the request took too long.
+    /// Bytes that were not discarded: it was forbidden, the pages are poisoned, or the request took
+    /// too long.
     pub withheld_bytes: u64,
     /// Ranges that the driver reported as free.
     pub reports: u64,

@@ -1,14 +1,16 @@
-//! The virtio-mmio transport (virtio 1.3, section 4.2.2): registers, status machine, queues, interrupts.
+//! The virtio-mmio transport (virtio 1.3, section 4.2.2): registers, status machine, queues,
+//! interrupts.
 //!
-//! The transport owns the queues and does everything that is the same for all devices: it pops chains, hands them to
-//! the [`VirtioDevice`], puts them into the used ring and decides whether the driver wants an interrupt. Nothing that
-//! the guest writes can make it panic; a register that is written in a wrong state ignores it, and a ring that makes no
-//! sense sets DEVICE_NEEDS_RESET.
+//! The transport owns the queues and does everything that is the same for all devices: it pops
+//! chains, hands them to the [`VirtioDevice`], puts them into the used ring and decides whether the
+//! driver wants an interrupt. Nothing that the guest writes can make it panic; a register that is
+//! written in a wrong state ignores it, and a ring that makes no sense sets DEVICE_NEEDS_RESET.
 //!
 //! # Kicks
-//! A kick is an eventfd per queue ([`MmioDevice::queue_events`]): KVM signals it (an ioeventfd on QueueNotify with the
-//! queue's index as datamatch), and so does a QueueNotify that arrives through the bus. [`Subscriber`] waits for them in
-//! the event loop. A kick is never lost to a pause: when it ends all queues are looked at once.
+//! A kick is an eventfd per queue ([`MmioDevice::queue_events`]): KVM signals it (an ioeventfd on
+//! QueueNotify with the queue's index as datamatch), and so does a QueueNotify that arrives through
+//! the bus. [`Subscriber`] waits for them in the event loop. A kick is never lost to a pause: when
+//! it ends all queues are looked at once.
 
 mod process;
 pub mod regs;
@@ -95,13 +97,19 @@ pub struct MmioDevice<D> {
 
 impl<D: VirtioDevice> MmioDevice<D> {
     /// The device after power on.
-    pub fn new(device: D, mem: Arc<GuestMemory>, irq: Arc<dyn InterruptLine>) -> Result<Self, MmioError> {
+    pub fn new(
+        device: D,
+        mem: Arc<GuestMemory>,
+        irq: Arc<dyn InterruptLine>,
+    ) -> Result<Self, MmioError> {
         let sizes = device.queue_sizes();
         let mut queues = Vec::with_capacity(sizes.len());
         let mut events = Vec::with_capacity(sizes.len());
         for size in sizes {
             queues.push(Queue::new(size).map_err(|_| MmioError::QueueSize(size))?);
-            events.push(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MmioError::EventFd)?));
+            events.push(Arc::new(
+                EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MmioError::EventFd)?,
+            ));
         }
         Ok(Self {
             device,
@@ -143,7 +151,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
 
     /// Whether the driver is up: DRIVER_OK, and neither side has given up.
     pub fn live(&self) -> bool {
-        self.status & (status::DRIVER_OK | status::NEEDS_RESET | status::FAILED) == status::DRIVER_OK
+        self.status & (status::DRIVER_OK | status::NEEDS_RESET | status::FAILED)
+            == status::DRIVER_OK
     }
 
     /// Acknowledged features, once negotiation ended well, else 0.
@@ -151,8 +160,9 @@ impl<D: VirtioDevice> MmioDevice<D> {
         if self.status & status::FEATURES_OK != 0 { self.driver_features } else { 0 }
     }
 
-    /// Stops or resumes the processing of queues. When `set_paused(true)` returns nothing is being consumed, and nothing
-    /// will be. On resume all queues are kicked, and a restored device sets its interrupt line.
+    /// Stops or resumes the processing of queues. When `set_paused(true)` returns nothing is being
+    /// consumed, and nothing will be. On resume all queues are kicked, and a restored device sets
+    /// its interrupt line.
     pub fn set_paused(&mut self, paused: bool) {
         let was = std::mem::replace(&mut self.paused, paused);
         if was && !paused {
@@ -166,7 +176,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.paused
     }
 
-    /// Tells the driver that config space changed: a new generation, and an interrupt if it is live.
+    /// Tells the driver that config space changed: a new generation, and an interrupt if it is
+    /// live.
     pub fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
         if self.status & status::DRIVER_OK != 0 {
@@ -174,15 +185,16 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    /// For restoring: config space is not as it was saved. [`config_changed`](Self::config_changed) tells the driver when there
-    /// is an interrupt controller to take it.
+    /// For restoring: config space is not as it was saved. [`config_changed`](Self::config_changed)
+    /// tells the driver when there is an interrupt controller to take it.
     pub(crate) fn config_generation_next(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
     }
 
     pub(crate) fn kick(&self, queue: usize) {
         if let Some(event) = self.events.get(queue) {
-            // The only error is a counter that is about to overflow, which is as good a kick as any.
+            // The only error is a counter that is about to overflow, which is as good a kick as
+            // any.
             let _ = event.write(1);
         }
     }
@@ -199,7 +211,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
 
     /// The line is high while there is a cause that the driver has not acknowledged.
     fn update_line(&mut self) {
-        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries again.
+        // A line that cannot be set is the VMM's trouble, which it knows; the next change tries
+        // again.
         let _ = self.line.set(self.interrupt_status != 0);
     }
 
@@ -240,9 +253,10 @@ impl<D: VirtioDevice> MmioDevice<D> {
             offset::INTERRUPT_STATUS => self.interrupt_status,
             offset::STATUS => self.status,
             // No shared memory regions: their length reads as all ones.
-            offset::SHM_LEN_LOW | offset::SHM_LEN_HIGH | offset::SHM_BASE_LOW | offset::SHM_BASE_HIGH => {
-                u32::MAX
-            }
+            offset::SHM_LEN_LOW
+            | offset::SHM_LEN_HIGH
+            | offset::SHM_BASE_LOW
+            | offset::SHM_BASE_HIGH => u32::MAX,
             offset::CONFIG_GENERATION => self.config_generation,
             _ => 0,
         }
@@ -280,7 +294,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    /// Section 3.1.1: bits are only ever added, in order, and the driver reads back what was accepted.
+    /// Section 3.1.1: bits are only ever added, in order, and the driver reads back what was
+    /// accepted.
     fn write_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
@@ -291,7 +306,10 @@ impl<D: VirtioDevice> MmioDevice<D> {
             self.status |= status::DRIVER;
         }
         let new = wanted & !self.status;
-        if new & status::FEATURES_OK != 0 && self.status & status::DRIVER != 0 && self.features_acceptable() {
+        if new & status::FEATURES_OK != 0
+            && self.status & status::DRIVER != 0
+            && self.features_acceptable()
+        {
             self.status |= status::FEATURES_OK;
             self.device.negotiated(self.driver_features);
         }
@@ -303,7 +321,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.device.features() == 0 && self.driver_features & regs::F_VERSION_1 != 0
+        self.driver_features & !self.device.features() == 0
+            && self.driver_features & regs::F_VERSION_1 != 0
     }
 
     fn activate(&mut self) {
@@ -315,9 +334,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.kick_all();
     }
 
-    /// Queues are set up between FEATURES_OK and DRIVER_OK (section 3.1.1, step 7), while they are not in use.
+    /// Queues are set up between FEATURES_OK and DRIVER_OK (section 3.1.1, step 7), while they are
+    /// not in use.
     fn may_configure_queues(&self) -> bool {
-        self.status & (status::FEATURES_OK | status::DRIVER_OK | status::FAILED) == status::FEATURES_OK
+        self.status & (status::FEATURES_OK | status::DRIVER_OK | status::FAILED)
+            == status::FEATURES_OK
     }
 
     fn write_queue(&mut self, register: u64, value: u32) {
@@ -396,7 +417,8 @@ impl<D: VirtioDevice> BusDevice for MmioDevice<D> {
     }
 }
 
-/// The bus's end of a shared device: every register access takes the fast lane of the device's lock.
+/// The bus's end of a shared device: every register access takes the fast lane of the device's
+/// lock.
 pub struct MmioPort<D>(Arc<TwoLane<MmioDevice<D>>>);
 
 impl<D: VirtioDevice + 'static> MmioPort<D> {

@@ -26,7 +26,8 @@ enum Batch {
 }
 
 impl<D: VirtioDevice> MmioDevice<D> {
-    /// Handles one batch of a queue. Returns whether there may be more: then call again, after others had the lock.
+    /// Handles one batch of a queue. Returns whether there may be more: then call again, after
+    /// others had the lock.
     pub fn process_queue(&mut self, index: usize) -> bool {
         if self.paused || !self.live() || !self.queues.get(index).is_some_and(QueueT::ready) {
             return false;
@@ -46,7 +47,12 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    fn run_batch(&mut self, index: usize, mem: &GuestMemory, used: &mut bool) -> Result<Batch, Error> {
+    fn run_batch(
+        &mut self,
+        index: usize,
+        mem: &GuestMemory,
+        used: &mut bool,
+    ) -> Result<Batch, Error> {
         let started = Instant::now();
         let Self { device, queues, .. } = self;
         let Some(queue) = queues.get_mut(index) else { return Ok(Batch::Drained) };
@@ -54,10 +60,15 @@ impl<D: VirtioDevice> MmioDevice<D> {
         for _ in 0..device.batch(index).max(1) {
             let Some(chain) = queue.iter(mem)?.next() else {
                 // True if a chain came in between, whose kick we may have suppressed.
-                return Ok(if queue.enable_notification(mem)? { Batch::More } else { Batch::Drained });
+                return Ok(if queue.enable_notification(mem)? {
+                    Batch::More
+                } else {
+                    Batch::Drained
+                });
             };
             let head = chain.head_index();
-            // Checked here because a held chain passes `add_used`, which checks it too, only much later.
+            // Checked here because a held chain passes `add_used`, which checks it too, only much
+            // later.
             if head >= queue.size() {
                 return Err(Error::InvalidDescriptorIndex);
             }
@@ -79,7 +90,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Ok(Batch::More)
     }
 
-    /// Gives back a chain that the device held. Not while paused: nobody would look for the write any more.
+    /// Gives back a chain that the device held. Not while paused: nobody would look for the write
+    /// any more.
     pub(crate) fn complete(&mut self, index: usize, head: u16, len: u32) {
         debug_assert!(!self.paused, "a chain is given back while paused");
         if self.paused {
@@ -103,7 +115,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 }
 
-/// Section 2.7.7: with EVENT_IDX the driver's used_event decides, without it the flag in the available ring.
+/// Section 2.7.7: with EVENT_IDX the driver's used_event decides, without it the flag in the
+/// available ring.
 fn wants_interrupt(queue: &mut Queue, mem: &GuestMemory) -> Result<bool, Error> {
     if !queue.needs_notification(mem)? {
         return Ok(false);
@@ -111,7 +124,8 @@ fn wants_interrupt(queue: &mut Queue, mem: &GuestMemory) -> Result<bool, Error> 
     if queue.event_idx_enabled() {
         return Ok(true);
     }
-    let flags: u16 =
-        mem.load(GuestAddress(queue.avail_ring()), Ordering::Acquire).map_err(Error::GuestMemory)?;
+    let flags: u16 = mem
+        .load(GuestAddress(queue.avail_ring()), Ordering::Acquire)
+        .map_err(Error::GuestMemory)?;
     Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
 }

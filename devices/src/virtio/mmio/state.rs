@@ -108,8 +108,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    /// A transport around a device that is already restored. It comes paused: nothing is consumed before
-    /// `set_paused(false)`, which belongs after the interrupt controller was restored.
+    /// A transport around a device that is already restored. It comes paused: nothing is consumed
+    /// before `set_paused(false)`, which belongs after the interrupt controller was restored.
     pub fn restore(
         device: D,
         mem: Arc<GuestMemory>,
@@ -129,8 +129,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         let event_idx =
             state.status & status::DRIVER_OK != 0 && state.driver_features & regs::F_EVENT_IDX != 0;
         for (index, (slot, saved)) in this.queues.iter_mut().zip(&state.queues).enumerate() {
-            *slot =
-                restore_queue(saved, slot.max_size(), event_idx, &this.mem).ok_or(MmioError::Queue(index))?;
+            *slot = restore_queue(saved, slot.max_size(), event_idx, &this.mem)
+                .ok_or(MmioError::Queue(index))?;
         }
         Ok(this)
     }
@@ -144,12 +144,15 @@ impl<D: VirtioDevice> MmioDevice<D> {
             return Err(MmioError::Features { saved: state.device_features, own: own_features });
         }
         if state.queues.len() != self.queues.len() {
-            return Err(MmioError::QueueCount { saved: state.queues.len(), own: self.queues.len() });
+            return Err(MmioError::QueueCount {
+                saved: state.queues.len(),
+                own: self.queues.len(),
+            });
         }
         let s = state.status;
         let needs = |bit: u32, before: u32| s & bit == 0 || s & before != 0;
-        let negotiated =
-            state.driver_features & !own_features == 0 && state.driver_features & regs::F_VERSION_1 != 0;
+        let negotiated = state.driver_features & !own_features == 0
+            && state.driver_features & regs::F_VERSION_1 != 0;
         let possible = s & !(status::DRIVER_BITS | status::NEEDS_RESET) == 0
             && needs(status::DRIVER, status::ACKNOWLEDGE)
             && needs(status::FEATURES_OK, status::DRIVER)
@@ -160,7 +163,12 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 }
 
-fn restore_queue(saved: &QueueStateV1, max_size: u16, event_idx: bool, mem: &GuestMemory) -> Option<Queue> {
+fn restore_queue(
+    saved: &QueueStateV1,
+    max_size: u16,
+    event_idx: bool,
+    mem: &GuestMemory,
+) -> Option<Queue> {
     // DRIVER_OK sets the flag on every queue, and only a device reset clears it.
     if saved.max_size != max_size || saved.event_idx != event_idx {
         return None;

@@ -27,9 +27,11 @@ impl<D: VirtioDevice> Subscriber<D> {
 impl<D: VirtioDevice> MutEventSubscriber for Subscriber<D> {
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         let index = events.data() as usize;
-        let Some(event) = self.events.get(index).filter(|e| e.as_raw_fd() == events.fd()) else { return };
-        // Cleared before the queue is looked at, so that a kick from now on is seen by the next round. While paused this
-        // forgets the kick: resuming kicks every queue.
+        let Some(event) = self.events.get(index).filter(|e| e.as_raw_fd() == events.fd()) else {
+            return;
+        };
+        // Cleared before the queue is looked at, so that a kick from now on is seen by the next
+        // round. While paused this forgets the kick: resuming kicks every queue.
         let _ = event.read();
         if self.device.patient().process_queue(index) {
             let _ = event.write(1);
@@ -39,7 +41,8 @@ impl<D: VirtioDevice> MutEventSubscriber for Subscriber<D> {
     fn init(&mut self, ops: &mut EventOps) {
         for (index, event) in self.events.iter().enumerate() {
             let interest = Events::with_data(event.as_ref(), index as u32, EventSet::IN);
-            // Only fails if the process is out of kernel memory or epoll watches; there is nobody to tell here.
+            // Only fails if the process is out of kernel memory or epoll watches; there is nobody
+            // to tell here.
             let _ = ops.add(interest);
         }
     }

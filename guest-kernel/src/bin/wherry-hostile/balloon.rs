@@ -130,7 +130,8 @@ impl Balloon {
         done
     }
 
-    /// Adds a chain and kicks, unless more than a few have not come back. For a queue whose buffers the device keeps.
+    /// Adds a chain and kicks, unless more than a few have not come back. For a queue whose buffers
+    /// the device keeps.
     pub fn offer(&mut self, queue: usize, descs: &[Desc]) {
         let queue = &mut self.queues[queue];
         if self.live && queue.nr_outstanding() < 8 {
@@ -147,13 +148,15 @@ impl Balloon {
         self.post(HINT, &[readable(at, 4)])
     }
 
-    /// 16 bytes for a command, untouched until the device has seen it: there are more of them than the queue takes.
+    /// 16 bytes for a command, untouched until the device has seen it: there are more of them than
+    /// the queue takes.
     pub fn command_buffer(&mut self) -> u64 {
         self.commands += 1;
         COMMANDS + self.commands % 1024 * 16
     }
 
-    /// 8 KiB for a list or a table. The device may see one kind of buffer overwritten by the next of that kind, never by another.
+    /// 8 KiB for a list or a table. The device may see one kind of buffer overwritten by the next
+    /// of that kind, never by another.
     pub fn buffer(&mut self, area: &Area) -> u64 {
         self.buffers += 1;
         area.start + self.buffers % (area.len / 0x2000) * 0x2000

@@ -1,4 +1,5 @@
-//! The serial port: lines `WHERRY: word key=value` out, commands in, as `wherry-init` has them (docs/testing.md).
+//! The serial port: lines `WHERRY: word key=value` out, commands in, as `wherry-init` has them
+//! (docs/testing.md).
 
 use core::fmt::{self, Write};
 

@@ -1,13 +1,15 @@
-//! A bare-metal guest whose balloon driver misbehaves, and which knows what must happen to its memory all the same.
+//! A bare-metal guest whose balloon driver misbehaves, and which knows what must happen to its
+//! memory all the same.
 //!
-//! It runs at CPL 3 with everything mapped and interrupts off (`boot.s`), so that it runs on any KVM, one that emulates
-//! kernel code in software included. `hostile=NAME` on the kernel command line chooses what it does (`attacks`), `seed=N` with
-//! which random numbers. All the time it checks and rewrites its honest pages (`pages`), and it answers on the serial port
-//! in the language of `wherry-init` (`console`).
+//! It runs at CPL 3 with everything mapped and interrupts off (`boot.s`), so that it runs on any
+//! KVM, one that emulates kernel code in software included. `hostile=NAME` on the kernel command
+//! line chooses what it does (`attacks`), `seed=N` with which random numbers. All the time it
+//! checks and rewrites its honest pages (`pages`), and it answers on the serial port in the
+//! language of `wherry-init` (`console`).
 //!
-//! What makes a guest's page honest: it holds a value that the guest counts on, and the guest never said anything
-//! about it that would let the host drop it. Hinting it is no such word if the page is written after the id was read:
-//! the host must notice the write.
+//! What makes a guest's page honest: it holds a value that the guest counts on, and the guest never
+//! said anything about it that would let the host drop it. Hinting it is no such word if the page
+//! is written after the id was read: the host must notice the write.
 //!
 //! Built by xtask with `panic=abort`, without the C library, and linked by `link.ld`.
 
@@ -37,7 +39,8 @@ global_asm!(include_str!("boot.s"), options(att_syntax));
 extern "C" fn guest_main(start_info: u32) -> ! {
     let mut line = [0; 256];
     let cmdline = phys::command_line(u64::from(start_info), &mut line);
-    let option = |name: &str| cmdline.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let option =
+        |name: &str| cmdline.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     let seed = option("seed").and_then(|n| n.parse().ok()).unwrap_or(1);
     let name = option("hostile").unwrap_or("honest");
     let Some(scenario) = Scenario::named(name) else {

@@ -1,8 +1,8 @@
 //! What each page must hold.
 //!
-//! A word of a page tells the page, the word's place and the page's version, so that a lost, stale or swapped page is
-//! recognised. Bits 63 and 31 are always set: neither half is ever the number of a page of RAM nor the address
-//! of one, whatever the device takes it for.
+//! A word of a page tells the page, the word's place and the page's version, so that a lost, stale
+//! or swapped page is recognised. Bits 63 and 31 are always set: neither half is ever the number of
+//! a page of RAM nor the address of one, whatever the device takes it for.
 
 use crate::console::say;
 use crate::phys::*;
@@ -22,7 +22,8 @@ pub enum Kind {
     Free = 0,
     /// It holds its last version.
     Honest = 1,
-    /// The guest has called it free while it used it: each word is the page's own, of any version, or zero.
+    /// The guest has called it free while it used it: each word is the page's own, of any version,
+    /// or zero.
     Lie = 2,
 }
 
@@ -109,7 +110,9 @@ pub fn check(page: u64, tally: &mut Tally) {
         tally.bad += 1;
         if tally.bad <= DESCRIBED {
             let area = if kind == Kind::Honest { "honest" } else { "lie" };
-            say!("BAD page={page:#x} area={area} expected=version-{now} word={at} found={found:#x}");
+            say!(
+                "BAD page={page:#x} area={area} expected=version-{now} word={at} found={found:#x}"
+            );
         }
         // Repaired, so that it counts once.
         write(page, kind);

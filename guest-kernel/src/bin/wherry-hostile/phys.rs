@@ -1,4 +1,5 @@
-//! Guest-physical memory by address (everything is mapped one to one), and where the guest has what.
+//! Guest-physical memory by address (everything is mapped one to one), and where the guest has
+//! what.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -27,13 +28,15 @@ pub const LEDGER: u64 = 0x60_0000;
 pub const MIXED: Zone = Zone { start: 0x80_0000, end: 0x180_0000 };
 /// Memory that is freed, hinted, taken back.
 pub const POOL: Zone = Zone { start: 0x200_0000, end: 0x300_0000 };
-/// The same, but each block at most once in a migration: a write that was lost is not healed by the next one.
+/// The same, but each block at most once in a migration: a write that was lost is not healed by the
+/// next one.
 pub const ONCE: Zone = Zone { start: 0x300_0000, end: 0x500_0000 };
 /// Never looked at: where garbage in the device's registers may point.
 pub const SCRATCH: Zone = Zone { start: 0x500_0000, end: 0x520_0000 };
 /// Lied about, up to the end of RAM.
 pub const LIES: Zone = Zone { start: 0x600_0000, end: RAM };
-/// End of RAM: the guest wants 128 MiB. A large guest has more, but nothing in it that it looks at before the hole's edges.
+/// End of RAM: the guest wants 128 MiB. A large guest has more, but nothing in it that it looks at
+/// before the hole's edges.
 pub const RAM: u64 = 0x800_0000;
 /// Where the hole for devices begins, if there is so much RAM.
 pub const HOLE: u64 = 3 << 30;
@@ -41,7 +44,8 @@ pub const HOLE: u64 = 3 << 30;
 pub const ABOVE_HOLE: u64 = 4 << 30;
 /// End of RAM of a large guest: it wants 3 GiB and 64 MiB.
 pub const LARGE_RAM: u64 = ABOVE_HOLE + (64 << 20);
-/// In a large guest, the ends of RAM: below the hole, above it, the last. Honest and lied about by turns, page by page.
+/// In a large guest, the ends of RAM: below the hole, above it, the last. Honest and lied about by
+/// turns, page by page.
 pub const EDGES: [Zone; 3] = [
     Zone { start: HOLE - EDGE, end: HOLE },
     Zone { start: ABOVE_HOLE, end: ABOVE_HOLE + EDGE },
@@ -99,7 +103,10 @@ pub fn edges() -> &'static [Zone] {
 /// Stops the guest rather than its compiler's assumptions.
 fn check(at: u64, len: u64) {
     let low = (FREE_OF_CODE..RAM).contains(&at) && at + len <= RAM;
-    assert!((low || edges().iter().any(|zone| zone.has(at))) && at.is_multiple_of(len), "address {at:#x}");
+    assert!(
+        (low || edges().iter().any(|zone| zone.has(at))) && at.is_multiple_of(len),
+        "address {at:#x}"
+    );
 }
 
 macro_rules! access {
@@ -162,8 +169,8 @@ pub fn page_table() -> u64 {
 pub fn mmio_read(at: u64, width: u64) -> u64 {
     assert!(at + width <= MMIO_LEN);
     let at = MMIO + at;
-    // SAFETY: the window of the device, which is mapped and has no memory behind it. Plain MOVs, since not every KVM
-    // emulates more.
+    // SAFETY: the window of the device, which is mapped and has no memory behind it. Plain MOVs,
+    // since not every KVM emulates more.
     unsafe {
         let value: u64;
         match width {
@@ -183,7 +190,9 @@ pub fn mmio_write(at: u64, width: u64, value: u64) {
     // SAFETY: as in `mmio_read`.
     unsafe {
         match width {
-            1 => asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack)),
+            1 => {
+                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack))
+            }
             2 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack)),
             4 => asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack)),
             _ => asm!("mov qword ptr [{1}], {0}", in(reg) value, in(reg) at, options(nostack)),
@@ -195,8 +204,8 @@ pub fn mmio_write(at: u64, width: u64, value: u64) {
 pub fn command_line(start_info: u64, line: &mut [u8]) -> &str {
     /// `cmdline_paddr` of `hvm_start_info`.
     const CMDLINE: u64 = 24;
-    // SAFETY: `boot.s` passes what the loader passed: a start info in low memory, where no Rust object lives, whose
-    // command line ends with a zero and is below 64 KiB.
+    // SAFETY: `boot.s` passes what the loader passed: a start info in low memory, where no Rust
+    // object lives, whose command line ends with a zero and is below 64 KiB.
     unsafe {
         let from = *((start_info + CMDLINE) as *const u64) as *const u8;
         let mut len = 0;
@@ -215,14 +224,18 @@ mod builtins {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
         // SAFETY: the caller's promise: both are valid for `len` bytes.
-        unsafe { asm!("rep movsb", inout("rdi") to => _, inout("rsi") from => _, inout("rcx") len => _) }
+        unsafe {
+            asm!("rep movsb", inout("rdi") to => _, inout("rsi") from => _, inout("rcx") len => _)
+        }
         to
     }
 
     #[unsafe(no_mangle)]
     unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
         // SAFETY: the caller's promise: `to` is valid for `len` bytes.
-        unsafe { asm!("rep stosb", inout("rdi") to => _, in("al") byte as u8, inout("rcx") len => _) }
+        unsafe {
+            asm!("rep stosb", inout("rdi") to => _, in("al") byte as u8, inout("rcx") len => _)
+        }
         to
     }
 
@@ -230,7 +243,8 @@ mod builtins {
     unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, len: usize) -> i32 {
         let mut at = 0;
         while at < len {
-            // SAFETY: the caller's promise: both are valid for `len` bytes. Volatile, lest this becomes a call of itself.
+            // SAFETY: the caller's promise: both are valid for `len` bytes. Volatile, lest this
+            // becomes a call of itself.
             let (x, y) = unsafe { (a.add(at).read_volatile(), b.add(at).read_volatile()) };
             if x != y {
                 return i32::from(x) - i32::from(y);

@@ -1,7 +1,9 @@
-//! The second vCPU: it uses memory again that the first one hints at that moment, and may reset the device under the first one's hands.
+//! The second vCPU: it uses memory again that the first one hints at that moment, and may reset the
+//! device under the first one's hands.
 //!
-//! The two share pages by handing them over: who hands a run of pages over does not touch it before it is written. A page's kind is
-//! written last, so whoever finds that a page is in use finds all of it.
+//! The two share pages by handing them over: who hands a run of pages over does not touch it before
+//! it is written. A page's kind is written last, so whoever finds that a page is in use finds all
+//! of it.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
@@ -19,7 +21,8 @@ const DESTINATION: u64 = LAPIC + 0x310;
 const INIT: u32 = 0x4500;
 const START_UP: u32 = 0x4600;
 
-/// One in so many turns of an idle second vCPU disturbs the device. Rarely: after a reset there are no hints until the next migration.
+/// One in so many turns of an idle second vCPU disturbs the device. Rarely: after a reset there are
+/// no hints until the next migration.
 const RARELY: u64 = 3_000_000;
 
 static RUNS: AtomicBool = AtomicBool::new(false);
@@ -44,7 +47,8 @@ pub fn start(may_reset: bool) -> bool {
     let (from, end) = (&raw const second_start, &raw const second_end);
     let len = end as usize - from as usize;
     for at in 0..len {
-        // SAFETY: within the code that `boot.s` has between its two labels, and to low RAM, where no Rust object lives.
+        // SAFETY: within the code that `boot.s` has between its two labels, and to low RAM, where
+        // no Rust object lives.
         unsafe { ((START + at as u64) as *mut u8).write_volatile(from.add(at).read()) };
     }
     barrier();
@@ -89,7 +93,9 @@ pub fn counts() -> (u64, u64) {
 
 fn lapic_write(at: u64, value: u32) {
     // SAFETY: a register of the local APIC, which is mapped and has no memory behind it.
-    unsafe { core::arch::asm!("mov dword ptr [{0}], {1:e}", in(reg) at, in(reg) value, options(nostack)) }
+    unsafe {
+        core::arch::asm!("mov dword ptr [{0}], {1:e}", in(reg) at, in(reg) value, options(nostack))
+    }
 }
 
 /// Called by `boot.s` at CPL 3 on the second vCPU.
@@ -116,7 +122,8 @@ extern "C" fn second_main() -> ! {
     }
 }
 
-/// What the first vCPU finds in the middle of whatever it does. Nothing that says where its queues are: then it would be it who lies.
+/// What the first vCPU finds in the middle of whatever it does. Nothing that says where its queues
+/// are: then it would be it who lies.
 fn disturb(rng: &mut Rng) {
     match rng.within(0..4) {
         0 | 1 => {

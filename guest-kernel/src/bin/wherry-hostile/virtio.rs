@@ -1,4 +1,5 @@
-//! virtio-mmio (virtio 1.3, section 4.2.2) and split virtqueues (2.7), with everything that a driver must not do.
+//! virtio-mmio (virtio 1.3, section 4.2.2) and split virtqueues (2.7), with everything that a
+//! driver must not do.
 
 use crate::phys::*;
 
@@ -170,7 +171,8 @@ impl Queue {
         barrier();
     }
 
-    /// An available index that was never earned; the device reads the ring past its end, or gives up.
+    /// An available index that was never earned; the device reads the ring past its end, or gives
+    /// up.
     pub fn jump(&mut self, by: u16) {
         // Whatever the device finds, it must be nothing that the guest once meant.
         (0..u64::from(SIZE)).for_each(|index| put(self.base(), index, Desc::default()));

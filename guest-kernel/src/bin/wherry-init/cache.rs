@@ -1,7 +1,9 @@
-//! A page cache full of clean data, as many files that were read leave it: in use, and given back by the kernel whenever it likes.
+//! A page cache full of clean data, as many files that were read leave it: in use, and given back
+//! by the kernel whenever it likes.
 //!
-//! A loop device over a file on tmpfs takes the place of a disk. What is read through it stays in the device's page cache, and is cut out
-//! of the file at once, so that it is in memory once. What the kernel drops therefore comes back as zero.
+//! A loop device over a file on tmpfs takes the place of a disk. What is read through it stays in
+//! the device's page cache, and is cut out of the file at once, so that it is in memory once. What
+//! the kernel drops therefore comes back as zero.
 
 use std::fs::{self, File};
 use std::io;
@@ -47,7 +49,8 @@ impl Cache {
         let device = attach(&file)?;
         // Exactly what is asked for, and not what follows it, which is not there yet.
         // SAFETY: a plain system call on an open descriptor.
-        let code = unsafe { libc::posix_fadvise(device.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+        let code =
+            unsafe { libc::posix_fadvise(device.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
         if code != 0 {
             return Err(io::Error::from_raw_os_error(code));
         }

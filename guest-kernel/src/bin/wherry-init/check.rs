@@ -1,9 +1,10 @@
 //! Memory that notices when one of its pages is lost or stale.
 //!
-//! The content of every page is a function of its number and its version. The versions are kept in a table elsewhere, so
-//! a page that comes out of a migration with an older version, as zeros or as another page disagrees with the table, and
-//! is reported by number and guest-physical address. Pages of the area `rw` are verified and then rewritten with the next
-//! version, all the time and in random order; pages of `ro`, a quarter of all, are written once at start, so that they travel
+//! The content of every page is a function of its number and its version. The versions are kept in
+//! a table elsewhere, so a page that comes out of a migration with an older version, as zeros or as
+//! another page disagrees with the table, and is reported by number and guest-physical address.
+//! Pages of the area `rw` are verified and then rewritten with the next version, all the time and
+//! in random order; pages of `ro`, a quarter of all, are written once at start, so that they travel
 //! in the first round or never.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -60,7 +61,8 @@ fn first_bad_word(words: &[u64], page: usize, version: u32) -> Option<usize> {
     words.iter().zip(expected).position(|(&found, expected)| found != expected)
 }
 
-/// What a bad page holds instead: `zero`, `version-N` (a whole page of another version), `page-N` or `mixed`.
+/// What a bad page holds instead: `zero`, `version-N` (a whole page of another version), `page-N`
+/// or `mixed`.
 fn describe(words: &[u64], page: usize) -> String {
     let (head, version) = (words[0], words[1]);
     if words.iter().all(|&w| w == 0) {
@@ -107,11 +109,12 @@ impl Check {
     /// Writes version 1 of every page of `mib` MiB; less when there is not so much memory.
     pub fn new(mib: u64) -> Self {
         let pages = (mib as usize) << 20 >> PAGE.trailing_zeros();
-        let memory =
-            Mapping::new(pages.max(1)).unwrap_or_else(|e| panic!("no {mib} MiB of memory to check: {e}"));
+        let memory = Mapping::new(pages.max(1))
+            .unwrap_or_else(|e| panic!("no {mib} MiB of memory to check: {e}"));
         memory.small_pages();
         let pages = memory.pages();
-        let mut state = State { memory, versions: vec![1; pages], read_only_from: pages - pages / 4 };
+        let mut state =
+            State { memory, versions: vec![1; pages], read_only_from: pages - pages / 4 };
         debug_assert_eq!(WORDS * 8, PAGE);
         for page in 0..pages {
             write_page(state.memory.page(page), page, 1);

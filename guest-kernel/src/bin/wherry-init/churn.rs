@@ -1,4 +1,5 @@
-//! Work like that of a compiler run: processes that come, use memory and go, and files that are written, read and removed.
+//! Work like that of a compiler run: processes that come, use memory and go, and files that are
+//! written, read and removed.
 
 use std::fs;
 use std::io;
@@ -18,7 +19,8 @@ pub fn done() -> u64 {
     DONE.load(Relaxed)
 }
 
-/// Starts `jobs` threads that each run one process of `mib` MiB after the other, as `make -j` does; 0 jobs stop them.
+/// Starts `jobs` threads that each run one process of `mib` MiB after the other, as `make -j` does;
+/// 0 jobs stop them.
 pub fn set(jobs: u64, mib: u64) -> io::Result<u64> {
     STOP.store(true, Relaxed);
     while JOBS.load(Relaxed) > 0 {
@@ -45,8 +47,8 @@ pub fn set(jobs: u64, mib: u64) -> io::Result<u64> {
 /// One process, and one file of a quarter of its size.
 fn turn(job: u64, mib: u64, random: &mut Random) -> io::Result<()> {
     let pages = (mib << 20) as usize / PAGE;
-    // SAFETY: between fork and _exit the child makes system calls and writes to its own new mapping; it takes no lock and
-    // allocates nothing.
+    // SAFETY: between fork and _exit the child makes system calls and writes to its own new
+    // mapping; it takes no lock and allocates nothing.
     let child = sys::check(unsafe { libc::fork() })?;
     if child == 0 {
         let status = match Mapping::new(pages) {

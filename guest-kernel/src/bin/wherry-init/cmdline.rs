@@ -19,16 +19,18 @@ pub enum Step {
     Writer(u64, u64),
     /// So many processes at a time, each of MiB, one after the other; 0 processes stop.
     Churn(u64, u64),
-    /// Fills the page cache with MiB of clean data, and looks what became of those before; 0 lets go.
+    /// Fills the page cache with MiB of clean data, and looks what became of those before; 0 lets
+    /// go.
     Cache(u64),
-    /// Fills MiB and gives one of each two physical buddies of this order back, so that what is free lies in blocks of it; 0 MiB gives back
-    /// the rest.
+    /// Fills MiB and gives one of each two physical buddies of this order back, so that what is
+    /// free lies in blocks of it; 0 MiB gives back the rest.
     Scatter(u64, u64),
     /// Touches MiB in a process of its own, which the kernel may kill.
     Eat(u64),
     /// Touches MiB in huge pages as far as there are any, and lets go of it.
     Huge(u64),
-    /// Takes what is available but MiB, and gives it back, again and again with so many milliseconds in between; 0 milliseconds stop.
+    /// Takes what is available but MiB, and gives it back, again and again with so many
+    /// milliseconds in between; 0 milliseconds stop.
     Surge(u64, u64),
     /// Compacts memory every so many milliseconds; 0 stops.
     Compaction(u64),
@@ -56,11 +58,13 @@ impl Options {
     pub fn read() -> Self {
         let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let value = |key: &str| {
-            let found =
-                line.split_whitespace().filter_map(|word| word.strip_prefix("wherry.")?.strip_prefix(key));
+            let found = line
+                .split_whitespace()
+                .filter_map(|word| word.strip_prefix("wherry.")?.strip_prefix(key));
             found.filter_map(|rest| rest.strip_prefix('=')).next_back()
         };
-        let number = |key: &str, default: u64| value(key).and_then(|v| v.parse().ok()).unwrap_or(default);
+        let number =
+            |key: &str, default: u64| value(key).and_then(|v| v.parse().ok()).unwrap_or(default);
         Self {
             work: value("work").map(steps).unwrap_or_default(),
             exit: match value("exit") {
@@ -75,7 +79,8 @@ impl Options {
     }
 }
 
-/// Parses `fill:700,free:700+writer:64,20`: steps are apart by `+` or `,`, and a bare number belongs to the step before it.
+/// Parses `fill:700,free:700+writer:64,20`: steps are apart by `+` or `,`, and a bare number
+/// belongs to the step before it.
 fn steps(text: &str) -> Vec<Step> {
     let mut words: Vec<Vec<&str>> = Vec::new();
     for token in text.split(['+', ',']).filter(|t| !t.is_empty()) {
@@ -126,14 +131,20 @@ mod tests {
     fn work_lines() {
         assert_eq!(steps("idle"), []);
         assert_eq!(steps("fill:700,free:700"), [Step::Fill(700), Step::Free(700)]);
-        assert_eq!(steps("fill:8,free:4+writer:64,20"), [Step::Fill(8), Step::Free(4), Step::Writer(64, 20)]);
+        assert_eq!(
+            steps("fill:8,free:4+writer:64,20"),
+            [Step::Fill(8), Step::Free(4), Step::Writer(64, 20)]
+        );
         assert_eq!(steps("churn:4+sleep:5"), [Step::Churn(4, 16), Step::Sleep(5)]);
         assert_eq!(steps("writer:64+sleep:5"), [Step::Writer(64, 10), Step::Sleep(5)]);
         assert_eq!(
             steps("scatter:64,8,scatter:0+eat:5"),
             [Step::Scatter(64, 8), Step::Scatter(0, 0), Step::Eat(5)]
         );
-        assert_eq!(steps("surge:40,300+compaction:500"), [Step::Surge(40, 300), Step::Compaction(500)]);
+        assert_eq!(
+            steps("surge:40,300+compaction:500"),
+            [Step::Surge(40, 300), Step::Compaction(500)]
+        );
         assert_eq!(steps("cache:64,cache:0"), [Step::Cache(64), Step::Cache(0)]);
         assert_eq!(steps("surge:0"), [Step::Surge(0, 0)]);
         assert_eq!(steps("nonsense:1,fill:x"), []);

@@ -1,8 +1,8 @@
 //! Lines in and out of the serial console.
 //!
-//! Every line of ours begins with `WHERRY: `. A command is one line; it gets exactly one answer line, which begins with the
-//! command's name or with `error`. Steps of the workload (`fill`, `free`, ...) answer when they are done; the console goes on
-//! meanwhile.
+//! Every line of ours begins with `WHERRY: `. A command is one line; it gets exactly one answer
+//! line, which begins with the command's name or with `error`. Steps of the workload (`fill`,
+//! `free`, ...) answer when they are done; the console goes on meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -50,8 +50,9 @@ pub fn serve(check: &Check, worker: &Worker) -> ! {
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     loop {
-        let input =
-            OUTPUT.get().and_then(|m| m.lock().unwrap_or_else(PoisonError::into_inner).try_clone().ok());
+        let input = OUTPUT
+            .get()
+            .and_then(|m| m.lock().unwrap_or_else(PoisonError::into_inner).try_clone().ok());
         let Some(mut input) = input else {
             std::thread::sleep(Duration::from_secs(60));
             continue;
@@ -82,7 +83,10 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             let start = Instant::now();
             let (pages, bad) = check.verify_all();
             let word = if bad == 0 { "ok" } else { "failed" };
-            say(&format!("verify {word} pages={pages} bad={bad} ms={}", start.elapsed().as_millis()));
+            say(&format!(
+                "verify {word} pages={pages} bad={bad} ms={}",
+                start.elapsed().as_millis()
+            ));
         }
         "floor" => match floor::line() {
             Ok(line) => say(&format!("floor ok {line}")),
@@ -116,8 +120,8 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             say(&format!("dmesg ok lines={} last={}", found.len(), found.last().unwrap_or(&"")));
         }
         "echo" => say(&format!("echo {}", words[1..].join(" "))),
-        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "cache" | "scatter" | "eat" | "huge"
-        | "sleep" | "surge" | "compaction" => match cmdline::parse_step(&words) {
+        "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "cache" | "scatter" | "eat"
+        | "huge" | "sleep" | "surge" | "compaction" => match cmdline::parse_step(&words) {
             Ok(step) => work::submit(worker, step),
             Err(e) => say(&format!("error {e}")),
         },

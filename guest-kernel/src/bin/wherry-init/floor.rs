@@ -1,10 +1,13 @@
-//! Counts the memory that this guest really uses: pages that its kernel does not have in its free lists and that are not zero.
+//! Counts the memory that this guest really uses: pages that its kernel does not have in its free
+//! lists and that are not zero.
 //!
-//! No migration can send less than these without knowing more than the kernel does. `/proc/kpageflags` says which pages are free (or
-//! in the balloon, or no memory at all), and the others are read through `/proc/kcore`, each once. Pages on the CPUs' own short
-//! lists count as used.
+//! No migration can send less than these without knowing more than the kernel does.
+//! `/proc/kpageflags` says which pages are free (or in the balloon, or no memory at all), and the
+//! others are read through `/proc/kcore`, each once. Pages on the CPUs' own short lists count as
+//! used.
 //!
-//! It also counts what no hint can name: free pages with content in blocks of [`HINTED`] pages that are not free as a whole.
+//! It also counts what no hint can name: free pages with content in blocks of [`HINTED`] pages that
+//! are not free as a whole.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +20,8 @@ use crate::mem::PAGE;
 const KPF_BUDDY: u64 = 1 << 10;
 const KPF_NOPAGE: u64 = 1 << 20;
 const KPF_OFFLINE: u64 = 1 << 23;
-/// Linux hints free blocks of this many pages: drivers/virtio/virtio_balloon.c, VIRTIO_BALLOON_HINT_BLOCK_ORDER.
+/// Linux hints free blocks of this many pages: drivers/virtio/virtio_balloon.c,
+/// VIRTIO_BALLOON_HINT_BLOCK_ORDER.
 const HINTED: u64 = 1 << 10;
 /// Pages looked at in one go.
 const CHUNK: u64 = 4 * HINTED;
@@ -59,7 +63,9 @@ pub fn line() -> io::Result<String> {
     }
     let Count { used, zero, free, scattered, offline } = count;
     let ms = start.elapsed().as_millis();
-    Ok(format!("pages={used} zero={zero} free={free} scattered={scattered} offline={offline} ms={ms}"))
+    Ok(format!(
+        "pages={used} zero={zero} free={free} scattered={scattered} offline={offline} ms={ms}"
+    ))
 }
 
 impl Count {
@@ -124,7 +130,8 @@ impl Kcore {
 
     fn is_zero(&self, page: u64) -> io::Result<bool> {
         let address = page * PAGE as u64;
-        let segment = self.segments.iter().find(|s| s.0 <= address && address - s.0 + PAGE as u64 <= s.1);
+        let segment =
+            self.segments.iter().find(|s| s.0 <= address && address - s.0 + PAGE as u64 <= s.1);
         let (start, _, offset) =
             segment.ok_or_else(|| io::Error::other(format!("/proc/kcore lacks {address:#x}")))?;
         let mut content = [0; PAGE];

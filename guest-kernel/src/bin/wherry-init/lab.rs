@@ -1,8 +1,10 @@
-//! The lab's KVM host: the caller's file system as root, one command, its streams and its exit code.
+//! The lab's KVM host: the caller's file system as root, one command, its streams and its exit
+//! code.
 //!
-//! The root is the caller's, read over 9p and never written: an overlay in memory takes all changes. Folders named as
-//! writable are mounted from the caller directly. Streams go through pipes and threads of ours to virtio-serial ports,
-//! because a port can be opened only once and the command may reopen `/dev/stderr`.
+//! The root is the caller's, read over 9p and never written: an overlay in memory takes all
+//! changes. Folders named as writable are mounted from the caller directly. Streams go through
+//! pipes and threads of ours to virtio-serial ports, because a port can be opened only once and the
+//! command may reopen `/dev/stderr`.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -53,13 +55,16 @@ pub fn main(job: &[u8]) -> ! {
     sys::end(sys::End::Poweroff)
 }
 
-/// Waits until the kernel knows how fast its clock ticks. A second after its start it measures that better than at first, and KVM
-/// keeps what it found when it was loaded. If the two differ, KVM scales its guests' TSC, software emulation does not, and
-/// the guests' timers ring by as much too late as the clocks are apart: half a minute, some days after the caller's start.
+/// Waits until the kernel knows how fast its clock ticks. A second after its start it measures that
+/// better than at first, and KVM keeps what it found when it was loaded. If the two differ, KVM
+/// scales its guests' TSC, software emulation does not, and the guests' timers ring by as much too
+/// late as the clocks are apart: half a minute, some days after the caller's start.
 fn wait_for_clock() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
-    while fs::read_to_string(source).is_ok_and(|name| name.trim() != "tsc") && Instant::now() < deadline {
+    while fs::read_to_string(source).is_ok_and(|name| name.trim() != "tsc")
+        && Instant::now() < deadline
+    {
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -78,7 +83,9 @@ fn ports() -> Result<Ports, String> {
     let open = |wanted: Port| loop {
         match port(wanted) {
             Some(file) => return Ok(file),
-            None if Instant::now() > deadline => return Err(format!("no port {}", PORTS[wanted as usize])),
+            None if Instant::now() > deadline => {
+                return Err(format!("no port {}", PORTS[wanted as usize]));
+            }
             None => thread::sleep(Duration::from_millis(10)),
         }
     };
@@ -142,13 +149,15 @@ fn prepare(conf: &LabConf) -> Result<(), String> {
         step(format!("mount {name}"), sys::mount(source, &target, source, libc::MS_NOSUID, data))?;
     }
     for (tag, path) in &conf.writable {
-        let target = Path::new("/root").join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path)));
+        let target =
+            Path::new("/root").join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path)));
         let options = format!("{NINE_P},cache=mmap");
         step(format!("mount {}", target.display()), sys::mount(tag, &target, "9p", 0, &options))?;
     }
     step("chroot", std::os::unix::fs::chroot("/root"))?;
     step("cd /", std::env::set_current_dir("/"))?;
-    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    for (link, target) in
+        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(link));
     }
@@ -180,8 +189,9 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 fn loopback_up() -> io::Result<()> {
     // SAFETY: plain numbers; the descriptor is owned below.
-    let socket =
-        sys::check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    let socket = sys::check(unsafe {
+        libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)
+    })?;
     // SAFETY: the descriptor was just created and nobody else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // SAFETY: all-zero is a valid ifreq.
@@ -201,13 +211,18 @@ fn find_program(conf: &LabConf) -> PathBuf {
         return name;
     }
     let path = conf.env.iter().find(|(k, _)| k == "PATH").map(|(_, v)| v.clone());
-    let path = path
-        .unwrap_or_else(|| OsString::from("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"));
+    let path = path.unwrap_or_else(|| {
+        OsString::from("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    });
     std::env::split_paths(&path).map(|dir| dir.join(&name)).find(|p| p.is_file()).unwrap_or(name)
 }
 
 /// Copies one stream until its end, counting the bytes that went out.
-fn relay(mut from: impl Read + Send + 'static, mut to: File, count: Arc<AtomicU64>) -> JoinHandle<()> {
+fn relay(
+    mut from: impl Read + Send + 'static,
+    mut to: File,
+    count: Arc<AtomicU64>,
+) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(len @ 1..) = from.read(&mut buffer) {
@@ -223,7 +238,11 @@ fn relay(mut from: impl Read + Send + 'static, mut to: File, count: Arc<AtomicU6
 fn run(conf: &LabConf, ports: &mut Ports) -> Result<String, String> {
     let mut command = Command::new(find_program(conf));
     command.args(&conf.argv[1..]).env_clear().envs(conf.env.iter().map(|(k, v)| (k, v)));
-    command.current_dir(&conf.cwd).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .current_dir(&conf.cwd)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) => {
@@ -237,16 +256,22 @@ fn run(conf: &LabConf, ports: &mut Ports) -> Result<String, String> {
     step("report", ports.control.write_all(b"running\n"))?;
     let counts: [Arc<AtomicU64>; 2] = Default::default();
     let (out, err) = (child.stdout.take().ok_or("no pipe")?, child.stderr.take().ok_or("no pipe")?);
-    let (out_port, err_port) = (ports.out.take().ok_or("no port")?, ports.err.take().ok_or("no port")?);
-    let relays = [relay(out, out_port, Arc::clone(&counts[0])), relay(err, err_port, Arc::clone(&counts[1]))];
-    let (mut input, mut stdin) = (ports.input.take().ok_or("no port")?, child.stdin.take().ok_or("no pipe")?);
+    let (out_port, err_port) =
+        (ports.out.take().ok_or("no port")?, ports.err.take().ok_or("no port")?);
+    let relays = [
+        relay(out, out_port, Arc::clone(&counts[0])),
+        relay(err, err_port, Arc::clone(&counts[1])),
+    ];
+    let (mut input, mut stdin) =
+        (ports.input.take().ok_or("no port")?, child.stdin.take().ok_or("no pipe")?);
     let done = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&done);
     thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
         while !ended.load(Ordering::Relaxed) {
             match input.read(&mut buffer) {
-                Ok(len @ 1..) if stdin.write_all(&buffer[..len]).is_ok() && stdin.flush().is_ok() => {}
+                Ok(len @ 1..)
+                    if stdin.write_all(&buffer[..len]).is_ok() && stdin.flush().is_ok() => {}
                 _ => break,
             }
         }
@@ -256,7 +281,9 @@ fn run(conf: &LabConf, ports: &mut Ports) -> Result<String, String> {
     // What the command wrote is in the pipes; a process it left behind may hold them open for ever.
     let total = || -> [u64; 2] { std::array::from_fn(|i| counts[i].load(Ordering::SeqCst)) };
     let (mut last, mut quiet_since) = (total(), Instant::now());
-    while relays.iter().any(|r| !r.is_finished()) && quiet_since.elapsed() < Duration::from_millis(500) {
+    while relays.iter().any(|r| !r.is_finished())
+        && quiet_since.elapsed() < Duration::from_millis(500)
+    {
         thread::sleep(Duration::from_millis(5));
         if total() != last {
             (last, quiet_since) = (total(), Instant::now());
@@ -266,7 +293,8 @@ fn run(conf: &LabConf, ports: &mut Ports) -> Result<String, String> {
     Ok(format!("exit {status} {out} {err}"))
 }
 
-/// Waits for the child, reaping the orphans that become ours as PID 1. A signal n is exit code 128 + n.
+/// Waits for the child, reaping the orphans that become ours as PID 1. A signal n is exit code
+/// 128 + n.
 fn wait(child: u32) -> Result<i32, String> {
     loop {
         let mut status = 0;

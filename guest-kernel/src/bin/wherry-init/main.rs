@@ -1,9 +1,10 @@
 //! `wherry-init`: PID 1 of Wherry's test guests and of the lab's KVM host.
 //!
-//! One static program, so that an image is this file and a few kernel modules. As a guest it loads the virtio drivers,
-//! runs the workload named on the kernel command line (`cmdline`), keeps a heartbeat (`heartbeat`) and self-checking
-//! memory (`check`), and answers line commands on the serial console (`console`). With a job file in its initramfs it
-//! is the lab's KVM host instead (`lab`).
+//! One static program, so that an image is this file and a few kernel modules. As a guest it loads
+//! the virtio drivers, runs the workload named on the kernel command line (`cmdline`), keeps a
+//! heartbeat (`heartbeat`) and self-checking memory (`check`), and answers line commands on the
+//! serial console (`console`). With a job file in its initramfs it is the lab's KVM host instead
+//! (`lab`).
 
 mod cache;
 mod check;

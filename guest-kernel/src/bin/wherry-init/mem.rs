@@ -17,7 +17,8 @@ pub struct Mapping {
     pages: usize,
 }
 
-// SAFETY: a mapping is plain memory with one owner; access goes through `&self` or `&mut self` like a Vec's.
+// SAFETY: a mapping is plain memory with one owner; access goes through `&self` or `&mut self` like
+// a Vec's.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
@@ -38,10 +39,13 @@ impl Mapping {
             .ok_or(io::Error::other("mapped at address 0"))
     }
 
-    /// Keeps the kernel from using huge pages here, so that each page is dirtied, moved and lost by itself.
+    /// Keeps the kernel from using huge pages here, so that each page is dirtied, moved and lost by
+    /// itself.
     pub fn small_pages(&self) {
         // SAFETY: the range is exactly our mapping; the advice does not change its content.
-        unsafe { libc::madvise(self.base.as_ptr().cast(), self.pages * PAGE, libc::MADV_NOHUGEPAGE) };
+        unsafe {
+            libc::madvise(self.base.as_ptr().cast(), self.pages * PAGE, libc::MADV_NOHUGEPAGE)
+        };
     }
 
     /// Number of pages.
@@ -51,7 +55,8 @@ impl Mapping {
 
     /// Everything, as words.
     pub fn words(&mut self) -> &mut [u64] {
-        // SAFETY: the mapping is readable, writable, page-aligned, of this length, and borrowed exclusively through us.
+        // SAFETY: the mapping is readable, writable, page-aligned, of this length, and borrowed
+        // exclusively through us.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.pages * WORDS) }
     }
 
@@ -69,8 +74,8 @@ impl Mapping {
     /// Gives one page back to the kernel; it reads as zero from now on.
     pub fn give_back(&mut self, index: usize) -> io::Result<()> {
         assert!(index < self.pages, "page {index} of {}", self.pages);
-        // SAFETY: the page lies within our mapping (asserted), which is private and anonymous; no reference into it is alive, for
-        // those borrow `self`.
+        // SAFETY: the page lies within our mapping (asserted), which is private and anonymous; no
+        // reference into it is alive, for those borrow `self`.
         sys::check(unsafe {
             let page = self.base.as_ptr().byte_add(index * PAGE);
             libc::madvise(page.cast(), PAGE, libc::MADV_DONTNEED)
@@ -96,7 +101,10 @@ impl Mapping {
         use std::os::unix::fs::FileExt;
         let virtual_page = self.base.as_ptr() as u64 / PAGE as u64 + index as u64;
         let mut entry = [0; 8];
-        std::fs::File::open("/proc/self/pagemap").ok()?.read_exact_at(&mut entry, virtual_page * 8).ok()?;
+        std::fs::File::open("/proc/self/pagemap")
+            .ok()?
+            .read_exact_at(&mut entry, virtual_page * 8)
+            .ok()?;
         let entry = u64::from_le_bytes(entry);
         (entry >> 63 == 1).then_some((entry & ((1 << 55) - 1)) * PAGE as u64)
     }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use crate::sys;
 
-/// Loads everything in `/modules/order`, leaving out the PCI transport where there is no PCI. Returns nothing, or
-/// ` modules_failed=a:errno,b:errno` for the ready line.
+/// Loads everything in `/modules/order`, leaving out the PCI transport where there is no PCI.
+/// Returns nothing, or ` modules_failed=a:errno,b:errno` for the ready line.
 pub fn load_all(pci: bool) -> String {
     let order = fs::read_to_string("/modules/order").unwrap_or_default();
     let mut failed = Vec::new();

@@ -1,10 +1,12 @@
 //! Keeps the emulated KVM host awake.
 //!
-//! QEMU's emulation of a CPU that runs a nested guest sometimes loses the request bit of a pending timer interrupt. The
-//! interrupt stays marked as pending, so no later tick raises it again, and that CPU runs its guest, or sleeps, without ever coming
-//! back to its kernel: RCU stands still, and everything that waits for it. Any other interrupt makes the emulation look again. So
-//! the caller sends a byte fifty times a second, which comes with an interrupt, and each CPU wakes a thread on every other one,
-//! which sends an interrupt there. Some of the caller's bytes are answered, so that it can tell a lab that froze.
+//! QEMU's emulation of a CPU that runs a nested guest sometimes loses the request bit of a pending
+//! timer interrupt. The interrupt stays marked as pending, so no later tick raises it again, and
+//! that CPU runs its guest, or sleeps, without ever coming back to its kernel: RCU stands still,
+//! and everything that waits for it. Any other interrupt makes the emulation look again. So the
+//! caller sends a byte fifty times a second, which comes with an interrupt, and each CPU wakes a
+//! thread on every other one, which sends an interrupt there. Some of the caller's bytes are
+//! answered, so that it can tell a lab that froze.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -57,7 +59,8 @@ pub fn start() {
 
 /// Moves the calling thread to one CPU for good.
 fn pin(cpu: usize) {
-    // SAFETY: an all-zero set is a valid, empty one; CPU_SET checks its bound; the call reads the set, of the size that is given.
+    // SAFETY: an all-zero set is a valid, empty one; CPU_SET checks its bound; the call reads the
+    // set, of the size that is given.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);

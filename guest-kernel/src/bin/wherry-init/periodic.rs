@@ -1,4 +1,5 @@
-//! What is done again and again in the background, each in a thread of its own: compaction, and a memory hog that comes and goes.
+//! What is done again and again in the background, each in a thread of its own: compaction, and a
+//! memory hog that comes and goes.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -23,7 +24,11 @@ static SURGE_FAILED: AtomicU64 = AtomicU64::new(0);
 
 impl Periodic {
     const fn new() -> Self {
-        Self { running: AtomicBool::new(false), stop: AtomicBool::new(false), turns: AtomicU64::new(0) }
+        Self {
+            running: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+        }
     }
 
     /// Stops it, and waits for the end of its turn; with a pause it starts anew.
@@ -48,7 +53,8 @@ impl Periodic {
 /// `compactions=… surges=… surged_mib=… surge_failed=… surge_bad=…`
 pub fn status() -> String {
     let [compactions, surges, mib, killed, bad] =
-        [&COMPACTION.turns, &SURGE.turns, &SURGED_MIB, &SURGE_FAILED, &SURGE_BAD].map(|n| n.load(Relaxed));
+        [&COMPACTION.turns, &SURGE.turns, &SURGED_MIB, &SURGE_FAILED, &SURGE_BAD]
+            .map(|n| n.load(Relaxed));
     format!(
         "compactions={compactions} surges={surges} surged_mib={mib} surge_failed={killed} surge_bad={bad}"
     )
@@ -63,8 +69,8 @@ pub fn compaction(ms: u64) {
     });
 }
 
-/// Every `ms` milliseconds a process takes all the memory that is available but `reserve` MiB, writes it, looks whether it is as it was written,
-/// and ends. 0 milliseconds stop it.
+/// Every `ms` milliseconds a process takes all the memory that is available but `reserve` MiB,
+/// writes it, looks whether it is as it was written, and ends. 0 milliseconds stop it.
 pub fn surge(reserve: u64, ms: u64) {
     SURGE.set((ms > 0).then(|| Duration::from_millis(ms)), move |turn| {
         let mib = pressure::available_mib().saturating_sub(reserve);

@@ -10,10 +10,11 @@ use crate::stats::lookup;
 
 const PAGES_PER_MIB: usize = (1 << 20) / PAGE;
 
-/// Fills `pages` with random data and gives back one block of each pair of buddies, which are blocks of 2^`order` physical pages. The
-/// free memory that this leaves lies in blocks of that order and no larger, since their buddies are in use. Which of the two is random: the
-/// kernel's compaction looks at every 32nd page when it is in a hurry, and would see a regular pattern as full or as empty.
-/// Returns what is held and how many pages were given back.
+/// Fills `pages` with random data and gives back one block of each pair of buddies, which are
+/// blocks of 2^`order` physical pages. The free memory that this leaves lies in blocks of that
+/// order and no larger, since their buddies are in use. Which of the two is random: the kernel's
+/// compaction looks at every 32nd page when it is in a hurry, and would see a regular pattern as
+/// full or as empty. Returns what is held and how many pages were given back.
 pub fn scatter(pages: usize, order: u64) -> io::Result<(Mapping, usize)> {
     let mut memory = Mapping::new(pages)?;
     memory.small_pages();
@@ -30,11 +31,13 @@ pub fn scatter(pages: usize, order: u64) -> io::Result<(Mapping, usize)> {
     Ok((memory, freed))
 }
 
-/// Touches `mib` MiB in a process of its own, one page after another, and lets it end. `ok`, or `killed` if the kernel killed it, and how
-/// far it came.
+/// Touches `mib` MiB in a process of its own, one page after another, and lets it end. `ok`, or
+/// `killed` if the kernel killed it, and how far it came.
 pub fn eat(mib: u64) -> io::Result<String> {
-    let mut child =
-        Command::new("/proc/self/exe").args(["eat", &mib.to_string()]).stdout(Stdio::piped()).spawn()?;
+    let mut child = Command::new("/proc/self/exe")
+        .args(["eat", &mib.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut touched = Vec::new();
     if let Some(out) = &mut child.stdout {
         out.read_to_end(&mut touched)?;
@@ -60,7 +63,8 @@ pub enum Surge {
     Killed,
 }
 
-/// Writes `mib` MiB in a process of its own, reads them again, and lets go. `turn` goes into what is written.
+/// Writes `mib` MiB in a process of its own, reads them again, and lets go. `turn` goes into what
+/// is written.
 pub fn surge(mib: u64, turn: u64) -> io::Result<Surge> {
     let args = ["surge", &mib.to_string(), &turn.to_string()];
     let out = Command::new("/proc/self/exe").args(args).stderr(Stdio::null()).output()?;
@@ -84,7 +88,8 @@ pub fn child_main() {
     std::process::exit(code.unwrap_or(1));
 }
 
-/// Words of a page that a surge writes: at both ends and in the middle, so that the pages fault in fast and a stale one is noticed.
+/// Words of a page that a surge writes: at both ends and in the middle, so that the pages fault in
+/// fast and a stale one is noticed.
 const SURGE_WORDS: [usize; 3] = [0, WORDS / 2, WORDS - 1];
 
 /// Returns the exit code.
@@ -93,10 +98,12 @@ fn surge_here(mib: usize, turn: usize) -> io::Result<i32> {
     fs::write("/proc/self/oom_score_adj", "1000")?;
     let mut memory = Mapping::new(mib * PAGES_PER_MIB)?;
     memory.small_pages();
-    let value = |page: usize, word: usize| Random::new(((turn << 32) + page * WORDS + word) as u64).word();
+    let value =
+        |page: usize, word: usize| Random::new(((turn << 32) + page * WORDS + word) as u64).word();
     let (mut wrong, mut first) = (0, None);
     for page in 0..memory.pages() {
-        // The first write brings a new page, which is zero: a clearing that got lost shows in the other words.
+        // The first write brings a new page, which is zero: a clearing that got lost shows in the
+        // other words.
         let words = memory.page(page);
         words[0] = value(page, 0);
         if let Some(&word) = SURGE_WORDS[1..].iter().find(|&&word| words[word] != 0) {
@@ -144,6 +151,8 @@ pub fn huge(mib: u64) -> io::Result<String> {
 /// KiB of our anonymous memory that lie in huge pages.
 fn huge_kib() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/self/smaps_rollup")?;
-    let value = text.lines().find_map(|line| line.strip_prefix("AnonHugePages:")?.trim().strip_suffix(" kB"));
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("AnonHugePages:")?.trim().strip_suffix(" kB"));
     Ok(value.and_then(|value| value.parse().ok()).unwrap_or(0))
 }

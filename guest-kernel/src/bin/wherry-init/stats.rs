@@ -17,12 +17,20 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// The feature bits that the balloon driver negotiated, as a number; `None` when no balloon is bound.
+/// The feature bits that the balloon driver negotiated, as a number; `None` when no balloon is
+/// bound.
 fn balloon_features() -> Option<u64> {
     let bound = fs::read_dir("/sys/bus/virtio/drivers/virtio_balloon").ok()?;
-    let device = bound.filter_map(|e| Some(e.ok()?.path())).find(|p| p.join("features").exists())?;
+    let device =
+        bound.filter_map(|e| Some(e.ok()?.path())).find(|p| p.join("features").exists())?;
     let bits = fs::read_to_string(device.join("features")).ok()?;
-    Some(bits.trim().bytes().take(64).enumerate().fold(0, |n, (bit, c)| n | u64::from(c == b'1') << bit))
+    Some(
+        bits.trim()
+            .bytes()
+            .take(64)
+            .enumerate()
+            .fold(0, |n, (bit, c)| n | u64::from(c == b'1') << bit),
+    )
 }
 
 /// `kernel=… cpus=… memtotal_kb=… memfree_kb=… …`
@@ -96,8 +104,7 @@ mod tests {
 
     #[test]
     fn zones_are_summed() {
-        let text =
-            "Node 0, zone      DMA      1      0      2 \nNode 0, zone    DMA32    300      1      0 \n";
+        let text = "Node 0, zone      DMA      1      0      2 \nNode 0, zone    DMA32    300      1      0 \n";
         assert_eq!(free_blocks(text), [301, 1, 2]);
     }
 

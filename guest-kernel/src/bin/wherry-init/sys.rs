@@ -27,7 +27,8 @@ pub fn mount(
     flags: libc::c_ulong,
     data: &str,
 ) -> io::Result<()> {
-    let (source, target, kind, data) = (c_string(source), c_string(target), c_string(kind), c_string(data));
+    let (source, target, kind, data) =
+        (c_string(source), c_string(target), c_string(kind), c_string(data));
     // SAFETY: all four are NUL-terminated strings that live through the call.
     check(unsafe {
         libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
@@ -59,8 +60,10 @@ pub fn has_pci() -> bool {
 /// Loads one module file.
 pub fn load_module(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
-    // SAFETY: the descriptor is open and the parameter string is NUL-terminated; the kernel verifies the content.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    // SAFETY: the descriptor is open and the parameter string is NUL-terminated; the kernel
+    // verifies the content.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
     if result < 0 {
         let error = io::Error::last_os_error();
         // Loaded already, or a kernel that knows no modules and has everything built in.
@@ -70,8 +73,8 @@ pub fn load_module(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// An empty VM. While it exists KVM leaves virtualisation on: with the first VM it turns that on on all CPUs and with the last one
-/// off again, and software emulation sometimes freezes there.
+/// An empty VM. While it exists KVM leaves virtualisation on: with the first VM it turns that on on
+/// all CPUs and with the last one off again, and software emulation sometimes freezes there.
 pub fn keep_kvm_on() -> io::Result<(File, OwnedFd)> {
     // include/uapi/linux/kvm.h: _IO(KVMIO, 0x01)
     const KVM_CREATE_VM: libc::Ioctl = 0xAE01;

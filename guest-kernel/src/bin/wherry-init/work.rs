@@ -47,7 +47,8 @@ pub fn submit(worker: &Worker, step: Step) {
     let _ = worker.send(step);
 }
 
-/// Starts the worker on the command line's steps; `WHERRY: work done` follows them, then `exit` if there is one.
+/// Starts the worker on the command line's steps; `WHERRY: work done` follows them, then `exit` if
+/// there is one.
 pub fn start(steps: Vec<Step>, exit: Option<End>) -> Worker {
     let (sender, receiver) = mpsc::channel();
     PENDING.fetch_add(1, Relaxed);
@@ -58,7 +59,10 @@ pub fn start(steps: Vec<Step>, exit: Option<End>) -> Worker {
         PENDING.fetch_sub(1, Relaxed);
         say(&format!("work done ms={}", start.elapsed().as_millis()));
         if let Some(how) = exit {
-            say(&format!("{} reason=work", if how == End::Poweroff { "poweroff" } else { "reboot" }));
+            say(&format!(
+                "{} reason=work",
+                if how == End::Poweroff { "poweroff" } else { "reboot" }
+            ));
             sys::end(how);
         }
         state.serve(receiver);
@@ -153,7 +157,8 @@ impl State {
         Ok(mib)
     }
 
-    /// Gives back the file's end first, then memory; pieces are not split. Returns the MiB that were given back.
+    /// Gives back the file's end first, then memory; pieces are not split. Returns the MiB that
+    /// were given back.
     fn free(&mut self, mib: u64) -> u64 {
         let mut freed = 0;
         if let Some((file, size)) = &mut self.tmpfs {
@@ -180,7 +185,12 @@ impl State {
         }
         for _ in 0..mib {
             let mut mapping = Mapping::new(PAGES_PER_MIB)?;
-            mapping.words().iter_mut().step_by(WORDS).enumerate().for_each(|(i, word)| *word = i as u64 + 1);
+            mapping
+                .words()
+                .iter_mut()
+                .step_by(WORDS)
+                .enumerate()
+                .for_each(|(i, word)| *word = i as u64 + 1);
             self.hogged.push(mapping);
             HOGGED.fetch_add(1, Relaxed);
         }
@@ -209,7 +219,8 @@ impl State {
     }
 }
 
-/// Starts the writer (or stops it with 0 MiB). It goes round and round its memory, at most `rate` MiB a second.
+/// Starts the writer (or stops it with 0 MiB). It goes round and round its memory, at most `rate`
+/// MiB a second.
 fn writer(mib: u64, rate: u64) -> std::io::Result<u64> {
     if WRITER_MIB.load(Relaxed) > 0 {
         WRITER_STOP.store(true, Relaxed);

@@ -17,7 +17,13 @@ fn survive(bytes: &[u8]) {
             same,
             Settings { bandwidth: Some(1), hints: false, ..same },
             Settings { streams: u32::MAX, ..same },
-            Settings { bandwidth: Some(u64::MAX), downtime_limit_us: 1, max_rounds: 40, force: true, ..same },
+            Settings {
+                bandwidth: Some(u64::MAX),
+                downtime_limit_us: 1,
+                max_rounds: 40,
+                force: true,
+                ..same
+            },
         ] {
             let outcome = replay.simulate(&settings);
             assert!(outcome.total_ms.is_finite() && outcome.downtime_ms.is_finite(), "{outcome:?}");

@@ -1,4 +1,5 @@
-//! What hints did, as a Markdown table: bytes against the idle guest's, and what was sent before its hint came.
+//! What hints did, as a Markdown table: bytes against the idle guest's, and what was sent before
+//! its hint came.
 
 use std::fmt::Write as _;
 
@@ -15,8 +16,10 @@ const HEADER: &str = "\
 
 /// The table; empty if no entry of ours has hints or reports.
 pub fn table(entries: &[Entry]) -> String {
-    let all: Vec<&Entry> =
-        spread::typical(entries).into_iter().filter(|e| e.vmm == crate::vmm::NAMES[0] && e.ok()).collect();
+    let all: Vec<&Entry> = spread::typical(entries)
+        .into_iter()
+        .filter(|e| e.vmm == crate::vmm::NAMES[0] && e.ok())
+        .collect();
     if all.iter().all(|e| e.hints == Hints::Off && !e.reporting) {
         return String::new();
     }

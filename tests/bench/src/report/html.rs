@@ -59,11 +59,14 @@ fn headline(groups: &[(String, Vec<&Entry>)]) -> String {
         }
     }
     columns.sort_by_key(|c| (c.0, c.1, c.2 as u8));
-    let mut out =
-        String::from("<div class=wide><table class=glance><thead><tr><th>guest<th class=n>really used");
+    let mut out = String::from(
+        "<div class=wide><table class=glance><thead><tr><th>guest<th class=n>really used",
+    );
     for column in &columns {
-        let sample =
-            groups.iter().flat_map(|(_, m)| m).find(|e| (e.vmm.as_str(), e.hints) == (column.1, column.2));
+        let sample = groups
+            .iter()
+            .flat_map(|(_, m)| m)
+            .find(|e| (e.vmm.as_str(), e.hints) == (column.1, column.2));
         let _ = write!(out, "<th class=n>{}", sample.map_or_else(String::new, |e| escape(&who(e))));
     }
     out.push_str("</thead><tbody>");
@@ -127,8 +130,11 @@ fn section(body: &mut String, index: usize, members: &[&Entry], traces: &Traces)
         };
         let caption = "Bytes, by round; the line is the memory that the guest really uses";
         body.push_str(&html::chart("Bytes by round", caption, &ROUNDS, &bytes)?);
-        let time =
-            Chart { unit: "seconds".into(), bars: good.iter().map(|e| time_bar(e)).collect(), mark: None };
+        let time = Chart {
+            unit: "seconds".into(),
+            bars: good.iter().map(|e| time_bar(e)).collect(),
+            mark: None,
+        };
         body.push_str(&html::chart("Time", "Time", &TIMES, &time)?);
         let fate = Chart {
             unit: "per cent of guest RAM".into(),
@@ -194,9 +200,16 @@ fn fate_bar(entry: &Entry) -> Option<Bar> {
     let counts = fate(round);
     let all: u64 = counts.iter().sum();
     let value = |count: u64| count as f64 / all.max(1) as f64 * 100.0;
-    let parts = CLASSES.iter().zip(counts).map(|((colour, _), n)| Part { colour: *colour, value: value(n) });
+    let parts = CLASSES
+        .iter()
+        .zip(counts)
+        .map(|((colour, _), n)| Part { colour: *colour, value: value(n) });
     let skipped: u64 = counts[4..].iter().sum();
-    Some(Bar { label: who(entry), parts: parts.collect(), text: format!("{:.0} % skipped", value(skipped)) })
+    Some(Bar {
+        label: who(entry),
+        parts: parts.collect(),
+        text: format!("{:.0} % skipped", value(skipped)),
+    })
 }
 
 /// Pages in the order of [`CLASSES`].
@@ -231,7 +244,11 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
     type Spread = Option<(&'static str, f64, usize)>;
     let rows: [(&str, Get, Spread); 21] = [
         ("outcome", |e| e.outcome.clone(), None),
-        ("guest's memory", |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into(), None),
+        (
+            "guest's memory",
+            |e| if e.guest_ok { "intact" } else { "not shown to be intact" }.into(),
+            None,
+        ),
         ("round one", |e| mb(e.figures.round_one_bytes), Some(("round_one_bytes", 1e6, 1))),
         (
             "round one / really used",
@@ -276,7 +293,11 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
             |e| ms(e.figures.destination_cpu_ms.map(|n| n as f64)),
             Some(("destination_cpu_ms", 1.0, 0)),
         ),
-        ("peak memory, source", |e| mb(e.figures.source_rss_bytes), Some(("source_rss_bytes", 1e6, 1))),
+        (
+            "peak memory, source",
+            |e| mb(e.figures.source_rss_bytes),
+            Some(("source_rss_bytes", 1e6, 1)),
+        ),
         (
             "of it not guest RAM",
             |e| mb(e.figures.source_beside_ram_bytes),
@@ -289,7 +310,13 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
         ),
         (
             "guest's MemFree before → lowest seen",
-            |e| format!("{} → {}", mb(e.figures.guest_free_before_bytes), mb(e.figures.guest_free_min_bytes)),
+            |e| {
+                format!(
+                    "{} → {}",
+                    mb(e.figures.guest_free_before_bytes),
+                    mb(e.figures.guest_free_min_bytes)
+                )
+            },
             None,
         ),
         (
@@ -367,7 +394,11 @@ fn rounds_table(body: &mut String, good: &[&Entry]) -> Result<()> {
                 r.clean,
                 r.skipped,
             ] {
-                write!(body, "<td class=n>{}", count.map_or_else(|| "–".into(), |n| n.to_string()))?;
+                write!(
+                    body,
+                    "<td class=n>{}",
+                    count.map_or_else(|| "–".into(), |n| n.to_string())
+                )?;
             }
         }
     }
@@ -420,16 +451,26 @@ mod tests {
 
     #[test]
     fn one_page_with_everything_and_nothing_from_elsewhere() {
-        let mut all = vec![entry("a/hints=off", "wherry", 1, 1000), entry("a/hints=on", "wherry", 1, 210)];
-        all[0].figures.per_round =
-            vec![Round { round: 1, bytes: Some(5), sent: Some(3), hole: Some(7), ..Round::default() }];
+        let mut all =
+            vec![entry("a/hints=off", "wherry", 1, 1000), entry("a/hints=on", "wherry", 1, 210)];
+        all[0].figures.per_round = vec![Round {
+            round: 1,
+            bytes: Some(5),
+            sent: Some(3),
+            hole: Some(7),
+            ..Round::default()
+        }];
         all.push(entry("a/hints=off", "qemu", 1, 5));
         all[2].outcome = "failed".into();
         all[2].error = Some("<script>".into());
         let page = page(&all, &Traces::default()).unwrap();
-        for text in
-            ["−79 %", "cargo xtask bench a/hints=on", "&lt;script&gt;", "class=\"c3\"", "class=\"mark\""]
-        {
+        for text in [
+            "−79 %",
+            "cargo xtask bench a/hints=on",
+            "&lt;script&gt;",
+            "class=\"c3\"",
+            "class=\"mark\"",
+        ] {
             assert!(page.contains(text), "no {text}");
         }
         for text in ["<script", "src=", "@import", "url("] {

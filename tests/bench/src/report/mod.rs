@@ -38,11 +38,13 @@ pub struct Args {
     html: Option<PathBuf>,
 }
 
-/// Runs `report`. The exit code is 1 if a run that was asked for is not there or is not `ok` or `skipped`.
+/// Runs `report`. The exit code is 1 if a run that was asked for is not there or is not `ok` or
+/// `skipped`.
 pub fn main(args: &Args) -> Result<u8> {
     let mut entries: Vec<Entry> = Vec::new();
     for path in &args.from {
-        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let list: Vec<Entry> = serde_json::from_slice(&text)
             .with_context(|| format!("{}: not a list of results", path.display()))?;
         entries.extend(list);
@@ -81,7 +83,8 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(u8::from(bad || !problems.is_empty()))
 }
 
-/// Entries of the same guest, link and settings, which differ in VMM and hints only; in order of appearance.
+/// Entries of the same guest, link and settings, which differ in VMM and hints only; in order of
+/// appearance.
 fn groups(entries: &[Entry]) -> Vec<(String, Vec<&Entry>)> {
     let mut groups: Vec<(String, Vec<&Entry>)> = Vec::new();
     for entry in spread::typical(entries) {
@@ -138,7 +141,8 @@ fn name(entry: &Entry) -> &str {
     }
 }
 
-/// Minimum and maximum over several runs, as `12 to 15`, for figures shown with `digits` in units of `unit`.
+/// Minimum and maximum over several runs, as `12 to 15`, for figures shown with `digits` in units
+/// of `unit`.
 fn range(entry: &Entry, figure: &str, unit: f64, digits: usize) -> Option<String> {
     let spread = &entry.spread.as_ref()?[figure];
     let number = |key: &str| Some(format!("{:.digits$}", spread[key].as_f64()? / unit));
@@ -146,7 +150,11 @@ fn range(entry: &Entry, figure: &str, unit: f64, digits: usize) -> Option<String
 }
 
 /// The change from hints off to hints on for the same VMM in a group, in per cent.
-fn change(members: &[&Entry], entry: &Entry, figure: impl Fn(&Entry) -> Option<u64>) -> Option<f64> {
+fn change(
+    members: &[&Entry],
+    entry: &Entry,
+    figure: impl Fn(&Entry) -> Option<u64>,
+) -> Option<f64> {
     use crate::case::Hints;
     let off = members.iter().find(|e| e.vmm == entry.vmm && e.hints == Hints::Off && e.ok())?;
     if entry.hints == Hints::Off || !entry.ok() {
@@ -165,7 +173,13 @@ fn facts(entries: &[Entry]) -> Vec<String> {
         facts.extend(entries.iter().filter(|e| e.vmm == vmm).find_map(|e| e.vmm_version.clone()));
     }
     facts.extend(entries.iter().find_map(|e| e.machine.as_ref()).map(|m| {
-        format!("KVM host: Linux {}, {}, {} CPUs, {}", m.host_kernel, m.cpu, m.cpus, memory(m.memory_bytes))
+        format!(
+            "KVM host: Linux {}, {}, {} CPUs, {}",
+            m.host_kernel,
+            m.cpu,
+            m.cpus,
+            memory(m.memory_bytes)
+        )
     }));
     let guests = distinct(entries, |e| e.kernel_release.clone());
     facts.push(format!("guests: Linux {}", guests.join(", ")));

@@ -1,4 +1,5 @@
-//! Our figures in the form of the tables that were published with the kernel's and QEMU's support for hinting.
+//! Our figures in the form of the tables that were published with the kernel's and QEMU's support
+//! for hinting.
 
 use wherry_report::units::{mb, ms, percent};
 
@@ -14,14 +15,23 @@ pub fn rows(groups: &[(String, Vec<&Entry>)]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for (_, members) in groups {
         for entry in members.iter().filter(|e| e.hints != Hints::Off && e.ok()) {
-            let off = members.iter().find(|e| e.vmm == entry.vmm && e.hints == Hints::Off && e.ok());
+            let off =
+                members.iter().find(|e| e.vmm == entry.vmm && e.hints == Hints::Off && e.ok());
             let (Some(published), Some(off)) = (&entry.published, off) else { continue };
             let figures = |e: &Entry| {
-                format!("{}, {}", ms(e.figures.total_ms.map(|n| n as f64)), mb(e.figures.total_bytes))
+                format!(
+                    "{}, {}",
+                    ms(e.figures.total_ms.map(|n| n as f64)),
+                    mb(e.figures.total_bytes)
+                )
             };
             let less = |time: Option<f64>, bytes: Option<f64>| {
                 let bytes = percent(bytes);
-                format!("time {}{}{bytes}", percent(time), if bytes.is_empty() { "" } else { ", bytes " })
+                format!(
+                    "time {}{}{bytes}",
+                    percent(time),
+                    if bytes.is_empty() { "" } else { ", bytes " }
+                )
             };
             let auto = if entry.hints == Hints::Auto { " (auto)" } else { "" };
             let [from, to] = published.ms;
@@ -56,7 +66,8 @@ mod tests {
 
     #[test]
     fn reductions_beside_published_ones() {
-        let mut all = vec![entry("a/hints=off", "qemu", 1, 1000), entry("a/hints=on", "qemu", 1, 200)];
+        let mut all =
+            vec![entry("a/hints=off", "qemu", 1, 1000), entry("a/hints=on", "qemu", 1, 200)];
         assert!(rows(&groups(&all)).is_empty(), "nothing was published of it");
         let published = Published { guest: "8 GiB".into(), ms: [2970, 620], kb: Some([100, 4]) };
         all.iter_mut().for_each(|e| e.published = Some(published.clone()));

@@ -1,5 +1,6 @@
-//! How far `wherry replay` is from what was measured: each recorded run replayed as it was, with hints off against
-//! the run that had them off, and with other connections against the run that had these.
+//! How far `wherry replay` is from what was measured: each recorded run replayed as it was, with
+//! hints off against the run that had them off, and with other connections against the run that had
+//! these.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -14,8 +15,10 @@ use crate::spread;
 
 /// The table for the terminal; empty if nothing can be replayed.
 pub fn table(entries: &[Entry], traces: &Traces) -> String {
-    let ours = spread::typical(entries).into_iter().filter(|e| e.vmm == crate::vmm::NAMES[0] && e.ok());
-    let recorded: Vec<(&Entry, Replay)> = ours.filter_map(|e| Some((e, replay(e, traces)?))).collect();
+    let ours =
+        spread::typical(entries).into_iter().filter(|e| e.vmm == crate::vmm::NAMES[0] && e.ok());
+    let recorded: Vec<(&Entry, Replay)> =
+        ours.filter_map(|e| Some((e, replay(e, traces)?))).collect();
     let as_recorded: Vec<OutcomeError> = recorded
         .iter()
         .map(|(_, replay)| replay.simulate(&replay.settings()).error_from(&replay.recorded()))
@@ -24,8 +27,9 @@ pub fn table(entries: &[Entry], traces: &Traces) -> String {
         .iter()
         .filter(|(entry, replay)| entry.hints != Hints::Off && replay.has_hints())
         .filter_map(|(entry, replay)| {
-            let really =
-                |other: &&(&Entry, Replay)| other.0.hints == Hints::Off && other.0.group() == entry.group();
+            let really = |other: &&(&Entry, Replay)| {
+                other.0.hints == Hints::Off && other.0.group() == entry.group()
+            };
             let (_, off) = recorded.iter().find(really)?;
             let simulated = replay.simulate(&Settings { hints: false, ..replay.settings() });
             Some(simulated.error_from(&off.recorded()))
@@ -37,7 +41,8 @@ pub fn table(entries: &[Entry], traces: &Traces) -> String {
             other.0.streams != one.streams && other.0.but_for("streams") == one.but_for("streams")
         };
         for (other, really) in recorded.iter().filter(like) {
-            let simulated = replay.simulate(&Settings { streams: other.streams, ..replay.settings() });
+            let simulated =
+                replay.simulate(&Settings { streams: other.streams, ..replay.settings() });
             streams.push(simulated.error_from(&really.recorded()));
         }
     }

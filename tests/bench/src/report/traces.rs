@@ -62,7 +62,9 @@ mod tests {
         };
         assert_eq!(found(Some("traces/a")), Some(9));
         let absolute = dir.path().join("traces/a");
-        for other in [None, Some("traces/b"), Some("traces/c"), absolute.to_str(), Some("../traces/a")] {
+        for other in
+            [None, Some("traces/b"), Some("traces/c"), absolute.to_str(), Some("../traces/a")]
+        {
             assert_eq!(found(other), None, "{other:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! What the benchmark asks of a VMM. Another one is added by implementing [`Vmm`] and naming it in [`all`].
+//! What the benchmark asks of a VMM. Another one is added by implementing [`Vmm`] and naming it in
+//! [`all`].
 
 mod qemu;
 mod qmp;
@@ -74,7 +75,8 @@ pub trait Machine {
     fn pid(&self) -> u32;
     /// The guest's serial console. The first call attaches it; it is the caller's from then on.
     fn console(&mut self) -> Result<Console>;
-    /// Moves the guest to the destination. Returns what only the VMM knows; fails with [`TimedOut`] where that is why.
+    /// Moves the guest to the destination. Returns what only the VMM knows; fails with [`TimedOut`]
+    /// where that is why.
     fn migrate(&mut self, migration: Migration) -> Result<Figures>;
     /// Asks the guest to put `taken` of its `ram` bytes into the balloon.
     fn balloon(&mut self, taken: u64, ram: u64) -> Result<()>;
@@ -102,5 +104,7 @@ pub fn has(name: &str, case: &Case) -> bool {
 /// A program on the `PATH`.
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|dir: PathBuf| Path::new(&dir).join(program)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .map(|dir: PathBuf| Path::new(&dir).join(program))
+        .find(|p| p.is_file())
 }

@@ -1,8 +1,9 @@
 //! QEMU with KVM, through QMP.
 //!
-//! Machine q35 with `virtio-balloon-pci,free-page-hint=on` and an I/O thread, as its documentation of the device asks for. Its
-//! migration is at its defaults (no compression, no postcopy) but for events, the downtime limit, a case's connections (`multifd`) and the
-//! bandwidth cap: that is lifted, since the link has the rate.
+//! Machine q35 with `virtio-balloon-pci,free-page-hint=on` and an I/O thread, as its documentation
+//! of the device asks for. Its migration is at its defaults (no compression, no postcopy) but for
+//! events, the downtime limit, a case's connections (`multifd`) and the bandwidth cap: that is
+//! lifted, since the link has the rate.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -36,12 +37,19 @@ impl Qemu {
     pub fn new() -> Result<Self> {
         let program = super::on_path(PROGRAM);
         Ok(Self {
-            program: program
-                .with_context(|| format!("there is no {PROGRAM}: apt-get install qemu-system-x86"))?,
+            program: program.with_context(|| {
+                format!("there is no {PROGRAM}: apt-get install qemu-system-x86")
+            })?,
         })
     }
 
-    fn spawn(&self, files: &Files, name: &'static str, case: &Case, more: &[String]) -> Result<Guest> {
+    fn spawn(
+        &self,
+        files: &Files,
+        name: &'static str,
+        case: &Case,
+        more: &[String],
+    ) -> Result<Guest> {
         let path = |suffix: &str| files.dir.join(format!("{name}.{suffix}"));
         let log = files.log(name)?;
         let mut command = Command::new(&self.program);
@@ -53,7 +61,8 @@ impl Qemu {
             .args(["-machine", "q35,accel=kvm,usb=off,memory-backend=ram", "-cpu", "host"])
             .args(["-smp", &case.cpus.to_string()])
             .args(["-m", &format!("{mib}M"), "-object"])
-            // Else Linux refuses a guest that is larger than the host, though its memory is never touched.
+            // Else Linux refuses a guest that is larger than the host, though its memory is never
+            // touched.
             .arg(format!("memory-backend-ram,id=ram,size={mib}M,reserve=off"))
             .arg("-kernel")
             .arg(&files.kernel)
@@ -100,7 +109,8 @@ impl Vmm for Qemu {
 
     fn receive(&self, files: &Files, case: &Case, port: u16) -> Result<Box<dyn Machine>> {
         // What it is to expect must be said before it listens.
-        let mut guest = self.spawn(files, "destination", case, &["-incoming".into(), "defer".into()])?;
+        let mut guest =
+            self.spawn(files, "destination", case, &["-incoming".into(), "defer".into()])?;
         guest.capabilities(case)?;
         guest.qmp()?.call("migrate-incoming", json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
         Ok(Box::new(guest))
@@ -138,7 +148,8 @@ impl Machine for Guest {
     }
 
     fn console(&mut self) -> Result<Console> {
-        let stream = std::os::unix::net::UnixStream::connect(&self.serial).context("QEMU's serial port")?;
+        let stream =
+            std::os::unix::net::UnixStream::connect(&self.serial).context("QEMU's serial port")?;
         Console::over(stream)
     }
 
@@ -148,7 +159,10 @@ impl Machine for Guest {
         let qmp = self.qmp()?;
         let limit = migration.case.downtime_limit_ms.min(MAX_DOWNTIME_MS);
         let cap = migration.bandwidth.unwrap_or(NO_CAP);
-        qmp.call("migrate-set-parameters", json!({ "downtime-limit": limit, "max-bandwidth": cap }))?;
+        qmp.call(
+            "migrate-set-parameters",
+            json!({ "downtime-limit": limit, "max-bandwidth": cap }),
+        )?;
         qmp.call("migrate", json!({ "uri": format!("tcp:127.0.0.1:{}", migration.port) }))?;
         let end = Instant::now() + migration.timeout;
         let mut recording = Recording::new(&migration, migration.case.memory_bytes()? / 4096);
@@ -174,7 +188,10 @@ impl Machine for Guest {
                 (Some("MIGRATION"), Some("completed")) => break,
                 (Some("MIGRATION"), Some("failed" | "cancelled")) => {
                     let state = qmp.call("query-migrate", json!({}))?;
-                    bail!("QEMU: {}", state["error-desc"].as_str().unwrap_or("the migration failed"));
+                    bail!(
+                        "QEMU: {}",
+                        state["error-desc"].as_str().unwrap_or("the migration failed")
+                    );
                 }
                 _ => {}
             }
@@ -257,7 +274,8 @@ impl Passes {
         if pass <= 1 {
             return;
         }
-        // QEMU may have been too busy to answer in time; then the last look at the pass before is closer to the truth.
+        // QEMU may have been too busy to answer in time; then the last look at the pass before is
+        // closer to the truth.
         let late = state["ram"]["dirty-sync-count"].as_u64().is_some_and(|now| now > pass)
             || state["status"].as_str().is_some_and(|status| status != "active");
         match self.seen {
@@ -267,8 +285,10 @@ impl Passes {
     }
 
     fn close(&mut self, now: Totals, pages: u64) {
-        let (sent, zero) =
-            (now.normal.saturating_sub(self.last.normal), now.duplicate.saturating_sub(self.last.duplicate));
+        let (sent, zero) = (
+            now.normal.saturating_sub(self.last.normal),
+            now.duplicate.saturating_sub(self.last.duplicate),
+        );
         self.rounds.push(Round {
             round: self.rounds.len() as u64 + 1,
             bytes: Some(now.bytes.saturating_sub(self.last.bytes)),
@@ -309,7 +329,8 @@ mod tests {
         let mut passes = Passes::default();
         passes.next(1, &state(0, 0, 0));
         passes.next(2, &state(100, 10, 80));
-        let case = Case { hints: Hints::Off, ..toml::from_str("title = ''\nmemory = '1GiB'").unwrap() };
+        let case =
+            Case { hints: Hints::Off, ..toml::from_str("title = ''\nmemory = '1GiB'").unwrap() };
         let figures = passes.finish(&state(150, 15, 81), &case);
         assert_eq!(
             (figures.round_one_bytes, figures.total_bytes, figures.rounds),

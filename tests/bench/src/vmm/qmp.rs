@@ -39,11 +39,14 @@ impl Qmp {
     /// A command and its answer.
     pub fn call(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
-        self.stream.write_all(format!("{line}\n").as_bytes()).with_context(|| format!("QMP {command}"))?;
+        self.stream
+            .write_all(format!("{line}\n").as_bytes())
+            .with_context(|| format!("QMP {command}"))?;
         // A QEMU under software emulation that zeroes gigabytes holds its lock for long.
         let end = Instant::now() + Duration::from_secs(60);
         loop {
-            let answer = self.line(end)?.with_context(|| format!("QMP {command}: no answer in 60 s"))?;
+            let answer =
+                self.line(end)?.with_context(|| format!("QMP {command}: no answer in 60 s"))?;
             if answer.get("event").is_some() {
                 self.events.push_back(answer);
             } else if let Some(error) = answer.get("error") {
@@ -78,7 +81,9 @@ impl Qmp {
             match self.stream.read(&mut part) {
                 Ok(0) => bail!("QEMU closed its QMP connection"),
                 Ok(len) => self.buffer.extend_from_slice(&part[..len]),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Ok(None);
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e).context("QMP"),
             }

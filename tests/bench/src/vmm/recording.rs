@@ -1,4 +1,5 @@
-//! A trace of a VMM that writes none itself, in Wherry's format: what was on the wire, and when, as seen from outside.
+//! A trace of a VMM that writes none itself, in Wherry's format: what was on the wire, and when, as
+//! seen from outside.
 
 use std::time::Instant;
 
@@ -77,7 +78,11 @@ impl Recording {
             "total_bytes": figures.total_bytes, "total_ms": figures.total_ms, "rounds": rounds, "downtime": { "total_us": down },
         });
         self.add(What::End { report });
-        self.events.iter().filter_map(|e| serde_json::to_string(e).ok()).map(|line| line + "\n").collect()
+        self.events
+            .iter()
+            .filter_map(|e| serde_json::to_string(e).ok())
+            .map(|line| line + "\n")
+            .collect()
     }
 }
 
@@ -88,7 +93,8 @@ mod tests {
 
     #[test]
     fn it_is_a_trace() {
-        let case = toml::from_str("title = ''\nmemory = '1GiB'\nlink = '1Gbit'\nhints = 'on'").unwrap();
+        let case =
+            toml::from_str("title = ''\nmemory = '1GiB'\nlink = '1Gbit'\nhints = 'on'").unwrap();
         let migration =
             Migration { port: 1, bandwidth: None, case: &case, timeout: std::time::Duration::ZERO };
         let mut recording = Recording::new(&migration, 1 << 18);
@@ -96,9 +102,14 @@ mod tests {
         recording.sample(1, 5000);
         recording.sample(2, 6000);
         recording.paused();
-        let per_round = vec![Round { round: 1, bytes: Some(5500), sent: Some(7), ..Round::default() }];
-        let figures =
-            Figures { total_bytes: Some(6100), downtime_ms: Some(2.5), per_round, ..Figures::default() };
+        let per_round =
+            vec![Round { round: 1, bytes: Some(5500), sent: Some(7), ..Round::default() }];
+        let figures = Figures {
+            total_bytes: Some(6100),
+            downtime_ms: Some(2.5),
+            per_round,
+            ..Figures::default()
+        };
         let trace = wherry_report::Trace::read(recording.finish(&figures).as_bytes()).unwrap();
         assert_eq!(
             (trace.total_bytes(), trace.start.bandwidth, trace.start.hints.as_str()),

@@ -26,12 +26,20 @@ pub struct Wherry {
 impl Wherry {
     /// From `WHERRY_BIN`, which `cargo xtask bench` sets.
     pub fn new() -> Result<Self> {
-        let binary = std::env::var_os("WHERRY_BIN").map(PathBuf::from).or_else(|| super::on_path("wherry"));
+        let binary =
+            std::env::var_os("WHERRY_BIN").map(PathBuf::from).or_else(|| super::on_path("wherry"));
         let binary = binary.filter(|file| file.is_file());
-        Ok(Self { binary: binary.context("there is no wherry: WHERRY_BIN is not set or names no file")? })
+        Ok(Self {
+            binary: binary.context("there is no wherry: WHERRY_BIN is not set or names no file")?,
+        })
     }
 
-    fn spawn(&self, files: &Files, name: &'static str, args: &[String]) -> Result<Box<dyn Machine>> {
+    fn spawn(
+        &self,
+        files: &Files,
+        name: &'static str,
+        args: &[String],
+    ) -> Result<Box<dyn Machine>> {
         let log = files.log(name)?;
         let mut command = Command::new(&self.binary);
         command.args(args).args(["--serial", "none"]).env("WHERRY_RUNTIME_DIR", &files.dir);
@@ -123,10 +131,11 @@ impl Machine for Guest {
         if let Some(rate) = migration.bandwidth {
             command.arg(format!("--bandwidth={}Mbit", rate * 8 / 1_000_000));
         }
-        // Its end of the stream is closed when it ends, so that we can sleep until then: to look now and then takes time of an emulated
-        // CPU from the migration.
+        // Its end of the stream is closed when it ends, so that we can sleep until then: to look
+        // now and then takes time of an emulated CPU from the migration.
         let (mut ours, its) = UnixStream::pair()?;
-        let mut child = command.stdout(OwnedFd::from(its)).stderr(self.files.log("migrate")?).spawn()?;
+        let mut child =
+            command.stdout(OwnedFd::from(its)).stderr(self.files.log("migrate")?).spawn()?;
         // It holds that end, too.
         drop(command);
         ours.set_read_timeout(Some(migration.timeout))?;
@@ -144,7 +153,10 @@ impl Machine for Guest {
         let report: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         // A trace with gaps is shown as such; the migration is what is measured.
         if !status.success() && status.code() != Some(TRACE_INCOMPLETE) {
-            let why = report.pointer("/error/message").and_then(Value::as_str).unwrap_or("no reason given");
+            let why = report
+                .pointer("/error/message")
+                .and_then(Value::as_str)
+                .unwrap_or("no reason given");
             bail!("wherry migrate failed with {}: {why}", status.code().unwrap_or(-1));
         }
         Ok(figures(&report, migration.case))
@@ -153,7 +165,11 @@ impl Machine for Guest {
     fn balloon(&mut self, taken: u64, _: u64) -> Result<()> {
         let target = format!("{}MiB", taken >> 20);
         let out = self.command(&["balloon", self.name, "target", &target]).output()?;
-        anyhow::ensure!(out.status.success(), "wherry balloon: {}", String::from_utf8_lossy(&out.stderr));
+        anyhow::ensure!(
+            out.status.success(),
+            "wherry balloon: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         Ok(())
     }
 }
@@ -171,7 +187,10 @@ fn figures(report: &Value, case: &Case) -> Figures {
     let number = |path: &str| report.pointer(path).and_then(Value::as_u64);
     let downtime = &report["downtime"];
     let parts = ["pause", "last_round", "state", "commit", "resume"].map(|part| {
-        (part.to_owned(), json!(downtime[format!("{part}_us")].as_u64().unwrap_or(0) as f64 / 1000.0))
+        (
+            part.to_owned(),
+            json!(downtime[format!("{part}_us")].as_u64().unwrap_or(0) as f64 / 1000.0),
+        )
     });
     let hinted = report["rounds"].as_array().into_iter().flatten().any(|r| r["hint_bytes"] != 0);
     Figures {

@@ -21,7 +21,10 @@ impl System {
         if w.vcpus && (Engine::Held..=Engine::Moved).contains(&w.engine) {
             return Some(Wrong::RunsWhileHeld);
         }
-        if w.this_ended && !w.forced && (arrived || (w.vcpus && w.engine == Engine::Idle && stopped)) {
+        if w.this_ended
+            && !w.forced
+            && (arrived || (w.vcpus && w.engine == Engine::Idle && stopped))
+        {
             return Some(Wrong::EndedGuestGoesOn);
         }
         if w.dead_arrived {

@@ -1,8 +1,9 @@
 //! Who runs the guest: every order of commands, ends, a migration's steps, losses and crashes.
 //!
-//! The product's own [`step`] decides and its own [`Gate`] is the machine's wall; around them are a small engine, a
-//! destination, a network that loses, and clients. Each command is one step here because the product holds a lock over
-//! look, decide, act and note; the first mistake takes that lock away.
+//! The product's own [`step`] decides and its own [`Gate`] is the machine's wall; around them are a
+//! small engine, a destination, a network that loses, and clients. Each command is one step here
+//! because the product holds a lock over look, decide, act and note; the first mistake takes that
+//! lock away.
 
 mod judge;
 mod words;
@@ -195,7 +196,8 @@ impl System {
             }
             Command::Stop => w.touched_late |= w.engine >= Engine::Held,
             Command::Migrate => {
-                (w.engine, w.token, w.cancel_ok, w.touched_late) = (Engine::Rounds, OPEN, false, false);
+                (w.engine, w.token, w.cancel_ok, w.touched_late) =
+                    (Engine::Rounds, OPEN, false, false);
                 (w.there, w.wire) = (There::Nothing, Wire::Empty);
                 (w.handed_off, w.began) = (false, false);
             }
@@ -205,7 +207,8 @@ impl System {
 
     /// The same with the lock let go between the steps.
     fn begin(&self, w: &mut World, client: usize, command: Command) {
-        let event = if command == Command::Pause { Event::Pause } else { Event::Resume { force: false } };
+        let event =
+            if command == Command::Pause { Event::Pause } else { Event::Resume { force: false } };
         if let (Ok((next, act)), Some(client)) = (step(w.life, event), w.clients.get_mut(client)) {
             client.under_way = Some((next, act, false));
         }
@@ -435,7 +438,10 @@ impl Model for System {
             engine: Engine::Idle,
             wire: Wire::Empty,
             there: There::Nothing,
-            clients: vec![Client { left: self.commands, under_way: None }; usize::from(self.clients)],
+            clients: vec![
+                Client { left: self.commands, under_way: None };
+                usize::from(self.clients)
+            ],
             guest_ends: self.guest_ends,
             faults: self.faults,
             to_start: false,

@@ -1,6 +1,7 @@
 //! The product's balloon, brought into the state that a step begins with, and its state afterwards.
 //!
-//! Building a device for each of millions of steps would take most of the time, so each thread keeps one.
+//! Building a device for each of millions of steps would take most of the time, so each thread
+//! keeps one.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,7 +12,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Chain, Mask};
 use crate::product::devices::GuestMemory;
-use crate::product::devices::virtio::balloon::{Balloon, BalloonBackend, HintCall, HintRange, HintingProbe};
+use crate::product::devices::virtio::balloon::{
+    Balloon, BalloonBackend, HintCall, HintRange, HintingProbe,
+};
 use crate::product::devices::virtio::{Completion, VirtioDevice};
 
 const MEMORY: usize = 1 << 20;

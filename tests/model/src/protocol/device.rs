@@ -1,7 +1,8 @@
 //! The ring, the device behind its lock, and the hint sink on the device's thread.
 //!
-//! What a chain means, and which of its blocks reach the sink, is decided by the product's own `Balloon::handle`. The sink's
-//! checked-zero way is told here step by step, so that the others can come in between; `threads` runs the product's.
+//! What a chain means, and which of its blocks reach the sink, is decided by the product's own
+//! `Balloon::handle`. The sink's checked-zero way is told here step by step, so that the others can
+//! come in between; `threads` runs the product's.
 
 use super::bench::{self, Outcome};
 use super::engine::{Pc, Way};

@@ -1,5 +1,6 @@
-//! The engine of the source: round planner, sender, switchover, undoing. It follows `migration/src/source/rounds.rs` and
-//! `switchover.rs` step by step; what became of each page is kept by the product's own `Round`, and undoing is by its own guard.
+//! The engine of the source: round planner, sender, switchover, undoing. It follows
+//! `migration/src/source/rounds.rs` and `switchover.rs` step by step; what became of each page is
+//! kept by the product's own `Round`, and undoing is by its own guard.
 
 use super::device::{self, unlocked, word_of};
 use super::round::Bits;
@@ -110,7 +111,9 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             e.ballooned = state.device.ballooned(state.mem.ballooned);
             let all = !s.checked && s.hints;
             let holes = s.all() & !e.populated;
-            e.todo = (0..s.nr_words()).filter(|w| all || s.word(*w) & holes != 0).fold(0, |t, w| t | 1 << w);
+            e.todo = (0..s.nr_words())
+                .filter(|w| all || s.word(*w) & holes != 0)
+                .fold(0, |t, w| t | 1 << w);
             e.known = e.todo;
             if on(Mutant::PublishBeforeProtect) && s.hints {
                 e.known = 0;
@@ -140,7 +143,11 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             let e = &mut state.engine;
             let checked = s.checked && e.round.number == 1 && !on(Mutant::PublishBeforeProtect);
             let switched = e.sink.is_some();
-            let way = if checked && !switched { Way::Checked { early: e.guarded } } else { Way::Protected };
+            let way = if checked && !switched {
+                Way::Checked { early: e.guarded }
+            } else {
+                Way::Protected
+            };
             e.sink = Some(Sink::new(way));
             (e.sweeping, e.resting) = (false, false);
             let again = std::mem::take(&mut e.returning);
@@ -280,7 +287,8 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             Pc::HandOff
         }
         Pc::HandOff => {
-            // The destination's device is restored from the saved state; rings and interrupt come with it.
+            // The destination's device is restored from the saved state; rings and interrupt come
+            // with it.
             device::call(state, HintCall::Restore);
             let e = &mut state.engine;
             (e.vcpus_paused, e.devices_paused) = (false, false);

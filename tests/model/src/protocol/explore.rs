@@ -29,7 +29,9 @@ impl Model for System {
             Property::always("nothing is wrong", |_, state: &State| state.wrong.is_none()),
             // That the exploration gets there at all.
             Property::sometimes("it ends", |_, state: &State| super::engine::ended(state)),
-            Property::sometimes("a hint is honoured", |_, state: &State| state.engine.round.any_hinted()),
+            Property::sometimes("a hint is honoured", |_, state: &State| {
+                state.engine.round.any_hinted()
+            }),
         ]
     }
 }
@@ -89,7 +91,11 @@ pub struct Walked {
 }
 
 /// Walks at random, one seed after another, up to the first wrong state.
-pub fn walk(scenario: &'static Scenario, mutant: Option<Mutant>, seeds: std::ops::Range<u64>) -> Walked {
+pub fn walk(
+    scenario: &'static Scenario,
+    mutant: Option<Mutant>,
+    seeds: std::ops::Range<u64>,
+) -> Walked {
     let started = Instant::now();
     let mut out = Walked { walks: 0, steps: 0, moved: 0, time: Duration::ZERO, wrong: None };
     for seed in seeds {

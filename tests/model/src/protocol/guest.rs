@@ -1,8 +1,10 @@
-//! The guest, and a balloon driver that does what Linux's does (or, where the budget says so, worse).
+//! The guest, and a balloon driver that does what Linux's does (or, where the budget says so,
+//! worse).
 //!
-//! Linux reads the id in a work item after each config interrupt, at any time later. It announces an id that it has not hinted
-//! under, hints block after block as long as the id stays, then says STOP. DONE makes it give everything back, once it does not hint any more.
-//! Between all of this the guest takes hinted pages back when it is short of memory, whatever became of the hint.
+//! Linux reads the id in a work item after each config interrupt, at any time later. It announces
+//! an id that it has not hinted under, hints block after block as long as the id stays, then says
+//! STOP. DONE makes it give everything back, once it does not hint any more. Between all of this
+//! the guest takes hinted pages back when it is short of memory, whatever became of the hint.
 
 use super::{Action, Chain, Mask, Scenario, State, Wrong};
 use crate::mutant::{Mutant, on};
@@ -168,7 +170,8 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
             mem.free &= !page;
             mem.held &= !page;
             d.owed &= !page;
-            // In use although the host's set still has it: only where the driver need not tell first.
+            // In use although the host's set still has it: only where the driver need not tell
+            // first.
             if mem.ballooned & page != 0 {
                 mem.ballooned &= !page;
                 state.device.untold |= page;

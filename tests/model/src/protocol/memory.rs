@@ -1,7 +1,7 @@
 //! Guest memory on both sides, and the dirty log.
 //!
-//! Only this about a page's content matters: whether it is zero here, zero there, and whether both are the same. Every write is
-//! of something that was never there before.
+//! Only this about a page's content matters: whether it is zero here, zero there, and whether both
+//! are the same. Every write is of something that was never there before.
 
 use super::{Mask, Scenario};
 

@@ -9,14 +9,16 @@
 //! | dirty log and memory | `memory` | |
 //! | round planner, sender, switchover, undoing | `engine` | one call into the machine or one access to shared bitmaps a step |
 //!
-//! Guest, device and engine run in turn in every possible order. A step is as large as it may be without hiding an order
-//! that matters: everything that another machine could see half done is split. Pages are read and sent in one step, because frames
-//! arrive in order and a broken connection ends the migration.
+//! Guest, device and engine run in turn in every possible order. A step is as large as it may be
+//! without hiding an order that matters: everything that another machine could see half done is
+//! split. Pages are read and sent in one step, because frames arrive in order and a broken
+//! connection ends the migration.
 //!
 //! # What must hold ([`Wrong`])
-//! At the end every page not free at the pause is equal on both sides, every other is equal or was hinted (or ballooned) and
-//! is unwritten since; each round accounts for all pages; whoever waits goes on; and when everything has come to rest the guest holds
-//! none of the pages that it hinted. And what the device owes to the specification.
+//! At the end every page not free at the pause is equal on both sides, every other is equal or was
+//! hinted (or ballooned) and is unwritten since; each round accounts for all pages; whoever waits
+//! goes on; and when everything has come to rest the guest holds none of the pages that it hinted.
+//! And what the device owes to the specification.
 
 mod bench;
 mod device;
@@ -234,7 +236,10 @@ impl System {
 
     /// Checks of a state in which something has come to its end.
     fn at_rest(&self, state: &State) -> Option<Wrong> {
-        if device::has_work(state) && !device::can_work(self.scenario, state) && device::may_work(state) {
+        if device::has_work(state)
+            && !device::can_work(self.scenario, state)
+            && device::may_work(state)
+        {
             return Some(Wrong::HintWaits);
         }
         if engine::ended(state) {
@@ -244,8 +249,8 @@ impl System {
             if state.mem.log_on {
                 return Some(Wrong::LogStaysOn);
             }
-            let quiet =
-                guest::quiet(state) && (state.queue.is_empty() || !device::can_work(self.scenario, state));
+            let quiet = guest::quiet(state)
+                && (state.queue.is_empty() || !device::can_work(self.scenario, state));
             return (quiet && state.mem.held != 0).then_some(Wrong::Held(state.mem.held));
         }
         let mut steps = Vec::new();

@@ -116,7 +116,8 @@ pub struct Engine {
     pub round: RoundState,
     /// The sink of the present id.
     pub sink: Option<Sink>,
-    /// An id was published in this round, and no more pages are claimed once the epoch is closed than by the sweep.
+    /// An id was published in this round, and no more pages are claimed once the epoch is closed
+    /// than by the sweep.
     pub sweeping: bool,
     /// The driver was asked to rest.
     pub resting: bool,

@@ -1,7 +1,8 @@
 //! The product's `Round`, as a value.
 //!
-//! A word of the model has two or three pages, one of the product 64. Page *p* of the model is bit `p % per_word` of the product's word
-//! `p / per_word`; the product's other pages are never dirty, and count as clean.
+//! A word of the model has two or three pages, one of the product 64. Page *p* of the model is bit
+//! `p % per_word` of the product's word `p / per_word`; the product's other pages are never dirty,
+//! and count as clean.
 
 use super::{Mask, Scenario};
 use crate::product::engine::bitmap::Bitmap;
@@ -45,13 +46,20 @@ fn gather(s: &Scenario, map: &Bitmap) -> Mask {
 }
 
 fn bits(s: &Scenario, pages: Mask) -> Vec<(usize, u64)> {
-    let words = (0..s.nr_words()).map(|w| (w as usize, u64::from((pages & s.word(w)) >> (w * s.per_word))));
+    let words =
+        (0..s.nr_words()).map(|w| (w as usize, u64::from((pages & s.word(w)) >> (w * s.per_word))));
     words.filter(|(_, mask)| *mask != 0).collect()
 }
 
 impl RoundState {
     /// The product's round over a plan.
-    pub(super) fn plan(s: &Scenario, number: u32, to_send: Mask, hole: Mask, ballooned: Mask) -> Self {
+    pub(super) fn plan(
+        s: &Scenario,
+        number: u32,
+        to_send: Mask,
+        hole: Mask,
+        ballooned: Mask,
+    ) -> Self {
         let plan = Plan {
             to_send: spread(s, to_send),
             ballooned: u64::from(ballooned.count_ones()),

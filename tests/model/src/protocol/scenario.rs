@@ -85,8 +85,16 @@ impl Scenario {
     }
 }
 
-const NONE: Budget =
-    Budget { writes: 0, frees: 0, hints: 0, balloon: 0, shrinks: 0, replays: 0, tiny: 0, spells: 0 };
+const NONE: Budget = Budget {
+    writes: 0,
+    frees: 0,
+    hints: 0,
+    balloon: 0,
+    shrinks: 0,
+    replays: 0,
+    tiny: 0,
+    spells: 0,
+};
 
 const BASE: Scenario = Scenario {
     name: "",
@@ -278,14 +286,24 @@ const LARGE: Scenario = Scenario {
 };
 
 static WALKS: [Scenario; 4] = [
-    Scenario { name: "large-protected", text: "12 pages, everything may happen, protected way", ..LARGE },
+    Scenario {
+        name: "large-protected",
+        text: "12 pages, everything may happen, protected way",
+        ..LARGE
+    },
     Scenario {
         name: "large-checked",
         text: "the same, checked zero, guest that does not zero, no probe",
         checked: true,
         ..LARGE
     },
-    Scenario { name: "large-probe", text: "the same, probe and switch", checked: true, probe: true, ..LARGE },
+    Scenario {
+        name: "large-probe",
+        text: "the same, probe and switch",
+        checked: true,
+        probe: true,
+        ..LARGE
+    },
     Scenario {
         name: "large-zeroing",
         text: "the same, guest that zeroes",

@@ -1,5 +1,6 @@
-//! What the demo claims of its figures. Bytes and memory are the same on every machine and decide how the demo ends; times
-//! are only judged when nothing was in the way, and are not Wherry's failure even then.
+//! What the demo claims of its figures. Bytes and memory are the same on every machine and decide
+//! how the demo ends; times are only judged when nothing was in the way, and are not Wherry's
+//! failure even then.
 
 use super::{CASES, Figures, Results};
 
@@ -57,7 +58,9 @@ impl Claim {
                 100.0 * share,
                 100.0 * ENOUGH_CPU
             ),
-            (Verdict::NotJudged, _) => " (not judged: nobody knows what other programs took)".into(),
+            (Verdict::NotJudged, _) => {
+                " (not judged: nobody knows what other programs took)".into()
+            }
             (Verdict::Failed, Some(_)) => " (a time: not what the demo fails for)".into(),
             _ => String::new(),
         };
@@ -75,7 +78,10 @@ pub fn judge(results: &Results) -> Vec<Claim> {
             "hints on: at most 1.3 times the idle guest's bytes",
             10 * on.total_bytes <= 13 * idle.total_bytes,
         ),
-        Claim::exact("hints on: at most a quarter of hints off", 4 * on.total_bytes <= off.total_bytes),
+        Claim::exact(
+            "hints on: at most a quarter of hints off",
+            4 * on.total_bytes <= off.total_bytes,
+        ),
         Claim::exact(
             "init_on_alloc=0: at most 1.3 times idle",
             10 * on_plain.total_bytes <= 13 * idle.total_bytes,
@@ -90,7 +96,11 @@ pub fn judge(results: &Results) -> Vec<Claim> {
             &[on_plain, off_plain],
             on_plain.total_ms < off_plain.total_ms,
         ),
-        Claim::time("the hinted guests stood still no longer than downtime + 200 ms", &[on, on_plain], still),
+        Claim::time(
+            "the hinted guests stood still no longer than downtime + 200 ms",
+            &[on, on_plain],
+            still,
+        ),
     ]
 }
 
@@ -100,7 +110,10 @@ pub fn summary(claims: &[Claim]) -> String {
     let held = format!("{} of {} claims held", count(Verdict::Held), claims.len());
     let others = [(Verdict::Failed, "did not"), (Verdict::NotJudged, "not judged")];
     let others = others.map(|(verdict, word)| (count(verdict), word));
-    others.iter().filter(|(n, _)| *n > 0).fold(held, |text, (n, word)| format!("{text}, {n} {word}"))
+    others
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .fold(held, |text, (n, word)| format!("{text}, {n} {word}"))
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! How much of a CPU the demo could have had while it ran.
 //!
-//! Times say something about Wherry only if nothing else had the CPU. A loop that computes beside the demo would take the CPU
-//! that it asks about, so this asks the kernel: what the demo and its children computed, and what nobody used. Both together
-//! are less than a CPU when other programs, or other machines on the same host (steal), were in the way.
+//! Times say something about Wherry only if nothing else had the CPU. A loop that computes beside
+//! the demo would take the CPU that it asks about, so this asks the kernel: what the demo and its
+//! children computed, and what nobody used. Both together are less than a CPU when other programs,
+//! or other machines on the same host (steal), were in the way.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -69,9 +70,11 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// The part of one CPU, up to 1, that the demo had or could have had between these times. `None` if that is not known.
+    /// The part of one CPU, up to 1, that the demo had or could have had between these times.
+    /// `None` if that is not known.
     pub fn between(&self, began_unix_ms: u64, ended_unix_ms: u64) -> Option<f64> {
-        let (from, to) = (began_unix_ms.saturating_sub(CLOCKS), ended_unix_ms.saturating_add(CLOCKS));
+        let (from, to) =
+            (began_unix_ms.saturating_sub(CLOCKS), ended_unix_ms.saturating_add(CLOCKS));
         let first = self.samples.iter().rev().find(|sample| sample.unix_ms <= from)?;
         let last = self.samples.iter().find(|sample| sample.unix_ms >= to)?;
         let since = |of: fn(&Sample) -> u64| of(last).saturating_sub(of(first)) as f64;
@@ -83,7 +86,8 @@ impl Shares {
 
 /// Signals end the demo through a thread that the lab starts, and through no other.
 fn leave_signals_to_others() {
-    // SAFETY: the set is initialised by sigfillset before it is used; only this thread's mask changes.
+    // SAFETY: the set is initialised by sigfillset before it is used; only this thread's mask
+    // changes.
     unsafe {
         let mut all = std::mem::zeroed();
         libc::sigfillset(&mut all);
@@ -140,13 +144,18 @@ mod tests {
     #[test]
     fn what_others_took_is_missing() {
         // Two CPUs, 100 ticks a second each, ten seconds.
-        let at =
-            |second: u64, idle, own| Sample { unix_ms: 10_000 + 1000 * second, all: 200 * second, idle, own };
+        let at = |second: u64, idle, own| Sample {
+            unix_ms: 10_000 + 1000 * second,
+            all: 200 * second,
+            idle,
+            own,
+        };
         let share = |idle, own, began, ended| {
             let shares = Shares { samples: vec![at(0, 0, 0), at(10, idle, own)], cpus: 2 };
             shares.between(began, ended)
         };
-        // Alone, one CPU of two computing; then beside one other loop, and beside two that leave a half.
+        // Alone, one CPU of two computing; then beside one other loop, and beside two that leave a
+        // half.
         assert_eq!(share(1000, 1000, 12_000, 15_000), Some(1.0));
         assert_eq!(share(0, 1000, 12_000, 15_000), Some(1.0));
         assert_eq!(share(0, 500, 12_000, 15_000), Some(0.5));

@@ -1,8 +1,9 @@
 //! A KVM host in QEMU's software emulation.
 //!
-//! QEMU's TCG emulates AMD's SVM with nested paging, so a Linux in it has a working `/dev/kvm`. Debian's generic kernel
-//! boots there from its unpacked ELF with an initramfs of ours, whose init (`wherry-init`, module `lab`) takes this machine's
-//! files over 9p as its root, runs one command and reports over virtio-serial ports.
+//! QEMU's TCG emulates AMD's SVM with nested paging, so a Linux in it has a working `/dev/kvm`.
+//! Debian's generic kernel boots there from its unpacked ELF with an initramfs of ours, whose init
+//! (`wherry-init`, module `lab`) takes this machine's files over 9p as its root, runs one command
+//! and reports over virtio-serial ports.
 
 use std::ffi::OsString;
 use std::fs;
@@ -47,7 +48,8 @@ pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
     let console = dir.path().join("console");
     signals::handle();
     let start = Instant::now();
-    let mut qemu = Qemu(command(&vmlinux, &initrd, &console, dir.path(), job)?.spawn().map_err(not_started)?);
+    let mut qemu =
+        Qemu(command(&vmlinux, &initrd, &console, dir.path(), job)?.spawn().map_err(not_started)?);
     signals::guard(Some((qemu.0.id(), dir.path().to_owned())));
     let outcome = follow(&mut qemu, listeners, &console, job, start);
     signals::guard(None);
@@ -94,18 +96,21 @@ fn job_file(job: &Job) -> Result<LabConf> {
     env.extend(job.env.iter().cloned());
     let mut writable = Vec::new();
     for (index, folder) in job.writable.iter().enumerate() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let folder = folder.canonicalize().with_context(|| format!("cannot use {}", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let folder =
+            folder.canonicalize().with_context(|| format!("cannot use {}", folder.display()))?;
         writable.push((format!("rw{index}").into(), folder.into()));
     }
     let copies = job.copies.iter().map(|(from, to)| (from.into(), to.into())).collect();
     Ok(LabConf { argv: job.argv.clone(), env, cwd: job.cwd.clone().into(), writable, copies })
 }
 
-/// The lab's CPU. Without erms and fsrm the kernels in it copy and clear memory by 8 bytes and not by single ones, which software
-/// emulation executes one by one. Without xsave because the emulation does not pass XSETBV on to KVM, so that a
-/// nested guest would lose what it enabled with it. Without tsc-scale because the emulation announces it and does not do it: a
-/// guest whose TSC KVM means to scale has a clock that runs ahead of its timers.
+/// The lab's CPU. Without erms and fsrm the kernels in it copy and clear memory by 8 bytes and not
+/// by single ones, which software emulation executes one by one. Without xsave because the
+/// emulation does not pass XSETBV on to KVM, so that a nested guest would lose what it enabled with
+/// it. Without tsc-scale because the emulation announces it and does not do it: a guest whose TSC
+/// KVM means to scale has a clock that runs ahead of its timers.
 const CPU: &str = "max,+svm,+npt,-erms,-fsrm,-xsave,-tsc-scale";
 
 /// Memory of the lab in MiB: three quarters of what is available, within bounds.
@@ -114,9 +119,9 @@ fn memory() -> Result<u64> {
         return Ok(mib);
     }
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let kib: Option<u64> = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let kib: Option<u64> = info.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok()
+    });
     let mib = kib.context("/proc/meminfo has no MemAvailable")? / 1024 * 3 / 4;
     if mib < MIN_MIB {
         bail!(
@@ -131,9 +136,15 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job) -> Result<Command> {
-    // One: with more, each in a thread of QEMU's own, nested guests and now and then the lab's kernel itself lost memory
-    // (docs/testing.md).
+fn command(
+    vmlinux: &Path,
+    initrd: &Path,
+    console: &Path,
+    dir: &Path,
+    job: &Job,
+) -> Result<Command> {
+    // One: with more, each in a thread of QEMU's own, nested guests and now and then the lab's
+    // kernel itself lost memory (docs/testing.md).
     let cpus = env_number("WHERRY_LAB_CPUS")?.unwrap_or(1);
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
@@ -152,7 +163,12 @@ fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job)
     .arg("-initrd")
     .arg(initrd)
     .args(["-append", "console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 tsc=reliable"])
-    .args(["-chardev", &format!("file,id=console,path={}", escaped(console)), "-serial", "chardev:console"])
+    .args([
+        "-chardev",
+        &format!("file,id=console,path={}", escaped(console)),
+        "-serial",
+        "chardev:console",
+    ])
     .args(["-device", "virtio-serial-pci,max_ports=8"]);
     for (port, name) in PORTS.iter().enumerate() {
         let socket = escaped(&socket_path(dir, port));
@@ -160,7 +176,8 @@ fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job)
             .args(["-device", &format!("virtserialport,chardev=port{port},name={name}")]);
     }
     let folders = [("root".to_owned(), PathBuf::from("/"), ",readonly=on")].into_iter();
-    let writable = job.writable.iter().enumerate().map(|(i, folder)| (format!("rw{i}"), folder.clone(), ""));
+    let writable =
+        job.writable.iter().enumerate().map(|(i, folder)| (format!("rw{i}"), folder.clone(), ""));
     for (tag, path, mode) in folders.chain(writable) {
         let path = escaped(&path);
         qemu.args([
@@ -171,7 +188,8 @@ fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job)
     }
     let errors = fs::File::create(dir.join("qemu")).context("cannot create a file")?;
     qemu.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
-    // SAFETY: between fork and exec only prctl is called, which is safe there: it allocates nothing and takes no lock.
+    // SAFETY: between fork and exec only prctl is called, which is safe there: it allocates nothing
+    // and takes no lock.
     unsafe {
         qemu.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -182,7 +200,13 @@ fn command(vmlinux: &Path, initrd: &Path, console: &Path, dir: &Path, job: &Job)
 }
 
 /// Waits for the command's end.
-fn follow(qemu: &mut Qemu, listeners: Listeners, console: &Path, job: &Job, start: Instant) -> Result<u8> {
+fn follow(
+    qemu: &mut Qemu,
+    listeners: Listeners,
+    console: &Path,
+    job: &Job,
+    start: Instant,
+) -> Result<u8> {
     let mut kernel_log = KernelLog { path: console.to_owned(), position: 0 };
     let relay = listeners.accept(|| matches!(qemu.0.try_wait(), Ok(None)))?;
     let Some(mut relay) = relay else { return Err(died(console, "QEMU ended at once")) };
@@ -191,7 +215,9 @@ fn follow(qemu: &mut Qemu, listeners: Listeners, console: &Path, job: &Job, star
             kernel_log.show();
         }
         match relay.event() {
-            Event::Running => note(&format!("lab: up after {:.1} s", start.elapsed().as_secs_f64())),
+            Event::Running => {
+                note(&format!("lab: up after {:.1} s", start.elapsed().as_secs_f64()))
+            }
             Event::Exit(code, written) => {
                 relay.drain(written);
                 return Ok(code);
@@ -213,10 +239,13 @@ fn follow(qemu: &mut Qemu, listeners: Listeners, console: &Path, job: &Job, star
 /// An error with the last words of the lab's kernel and of QEMU.
 fn died(console: &Path, what: &str) -> anyhow::Error {
     let mut text = what.to_owned();
-    for (name, path) in [("QEMU", console.with_file_name("qemu")), ("its console", console.to_owned())] {
+    for (name, path) in
+        [("QEMU", console.with_file_name("qemu")), ("its console", console.to_owned())]
+    {
         let content = fs::read(path).unwrap_or_default();
         let content = String::from_utf8_lossy(&content);
-        let lines: Vec<&str> = content.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        let lines: Vec<&str> =
+            content.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
         if let Some(panic) = lines.iter().find(|line| line.contains("Kernel panic")) {
             text.push_str(&format!(": {panic}"));
         }

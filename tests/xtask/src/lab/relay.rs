@@ -44,7 +44,8 @@ impl Listeners {
     pub fn new(dir: &Path) -> Result<Self> {
         let bind = |port| {
             let path = socket_path(dir, port);
-            UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))
+            UnixListener::bind(&path)
+                .with_context(|| format!("cannot listen on {}", path.display()))
         };
         Ok(Self((0..PORTS.len()).map(bind).collect::<Result<_>>()?))
     }
@@ -88,7 +89,9 @@ impl Relay {
         let mut input = stream(Port::In)?;
         thread::spawn(move || {
             // The first byte only tells the lab that the port is connected.
-            if input.write_all(b"\n").is_ok() && io::copy(&mut io::stdin().lock(), &mut input).is_ok() {
+            if input.write_all(b"\n").is_ok()
+                && io::copy(&mut io::stdin().lock(), &mut input).is_ok()
+            {
                 let _ = input.shutdown(Shutdown::Write);
             }
         });
@@ -120,7 +123,8 @@ impl Relay {
     /// Waits until all that the command wrote has been passed on.
     pub fn drain(&self, expected: [u64; 2]) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        let done = || self.counts.iter().zip(expected).all(|(count, n)| count.load(Ordering::SeqCst) >= n);
+        let done =
+            || self.counts.iter().zip(expected).all(|(count, n)| count.load(Ordering::SeqCst) >= n);
         while !done() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(2));
         }
@@ -144,8 +148,9 @@ fn parse(line: &str) -> Event {
     }
 }
 
-/// Keeps the lab awake (`wherry-init/nudge.rs` says why); returns how many nudges were sent since the last answer.
-/// Counted and not timed, so that a caller that was itself stopped does not take the lab for frozen.
+/// Keeps the lab awake (`wherry-init/nudge.rs` says why); returns how many nudges were sent since
+/// the last answer. Counted and not timed, so that a caller that was itself stopped does not take
+/// the lab for frozen.
 fn nudge(mut port: UnixStream) -> Result<Arc<AtomicU32>> {
     port.set_write_timeout(Some(NUDGE_PERIOD))?;
     let unanswered = Arc::new(AtomicU32::new(0));
@@ -189,7 +194,10 @@ mod tests {
     fn control_lines() {
         assert_eq!(parse("running"), Event::Running);
         assert_eq!(parse("exit 3 10 0"), Event::Exit(3, [10, 0]));
-        assert_eq!(parse("failed mount the overlay: no"), Event::Failed("mount the overlay: no".into()));
+        assert_eq!(
+            parse("failed mount the overlay: no"),
+            Event::Failed("mount the overlay: no".into())
+        );
         assert!(matches!(parse("exit x"), Event::Failed(_)));
     }
 }

@@ -13,7 +13,8 @@ fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: the action is only asked for, into a place for one.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
@@ -29,17 +30,20 @@ fn set() -> libc::sigset_t {
     }
 }
 
-/// From now on, signals end `qemu`, remove `folder` and exit with 128 + signal. Call before starting other threads: they
-/// inherit the mask that leaves the signals to ours.
+/// From now on, signals end `qemu`, remove `folder` and exit with 128 + signal. Call before
+/// starting other threads: they inherit the mask that leaves the signals to ours.
 pub fn handle() {
     let set = set();
-    // SAFETY: the set is initialised; only this thread's mask changes (children get a clean mask from std).
+    // SAFETY: the set is initialised; only this thread's mask changes (children get a clean mask
+    // from std).
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
     std::thread::spawn(move || {
         let mut signal = 0;
         // SAFETY: the set is initialised and `signal` is a valid place for an int.
         if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
-            if let Some((qemu, folder)) = RUNNING.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some((qemu, folder)) =
+                RUNNING.lock().unwrap_or_else(PoisonError::into_inner).take()
+            {
                 // SAFETY: QEMU is our child and not waited for yet, so its id is still its own.
                 unsafe { libc::kill(qemu as libc::pid_t, libc::SIGKILL) };
                 let _ = std::fs::remove_dir_all(folder);

@@ -17,7 +17,8 @@ fn mistake(shown: &Shown) -> Option<String> {
             // But what it names is to be right, unless it stands for something, as FILE does.
             error.get(ContextKind::InvalidValue).is_none_or(|value| {
                 let value = value.to_string();
-                value.is_empty() || value.chars().any(|c| c.is_ascii_uppercase() || "{<".contains(c))
+                value.is_empty()
+                    || value.chars().any(|c| c.is_ascii_uppercase() || "{<".contains(c))
             })
         }
         _ => !shown.whole,
@@ -58,7 +59,8 @@ fn commands_in_error_texts_are_understood() {
     let mut all = Vec::new();
     for file in files.iter().filter(|file| !file.ends_with("tests/docs.rs")) {
         let text = std::fs::read_to_string(file).unwrap();
-        let code = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+        let code =
+            text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
         for (nr, line) in code {
             let place = format!("{}:{}", file.display(), nr + 1);
             let found = docs::in_sentence(&place, line, &["wherry"]);
@@ -88,9 +90,12 @@ fn mistakes_are_seen() {
     for text in ["`wherry fly`", "`wherry migrate --quickly`", "`wherry stop web --timeout 30`"] {
         assert_eq!(wrong(text), 1, "{text}");
     }
-    for text in
-        ["`wherry migrate --trace`", "`wherry migrate NAME URI`", "`wherry run`", "`wherry --version`"]
-    {
+    for text in [
+        "`wherry migrate --trace`",
+        "`wherry migrate NAME URI`",
+        "`wherry run`",
+        "`wherry --version`",
+    ] {
         assert_eq!(wrong(text), 0, "{text}");
     }
 }

@@ -10,8 +10,10 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
     let (exit, out, err) = bench.run(&format!("wherry migrate web tcp:b:9 --trace {path}"));
     assert_eq!(exit, Exit::Ok, "{out}{err}");
     let text = std::fs::read_to_string(&file).unwrap();
-    let lines =
-        [r#"{"t_us":10,"event":"phase","phase":"rounds"}"#, r#"{"t_us":11,"event":"end","report":{}}"#];
+    let lines = [
+        r#"{"t_us":10,"event":"phase","phase":"rounds"}"#,
+        r#"{"t_us":11,"event":"end","report":{}}"#,
+    ];
     assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     assert!(bench.vm.last.lock().unwrap().take().unwrap().trace);
 
@@ -29,7 +31,10 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
     for (port, word) in [(4, "has gaps: 7 events"), (5, "is incomplete")] {
         let (exit, _, err) = bench.run(&format!("wherry migrate web tcp:b:{port} --trace {path}"));
         assert_eq!(exit, Exit::FileIncomplete);
-        assert!(err.contains("the guest was migrated, but the trace in") && err.contains(word), "{err}");
+        assert!(
+            err.contains("the guest was migrated, but the trace in") && err.contains(word),
+            "{err}"
+        );
     }
     // A failed migration is the worse news.
     assert_eq!(bench.run("wherry migrate web tcp:b:1 --trace /dev/full").0, Exit::MigrationFailed);
@@ -38,7 +43,8 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
 #[test]
 fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
     let bench = Bench::new();
-    let (page, trace) = (bench._temp.path().join("a page.html"), bench._temp.path().join("a.trace"));
+    let (page, trace) =
+        (bench._temp.path().join("a page.html"), bench._temp.path().join("a.trace"));
     let (exit, out, err) = bench.run_words(&[
         "wherry",
         "migrate",
@@ -57,12 +63,14 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
         text.starts_with("<!DOCTYPE html>") && text.contains("Migration of a guest with 16 MiB"),
         "{text}"
     );
-    let again = "wherry migrate web tcp:b:6 --hints=auto --downtime-limit=300ms --max-rounds=7 --trace=";
+    let again =
+        "wherry migrate web tcp:b:6 --hints=auto --downtime-limit=300ms --max-rounds=7 --trace=";
     assert!(text.contains(again) && text.contains("a page.html&#39;"), "{text}");
 
     // The same of the trace, which does not know the names.
     let other = bench._temp.path().join("b.html");
-    let (exit, out, _) = bench.run(&format!("wherry report {} -o {}", trace.display(), other.display()));
+    let (exit, out, _) =
+        bench.run(&format!("wherry report {} -o {}", trace.display(), other.display()));
     assert!(exit == Exit::Ok && out.contains("wrote "), "{out}");
     let text = std::fs::read_to_string(&other).unwrap();
     let again = "wherry migrate NAME URI --hints on --downtime-limit 200000us --bandwidth 5000000B/s --compression lz4 --streams 3 --max-rounds 7 --trace FILE";
@@ -72,13 +80,20 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
     let (exit, out, err) = bench.run("wherry migrate web tcp:b:6 --report /dev/full");
     assert_eq!(exit, Exit::FileIncomplete);
     assert!(
-        out.contains("migrated: 93.5 MiB") && err.contains("cannot write the report /dev/full: No space"),
+        out.contains("migrated: 93.5 MiB")
+            && err.contains("cannot write the report /dev/full: No space"),
         "{out}{err}"
     );
     let (exit, value) = bench.json("wherry migrate web tcp:b:6 --report /dev/full");
-    assert_eq!((exit, &value["report_error"]["code"]), (Exit::FileIncomplete, &json!("trace_incomplete")));
+    assert_eq!(
+        (exit, &value["report_error"]["code"]),
+        (Exit::FileIncomplete, &json!("trace_incomplete"))
+    );
     let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --report /dev/null");
-    assert!(exit == Exit::FileIncomplete && err.contains("this is no trace of a migration"), "{err}");
+    assert!(
+        exit == Exit::FileIncomplete && err.contains("this is no trace of a migration"),
+        "{err}"
+    );
     let (exit, _, err) = bench.run("wherry migrate web tcp:b:1 --report /dev/full");
     assert!(exit == Exit::MigrationFailed && err.contains("cannot write the report"), "{err}");
 }
@@ -87,7 +102,11 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
 fn a_report_that_cannot_be_begun_stops_everything() {
     let bench = Bench::new();
     for (words, exit, text) in [
-        ("migrate web tcp:b:9 --report /no/such/folder/a", Exit::Failed, "cannot create the report file"),
+        (
+            "migrate web tcp:b:9 --report /no/such/folder/a",
+            Exit::Failed,
+            "cannot create the report file",
+        ),
         ("migrate web tcp:b:9 --report -", Exit::Usage, "name a file"),
         ("migrate web tcp:b:9 --report /dev/null --detach", Exit::Usage, "exclude each other"),
         ("report /no/such/trace -o /dev/null", Exit::Failed, "cannot read /no/such/trace"),
@@ -113,7 +132,8 @@ fn a_migration_that_does_not_begin_leaves_files_as_they_were() {
     }
     // Nobody listens at :7; the engine has not begun, so there is no trace.
     for (report, trace) in [("r.html", "t.trace"), ("new.html", "new.trace")] {
-        let line = format!("wherry migrate web tcp:b:7 --report {} --trace {}", at(report), at(trace));
+        let line =
+            format!("wherry migrate web tcp:b:7 --report {} --trace {}", at(report), at(trace));
         let (exit, _, err) = bench.run(&line);
         assert_eq!(exit, Exit::MigrationFailed);
         assert!(err.contains(&format!("did not begin; {} was not written", at(report))), "{err}");
@@ -155,7 +175,8 @@ fn a_trace_that_cannot_be_begun_stops_everything() {
     assert!(err.contains("standard output is for the report"), "{err}");
     let untouched = bench._temp.path().join("kept");
     std::fs::write(&untouched, "old").unwrap();
-    let (exit, ..) = bench.run(&format!("wherry migrate nobody tcp:b:9 --trace {}", untouched.display()));
+    let (exit, ..) =
+        bench.run(&format!("wherry migrate nobody tcp:b:9 --trace {}", untouched.display()));
     assert_eq!(exit, Exit::NoSuchVm);
     assert_eq!(std::fs::read_to_string(&untouched).unwrap(), "old");
     assert!(bench.vm.last.lock().unwrap().is_none());
@@ -182,14 +203,22 @@ fn replaying() {
     let path = file.display();
     let (exit, out, err) = bench.run(&format!("wherry replay {path} --bandwidth 656Mbit"));
     assert_eq!((exit, err.as_str()), (Exit::Ok, ""));
-    // Half the rate: twice the time to send, and as the dirty pages grow with it a round more would not help.
-    assert!(out.contains("1312 Mbit/s  656 Mbit/s") && out.contains("round one       156 MiB"), "{out}");
-    assert!(out.contains("replayed as recorded: round one +0.0 %, bytes +0.0 %, time +0.0 %"), "{out}");
+    // Half the rate: twice the time to send, and as the dirty pages grow with it a round more would
+    // not help.
+    assert!(
+        out.contains("1312 Mbit/s  656 Mbit/s") && out.contains("round one       156 MiB"),
+        "{out}"
+    );
+    assert!(
+        out.contains("replayed as recorded: round one +0.0 %, bytes +0.0 %, time +0.0 %"),
+        "{out}"
+    );
     let (_, value) = bench.json(&format!("wherry replay {path} --bandwidth 656Mbit"));
     let time = value["simulated"]["outcome"]["total_ms"].as_f64().unwrap();
     assert!((2100.0..2600.0).contains(&time), "{value}");
     assert_eq!(value["recorded"]["outcome"]["total_bytes"], 172_300_500);
-    let (_, value) = bench.json(&format!("wherry replay {path} --downtime-limit 20ms --max-rounds 2"));
+    let (_, value) =
+        bench.json(&format!("wherry replay {path} --downtime-limit 20ms --max-rounds 2"));
     let simulated = &value["simulated"];
     assert_eq!(
         (&simulated["outcome"]["rounds"], &simulated["outcome"]["converged"]),
@@ -206,7 +235,9 @@ fn replaying() {
     std::fs::write(&file, TRACE.replace("\"sent\":40000", "\"sent\":-1")).unwrap();
     let (exit, _, err) = bench.run(&format!("wherry replay {path}"));
     assert!(
-        exit == Exit::Failed && err.contains("line 5 is not an event") && err.contains("--trace FILE"),
+        exit == Exit::Failed
+            && err.contains("line 5 is not an event")
+            && err.contains("--trace FILE"),
         "{err}"
     );
 }

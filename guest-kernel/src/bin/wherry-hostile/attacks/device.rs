@@ -6,7 +6,8 @@ use crate::phys::*;
 use crate::virtio::*;
 
 impl Attacker {
-    /// Chains that loop, lead out of their table, nest, or lie about their length. Only on pages that are lied about.
+    /// Chains that loop, lead out of their table, nest, or lie about their length. Only on pages
+    /// that are lied about.
     pub(super) fn chains(&mut self) {
         let number = self.rng.pick(&[0, 1, 3, 3, 3, 4]);
         if self.rng.one_in(256) {
@@ -46,7 +47,10 @@ impl Attacker {
                 (0..300).for_each(|at| put(table, at, linked(at as u16 + 1)));
                 &[indirect(table, self.rng.pick(&[0, 1, 15, 17, 16 * 299, !15, u32::MAX]))]
             }
-            7 => &[indirect(self.rng.pick(&[RAM, RAM - 16, 0xD000_0000, u64::MAX - 15, 1 << 60]), 4096)],
+            7 => &[indirect(
+                self.rng.pick(&[RAM, RAM - 16, 0xD000_0000, u64::MAX - 15, 1 << 60]),
+                4096,
+            )],
             8 => &[Desc { flags: INDIRECT | NEXT | WRITE, next: slot, ..indirect(table, 32) }],
             9 => &[pages, readable(NO_PAGES, 4), pages, readable(NO_PAGES, 1024)],
             _ => {
@@ -74,7 +78,8 @@ impl Attacker {
             self.balloon.queue(number).jump(by);
         }
         self.balloon.queue(number).kick();
-        // Whether the device gives up is its affair; the driver starts again as it would on NEEDS_RESET.
+        // Whether the device gives up is its affair; the driver starts again as it would on
+        // NEEDS_RESET.
         let turns = self.rng.within(0..50_000);
         (0..turns).for_each(|_| core::hint::spin_loop());
         self.forget();
@@ -97,8 +102,8 @@ impl Attacker {
         write(reg::INTERRUPT_ACK, 3);
     }
 
-    /// Resets the device with hints under way, hints everything to a device that is not there, and comes up again, now and then in
-    /// steps and with other features.
+    /// Resets the device with hints under way, hints everything to a device that is not there, and
+    /// comes up again, now and then in steps and with other features.
     pub(super) fn reset(&mut self) {
         self.counts.resets += 1;
         self.balloon.reset();
@@ -122,7 +127,8 @@ impl Attacker {
         }
     }
 
-    /// Anything to any register, in any width. Queue addresses point out of RAM or to memory that nobody looks at.
+    /// Anything to any register, in any width. Queue addresses point out of RAM or to memory that
+    /// nobody looks at.
     pub(super) fn garbage(&mut self) {
         self.forget();
         let fill = self.rng.one_in(2);
@@ -169,7 +175,10 @@ impl Attacker {
         const FREE: u16 = 4;
         const AVAILABLE: u16 = 6;
         let list = self.balloon.buffer(&STATS_LISTS);
-        [FREE, AVAILABLE].into_iter().zip(0..).for_each(|(tag, nth)| statistic(list, nth, tag, RAM));
+        [FREE, AVAILABLE]
+            .into_iter()
+            .zip(0..)
+            .for_each(|(tag, nth)| statistic(list, nth, tag, RAM));
         self.balloon.offer(STATS, &[readable(list, 20)]);
     }
 
@@ -180,12 +189,17 @@ impl Attacker {
         for nth in 0..nr {
             let tag = self.rng.pick(&[0, 4, 4, 5, 6, 9, 10, 15, 16, 0x7FFF, 0xFFFF]);
             let random = self.rng.next();
-            let value = self.rng.pick(&[0, 1, PAGE, RAM - 1, RAM, 1 << 52, 1 << 63, u64::MAX, random]);
+            let value =
+                self.rng.pick(&[0, 1, PAGE, RAM - 1, RAM, 1 << 52, 1 << 63, u64::MAX, random]);
             statistic(list, nth, tag, value);
         }
         let len = nr as u32 * 10 + self.rng.pick(&[0, 0, 1, 9]);
-        let buffers =
-            [readable(list, len), page_block(list, len), readable(RAM - 5, 10), readable(list, u32::MAX)];
+        let buffers = [
+            readable(list, len),
+            page_block(list, len),
+            readable(RAM - 5, 10),
+            readable(list, u32::MAX),
+        ];
         let nr = self.rng.pick(&[1, 1, 1, 2, 4]);
         self.balloon.offer(STATS, &buffers[..nr]);
     }
@@ -195,7 +209,8 @@ impl Attacker {
         let register = self.rng.pick(&[reg::QUEUE_DESC, reg::QUEUE_DRIVER, reg::QUEUE_DEVICE]);
         let scratch = SCRATCH.start + self.rng.within(0..SCRATCH.end - SCRATCH.start - 0x2000);
         let outside = self.rng.next() | 1 << 40;
-        let addr = self.rng.pick(&[scratch & !15, scratch & !15, scratch, outside, RAM - 8, u64::MAX]);
+        let addr =
+            self.rng.pick(&[scratch & !15, scratch & !15, scratch, outside, RAM - 8, u64::MAX]);
         if addr == RAM - 8 && self.rng.one_in(2) {
             // A queue that ends past RAM, told in the unusual order.
             write(register + 4, 0);

@@ -29,12 +29,14 @@ impl Attacker {
         }
     }
 
-    /// Writes what lies in a range that is to be hinted: what is in use was written after the id was read.
+    /// Writes what lies in a range that is to be hinted: what is in use was written after the id
+    /// was read.
     fn rewrite(&mut self, start: u64, end: u64) {
         (start..end).step_by(PAGE as usize).for_each(|page| pages::write(page, pages::kind(page)));
     }
 
-    /// One hint from below the hole to above it, or with one end in it, or of parts of pages. The pages in it are in use.
+    /// One hint from below the hole to above it, or with one end in it, or of parts of pages. The
+    /// pages in it are in use.
     fn hint_across(&mut self, open: bool) {
         let (below, above) = (PAGE * self.rng.within(0..32), PAGE * self.rng.within(0..32));
         if open {
@@ -67,7 +69,8 @@ impl Attacker {
         self.recover_unless(told);
     }
 
-    /// Inflates and deflates pages at the ends that are lied about, pages of the hole, and pages past the end of RAM.
+    /// Inflates and deflates pages at the ends that are lied about, pages of the hole, and pages
+    /// past the end of RAM.
     fn inflate_around(&mut self) {
         let inflate = self.rng.one_in(2);
         let list = self.balloon.buffer(if inflate { &INFLATE_LISTS } else { &DEFLATE_LISTS });
@@ -95,7 +98,8 @@ impl Attacker {
         self.recover_unless(told);
     }
 
-    /// Reports with the hole in them, and no whole page of RAM but those at its edges that are lied about.
+    /// Reports with the hole in them, and no whole page of RAM but those at its edges that are lied
+    /// about.
     fn report_around(&mut self) {
         let whole = |page: u64| if pages::kind(page) == Kind::Lie { PAGE } else { 0 };
         let start = HOLE - whole(HOLE - PAGE) - self.rng.within(0..PAGE);

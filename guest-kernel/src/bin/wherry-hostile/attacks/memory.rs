@@ -8,8 +8,8 @@ use crate::second;
 use crate::virtio::{SIZE, page_block, readable};
 
 impl Attacker {
-    /// A block of the pool, or a run of pages in one; or a block whose turn comes once in a migration, while an id is open. Never
-    /// one that the second vCPU is writing.
+    /// A block of the pool, or a run of pages in one; or a block whose turn comes once in a
+    /// migration, while an id is open. Never one that the second vCPU is writing.
     fn run_of_pool(&mut self, open: bool) -> (u64, u64) {
         loop {
             let (start, len) = self.any_run_of_pool(open);
@@ -39,7 +39,9 @@ impl Attacker {
     }
 
     fn use_again(&mut self, start: u64, len: u64) {
-        (start..start + len).step_by(PAGE as usize).for_each(|page| pages::write(page, Kind::Honest));
+        (start..start + len)
+            .step_by(PAGE as usize)
+            .for_each(|page| pages::write(page, Kind::Honest));
     }
 
     /// What Linux does: frees memory, hints it if it was asked to, and takes memory into use.
@@ -54,8 +56,8 @@ impl Attacker {
         }
     }
 
-    /// Frees memory, hints it, and writes it at once, in every order that the queue allows. The id was read before all
-    /// of this, so the host has to notice the writes.
+    /// Frees memory, hints it, and writes it at once, in every order that the queue allows. The id
+    /// was read before all of this, so the host has to notice the writes.
     pub(super) fn take_back(&mut self, open: bool) {
         let (start, len) = self.run_of_pool(open);
         if !open {
@@ -143,7 +145,8 @@ impl Attacker {
         }
     }
 
-    /// On the second vCPU if it has time, else here. Nothing is expected of the pages until they are written.
+    /// On the second vCPU if it has time, else here. Nothing is expected of the pages until they
+    /// are written.
     fn use_on_second(&mut self, start: u64, len: u64) {
         self.free(start, len);
         if !second::hand_over(start, len) {
@@ -151,8 +154,8 @@ impl Attacker {
         }
     }
 
-    /// As a kernel does that clears what it allocates: clears, hints, and writes a moment later. The host has to look
-    /// at the memory after it has protected it.
+    /// As a kernel does that clears what it allocates: clears, hints, and writes a moment later.
+    /// The host has to look at the memory after it has protected it.
     pub(super) fn take_zeroed(&mut self, open: bool) {
         let (start, len) = self.run_of_pool(open);
         if open {
@@ -163,7 +166,8 @@ impl Attacker {
                 let turns = self.rng.pick(&[0, 100, 1000, 5000]) + self.rng.within(0..1000);
                 (0..turns).for_each(|_| core::hint::spin_loop());
             } else {
-                // Mostly the host gets to see zeros: else it finds that this guest does not zero, and stops looking.
+                // Mostly the host gets to see zeros: else it finds that this guest does not zero,
+                // and stops looking.
                 told = told && self.balloon.wait(HINT, SIZE);
             }
             if !self.recover_unless(told) {
@@ -173,8 +177,8 @@ impl Attacker {
         self.use_again(start, len);
     }
 
-    /// Zeroes what it hints until the host relies on it, then no more. The host has to begin anew, in the middle of the
-    /// round, and forget no write that was made until then.
+    /// Zeroes what it hints until the host relies on it, then no more. The host has to begin anew,
+    /// in the middle of the round, and forget no write that was made until then.
     pub(super) fn fickle(&mut self, open: bool) {
         if self.balloon.hints - self.hints_at_done < 150 {
             self.take_zeroed(open);
@@ -187,11 +191,14 @@ impl Attacker {
     pub(super) fn lie(&mut self) -> (u64, u64) {
         if self.rng.one_in(2) {
             return (
-                MIXED.start + PAGE + 2 * PAGE * self.rng.within(0..(MIXED.end - MIXED.start) / PAGE / 2),
+                MIXED.start
+                    + PAGE
+                    + 2 * PAGE * self.rng.within(0..(MIXED.end - MIXED.start) / PAGE / 2),
                 PAGE,
             );
         }
-        // The very last page stays unused: attacks on the transport have it for queues that end past RAM.
+        // The very last page stays unused: attacks on the transport have it for queues that end
+        // past RAM.
         let start = LIES.start + PAGE * self.rng.within(0..(LIES.end - LIES.start) / PAGE - 1);
         (start, (PAGE << self.rng.within(0..9)).min(LIES.end - start))
     }
@@ -212,7 +219,8 @@ impl Attacker {
         }
     }
 
-    /// Hints the rings, the page tables, the program and its stack, each page of which was written after the id was read.
+    /// Hints the rings, the page tables, the program and its stack, each page of which was written
+    /// after the id was read.
     pub(super) fn hint_tables(&mut self, open: bool) {
         if !open {
             return;
@@ -228,7 +236,8 @@ impl Attacker {
         self.recover_unless(told);
     }
 
-    /// Reports and inflates pages that are in use, twice, out of RAM, in the wrong direction; deflates what it never inflated.
+    /// Reports and inflates pages that are in use, twice, out of RAM, in the wrong direction;
+    /// deflates what it never inflated.
     pub(super) fn discards(&mut self) {
         let (start, len) = self.lie();
         let told = if self.rng.one_in(3) {

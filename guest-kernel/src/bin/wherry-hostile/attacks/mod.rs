@@ -1,9 +1,11 @@
 //! What the guest does to the host, step by step.
 //!
 //! Two rules keep the guest's honest pages honest, so that losing one is the host's fault alone:
-//! - A page in use is hinted only under an id that the guest had read before it last wrote the page.
-//! - Everything is hinted (all RAM, the program and the rings included) only when no id is open: after the guest's
-//!   own STOP, after a reset, under ids that are not the device's. None of that may count.
+//! - A page in use is hinted only under an id that the guest had read before it last wrote the
+//!   page.
+//! - Everything is hinted (all RAM, the program and the rings included) only when no id is open:
+//!   after the guest's own STOP, after a reset, under ids that are not the device's. None of that
+//!   may count.
 
 mod device;
 mod edges;
@@ -72,8 +74,8 @@ const SCENARIOS: [(&str, &[Attack], u64); 20] = [
     (
         "storm",
         &[
-            TakeBack, TakeZeroed, Fickle, InUse, Tables, Discards, AfterStop, Ids, Shapes, Chains, Config,
-            Reset, Garbage,
+            TakeBack, TakeZeroed, Fickle, InUse, Tables, Discards, AfterStop, Ids, Shapes, Chains,
+            Config, Reset, Garbage,
         ],
         2,
     ),
@@ -86,7 +88,8 @@ impl Scenario {
         Some(Self { attacks, every })
     }
 
-    /// Whether the guest needs a second vCPU, `--cpus 2`, and if so whether that one may reset the device.
+    /// Whether the guest needs a second vCPU, `--cpus 2`, and if so whether that one may reset the
+    /// device.
     pub fn wants_second(&self) -> Option<bool> {
         self.attacks.iter().find_map(|attack| match attack {
             Pair => Some(false),
@@ -124,7 +127,8 @@ pub struct Attacker {
     pub counts: Counts,
     scenario: Scenario,
     rng: Rng,
-    /// Whether it clears what it hands to the second vCPU: by seed, since the host treats the two kinds of guests differently.
+    /// Whether it clears what it hands to the second vCPU: by seed, since the host treats the two
+    /// kinds of guests differently.
     zeroes: bool,
     /// Resets by the second vCPU that were noticed.
     resets_seen: u64,
@@ -140,14 +144,18 @@ pub struct Attacker {
     hints_at_done: u64,
 }
 
-/// Bytes of the blocks in which the pool is freed and taken back: what the host can honour at a time when it looks for zeros.
+/// Bytes of the blocks in which the pool is freed and taken back: what the host can honour at a
+/// time when it looks for zeros.
 const BLOCK: u64 = 256 << 10;
 
 impl Attacker {
     /// A guest that has written its pages and brought up the balloon.
     pub fn new(scenario: Scenario, seed: u64) -> Self {
         for page in MIXED.pages() {
-            pages::write(page, if (page / PAGE).is_multiple_of(2) { Kind::Honest } else { Kind::Lie });
+            pages::write(
+                page,
+                if (page / PAGE).is_multiple_of(2) { Kind::Honest } else { Kind::Lie },
+            );
         }
         ONCE.pages().for_each(|page| pages::write(page, Kind::Honest));
         POOL.pages()
@@ -208,7 +216,8 @@ impl Attacker {
         self.tend();
     }
 
-    /// The next attack. In a storm those that end hinting for a while are rare, or nothing else would get anywhere.
+    /// The next attack. In a storm those that end hinting for a while are rare, or nothing else
+    /// would get anywhere.
     fn choose(&mut self) -> Attack {
         let attack = self.rng.pick(self.scenario.attacks);
         let ends_hinting = matches!(attack, AfterStop | Ids | Reset | Garbage);
@@ -247,7 +256,8 @@ impl Attacker {
         self.recover_unless(told) && self.announced.is_some()
     }
 
-    /// STOP: from now on, for the device too, nothing counts that is hinted before the next [`sync`](Self::sync).
+    /// STOP: from now on, for the device too, nothing counts that is hinted before the next
+    /// [`sync`](Self::sync).
     fn stop(&mut self) {
         self.stopped = self.announced.take().or(self.stopped);
         let told = self.balloon.command(STOP);

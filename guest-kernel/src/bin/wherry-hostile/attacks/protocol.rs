@@ -25,7 +25,8 @@ impl Attacker {
         self.recover_unless(told);
     }
 
-    /// Hints everything after the guest itself sent STOP, which is after DONE, too, and before any id.
+    /// Hints everything after the guest itself sent STOP, which is after DONE, too, and before any
+    /// id.
     pub(super) fn hint_after_stop(&mut self) {
         self.stop();
         for _ in 0..self.rng.within(1..4) {
@@ -33,7 +34,8 @@ impl Attacker {
         }
     }
 
-    /// Announces ids that are old, replayed, or were never given out, and hints everything under each.
+    /// Announces ids that are old, replayed, or were never given out, and hints everything under
+    /// each.
     pub(super) fn wrong_ids(&mut self) {
         let replay = self.rng.one_in(2).then_some(self.announced).flatten();
         if let Some(id) = replay {
