@@ -9,10 +9,10 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::round::{Plan, Round};
-use wherry_migration::traits::PAGE_SIZE;
+use wherry_migration::units::{PAGE_SIZE, is_zero};
 use wherry_migration::wire::checksum;
 use wherry_migration::wire::pages::{
-    MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, pack_lz4, packed_room, parse, parse_lz4,
+    MAX_CONTENT, MAX_RUNS, Run, encode_runs, pack_lz4, packed_room, parse, parse_lz4,
 };
 
 /// Pages of 1 GiB.

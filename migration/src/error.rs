@@ -11,7 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::transport::TransportError;
-use crate::verify::WrongPages;
+use crate::verify::verdict::WrongPages;
 use crate::wire::WireError;
 
 /// Where a migration was when it failed (or is, in a progress snapshot).
@@ -216,6 +216,18 @@ impl From<WireError> for Error {
             other => Error::Wire(other),
         }
     }
+}
+
+/// An error and its sources in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
 }
 
 /// What a peer wrote, with nothing in it that a terminal acts on: neither control characters nor

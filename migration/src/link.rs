@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::config::FrameLimit;
 use crate::control::CancelToken;
 use crate::error::{Error, printable};
 use crate::transport::{Throttle, WriteHalf};
@@ -65,27 +66,6 @@ impl PauseLimit {
     }
 }
 
-/// How long a frame may take from its first byte to its last, however its bytes trickle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameLimit {
-    /// Any frame.
-    pub time: Duration,
-    /// And its payload, at this many bytes per second.
-    pub rate: u64,
-}
-
-impl Default for FrameLimit {
-    fn default() -> Self {
-        Self { time: Duration::from_secs(30), rate: 4096 }
-    }
-}
-
-impl FrameLimit {
-    fn of(&self, len: u32) -> Duration {
-        self.time + Duration::from_secs_f64(f64::from(len) / self.rate.max(1) as f64)
-    }
-}
-
 impl Interrupt {
     /// `Err` if there is a reason. A stop without a cancel is [`Error::Closed`]; who set it knows
     /// the true cause.
@@ -99,6 +79,9 @@ impl Interrupt {
         self.limit.check()
     }
 }
+
+/// A connection on which nothing was sent for this long gets an Idle.
+pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 fn is_tick(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)

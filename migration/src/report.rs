@@ -18,12 +18,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Compression, HintMode};
 use crate::error::Phase;
-use crate::hints::HintMode;
-use crate::source::Compression;
 use crate::trace::Recorder;
-use crate::traits::PAGE_SIZE;
-use crate::verify::VerifyReport;
+use crate::units::PAGE_SIZE;
+use crate::verify::verdict::VerifyReport;
 
 /// One round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

@@ -17,11 +17,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::error::Error;
 use crate::report::RoundReport;
+use crate::units::{PAGE_SIZE, millis};
 
 const CLOSED: u64 = 1 << 63;
 
@@ -207,7 +208,7 @@ impl Round {
         self.first_hint_us.fetch_min(us, Relaxed);
         self.last_hint_us.fetch_max(us, Relaxed);
         self.hints.fetch_add(1, Relaxed);
-        let bytes = pages * crate::traits::PAGE_SIZE as u64;
+        let bytes = pages * PAGE_SIZE as u64;
         self.hint_bytes.fetch_add(bytes, Relaxed);
     }
 
@@ -218,7 +219,7 @@ impl Round {
 
     /// Hints so far, and the pages that they named.
     pub fn hints(&self) -> (u64, u64) {
-        let pages = self.hint_bytes.load(Relaxed) / crate::traits::PAGE_SIZE as u64;
+        let pages = self.hint_bytes.load(Relaxed) / PAGE_SIZE as u64;
         (self.hints.load(Relaxed), pages)
     }
 
@@ -318,21 +319,12 @@ impl Round {
     }
 }
 
-/// Whole milliseconds.
-pub(crate) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Whole microseconds.
-pub(crate) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
 
     fn plan(nr_pages: u64) -> Plan {
         Plan { to_send: Bitmap::full(nr_pages), ballooned: 0, hole: 0 }

@@ -11,10 +11,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::bitmap::Bitmap;
-
-/// Size of a page in bytes. x86-64 base pages; the unit of the dirty log, of hints and of the wire
-/// format.
-pub const PAGE_SIZE: usize = 4096;
+pub use crate::units::PAGE_SIZE;
 
 /// Guest memory, as source or destination. Access may race with running vCPUs; only whole pages are
 /// moved.

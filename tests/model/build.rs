@@ -16,7 +16,8 @@ mod patches;
 use patches::{PATCHES, PROBES, Patch};
 
 /// Files of the engine that run under loom.
-const INTERLEAVED: [&str; 4] = ["bitmap.rs", "round.rs", "hints.rs", "traits.rs"];
+const INTERLEAVED: [&str; 5] =
+    ["bitmap.rs", "round.rs", "hinting/sink.rs", "traits.rs", "units.rs"];
 
 fn main() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("../..");
@@ -43,9 +44,14 @@ fn main() {
     let mut wiring = String::new();
     for file in INTERLEAVED {
         let text = loomed(&read(&root, &format!("migration/src/{file}"), "interleaved"));
-        fs::write(to.join(file), text).unwrap();
-        let module = file.trim_end_matches(".rs");
-        writeln!(wiring, "#[path = {:?}] pub mod {module};", to.join(file)).unwrap();
+        let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
+        let path = to.join(name);
+        fs::write(&path, text).unwrap();
+        let module = format!("#[path = {path:?}] pub mod {};", name.trim_end_matches(".rs"));
+        match folder {
+            "" => writeln!(wiring, "{module}").unwrap(),
+            _ => writeln!(wiring, "pub mod {folder} {{ {module} }}").unwrap(),
+        }
     }
     fs::write(out.join("interleaved.rs"), wiring).unwrap();
     println!("cargo::rerun-if-changed=patches.rs");

@@ -15,7 +15,7 @@ pub struct Patch {
 const HINTING: &str = "devices/src/virtio/balloon/hinting.rs";
 const BALLOON: &str = "devices/src/virtio/balloon/mod.rs";
 const ROUND: &str = "migration/src/round.rs";
-const HINTS: &str = "migration/src/hints.rs";
+const HINTS: &str = "migration/src/hinting/sink.rs";
 const BITMAP: &str = "migration/src/bitmap.rs";
 
 pub const PATCHES: &[Patch] = &[

@@ -1,7 +1,8 @@
 //! From a checked frame to guest RAM.
 
 use crate::error::Error;
-use crate::traits::{GuestRam, PAGE_SIZE};
+use crate::traits::GuestRam;
+use crate::units::PAGE_SIZE;
 use crate::wire::pages::{Run, parse, parse_lz4};
 use crate::wire::{Kind, WireError};
 

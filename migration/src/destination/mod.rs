@@ -23,14 +23,14 @@ mod streams;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::DestinationConfig;
 use crate::control::CancelToken;
-use crate::error::{Error, Failure, Ownership, Phase};
-use crate::link::{FrameLimit, FrameReader, FrameWriter, Interrupt};
+use crate::error::{Error, Failure, Ownership, Phase, describe};
+use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::report::{HintFigures, Progress, Snapshot};
-use crate::source::describe;
 use crate::traits::{DestinationVm, GuestRam};
 use crate::transport::{Listener, More, TICK, Transport, TransportError, WriteHalf};
-use crate::verify::{Digester, chunk_at};
+use crate::verify::digester::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::{
     self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES,
@@ -39,39 +39,6 @@ use crate::wire::{
 use door::{Door, Heard};
 use memory::Memory;
 use streams::{Shared, Streams};
-
-/// How to receive.
-#[derive(Clone, Debug)]
-pub struct DestinationConfig {
-    /// Give a source up that sends nothing for this long. The source shows signs of life every
-    /// second.
-    pub stall_timeout: Duration,
-    /// Time that somebody who connects has to say in one whole frame who it is.
-    pub hello_timeout: Duration,
-    /// Time for all further connections of the source, which it opens before it announces them.
-    pub streams_timeout: Duration,
-    /// How long any other frame may take, once begun.
-    pub frame_limit: FrameLimit,
-    /// Most pages of guest RAM to accept, looked at before anything is allocated for them.
-    pub max_pages: u64,
-    /// A deliberate mistake, for the tests that show that they notice.
-    #[cfg(test)]
-    pub(crate) mutation: Option<crate::tests::Mutation>,
-}
-
-impl Default for DestinationConfig {
-    fn default() -> Self {
-        Self {
-            stall_timeout: Duration::from_secs(30),
-            hello_timeout: Duration::from_secs(5),
-            streams_timeout: Duration::from_secs(10),
-            frame_limit: FrameLimit::default(),
-            max_pages: MAX_PAGES,
-            #[cfg(test)]
-            mutation: None,
-        }
-    }
-}
 
 /// A guest that arrived and runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,13 +19,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::config::DestinationConfig;
 use crate::error::Error;
 use crate::link::{FrameReader, Interrupt};
 use crate::traits::GuestRam;
 use crate::transport::{More, TICK, Transport, TransportError, WriteHalf};
 use crate::wire::{self, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
-use super::DestinationConfig;
 use super::door::{Door, Heard};
 use super::memory::Memory;
 

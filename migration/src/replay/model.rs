@@ -1,7 +1,7 @@
 //! What a trace tells about its guest and its link.
 
 use crate::trace::Start;
-use crate::traits::PAGE_SIZE;
+use crate::units::PAGE_SIZE;
 
 use super::growth::{Exposure, Growth, Seen, least_squares};
 use super::read::{Round, Slice, Trace};

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::hint_policy::{Action, Asking, Driver, Seen};
-use crate::source::SourceConfig;
+use crate::config::SourceConfig;
+use crate::hinting::policy::{Action, Asking, Driver, Seen};
 use crate::trace::FATES;
-use crate::traits::PAGE_SIZE;
 use crate::transport::Throttle;
+use crate::units::PAGE_SIZE;
 
 use super::growth::Exposure;
 use super::model::{Dirty, Link, Replay, bytes, last, seconds};

@@ -17,12 +17,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::hint_policy::{Action, Asking, Driver, Seen};
-use crate::hints::{HintMode, Sink};
+use crate::config::{HintMode, SourceConfig};
+use crate::hinting::policy::{Action, Asking, Driver, Seen};
+use crate::hinting::sink::Sink;
 use crate::round::Round;
-use crate::traits::{HintSource, PAGE_SIZE};
+use crate::traits::HintSource;
+use crate::units::PAGE_SIZE;
 
-use super::SourceConfig;
 use super::session::Session;
 
 /// How long the driver may take to read a new id before the engine stops waiting for its first

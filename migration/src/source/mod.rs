@@ -32,149 +32,32 @@
 //! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one
 //! blocks in reading the destination's answers, so that an Abort interrupts sending within a
 //! [`TICK`](crate::transport::TICK). Hints come on the device's thread. With several connections
-//! for memory each has a thread that packs and writes (module `streams`). Nothing spins.
+//! for memory each has a thread that packs and writes (module `lanes`). Nothing spins.
 
 mod epoch;
 mod guard;
+mod lanes;
+mod meter;
 mod record;
 mod rounds;
 mod sender;
 mod session;
-mod streams;
 mod switchover;
 mod verify;
-mod witness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use crate::config::{OnTimeout, SourceConfig};
 use crate::control::CancelToken;
-use crate::error::{Error, Failure, Ownership, Phase};
-use crate::hints::{HintMode, HintPolicy};
-use crate::link::FrameLimit;
+use crate::error::{Error, Failure, Ownership, Phase, describe};
 use crate::report::{Progress, Report};
-use crate::round::millis;
-use crate::traits::{PAGE_SIZE, SourceVm};
+use crate::traits::SourceVm;
 use crate::transport::Transport;
+use crate::units::{PAGE_SIZE, millis};
 use guard::Guard;
 use record::Record;
 use session::Session;
-
-/// What to do when the guest does not converge.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum OnTimeout {
-    /// Give up; the guest goes on at the source.
-    #[default]
-    Fail,
-    /// Switch over however long the downtime will be.
-    Force,
-}
-
-/// Whether content is compressed on its way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compression {
-    /// No.
-    #[default]
-    None,
-    /// As LZ4 blocks, where that saves anything: for links that are slower than the CPU compresses.
-    Lz4,
-}
-
-impl Compression {
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_none(&self) -> bool {
-        *self == Self::None
-    }
-
-    /// As options and traces have it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Lz4 => "lz4",
-        }
-    }
-}
-
-/// How to migrate.
-#[derive(Clone, Debug)]
-pub struct SourceConfig {
-    /// Whether to ask the guest for hints.
-    pub hints: HintPolicy,
-    /// How to honour them in round one.
-    pub hint_mode: HintMode,
-    /// Bytes per second on the wire at most, the last round included; `None` for no cap.
-    pub bandwidth: Option<u64>,
-    /// Whether to compress. The destination must be able to unpack it, or refuses.
-    pub compression: Compression,
-    /// Connections that carry memory, 1 to [`MAX_STREAMS`](crate::wire::MAX_STREAMS). With 1 the
-    /// first connection carries it; with more, so many further ones do.
-    pub streams: u32,
-    /// Switch over when the predicted downtime is at most this.
-    pub downtime_limit: Duration,
-    /// Rounds with the guest running, at most. At least 1.
-    pub max_rounds: u32,
-    /// Time for these rounds; `None` for no limit. Looked at between rounds.
-    pub total_timeout: Option<Duration>,
-    /// What then.
-    pub on_timeout: OnTimeout,
-    /// Give a peer up that neither takes nor sends anything for this long.
-    pub stall_timeout: Duration,
-    /// How long a frame may take, once begun.
-    pub frame_limit: FrameLimit,
-    /// Longest time from pausing the guest to the hand-off, however its bytes trickle; then it goes
-    /// on here. `None`: ten times the predicted downtime, 10 s at least, and with `verify` the
-    /// time that reading its RAM at 100 MB/s takes.
-    pub pause_limit: Option<Duration>,
-    /// Longest wait for the first hint.
-    pub first_hint_wait: Duration,
-    /// Length of a pacing slice.
-    pub slice: Duration,
-    /// Longest time for which the guest is kept hinting under one id; Linux's driver does not yield
-    /// while it hints.
-    pub hint_time: Duration,
-    /// Time that it gets for itself before the next id.
-    pub hint_rest: Duration,
-    /// Compare all memory before the hand-off, and give up if any of it is wrong: see
-    /// [`crate::verify`].
-    pub verify: bool,
-    /// What pausing, state and hand-off add to the downtime, for the prediction.
-    pub switchover_estimate: Duration,
-    /// A deliberate mistake, for the tests that show that they notice.
-    #[cfg(test)]
-    pub(crate) mutation: Option<crate::tests::Mutation>,
-}
-
-impl Default for SourceConfig {
-    fn default() -> Self {
-        Self {
-            hints: HintPolicy::Auto,
-            hint_mode: HintMode::Auto,
-            bandwidth: None,
-            compression: Compression::None,
-            streams: 1,
-            downtime_limit: Duration::from_millis(300),
-            max_rounds: 30,
-            total_timeout: None,
-            on_timeout: OnTimeout::Fail,
-            stall_timeout: Duration::from_secs(30),
-            frame_limit: FrameLimit::default(),
-            pause_limit: None,
-            first_hint_wait: Duration::from_millis(250),
-            slice: Duration::from_millis(20),
-            hint_time: Duration::from_millis(40),
-            hint_rest: Duration::from_millis(10),
-            verify: false,
-            switchover_estimate: Duration::from_millis(10),
-            #[cfg(test)]
-            mutation: None,
-        }
-    }
-}
 
 /// Moves the guest to the destination at the other end of `transport`. Blocks until that is done or
 /// has failed.
@@ -293,16 +176,4 @@ fn pause_limit(cfg: &SourceConfig, predicted: Duration, nr_pages: u64) -> Durati
         let verifying = Duration::from_secs_f64(bytes / VERIFIED_PER_SECOND);
         if cfg.verify { limit.saturating_add(verifying) } else { limit }
     })
-}
-
-/// An error and its sources in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

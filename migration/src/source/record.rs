@@ -12,15 +12,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
-use crate::error::{Error, Phase};
-use crate::hints::{HintMode, HintPolicy};
+use crate::config::{HintMode, HintPolicy, OnTimeout, SourceConfig};
+use crate::error::{Error, Phase, describe};
 use crate::report::Report;
-use crate::round::{Plan, Round, micros};
+use crate::round::{Plan, Round};
 use crate::trace::{Event, FATES, MAX_CELLS, Recorder, Start, VERSION, What};
 use crate::traits::{DirtyLog, HintSink, HintSource, SourceVm};
+use crate::units::micros;
 
 use super::session::Session;
-use super::{OnTimeout, SourceConfig, describe};
 
 /// Time between two slices, and between flushes of hints.
 const SLICE: Duration = Duration::from_millis(50);

@@ -1,19 +1,22 @@
 //! Round one, with its hints, and the rounds on the dirty set.
 //!
 //! Order of every round: plan → publish an id → send, hints arriving → STOP, epoch closed → sweep
-//! what hints put back → check the accounting → harvest. The module docs of [`crate::hints`] say
+//! what hints put back → check the accounting → harvest. The module docs of [`crate::hinting`] say
 //! why each step stands where it does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::config::{HintMode, HintPolicy};
 use crate::error::{Error, Phase};
-use crate::hint_policy::{Action, Asking, Why, free_and_populated};
-use crate::hints::{HintMode, HintPolicy, Sink, Worth, protect_words, word_map, worthwhile};
+use crate::hinting::policy::{Action, Asking, Why};
+use crate::hinting::sink::{Sink, protect_words, word_map};
+use crate::hinting::worth::{Worth, free_and_populated, worthwhile};
 use crate::report::Report;
-use crate::round::{Plan, Round, millis};
-use crate::traits::{HintSource, PAGE_SIZE};
+use crate::round::{Plan, Round};
+use crate::traits::HintSource;
+use crate::units::{PAGE_SIZE, millis};
 use crate::wire::{Kind, RoundStart};
 
 use super::epoch::Epoch;

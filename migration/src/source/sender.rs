@@ -1,5 +1,5 @@
 //! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane
-//! (module `streams`) if there are any.
+//! (module `lanes`) if there are any.
 //!
 //! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals
 //! with it; in round one its word is protected next if nobody has yet; only then is it read. A
@@ -13,17 +13,17 @@
 use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_runs};
+use crate::config::Compression;
 use crate::error::Error;
-use crate::hints::protect_words;
+use crate::hinting::sink::protect_words;
 use crate::round::Round;
-use crate::traits::PAGE_SIZE;
-use crate::verify::Dealt;
+use crate::units::{PAGE_SIZE, is_zero};
+use crate::verify::verdict::Dealt;
 use crate::wire::Kind;
-use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, is_zero, packed_room};
+use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, packed_room};
 
-use super::Compression;
+use super::lanes::{Chunk, MEASURE};
 use super::session::Session;
-use super::streams::{Chunk, MEASURE};
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
 /// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up

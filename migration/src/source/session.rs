@@ -13,68 +13,31 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::bitmap::Bitmap;
+use crate::config::{Compression, SourceConfig};
 use crate::control::CancelToken;
 use crate::error::{Error, Phase};
-use crate::link::{Cap, FrameReader, FrameWriter, Interrupt};
+use crate::link::{Cap, FrameReader, FrameWriter, Interrupt, SIGN_OF_LIFE};
 use crate::report::{HintFigures, Progress, Snapshot};
 use crate::round::Round;
-use crate::traits::{PAGE_SIZE, SourceVm};
+use crate::traits::SourceVm;
 use crate::transport::{More, TICK, Throttle, Transport, TransportError};
+use crate::units::PAGE_SIZE;
 use crate::wire::{
     self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS,
     SyncPoint, Welcome, WireError,
 };
 
+use super::lanes::{Streams, random_token};
+use super::meter::Meter;
 use super::record::Record;
 use super::sender::Buffers;
-use super::streams::{Streams, random_token};
 use super::verify::Audit;
-use super::{Compression, SourceConfig};
 
 /// Assumed until something was measured, in bytes per second.
 const ASSUMED_RATE: f64 = (1u64 << 30) as f64;
-/// A connection on which nothing was sent for this long gets an Idle.
-pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// Answers that a destination may have under way: more were not asked for, and would fill memory.
 const MAX_UNREAD: u32 = 4;
 const PROGRESS: Duration = Duration::from_millis(200);
-
-/// Bytes that count as sent at the assumed rate where a hint's worth is reckoned.
-const PRIOR: f64 = 2.0 * 1024.0 * 1024.0;
-
-/// Link rate, from sending chunks with content. Old measurements fade.
-#[derive(Default)]
-pub(super) struct Meter {
-    content: f64,
-    wire: f64,
-    seconds: f64,
-}
-
-impl Meter {
-    /// Bytes of guest memory, bytes on the wire for them, and the time that they took.
-    pub(super) fn add(&mut self, content: u64, wire: u64, time: Duration) {
-        // The last 20 or so chunks count: about 20 MiB.
-        self.content = self.content * 0.95 + content as f64;
-        self.wire = self.wire * 0.95 + wire as f64;
-        self.seconds = self.seconds * 0.95 + time.as_secs_f64();
-    }
-
-    /// Bytes on the wire per second.
-    pub(super) fn rate(&self) -> Option<f64> {
-        (self.seconds > 0.0 && self.wire > 0.0).then(|| self.wire / self.seconds)
-    }
-
-    /// As [`Self::rate`], if [`PRIOR`] bytes had gone at the `assumed` rate before: what the first
-    /// chunks tell, which share the machine with a guest that hints, is little.
-    fn likely_rate(&self, assumed: f64) -> f64 {
-        (self.wire + PRIOR) / (self.seconds + PRIOR / assumed)
-    }
-
-    /// Bytes of guest memory that a byte on the wire carries; 1 until measured.
-    fn packing(&self) -> f64 {
-        if self.wire > 0.0 { self.content / self.wire } else { 1.0 }
-    }
-}
 
 pub(super) struct Session<'a> {
     pub(super) vm: &'a SourceVm,
@@ -444,35 +407,5 @@ impl Drop for Session<'_> {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_meter_tells_wire_and_memory_apart() {
-        let mut meter = Meter::default();
-        assert_eq!((meter.rate(), meter.packing()), (None, 1.0));
-        assert_eq!(meter.likely_rate(1e8), 1e8);
-        meter.add(3_000_000, 1_000_000, Duration::from_secs(2));
-        assert_eq!((meter.rate(), meter.packing()), (Some(500_000.0), 3.0));
-        for _ in 0..1000 {
-            meter.add(1_000_000, 1_000_000, Duration::from_secs(1));
-        }
-        assert!((meter.packing() - 1.0).abs() < 1e-9 && meter.rate().unwrap() > 999_999.0);
-    }
-
-    #[test]
-    fn one_slow_chunk_does_not_make_a_slow_link() {
-        let mut meter = Meter::default();
-        meter.add(872_000, 872_000, Duration::from_millis(42));
-        assert!(meter.rate().unwrap() < 21e6);
-        assert!(meter.likely_rate(1e9) > 60e6);
-        for _ in 0..100 {
-            meter.add(1 << 20, 1 << 20, Duration::from_millis(50));
-        }
-        assert!(meter.likely_rate(1e9) < 25e6);
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::bitmap::Bitmap;
 use crate::error::{Error, Phase};
 use crate::report::{Downtime, Report};
-use crate::round::micros;
+use crate::units::micros;
 use crate::wire::{Kind, STATE_PART, StateEnd, max_state};
 
 use super::guard::Guard;

@@ -9,16 +9,16 @@ use std::time::Instant;
 
 use crate::bitmap::Bitmap;
 use crate::error::{Error, Phase};
-use crate::round::{Round, millis};
+use crate::round::Round;
 use crate::traits::SourceVm;
-use crate::verify::{
-    Dealt, Digester, History, NAMED, VerifyReport, WrongPage, WrongPages, chunk_at,
-};
+use crate::units::millis;
+use crate::verify::digester::{Digester, chunk_at};
+use crate::verify::shadow::{Witness, watch};
+use crate::verify::verdict::{Dealt, History, NAMED, VerifyReport, WrongPage, WrongPages};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
 use crate::wire::{HEADER_LEN, Kind, VerifyChunk};
 
 use super::session::Session;
-use super::witness::{Witness, watch};
 
 /// What is kept from the start of a migration that is to be verified.
 pub(super) struct Audit {

@@ -27,7 +27,7 @@ mod verify;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::hints::Sink;
+use crate::hinting::sink::Sink;
 use crate::round::Round;
 
 /// A deliberate mistake in the engine.

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::hint_policy::{Action, Asking, Driver, Seen};
+use crate::hinting::policy::{Action, Asking, Driver, Seen};
 
 /// Linux's hint block.
 const BLOCK: u64 = 4 << 20;

@@ -13,7 +13,7 @@
 
 use super::WireError;
 use crate::bitmap::word_masks;
-use crate::traits::PAGE_SIZE;
+use crate::units::PAGE_SIZE;
 
 /// Pages in one frame at most: 64 MiB of guest RAM, 130 KiB on the wire.
 pub const CHUNK_PAGES: u32 = 16 << 10;

@@ -19,7 +19,7 @@
 //! not write zeros but gives the memory back ([`GuestRam::zero`](crate::traits::GuestRam::zero)).
 
 use super::WireError;
-use crate::traits::PAGE_SIZE;
+use crate::units::PAGE_SIZE;
 
 /// Most content in one frame, in bytes.
 pub const MAX_CONTENT: usize = 1 << 20;
@@ -139,13 +139,6 @@ pub fn packed_room() -> usize {
     lz4_flex::block::get_maximum_output_size(MAX_CONTENT)
 }
 
-/// Whether all bytes are zero. Written so that the compiler vectorises it.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let mut chunks = bytes.chunks_exact(128);
-    chunks.by_ref().all(|c| c.iter().fold(0, |a, b| a | b) == 0)
-        && chunks.remainder().iter().all(|&b| b == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,17 +224,6 @@ mod tests {
         assert!(pack_lz4(&noise, &mut room).is_none());
         assert!(pack_lz4(&[], &mut room).is_none());
         assert!(pack_lz4(&vec![7; MAX_CONTENT], &mut room).is_some());
-    }
-
-    #[test]
-    fn one_byte_makes_a_page_not_zero() {
-        let mut page = vec![0; PAGE_SIZE + 5];
-        assert!(is_zero(&page));
-        for at in [0, 1, 127, 128, 4095, 4096, PAGE_SIZE + 4] {
-            page[at] = 1;
-            assert!(!is_zero(&page));
-            page[at] = 0;
-        }
     }
 
     proptest! {

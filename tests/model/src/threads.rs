@@ -16,7 +16,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 
 use crate::interleaved::bitmap::{AtomicBitmap, Bitmap, word_runs};
-use crate::interleaved::hints::{Sink, protect_words, word_map};
+use crate::interleaved::hinting::sink::{Sink, protect_words, word_map};
 use crate::interleaved::round::{Gate, Plan, Round};
 use crate::interleaved::traits::{DirtyLog, GuestRam, HintSink, PAGE_SIZE};
 use crate::mutant::{self, Mutant, on};

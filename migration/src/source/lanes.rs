@@ -26,14 +26,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::config::{Compression, SourceConfig};
 use crate::error::Error;
-use crate::link::{Cap, FrameWriter, Interrupt};
+use crate::link::{Cap, FrameWriter, Interrupt, SIGN_OF_LIFE};
 use crate::transport::{More, TICK};
 use crate::wire::pages::{MAX_CONTENT, pack_lz4, packed_room};
 use crate::wire::{self, Join, Kind, SyncPoint};
 
-use super::session::{Meter, SIGN_OF_LIFE};
-use super::{Compression, SourceConfig};
+use super::meter::Meter;
 
 /// Chunks of a lane: one on its way, one ready.
 const CHUNKS: u32 = 2;

@@ -20,8 +20,7 @@
 
 use std::time::Duration;
 
-use crate::pacing::{Pace, Pacer, Sample};
-use crate::traits::PAGE_SIZE;
+use super::pace::{Pace, Pacer, Sample};
 
 /// The longest that is waited at a time.
 const SLICE: Duration = Duration::from_millis(20);
@@ -268,11 +267,4 @@ impl Asking {
         self.judged = now;
         seen.cleared.saturating_sub(cleared).saturating_mul(16) >= seen.named.saturating_sub(named)
     }
-}
-
-/// Bytes that are populated and free, if `used` are neither: what hints could take out of a round
-/// that sends all of `populated`.
-pub(crate) fn free_and_populated(populated: u64, nr_pages: u64, free_bytes: u64) -> u64 {
-    let page = PAGE_SIZE as u64;
-    (populated * page).saturating_sub((nr_pages * page).saturating_sub(free_bytes))
 }

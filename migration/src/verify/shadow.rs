@@ -19,7 +19,7 @@ use crate::traits::{DirtyLog, HintSink, HintSource, SourceVm};
 
 /// What was seen.
 #[derive(Debug)]
-pub(super) struct Witness {
+pub(crate) struct Witness {
     nr_pages: u64,
     /// Pages that may differ.
     free: AtomicBitmap,
@@ -32,7 +32,7 @@ pub(super) struct Witness {
 
 impl Witness {
     /// The pages that may differ.
-    pub(super) fn free(&self) -> Bitmap {
+    pub(crate) fn free(&self) -> Bitmap {
         self.free.snapshot()
     }
 
@@ -56,7 +56,7 @@ impl Witness {
 }
 
 /// The machine with the witness in between.
-pub(super) fn watch(vm: &SourceVm) -> (SourceVm, Arc<Witness>) {
+pub(crate) fn watch(vm: &SourceVm) -> (SourceVm, Arc<Witness>) {
     let witness = Arc::new(Witness::new(vm.ram.nr_pages()));
     let mut watched = vm.clone();
     watched.log = Arc::new(Log { inner: vm.log.clone(), witness: witness.clone() });

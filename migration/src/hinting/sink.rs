@@ -1,88 +1,13 @@
-//! Honouring hints: the two safe ways, and how the engine finds out which one fits the guest.
-//!
-//! # The rule
-//! A page may be skipped only if it was free at some time after the id was published and has not
-//! been written since. The balloon device vouches for the first half (hints of older ids never
-//! reach the sink). The second half is the dirty log's: a page that is *write-protected* when it is
-//! skipped, and was so at all times since the id was published (or was checked to be zero since),
-//! cannot be written without showing up in the next harvest.
-//!
-//! # Protected
-//! Everything is protected, then the id is published, then hints clear bits of the to-send bitmap.
-//! Nothing else: a hint never touches the dirty log. Stale, doubled and lying hints are harmless to
-//! an honest guest: any write since the protection, so any write since the request, is in the next
-//! harvest.
-//!
-//! # Checked zero (round one only)
-//! A guest that zeroes on allocation writes every page that it hints, *after* the id was published.
-//! Under the protected way each of these writes faults, and each page comes back dirty. So words of
-//! 64 pages that are wholly populated are left unprotected at first, and a hint of such a word is
-//! honoured by looking: take the word's bits, protect it, *then* read it. Pages that are zero now
-//! equal the destination's (round one: it has nothing but zeros), and a write after the protection
-//! is in the next harvest. This needs no trust in the hint at all.
-//!
-//! Hazards, and what is done about them:
-//! - *Protecting forgets dirty bits.* Protecting a word twice forgets writes to pages that were
-//!   already sent or skipped. So each word is protected **once** before the harvest, by whoever
-//!   took its to-send bits for the first time; the shared `guarded` bitmap (one bit a word)
-//!   remembers. Only words wholly inside the hint are taken: a hint's ragged edges shrink inward.
-//! - *A word put back.* Pages with content go back to the to-send bitmap, their word now guarded.
-//!   Another hint for them must not clear them in the protected way, for their protection came
-//!   after the id: the page may have been hinted (free), taken back and written, and only then
-//!   protected. So only words that were guarded **before** the id (`early`) may be cleared by the
-//!   mere word of a hint.
-//! - *Holes.* A word that contains any hole is protected before the round, and only **then** are
-//!   holes determined: not populated after the protection means zero at that time, and every write
-//!   since is logged. The other order loses a write that falls between looking and protecting.
-//! - *The balloon.* A ballooned page's content does not matter, but it may leave the balloon at any
-//!   time. The set is read after the protection and holds only for guarded words, so a page that
-//!   leaves and is written is in the next harvest.
-//!
-//! # Which way
-//! [`HintMode::Auto`] starts with checked zero. If the blocks found with content are a quarter or
-//! more of those found zero, the guest does not zero: the sink raises a flag and honours nothing
-//! more, but notes what was named; the control thread publishes DONE (the guest takes its memory
-//! back, so that it can hint it again), protects what is not guarded yet, and when the driver
-//! cannot miss DONE any more publishes a new id in the protected way. In rounds from two on the
-//! harvest has protected everything: hints work in the protected way, and are asked for only if
-//! that way was used before, since a zeroing guest would dirty every page that it hints.
+//! The sink of one epoch: what a hint does. See [`crate::hinting`] for the rule and its hazards.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::round::Round;
-use crate::traits::{DirtyLog, GuestRam, HintSink, PAGE_SIZE};
-use crate::wire::pages::is_zero;
-
-/// Which way to honour hints.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HintMode {
-    /// Find out.
-    #[default]
-    Auto,
-    /// Protect first, then trust.
-    Protected,
-    /// Protect at the hint, then look.
-    CheckedZero,
-}
-
-/// Whether to ask for hints.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HintPolicy {
-    /// Where they pay; see [`worthwhile`].
-    #[default]
-    Auto,
-    /// Always, if the guest's driver can.
-    On,
-    /// Never.
-    Off,
-}
+use crate::traits::{DirtyLog, GuestRam, HintSink};
+use crate::units::{PAGE_SIZE, is_zero};
 
 /// Words of 64 pages that a hint may have read at a time: 256 KiB each.
 const BUFFER_PAGES: usize = 64;
@@ -393,69 +318,5 @@ impl HintSink for Sink {
             Way::CheckedZero { .. } if self.not_zeroing() => self.note_named(first, nr),
             Way::CheckedZero { early, guarded } => self.check(first, nr, early, guarded),
         }
-    }
-}
-
-/// Numbers that decide whether hints pay.
-#[derive(Clone, Copy, Debug)]
-pub struct Worth {
-    /// Pages that the host has populated.
-    pub populated: u64,
-    /// Pages of guest RAM.
-    pub nr_pages: u64,
-    /// Free memory by the guest's own statistics, in bytes.
-    pub guest_free_bytes: Option<u64>,
-    /// The link, in bytes per second.
-    pub link_rate: f64,
-}
-
-/// The decision of [`HintPolicy::Auto`]: `Err` says why not.
-///
-/// Only populated memory that the guest does not use can be saved: populated − (RAM − free). Below
-/// 64 MiB (what a guest that zeroes may populate for nothing until the asking ends; an idle guest
-/// of 8 GiB has 37 MiB that are free and populated), below 2 % of what is populated, or below 50 ms
-/// on the link it is not worth making the guest allocate all its free memory (and, if it zeroes,
-/// populate it). Without statistics all that is populated might be free.
-pub fn worthwhile(worth: &Worth) -> Result<u64, &'static str> {
-    let page = PAGE_SIZE as u64;
-    let populated = worth.populated * page;
-    let used = match worth.guest_free_bytes {
-        Some(free) => (worth.nr_pages * page).saturating_sub(free),
-        None => 0,
-    };
-    let saving = populated.saturating_sub(used);
-    if saving < 64 << 20 || saving < populated / 50 {
-        return Err("little populated memory is free");
-    }
-    if (saving as f64) < worth.link_rate * 0.05 {
-        return Err("the link is faster than the hints could save");
-    }
-    Ok(saving)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hints_are_asked_for_where_they_pay() {
-        let gib = (1u64 << 30) / PAGE_SIZE as u64;
-        let base = Worth {
-            populated: gib,
-            nr_pages: 8 * gib,
-            guest_free_bytes: Some(15 << 29),
-            link_rate: 1e9,
-        };
-        // 1 GiB populated, 0.5 GiB used.
-        assert_eq!(worthwhile(&base), Ok(1 << 29));
-        // 37 MiB, as an idle guest of 8 GiB has it.
-        let idle = Worth { populated: 354 << 8, guest_free_bytes: Some(7875 << 20), ..base };
-        assert!(worthwhile(&idle).is_err());
-        let used = Worth { guest_free_bytes: Some(7 << 30), ..base };
-        assert!(worthwhile(&used).is_err());
-        let fast = Worth { link_rate: 1e11, ..base };
-        assert!(worthwhile(&fast).is_err());
-        let silent = Worth { guest_free_bytes: None, ..base };
-        assert_eq!(worthwhile(&silent), Ok(1 << 30));
     }
 }

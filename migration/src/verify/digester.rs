@@ -1,0 +1,73 @@
+//! Digests of memory, chunk by chunk.
+
+use crate::bitmap::Bitmap;
+use crate::error::Error;
+use crate::traits::GuestRam;
+use crate::units::{PAGE_SIZE, is_zero};
+use crate::wire::digests::{CHUNK_PAGES, Digests};
+
+/// Pages read at a time: 1 MiB.
+const READ_PAGES: u64 = 256;
+
+/// Digests memory chunk by chunk without populating any of it. The guest is paused, or not yet
+/// running.
+pub(crate) struct Digester {
+    populated: Bitmap,
+    buffer: Vec<u8>,
+}
+
+impl Digester {
+    /// Asks once which memory is populated.
+    pub(crate) fn new(ram: &dyn GuestRam) -> Result<Self, Error> {
+        let mut populated = Bitmap::new(ram.nr_pages());
+        ram.populated(&mut populated).map_err(Error::machine("find populated memory"))?;
+        Ok(Self { populated, buffer: vec![0; READ_PAGES as usize * PAGE_SIZE] })
+    }
+
+    /// Digests `nr` pages from `first` on into `out`.
+    pub(crate) fn digest(
+        &mut self,
+        ram: &dyn GuestRam,
+        first: u64,
+        nr: u32,
+        out: &mut Digests,
+    ) -> Result<(), Error> {
+        out.begin(first, nr);
+        let end = first + u64::from(nr);
+        for (start, nr) in self.populated.runs_in(first, end) {
+            let mut at = start;
+            while at < start + nr {
+                let pages = READ_PAGES.min(start + nr - at);
+                let buffer = self.buffer.get_mut(..pages as usize * PAGE_SIZE).unwrap_or_default();
+                ram.read(at, buffer).map_err(Error::machine("read guest memory"))?;
+                for (page, bytes) in (at..).zip(buffer.chunks_exact(PAGE_SIZE)) {
+                    if !is_zero(bytes) {
+                        out.push(page, bytes);
+                    }
+                }
+                at += pages;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Number of pages of the chunk that begins at `first`: what both sides agree on without saying it.
+pub(crate) fn chunk_at(first: u64, nr_pages: u64) -> u32 {
+    // At most CHUNK_PAGES, so it fits.
+    nr_pages.saturating_sub(first).min(u64::from(CHUNK_PAGES)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_ram_exactly() {
+        let chunk = u64::from(CHUNK_PAGES);
+        assert_eq!(chunk_at(0, 5), 5);
+        assert_eq!(chunk_at(chunk, 3 * chunk - 1), CHUNK_PAGES);
+        assert_eq!(chunk_at(2 * chunk, 3 * chunk - 1), CHUNK_PAGES - 1);
+        assert_eq!(chunk_at(9, 5), 0);
+    }
+}
