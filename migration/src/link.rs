@@ -343,7 +343,7 @@ impl FrameReader {
     }
 
     /// Payload of the last frame, decoded.
-    pub fn control<T: DeserializeOwned>(&self, name: &'static str) -> Result<T, Error> {
+    pub fn control<T: Serialize + DeserializeOwned>(&self, name: &'static str) -> Result<T, Error> {
         Ok(codec::decode(&self.payload, name)?)
     }
 

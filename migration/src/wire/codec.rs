@@ -1,17 +1,8 @@
-//! The one place where control payloads are encoded and decoded.
-//!
-//! bincode's default functions have no limit: eight hostile bytes as the length of a vector abort
-//! the process. Here the input is a slice that its frame has already bounded, the decoder is
-//! limited to that length again, and bytes left over are an error.
+//! Control payloads, by the one codec ([`wherry_codec`]), within a frame's limits.
 
-use bincode::Options;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::WireError;
-
-fn options(limit: usize) -> impl Options {
-    bincode::DefaultOptions::new().with_fixint_encoding().with_limit(limit as u64)
-}
 
 /// Encodes a control payload of at most `limit` bytes.
 pub(crate) fn encode<T: Serialize>(
@@ -19,16 +10,16 @@ pub(crate) fn encode<T: Serialize>(
     name: &'static str,
     limit: usize,
 ) -> Result<Vec<u8>, WireError> {
-    options(limit).serialize(value).map_err(|_| WireError::Payload(name))
+    let bytes = wherry_codec::encode(value).map_err(|_| WireError::Payload(name))?;
+    if bytes.len() <= limit { Ok(bytes) } else { Err(WireError::Payload(name)) }
 }
 
 /// Decodes a control payload that fills `bytes` exactly.
-pub(crate) fn decode<T: DeserializeOwned>(
+pub(crate) fn decode<T: Serialize + DeserializeOwned>(
     bytes: &[u8],
     name: &'static str,
 ) -> Result<T, WireError> {
-    // DefaultOptions rejects trailing bytes.
-    options(bytes.len()).deserialize(bytes).map_err(|_| WireError::Payload(name))
+    wherry_codec::decode(bytes).map_err(|_| WireError::Payload(name))
 }
 
 #[cfg(test)]
@@ -46,8 +37,10 @@ mod tests {
     }
 
     #[test]
-    fn leftover_bytes_are_an_error() {
-        let mut bytes = encode(&Welcome { features: 5 }, "welcome", 64).unwrap();
+    fn a_payload_has_its_length() {
+        let welcome = Welcome { features: 5 };
+        let mut bytes = encode(&welcome, "welcome", 8).unwrap();
+        assert!(encode(&welcome, "welcome", 7).is_err());
         assert_eq!(decode::<Welcome>(&bytes, "w").unwrap().features, 5);
         bytes.push(0);
         assert!(decode::<Welcome>(&bytes, "w").is_err());

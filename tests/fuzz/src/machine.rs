@@ -10,7 +10,6 @@ use wherry_devices::virtio::balloon::{
     Balloon, BalloonBackend, BalloonConfig, BalloonDeviceStateV1, BalloonHandle,
 };
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
-use wherry_vmm::cpu::codec;
 use wherry_vmm::cpu::state::VcpuStateV1;
 use wherry_vmm::machine::{Description, MachineStateV1};
 
@@ -53,11 +52,11 @@ pub fn machine(data: &[u8]) {
             assert_eq!(power.state(), state.power);
             state.balloon.as_ref().inspect(|state| balloon(state));
         }
-        2 => drop(codec::decode::<BalloonDeviceStateV1>(input.0).inspect(balloon)),
-        3 => drop(codec::decode::<SerialStateV1>(input.0).inspect(serial)),
+        2 => drop(wherry_codec::decode::<BalloonDeviceStateV1>(input.0).inspect(balloon)),
+        3 => drop(wherry_codec::decode::<SerialStateV1>(input.0).inspect(serial)),
         _ => {
-            if let Ok(state) = codec::decode::<VcpuStateV1>(input.0) {
-                assert_eq!(codec::encode(&state).expect("it was decoded"), input.0);
+            if let Ok(state) = wherry_codec::decode::<VcpuStateV1>(input.0) {
+                assert_eq!(wherry_codec::encode(&state).expect("it was decoded"), input.0);
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Inputs to begin with, made by the product's own encoders: `cargo run -p wherry-fuzz-targets
 //! --example seeds` writes them.
 
-use bincode::Options;
 use kvm_bindings::{kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry};
 use serde::Serialize;
 use serde_json::json;
@@ -18,7 +17,6 @@ use wherry_migration::wire::{
     Streams, SyncPoint, VerifyChunk, Welcome,
 };
 use wherry_vmm::config::BalloonOptions;
-use wherry_vmm::cpu::codec;
 use wherry_vmm::cpu::compat::CpuDescriptionV1;
 use wherry_vmm::cpu::state::VcpuStateV1;
 use wherry_vmm::cpu::vm_state::VmStateV1;
@@ -101,7 +99,7 @@ fn serial() -> Seeds {
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     // As the wire's control payloads are.
-    bincode::DefaultOptions::new().with_fixint_encoding().serialize(value).expect("plain data")
+    wherry_codec::encode(value).expect("plain data")
 }
 
 fn runs(runs: &[(u64, u32, bool)]) -> Vec<u8> {
@@ -308,15 +306,15 @@ fn machine() -> Seeds {
     let (power, balloon) = (PowerStateV1::default(), live_balloon());
     let vcpus = vec![vcpu(0), vcpu(1)];
     let state = MachineStateV1::new(true, vm, vcpus, typed.clone(), power, Some(balloon.clone()));
-    let with = |kind: u8, bytes: Result<Vec<u8>, codec::CodecError>| {
+    let with = |kind: u8, bytes: Result<Vec<u8>, wherry_codec::CodecError>| {
         [vec![kind], bytes.expect("it can be encoded")].concat()
     };
     vec![
-        ("description", with(0, codec::encode(&description))),
+        ("description", with(0, wherry_codec::encode(&description))),
         ("state", with(1, state.encode())),
-        ("balloon", with(2, codec::encode(&balloon))),
-        ("serial", with(3, codec::encode(&typed))),
-        ("vcpu", with(4, codec::encode(&vcpu(1)))),
+        ("balloon", with(2, wherry_codec::encode(&balloon))),
+        ("serial", with(3, wherry_codec::encode(&typed))),
+        ("vcpu", with(4, wherry_codec::encode(&vcpu(1)))),
     ]
 }
 

@@ -1,9 +1,9 @@
 //! Tests of the CPUID that guests get, on made-up hosts and on this one.
 
-use super::super::codec::{decode, encode};
 use super::super::compat::{CpuDescriptionV1, missing_features};
 use super::*;
 use proptest::prelude::*;
+use wherry_codec::{decode, encode};
 
 fn leaf(function: u32, index: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
     let [eax, ebx, ecx, edx] = regs;

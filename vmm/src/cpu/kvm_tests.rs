@@ -3,7 +3,6 @@
 
 use super::arch_caps::ARCH_CAPABILITIES;
 use super::clock::{ClockReading, TscReading};
-use super::codec::{decode, encode};
 use super::compat::{CpuDescriptionV1, missing_features};
 use super::state::{Destination, StateAccess, VcpuStateV1, note_pause};
 use super::vm_state::VmStateV1;
@@ -13,6 +12,7 @@ use crate::boot::loader::Entry;
 use kvm_bindings::{kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use wherry_codec::{decode, encode};
 use wherry_devices::GuestMemory;
 
 /// A VM with RAM and vCPUs; fields drop in this order.

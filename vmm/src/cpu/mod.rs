@@ -7,15 +7,13 @@
 //!   the names of bits
 //! - [`regs`]: registers at boot
 //! - [`clock`]: kvmclock and the TSCs, read as one
-//! - [`state`], [`vm_state`]: state of a vCPU and of the VM, to save and to restore; [`codec`]: as
-//!   bytes
+//! - [`state`], [`vm_state`]: state of a vCPU and of the VM, to save and to restore
 //!
 //! Every function here wants the vCPU not to be in `KVM_RUN`: KVM serialises vCPU ioctls with it,
 //! so a call on a running vCPU blocks until the next exit.
 
 mod arch_caps;
 pub mod clock;
-pub mod codec;
 pub mod compat;
 pub mod cpuid;
 mod features;

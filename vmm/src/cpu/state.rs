@@ -144,7 +144,7 @@ fn set(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
     move |source| StateError::Set { what, source }
 }
 
-/// Everything about one vCPU, as it goes over the wire. Decode it with [`super::codec::decode`].
+/// Everything about one vCPU, as it goes over the wire. Decode it with [`wherry_codec::decode`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VcpuStateV1 {
     /// vCPU id, which is its APIC id.

@@ -1,8 +1,8 @@
 //! Tests of the vCPU state that need no KVM.
 
-use super::super::codec::{CodecError, decode, encode};
 use super::*;
 use proptest::prelude::*;
+use wherry_codec::{CodecError, decode, encode};
 
 fn sample() -> VcpuStateV1 {
     VcpuStateV1 {

@@ -25,7 +25,7 @@ use std::time::Duration;
 /// The highest kvmclock that is taken from a peer, nanoseconds.
 const MAX_CLOCK: u64 = 1 << 62;
 
-/// The VM's state as it goes over the wire. Decode it with [`super::codec::decode`].
+/// The VM's state as it goes over the wire. Decode it with [`wherry_codec::decode`].
 #[derive(Clone, Serialize, Deserialize)]
 pub struct VmStateV1 {
     /// kvmclock, nanoseconds.

@@ -1,15 +1,15 @@
 //! What describes a machine (sent in the handshake) and what its state is (sent while paused).
 //!
-//! Both are plain versioned data, decoded without trust by [`crate::cpu::codec`].
+//! Both are plain versioned data, decoded without trust by [`wherry_codec`].
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
+use wherry_codec::{self as codec, CodecError};
 
 use crate::config::BalloonOptions;
-use crate::cpu::codec::{self, CodecError};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
 
