@@ -87,8 +87,8 @@ pub trait HintSource: Send + Sync {
 
     /// Asks the driver to let the guest do other work for a while. Hints that are on their way
     /// still reach the sink; the next [`start`](HintSource::start) lets the driver go on with what
-    /// it has not hinted yet.
-    fn rest(&self);
+    /// it has not hinted yet. False, and nothing was done, if it has not begun or is through.
+    fn rest(&self) -> bool;
 
     /// After [`rest`](HintSource::rest): whether the driver has stopped and its last hint has
     /// reached the sink.

@@ -28,8 +28,14 @@ pub const PATCHES: &[Patch] = &[
     Patch {
         file: HINTING,
         mutant: "StaleId",
-        right: "} else if id != hinting.saved.field {",
-        wrong: "} else if id != hinting.saved.field && !(MUTANT && id > CMD_DONE) {",
+        right: "if id != hinting.saved.field {",
+        wrong: "if id != hinting.saved.field && !(MUTANT && id > CMD_DONE) {",
+    },
+    Patch {
+        file: HINTING,
+        mutant: "RestBeforeAnnounced",
+        right: "|| self.finished || !self.announced {",
+        wrong: "|| self.finished || !(self.announced || MUTANT) {",
     },
     Patch {
         file: HINTING,
@@ -225,17 +231,21 @@ pub struct HintingProbe {
     pub announced: bool,
     pub finished: bool,
     pub resting: Option<u32>,
+    pub in_session: bool,
+    pub one_look_left: bool,
 }
 
 impl Hinting {
     pub(super) fn probe(&self) -> HintingProbe {
         let HintStateV1 { field, last_id, issued, stop_seen } = self.saved;
-        HintingProbe { field, last_id, issued, stop_seen, open: self.open, announced: self.announced, finished: self.finished, resting: self.resting }
+        let Self { open, announced, finished, resting, in_session, one_look_left, .. } = *self;
+        HintingProbe { field, last_id, issued, stop_seen, open, announced, finished, resting, in_session, one_look_left }
     }
 
     pub(super) fn become_probe(&mut self, p: &HintingProbe, sink: Option<Arc<dyn HintRange>>) {
         self.saved = HintStateV1 { field: p.field, last_id: p.last_id, issued: p.issued, stop_seen: p.stop_seen };
         (self.open, self.announced, self.finished, self.resting, self.sink) = (p.open, p.announced, p.finished, p.resting, sink);
+        (self.in_session, self.one_look_left) = (p.in_session, p.one_look_left);
     }
 }
 "#,
@@ -266,6 +276,13 @@ impl Balloon {
 
     pub fn probe(&self) -> HintingProbe {
         self.hinting.probe()
+    }
+
+    /// Whether the driver takes its memory back, and whether it is told to look once more.
+    pub fn probe_returned(&mut self, seen: bool) -> (bool, bool) {
+        let mut told = false;
+        let returned = self.hinting.returned(seen, || told = true);
+        (returned, told)
     }
 
     /// Returns whether the field changed, which raises the config interrupt.

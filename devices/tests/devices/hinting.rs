@@ -193,16 +193,34 @@ fn a_driver_that_reads_done_while_it_hints_has_stopped_when_it_says_so() {
     assert!(rig.balloon.hint_rested(), "it was through");
 }
 
+/// Linux reads the field when its work begins and again for the id to announce.
+#[test]
+fn a_driver_that_has_read_the_id_is_not_asked_to_rest_before_it_has_announced_it() {
+    let mut rig = Rig::default_up();
+    let sink = Sink::new();
+    let id = rig.balloon.hint_start(sink.clone()).unwrap();
+    assert!(!rig.balloon.hint_rest());
+    assert_eq!(rig.config(CONFIG_CMD_ID), id);
+    let told = rig.interrupts();
+    assert!(!rig.balloon.hint_rest() && rig.interrupts() == told);
+    // STOP would be its id now, and all that it has would be named under it.
+    let announced = rig.config(CONFIG_CMD_ID);
+    rig.command(announced);
+    rig.hint(FREE, BLOCK);
+    assert_eq!(sink.take().len(), 1);
+    assert!(rig.balloon.hint_rest());
+    assert_eq!(rig.config(CONFIG_CMD_ID), CMD_STOP);
+}
+
 #[test]
 fn a_driver_cannot_miss_done_when_it_has_looked_twice() {
     let mut rig = Rig::default_up();
     assert!(rig.balloon.hint_returned(), "nothing to return");
-    let (id, _sink) = rig.start_hinting();
-    rig.command(id);
+    rig.start_hinting();
+    rig.command(CMD_STOP);
     rig.balloon.hint_done();
     let told = rig.interrupts();
     assert!(!rig.balloon.hint_returned() && rig.interrupts() == told, "it has not looked");
-    // Between two blocks: it stops.
     assert_eq!(rig.config(CONFIG_CMD_ID), CMD_DONE);
     assert!(!rig.balloon.hint_returned());
     assert_eq!(rig.interrupts(), told + 1, "it is told to look again, once");
@@ -216,6 +234,42 @@ fn a_driver_cannot_miss_done_when_it_has_looked_twice() {
     assert!(!rig.balloon.hint_returned());
     rig.w32(offset::STATUS, 0);
     assert!(rig.balloon.hint_returned(), "a driver that is gone holds nothing");
+}
+
+#[test]
+fn a_driver_that_hints_has_not_come_to_done_however_often_it_looks() {
+    // It hints under the id, and stops; or it takes DONE itself for the id to hint under, and
+    // stops when it has no more.
+    for takes_done_for_an_id in [false, true] {
+        let mut rig = Rig::default_up();
+        let sink = Sink::new();
+        let id = rig.balloon.hint_start(sink.clone()).unwrap();
+        assert_eq!(rig.config(CONFIG_CMD_ID), id);
+        if takes_done_for_an_id {
+            rig.balloon.hint_done();
+            let announced = rig.config(CONFIG_CMD_ID);
+            assert!(!rig.balloon.hint_returned(), "one look says nothing");
+            // In its queue before it looks between two blocks, and not yet taken from there.
+            let at = rig.buffer(&announced.to_le_bytes());
+            rig.add(Rig::HINT, &[out(at, 4)]);
+        } else {
+            rig.command(id);
+            rig.balloon.hint_done();
+        }
+        for _ in 0..5 {
+            assert_eq!(rig.config(CONFIG_CMD_ID), CMD_DONE);
+            assert!(!rig.balloon.hint_returned(), "an id: {takes_done_for_an_id}");
+            rig.used(Rig::HINT);
+            rig.hint(FREE, BLOCK);
+        }
+        assert!(sink.take().is_empty());
+        rig.command(CMD_STOP);
+        let told = rig.interrupts();
+        assert!(!rig.balloon.hint_returned(), "its look may have been before");
+        assert_eq!(rig.interrupts(), told + 1);
+        assert_eq!(rig.config(CONFIG_CMD_ID), CMD_DONE);
+        assert!(rig.balloon.hint_returned());
+    }
 }
 
 #[test]

@@ -110,10 +110,11 @@ impl Epoch {
     /// Ends the spell, the rest, or the wait for the driver to take its memory back, when it is
     /// time. False: the driver is gone.
     ///
-    /// A driver is asked to rest only when it has read the present id. One that has not come to it,
-    /// in a busy guest, would find STOP in its place, do nothing and say nothing. Waiting for its
-    /// first hint would let it go through two blocks at a time, since it has begun the second when
-    /// the first is seen. One that says nothing all the same gets a new id after [`SILENT`].
+    /// A driver is asked to rest only when it has announced the present id. One that has not come
+    /// to it, in a busy guest, would find STOP in its place and do nothing, or take STOP for an id
+    /// and hint all its memory for nothing. Waiting for its first hint would let it go through two
+    /// blocks at a time, since it has begun the second when the first is seen. One that says nothing
+    /// all the same gets a new id after [`SILENT`].
     pub(super) fn turn(&mut self, session: &Session<'_>, round: &Round) -> bool {
         let cfg = session.cfg;
         let elapsed = self.since.elapsed();
@@ -131,12 +132,7 @@ impl Epoch {
                 (self.state, self.since) = (State::Hinting, Instant::now());
                 self.source.start(self.sink.clone()).is_ok()
             }
-            State::Hinting
-                if elapsed >= cfg.hint_time
-                    && self.source.wait_seen(Duration::ZERO)
-                    && !self.source.finished() =>
-            {
-                self.source.rest();
+            State::Hinting if elapsed >= cfg.hint_time && self.source.rest() => {
                 (self.state, self.since, self.asked) =
                     (State::Resting, Instant::now(), Instant::now());
                 true

@@ -425,8 +425,8 @@ impl HintSource for HintsLayer {
         self.inner.start(Arc::new(SinkLayer { inner: sink, notes: self.notes.clone() }))
     }
 
-    fn rest(&self) {
-        self.inner.rest();
+    fn rest(&self) -> bool {
+        self.inner.rest()
     }
 
     fn rested(&self) -> bool {

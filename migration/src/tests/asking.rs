@@ -44,8 +44,10 @@ impl HintSource for Driver {
         }
         Ok(())
     }
-    fn rest(&self) {
-        self.nr_rests.fetch_add(1, SeqCst);
+    fn rest(&self) -> bool {
+        let begun = self.read.load(SeqCst);
+        self.nr_rests.fetch_add(u64::from(begun), SeqCst);
+        begun
     }
     fn rested(&self) -> bool {
         self.stops

@@ -132,8 +132,9 @@ impl HintSource for Linux {
         inner.publish(id, 0);
         Ok(())
     }
-    fn rest(&self) {
+    fn rest(&self) -> bool {
         self.step();
+        false
     }
     fn rested(&self) -> bool {
         self.step();

@@ -163,8 +163,8 @@ impl HintSource for Hints {
         self.inner.start(epoch)
     }
 
-    fn rest(&self) {
-        self.inner.rest();
+    fn rest(&self) -> bool {
+        self.inner.rest()
     }
 
     fn rested(&self) -> bool {

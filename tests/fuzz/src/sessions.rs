@@ -225,7 +225,9 @@ impl HintSource for Guest {
         *self.sink.lock().unwrap() = Some(sink);
         Ok(())
     }
-    fn rest(&self) {}
+    fn rest(&self) -> bool {
+        true
+    }
     fn rested(&self) -> bool {
         true
     }

@@ -89,6 +89,7 @@ mutants! {
     SwitchWithoutProtect, false, Protocol, "switch to the protected way without protecting the rest";
     PublishBeforeReturn, false, Protocol, "after DONE a new id is published before the driver took its memory back";
     OneLookIsEnough, false, Protocol, "the same, once the driver has looked at DONE, perhaps between two blocks";
+    RestBeforeAnnounced, false, Protocol, "a driver that has yet to announce its id is asked to rest, and takes STOP for the id";
     NoSweep, false, Protocol, "no sweep after the epoch closed";
     ZeroNotTold, false, Protocol, "a page that became zero is not sent though the destination has content";
 

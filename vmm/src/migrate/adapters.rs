@@ -48,8 +48,8 @@ impl HintSource for Hints {
         Ok(())
     }
 
-    fn rest(&self) {
-        self.balloon.hint_rest();
+    fn rest(&self) -> bool {
+        self.balloon.hint_rest()
     }
 
     fn rested(&self) -> bool {

@@ -197,13 +197,15 @@ impl BalloonHandle {
     }
 
     /// Publishes STOP, so that the driver lets the guest do other work; hints that are on their way
-    /// still reach the sink. The next [`hint_start`](Self::hint_start) lets it go on. Does nothing
-    /// if the driver is through.
-    pub fn hint_rest(&self) {
+    /// still reach the sink. The next [`hint_start`](Self::hint_start) lets it go on. False, and
+    /// nothing was done, if the driver is through or has not begun.
+    pub fn hint_rest(&self) -> bool {
         let mut device = self.device.urgent();
-        if device.device_mut().hinting.rest() {
+        let asked = device.device_mut().hinting.rest();
+        if asked {
             device.config_changed();
         }
+        asked
     }
 
     /// After [`hint_rest`](Self::hint_rest): whether the driver has stopped and its last hint has
@@ -234,8 +236,15 @@ impl BalloonHandle {
     /// see another id. Ask again and again: it may take the driver any time.
     pub fn hint_returned(&self) -> bool {
         let mut device = self.device.urgent();
+        // A driver's commands are in its queue before it looks again: so first whether it looked,
+        // then what it said.
+        let seen = device.device().hinting.gate.seen();
+        let queue = device.device().role_index(Role::Hint);
+        if device.paused() || queue.is_some_and(|queue| device.process_queue(queue)) {
+            return false;
+        }
         let mut remind = false;
-        let returned = device.device_mut().hinting.returned(|| remind = true);
+        let returned = device.device_mut().hinting.returned(seen, || remind = true);
         if remind {
             device.config_changed();
         }

@@ -126,8 +126,11 @@ pub(super) struct Hinting {
     /// The driver read an id, or was asked to rest, and has not sent STOP since: it has yet to come
     /// to what was published after.
     owes_stop: bool,
-    /// The driver has read DONE, and was told once more to look.
-    done_read: bool,
+    /// The driver's last command was an id, whichever, and no STOP: it hints.
+    in_session: bool,
+    /// DONE is published, and one more look at it is known to be the one after which the driver
+    /// takes its memory back.
+    one_look_left: bool,
     sink: Option<Arc<dyn HintRange>>,
     pub(super) gate: Arc<SeenGate>,
 }
@@ -170,7 +173,8 @@ impl Hinting {
         self.finished = false;
         self.resting = None;
         self.owes_stop = false;
-        self.done_read = false;
+        self.in_session = false;
+        self.one_look_left = false;
         self.saved.field = CMD_STOP;
         self.saved.issued = false;
         self.saved.stop_seen = true;
@@ -203,9 +207,14 @@ impl Hinting {
 
     /// STOP in the field, so that the driver stops, but what it hinted until then still reaches the
     /// sink. Returns whether the field changed.
+    ///
+    /// Only a driver that has announced the id can be asked. Linux reads the field twice before it
+    /// does: to find that there is work, and for the id to announce. One that finds STOP there
+    /// takes it for its id, and names all of its free memory under it, which counts for nothing
+    /// and which it does not name again.
     pub(super) fn rest(&mut self) -> bool {
         let id = self.saved.field;
-        if id < CMD_FIRST_ID || self.finished {
+        if id < CMD_FIRST_ID || self.finished || !self.announced {
             return false;
         }
         let (open, announced) = (self.open, self.announced);
@@ -229,24 +238,28 @@ impl Hinting {
 
     /// After [`done`](Self::done): whether the driver takes its memory back before it looks at the
     /// field again. If it has to be told once more to look, `remind` is called: the caller raises
-    /// the config interrupt.
+    /// the config interrupt. `seen`: whether it had looked before the hint queue was last emptied.
     ///
-    /// Linux reads the field in two places: between two blocks, where DONE only ends its loop, and
-    /// at the start of its work item, where DONE makes it take everything back. After the first it
-    /// comes to the second, so of two looks that found DONE the later one was there. One look says
-    /// nothing: a new id that is published after it may be what the work item finds.
-    pub(super) fn returned(&mut self, remind: impl FnOnce()) -> bool {
+    /// Linux reads the field in three places: at the start of its work item, where DONE makes it
+    /// take everything back; before it announces an id, where DONE becomes that id, under which it
+    /// hints; and between two blocks, where any other id ends its loop. So one look says nothing,
+    /// and neither do two: it may announce DONE and go on. What its commands say is certain. While
+    /// it hints it has not come to it. After STOP it begins anew, and the next look is there; if no
+    /// command has come between two looks, so was the later one.
+    pub(super) fn returned(&mut self, seen: bool, remind: impl FnOnce()) -> bool {
         if self.saved.field != CMD_DONE {
             return true;
         }
-        let seen = self.gate.seen();
-        if seen && !self.done_read {
-            self.done_read = true;
+        if self.in_session || !seen {
+            return false;
+        }
+        if !self.one_look_left {
+            self.one_look_left = true;
             self.gate.published();
             remind();
             return false;
         }
-        seen
+        true
     }
 
     fn publish(&mut self, value: u32) -> bool {
@@ -255,7 +268,7 @@ impl Hinting {
         self.saved.field = value;
         self.resting = None;
         // An announcement counts only if it comes after the publication.
-        (self.open, self.announced, self.done_read) = (false, false, false);
+        (self.open, self.announced, self.one_look_left) = (false, false, false);
         self.gate.published();
         true
     }
@@ -297,26 +310,25 @@ impl Balloon {
     fn command(&mut self, id: u32) {
         let hinting = &mut self.hinting;
         hinting.open = false;
+        hinting.in_session = id != CMD_STOP;
+        // It has yet to come to the start of its work item.
+        hinting.one_look_left = false;
         match id {
             CMD_STOP => {
                 self.telemetry.stops += 1;
                 hinting.saved.stop_seen = true;
                 hinting.owes_stop = false;
-                match hinting.resting {
-                    // It stopped because it was asked to, or at the same time by itself: the next
-                    // id will tell.
-                    Some(_) if hinting.announced => hinting.resting = None,
-                    // Even if a wrong id came last: else this one could be replayed after its STOP.
-                    _ => hinting.finished |= hinting.announced,
+                // If it was asked to rest it stopped for that, or at the same time by itself: the
+                // next id will tell. Else it is through, even if a wrong id came last: or this one
+                // could be replayed after its STOP.
+                if hinting.resting.take().is_none() {
+                    hinting.finished |= hinting.announced;
                 }
             }
             CMD_DONE => self.telemetry.hints_malformed += 1,
             id => {
                 self.telemetry.ids_announced += 1;
-                if hinting.resting == Some(id) {
-                    // It read the id just before STOP took its place.
-                    (hinting.open, hinting.announced) = (true, true);
-                } else if id != hinting.saved.field {
+                if id != hinting.saved.field {
                     self.telemetry.ids_stale += 1;
                 } else if hinting.finished {
                     // The driver said that it was through with this id. Opening it again would let

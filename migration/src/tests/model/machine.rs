@@ -127,8 +127,8 @@ impl HintSource for Model {
         Ok(())
     }
 
-    fn rest(&self) {
-        self.hook();
+    fn rest(&self) -> bool {
+        !self.finished()
     }
 
     fn rested(&self) -> bool {

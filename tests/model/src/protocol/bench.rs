@@ -85,6 +85,16 @@ pub(super) fn call(hints: &HintingProbe, call: HintCall) -> (HintingProbe, bool)
     })
 }
 
+/// The engine asks whether the driver takes its memory back: that, whether the driver is told to
+/// look once more, and the new state.
+pub(super) fn returned(hints: &HintingProbe, seen: bool) -> (bool, bool, HintingProbe) {
+    BENCH.with_borrow_mut(|bench| {
+        bench.balloon.probe_become(hints, None);
+        let (returned, told) = bench.balloon.probe_returned(seen);
+        (returned, told, bench.balloon.probe())
+    })
+}
+
 impl Bench {
     fn new() -> Self {
         let mem = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory"));

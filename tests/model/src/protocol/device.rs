@@ -53,8 +53,6 @@ pub struct Device {
     pub look: Look,
     /// The field was read since it was last published.
     pub seen: bool,
-    /// It is DONE, was read, and was published once more since.
-    pub done_read: bool,
     /// Pages that the guest took out of the balloon without telling.
     pub untold: Mask,
     /// By the specification: the published id whose hints count, or 0.
@@ -77,14 +75,14 @@ pub(super) fn unlocked(state: &State) -> bool {
     state.device.todo.is_empty()
 }
 
-/// The engine calls the device, whose lock is free.
-pub(super) fn call(state: &mut State, call: HintCall) {
+/// The engine calls the device, whose lock is free. Returns whether the field changed.
+pub(super) fn call(state: &mut State, call: HintCall) -> bool {
     let (hints, changed) = bench::call(&state.device.hints, call);
     let device = &mut state.device;
     device.hints = hints;
-    state.driver.interrupted |= changed;
+    device.seen &= !changed;
     if changed {
-        (device.seen, device.done_read) = (false, false);
+        state.driver.interrupt();
     }
     match call {
         HintCall::Start => {
@@ -97,22 +95,28 @@ pub(super) fn call(state: &mut State, call: HintCall) {
             (device.current, device.open) = (0, false);
         }
     }
+    changed
 }
 
 /// Whether the engine would learn something by asking whether the driver takes its memory back.
 pub(super) fn looked(state: &State) -> bool {
-    state.device.seen || on(Mutant::PublishBeforeReturn)
+    let emptied = state.queue.is_empty() && unlocked(state);
+    emptied && state.device.seen || on(Mutant::PublishBeforeReturn)
 }
 
-/// As `Hinting::returned` of the device: of two looks at DONE the later is not between blocks.
+/// By the product's `Hinting::returned`, with an empty hint queue.
 pub(super) fn returned(state: &mut State) -> bool {
-    let device = &mut state.device;
-    if device.done_read || on(Mutant::PublishBeforeReturn) || on(Mutant::OneLookIsEnough) {
+    if on(Mutant::PublishBeforeReturn) || on(Mutant::OneLookIsEnough) {
         return true;
     }
-    (device.done_read, device.seen) = (true, false);
-    state.driver.interrupted = true;
-    false
+    let device = &mut state.device;
+    let (returned, told, hints) = bench::returned(&device.hints, device.seen);
+    device.hints = hints;
+    if told {
+        device.seen = false;
+        state.driver.interrupt();
+    }
+    returned
 }
 
 pub(super) fn has_work(state: &State) -> bool {

@@ -63,11 +63,12 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
 /// The engine does something.
 pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
     match action {
-        Action::Rest => {
+        Action::Rest if device::call(state, HintCall::Rest) => {
             state.left.spells -= 1;
-            device::call(state, HintCall::Rest);
             state.engine.resting = true;
         }
+        // It has not begun, or is through.
+        Action::Rest => {}
         Action::Renew if state.engine.returning => {
             if device::returned(state) {
                 state.engine.pc = Pc::Publish;

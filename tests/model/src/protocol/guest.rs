@@ -1,10 +1,12 @@
 //! The guest, and a balloon driver that does what Linux's does (or, where the budget says so,
 //! worse).
 //!
-//! Linux reads the id in a work item after each config interrupt, at any time later. It announces
-//! an id that it has not hinted under, hints block after block as long as the id stays, then says
-//! STOP. DONE makes it give everything back, once it does not hint any more. Between all of this
-//! the guest takes hinted pages back when it is short of memory, whatever became of the hint.
+//! After each config interrupt, at any time later, Linux's work item runs. It looks at the id; with
+//! a new one it looks again for the one to announce, whatever it finds there, hints block after
+//! block as long as a look between two blocks finds the same, then says STOP. DONE at the start of
+//! the work item makes it give everything back. It reads the field only if there was an interrupt
+//! since it last did. Between all of this the guest takes hinted pages back when it is short of
+//! memory, whatever became of the hint.
 
 use super::{Action, Chain, Mask, Scenario, State, Wrong};
 use crate::mutant::{Mutant, on};
@@ -13,36 +15,40 @@ use crate::product::devices::virtio::balloon::constants::{CMD_DONE, CMD_FIRST_ID
 /// The driver.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Driver {
-    /// A config interrupt has not been acted on.
-    pub interrupted: bool,
+    /// The work item is to run.
+    pub work: bool,
+    /// The field is to be read at the next look.
+    pub stale: bool,
     /// The id as last read.
     pub received: u32,
     /// The id as last announced.
     pub active: u32,
+    /// The work item has found an id to hint under, which it has yet to announce.
+    pub starting: bool,
     /// Between announcement and STOP.
     pub hinting: bool,
     /// It announced an old id and hints under it.
     pub replaying: bool,
-    /// It has found DONE when its work began, and looks at nothing else before it has given back.
+    /// The work item has found DONE, and looks at nothing else before it has given back.
     pub giving_back: bool,
     /// Held since before DONE was published.
     pub owed: Mask,
 }
 
+impl Driver {
+    /// A config interrupt.
+    pub(super) fn interrupt(&mut self) {
+        (self.work, self.stale) = (true, true);
+    }
+
+    fn idle(&self) -> bool {
+        !self.starting && !self.hinting && !self.giving_back
+    }
+}
+
 /// Nothing more comes from the driver by itself.
 pub(super) fn quiet(state: &State) -> bool {
-    let d = &state.driver;
-    !d.interrupted && !d.hinting && !can_announce(state) && !can_give_back(state)
-}
-
-fn can_announce(state: &State) -> bool {
-    let d = &state.driver;
-    !d.hinting && d.received >= CMD_FIRST_ID && d.received != d.active
-}
-
-fn can_give_back(state: &State) -> bool {
-    let d = &state.driver;
-    !d.hinting && d.received == CMD_DONE && state.mem.held != 0
+    !state.driver.work && state.driver.idle()
 }
 
 /// What guest and driver may do.
@@ -52,15 +58,17 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     }
     let (d, mem, left) = (&state.driver, &state.mem, &state.left);
     let ended = super::engine::ended(state);
-    // Between two blocks DONE ends its loop: it looks again when its work begins anew.
-    let ends_loop = d.hinting && d.received == CMD_DONE;
-    if d.interrupted && !ends_loop && !(d.giving_back && mem.held != 0) {
-        out.push(Action::ReadId);
+    if d.work && d.idle() {
+        out.push(Action::Work);
     }
-    if can_announce(state) && state.queue.len() < s.ring {
+    let loops = d.hinting && (d.received == d.active || d.replaying);
+    if d.stale && (d.starting || loops) {
+        out.push(Action::Look);
+    }
+    if d.starting && state.queue.len() < s.ring {
         out.push(Action::Announce);
     }
-    if can_give_back(state) {
+    if d.giving_back {
         out.push(Action::GiveBack);
     }
     let room = state.queue.len() < s.ring;
@@ -70,7 +78,7 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     if ended {
         return;
     }
-    if d.hinting && room && (d.received == d.active || d.replaying) {
+    if loops && room {
         let free = |block: Mask| mem.free & block == block;
         if left.hints > 0 {
             out.extend(s.blocks.iter().filter(|b| free(**b)).map(|b| Action::Hint(*b)));
@@ -90,7 +98,7 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     if left.shrinks > 0 && mem.held != 0 {
         out.push(Action::Shrink);
     }
-    if left.replays > 0 && room && !d.hinting && d.active >= CMD_FIRST_ID {
+    if left.replays > 0 && room && d.idle() && d.active >= CMD_FIRST_ID {
         out.push(Action::Replay);
     }
     for page in s.pages() {
@@ -118,18 +126,25 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
 pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
     let State { mem, driver: d, queue, left, .. } = state;
     match action {
-        Action::ReadId => {
-            // What it finds between two blocks does not save it from looking when its work begins.
-            d.interrupted &= d.hinting;
-            d.received = state.device.hints.field;
-            d.giving_back = !d.hinting && d.received == CMD_DONE;
-            state.device.seen = true;
+        Action::Work | Action::Look => {
+            if std::mem::take(&mut d.stale) {
+                d.received = state.device.hints.field;
+                state.device.seen = true;
+            }
+            if action == Action::Work {
+                d.work = false;
+                d.giving_back = d.received == CMD_DONE && mem.held != 0;
+                d.starting = d.received >= CMD_FIRST_ID && d.received != d.active;
+            }
         }
         Action::Announce => {
             d.active = d.received;
-            d.hinting = true;
+            (d.starting, d.hinting) = (false, true);
             if d.owed != 0 && d.active == state.engine.regained {
                 state.wrong = Some(Wrong::NotReturned(d.owed));
+            }
+            if d.active == CMD_STOP && state.engine.resting {
+                state.wrong = Some(Wrong::HintsUnderStop);
             }
             queue.push(Chain::Command(d.active));
         }
@@ -143,12 +158,15 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
             (mem.held, d.owed) = (0, 0);
         }
         Action::DriverStop => {
+            // Linux replays nothing: one that does looks once more whether there is DONE.
+            d.work |= d.replaying;
             (d.hinting, d.replaying) = (false, false);
             queue.push(Chain::Command(CMD_STOP));
         }
         Action::Hint(block) => {
             left.hints -= 1;
             take(s, mem, block);
+            d.owed |= if d.active == CMD_DONE { block } else { 0 };
             queue.push(Chain::Blocks(block, 0));
         }
         Action::HintTwo(a, b) => {

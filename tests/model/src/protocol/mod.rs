@@ -58,6 +58,8 @@ pub enum Wrong {
     Held(Mask),
     /// The driver hints again, after it was to take its memory back, and has these still.
     NotReturned(Mask),
+    /// Asked to rest, the driver takes STOP for an id, under which it will hint all that it has.
+    HintsUnderStop,
     /// A hint reached the sink that does not belong to the current id.
     StaleHint,
     /// A hint under the current id did not reach the sink.
@@ -137,8 +139,10 @@ pub enum Action {
     Fail,
     /// The device takes a chain from the queue, or goes on with a hint.
     Device,
-    /// The driver reads the id after a config interrupt.
-    ReadId,
+    /// The driver's work item begins after a config interrupt.
+    Work,
+    /// The driver reads the id for its announcement, or between two blocks.
+    Look,
     /// The driver announces the id and begins to hint.
     Announce,
     /// The driver takes free pages and hints them.

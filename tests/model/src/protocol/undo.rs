@@ -46,7 +46,9 @@ impl HintSource for Recorder {
     fn start(&self, _: Arc<dyn HintSink>) -> io::Result<()> {
         Ok(())
     }
-    fn rest(&self) {}
+    fn rest(&self) -> bool {
+        true
+    }
     fn rested(&self) -> bool {
         true
     }
