@@ -312,7 +312,7 @@ impl Guest {
             0 => drop(b.set_target(u32::from(input.u8()))),
             1 => drop(b.request_stats()),
             2 => drop(b.hint_start(Arc::new(Sink))),
-            3 => b.hint_rest(),
+            3 => drop(b.hint_rest()),
             4 => b.hint_stop(),
             5 => b.hint_done(),
             6 => b.set_discard_allowed(input.u8() & 1 == 0),
