@@ -11,7 +11,9 @@
 //! Nothing here panics on a range that leaves the map: ranges are clipped. Single-bit reads outside
 //! the map say `false`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+
+use crate::sync::AtomicU64;
 
 /// Pages per word: the unit in which the sender claims pages and the dirty log protects them.
 pub const WORD_PAGES: u64 = 64;
@@ -218,7 +220,7 @@ impl Iterator for Runs<'_> {
 }
 
 /// The runs of set bits in one word, as (first bit, number).
-pub(crate) fn word_runs(mut word: u64) -> impl Iterator<Item = (u32, u32)> {
+pub fn word_runs(mut word: u64) -> impl Iterator<Item = (u32, u32)> {
     std::iter::from_fn(move || {
         if word == 0 {
             return None;

@@ -22,6 +22,7 @@ pub mod replay;
 pub mod report;
 pub mod round;
 pub mod source;
+mod sync;
 pub mod trace;
 pub mod traits;
 pub mod transport;

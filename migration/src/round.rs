@@ -15,13 +15,14 @@
 //! sender sees an empty bitmap and ends the round, the hint puts the word back. So the gate is
 //! closed first, then the bitmap is swept once more.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Instant;
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::error::Error;
 use crate::report::RoundReport;
+use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::units::{PAGE_SIZE, millis};
 
 const CLOSED: u64 = 1 << 63;

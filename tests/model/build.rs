@@ -1,5 +1,4 @@
-//! Copies the product's sources into this crate, with switchable mistakes and, for the
-//! interleavings, loom's primitives.
+//! Copies the product's sources into this crate, with switchable mistakes.
 //!
 //! The text is the product's own. Four things are done to it: paths that begin with `crate::` get
 //! the module's name in front; the product's own tests go; each [`Patch`] puts a mistake beside the
@@ -14,10 +13,6 @@ use std::{env, fs};
 #[path = "patches.rs"]
 mod patches;
 use patches::{PATCHES, PROBES, Patch};
-
-/// Files of the engine that run under loom.
-const INTERLEAVED: [&str; 5] =
-    ["bitmap.rs", "round.rs", "hinting/sink.rs", "traits.rs", "units.rs"];
 
 fn main() {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").unwrap()).join("../..");
@@ -39,21 +34,6 @@ fn main() {
     }
     fs::write(out.join("product.rs"), wiring).unwrap();
 
-    let to = out.join("interleaved");
-    fs::create_dir_all(&to).unwrap();
-    let mut wiring = String::new();
-    for file in INTERLEAVED {
-        let text = loomed(&read(&root, &format!("migration/src/{file}"), "interleaved"));
-        let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
-        let path = to.join(name);
-        fs::write(&path, text).unwrap();
-        let module = format!("#[path = {path:?}] pub mod {};", name.trim_end_matches(".rs"));
-        match folder {
-            "" => writeln!(wiring, "{module}").unwrap(),
-            _ => writeln!(wiring, "pub mod {folder} {{ {module} }}").unwrap(),
-        }
-    }
-    fs::write(out.join("interleaved.rs"), wiring).unwrap();
     println!("cargo::rerun-if-changed=patches.rs");
     println!("cargo::rerun-if-changed=build.rs");
 }
@@ -84,10 +64,7 @@ fn read(root: &Path, file: &str, module: &str) -> String {
         let on = format!("crate::mutant::on(crate::mutant::Mutant::{mutant})");
         text = text.replace(right, &wrong.replace("MUTANT", &on.replace("crate", "CRATE")));
     }
-    let inner = match module {
-        "interleaved" => module.to_string(),
-        _ => format!("product::{module}"),
-    };
+    let inner = format!("product::{module}");
     text = text.replace("crate::", &format!("crate::{inner}::"));
     text = text
         .replace("pub(in crate)", "pub(crate)")
@@ -96,26 +73,8 @@ fn read(root: &Path, file: &str, module: &str) -> String {
         text.replace("wherry_devices::", "crate::product::devices::").replace("CRATE::", "crate::");
     // The product's own tests, and what it has for them, are not wanted in any build of this crate.
     text = text.replace("#[cfg(test)]", "#[cfg(any())]").replace("#[cfg(not(test))]", "");
-    if module != "interleaved" {
-        for (_, probe) in PROBES.iter().filter(|(f, _)| *f == file) {
-            text.push_str(probe);
-        }
+    for (_, probe) in PROBES.iter().filter(|(f, _)| *f == file) {
+        text.push_str(probe);
     }
-    text
-}
-
-/// The same text on loom's primitives.
-fn loomed(text: &str) -> String {
-    let text = text.replace("use std::sync::atomic::", "use loom::sync::atomic::");
-    let text = text.replace(
-        "use std::sync::{Condvar, Mutex, PoisonError};",
-        "use loom::sync::{Condvar, Mutex};\nuse std::sync::PoisonError;",
-    );
-    let text = text.replace(
-        "use std::sync::{Arc, Mutex, PoisonError};",
-        "use loom::sync::Mutex;\nuse std::sync::{Arc, PoisonError};",
-    );
-    let left = text.matches("std::sync::atomic").count() + text.matches("std::sync::Mutex").count();
-    assert_eq!(left, 0, "primitives of std are left in what is to run under loom");
     text
 }

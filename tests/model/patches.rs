@@ -15,8 +15,6 @@ pub struct Patch {
 const HINTING: &str = "devices/src/virtio/balloon/hinting.rs";
 const BALLOON: &str = "devices/src/virtio/balloon/mod.rs";
 const ROUND: &str = "migration/src/round.rs";
-const HINTS: &str = "migration/src/hinting/sink.rs";
-const BITMAP: &str = "migration/src/bitmap.rs";
 
 pub const PATCHES: &[Patch] = &[
     Patch {
@@ -112,106 +110,6 @@ pub const PATCHES: &[Patch] = &[
         mutant: "LogStaysOn",
         right: "if self.log_on {\n",
         wrong: "if self.log_on && !MUTANT {\n",
-    },
-    Patch {
-        file: ROUND,
-        mutant: "GateLooksFirst",
-        right: "let before = self.state.fetch_add(1, SeqCst);",
-        wrong: "let mut before = self.state.load(SeqCst);
-        let now = self.state.fetch_add(1, SeqCst);
-        if !MUTANT { before = now; }",
-    },
-    Patch {
-        file: ROUND,
-        mutant: "GateDoesNotWait",
-        right: "while self.state.load(SeqCst) != CLOSED {",
-        wrong: "while !MUTANT && self.state.load(SeqCst) != CLOSED {",
-    },
-    Patch {
-        file: ROUND,
-        mutant: "LostWakeup",
-        right: "let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);",
-        wrong: "let _guard = (!MUTANT).then(|| self.0.lock.lock().unwrap_or_else(PoisonError::into_inner));",
-    },
-    Patch {
-        file: ROUND,
-        mutant: "LeavesRelaxed",
-        right: "if self.0.state.fetch_sub(1, SeqCst) == CLOSED | 1 {",
-        wrong: "if self.0.state.fetch_sub(1, if MUTANT { Relaxed } else { SeqCst }) == CLOSED | 1 {",
-    },
-    Patch {
-        file: ROUND,
-        mutant: "CountsUnclaimed",
-        right: "let mask = self.to_send.clear_mask(word, mask);",
-        wrong: "let wanted = mask;
-        let mut mask = self.to_send.clear_mask(word, mask);
-        if MUTANT { mask = wanted; }",
-    },
-    Patch {
-        file: BITMAP,
-        mutant: "TakeInTwoSteps",
-        right: "Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::AcqRel),",
-        wrong: "Some(w) if MUTANT => {
-                let all = w.load(Ordering::Acquire);
-                w.store(0, Ordering::Release);
-                all
-            }
-            Some(w) if w.load(Ordering::Relaxed) != 0 => w.swap(0, Ordering::AcqRel),",
-    },
-    Patch {
-        file: HINTS,
-        mutant: "ReadsBeforeProtecting",
-        right: "        let nr_pages = self.round.nr_pages();
-        if protect_words(",
-        wrong: "        let nr_pages = self.round.nr_pages();
-        let early = MUTANT.then(|| {
-            let mut buffer = vec![0; BUFFER_PAGES * PAGE_SIZE];
-            batch.iter().map(|&(word, taken)| self.zero_pages(word, taken, &mut buffer)).collect::<Vec<_>>()
-        });
-        if let Some(early) = early {
-            let _ = protect_words(&*self.log, nr_pages, start..last + 1);
-            for ((word, taken), zero) in batch.drain(..).zip(early) {
-                guarded.set(word as u64);
-                self.round.mark_hinted(word, zero);
-                self.round.put_back(word, taken & !zero);
-                found.content |= taken != zero;
-                found.looked = true;
-            }
-            return;
-        }
-        if protect_words(",
-    },
-    Patch {
-        file: HINTS,
-        mutant: "GuardedNotLookedAtAgain",
-        right: "            let taken = self.round.claim(word);
-            if guarded.test(word as u64) {",
-        wrong: "            let taken = self.round.claim(word);
-            if guarded.test(word as u64) && !MUTANT {",
-    },
-    Patch {
-        file: HINTS,
-        mutant: "GuardedNotLookedAt",
-        right: "if mask != self.round.valid(word) || guarded.test(word as u64) {",
-        wrong: "if mask != self.round.valid(word) || (guarded.test(word as u64) && !MUTANT) {",
-    },
-    Patch {
-        file: HINTS,
-        mutant: "GuardedNotLookedAt",
-        right: "                // above.
-                self.round.put_back(word, taken);",
-        wrong: "                // above.
-                if MUTANT && taken != 0 {
-                    batch.push((word, taken));
-                    continue;
-                }
-                self.round.put_back(word, taken);",
-    },
-    Patch {
-        file: HINTS,
-        mutant: "SinkTrustsGuarded",
-        right: "if early.test(word as u64) {",
-        wrong: "if early.test(word as u64) || (MUTANT && guarded.test(word as u64)) {",
     },
 ];
 

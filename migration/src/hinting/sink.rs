@@ -1,11 +1,12 @@
 //! The sink of one epoch: what a hint does. See [`crate::hinting`] for the rule and its hazards.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::round::Round;
+use crate::sync::{AtomicBool, AtomicU64, Mutex};
 use crate::traits::{DirtyLog, GuestRam, HintSink};
 use crate::units::{PAGE_SIZE, is_zero};
 
@@ -15,12 +16,12 @@ const BUFFER_PAGES: usize = 64;
 const WORDS_AT_ONCE: usize = 16;
 
 /// Whether each word has been protected since the log was turned on: see the module's hazards.
-pub(crate) fn word_map(nr_pages: u64) -> AtomicBitmap {
+pub fn word_map(nr_pages: u64) -> AtomicBitmap {
     AtomicBitmap::new(nr_pages.div_ceil(64))
 }
 
 /// Protects words, clipping the last one to guest RAM.
-pub(crate) fn protect_words(
+pub fn protect_words(
     log: &dyn DirtyLog,
     nr_pages: u64,
     words: Range<usize>,
@@ -36,7 +37,7 @@ enum Way {
 }
 
 /// The sink of one epoch: one published id.
-pub(crate) struct Sink {
+pub struct Sink {
     round: Arc<Round>,
     gate: crate::round::Gate,
     way: Way,
@@ -61,23 +62,19 @@ pub(crate) struct Sink {
 
 impl Sink {
     /// Hints clear bits. Everything in the round's to-send bitmap is protected already.
-    pub(crate) fn protected(
-        round: &Arc<Round>,
-        ram: &Arc<dyn GuestRam>,
-        log: &Arc<dyn DirtyLog>,
-    ) -> Self {
+    pub fn protected(round: &Arc<Round>, ram: &Arc<dyn GuestRam>, log: &Arc<dyn DirtyLog>) -> Self {
         Self::new(round, ram, log, Way::Protected, false)
     }
 
     /// The sink for the id after the switch: everything is protected now.
-    pub(crate) fn switched(&self) -> Self {
+    pub fn switched(&self) -> Self {
         let next = Self::protected(&self.round, &self.ram, &self.log);
         Self { named: self.named.clone(), ..next }
     }
 
     /// Hints are checked. What is in `guarded` now was protected before the id is published. With
     /// `probe`, a guest that does not zero raises [`not_zeroing`](Self::not_zeroing).
-    pub(crate) fn checked_zero(
+    pub fn checked_zero(
         round: &Arc<Round>,
         ram: &Arc<dyn GuestRam>,
         log: &Arc<dyn DirtyLog>,
@@ -117,7 +114,7 @@ impl Sink {
 
     /// The sink for the next id of the same round, this one being closed. What was protected
     /// meanwhile was so before that id is published. The probe goes on where it was.
-    pub(crate) fn renew(&self) -> Self {
+    pub fn renew(&self) -> Self {
         let next = match &self.way {
             Way::Protected => self.switched(),
             Way::CheckedZero { guarded, .. } => {
@@ -136,12 +133,12 @@ impl Sink {
     }
 
     /// After this returned no hint of this epoch has any effect.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.gate.close();
     }
 
     /// Whether the probe found a guest that does not zero what it hints.
-    pub(crate) fn not_zeroing(&self) -> bool {
+    pub fn not_zeroing(&self) -> bool {
         self.not_zeroing.load(Ordering::Acquire)
     }
 

@@ -16,10 +16,10 @@
 //! notice.
 #![forbid(unsafe_code)]
 
+pub use wherry_mutants as mutant;
+
 pub mod device;
-pub mod interleaved;
 pub mod life;
-pub mod mutant;
 pub mod product;
 pub mod protocol;
 pub mod report;

@@ -4,6 +4,10 @@
 //! a difference, and lets relaxed loads return every value that C11 allows. So these tests are
 //! about what the protocol's model takes for one step: that a swap is one, that a closed gate stays
 //! closed, that nobody sleeps for ever.
+//!
+//! The code is the engine's own, compiled on loom's primitives (`wherry_interleaved`). Mistakes are
+//! made in these primitives (`wherry_mutants::sync`), or here: in the memory and log that a sink is
+//! given, in the map that tells it what is protected, in the order of the calls.
 
 use std::cell::Cell;
 use std::io;
@@ -15,10 +19,12 @@ use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 
-use crate::interleaved::bitmap::{AtomicBitmap, Bitmap, word_runs};
-use crate::interleaved::hinting::sink::{Sink, protect_words, word_map};
-use crate::interleaved::round::{Gate, Plan, Round};
-use crate::interleaved::traits::{DirtyLog, GuestRam, HintSink, PAGE_SIZE};
+use wherry_interleaved::bitmap::{AtomicBitmap, Bitmap, word_runs};
+use wherry_interleaved::hinting::sink::{Sink, protect_words, word_map};
+use wherry_interleaved::round::{Gate, Plan, Round};
+use wherry_interleaved::traits::{DirtyLog, GuestRam, HintSink};
+use wherry_interleaved::units::PAGE_SIZE;
+
 use crate::mutant::{self, Mutant, on};
 
 /// Pages of the guest: one word, all of which a hint covers.
@@ -105,12 +111,76 @@ impl DirtyLog for Guest {
     }
 }
 
+/// The guest's memory and log as a mistaken sink sees them.
+enum Mistaken {
+    /// Protects only when pages were read next: `due` is what is to be protected then.
+    Late { guest: Arc<Guest>, due: std::sync::Mutex<Option<(u64, u64)>> },
+    /// The sink's own map of what is protected is not the one that the others share. They are told.
+    Apart { guest: Arc<Guest>, shared: Arc<AtomicBitmap> },
+}
+
+impl GuestRam for Mistaken {
+    fn nr_pages(&self) -> u64 {
+        PAGES
+    }
+
+    fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
+        let (Self::Late { guest, .. } | Self::Apart { guest, .. }) = self;
+        guest.read(first, buf)?;
+        if let Self::Late { due, .. } = self
+            && let Some((first, nr)) = due.lock().unwrap().take()
+        {
+            guest.protect(first, nr)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::other("the source's memory is not written"))
+    }
+
+    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::other("the source's memory is not written"))
+    }
+
+    fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl DirtyLog for Mistaken {
+    fn start(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn protect(&self, first: u64, nr: u64) -> io::Result<()> {
+        match self {
+            Self::Late { due, .. } => *due.lock().unwrap() = Some((first, nr)),
+            Self::Apart { guest, shared } => {
+                guest.protect(first, nr)?;
+                shared.set(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn harvest(&self, _: &mut Bitmap) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Round one of a migration.
 struct Migration {
     guest: Arc<Guest>,
     round: Arc<Round>,
     guarded: Arc<AtomicBitmap>,
     sink: Arc<Sink>,
+    /// Where a mistake sends the second hint, and what is protected as far as that sink knows.
+    other: Option<(Arc<Sink>, Arc<AtomicBitmap>)>,
     dest: [u8; PAGES as usize],
 }
 
@@ -121,14 +191,29 @@ impl Migration {
         let plan = Plan { to_send: Bitmap::full(PAGES), ballooned: 0, hole: 0 };
         let round = Arc::new(Round::new(1, PAGES, &plan));
         let guarded = Arc::new(word_map(PAGES));
-        let sink = if checked {
+        let late = on(Mutant::ReadsBeforeProtecting)
+            .then(|| Arc::new(Mistaken::Late { guest: guest.clone(), due: None.into() }));
+        let sink = if let Some(late) = late {
+            let (ram, log): (Arc<dyn GuestRam>, Arc<dyn DirtyLog>) = (late.clone(), late);
+            Sink::checked_zero(&round, &ram, &log, &guarded, false)
+        } else if checked {
             Sink::checked_zero(&round, &ram, &log, &guarded, false)
         } else {
             protect_words(&*log, PAGES, 0..1).unwrap();
             guarded.set(0);
             Sink::protected(&round, &ram, &log)
         };
-        Self { guest, round, guarded, sink: Arc::new(sink), dest: [0; PAGES as usize] }
+        let own = Arc::new(word_map(PAGES));
+        let other = if on(Mutant::SinkTrustsGuarded) {
+            Some(Sink::protected(&round, &ram, &log))
+        } else if on(Mutant::GuardedNotLookedAt) || on(Mutant::GuardedNotLookedAtAgain) {
+            let apart = Mistaken::Apart { guest: guest.clone(), shared: guarded.clone() };
+            Some(Sink::checked_zero(&round, &ram, &(Arc::new(apart) as _), &own, false))
+        } else {
+            None
+        };
+        let other = other.map(|sink| (Arc::new(sink), own));
+        Self { guest, round, guarded, sink: Arc::new(sink), other, dest: [0; PAGES as usize] }
     }
 
     /// Sends what is to be sent, in the sender's order (`migration/src/source/sender.rs`).
@@ -161,13 +246,38 @@ impl Migration {
         })
     }
 
+    /// The second hint for the same pages.
+    fn second(&self) -> impl FnOnce() + 'static {
+        let (sink, guarded, other) = (self.sink.clone(), self.guarded.clone(), self.other.clone());
+        move || match other {
+            Some((trusting, _)) if on(Mutant::SinkTrustsGuarded) => match guarded.test(0) {
+                true => trusting.hint(0, PAGES),
+                false => sink.hint(0, PAGES),
+            },
+            Some((apart, own)) => {
+                if on(Mutant::GuardedNotLookedAtAgain) {
+                    own.set_mask(0, guarded.load(0));
+                }
+                apart.hint(0, PAGES);
+            }
+            None => sink.hint(0, PAGES),
+        }
+    }
+
+    fn close(&self) {
+        self.sink.close();
+        if let Some((other, _)) = &self.other {
+            other.close();
+        }
+    }
+
     /// Ends the round, harvests, and checks each page.
     fn finish(&mut self, others: Vec<thread::JoinHandle<()>>) {
         if on(Mutant::SweepBeforeClose) {
             self.send();
-            self.sink.close();
+            self.close();
         } else {
-            self.sink.close();
+            self.close();
             self.send();
         }
         let hinted = self.round.hinted_pages();
@@ -307,14 +417,14 @@ fn checked() {
 fn two_hints() {
     let mut m = Migration::new([0, 2], true);
     let one = m.hint(|guest| guest.write(0));
-    let two = m.hint(|_| ());
+    let two = thread::spawn(m.second());
     m.finish(vec![one, two]);
 }
 
 fn again() {
     let mut m = Migration::new([0, 2], true);
-    let sink = m.sink.clone();
-    let hint = m.hint(move |_| sink.hint(0, PAGES));
+    let second = m.second();
+    let hint = m.hint(move |_| second());
     let guest = m.guest.clone();
     let writer = thread::spawn(move || {
         guest.write(1);

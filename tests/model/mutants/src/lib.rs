@@ -1,4 +1,11 @@
-//! Deliberate mistakes, one of which may be made at a time.
+//! Deliberate mistakes, one of which may be made at a time: the list, and the switch.
+//!
+//! All are made around the product's code, never in it: by the primitives that it shares memory
+//! with ([`sync`]), by the memory, log or rings that it is given, by what is handed on of its
+//! answers, or by the order in which it is called.
+#![forbid(unsafe_code)]
+
+pub mod sync;
 
 use std::cell::Cell;
 
@@ -18,8 +25,7 @@ pub fn on(mutant: Mutant) -> bool {
 
 macro_rules! mutants {
     ($($name:ident, $history:literal, $finder:ident, $text:literal;)*) => {
-        /// A mistake. Whether it is in the product's own text or in the model's is said by
-        /// `patches.rs`, which has the former.
+        /// A mistake.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
         pub enum Mutant { $(#[doc = $text] $name,)* }
 

@@ -1,0 +1,6 @@
+//! Compiles the engine on loom's primitives.
+
+fn main() {
+    println!("cargo::rustc-cfg=loom");
+    println!("cargo::rerun-if-changed=build.rs");
+}
