@@ -32,7 +32,7 @@ fn third() -> Bitmap {
 }
 
 fn round() -> Round {
-    Round::new(1, NR_PAGES, &Plan { to_send: Bitmap::full(NR_PAGES), ballooned: 0, hole: 0 })
+    Round::new(1, NR_PAGES, &Plan::of(Bitmap::full(NR_PAGES)))
 }
 
 fn bytes(nr_pages: u64) -> BytesCount {

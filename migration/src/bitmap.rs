@@ -28,7 +28,7 @@ fn bits(from: u64, to: u64) -> u64 {
 
 /// The words touched by `first..first + nr` clipped to `len`, each with the mask of its touched
 /// bits.
-pub(crate) fn word_masks(len: u64, first: u64, nr: u64) -> impl Iterator<Item = (usize, u64)> {
+pub fn word_masks(len: u64, first: u64, nr: u64) -> impl Iterator<Item = (usize, u64)> {
     let end = first.saturating_add(nr).min(len);
     let first = first.min(end);
     let words = if first == end { 0..0 } else { first / 64..(end - 1) / 64 + 1 };

@@ -219,7 +219,7 @@ impl From<WireError> for Error {
 }
 
 /// An error and its sources in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

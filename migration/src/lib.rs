@@ -18,6 +18,7 @@ pub mod destination;
 pub mod error;
 pub mod hinting;
 pub mod link;
+pub mod observe;
 pub mod replay;
 pub mod report;
 pub mod round;
@@ -39,7 +40,8 @@ pub use config::{
 pub use control::CancelToken;
 pub use destination::{Arrival, Received, await_source, receive, receive_from};
 pub use error::{Error, Failure, Ownership, Phase};
-pub use report::{Downtime, HintFigures, Progress, Report, RoundReport, Snapshot};
+pub use observe::{Observer, Progress};
+pub use report::{Downtime, HintFigures, HintUse, Reason, Report, RoundReport, Snapshot};
 pub use source::migrate;
 pub use transport::{Endpoint, Listener, Transport, TransportError, connect};
 pub use verify::verdict::{VerifyReport, WrongPage, WrongPages};

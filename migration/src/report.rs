@@ -16,11 +16,12 @@
 //! one, or the cap where that is lower. Negative: the waiting cost more than the hints saved. What
 //! hinting costs the guest is not in it.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config::{Compression, HintMode};
 use crate::error::Phase;
-use crate::trace::Recorder;
 use crate::units::PAGE_SIZE;
 use crate::verify::verdict::VerifyReport;
 
@@ -155,6 +156,75 @@ pub struct Downtime {
     pub total_us: u64,
 }
 
+/// Why hints are asked for, or not, or not any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Reason {
+    /// Nothing speaks against it.
+    #[default]
+    On,
+    /// There is no balloon.
+    NoBalloon,
+    /// [`HintPolicy::Off`](crate::HintPolicy::Off).
+    NotWanted,
+    /// The guest's driver cannot hint, or is not there.
+    NoDriver,
+    /// Too little could be saved.
+    LittleFree,
+    /// What could be saved is sent in no time.
+    FastLink,
+    /// The last hints all named memory that needs no sending.
+    OnlyIdle,
+    /// Most of what was hinted needs no sending.
+    DoesNotPay,
+    /// A guest decides when its driver goes: that costs it the hints, never the migration.
+    DriverGone,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On => "on",
+            Self::NoBalloon => "off: the machine has no balloon",
+            Self::NotWanted => "off: not wanted",
+            Self::NoDriver => "off: the guest's driver does not hint",
+            Self::LittleFree => "off: little populated memory is free",
+            Self::FastLink => "off: the link is faster than the hints could save",
+            Self::OnlyIdle => "on, until only memory that needs no sending was hinted",
+            Self::DoesNotPay => "stopped early: most of what was hinted needed no sending",
+            Self::DriverGone => "stopped early: the guest's driver does not hint any more",
+        })
+    }
+}
+
+/// Whether hints were used, for people. In a report it is its text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HintUse {
+    /// Why, or why not.
+    pub reason: Reason,
+    /// Bytes that the guest called free and did not name in time, if they are many.
+    pub unnamed_bytes: Option<u64>,
+}
+
+impl From<Reason> for HintUse {
+    fn from(reason: Reason) -> Self {
+        Self { reason, unnamed_bytes: None }
+    }
+}
+
+impl fmt::Display for HintUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(bytes) = self.unnamed_bytes else { return self.reason.fmt(f) };
+        let (reason, mb) = (self.reason, bytes / 1_000_000);
+        write!(f, "{reason}; {mb} MB that the guest called free were not named in time")
+    }
+}
+
+impl Serialize for HintUse {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// A migration that succeeded.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -185,8 +255,8 @@ pub struct Report {
     pub compression: Compression,
     /// Connections that carried memory.
     pub streams: u32,
-    /// Why hints were used or not, in words.
-    pub hints: String,
+    /// Whether hints were used, and why not.
+    pub hints: HintUse,
     /// Bytes of round one that were sent although they were free by the guest's statistics, or were
     /// named and not honoured. Small blocks, which no hint names, are part of it.
     pub expected_unsaved_bytes: u64,
@@ -215,30 +285,6 @@ pub struct Snapshot {
     pub bytes: u64,
     /// Measured link rate in bytes per second; 0 until measured.
     pub rate: u64,
-}
-
-/// Receives snapshots about every 200 ms and at each phase's start, on the migration's thread:
-/// return soon.
-pub trait Progress: Sync {
-    /// One snapshot.
-    fn update(&self, snapshot: &Snapshot);
-
-    /// Who takes the trace, if one is wanted. Asked once.
-    fn recorder(&self) -> Option<&dyn Recorder> {
-        None
-    }
-}
-
-/// No progress wanted.
-impl Progress for () {
-    fn update(&self, _: &Snapshot) {}
-}
-
-/// A closure is a progress receiver.
-impl<F: Fn(&Snapshot) + Sync> Progress for F {
-    fn update(&self, snapshot: &Snapshot) {
-        self(snapshot);
-    }
 }
 
 #[cfg(test)]

@@ -79,9 +79,17 @@ pub struct Plan {
     /// Pages to send: disjoint from the two below.
     pub to_send: Bitmap,
     /// Pages of the dirty set that are in the balloon.
-    pub ballooned: u64,
+    pub ballooned: Bitmap,
     /// Pages of the dirty set that the host never populated.
-    pub hole: u64,
+    pub hole: Bitmap,
+}
+
+impl Plan {
+    /// These are to be sent, and the rest needs no sending.
+    pub fn of(to_send: Bitmap) -> Self {
+        let none = Bitmap::new(to_send.len());
+        Self { to_send, ballooned: none.clone(), hole: none }
+    }
 }
 
 /// One round of pre-copy. Shared by the sender and the hint sink.
@@ -111,12 +119,13 @@ pub struct Round {
 impl Round {
     /// A round over `plan` for a guest of `nr_pages`.
     pub fn new(number: u32, nr_pages: u64, plan: &Plan) -> Self {
-        let planned = plan.to_send.count() + plan.ballooned + plan.hole;
+        let (ballooned, hole) = (plan.ballooned.count(), plan.hole.count());
+        let planned = plan.to_send.count() + ballooned + hole;
         Self {
             number,
             nr_pages,
-            ballooned: plan.ballooned,
-            hole: plan.hole,
+            ballooned,
+            hole,
             clean: nr_pages.saturating_sub(planned),
             to_send: AtomicBitmap::from(&plan.to_send),
             sent_map: AtomicBitmap::new(nr_pages),
@@ -328,7 +337,7 @@ mod tests {
     use std::time::Duration;
 
     fn plan(nr_pages: u64) -> Plan {
-        Plan { to_send: Bitmap::full(nr_pages), ballooned: 0, hole: 0 }
+        Plan::of(Bitmap::full(nr_pages))
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //!
 //! Counts are pages unless the name says bytes; times are microseconds since the migration began.
 
+pub mod record;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of the format.
@@ -222,9 +224,3 @@ pub enum What {
 /// Classes of [`What::Map`], in order. They sum up to the cell's pages.
 pub const FATES: [&str; 8] =
     ["sent", "sent_then_hinted", "zero", "hole", "hinted", "overridden", "ballooned", "clean"];
-
-/// Receives the events of a migration on its thread: must return soon and must not fail.
-pub trait Recorder: Sync {
-    /// One event.
-    fn record(&self, event: Event);
-}

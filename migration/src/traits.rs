@@ -58,13 +58,6 @@ pub trait DirtyLog: Send + Sync {
     /// these pages again (a bit once returned is consumed).
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()>;
 
-    /// Like [`harvest`](DirtyLog::harvest), but consumes and protects nothing; may leave out what
-    /// the VMM itself wrote. False: the log cannot be looked at in this way. Only for traces,
-    /// nothing is decided by it.
-    fn peek(&self, _out: &mut Bitmap) -> io::Result<bool> {
-        Ok(false)
-    }
-
     /// Turns the log off. Idempotent.
     fn stop(&self) -> io::Result<()>;
 }

@@ -236,8 +236,10 @@ impl Round {
     }
 
     pub fn from_probe(nr_pages: u64, p: RoundProbe) -> Self {
-        let plan = Plan { to_send: p.to_send, ballooned: p.ballooned, hole: p.hole };
+        let plan = Plan::of(p.to_send);
         Self {
+            ballooned: p.ballooned,
+            hole: p.hole,
             sent_map: AtomicBitmap::from(&p.sent_map),
             hinted_map: AtomicBitmap::from(&p.hinted_map),
             clean: p.clean,

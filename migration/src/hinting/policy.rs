@@ -21,6 +21,7 @@
 use std::time::Duration;
 
 use super::pace::{Pace, Pacer, Sample};
+use crate::report::Reason;
 
 /// The longest that is waited at a time.
 const SLICE: Duration = Duration::from_millis(20);
@@ -73,15 +74,6 @@ pub struct Seen {
     pub link_rate: f64,
 }
 
-/// Why the driver is not asked any more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Why {
-    /// Its last hints all named memory that needs no sending.
-    OnlyIdle,
-    /// Most of what it named needs no sending.
-    DoesNotPay,
-}
-
 /// What to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
@@ -92,7 +84,7 @@ pub enum Action {
     /// Publish DONE, and a new id when the driver has taken its memory back.
     TakeBack,
     /// Ask no more.
-    End(Why),
+    End(Reason),
 }
 
 /// The hints of one round.
@@ -197,10 +189,10 @@ impl Asking {
             return Action::TakeBack;
         }
         if !advance && idle >= IDLE_HINTS {
-            return Action::End(Why::OnlyIdle);
+            return Action::End(Reason::OnlyIdle);
         }
         if !advance && !pays {
-            return Action::End(Why::DoesNotPay);
+            return Action::End(Reason::DoesNotPay);
         }
         if seen.driver == Driver::Finished {
             return Action::Send;

@@ -1,5 +1,6 @@
 //! Whether to ask a guest for hints at all.
 
+use crate::report::Reason;
 use crate::units::PAGE_SIZE;
 
 /// Numbers that decide whether hints pay.
@@ -22,7 +23,7 @@ pub struct Worth {
 /// of 8 GiB has 37 MiB that are free and populated), below 2 % of what is populated, or below 50 ms
 /// on the link it is not worth making the guest allocate all its free memory (and, if it zeroes,
 /// populate it). Without statistics all that is populated might be free.
-pub fn worthwhile(worth: &Worth) -> Result<u64, &'static str> {
+pub fn worthwhile(worth: &Worth) -> Result<u64, Reason> {
     let page = PAGE_SIZE as u64;
     let populated = worth.populated * page;
     let used = match worth.guest_free_bytes {
@@ -31,10 +32,10 @@ pub fn worthwhile(worth: &Worth) -> Result<u64, &'static str> {
     };
     let saving = populated.saturating_sub(used);
     if saving < 64 << 20 || saving < populated / 50 {
-        return Err("little populated memory is free");
+        return Err(Reason::LittleFree);
     }
     if (saving as f64) < worth.link_rate * 0.05 {
-        return Err("the link is faster than the hints could save");
+        return Err(Reason::FastLink);
     }
     Ok(saving)
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::config::{HintMode, SourceConfig};
 use crate::hinting::policy::{Action, Asking, Driver, Seen};
 use crate::hinting::sink::Sink;
+use crate::observe::{EpochId, Event, Listener};
 use crate::round::Round;
 use crate::traits::HintSource;
 use crate::units::PAGE_SIZE;
@@ -52,6 +53,8 @@ pub(super) struct Epoch {
     /// When the present id was published, or the driver was asked to rest.
     since: Instant,
     state: State,
+    /// Ids published so far.
+    nth: u32,
     /// When the driver was last asked to rest.
     asked: Instant,
     asking: Asking,
@@ -79,6 +82,7 @@ impl Epoch {
             began: now,
             since: now,
             state: State::Returning,
+            nth: 0,
             asked: now,
             asking,
             first_wait: first_wait.min(session.cfg.first_hint_wait),
@@ -95,16 +99,24 @@ impl Epoch {
         crate::tests::sink_published(session.cfg.mutation, &self.sink);
         // Hints under the new id are this id's.
         let before = self.seen(round, session.memory_rate());
-        session.record.publishing();
-        if self.source.start(self.sink.clone()).is_err() {
+        if !self.start(session, round, false) {
             return false;
         }
-        session.record.published(round, self.mode);
+        session.tell(&Event::Published { round: round.number, mode: self.mode });
         (self.state, self.since) = (State::Hinting, Instant::now());
         let seen = self.source.wait_seen(SEEN.min(self.first_wait));
         let wait = if seen { self.first_wait } else { Duration::ZERO };
         self.asking.asked(&before, wait);
         true
+    }
+
+    /// Publishes a new id. `again`: only to let the driver go on after a rest.
+    fn start(&mut self, session: &Session<'_>, round: &Round, again: bool) -> bool {
+        let epoch = EpochId { round: round.number, nth: self.nth };
+        self.nth += 1;
+        session.tell(&Event::Publishing { epoch, again });
+        let (sink, observer) = (self.sink.clone(), session.observer.clone());
+        self.source.start(Arc::new(Listener { sink, epoch, observer })).is_ok()
     }
 
     /// Ends the spell, the rest, or the wait for the driver to take its memory back, when it is
@@ -130,7 +142,7 @@ impl Epoch {
                 self.sink.close();
                 self.sink = Arc::new(self.sink.renew());
                 (self.state, self.since) = (State::Hinting, Instant::now());
-                self.source.start(self.sink.clone()).is_ok()
+                self.start(session, round, true)
             }
             State::Hinting if elapsed >= cfg.hint_time && self.source.rest() => {
                 (self.state, self.since, self.asked) =
@@ -153,16 +165,18 @@ impl Epoch {
     }
 
     /// STOP: when this returns no hint has any effect.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, session: &Session<'_>) {
         self.source.stop();
+        session.tell(&Event::Closed);
         self.sink.close();
     }
 
     /// DONE: the guest takes its memory back. When this returns no hint has any effect, until
     /// [`turn`](Self::turn) finds that the driver has come to that and publishes a new id, in the
     /// protected way: everything must be protected before.
-    pub(super) fn take_back(&mut self) {
+    pub(super) fn take_back(&mut self, session: &Session<'_>) {
         self.source.done();
+        session.tell(&Event::Closed);
         self.sink.close();
         self.sink = Arc::new(self.sink.switched());
         (self.state, self.mode, self.switched) = (State::Returning, HintMode::Protected, true);

@@ -38,7 +38,6 @@ mod epoch;
 mod guard;
 mod lanes;
 mod meter;
-mod record;
 mod rounds;
 mod sender;
 mod session;
@@ -46,17 +45,19 @@ mod switchover;
 mod verify;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{OnTimeout, SourceConfig};
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase, describe};
-use crate::report::{Progress, Report};
+use crate::observe::{Event, Observer, Progress, watched};
+use crate::report::Report;
 use crate::traits::SourceVm;
 use crate::transport::Transport;
 use crate::units::{PAGE_SIZE, millis};
+use crate::verify::shadow::Shadow;
 use guard::Guard;
-use record::Record;
 use session::Session;
 
 /// Moves the guest to the destination at the other end of `transport`. Blocks until that is done or
@@ -73,13 +74,11 @@ pub fn migrate(
     cancel: &CancelToken,
 ) -> Result<Report, Failure> {
     let started = Instant::now();
-    let (record, recorded) = Record::start(progress.recorder(), vm, cfg);
-    let vm = recorded.as_ref().unwrap_or(vm);
-    let watched = cfg.verify.then(|| verify::Audit::of(vm));
-    let (vm, audit) = match watched {
-        Some((ref watched, audit)) => (watched, Some(audit)),
-        None => (vm, None),
-    };
+    let shadow = cfg.verify.then(|| Shadow::new(vm.ram.nr_pages()));
+    let mut observers: Vec<Arc<dyn Observer>> = progress.observer().into_iter().collect();
+    observers.extend(shadow.clone().map(|shadow| -> Arc<dyn Observer> { shadow }));
+    let observer: Arc<dyn Observer> = Arc::new(observers);
+    let vm = &watched(vm, &observer);
     let mut guard = Guard::new(vm);
     let opened = Session::open(vm, transport, cfg, progress, cancel);
     let mut session = opened.map_err(|cause| Failure {
@@ -87,7 +86,7 @@ pub fn migrate(
         ownership: Ownership::SourceRuns,
         cause,
     })?;
-    (session.audit, session.record) = (audit, record);
+    (session.shadow, session.observer) = (shadow, observer);
     // A panic becomes a failure like any other, so that the guard says who owns the guest.
     match catch_unwind(AssertUnwindSafe(|| run(&mut session, &mut guard))) {
         Ok(Ok(mut report)) => {
@@ -101,12 +100,12 @@ pub fn migrate(
             report.streams = cfg.streams;
             report.hinted = report.rounds.iter().map(|r| r.hinted).sum();
             session.enter(Phase::Done);
-            session.record.end(&report);
+            session.tell(&Event::Succeeded(&report));
             Ok(report)
         }
         Err(_) => {
             let ownership = guard.undo();
-            session.record.failed(session.phase, &Error::Panicked);
+            session.tell(&Event::Failed(session.phase, &Error::Panicked));
             // No word to the peer: who knows how much of the last frame is out.
             Err(Failure { phase: session.phase, ownership, cause: Error::Panicked })
         }
@@ -114,7 +113,7 @@ pub fn migrate(
             // The guest first: it has waited long enough.
             let ownership = guard.undo();
             let cause = session.explain(cause);
-            session.record.failed(session.phase, &cause);
+            session.tell(&Event::Failed(session.phase, &cause));
             if ownership != Ownership::Unknown {
                 session.writer.abort(&describe(&cause));
             }
@@ -139,7 +138,7 @@ fn run(session: &mut Session<'_>, guard: &mut Guard) -> Result<Report, Error> {
     loop {
         let pages = dirty.count();
         let predicted = session.time_for(pages) + session.cfg.switchover_estimate;
-        session.record.prediction(predicted);
+        session.tell(&Event::Predicted(predicted));
         expected = predicted;
         if predicted <= session.cfg.downtime_limit {
             break;

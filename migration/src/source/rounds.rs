@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::config::{HintMode, HintPolicy};
 use crate::error::{Error, Phase};
-use crate::hinting::policy::{Action, Asking, Why};
+use crate::hinting::policy::{Action, Asking};
 use crate::hinting::sink::{Sink, protect_words, word_map};
 use crate::hinting::worth::{Worth, free_and_populated, worthwhile};
-use crate::report::Report;
+use crate::observe::Event;
+use crate::report::{Reason, Report};
 use crate::round::{Plan, Round};
 use crate::traits::HintSource;
 use crate::units::{PAGE_SIZE, millis};
@@ -33,11 +34,6 @@ const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
 const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
 /// Pages sent from which a round says how well dirty pages compress.
 const ENOUGH_TO_TELL: u64 = 64;
-/// A guest decides when its driver goes: that costs it the hints, never the migration.
-const DRIVER_GONE: &str = "stopped early: the guest's driver does not hint any more";
-const ONLY_IDLE: &str = "on, until only memory that needs no sending was hinted";
-const DOES_NOT_PAY: &str = "stopped early: most of what was hinted needed no sending";
-
 /// Runs round one. Returns the dirty set that the second round has to send.
 pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Result<Bitmap, Error> {
     session.start_log()?;
@@ -73,7 +69,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
 
     session.enter(Phase::Rounds);
     let round = Arc::new(Round::new(1, session.nr_pages, &plan));
-    session.record.round_one(&round, &plan);
+    session.begin(&round, &plan);
     let epoch = match source {
         None => None,
         Some(source) => {
@@ -91,7 +87,7 @@ pub(super) fn round_one(session: &mut Session<'_>, report: &mut Report) -> Resul
         }
     };
     if wanted && epoch.is_none() {
-        report.hints = DRIVER_GONE.into();
+        report.hints = Reason::DriverGone.into();
     }
     run(session, &round, epoch, Some(&guarded), report)
 }
@@ -106,7 +102,7 @@ pub(super) fn next_round(
     let number = report.rounds.len() as u32 + 1;
     let pages = plan.to_send.count();
     let round = Arc::new(Round::new(number, session.nr_pages, &plan));
-    session.record.round(&round);
+    session.begin(&round, &plan);
     #[cfg(test)]
     crate::tests::round_begins(&round);
     let time = session.time_for(pages);
@@ -137,19 +133,27 @@ pub(super) fn last_round(
 ) -> Result<(), Error> {
     let plan = plan_later(session, dirty, Guest::IsPaused)?;
     let number = report.rounds.len() as u32 + 1;
-    let round = Round::new(number, session.nr_pages, &plan);
-    session.record.round(&round);
+    let round = Arc::new(Round::new(number, session.nr_pages, &plan));
+    session.begin(&round, &plan);
     let before = session.bytes();
     announce(session, &round)?;
-    session.record_slice(&round);
+    session.slice(&round, false);
     sweep(session, &round, None)?;
     session.sync(&round)?;
-    session.record_slice(&round);
+    session.slice(&round, true);
     session.close_streams()?;
     let mut done = round.account()?;
     done.bytes = session.bytes() - before;
     report.rounds.push(done);
     Ok(())
+}
+
+impl Session<'_> {
+    /// A round is planned.
+    fn begin(&mut self, round: &Arc<Round>, plan: &Plan) {
+        self.held = Duration::ZERO;
+        self.tell(&Event::Round(round, plan));
+    }
 }
 
 fn announce(session: &mut Session<'_>, round: &Round) -> Result<(), Error> {
@@ -177,18 +181,18 @@ fn decide(
     report: &mut Report,
 ) -> (Option<Arc<dyn HintSource>>, HintMode) {
     let mode = session.cfg.hint_mode;
-    let mut no = |why: &str| {
-        report.hints = format!("off: {why}");
+    let mut no = |why: Reason| {
+        report.hints = why.into();
         (None, mode)
     };
     let Some(source) = &session.vm.hints else {
-        return no("the machine has no balloon");
+        return no(Reason::NoBalloon);
     };
     if session.cfg.hints == HintPolicy::Off {
-        return no("not wanted");
+        return no(Reason::NotWanted);
     }
     if !source.available() {
-        return no("the guest's driver does not hint");
+        return no(Reason::NoDriver);
     }
     if session.cfg.hints == HintPolicy::Auto {
         let worth = Worth {
@@ -201,7 +205,7 @@ fn decide(
             return no(why);
         }
     }
-    report.hints = "on".into();
+    report.hints = Reason::On.into();
     (Some(source.clone()), mode)
 }
 
@@ -236,6 +240,7 @@ fn plan_round_one(session: &mut Session<'_>, populated: &Bitmap, protected: &Bit
     let mut ballooned = Bitmap::new(session.nr_pages);
     if let Some(hints) = &session.vm.hints {
         hints.ballooned(&mut ballooned);
+        session.tell(&Event::Ballooned(&ballooned));
         ballooned.and(&known);
     }
     let mut hole = known;
@@ -244,10 +249,7 @@ fn plan_round_one(session: &mut Session<'_>, populated: &Bitmap, protected: &Bit
     let mut to_send = Bitmap::full(session.nr_pages);
     to_send.and_not(&hole);
     to_send.and_not(&ballooned);
-    if let Some(audit) = &mut session.audit {
-        audit.planned(&hole, &ballooned);
-    }
-    Plan { to_send, ballooned: ballooned.count(), hole: hole.count() }
+    Plan { to_send, ballooned, hole }
 }
 
 /// Whether the guest runs while its memory is looked at.
@@ -267,22 +269,20 @@ fn plan_later(session: &mut Session<'_>, dirty: &Bitmap, guest: Guest) -> Result
     let mut ballooned = Bitmap::new(session.nr_pages);
     if let Some(hints) = &session.vm.hints {
         hints.ballooned(&mut ballooned);
+        session.tell(&Event::Ballooned(&ballooned));
         ballooned.and(dirty);
         to_send.and_not(&ballooned);
     }
-    let mut holes = Bitmap::new(session.nr_pages);
+    let mut hole = Bitmap::new(session.nr_pages);
     let (part, least) = ASK_FOR_HOLES;
     if guest == Guest::Runs && to_send.count() >= least.max(session.nr_pages / part) {
         let populated = session.populated()?;
-        holes = to_send.clone();
-        holes.and_not(&populated);
-        to_send.and_not(&holes);
-        session.send_zeroed(&holes)?;
+        hole = to_send.clone();
+        hole.and_not(&populated);
+        to_send.and_not(&hole);
+        session.send_zeroed(&hole)?;
     }
-    if let Some(audit) = &mut session.audit {
-        audit.planned(&holes, &ballooned);
-    }
-    Ok(Plan { to_send, ballooned: ballooned.count(), hole: holes.count() })
+    Ok(Plan { to_send, ballooned, hole })
 }
 
 /// Sends a round while its hints arrive, then closes the epoch, sweeps, accounts, harvests.
@@ -294,14 +294,13 @@ fn run(
     report: &mut Report,
 ) -> Result<Bitmap, Error> {
     let before = session.bytes();
-    let mut held = Duration::ZERO;
     let mut cursor = 0;
     let mut mode = epoch.as_ref().map(|e| e.mode);
     let mut asked = None;
     announce(session, round)?;
     loop {
         session.tick(Some(round))?;
-        session.record.decision(&report.hints);
+        session.tell(&Event::Hints(report.hints));
         if let Some(now) = &mut epoch {
             let action = if now.sink.not_zeroing() {
                 Action::TakeBack
@@ -310,8 +309,7 @@ fn run(
             };
             // Why to ask no more, and whether a later round may ask again.
             let over = match action {
-                Action::End(Why::OnlyIdle) => Some((ONLY_IDLE, true)),
-                Action::End(Why::DoesNotPay) => Some((DOES_NOT_PAY, false)),
+                Action::End(why) => Some((why, why != Reason::DoesNotPay)),
                 Action::TakeBack => {
                     take_back(session, now, guarded)?;
                     mode = Some(now.mode);
@@ -320,13 +318,13 @@ fn run(
                     continue;
                 }
                 // Another driver may be there by the next round.
-                _ => (!now.turn(session, round)).then_some((DRIVER_GONE, true)),
+                _ => (!now.turn(session, round)).then_some((Reason::DriverGone, true)),
             };
             if let Some((why, again)) = over {
                 report.hints = why.into();
                 // Not DONE: taking memory back dirties the guest's page structures, and it all
                 // comes back in the end.
-                now.close();
+                now.close(session);
                 session.protected_hints = again && now.mode == HintMode::Protected;
                 asked = epoch.take().map(Epoch::into_parts);
                 continue;
@@ -334,8 +332,7 @@ fn run(
             if round.remaining() > 0 && action == Action::Hold {
                 let patience = now.patience(session.cfg);
                 session.interrupt.cancel.sleep(patience);
-                held += patience;
-                session.record.held(held);
+                session.held += patience;
                 continue;
             }
         }
@@ -349,7 +346,7 @@ fn run(
         }
     }
     if let Some(epoch) = epoch {
-        epoch.close();
+        epoch.close(session);
         session.protected_hints = epoch.mode == HintMode::Protected;
         asked = Some(epoch.into_parts());
     }
@@ -358,18 +355,14 @@ fn run(
     if let Some((asking, sink)) = asked.filter(|_| round.number == 1) {
         say_unsaved(&asking, &sink, round, report);
     }
-    if let Some(audit) = &mut session.audit {
-        audit.hinted(round);
-    }
     let mut done = round.account()?;
-    session.record_slice(round);
+    session.slice(round, true);
     let dirty = session.harvest()?;
     done.bytes = session.bytes() - before;
     done.hint_mode = mode;
-    done.held_ms = millis(held);
+    done.held_ms = millis(session.held);
     done.overridden = round.overridden(&dirty);
     done.dirty_at_end = dirty.count();
-    session.record.harvest(round, &dirty, done.overridden);
     done.reckon(session.memory_rate());
     session.hinting.add(&done.hint_figures());
     report.rounds.push(done);
@@ -383,7 +376,7 @@ fn take_back(
     epoch: &mut Epoch,
     guarded: Option<&AtomicBitmap>,
 ) -> Result<(), Error> {
-    epoch.take_back();
+    epoch.take_back(session);
     match guarded {
         Some(guarded) => protect(session, &Bitmap::full(guarded.len()), guarded),
         None => Ok(()),
@@ -395,10 +388,7 @@ fn say_unsaved(asking: &Asking, sink: &Sink, round: &Round, report: &mut Report)
     let (bytes, much) = Epoch::unsaved(asking, sink, round);
     report.expected_unsaved_bytes = bytes;
     if much {
-        let mb = bytes / 1_000_000;
-        report
-            .hints
-            .push_str(&format!("; {mb} MB that the guest called free were not named in time"));
+        report.hints.unnamed_bytes = Some(bytes);
     }
 }
 
@@ -410,7 +400,7 @@ fn mutant_round_one(
     guarded: &Arc<AtomicBitmap>,
     source: Option<Arc<dyn HintSource>>,
 ) -> Result<Bitmap, Error> {
-    let plan = Plan { to_send: Bitmap::full(session.nr_pages), ballooned: 0, hole: 0 };
+    let plan = Plan::of(Bitmap::full(session.nr_pages));
     let round = Arc::new(Round::new(1, session.nr_pages, &plan));
     let sink = Sink::protected(&round, &session.vm.ram, &session.vm.log);
     let epoch = match source {

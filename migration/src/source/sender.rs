@@ -18,7 +18,6 @@ use crate::error::Error;
 use crate::hinting::sink::protect_words;
 use crate::round::Round;
 use crate::units::{PAGE_SIZE, is_zero};
-use crate::verify::verdict::Dealt;
 use crate::wire::Kind;
 use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, packed_room};
 
@@ -209,15 +208,9 @@ impl Session<'_> {
                     len += PAGE_SIZE;
                     push(runs, number, 1, false);
                     self.content.set(number);
-                    if let Some(audit) = &mut self.audit {
-                        audit.read(number, Dealt::Sent);
-                    }
                     continue;
                 }
                 zeros += 1;
-                if let Some(audit) = &mut self.audit {
-                    audit.read(number, Dealt::Zero);
-                }
                 // The destination's RAM is zero where it never got content.
                 if self.content.test(number) {
                     self.content.clear(number);

@@ -17,11 +17,13 @@ use crate::config::{Compression, SourceConfig};
 use crate::control::CancelToken;
 use crate::error::{Error, Phase};
 use crate::link::{Cap, FrameReader, FrameWriter, Interrupt, SIGN_OF_LIFE};
-use crate::report::{HintFigures, Progress, Snapshot};
+use crate::observe::{Event, Observer, Progress, Slice};
+use crate::report::{HintFigures, Snapshot};
 use crate::round::Round;
 use crate::traits::SourceVm;
 use crate::transport::{More, TICK, Throttle, Transport, TransportError};
 use crate::units::PAGE_SIZE;
+use crate::verify::shadow::Shadow;
 use crate::wire::{
     self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS,
     SyncPoint, Welcome, WireError,
@@ -29,9 +31,7 @@ use crate::wire::{
 
 use super::lanes::{Streams, random_token};
 use super::meter::Meter;
-use super::record::Record;
 use super::sender::Buffers;
-use super::verify::Audit;
 
 /// Assumed until something was measured, in bytes per second.
 const ASSUMED_RATE: f64 = (1u64 << 30) as f64;
@@ -66,10 +66,12 @@ pub(super) struct Session<'a> {
     pub(super) protected_hints: bool,
     /// What hints did in the rounds that are over.
     pub(super) hinting: HintFigures,
+    /// Time held back for hints in this round.
+    pub(super) held: Duration,
     /// If the migration is to be verified.
-    pub(super) audit: Option<Audit>,
-    /// The trace, if one is wanted.
-    pub(super) record: Record<'a>,
+    pub(super) shadow: Option<Arc<Shadow>>,
+    /// Whoever watches.
+    pub(super) observer: Arc<dyn Observer>,
     /// Answers that were read and not yet expected.
     unread: Arc<AtomicU32>,
     progress: &'a dyn Progress,
@@ -146,8 +148,9 @@ impl<'a> Session<'a> {
             dirty_packing: 1.0,
             protected_hints: false,
             hinting: HintFigures::default(),
-            audit: None,
-            record: Record::default(),
+            held: Duration::ZERO,
+            shadow: None,
+            observer: Arc::new(()),
             unread,
             progress,
             last_progress: Instant::now(),
@@ -308,7 +311,7 @@ impl<'a> Session<'a> {
 
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.record.phase(phase);
+        self.tell(&Event::Phase(phase));
         self.report(None);
     }
 
@@ -318,11 +321,31 @@ impl<'a> Session<'a> {
         if self.writer.last_sent().elapsed() >= SIGN_OF_LIFE {
             self.writer.send(Kind::Idle, &[])?;
         }
-        self.record_now_and_then(round);
+        if let Some(round) = round {
+            self.slice(round, false);
+        }
         if self.last_progress.elapsed() >= PROGRESS {
             self.report(round);
         }
         Ok(())
+    }
+
+    /// Tells whoever watches.
+    pub(super) fn tell(&self, event: &Event<'_>) {
+        self.observer.observe(event);
+    }
+
+    /// Tells where the round stands.
+    pub(super) fn slice(&self, round: &Round, over: bool) {
+        self.tell(&Event::Slice(Slice {
+            round,
+            over,
+            bytes: self.bytes(),
+            rate: self.meter.rate().unwrap_or(0.0) as u64,
+            held: self.held,
+            reading: self.reading,
+            sending: self.sending(),
+        }));
     }
 
     /// Does something that may take long, and shows signs of life meanwhile. Waits for its end

@@ -4,78 +4,22 @@
 //! One chunk is always asked for ahead, so that both sides digest at the same time and no more than
 //! two answers can be under way.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use crate::bitmap::Bitmap;
 use crate::error::{Error, Phase};
-use crate::round::Round;
-use crate::traits::SourceVm;
 use crate::units::millis;
 use crate::verify::digester::{Digester, chunk_at};
-use crate::verify::shadow::{Witness, watch};
-use crate::verify::verdict::{Dealt, History, NAMED, VerifyReport, WrongPage, WrongPages};
+use crate::verify::verdict::{NAMED, VerifyReport, WrongPage, WrongPages};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
 use crate::wire::{HEADER_LEN, Kind, VerifyChunk};
 
 use super::session::Session;
 
-/// What is kept from the start of a migration that is to be verified.
-pub(super) struct Audit {
-    witness: Arc<Witness>,
-    /// One a page.
-    history: Vec<History>,
-    /// The round that is being planned or sent.
-    round: u32,
-}
-
-impl Audit {
-    /// The machine as the engine shall use it, and the audit of what it does with it.
-    pub(super) fn of(vm: &SourceVm) -> (SourceVm, Self) {
-        let (vm, witness) = watch(vm);
-        let history = vec![History::default(); vm.ram.nr_pages() as usize];
-        (vm, Self { witness, history, round: 0 })
-    }
-
-    /// A round is planned: these pages are not in it.
-    pub(super) fn planned(&mut self, hole: &Bitmap, ballooned: &Bitmap) {
-        self.round += 1;
-        self.skipped(Dealt::Hole, hole);
-        self.skipped(Dealt::Ballooned, ballooned);
-    }
-
-    /// All hints of a round have been honoured.
-    pub(super) fn hinted(&mut self, round: &Round) {
-        self.round = round.number;
-        self.skipped(Dealt::Hinted, &round.hinted_pages());
-    }
-
-    /// A page was read.
-    pub(super) fn read(&mut self, page: u64, what: Dealt) {
-        if let Some(entry) = self.history.get_mut(page as usize) {
-            *entry = History::new(what, self.round);
-        }
-    }
-
-    fn skipped(&mut self, what: Dealt, pages: &Bitmap) {
-        for (first, nr) in pages.runs() {
-            if let Some(entries) = self.history.get_mut(first as usize..(first + nr) as usize) {
-                entries.fill(History::new(what, self.round));
-            }
-        }
-    }
-
-    fn of_page(&self, page: u64) -> History {
-        self.history.get(page as usize).copied().unwrap_or_default()
-    }
-}
-
 /// Compares all memory with the destination's. `Err` if any of it is wrong. The guest is paused and
 /// the last round sent.
 pub(super) fn verify(session: &mut Session<'_>) -> Result<Option<VerifyReport>, Error> {
-    let Some(free) = session.audit.as_ref().map(|audit| audit.witness.free()) else {
-        return Ok(None);
-    };
+    let Some(shadow) = session.shadow.clone() else { return Ok(None) };
+    let free = shadow.free();
     session.enter(Phase::Verify);
     let (started, sent_before) = (Instant::now(), session.writer.bytes());
     let ram = session.vm.ram.clone();
@@ -100,8 +44,7 @@ pub(super) fn verify(session: &mut Session<'_>) -> Result<Option<VerifyReport>, 
             }
             wrong.count += 1;
             if wrong.named.len() < NAMED {
-                let history =
-                    session.audit.as_ref().map_or(History::default(), |a| a.of_page(page));
+                let history = shadow.history(page);
                 wrong.named.push(WrongPage { page, address: ram.address(page), history });
             }
         });

@@ -50,11 +50,6 @@ pub(crate) enum Mutation {
     DropPage(u64),
 }
 
-/// A machine whose guest does nothing.
-pub(crate) fn idle_model(pages: u64) -> crate::traits::SourceVm {
-    model::Model::new(pages, false, vec![]).vm()
-}
-
 /// The sender has read pages from `first` on.
 pub(crate) fn pages_read(mutation: Option<Mutation>, first: u64, bytes: &mut [u8]) {
     use crate::traits::PAGE_SIZE;

@@ -1,7 +1,7 @@
 //! Traces: what the events say is what the report says, with every kind of guest, and a trace
 //! changes nothing.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use proptest::prelude::*;
@@ -11,30 +11,22 @@ use super::model::{Model, Trigger};
 use super::mutations::PAGES;
 use super::ops::{Op, ops};
 use super::oracle::{config, hinting, pair};
-use crate::trace::{Event, FATES, Recorder, Start, What};
+use crate::bitmap::Bitmap;
+use crate::trace::record::Recording;
+use crate::trace::{Event, FATES, Start, What};
 use crate::*;
 
-#[derive(Default)]
-struct Tape(Mutex<Vec<Event>>);
+struct Traced(Arc<Recording>);
 
-impl Recorder for Tape {
-    fn record(&self, event: Event) {
-        self.0.lock().unwrap().push(event);
-    }
-}
-
-impl Progress for Tape {
+impl Progress for Traced {
     fn update(&self, _: &Snapshot) {}
 
-    fn recorder(&self) -> Option<&dyn Recorder> {
-        Some(self)
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        Some(self.0.clone())
     }
 }
 
-fn traced(
-    model: &std::sync::Arc<Model>,
-    cfg: &SourceConfig,
-) -> (Result<Report, Failure>, Vec<Event>) {
+fn traced(model: &Arc<Model>, cfg: &SourceConfig) -> (Result<Report, Failure>, Vec<Event>) {
     let (near, far) = pair();
     let receiver = thread::spawn(move || {
         let mut dest = Dest::default();
@@ -42,13 +34,17 @@ fn traced(
             receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new());
         received.map(|_| dest)
     });
-    let tape = Tape::default();
-    let report = migrate(&model.vm(), near, cfg, &tape, &CancelToken::new());
+    let tape: Arc<Mutex<Vec<Event>>> = Arc::default();
+    let (events, log) = (tape.clone(), model.clone());
+    let tell = Box::new(move |event| events.lock().unwrap().push(event));
+    let look = Box::new(move |out: &mut Bitmap| log.peek(out));
+    let recording = Arc::new(Recording::new(model.vm().ram.nr_pages(), cfg, tell, Some(look)));
+    let report = migrate(&model.vm(), near, cfg, &Traced(recording), &CancelToken::new());
     if let (Ok(dest), true) = (receiver.join().unwrap(), report.is_ok()) {
         model.compare(&dest.memory()).unwrap();
     }
     // As lines and back: what a reader gets is what was told.
-    let events = tape.0.into_inner().unwrap();
+    let events = tape.lock().unwrap().clone();
     let lines: Vec<String> = events.iter().map(|e| serde_json::to_string(e).unwrap()).collect();
     let read: Vec<Event> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     // The report has fractions, whose last digit may change on the way.

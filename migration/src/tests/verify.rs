@@ -127,7 +127,8 @@ fn verification_notices_writes_of_the_vmm_that_are_left_out_of_the_dirty_set() {
 #[test]
 fn a_flipped_bit_and_a_dropped_page_are_named() {
     let (flipped, dropped) = (Mutation::FlipPage(PAGE + 3), Mutation::DropPage(PAGE + 3));
-    for (mutation, history) in [(flipped, "sent in round 1, clean since"), (dropped, "in no round")]
+    for (mutation, history) in
+        [(flipped, "sent in round 1, clean since"), (dropped, "sent in round 1, clean since")]
     {
         let model = Model::new(PAGES, false, vec![]);
         let wrong = wrong_pages(&model, &verified(HintMode::Auto), Some(mutation));

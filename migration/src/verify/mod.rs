@@ -14,9 +14,8 @@
 //! of its memory.
 //!
 //! # Whose word is taken for "free"
-//! Not the engine's: it would repeat its own mistakes. The private module `shadow` stands
-//! between the engine and the machine, sees every protection, harvest, published id and hint, and
-//! keeps its own set by the rule of [`crate::hinting`]: a hint excuses a page only if the page was
+//! Not the engine's: it would repeat its own mistakes. The private module `shadow` is
+//! told of every protection, harvest, published id and hint where the machine is called, and keeps its own set by the rule of [`crate::hinting`]: a hint excuses a page only if the page was
 //! write-protected *before* the id was published and the epoch is open, a page in the balloon only
 //! if it is protected; any harvest of the page and any second protection (which forgets writes)
 //! ends the excuse. Pages skipped because they were checked to be zero have no excuse and need

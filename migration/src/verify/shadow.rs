@@ -1,25 +1,26 @@
 //! The second opinion of a verified migration: which pages may differ, judged from outside the
 //! engine.
 //!
-//! [`watch`] puts a layer around the machine's dirty log and balloon. It passes every call on and
-//! draws its own conclusions, in code that shares nothing with rounds, sinks and gates. See
-//! [`crate::verify`] for the rule, and why the engine's word is not enough.
+//! It is an observer of what is done to the machine, and draws its own conclusions in code that
+//! shares nothing with sinks and gates. See [`crate::verify`] for the rule, and why the engine's
+//! word is not enough. What a round says of its pages is kept for messages only.
 //!
 //! Invariant: a bit in `free` means that the page was hinted under an id, or found in the balloon,
 //! while it was write-protected, and that no write since can have been forgotten. Every doubt
 //! clears the bit or leaves it clear: then the page must be equal.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
-use crate::traits::{DirtyLog, HintSink, HintSource, SourceVm};
+use crate::observe::{EpochId, Event, Observer};
+use crate::round::{Plan, Round};
+
+use super::verdict::{Dealt, History};
 
 /// What was seen.
 #[derive(Debug)]
-pub(crate) struct Witness {
+pub(crate) struct Shadow {
     nr_pages: u64,
     /// Pages that may differ.
     free: AtomicBitmap,
@@ -28,22 +29,52 @@ pub(crate) struct Witness {
     /// Words protected twice since the last harvest: writes to them may have been forgotten, so no
     /// hint is believed for them.
     twice: AtomicBitmap,
+    epoch: Mutex<Option<Epoch>>,
+    history: Mutex<Rounds>,
 }
 
-impl Witness {
+/// The open id.
+#[derive(Debug)]
+struct Epoch {
+    id: EpochId,
+    /// Words that were protected before the id was published.
+    before: Bitmap,
+}
+
+/// What rounds did with each page.
+#[derive(Debug)]
+struct Rounds {
+    pages: Vec<History>,
+    /// What the present round was to send.
+    to_send: Bitmap,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shadow {
+    pub(crate) fn new(nr_pages: u64) -> Arc<Self> {
+        let words = nr_pages.div_ceil(64);
+        let pages = vec![History::default(); nr_pages as usize];
+        Arc::new(Self {
+            nr_pages,
+            free: AtomicBitmap::new(nr_pages),
+            protected: AtomicBitmap::new(words),
+            twice: AtomicBitmap::new(words),
+            epoch: Mutex::default(),
+            history: Mutex::new(Rounds { pages, to_send: Bitmap::new(nr_pages) }),
+        })
+    }
+
     /// The pages that may differ.
     pub(crate) fn free(&self) -> Bitmap {
         self.free.snapshot()
     }
 
-    fn new(nr_pages: u64) -> Self {
-        let words = nr_pages.div_ceil(64);
-        Self {
-            nr_pages,
-            free: AtomicBitmap::new(nr_pages),
-            protected: AtomicBitmap::new(words),
-            twice: AtomicBitmap::new(words),
-        }
+    /// What a round last did with a page.
+    pub(crate) fn history(&self, page: u64) -> History {
+        lock(&self.history).pages.get(page as usize).copied().unwrap_or_default()
     }
 
     fn excuse(&self, first: u64, nr: u64, believed: impl Fn(u64) -> bool) {
@@ -53,203 +84,126 @@ impl Witness {
             }
         }
     }
-}
 
-/// The machine with the witness in between.
-pub(crate) fn watch(vm: &SourceVm) -> (SourceVm, Arc<Witness>) {
-    let witness = Arc::new(Witness::new(vm.ram.nr_pages()));
-    let mut watched = vm.clone();
-    watched.log = Arc::new(Log { inner: vm.log.clone(), witness: witness.clone() });
-    watched.hints = vm.hints.clone().map(|inner| -> Arc<dyn HintSource> {
-        Arc::new(Hints { inner, witness: witness.clone(), epoch: Mutex::default() })
-    });
-    (watched, witness)
-}
-
-struct Log {
-    inner: Arc<dyn DirtyLog>,
-    witness: Arc<Witness>,
-}
-
-impl DirtyLog for Log {
-    fn start(&self) -> io::Result<()> {
-        for word in 0..self.witness.protected.nr_words() {
-            self.witness.protected.take(word);
-        }
-        self.inner.start()
-    }
-
-    fn protect(&self, first: u64, nr: u64) -> io::Result<()> {
-        let words = first / 64..(first + nr).div_ceil(64);
-        for word in words.clone().filter(|&word| self.witness.protected.test(word)) {
-            self.witness.twice.set(word);
-            self.witness.free.take(word as usize);
-        }
-        self.inner.protect(first, nr)?;
+    fn protected(&self, words: Range<u64>) {
         for word in words {
-            self.witness.protected.set(word);
+            if self.protected.test(word) {
+                self.twice.set(word);
+                self.free.take(word as usize);
+            }
+            self.protected.set(word);
         }
-        Ok(())
     }
 
-    fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.inner.harvest(out)?;
-        for (word, &written) in out.words().iter().enumerate() {
-            self.witness.free.clear_mask(word, written);
+    fn harvested(&self, dirty: &Bitmap) {
+        for (word, &written) in dirty.words().iter().enumerate() {
+            self.free.clear_mask(word, written);
         }
         // What was not protected before was dirty, and what was dirty is protected now.
-        let words = &self.witness.protected;
-        for bit in 0..words.len() {
-            words.set(bit);
+        for word in 0..self.protected.len() {
+            self.protected.set(word);
         }
-        for word in 0..self.witness.twice.nr_words() {
-            self.witness.twice.take(word);
+        for word in 0..self.twice.nr_words() {
+            self.twice.take(word);
         }
-        Ok(())
     }
 
-    fn stop(&self) -> io::Result<()> {
-        self.inner.stop()
-    }
-}
-
-/// Hints of one id.
-struct Epoch {
-    inner: Arc<dyn HintSink>,
-    witness: Arc<Witness>,
-    /// Words that were protected before the id was published.
-    before: Bitmap,
-    open: AtomicBool,
-}
-
-impl HintSink for Epoch {
-    fn hint(&self, first: u64, nr: u64) {
-        if self.open.load(Ordering::Acquire) {
-            let witness = &self.witness;
-            witness.excuse(first, nr, |word| self.before.test(word) && !witness.twice.test(word));
-        }
-        self.inner.hint(first, nr);
-    }
-}
-
-struct Hints {
-    inner: Arc<dyn HintSource>,
-    witness: Arc<Witness>,
-    epoch: Mutex<Option<Arc<Epoch>>>,
-}
-
-impl Hints {
-    fn close(&self, next: Option<Arc<Epoch>>) {
-        let mut epoch = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = std::mem::replace(&mut *epoch, next) {
-            old.open.store(false, Ordering::Release);
+    fn hinted(&self, id: EpochId, first: u64, nr: u64) {
+        if let Some(epoch) = lock(&self.epoch).as_ref().filter(|epoch| epoch.id == id) {
+            self.excuse(first, nr, |word| epoch.before.test(word) && !self.twice.test(word));
         }
     }
 }
 
-impl HintSource for Hints {
-    fn available(&self) -> bool {
-        self.inner.available()
-    }
-
-    fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
-        let epoch = Arc::new(Epoch {
-            inner: sink,
-            witness: self.witness.clone(),
-            before: self.witness.protected.snapshot(),
-            open: AtomicBool::new(true),
-        });
-        self.close(Some(epoch.clone()));
-        self.inner.start(epoch)
-    }
-
-    fn rest(&self) -> bool {
-        self.inner.rest()
-    }
-
-    fn rested(&self) -> bool {
-        self.inner.rested()
-    }
-
-    fn returned(&self) -> bool {
-        self.inner.returned()
-    }
-
-    fn stop(&self) {
-        self.inner.stop();
-        self.close(None);
-    }
-
-    fn done(&self) {
-        self.inner.done();
-        self.close(None);
-    }
-
-    fn finished(&self) -> bool {
-        self.inner.finished()
-    }
-
-    fn wait_seen(&self, timeout: Duration) -> bool {
-        self.inner.wait_seen(timeout)
-    }
-
-    fn ballooned(&self, out: &mut Bitmap) {
-        self.inner.ballooned(out);
-        for (first, nr) in out.runs() {
-            self.witness.excuse(first, nr, |word| self.witness.protected.test(word));
+impl Observer for Shadow {
+    fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::Protected(words) => self.protected(words.clone()),
+            Event::Harvested(dirty) => self.harvested(dirty),
+            Event::Publishing { epoch: id, .. } => {
+                let before = self.protected.snapshot();
+                *lock(&self.epoch) = Some(Epoch { id: *id, before });
+            }
+            Event::Hinted { epoch, first, nr } => self.hinted(*epoch, *first, *nr),
+            Event::Closed => *lock(&self.epoch) = None,
+            Event::Ballooned(pages) => {
+                for (first, nr) in pages.runs() {
+                    self.excuse(first, nr, |word| self.protected.test(word));
+                }
+            }
+            Event::Round(round, plan) => lock(&self.history).planned(round, plan),
+            Event::Slice(slice) if slice.over => lock(&self.history).over(slice.round),
+            _ => {}
         }
     }
+}
 
-    fn guest_free_bytes(&self) -> Option<u64> {
-        self.inner.guest_free_bytes()
+impl Rounds {
+    fn planned(&mut self, round: &Round, plan: &Plan) {
+        self.to_send = plan.to_send.clone();
+        self.note(Dealt::Hole, &plan.hole, round);
+        self.note(Dealt::Ballooned, &plan.ballooned, round);
+    }
+
+    fn over(&mut self, round: &Round) {
+        let (sent, hinted) = (round.sent_pages(), round.hinted_pages());
+        let mut zero = self.to_send.clone();
+        zero.and_not(&sent);
+        zero.and_not(&hinted);
+        self.note(Dealt::Zero, &zero, round);
+        self.note(Dealt::Sent, &sent, round);
+        self.note(Dealt::Hinted, &hinted, round);
+    }
+
+    fn note(&mut self, what: Dealt, pages: &Bitmap, round: &Round) {
+        for (first, nr) in pages.runs() {
+            if let Some(entries) = self.pages.get_mut(first as usize..(first + nr) as usize) {
+                entries.fill(History::new(what, round.number));
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::idle_model;
 
-    struct Deaf;
-    impl HintSink for Deaf {
-        fn hint(&self, _: u64, _: u64) {}
-    }
-
-    fn free(witness: &Witness) -> Vec<(u64, u64)> {
-        witness.free().runs().collect()
+    fn free(shadow: &Shadow) -> Vec<(u64, u64)> {
+        shadow.free().runs().collect()
     }
 
     #[test]
     fn only_hints_of_an_open_id_about_pages_protected_before_it_are_believed() {
-        let (vm, witness) = watch(&idle_model(64 * 4 + 5));
-        let hints =
-            Hints { inner: vm.hints.unwrap(), witness: witness.clone(), epoch: Mutex::default() };
-        vm.log.start().unwrap();
-        vm.log.protect(64, 64).unwrap();
-        hints.start(Arc::new(Deaf)).unwrap();
-        let epoch = hints.epoch.lock().unwrap().clone().unwrap();
-        vm.log.protect(128, 64).unwrap();
-        epoch.hint(60, 100);
+        let nr_pages = 64 * 4 + 5;
+        let shadow = Shadow::new(nr_pages);
+        let protect = |word: u64| shadow.observe(&Event::Protected(word..word + 1));
+        let publish = |epoch| shadow.observe(&Event::Publishing { epoch, again: false });
+        let hint = |epoch, first, nr| shadow.observe(&Event::Hinted { epoch, first, nr });
+        let [one, next] = [0, 1].map(|nth| EpochId { round: 1, nth });
+        protect(1);
+        publish(one);
+        protect(2);
+        hint(one, 60, 100);
         assert_eq!(
-            free(&witness),
+            free(&shadow),
             [(64, 64)],
             "the words around were not protected when the id was published"
         );
-        epoch.hint(u64::MAX, u64::MAX);
+        hint(one, u64::MAX, u64::MAX);
         // Protecting again forgets writes: no excuse, not even by another hint.
-        vm.log.protect(64, 64).unwrap();
-        epoch.hint(64, 64);
-        assert_eq!(free(&witness), []);
-        hints.stop();
-        vm.log.harvest(&mut Bitmap::new(witness.nr_pages)).unwrap();
-        epoch.hint(64, 64);
-        assert_eq!(free(&witness), [], "the epoch is closed");
+        protect(1);
+        hint(one, 64, 64);
+        assert_eq!(free(&shadow), []);
+        shadow.observe(&Event::Closed);
+        shadow.observe(&Event::Harvested(&Bitmap::new(nr_pages)));
+        hint(one, 64, 64);
+        assert_eq!(free(&shadow), [], "the epoch is closed");
 
-        hints.start(Arc::new(Deaf)).unwrap();
-        let epoch = hints.epoch.lock().unwrap().clone().unwrap();
-        epoch.hint(256, 100);
-        epoch.hint(3, 2);
-        hints.done();
-        assert_eq!(free(&witness), [(3, 2), (256, 5)], "the harvest has protected everything");
+        publish(next);
+        hint(one, 64, 64);
+        assert_eq!(free(&shadow), [], "the hint is of an older id");
+        hint(next, 256, 100);
+        hint(next, 3, 2);
+        assert_eq!(free(&shadow), [(3, 2), (256, 5)], "the harvest has protected everything");
     }
 }

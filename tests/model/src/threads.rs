@@ -188,7 +188,7 @@ impl Migration {
     fn new(content: [u8; PAGES as usize], checked: bool) -> Self {
         let guest = Guest::new(content);
         let (ram, log): (Arc<dyn GuestRam>, Arc<dyn DirtyLog>) = (guest.clone(), guest.clone());
-        let plan = Plan { to_send: Bitmap::full(PAGES), ballooned: 0, hole: 0 };
+        let plan = Plan::of(Bitmap::full(PAGES));
         let round = Arc::new(Round::new(1, PAGES, &plan));
         let guarded = Arc::new(word_map(PAGES));
         let late = on(Mutant::ReadsBeforeProtecting)
@@ -378,7 +378,7 @@ fn gate(hints: &[usize]) {
 }
 
 fn bitmap() {
-    let plan = Plan { to_send: Bitmap::full(PAGES), ballooned: 0, hole: 0 };
+    let plan = Plan::of(Bitmap::full(PAGES));
     let round = Arc::new(Round::new(1, PAGES, &plan));
     let hinted = round.clone();
     let hint = thread::spawn(move || {

@@ -69,6 +69,16 @@ impl KvmDirtyLog {
         Ok(())
     }
 
+    /// What was written since it was last protected, by KVM's log alone: in manual-protect mode reading it clears nothing. What the VMM wrote is a
+    /// few used rings.
+    pub fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.for_slots(0, self.ram.bytes() / PAGE, |slot, r, _, _| {
+            let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
+            or_words(out, r.first_page, &bits);
+            Ok(())
+        })
+    }
+
     /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot)
     /// whose bit is set in `bits`.
     fn clear(&self, slot: u32, first: u64, nr: u64, bits: &[u64]) -> io::Result<()> {
@@ -156,17 +166,6 @@ impl DirtyLog for KvmDirtyLog {
             }
             Ok(())
         })
-    }
-
-    /// KVM's log alone: in manual-protect mode reading it clears nothing. What the VMM wrote is a
-    /// few used rings.
-    fn peek(&self, out: &mut Bitmap) -> io::Result<bool> {
-        self.for_slots(0, self.ram.bytes() / PAGE, |slot, r, _, _| {
-            let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
-            or_words(out, r.first_page, &bits);
-            Ok(())
-        })?;
-        Ok(true)
     }
 
     fn stop(&self) -> io::Result<()> {

@@ -147,7 +147,10 @@ pub fn to(
         ..defaults
     };
     // The engine may report from its thread only; the channel keeps `tell` on ours.
-    let (teller, updates) = updates::Teller::new(request.trace);
+    let (mut teller, updates) = updates::Teller::new();
+    if request.trace {
+        teller.record(machine, &config);
+    }
     std::thread::scope(|scope| {
         let engine = scope.spawn(|| {
             // Moved in, so that the channel closes when the engine ends.

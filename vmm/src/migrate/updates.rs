@@ -1,46 +1,62 @@
 //! What the engine tells, on its way to whoever asked for the migration.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use wherry_migration::trace::{Event, Recorder};
-use wherry_migration::{Progress, Snapshot};
+use wherry_migration::trace::record::Recording;
+use wherry_migration::traits::GuestRam;
+use wherry_migration::{Observer, Progress, Snapshot, SourceConfig};
 
 use crate::control::Update;
+use crate::machine::Machine;
 
-/// Takes progress and, if wanted, the trace on the engine's thread.
+/// Takes progress and, if wanted, the trace on the engine's threads.
 pub struct Teller {
-    updates: Mutex<Sender<Update>>,
-    trace: bool,
+    updates: Arc<Updates>,
+    trace: Option<Arc<Recording>>,
 }
+
+struct Updates(Mutex<Sender<Update>>);
 
 impl Teller {
     /// With the end at which its updates come out.
-    pub fn new(trace: bool) -> (Self, Receiver<Update>) {
+    pub fn new() -> (Self, Receiver<Update>) {
         let (updates, out) = channel();
-        (Self { updates: Mutex::new(updates), trace }, out)
+        (Self { updates: Arc::new(Updates(Mutex::new(updates))), trace: None }, out)
     }
 
+    /// Begins to record a trace.
+    pub fn record(&mut self, machine: &Machine, config: &SourceConfig) {
+        // The balloon may keep a sink, and with it the recording, until the next migration; the
+        // channel has to close when this one is over.
+        let updates = Arc::downgrade(&self.updates);
+        let tell = Box::new(move |event| {
+            if let Some(updates) = updates.upgrade() {
+                updates.send(Update::trace(&event));
+            }
+        });
+        let log = machine.log().clone();
+        let look = Box::new(move |out: &mut _| log.peek(out));
+        let recording = Recording::new(machine.ram().nr_pages(), config, tell, Some(look));
+        self.trace = Some(Arc::new(recording));
+    }
+}
+
+impl Updates {
     fn send(&self, update: Option<Update>) {
         if let Some(update) = update {
             // Fails only when nobody listens any more.
-            let _ = self.updates.lock().unwrap_or_else(PoisonError::into_inner).send(update);
+            let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).send(update);
         }
     }
 }
 
 impl Progress for Teller {
     fn update(&self, snapshot: &Snapshot) {
-        self.send(serde_json::to_value(snapshot).ok().map(Update::Progress));
+        self.updates.send(serde_json::to_value(snapshot).ok().map(Update::Progress));
     }
 
-    fn recorder(&self) -> Option<&dyn Recorder> {
-        self.trace.then_some(self)
-    }
-}
-
-impl Recorder for Teller {
-    fn record(&self, event: Event) {
-        self.send(Update::trace(&event));
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        self.trace.clone().map(|trace| -> Arc<dyn Observer> { trace })
     }
 }

@@ -53,6 +53,18 @@ impl GuestRam for Model {
     }
 }
 
+impl Model {
+    /// What is dirty, without consuming it.
+    pub(in crate::tests) fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
+        let inner = self.inner.lock().unwrap();
+        assert!(inner.log_on);
+        for page in (0..self.pages).filter(|&page| inner.dirty[page as usize]) {
+            out.set(page);
+        }
+        Ok(())
+    }
+}
+
 impl DirtyLog for Model {
     fn start(&self) -> io::Result<()> {
         thread::sleep(Duration::from_millis(self.slow_log.load(SeqCst)));
@@ -88,15 +100,6 @@ impl DirtyLog for Model {
         }
         self.hook();
         Ok(())
-    }
-
-    fn peek(&self, out: &mut Bitmap) -> io::Result<bool> {
-        let inner = self.inner.lock().unwrap();
-        assert!(inner.log_on);
-        for page in (0..self.pages).filter(|&page| inner.dirty[page as usize]) {
-            out.set(page);
-        }
-        Ok(true)
     }
 
     fn stop(&self) -> io::Result<()> {

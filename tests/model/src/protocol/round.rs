@@ -62,8 +62,8 @@ impl RoundState {
     ) -> Self {
         let plan = Plan {
             to_send: spread(s, to_send),
-            ballooned: u64::from(ballooned.count_ones()),
-            hole: u64::from(hole.count_ones()),
+            ballooned: spread(s, ballooned),
+            hole: spread(s, hole),
         };
         Self::of(s, &Round::new(number, nr_pages(s), &plan))
     }
