@@ -163,9 +163,9 @@ impl Round {
         self.to_send.set_mask(word, mask);
     }
 
-    /// Whether the word has pages to send.
-    pub fn has_work(&self, word: usize) -> bool {
-        self.to_send.load(word) != 0
+    /// Pages that nobody has taken yet.
+    pub fn to_send(&self) -> Bitmap {
+        self.to_send.snapshot()
     }
 
     /// Pages still to be dealt with: derived from the counters, so that asking costs nothing.

@@ -11,16 +11,14 @@
 //! And one on who runs the guest ([`life`]): the product's own transition function, called by
 //! stateright.
 //!
-//! The product's sources are compiled into this crate from the product's files (`build.rs`), each
-//! with a number of switchable mistakes ([`mutant::Mutant`]), so that every part can be shown to
-//! notice.
+//! The product's crates are called as they are. Mistakes ([`mutant::Mutant`]) are made around them,
+//! so that every part can be shown to notice.
 #![forbid(unsafe_code)]
 
 pub use wherry_mutants as mutant;
 
 pub mod device;
 pub mod life;
-pub mod product;
 pub mod protocol;
 pub mod report;
 pub mod rng;

@@ -45,7 +45,7 @@ pub enum HintError {
 }
 
 /// Saved hinting state.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HintStateV1 {
     /// free_page_hint_cmd_id.
     pub field: u32,
@@ -111,47 +111,57 @@ impl SeenGate {
     }
 }
 
-/// The hinting state machine.
-#[derive(Default)]
-pub(super) struct Hinting {
-    saved: HintStateV1,
+/// All that decides whether a hint counts and when the driver takes its memory back, as a value:
+/// the model checker has it in its states.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct HintState {
+    /// What travels.
+    pub saved: HintStateV1,
     /// The driver announced the id that is in the field, and has not sent STOP.
-    open: bool,
+    pub open: bool,
     /// The driver has announced the id that was last published, whatever it announced since.
-    announced: bool,
+    pub announced: bool,
     /// The driver sent STOP for the id that was last published.
-    finished: bool,
+    pub finished: bool,
     /// The id that was in the field before the driver was asked to rest: its hints still count.
-    resting: Option<u32>,
+    pub resting: Option<u32>,
     /// The driver read an id, or was asked to rest, and has not sent STOP since: it has yet to come
     /// to what was published after.
-    owes_stop: bool,
+    pub owes_stop: bool,
     /// The driver's last command was an id, whichever, and no STOP: it hints.
-    in_session: bool,
+    pub in_session: bool,
     /// DONE is published, and one more look at it is known to be the one after which the driver
     /// takes its memory back.
-    one_look_left: bool,
-    sink: Option<Arc<dyn HintRange>>,
+    pub one_look_left: bool,
+}
+
+/// The hinting state machine.
+#[derive(Default)]
+pub struct Hinting {
+    /// Where it is.
+    pub state: HintState,
+    /// Where hints go.
+    pub sink: Option<Arc<dyn HintRange>>,
     pub(super) gate: Arc<SeenGate>,
 }
 
 impl Hinting {
     /// free_page_hint_cmd_id.
-    pub(super) fn field(&self) -> u32 {
-        self.saved.field
+    pub fn field(&self) -> u32 {
+        self.state.saved.field
     }
 
-    pub(super) fn state(&self) -> HintStateV1 {
-        self.saved.clone()
+    pub(super) fn saved(&self) -> HintStateV1 {
+        self.state.saved
     }
 
     pub(super) fn finished(&self) -> bool {
-        self.finished
+        self.state.finished
     }
 
     /// `None`: the state contradicts itself. The sink did not travel, so whatever was going on is
     /// over: if the driver may hold pages, the field shows DONE.
-    pub(super) fn restore(mut saved: HintStateV1) -> Option<Self> {
+    pub fn restore(mut saved: HintStateV1) -> Option<Self> {
         let id_ok = saved.field < CMD_FIRST_ID || saved.field == saved.last_id;
         if !id_ok || saved.last_id == CMD_DONE || (saved.issued && saved.last_id == 0) {
             return None;
@@ -162,47 +172,44 @@ impl Hinting {
         if saved.issued {
             saved.field = CMD_DONE;
         }
-        Some(Self { saved, ..Self::default() })
+        Some(Self { state: HintState { saved, ..HintState::default() }, ..Self::default() })
     }
 
     /// The driver is gone: STOP, and no pages are owed to anybody. Ids go on where they were.
     pub(super) fn reset(&mut self) {
         self.sink = None;
-        self.open = false;
-        self.announced = false;
-        self.finished = false;
-        self.resting = None;
-        self.owes_stop = false;
-        self.in_session = false;
-        self.one_look_left = false;
-        self.saved.field = CMD_STOP;
-        self.saved.issued = false;
-        self.saved.stop_seen = true;
+        let saved = HintStateV1 {
+            field: CMD_STOP,
+            issued: false,
+            stop_seen: true,
+            last_id: self.state.saved.last_id,
+        };
+        self.state = HintState { saved, ..HintState::default() };
         self.gate.driver_gone();
     }
 
     /// A new id in the field. The caller raises the config interrupt.
-    pub(super) fn start(&mut self, sink: Arc<dyn HintRange>) -> Result<u32, HintError> {
-        let id = match self.saved.last_id {
-            u32::MAX if !self.saved.stop_seen => return Err(HintError::NoId),
+    pub fn start(&mut self, sink: Arc<dyn HintRange>) -> Result<u32, HintError> {
+        let id = match self.state.saved.last_id {
+            u32::MAX if !self.state.saved.stop_seen => return Err(HintError::NoId),
             u32::MAX => {
-                self.saved.stop_seen = false;
+                self.state.saved.stop_seen = false;
                 CMD_FIRST_ID
             }
             last => last.max(CMD_DONE) + 1,
         };
-        self.saved.last_id = id;
-        self.saved.issued = true;
+        self.state.saved.last_id = id;
+        self.state.saved.issued = true;
         self.sink = Some(sink);
         self.publish(id);
-        self.finished = false;
+        self.state.finished = false;
         Ok(id)
     }
 
     /// STOP. Returns whether the field changed.
-    pub(super) fn stop(&mut self) -> bool {
+    pub fn stop(&mut self) -> bool {
         self.sink = None;
-        self.saved.field >= CMD_FIRST_ID && self.publish(CMD_STOP)
+        self.state.saved.field >= CMD_FIRST_ID && self.publish(CMD_STOP)
     }
 
     /// STOP in the field, so that the driver stops, but what it hinted until then still reaches the
@@ -212,28 +219,28 @@ impl Hinting {
     /// does: to find that there is work, and for the id to announce. One that finds STOP there
     /// takes it for its id, and names all of its free memory under it, which counts for nothing
     /// and which it does not name again.
-    pub(super) fn rest(&mut self) -> bool {
-        let id = self.saved.field;
-        if id < CMD_FIRST_ID || self.finished || !self.announced {
+    pub fn rest(&mut self) -> bool {
+        let id = self.state.saved.field;
+        if id < CMD_FIRST_ID || self.state.finished || !self.state.announced {
             return false;
         }
-        let (open, announced) = (self.open, self.announced);
+        let (open, announced) = (self.state.open, self.state.announced);
         self.publish(CMD_STOP);
-        self.resting = Some(id);
-        (self.open, self.announced) = (open, announced);
+        self.state.resting = Some(id);
+        (self.state.open, self.state.announced) = (open, announced);
         true
     }
 
     /// Whether no more hints come before the next [`start`](Self::start), and the driver is at no
     /// older id.
     pub(super) fn rested(&self) -> bool {
-        self.resting.is_none() && !self.owes_stop
+        self.state.resting.is_none() && !self.state.owes_stop
     }
 
     /// DONE, if the driver may hold pages. Returns whether the field changed.
-    pub(super) fn done(&mut self) -> bool {
+    pub fn done(&mut self) -> bool {
         self.sink = None;
-        self.saved.issued && self.saved.field != CMD_DONE && self.publish(CMD_DONE)
+        self.state.saved.issued && self.state.saved.field != CMD_DONE && self.publish(CMD_DONE)
     }
 
     /// After [`done`](Self::done): whether the driver takes its memory back before it looks at the
@@ -246,15 +253,15 @@ impl Hinting {
     /// and neither do two: it may announce DONE and go on. What its commands say is certain. While
     /// it hints it has not come to it. After STOP it begins anew, and the next look is there; if no
     /// command has come between two looks, so was the later one.
-    pub(super) fn returned(&mut self, seen: bool, remind: impl FnOnce()) -> bool {
-        if self.saved.field != CMD_DONE {
+    pub fn returned(&mut self, seen: bool, remind: impl FnOnce()) -> bool {
+        if self.state.saved.field != CMD_DONE {
             return true;
         }
-        if self.in_session || !seen {
+        if self.state.in_session || !seen {
             return false;
         }
-        if !self.one_look_left {
-            self.one_look_left = true;
+        if !self.state.one_look_left {
+            self.state.one_look_left = true;
             self.gate.published();
             remind();
             return false;
@@ -263,12 +270,13 @@ impl Hinting {
     }
 
     fn publish(&mut self, value: u32) -> bool {
-        let hinting = self.saved.field >= CMD_FIRST_ID && self.gate.seen() && !self.finished;
-        self.owes_stop |= hinting || self.resting.is_some();
-        self.saved.field = value;
-        self.resting = None;
+        let hinting =
+            self.state.saved.field >= CMD_FIRST_ID && self.gate.seen() && !self.state.finished;
+        self.state.owes_stop |= hinting || self.state.resting.is_some();
+        self.state.saved.field = value;
+        self.state.resting = None;
         // An announcement counts only if it comes after the publication.
-        (self.open, self.announced, self.one_look_left) = (false, false, false);
+        (self.state.open, self.state.announced, self.state.one_look_left) = (false, false, false);
         self.gate.published();
         true
     }
@@ -308,7 +316,7 @@ impl Balloon {
     }
 
     fn command(&mut self, id: u32) {
-        let hinting = &mut self.hinting;
+        let hinting = &mut self.hinting.state;
         hinting.open = false;
         hinting.in_session = id != CMD_STOP;
         // It has yet to come to the start of its work item.
@@ -347,7 +355,7 @@ impl Balloon {
             self.telemetry.hints_malformed += 1;
             return;
         }
-        let Some(sink) = self.hinting.sink.as_ref().filter(|_| self.hinting.open) else {
+        let Some(sink) = self.hinting.sink.as_ref().filter(|_| self.hinting.state.open) else {
             self.telemetry.hints_stale += 1;
             return;
         };

@@ -36,7 +36,6 @@ use std::time::Instant;
 use virtio_queue::desc::split::Descriptor;
 
 use self::constants::*;
-use self::hinting::Hinting;
 use self::ram::{PageSet, Ram};
 use self::stats::Stats;
 use super::mmio::{MmioDevice, MmioError, regs};
@@ -45,7 +44,7 @@ use crate::GuestMemory;
 use crate::interrupt::InterruptLine;
 
 pub use self::control::{BalloonFigures, BalloonHandle, DoneGuard};
-pub use self::hinting::{HintError, HintRange, HintStateV1};
+pub use self::hinting::{HintError, HintRange, HintState, HintStateV1, Hinting};
 pub use self::ram::PageSetV1;
 pub use self::state::{BalloonDeviceStateV1, BalloonStateError, BalloonStateV1};
 pub use self::stats::BalloonStats;
@@ -224,6 +223,11 @@ impl Balloon {
             announce_due: false,
             telemetry: BalloonTelemetry::default(),
         }
+    }
+
+    /// Hinting, for who has the device without a driver or an engine: the model checker.
+    pub fn hinting(&mut self) -> &mut Hinting {
+        &mut self.hinting
     }
 
     fn role_index(&self, role: Role) -> Option<usize> {

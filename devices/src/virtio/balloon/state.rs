@@ -78,7 +78,7 @@ impl Balloon {
             ballooned: self.set.save(),
             set_known: self.set_known,
             held_stats: self.stats.held,
-            hinting: self.hinting.state(),
+            hinting: self.hinting.saved(),
         }
     }
 
@@ -117,7 +117,7 @@ impl Balloon {
         if self.set.count() > 0 && !self.live {
             return Err(BalloonStateError::PageSet);
         }
-        self.hinting = Hinting::restore(saved.hinting.clone()).ok_or(BalloonStateError::Hinting)?;
+        self.hinting = Hinting::restore(saved.hinting).ok_or(BalloonStateError::Hinting)?;
         let hints = self.live && self.negotiated & super::constants::F_FREE_PAGE_HINT != 0;
         if saved.hinting.issued && !hints {
             return Err(BalloonStateError::Hinting);

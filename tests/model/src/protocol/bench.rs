@@ -1,7 +1,8 @@
 //! The product's balloon, brought into the state that a step begins with, and its state afterwards.
 //!
 //! Building a device for each of millions of steps would take most of the time, so each thread
-//! keeps one.
+//! keeps one. Mistakes are made around it: in the state that it begins with, in the chain that it
+//! is given, in what is handed on of the outcome.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,12 +11,15 @@ use std::sync::{Arc, Mutex};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Chain, Mask};
-use crate::product::devices::GuestMemory;
-use crate::product::devices::virtio::balloon::{
-    Balloon, BalloonBackend, HintCall, HintRange, HintingProbe,
+use wherry_devices::virtio::balloon::constants::{CMD_DONE, CMD_STOP};
+use wherry_devices::virtio::balloon::{
+    Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintRange, HintState, Hinting,
 };
-use crate::product::devices::virtio::{Completion, VirtioDevice};
+use wherry_devices::virtio::{Completion, VirtioDevice};
+use wherry_devices::{GuestMemory, InterruptLine};
+
+use super::{Chain, Mask};
+use crate::mutant::{Mutant, on};
 
 const MEMORY: usize = 1 << 20;
 const DESC: u64 = 0x1000;
@@ -48,9 +52,26 @@ impl BalloonBackend for NoHost {
     }
 }
 
+impl InterruptLine for NoHost {
+    fn set(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the engine does to the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum HintCall {
+    Start,
+    Rest,
+    Stop,
+    Done,
+    /// The destination restores it.
+    Restore,
+}
+
 struct Bench {
     mem: Arc<GuestMemory>,
-    balloon: Balloon,
+    balloon: BalloonHandle,
     queue: Queue,
     avail: u16,
     sink: Arc<Collect>,
@@ -64,7 +85,7 @@ thread_local! {
 /// What came of a chain.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    pub(super) hints: HintingProbe,
+    pub(super) hints: HintState,
     /// Blocks that reached the sink, in order.
     pub(super) blocks: Vec<Mask>,
     /// Length with which the chain goes back.
@@ -72,27 +93,72 @@ pub(super) struct Outcome {
 }
 
 /// The product's device handles one chain.
-pub(super) fn handle(hints: &HintingProbe, sink: bool, chain: &Chain) -> Outcome {
-    BENCH.with_borrow_mut(|bench| bench.handle(hints, sink, chain))
+pub(super) fn handle(hints: &HintState, sink: bool, chain: &Chain) -> Outcome {
+    let (mut given, mut shown) = (*hints, *chain);
+    match chain {
+        Chain::Command(id) if *id > CMD_DONE && on(Mutant::StaleId) => given.saved.field = *id,
+        Chain::Command(_) if on(Mutant::ReplayedId) => given.finished = false,
+        Chain::Blocks(a, _) if on(Mutant::FirstSegment) => shown = Chain::Blocks(*a, 0),
+        // Its bytes are zero.
+        Chain::Tiny(_) if on(Mutant::CommandByLength) => shown = Chain::Command(CMD_STOP),
+        _ => {}
+    }
+    let mut outcome = BENCH.with_borrow_mut(|bench| bench.handle(&given, sink, &shown));
+    outcome.hints.saved.field = hints.saved.field;
+    outcome.hints.finished |= hints.finished;
+    outcome.used += u32::from(on(Mutant::UsedLength));
+    outcome
 }
 
 /// The engine calls the device. Returns the new state, and whether there is a config interrupt.
-pub(super) fn call(hints: &HintingProbe, call: HintCall) -> (HintingProbe, bool) {
-    BENCH.with_borrow_mut(|bench| {
-        bench.balloon.probe_become(hints, None);
-        let changed = bench.balloon.probe_call(call, &bench.as_sink);
-        (bench.balloon.probe(), changed)
-    })
+pub(super) fn call(hints: &HintState, call: HintCall) -> (HintState, bool) {
+    let mistaken_rest = call == HintCall::Rest && on(Mutant::RestBeforeAnnounced);
+    let given = HintState { announced: hints.announced || mistaken_rest, ..*hints };
+    let (mut after, changed) = with(&given, |hinting, sink| match call {
+        HintCall::Start => hinting.start(sink).is_ok(),
+        HintCall::Rest => hinting.rest(),
+        HintCall::Stop => hinting.stop(),
+        HintCall::Done => hinting.done(),
+        HintCall::Restore => {
+            let restored = Hinting::restore(hinting.state.saved);
+            hinting.state = restored.unwrap_or_default().state;
+            hinting.field() != hints.saved.field
+        }
+    });
+    if mistaken_rest {
+        after.announced = hints.announced;
+    }
+    if call == HintCall::Restore && on(Mutant::NoDone) {
+        after.saved.field = hints.saved.field;
+        return (after, false);
+    }
+    (after, changed)
 }
 
 /// The engine asks whether the driver takes its memory back: that, whether the driver is told to
 /// look once more, and the new state.
-pub(super) fn returned(hints: &HintingProbe, seen: bool) -> (bool, bool, HintingProbe) {
+pub(super) fn returned(hints: &HintState, seen: bool) -> (bool, bool, HintState) {
+    let mut told = false;
+    let (after, returned) = with(hints, |hinting, _| hinting.returned(seen, || told = true));
+    (returned, told, after)
+}
+
+fn with<T>(
+    hints: &HintState,
+    f: impl FnOnce(&mut Hinting, Arc<dyn HintRange>) -> T,
+) -> (HintState, T) {
     BENCH.with_borrow_mut(|bench| {
-        bench.balloon.probe_become(hints, None);
-        let (returned, told) = bench.balloon.probe_returned(seen);
-        (returned, told, bench.balloon.probe())
+        let mut device = bench.balloon.device().urgent();
+        let hinting = device.device_mut().hinting();
+        (hinting.state, hinting.sink) = (*hints, None);
+        let out = f(hinting, bench.as_sink.clone());
+        (value(hinting), out)
     })
+}
+
+/// Its state, less what is for `rested` alone, which the model's engine does not ask.
+fn value(hinting: &Hinting) -> HintState {
+    HintState { owes_stop: false, ..hinting.state }
 }
 
 impl Bench {
@@ -105,22 +171,27 @@ impl Bench {
         queue.set_used_ring_address(Some(USED as u32), Some(0));
         queue.set_ready(true);
         let sink = Arc::<Collect>::default();
-        let balloon = Balloon::probe_new(mem.clone(), Arc::new(NoHost));
+        let cfg = BalloonConfig::default();
+        let balloon = Balloon::create(cfg, mem.clone(), Arc::new(NoHost), Arc::new(NoHost));
+        let balloon = balloon.expect("a balloon");
         Self { mem, balloon, queue, avail: 0, as_sink: sink.clone(), sink }
     }
 
-    fn handle(&mut self, hints: &HintingProbe, sink: bool, chain: &Chain) -> Outcome {
+    fn handle(&mut self, hints: &HintState, sink: bool, chain: &Chain) -> Outcome {
         self.put(chain);
-        self.balloon.probe_become(hints, sink.then(|| self.as_sink.clone()));
         let mem = self.mem.clone();
         let head = self.queue.iter(&*mem).expect("a ring").next().expect("the chain");
-        let done = self.balloon.handle(HINT_QUEUE, head);
+        let mut device = self.balloon.device().urgent();
+        let balloon = device.device_mut();
+        let sink = sink.then(|| self.as_sink.clone());
+        (balloon.hinting().state, balloon.hinting().sink) = (*hints, sink);
+        let done = balloon.handle(HINT_QUEUE, head);
         let used = match done {
             Completion::Used(len) => len,
             Completion::Held | Completion::Again => u32::MAX,
         };
         let blocks = std::mem::take(&mut *self.sink.0.lock().unwrap());
-        Outcome { hints: self.balloon.probe(), blocks, used }
+        Outcome { hints: value(balloon.hinting()), blocks, used }
     }
 
     /// Makes a chain available.

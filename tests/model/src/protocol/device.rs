@@ -4,12 +4,13 @@
 //! `Balloon::handle`. The sink's checked-zero way is told here step by step, so that the others can
 //! come in between; `threads` runs the product's.
 
-use super::bench::{self, Outcome};
+use wherry_devices::virtio::balloon::HintState;
+use wherry_devices::virtio::balloon::constants::{CMD_FIRST_ID, CMD_STOP};
+
+use super::bench::{self, HintCall, Outcome};
 use super::engine::{Pc, Way};
 use super::{Action, Mask, Scenario, State, Wrong};
 use crate::mutant::{Mutant, on};
-use crate::product::devices::virtio::balloon::constants::{CMD_FIRST_ID, CMD_STOP};
-use crate::product::devices::virtio::balloon::{HintCall, HintingProbe};
 
 /// What the driver puts into the hint queue.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -44,7 +45,7 @@ pub enum Look {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Device {
     /// The product's automaton.
-    pub hints: HintingProbe,
+    pub hints: HintState,
     /// It has the engine's present sink.
     pub sink: bool,
     /// Blocks of the present chain, for the sink.
@@ -87,7 +88,7 @@ pub(super) fn call(state: &mut State, call: HintCall) -> bool {
     match call {
         HintCall::Start => {
             device.sink = true;
-            (device.current, device.open, device.stopped) = (hints.field, false, false);
+            (device.current, device.open, device.stopped) = (hints.saved.field, false, false);
         }
         HintCall::Rest => {}
         HintCall::Stop | HintCall::Done | HintCall::Restore => {

@@ -2,11 +2,11 @@
 //! `migration/src/source/rounds.rs` and `switchover.rs` step by step; what became of each page is
 //! kept by the product's own `Round`, and undoing is by its own guard.
 
+use super::bench::HintCall;
 use super::device::{self, unlocked, word_of};
 use super::round::Bits;
 use super::{Action, Mask, Scenario, State, Wrong, undo};
 use crate::mutant::{Mutant, on};
-use crate::product::devices::virtio::balloon::HintCall;
 
 pub use super::progress::{Engine, Pc, Sink, Way};
 pub use super::round::RoundState;
@@ -158,7 +158,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             let late = on(Mutant::PublishBeforeProtect) && e.round.number == 1;
             device::call(state, HintCall::Start);
             if again {
-                state.engine.regained = state.device.hints.field;
+                state.engine.regained = state.device.hints.saved.field;
             }
             if late { Pc::ProtectLate } else { Pc::Send }
         }

@@ -8,9 +8,10 @@
 //! since it last did. Between all of this the guest takes hinted pages back when it is short of
 //! memory, whatever became of the hint.
 
+use wherry_devices::virtio::balloon::constants::{CMD_DONE, CMD_FIRST_ID, CMD_STOP};
+
 use super::{Action, Chain, Mask, Scenario, State, Wrong};
 use crate::mutant::{Mutant, on};
-use crate::product::devices::virtio::balloon::constants::{CMD_DONE, CMD_FIRST_ID, CMD_STOP};
 
 /// The driver.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -128,7 +129,7 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
     match action {
         Action::Work | Action::Look => {
             if std::mem::take(&mut d.stale) {
-                d.received = state.device.hints.field;
+                d.received = state.device.hints.saved.field;
                 state.device.seen = true;
             }
             if action == Action::Work {

@@ -35,7 +35,6 @@ pub use explore::{Explored, Walked, explore, replay, walk};
 pub use scenario::{Scenario, deeper, named, scenarios, walks};
 
 use crate::mutant::{self, Mutant};
-use crate::product::devices::virtio::balloon::HintingProbe;
 
 pub use device::{Chain, Device, Look};
 pub use engine::{Engine, Pc, RoundState, Sink, Way};
@@ -205,7 +204,7 @@ impl System {
             mem: Memory::new(s),
             driver: Driver::default(),
             queue: Vec::new(),
-            device: Device { hints: HintingProbe::default(), ..Device::default() },
+            device: Device::default(),
             engine: Engine::default(),
             left: s.budget,
             wrong: None,

@@ -4,9 +4,10 @@
 //! `p % per_word` of the product's word `p / per_word`; the product's other pages are never dirty,
 //! and count as clean.
 
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::round::{Plan, Round};
+
 use super::{Mask, Scenario};
-use crate::product::engine::bitmap::Bitmap;
-use crate::product::engine::round::{Plan, Round, RoundProbe};
 
 /// See the module's text.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -69,35 +70,54 @@ impl RoundState {
     }
 
     fn of(s: &Scenario, round: &Round) -> Self {
-        let p = round.probe();
+        let (hole, ballooned, clean) = round.planned();
         Self {
-            number: p.number,
-            to_send: gather(s, &p.to_send),
-            sent_map: gather(s, &p.sent_map),
-            hinted_map: gather(s, &p.hinted_map),
-            clean: p.clean as u16,
-            hole: p.hole as u8,
-            ballooned: p.ballooned as u8,
-            sent: p.sent as u8,
-            zero: p.zero as u8,
-            hinted: p.hinted as u8,
+            number: round.number,
+            to_send: gather(s, &round.to_send()),
+            sent_map: gather(s, &round.sent_pages()),
+            hinted_map: gather(s, &round.hinted_pages()),
+            clean: clean as u16,
+            hole: hole as u8,
+            ballooned: ballooned as u8,
+            sent: round.sent() as u8,
+            zero: round.zero() as u8,
+            hinted: round.hinted() as u8,
         }
     }
 
+    /// A round that got here: planned for as many pages, all of them taken, and each dealt with as
+    /// these were. Which pages they were at first makes no difference any more.
     fn round(&self, s: &Scenario) -> Round {
-        let probe = RoundProbe {
-            number: self.number,
-            ballooned: self.ballooned.into(),
-            hole: self.hole.into(),
-            to_send: spread(s, self.to_send),
-            sent_map: spread(s, self.sent_map),
-            hinted_map: spread(s, self.hinted_map),
-            clean: self.clean.into(),
-            sent: self.sent.into(),
-            zero: self.zero.into(),
-            hinted: self.hinted.into(),
+        let mut at = 0;
+        let mut some = |nr: u64| {
+            let mut pages = Bitmap::new(nr_pages(s));
+            pages.set_range(at, nr);
+            at += nr;
+            pages
         };
-        Round::from_probe(nr_pages(s), probe)
+        let (hole, ballooned) = (self.hole.into(), self.ballooned.into());
+        let others = u64::from(self.clean) + hole + ballooned;
+        let plan = Plan {
+            to_send: some(nr_pages(s).saturating_sub(others)),
+            hole: some(hole),
+            ballooned: some(ballooned),
+        };
+        let round = Round::new(self.number, nr_pages(s), &plan);
+        for word in 0..round.nr_words() {
+            round.claim(word);
+        }
+        for (word, mask) in bits(s, self.to_send) {
+            round.put_back(word, mask);
+        }
+        for (word, mask) in bits(s, self.sent_map) {
+            round.mark_sent(word, mask);
+        }
+        for (word, mask) in bits(s, self.hinted_map) {
+            round.mark_hinted(word, mask);
+        }
+        round.mark_zero(self.zero.into());
+        assert_eq!((round.sent(), round.hinted()), (self.sent.into(), self.hinted.into()));
+        round
     }
 
     /// Does something with the product's round.

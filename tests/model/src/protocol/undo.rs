@@ -1,13 +1,22 @@
-//! What the product's drop guard undoes, found out by dropping it.
+//! What the engine undoes when a migration fails, found out by letting one fail: the engine's own
+//! source and destination, around a machine that does nothing but note.
 
 use std::io;
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::Duration;
 
-use crate::product::engine::bitmap::Bitmap;
-use crate::product::engine::source::probe_undo;
-use crate::product::engine::traits::{DirtyLog, GuestRam, HintSink, HintSource, Machine, SourceVm};
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::traits::{
+    DestinationVm, DirtyLog, GuestRam, HintSink, HintSource, Machine, SourceVm,
+};
+use wherry_migration::{
+    CancelToken, DestinationConfig, HintPolicy, SourceConfig, migrate, receive,
+};
+
+use crate::mutant::{Mutant, on};
 
 /// DONE was published.
 pub(super) const DONE: u8 = 1;
@@ -16,9 +25,36 @@ pub(super) const RESUME: u8 = 2;
 /// The log is off.
 pub(super) const LOG_OFF: u8 = 4;
 
+/// How far a migration gets before it fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Until {
+    /// The destination is gone before the log is on.
+    Handshake,
+    /// Memory cannot be read.
+    Rounds,
+    /// The state of the paused machine cannot be saved.
+    State,
+}
+
+static UNDONE: LazyLock<[u8; 3]> =
+    LazyLock::new(|| [Until::Handshake, Until::Rounds, Until::State].map(fail));
+
 /// What is undone when a migration fails in such a state.
 pub(super) fn order(log_on: bool, paused: bool) -> u8 {
-    let seen = Arc::<Recorder>::default();
+    let undone = UNDONE[usize::from(log_on) + usize::from(paused)];
+    [
+        (Mutant::NoDoneAfterFailure, DONE),
+        (Mutant::StaysPaused, RESUME),
+        (Mutant::LogStaysOn, LOG_OFF),
+    ]
+    .into_iter()
+    .filter(|(mistake, _)| on(*mistake))
+    .fold(undone, |undone, (_, forgotten)| undone & !forgotten)
+}
+
+/// Migrates, which fails, and says what was undone.
+fn fail(until: Until) -> u8 {
+    let seen = Arc::new(Recorder { until, undone: AtomicU8::new(0) });
     let vm = SourceVm {
         ram: seen.clone(),
         log: seen.clone(),
@@ -26,16 +62,53 @@ pub(super) fn order(log_on: bool, paused: bool) -> u8 {
         machine: seen.clone(),
         description: Vec::new(),
     };
-    probe_undo(&vm, log_on, paused);
-    seen.0.load(Relaxed)
+    let (near, far) = UnixStream::pair().expect("a socket pair");
+    let ram = seen.clone();
+    let receiver = thread::spawn(move || {
+        if until != Until::Handshake {
+            let _ = receive(
+                Box::new(far),
+                &mut Empty(ram),
+                &DestinationConfig::default(),
+                &(),
+                &CancelToken::new(),
+            );
+        }
+    });
+    let cfg = SourceConfig { hints: HintPolicy::Off, ..SourceConfig::default() };
+    let failed = migrate(&vm, Box::new(near), &cfg, &(), &CancelToken::new());
+    assert!(failed.is_err(), "{until:?}: nothing failed");
+    receiver.join().expect("the destination");
+    seen.undone.load(Relaxed)
 }
 
-#[derive(Default)]
-struct Recorder(AtomicU8);
+/// A destination that takes everything.
+struct Empty(Arc<Recorder>);
+
+impl DestinationVm for Empty {
+    fn prepare(&mut self, _: &[u8], _: u64) -> io::Result<Arc<dyn GuestRam>> {
+        Ok(self.0.clone())
+    }
+    fn load(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    fn run(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Recorder {
+    until: Until,
+    undone: AtomicU8,
+}
 
 impl Recorder {
     fn note(&self, what: u8) {
-        self.0.fetch_or(what, Relaxed);
+        self.undone.fetch_or(what, Relaxed);
+    }
+
+    fn fails(&self, at: Until) -> io::Result<()> {
+        if self.until == at { Err(io::Error::other("told to fail")) } else { Ok(()) }
     }
 }
 
@@ -89,10 +162,10 @@ impl DirtyLog for Recorder {
 
 impl GuestRam for Recorder {
     fn nr_pages(&self) -> u64 {
-        0
+        64
     }
     fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
-        Ok(())
+        self.fails(Until::Rounds)
     }
     fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
         Ok(())
@@ -100,7 +173,8 @@ impl GuestRam for Recorder {
     fn zero(&self, _: u64, _: u64) -> io::Result<()> {
         Ok(())
     }
-    fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
+    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+        out.set_all();
         Ok(())
     }
 }
@@ -116,8 +190,8 @@ impl Machine for Recorder {
     fn hand_over(&self, _begun: bool) -> io::Result<()> {
         Ok(())
     }
-
     fn save(&self) -> io::Result<Vec<u8>> {
+        self.fails(Until::State)?;
         Ok(Vec::new())
     }
 }
