@@ -47,6 +47,7 @@
 //! harvest has protected everything: hints work in the protected way, and are asked for only if
 //! that way was used before, since a zeroing guest would dirty every page that it hints.
 
+pub(crate) mod epoch;
 pub mod pace;
 pub mod policy;
 pub mod sink;

@@ -1,6 +1,10 @@
 //! Whether to ask a guest for hints at all.
 
+use std::sync::Arc;
+
+use crate::config::{HintPolicy, SourceConfig};
 use crate::report::Reason;
+use crate::traits::{HintSource, SourceVm};
 use crate::units::PAGE_SIZE;
 
 /// Numbers that decide whether hints pay.
@@ -38,6 +42,29 @@ pub fn worthwhile(worth: &Worth) -> Result<u64, Reason> {
         return Err(Reason::FastLink);
     }
     Ok(saving)
+}
+
+/// Whom to ask for hints, or why nobody. `populated` pages are; the link takes `link_rate` bytes of
+/// guest memory in a second.
+pub(crate) fn whom_to_ask<'a>(
+    vm: &'a SourceVm,
+    cfg: &SourceConfig,
+    populated: u64,
+    link_rate: f64,
+) -> Result<&'a Arc<dyn HintSource>, Reason> {
+    let source = vm.hints.as_ref().ok_or(Reason::NoBalloon)?;
+    if cfg.hints == HintPolicy::Off {
+        return Err(Reason::NotWanted);
+    }
+    if !source.available() {
+        return Err(Reason::NoDriver);
+    }
+    if cfg.hints == HintPolicy::Auto {
+        let nr_pages = vm.ram.nr_pages();
+        let guest_free_bytes = source.guest_free_bytes();
+        worthwhile(&Worth { populated, nr_pages, guest_free_bytes, link_rate })?;
+    }
+    Ok(source)
 }
 
 /// Bytes that are populated and free, if `used` are neither: what hints could take out of a round

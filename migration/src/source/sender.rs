@@ -10,19 +10,23 @@
 //! little per page, small enough that a slice or a cancel is never late by more than a few
 //! milliseconds.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_runs};
-use crate::config::Compression;
+use crate::config::{Compression, SourceConfig};
 use crate::error::Error;
 use crate::hinting::sink::protect_words;
+use crate::link::FrameWriter;
 use crate::round::Round;
+use crate::traits::{DirtyLog, GuestRam, SourceVm};
+use crate::transport::TICK;
 use crate::units::{PAGE_SIZE, is_zero};
-use crate::wire::Kind;
 use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, packed_room};
+use crate::wire::{Kind, SyncPoint};
 
-use super::lanes::{Chunk, MEASURE};
-use super::session::Session;
+use super::lanes::{Chunk, MEASURE, Streams};
+use super::meter::Meter;
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
 /// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up
@@ -32,7 +36,7 @@ const WORDS_PER_CALL: usize = 1 << 16;
 const LANE_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Reused from chunk to chunk.
-pub(super) struct Buffers {
+struct Buffers {
     words: Vec<(usize, u64)>,
     spans: Vec<(u64, u32)>,
     runs: Vec<Run>,
@@ -42,7 +46,7 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub(super) fn new(compression: Compression) -> Self {
+    fn new(compression: Compression) -> Self {
         let packed = match compression {
             Compression::None => 0,
             Compression::Lz4 => packed_room(),
@@ -67,18 +71,87 @@ fn push(runs: &mut Vec<Run>, first: u64, nr: u32, zero: bool) {
     }
 }
 
-impl Session<'_> {
+/// Takes the guest's memory out of rounds and sends it.
+pub(super) struct Sender {
+    ram: Arc<dyn GuestRam>,
+    log: Arc<dyn DirtyLog>,
+    nr_pages: u64,
+    compression: Compression,
+    /// Pages of which the destination may hold content: those that were sent and not zeroed since.
+    content: Bitmap,
+    buffers: Buffers,
+    /// Further connections, for memory.
+    pub(super) lanes: Option<Streams>,
+    pub(super) meter: Meter,
+    /// Time that claiming, protecting and reading pages took.
+    pub(super) reading: Duration,
+    /// Time that packing them and writing them to the first connection took.
+    sending_here: Duration,
+    #[cfg(test)]
+    mutation: Option<crate::tests::Mutation>,
+}
+
+impl Sender {
+    pub(super) fn new(vm: &SourceVm, cfg: &SourceConfig) -> Self {
+        let nr_pages = vm.ram.nr_pages();
+        Self {
+            ram: vm.ram.clone(),
+            log: vm.log.clone(),
+            nr_pages,
+            compression: cfg.compression,
+            content: Bitmap::new(nr_pages),
+            buffers: Buffers::new(cfg.compression),
+            lanes: None,
+            meter: Meter::new(cfg),
+            reading: Duration::ZERO,
+            sending_here: Duration::ZERO,
+            #[cfg(test)]
+            mutation: cfg.mutation,
+        }
+    }
+
+    /// Time that packing and writing pages took, of all connections together.
+    pub(super) fn sending(&self) -> Duration {
+        self.sending_here + self.lanes.as_ref().map_or(Duration::ZERO, Streams::busy)
+    }
+
+    /// Bytes that are known to be written to further connections.
+    pub(super) fn lane_bytes(&self) -> u64 {
+        self.lanes.as_ref().map_or(0, Streams::bytes)
+    }
+
+    /// The memory of this round is all sent: what follows on any connection is applied after it.
+    pub(super) fn sync(&mut self, out: &mut FrameWriter, round: u32) -> Result<(), Error> {
+        let Some(lanes) = &mut self.lanes else { return Ok(()) };
+        lanes.sync(round)?;
+        out.send_control(Kind::Sync, "sync", &SyncPoint { round })
+    }
+
+    /// Whether everything is written; waits a tick for it. Its bytes and its time are known then.
+    pub(super) fn settled(&mut self) -> Result<bool, Error> {
+        match &mut self.lanes {
+            Some(lanes) => lanes.settled(TICK, &mut self.meter),
+            None => Ok(true),
+        }
+    }
+
+    /// No memory follows.
+    pub(super) fn close_lanes(&mut self) -> Result<(), Error> {
+        self.lanes.as_mut().map_or(Ok(()), Streams::close)
+    }
+
     /// Sends the next chunk from word `cursor` on. `false` when there was nothing left up to the
     /// end. With `guarded`, protects words that are not yet (round one).
     pub(super) fn send_chunk(
         &mut self,
+        out: &mut FrameWriter,
         round: &Round,
         cursor: &mut usize,
         guarded: Option<&AtomicBitmap>,
     ) -> Result<bool, Error> {
-        let lane = match &mut self.streams {
+        let lane = match &mut self.lanes {
             None => None,
-            Some(streams) => match streams.take(LANE_PATIENCE, &mut self.meter)? {
+            Some(lanes) => match lanes.take(LANE_PATIENCE, &mut self.meter)? {
                 None => return Ok(true),
                 lane => lane,
             },
@@ -102,24 +175,24 @@ impl Session<'_> {
         chunk.table.clear();
         encode_runs(runs, &mut chunk.table);
         chunk.len = len;
-        if let (Some(streams), Some((lane, spare))) = (&mut self.streams, lane) {
-            streams.send((lane, std::mem::replace(chunk, spare)))?;
+        if let (Some(lanes), Some((lane, spare))) = (&mut self.lanes, lane) {
+            lanes.send((lane, std::mem::replace(chunk, spare)))?;
             return Ok(true);
         }
-        let before = self.writer.bytes();
-        chunk.send(&mut self.writer, self.cfg.compression, packed)?;
+        let before = out.bytes();
+        chunk.send(out, self.compression, packed)?;
         let all = started.elapsed();
         self.sending_here += all.saturating_sub(read);
         if len >= MEASURE {
-            self.meter.add(len as u64, self.writer.bytes() - before, all);
+            self.meter.add(len as u64, out.bytes() - before, all);
         }
         Ok(true)
     }
 
     /// The lane's chunk was not needed.
     fn keep(&mut self, lane: Option<(usize, Chunk)>) {
-        if let (Some(streams), Some(lane)) = (&mut self.streams, lane) {
-            streams.keep(lane);
+        if let (Some(lanes), Some(lane)) = (&mut self.lanes, lane) {
+            lanes.keep(lane);
         }
     }
 
@@ -141,7 +214,7 @@ impl Session<'_> {
     }
 
     fn protect_claimed(&mut self, guarded: &AtomicBitmap) -> Result<(), Error> {
-        let log = &*self.vm.log;
+        let log = &*self.log;
         let mut todo: Option<(usize, usize)> = None;
         let protect = |words: Option<(usize, usize)>| -> Result<(), Error> {
             let Some((start, end)) = words else {
@@ -189,15 +262,15 @@ impl Session<'_> {
         for &(first, nr) in spans.iter() {
             let bytes = nr as usize * PAGE_SIZE;
             let span = &mut content[len..len + bytes];
-            (self.vm.ram.read(first, span)).map_err(Error::machine("read guest memory"))?;
+            (self.ram.read(first, span)).map_err(Error::machine("read guest memory"))?;
             #[cfg(test)]
-            crate::tests::pages_read(self.cfg.mutation, first, span);
+            crate::tests::pages_read(self.mutation, first, span);
             let from = len;
             for page in 0..nr {
                 let number = first + u64::from(page);
                 let at = from + page as usize * PAGE_SIZE;
                 #[cfg(test)]
-                if self.cfg.mutation == Some(crate::tests::Mutation::DropPage(number)) {
+                if self.mutation == Some(crate::tests::Mutation::DropPage(number)) {
                     self.content.set(number);
                     continue;
                 }
@@ -229,7 +302,11 @@ impl Session<'_> {
     }
 
     /// Tells the destination that these pages are zero now, where it may hold content.
-    pub(super) fn send_zeroed(&mut self, pages: &Bitmap) -> Result<(), Error> {
+    pub(super) fn send_zeroed(
+        &mut self,
+        out: &mut FrameWriter,
+        pages: &Bitmap,
+    ) -> Result<(), Error> {
         let mut stale = pages.clone();
         stale.and(&self.content);
         self.content.and_not(&stale);
@@ -241,9 +318,8 @@ impl Session<'_> {
             if runs.len() == MAX_RUNS || all.peek().is_none() {
                 let mut table = Vec::new();
                 encode_runs(&runs, &mut table);
-                self.writer.send(Kind::Pages, &[&table])?;
+                out.send(Kind::Pages, &[&table])?;
                 runs.clear();
-                self.tick(None)?;
             }
         }
         Ok(())

@@ -3,102 +3,103 @@
 //! What follows the hand-off is decided by one flag of the guard, which is set *before* the first
 //! byte of HandOff is given to the transport and taken back only if the transport took none.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::bitmap::Bitmap;
+use crate::config::SourceConfig;
 use crate::error::{Error, Phase};
-use crate::report::{Downtime, Report};
-use crate::units::micros;
+use crate::units::PAGE_SIZE;
 use crate::wire::{Kind, STATE_PART, StateEnd, max_state};
 
 use super::guard::Guard;
-use super::rounds;
-use super::session::Session;
-use super::verify;
+use super::migration::{Migration, Stopwatch};
 
-/// Pauses, sends what is dirty and the state, and hands the guest over.
-pub(super) fn switchover(
-    session: &mut Session<'_>,
+/// Pauses the guest. Returns what was `dirty` before, and what has become so until then.
+pub(super) fn pause(
+    m: &mut Migration<'_>,
     guard: &mut Guard,
     mut dirty: Bitmap,
-    limit: Duration,
-    report: &mut Report,
-) -> Result<(), Error> {
-    session.tick(None)?;
-    session.enter(Phase::LastRound);
-    let start = Instant::now();
-    session.interrupt.limit.begin(limit);
+) -> Result<Bitmap, Error> {
+    m.tick(None)?;
+    m.enter(Phase::LastRound);
+    m.paused = Stopwatch::start();
+    let predicted = m.predicted_downtime(dirty.count());
+    m.peer.interrupt.limit.begin(pause_limit(m.cfg, predicted, m.nr_pages));
     guard.pausing();
-    let machine = session.vm.machine.clone();
-    machine.pause().map_err(Error::machine("pause the guest"))?;
-    let paused = Instant::now();
-
-    let mut last = Bitmap::new(session.nr_pages);
-    let harvested = session.vm.log.harvest(&mut last);
-    harvested.map_err(Error::machine("harvest the dirty log"))?;
+    m.vm.machine.pause().map_err(Error::machine("pause the guest"))?;
+    m.report.downtime.pause_us = m.paused.lap();
+    let mut last = Bitmap::new(m.nr_pages);
+    m.vm.log.harvest(&mut last).map_err(Error::machine("harvest the dirty log"))?;
     dirty.or(&last);
-    rounds::last_round(session, &dirty, report)?;
-    let sent = Instant::now();
+    Ok(dirty)
+}
 
-    session.enter(Phase::State);
-    let state = machine.save().map_err(Error::machine("save machine state"))?;
-    if session.cfg.pause_limit.is_none() {
+/// The state of vCPUs and devices.
+pub(super) fn save(m: &mut Migration<'_>) -> Result<Vec<u8>, Error> {
+    m.enter(Phase::State);
+    let state = m.vm.machine.save().map_err(Error::machine("save machine state"))?;
+    if m.cfg.pause_limit.is_none() {
         // Its size was not known before. Ten times what sending it takes, as for all the rest.
-        let seconds = 10.0 * state.len() as f64 / session.link_rate();
-        session
-            .interrupt
-            .limit
-            .extend(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        let seconds = 10.0 * state.len() as f64 / m.sender.meter.link_rate();
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        m.peer.interrupt.limit.extend(time);
     }
-    // After saving, which must not have changed memory either.
-    let (saved, verify) = (Instant::now(), verify::verify(session)?);
-    report.verify = verify;
-    let verified = saved.elapsed();
-    session.enter(Phase::State);
-    send_state(session, &state)?;
-    report.state_bytes = state.len() as u64;
-    session.expect(Kind::Loaded)?;
-    let loaded = Instant::now();
+    m.report.state_bytes = state.len() as u64;
+    m.report.downtime.state_us = m.paused.lap();
+    Ok(state)
+}
 
-    session.enter(Phase::Commit);
-    session.interrupt.check()?;
-    if !session.interrupt.cancel.commit() {
+/// Sends the state. Returns when the destination has loaded it.
+pub(super) fn send_state(m: &mut Migration<'_>, state: &[u8]) -> Result<(), Error> {
+    m.enter(Phase::State);
+    if state.len() > max_state(m.nr_pages) {
+        return Err(Error::StateTooLarge(state.len() as u64));
+    }
+    for part in state.chunks(STATE_PART) {
+        m.peer.writer.send(Kind::State, &[part])?;
+    }
+    let end = StateEnd { len: state.len() as u64, crc: crc32fast::hash(state) };
+    m.peer.writer.send_control(Kind::StateEnd, "state end", &end)?;
+    m.peer.expect(Kind::Loaded)?;
+    m.report.downtime.state_us += m.paused.lap();
+    Ok(())
+}
+
+/// Sends HandOff. Returns when the destination runs the guest.
+pub(super) fn hand_over(m: &mut Migration<'_>, guard: &mut Guard) -> Result<(), Error> {
+    m.enter(Phase::Commit);
+    m.peer.interrupt.check()?;
+    if !m.peer.interrupt.cancel.commit() {
         return Err(Error::Cancelled);
     }
     // From here on the guest may be the destination's: what follows has limits of its own.
-    session.interrupt.limit.lift();
-    let before = session.writer.bytes();
+    m.peer.interrupt.limit.lift();
+    let before = m.peer.writer.bytes();
     guard.hand_over().map_err(Error::machine("hand over the guest as it was paused"))?;
-    if let Err(cause) = session.writer.send(Kind::HandOff, &[]) {
+    if let Err(cause) = m.peer.writer.send(Kind::HandOff, &[]) {
         // A write that fails has taken nothing, and less than a whole frame is nothing to the
         // destination; but only the first is beyond doubt, so only then does the guest stay here.
-        if session.writer.bytes() == before {
+        if m.peer.writer.bytes() == before {
             guard.take_back().map_err(Error::machine("take the guest back"))?;
         }
         return Err(cause);
     }
-    let committed = Instant::now();
-    session.expect(Kind::Running)?;
-    let running = Instant::now();
-    report.downtime = Downtime {
-        pause_us: micros(paused - start),
-        last_round_us: micros(sent - paused),
-        verify_us: if verify.is_some() { micros(verified) } else { 0 },
-        state_us: micros((loaded - sent).saturating_sub(verified)),
-        commit_us: micros(committed - loaded),
-        resume_us: micros(running - committed),
-        total_us: micros(running - start),
-    };
+    m.report.downtime.commit_us = m.paused.lap();
+    m.peer.expect(Kind::Running)?;
+    m.report.downtime.resume_us = m.paused.lap();
+    m.report.downtime.total_us = m.paused.total();
     Ok(())
 }
 
-fn send_state(session: &mut Session<'_>, state: &[u8]) -> Result<(), Error> {
-    if state.len() > max_state(session.nr_pages) {
-        return Err(Error::StateTooLarge(state.len() as u64));
-    }
-    for part in state.chunks(STATE_PART) {
-        session.writer.send(Kind::State, &[part])?;
-    }
-    let end = StateEnd { len: state.len() as u64, crc: crc32fast::hash(state) };
-    session.writer.send_control(Kind::StateEnd, "state end", &end)
+/// How long the guest may be paused before the hand-off. Going on here is safe until then, so a
+/// limit costs one more attempt; none would let any peer keep the guest standing still.
+fn pause_limit(cfg: &SourceConfig, predicted: Duration, nr_pages: u64) -> Duration {
+    const LEAST: Duration = Duration::from_secs(10);
+    const VERIFIED_PER_SECOND: f64 = 100e6;
+    cfg.pause_limit.unwrap_or_else(|| {
+        let limit = LEAST.max(predicted.saturating_mul(10));
+        let bytes = nr_pages as f64 * PAGE_SIZE as f64;
+        let verifying = Duration::from_secs_f64(bytes / VERIFIED_PER_SECOND);
+        if cfg.verify { limit.saturating_add(verifying) } else { limit }
+    })
 }

@@ -10,7 +10,7 @@
 //! clears the bit or leaves it clear: then the page must be equal.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::observe::{EpochId, Event, Observer};
@@ -54,17 +54,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shadow {
-    pub(crate) fn new(nr_pages: u64) -> Arc<Self> {
+    pub(crate) fn new(nr_pages: u64) -> Self {
         let words = nr_pages.div_ceil(64);
         let pages = vec![History::default(); nr_pages as usize];
-        Arc::new(Self {
+        Self {
             nr_pages,
             free: AtomicBitmap::new(nr_pages),
             protected: AtomicBitmap::new(words),
             twice: AtomicBitmap::new(words),
             epoch: Mutex::default(),
             history: Mutex::new(Rounds { pages, to_send: Bitmap::new(nr_pages) }),
-        })
+        }
     }
 
     /// The pages that may differ.

@@ -1,0 +1,248 @@
+//! One migration under way: the machine, the peer, the sender, and what is told about them.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::bitmap::Bitmap;
+use crate::config::SourceConfig;
+use crate::error::{Error, Phase};
+use crate::observe::{Event, Observer, Progress, Slice};
+use crate::report::{HintFigures, Report, Snapshot};
+use crate::round::{Plan, Round};
+use crate::traits::SourceVm;
+use crate::transport::TICK;
+use crate::units::micros;
+use crate::wire::{Kind, RoundStart};
+
+use super::peer::Peer;
+use super::sender::Sender;
+
+/// Time between two snapshots.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+/// Measures the downtime part by part.
+pub(super) struct Stopwatch {
+    start: Instant,
+    last: Instant,
+}
+
+impl Stopwatch {
+    pub(super) fn start() -> Self {
+        let now = Instant::now();
+        Self { start: now, last: now }
+    }
+
+    /// Microseconds of the part that ends here.
+    pub(super) fn lap(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.last, Instant::now());
+        micros(self.last - before)
+    }
+
+    /// Microseconds of all parts.
+    pub(super) fn total(&self) -> u64 {
+        micros(self.last - self.start)
+    }
+}
+
+/// What every step of a migration needs.
+pub(super) struct Migration<'a> {
+    pub(super) vm: &'a SourceVm,
+    pub(super) cfg: &'a SourceConfig,
+    pub(super) nr_pages: u64,
+    pub(super) peer: Peer,
+    pub(super) sender: Sender,
+    pub(super) phase: Phase,
+    /// What is known so far.
+    pub(super) report: Report,
+    /// Time held back for hints in this round.
+    pub(super) held: Duration,
+    /// Hints were honoured in the protected way, so later rounds may ask for more.
+    pub(super) protected_hints: bool,
+    /// Since the guest was to pause.
+    pub(super) paused: Stopwatch,
+    pub(super) observer: Arc<dyn Observer>,
+    progress: &'a dyn Progress,
+    last_progress: Instant,
+}
+
+impl<'a> Migration<'a> {
+    pub(super) fn new(
+        vm: &'a SourceVm,
+        cfg: &'a SourceConfig,
+        peer: Peer,
+        observer: Arc<dyn Observer>,
+        progress: &'a dyn Progress,
+    ) -> Self {
+        let nr_pages = vm.ram.nr_pages();
+        let (compression, streams) = (cfg.compression, cfg.streams);
+        Self {
+            vm,
+            cfg,
+            nr_pages,
+            peer,
+            sender: Sender::new(vm, cfg),
+            phase: Phase::Handshake,
+            report: Report { nr_pages, compression, streams, ..Report::default() },
+            held: Duration::ZERO,
+            protected_hints: false,
+            paused: Stopwatch::start(),
+            observer,
+            progress,
+            last_progress: Instant::now(),
+        }
+    }
+
+    pub(super) fn handshake(&mut self) -> Result<(), Error> {
+        self.enter(Phase::Handshake);
+        let description = self.vm.description.clone();
+        self.sender.lanes = self.peer.handshake(description, self.nr_pages, self.cfg)?;
+        Ok(())
+    }
+
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.tell(&Event::Phase(phase));
+        self.update(None);
+    }
+
+    /// Begins a round: tells whoever watches, and the destination.
+    pub(super) fn begin(&mut self, plan: &Plan) -> Arc<Round> {
+        let number = self.report.rounds.len() as u32 + 1;
+        let round = Arc::new(Round::new(number, self.nr_pages, plan));
+        self.held = Duration::ZERO;
+        self.tell(&Event::Round(&round, plan));
+        round
+    }
+
+    /// To be called often: notices interruption, shows signs of life, tells where the round stands.
+    pub(super) fn tick(&mut self, round: Option<&Round>) -> Result<(), Error> {
+        self.peer.tick()?;
+        if let Some(round) = round {
+            self.slice(round, false);
+        }
+        if self.last_progress.elapsed() >= PROGRESS {
+            self.update(round);
+        }
+        Ok(())
+    }
+
+    /// Tells the destination that a round begins.
+    pub(super) fn announce(&mut self, round: &Round) -> Result<(), Error> {
+        let start = RoundStart { round: round.number };
+        self.peer.writer.send_control(Kind::Round, "round", &start)
+    }
+
+    /// The memory of this round is all sent: returns when it is written, too.
+    pub(super) fn sync(&mut self, round: &Round) -> Result<(), Error> {
+        self.sender.sync(&mut self.peer.writer, round.number)?;
+        while !self.sender.settled()? {
+            self.tick(Some(round))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes on the wire so far, of all connections. Of further ones those that are known to be
+    /// written.
+    pub(super) fn bytes(&self) -> u64 {
+        self.peer.writer.bytes() + self.sender.lane_bytes()
+    }
+
+    /// What the downtime would be with so many dirty pages.
+    pub(super) fn predicted_downtime(&self, dirty_pages: u64) -> Duration {
+        self.sender.meter.time_for(dirty_pages) + self.cfg.switchover_estimate
+    }
+
+    /// Turns the dirty log on.
+    pub(super) fn start_log(&mut self) -> Result<(), Error> {
+        let log = self.vm.log.clone();
+        self.meanwhile(move || log.start())?.map_err(Error::machine("start the dirty log"))
+    }
+
+    /// What is dirty now. The guest runs: harvesting may take as long as it takes.
+    pub(super) fn harvest(&mut self) -> Result<Bitmap, Error> {
+        let (log, mut dirty) = (self.vm.log.clone(), Bitmap::new(self.nr_pages));
+        let harvest = move || log.harvest(&mut dirty).map(|()| dirty);
+        self.meanwhile(harvest)?.map_err(Error::machine("harvest the dirty log"))
+    }
+
+    /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB, so the
+    /// guest must run meanwhile.
+    pub(super) fn populated(&mut self) -> Result<Bitmap, Error> {
+        let (ram, mut found) = (self.vm.ram.clone(), Bitmap::new(self.nr_pages));
+        let walk = move || ram.populated(&mut found).map(|()| found);
+        self.meanwhile(walk)?.map_err(Error::machine("find populated memory"))
+    }
+
+    /// Does something that may take long, and shows signs of life meanwhile. Waits for its end
+    /// whatever happens, then says what did.
+    fn meanwhile<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        thread::scope(|scope| {
+            let (tell, done) = channel();
+            let worker = thread::Builder::new()
+                .name("migration-walk".into())
+                .spawn_scoped(scope, move || {
+                    let _ = tell.send(work());
+                })
+                .map_err(Error::Connection)?;
+            let mut alive = Ok(());
+            loop {
+                match done.recv_timeout(TICK) {
+                    Ok(result) => return alive.map(|()| result),
+                    Err(RecvTimeoutError::Timeout) if alive.is_ok() => alive = self.tick(None),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => match worker.join() {
+                        Err(panic) => std::panic::resume_unwind(panic),
+                        Ok(()) => return Err(Error::Closed),
+                    },
+                }
+            }
+        })
+    }
+
+    /// Tells whoever watches.
+    pub(super) fn tell(&self, event: &Event<'_>) {
+        self.observer.observe(event);
+    }
+
+    /// Tells where the round stands.
+    pub(super) fn slice(&self, round: &Round, over: bool) {
+        self.tell(&Event::Slice(Slice {
+            round,
+            over,
+            bytes: self.bytes(),
+            rate: self.sender.meter.rate().unwrap_or(0.0) as u64,
+            held: self.held,
+            reading: self.sender.reading,
+            sending: self.sender.sending(),
+        }));
+    }
+
+    fn update(&mut self, round: Option<&Round>) {
+        self.last_progress = Instant::now();
+        let now = round.map_or_else(HintFigures::default, |round| {
+            let mut so_far = round.figures();
+            so_far.reckon(self.sender.meter.memory_rate());
+            so_far.hint_figures()
+        });
+        let mut hinting = self.report.hinting;
+        hinting.add(&now);
+        self.progress.update(&Snapshot {
+            phase: self.phase,
+            round: round.map_or(0, |r| r.number),
+            sent: round.map_or(0, Round::sent),
+            remaining: round.map_or(0, Round::remaining),
+            hinted: round.map_or(0, Round::hinted),
+            round_hinting: now,
+            hinting,
+            bytes: self.bytes(),
+            rate: self.sender.meter.rate().unwrap_or(0.0) as u64,
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn mutated(&self, mutation: crate::tests::Mutation) -> bool {
+        self.cfg.mutation == Some(mutation)
+    }
+}

@@ -1,0 +1,225 @@
+//! The connection: what is sent and answered on it, signs of life, and reasons to give up.
+//!
+//! The destination is silent between Welcome and Loaded, so its half of the connection is read by a
+//! thread of its own: it passes answers on through a channel and, when the stream ends or an Abort
+//! comes, raises the stop flag that interrupts sending. The source is never silent for long: after
+//! a second without a frame it sends Idle, so that scanning gigabytes of zeros, or holding back for
+//! hints, is not taken for a stall. Opening further connections has a limit of its own.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::config::{Compression, SourceConfig};
+use crate::control::CancelToken;
+use crate::error::{Error, Phase};
+use crate::link::{Cap, FrameReader, FrameWriter, Interrupt, SIGN_OF_LIFE};
+use crate::transport::{More, TICK, Throttle, Transport, TransportError};
+use crate::wire::{
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS,
+    Welcome, WireError,
+};
+
+use super::lanes::{Streams, random_token};
+
+/// Answers that a destination may have under way: more were not asked for, and would fill memory.
+const MAX_UNREAD: u32 = 4;
+
+type Answer = Result<(Kind, Vec<u8>), Error>;
+
+/// The destination.
+pub(super) struct Peer {
+    pub(super) writer: FrameWriter,
+    pub(super) interrupt: Interrupt,
+    /// Where further connections come from.
+    more: Option<Box<dyn More>>,
+    cap: Option<Cap>,
+    /// Patience with an answer.
+    stall: Duration,
+    answers: Receiver<Answer>,
+    /// Answers that were read and not yet expected.
+    unread: Arc<AtomicU32>,
+    reader: Option<JoinHandle<()>>,
+    /// Tells the reading thread that nobody waits any more.
+    over: Interrupt,
+}
+
+impl Peer {
+    pub(super) fn new(
+        transport: Box<dyn Transport>,
+        cfg: &SourceConfig,
+        cancel: &CancelToken,
+    ) -> Result<Self, Error> {
+        let more = transport.more();
+        let (input, output) = transport.split().map_err(Error::Connection)?;
+        let cap = cfg.bandwidth.map(|rate| Arc::new(Mutex::new(Throttle::new(rate))));
+        let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
+        let over = Interrupt::default();
+        let mut frames = FrameReader::new(input, None, over.clone());
+        frames.frame_limit = cfg.frame_limit;
+        let (tell, answers) = channel();
+        let unread = Arc::new(AtomicU32::new(0));
+        let (stop, queued, verify) = (interrupt.clone(), unread.clone(), cfg.verify);
+        let reader = thread::Builder::new()
+            .name("migration-answers".into())
+            .spawn(move || read_answers(&mut frames, verify, &queued, &tell, &stop))
+            .map_err(Error::Connection)?;
+        let mut writer =
+            FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone());
+        writer.frame_limit = cfg.frame_limit;
+        Ok(Self {
+            writer,
+            interrupt,
+            more,
+            cap,
+            stall: cfg.stall_timeout,
+            answers,
+            unread,
+            reader: Some(reader),
+            over,
+        })
+    }
+
+    /// Says what comes, and opens further connections for it if that is wanted.
+    pub(super) fn handshake(
+        &mut self,
+        description: Vec<u8>,
+        nr_pages: u64,
+        cfg: &SourceConfig,
+    ) -> Result<Option<Streams>, Error> {
+        if description.len() > MAX_DESCRIPTION {
+            return Err(WireError::Payload("description").into());
+        }
+        let wanted = [
+            (cfg.verify, FEATURE_VERIFY),
+            (cfg.compression == Compression::Lz4, FEATURE_LZ4),
+            (cfg.streams > 1, FEATURE_STREAMS),
+        ];
+        let wanted = wanted.into_iter().filter(|(wanted, _)| *wanted);
+        let features = wanted.fold(0, |all, (_, feature)| all | feature);
+        let hello = Hello { features, nr_pages, description };
+        self.writer.send_control(Kind::Hello, "hello", &hello)?;
+        let payload = match self.expect(Kind::Welcome) {
+            Err(Error::PeerAbort(reason)) => return Err(Error::Refused(reason)),
+            other => other?,
+        };
+        let welcome: Welcome = wire::codec::decode(&payload, "welcome")?;
+        match welcome.features ^ features {
+            0 if cfg.streams > 1 => self.open_lanes(cfg).map(Some),
+            0 => Ok(None),
+            not_agreed => Err(WireError::Features(not_agreed).into()),
+        }
+    }
+
+    fn open_lanes(&mut self, cfg: &SourceConfig) -> Result<Streams, Error> {
+        let Some(more) = self.more.take() else {
+            return Err(Error::Stream(TransportError::Single));
+        };
+        let token = random_token().map_err(Error::Connection)?;
+        let announced = wire::Streams { nr: cfg.streams.min(MAX_STREAMS), token };
+        let lanes = Streams::open(&*more, &announced, cfg, self.cap.as_ref(), &self.interrupt)?;
+        // They wait to be accepted by then, so that a destination need not wait for one that never
+        // comes.
+        self.writer.send_control(Kind::Streams, "streams", &announced)?;
+        Ok(lanes)
+    }
+
+    /// Waits for the destination's next answer, which must be `kind`.
+    pub(super) fn expect(&mut self, kind: Kind) -> Result<Vec<u8>, Error> {
+        let until = Instant::now() + self.stall;
+        loop {
+            let answer = self.answers.recv_timeout(TICK);
+            if let Ok(Ok(_)) = answer {
+                self.unread.fetch_sub(1, Ordering::AcqRel);
+            }
+            match answer {
+                Ok(Ok((found, payload))) if found == kind => return Ok(payload),
+                Ok(Ok((found, _))) => {
+                    let during = "as the next answer";
+                    return Err(WireError::Unexpected { found, during }.into());
+                }
+                Ok(Err(cause)) => return Err(cause),
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Closed),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.interrupt.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            self.interrupt.limit.check()?;
+            if Instant::now() >= until {
+                return Err(Error::Stalled(self.stall));
+            }
+        }
+    }
+
+    /// To be called often: notices interruption, shows signs of life.
+    pub(super) fn tick(&mut self) -> Result<(), Error> {
+        self.interrupt.check()?;
+        if self.writer.last_sent().elapsed() >= SIGN_OF_LIFE {
+            self.writer.send(Kind::Idle, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The true cause of an error that may only be its consequence: a broken pipe is what an Abort
+    /// looks like to the writer.
+    pub(super) fn explain(&mut self, error: Error, phase: Phase) -> Error {
+        if !matches!(error, Error::Closed | Error::Connection(_)) {
+            return error;
+        }
+        let until = Instant::now() + TICK;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.answers.recv_timeout(left) {
+                Ok(Ok(_)) => {}
+                Ok(Err(Error::PeerAbort(reason))) if phase == Phase::Handshake => {
+                    return Error::Refused(reason);
+                }
+                Ok(Err(cause)) => return cause,
+                Err(_) => return error,
+            }
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.over.stop.store(true, Ordering::Release);
+        self.writer.shutdown();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// The reading thread: passes answers on until the connection ends or nobody waits any more.
+fn read_answers(
+    frames: &mut FrameReader,
+    verify: bool,
+    unread: &AtomicU32,
+    tell: &Sender<Answer>,
+    stop: &Interrupt,
+) {
+    let legal: &[Kind] = match verify {
+        true => &[Kind::Welcome, Kind::Digests, Kind::Loaded, Kind::Running],
+        false => &[Kind::Welcome, Kind::Loaded, Kind::Running],
+    };
+    loop {
+        let next = frames.next(legal, "from a destination").and_then(|found| {
+            let during = "without having been asked for";
+            match unread.fetch_add(1, Ordering::AcqRel) {
+                MAX_UNREAD.. => Err(WireError::Unexpected { found, during }.into()),
+                _ => Ok((found, frames.payload().to_vec())),
+            }
+        });
+        let end = next.is_err();
+        // The channel first: who sees the flag finds the cause there.
+        let gone = tell.send(next).is_err();
+        if end || gone {
+            stop.stop.store(true, Ordering::Release);
+            return;
+        }
+    }
+}
