@@ -16,6 +16,7 @@ use crate::config::FrameLimit;
 use crate::control::CancelToken;
 use crate::error::{Error, printable};
 use crate::transport::{Throttle, WriteHalf};
+use crate::wire::pages::pack_lz4;
 use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 
 /// Reasons to leave a wait early. Clones share them.
@@ -159,6 +160,22 @@ impl FrameWriter {
         self.seq += 1;
         self.last = Instant::now();
         Ok(())
+    }
+
+    /// Sends pages: their run table and the content of those that have some. It is compressed if
+    /// `room` has [`packed_room`](crate::wire::pages::packed_room) bytes for that, and that saves
+    /// anything; `room` may be empty.
+    pub fn send_pages(
+        &mut self,
+        table: &[u8],
+        content: &[u8],
+        room: &mut [u8],
+    ) -> Result<(), Error> {
+        let packed = if room.is_empty() { None } else { pack_lz4(content, room) };
+        match packed {
+            Some(packed) => self.send(Kind::PagesLz4, &[table, packed]),
+            None => self.send(Kind::Pages, &[table, content]),
+        }
     }
 
     /// Sends a control frame.

@@ -3,7 +3,7 @@
 //! Nothing is decided by an observer. The trace's recorder is one
 //! ([`Recording`](crate::trace::record::Recording)), the second opinion of a verified migration
 //! another (module `verify::shadow`). What concerns the machine is told where the machine is
-//! called: [`watched`] stands before the dirty log, [`Listener`] before a sink; so it does not
+//! called: [`watched`] stands before the dirty log, a `Listener` before a sink; so it does not
 //! depend on what rounds, sinks and gates believe to have done.
 
 use std::io;
@@ -16,7 +16,7 @@ use crate::config::HintMode;
 use crate::error::{Error, Phase};
 use crate::report::{HintUse, Report, Snapshot};
 use crate::round::{Plan, Round};
-use crate::traits::{DirtyLog, HintSink, SourceVm};
+use crate::traits::{DirtyLog, SourceVm};
 
 /// Which published id: ids of a round are numbered from 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,19 +176,5 @@ impl DirtyLog for WatchedLog {
 
     fn stop(&self) -> io::Result<()> {
         self.inner.stop()
-    }
-}
-
-/// A sink, with somebody who hears each hint before it.
-pub(crate) struct Listener {
-    pub(crate) sink: Arc<dyn HintSink>,
-    pub(crate) epoch: EpochId,
-    pub(crate) observer: Arc<dyn Observer>,
-}
-
-impl HintSink for Listener {
-    fn hint(&self, first: u64, nr: u64) {
-        self.observer.observe(&Event::Hinted { epoch: self.epoch, first, nr });
-        self.sink.hint(first, nr);
     }
 }

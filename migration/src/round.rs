@@ -90,6 +90,52 @@ impl Plan {
         let none = Bitmap::new(to_send.len());
         Self { to_send, ballooned: none.clone(), hole: none }
     }
+
+    /// Round one's plan, of all pages: what is in the balloon or a hole, in words that are
+    /// `protected`, needs no sending.
+    pub fn of_all(populated: &Bitmap, mut ballooned: Bitmap, protected: &Bitmap) -> Self {
+        let nr_pages = populated.len();
+        let mut known = Bitmap::new(nr_pages);
+        for (first, nr) in protected.runs() {
+            known.set_range(first * 64, nr * 64);
+        }
+        ballooned.and(&known);
+        let mut hole = known;
+        hole.and_not(populated);
+        hole.and_not(&ballooned);
+        let mut to_send = Bitmap::full(nr_pages);
+        to_send.and_not(&hole);
+        to_send.and_not(&ballooned);
+        Self { to_send, ballooned, hole }
+    }
+
+    /// A later round's plan, of a harvest, whose pages are protected again: the same reasoning holds
+    /// for the balloon, and for [holes](Self::find_holes), as in round one.
+    pub fn of_dirty(dirty: &Bitmap, mut ballooned: Bitmap) -> Self {
+        ballooned.and(dirty);
+        let mut to_send = dirty.clone();
+        to_send.and_not(&ballooned);
+        Self { ballooned, ..Self::of(to_send) }
+    }
+
+    /// What is to be sent and not `populated` is a hole.
+    pub fn find_holes(&mut self, populated: &Bitmap) {
+        self.hole = self.to_send.clone();
+        self.hole.and_not(populated);
+        self.to_send.and_not(&self.hole);
+    }
+}
+
+/// The words of 64 pages that are not wholly populated.
+pub fn words_with_a_hole(populated: &Bitmap) -> Bitmap {
+    let nr_pages = populated.len();
+    let mut found = Bitmap::full(nr_pages.div_ceil(64));
+    for (word, pages) in (0..).zip(populated.words()) {
+        if (nr_pages - word * 64).min(64) == u64::from(pages.count_ones()) {
+            found.clear(word);
+        }
+    }
+    found
 }
 
 /// One round of pre-copy. Shared by the sender and the hint sink.
@@ -382,6 +428,29 @@ mod tests {
             let report = round.account().unwrap();
             assert_eq!(report.sent + report.hinted, pages);
         }
+    }
+
+    #[test]
+    fn a_plan_believes_holes_and_balloon_where_they_are_protected() {
+        let map = |pages: &[u64]| {
+            let mut map = Bitmap::new(64 * 2 + 3);
+            pages.iter().for_each(|&page| map.set(page));
+            map
+        };
+        let mut populated = Bitmap::full(64 * 2 + 3);
+        populated.clear(70);
+        populated.clear(5);
+        let mut word = Bitmap::new(3);
+        word.set(1);
+        let plan = Plan::of_all(&populated, map(&[6, 71]), &word);
+        assert_eq!((&plan.hole, &plan.ballooned), (&map(&[70]), &map(&[71])));
+        assert_eq!(plan.to_send.count(), 64 * 2 + 1);
+        assert_eq!(words_with_a_hole(&populated).runs().collect::<Vec<_>>(), [(0, 2)]);
+
+        let mut plan = Plan::of_dirty(&map(&[1, 5, 6]), map(&[6, 71]));
+        assert_eq!((&plan.to_send, &plan.ballooned), (&map(&[1, 5]), &map(&[6])));
+        plan.find_holes(&populated);
+        assert_eq!((&plan.to_send, &plan.hole), (&map(&[1]), &map(&[5])));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a checked frame to guest RAM.
 
 use crate::error::Error;
+use crate::link::FrameReader;
 use crate::traits::GuestRam;
 use crate::units::PAGE_SIZE;
 use crate::wire::pages::{Run, parse, parse_lz4};
@@ -29,13 +30,20 @@ impl Memory {
         if self.lz4 { &[Pages, PagesLz4, Idle, Sync] } else { &[Pages, Idle, Sync] }
     }
 
-    /// Checks a frame and writes its pages to guest RAM. Returns the number of those with content.
-    pub(super) fn apply(
+    /// Reads the next frame and, if it is one of memory, writes its pages to guest RAM. Returns its
+    /// kind, and the number of pages with content.
+    pub(super) fn next(
         &mut self,
-        kind: Kind,
-        payload: &[u8],
+        reader: &mut FrameReader,
+        (legal, during): (&[Kind], &'static str),
         ram: &dyn GuestRam,
-    ) -> Result<u64, Error> {
+    ) -> Result<(Kind, u64), Error> {
+        let kind = reader.next(legal, during)?;
+        Ok((kind, self.apply(kind, reader.payload(), ram)?))
+    }
+
+    /// Checks a frame and writes its pages.
+    fn apply(&mut self, kind: Kind, payload: &[u8], ram: &dyn GuestRam) -> Result<u64, Error> {
         let (runs, nr_pages) = (&mut self.runs, ram.nr_pages());
         let content = match kind {
             Kind::Pages => parse(payload, nr_pages, runs)?,

@@ -321,8 +321,10 @@ impl Receiver<'_> {
         let mut state: Vec<u8> = Vec::new();
         let mut digester = None;
         loop {
-            let (legal, during) = self.legal(nr_pages);
-            match self.reader.next(legal, during)? {
+            let legal = self.legal(nr_pages);
+            let (kind, pages) = self.memory.next(&mut self.reader, legal, ram)?;
+            self.pages += pages;
+            match kind {
                 Kind::Round => {
                     let start: RoundStart = self.reader.control("round")?;
                     if start.round != self.round.saturating_add(1) {
@@ -332,9 +334,6 @@ impl Receiver<'_> {
                     }
                     self.round = start.round;
                     self.pages = 0;
-                }
-                kind @ (Kind::Pages | Kind::PagesLz4) => {
-                    self.pages += self.memory.apply(kind, self.reader.payload(), ram)?;
                 }
                 Kind::Sync => {
                     let SyncPoint { round } = self.reader.control("sync")?;

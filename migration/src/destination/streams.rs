@@ -274,7 +274,8 @@ fn step(
     // A peer that never pauses would keep the reader from looking.
     meeting.interrupt.check()?;
     let before = reader.bytes();
-    let kind = reader.next(memory.legal(), "on a further connection")?;
+    let legal = (memory.legal(), "on a further connection");
+    let (kind, pages) = memory.next(reader, legal, ram)?;
     meeting.bytes.fetch_add(reader.bytes() - before, Ordering::Relaxed);
     if kind == Kind::Sync {
         let SyncPoint { round } = reader.control("sync")?;
@@ -286,7 +287,6 @@ fn step(
         }
         return meeting.sync(round);
     }
-    let pages = memory.apply(kind, reader.payload(), ram)?;
     meeting.pages.fetch_add(pages, Ordering::Relaxed);
     Ok(())
 }

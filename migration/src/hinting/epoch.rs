@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 
 use crate::bitmap::AtomicBitmap;
 use crate::config::{HintMode, HintPolicy, SourceConfig};
-use crate::observe::{EpochId, Event, Listener, Observer};
+use crate::observe::{EpochId, Event, Observer};
 use crate::report::Reason;
 use crate::round::Round;
 use crate::traits::{HintSource, SourceVm};
 use crate::units::PAGE_SIZE;
 
 use super::policy::{Action, Asking, Driver, Seen};
-use super::sink::Sink;
+use super::sink::{Listener, Sink};
 
 /// How long the driver may take to read a new id before the engine stops waiting for its first
 /// hint, unless that is paid for.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::observe::{EpochId, Event, Observer};
 use crate::round::Round;
 use crate::sync::{AtomicBool, AtomicU64, Mutex};
 use crate::traits::{DirtyLog, GuestRam, HintSink};
@@ -286,6 +287,20 @@ impl Sink {
         if self.probe && content * 4 > self.zero_blocks.load(Ordering::Relaxed) {
             self.not_zeroing.store(true, Ordering::Release);
         }
+    }
+}
+
+/// A sink, with somebody who hears each hint before it.
+pub(crate) struct Listener {
+    pub(crate) sink: Arc<dyn HintSink>,
+    pub(crate) epoch: EpochId,
+    pub(crate) observer: Arc<dyn Observer>,
+}
+
+impl HintSink for Listener {
+    fn hint(&self, first: u64, nr: u64) {
+        self.observer.observe(&Event::Hinted { epoch: self.epoch, first, nr });
+        self.sink.hint(first, nr);
     }
 }
 

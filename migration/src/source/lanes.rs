@@ -30,7 +30,7 @@ use crate::config::{Compression, SourceConfig};
 use crate::error::Error;
 use crate::link::{Cap, FrameWriter, Interrupt, SIGN_OF_LIFE};
 use crate::transport::{More, TICK};
-use crate::wire::pages::{MAX_CONTENT, pack_lz4, packed_room};
+use crate::wire::pages::{MAX_CONTENT, packed_room};
 use crate::wire::{self, Join, Kind, SyncPoint};
 
 use super::meter::Meter;
@@ -288,10 +288,7 @@ fn work(
     jobs: &Receiver<Job>,
     tell: &Sender<Result<Word, Error>>,
 ) -> Result<(), Error> {
-    let mut packed = match compression {
-        Compression::None => Vec::new(),
-        Compression::Lz4 => vec![0; packed_room()],
-    };
+    let mut packed = room_to_pack(compression);
     let mut told = 0;
     let mut say = |done, writer: &FrameWriter, since: Instant| {
         let wire = writer.bytes() - told;
@@ -305,7 +302,7 @@ fn work(
         let since = Instant::now();
         let done = match job {
             Ok(Job::Pages(chunk)) => {
-                chunk.send(writer, compression, &mut packed)?;
+                writer.send_pages(&chunk.table, chunk.content(), &mut packed)?;
                 Done::Pages(chunk)
             }
             Ok(Job::Sync(round)) => {
@@ -330,21 +327,17 @@ impl Chunk {
         Self { table: Vec::new(), content: vec![0; MAX_CONTENT], len: 0 }
     }
 
-    /// Compresses it, if that is wanted and saves anything, and writes it.
-    pub(super) fn send(
-        &self,
-        writer: &mut FrameWriter,
-        compression: Compression,
-        room: &mut [u8],
-    ) -> Result<(), Error> {
-        let content = self.content.get(..self.len).unwrap_or_default();
-        let packed = match compression {
-            Compression::None => None,
-            Compression::Lz4 => pack_lz4(content, room),
-        };
-        let (kind, content) =
-            packed.map_or((Kind::Pages, content), |packed| (Kind::PagesLz4, packed));
-        writer.send(kind, &[&self.table, content])
+    /// Content of the runs that have some.
+    pub(super) fn content(&self) -> &[u8] {
+        self.content.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// Room for [`FrameWriter::send_pages`]; empty if nothing is compressed.
+pub(super) fn room_to_pack(compression: Compression) -> Vec<u8> {
+    match compression {
+        Compression::None => Vec::new(),
+        Compression::Lz4 => vec![0; packed_room()],
     }
 }
 

@@ -39,7 +39,6 @@ mod lanes;
 mod meter;
 mod migration;
 mod peer;
-mod plan;
 mod rounds;
 mod sender;
 mod switchover;

@@ -22,10 +22,10 @@ use crate::round::Round;
 use crate::traits::{DirtyLog, GuestRam, SourceVm};
 use crate::transport::TICK;
 use crate::units::{PAGE_SIZE, is_zero};
-use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs, packed_room};
+use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs};
 use crate::wire::{Kind, SyncPoint};
 
-use super::lanes::{Chunk, MEASURE, Streams};
+use super::lanes::{Chunk, MEASURE, Streams, room_to_pack};
 use super::meter::Meter;
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
@@ -47,12 +47,8 @@ struct Buffers {
 
 impl Buffers {
     fn new(compression: Compression) -> Self {
-        let packed = match compression {
-            Compression::None => 0,
-            Compression::Lz4 => packed_room(),
-        };
         Self {
-            packed: vec![0; packed],
+            packed: room_to_pack(compression),
             words: Vec::new(),
             spans: Vec::new(),
             runs: Vec::new(),
@@ -76,7 +72,6 @@ pub(super) struct Sender {
     ram: Arc<dyn GuestRam>,
     log: Arc<dyn DirtyLog>,
     nr_pages: u64,
-    compression: Compression,
     /// Pages of which the destination may hold content: those that were sent and not zeroed since.
     content: Bitmap,
     buffers: Buffers,
@@ -98,7 +93,6 @@ impl Sender {
             ram: vm.ram.clone(),
             log: vm.log.clone(),
             nr_pages,
-            compression: cfg.compression,
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(cfg.compression),
             lanes: None,
@@ -180,7 +174,7 @@ impl Sender {
             return Ok(true);
         }
         let before = out.bytes();
-        chunk.send(out, self.compression, packed)?;
+        out.send_pages(&chunk.table, chunk.content(), packed)?;
         let all = started.elapsed();
         self.sending_here += all.saturating_sub(read);
         if len >= MEASURE {
