@@ -114,9 +114,6 @@ pub struct SourceConfig {
     pub verify: bool,
     /// What pausing, state and hand-off add to the downtime, for the prediction.
     pub switchover_estimate: Duration,
-    /// A deliberate mistake, for the tests that show that they notice.
-    #[cfg(test)]
-    pub(crate) mutation: Option<crate::tests::Mutation>,
 }
 
 impl Default for SourceConfig {
@@ -140,8 +137,6 @@ impl Default for SourceConfig {
             hint_rest: Duration::from_millis(10),
             verify: false,
             switchover_estimate: Duration::from_millis(10),
-            #[cfg(test)]
-            mutation: None,
         }
     }
 }
@@ -160,9 +155,6 @@ pub struct DestinationConfig {
     pub frame_limit: FrameLimit,
     /// Most pages of guest RAM to accept, looked at before anything is allocated for them.
     pub max_pages: u64,
-    /// A deliberate mistake, for the tests that show that they notice.
-    #[cfg(test)]
-    pub(crate) mutation: Option<crate::tests::Mutation>,
 }
 
 impl Default for DestinationConfig {
@@ -173,8 +165,6 @@ impl Default for DestinationConfig {
             streams_timeout: Duration::from_secs(10),
             frame_limit: FrameLimit::default(),
             max_pages: MAX_PAGES,
-            #[cfg(test)]
-            mutation: None,
         }
     }
 }

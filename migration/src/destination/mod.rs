@@ -220,10 +220,6 @@ impl Receiver<'_> {
         self.enter(Phase::Commit);
         self.ownership = Ownership::Unknown;
         self.writer.send(Kind::Loaded, &[])?;
-        #[cfg(test)]
-        if self.cfg.mutation == Some(crate::tests::Mutation::RunBeforeHandOff) {
-            vm.run().map_err(Error::machine("run the guest"))?;
-        }
         self.wait_for_hand_off()?;
         // Nobody else may run the guest any more: a cancel now, or just before, comes too late.
         self.cancel.commit();

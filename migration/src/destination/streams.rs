@@ -45,8 +45,6 @@ pub(super) struct Meeting {
     /// Pages with content of this round, and bytes of all, that came over further connections.
     pages: AtomicU64,
     bytes: AtomicU64,
-    #[cfg(test)]
-    mutation: Option<crate::tests::Mutation>,
 }
 
 #[derive(Default)]
@@ -137,8 +135,6 @@ impl Streams {
             nr: nr + 1,
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            #[cfg(test)]
-            mutation: shared.cfg.mutation,
         });
         let mut streams = Self { threads: Vec::new(), meeting };
         let config = shared.cfg.clone();
@@ -280,11 +276,6 @@ fn step(
     if kind == Kind::Sync {
         let SyncPoint { round } = reader.control("sync")?;
         memory.sync(round)?;
-        #[cfg(test)]
-        if round == 1 && meeting.mutation == Some(crate::tests::Mutation::PassSync) {
-            meeting.state().arrived += 1;
-            return Ok(());
-        }
         return meeting.sync(round);
     }
     meeting.pages.fetch_add(pages, Ordering::Relaxed);

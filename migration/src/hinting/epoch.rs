@@ -200,8 +200,6 @@ impl<'a> Epoch<'a> {
 
     /// False: there is no driver any more.
     fn publish(&mut self, link_rate: f64) -> bool {
-        #[cfg(test)]
-        crate::tests::sink_published(self.of.cfg.mutation, &self.sink);
         // Hints under the new id are this id's.
         let before = self.seen(link_rate);
         if !self.start(false) {

@@ -54,11 +54,6 @@ pub struct Sink {
     named: Arc<AtomicBitmap>,
     /// A page of these was named again, and honoured.
     renamed: AtomicBool,
-    /// Mutations: a bitmap shared by the rounds, and a gate that does not close.
-    #[cfg(test)]
-    pub(crate) redirect: Mutex<Option<Arc<Round>>>,
-    #[cfg(test)]
-    pub(crate) ignore_gate: AtomicBool,
 }
 
 impl Sink {
@@ -106,10 +101,6 @@ impl Sink {
             probe,
             named: Arc::new(AtomicBitmap::new(round.nr_pages())),
             renamed: AtomicBool::new(false),
-            #[cfg(test)]
-            redirect: Mutex::default(),
-            #[cfg(test)]
-            ignore_gate: AtomicBool::new(false),
         }
     }
 
@@ -167,19 +158,7 @@ impl Sink {
         }
     }
 
-    fn gate_ignored(&self) -> bool {
-        #[cfg(test)]
-        return self.ignore_gate.load(Ordering::Relaxed);
-        #[cfg(not(test))]
-        false
-    }
-
     fn clear(&self, word: usize, mask: u64) {
-        #[cfg(test)]
-        if let Some(round) = &*self.redirect.lock().unwrap_or_else(PoisonError::into_inner) {
-            round.clear_hinted(word, mask);
-            return;
-        }
         self.round.note_sent_before(word, mask);
         self.round.clear_hinted(word, mask);
         if self.named.load(word) & mask != 0 {
@@ -318,7 +297,7 @@ impl HintSink for Sink {
         };
         self.round.note_hint(nr);
         let pass = self.gate.enter();
-        if pass.is_none() && !self.gate_ignored() {
+        if pass.is_none() {
             return self.round.note_late(nr);
         }
         match &self.way {

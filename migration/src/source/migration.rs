@@ -240,9 +240,4 @@ impl<'a> Migration<'a> {
             rate: self.sender.meter.rate().unwrap_or(0.0) as u64,
         });
     }
-
-    #[cfg(test)]
-    pub(super) fn mutated(&self, mutation: crate::tests::Mutation) -> bool {
-        self.cfg.mutation == Some(mutation)
-    }
 }

@@ -70,11 +70,6 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
     let free = source.and_then(|s| s.guest_free_bytes());
     let free = free.map_or(0, |free| free_and_populated(populated.count(), m.nr_pages, free));
 
-    #[cfg(test)]
-    if m.mutated(crate::tests::Mutation::PublishBeforeProtect) {
-        return mutant_first(m, &guarded, source);
-    }
-
     // Words with a hole, or all of them for the protected way, are protected before anything is
     // decided about them.
     let todo = match source {
@@ -112,8 +107,6 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
         m.sender.send_zeroed(&mut m.peer.writer, &plan.hole)?;
     }
     let round = m.begin(&plan);
-    #[cfg(test)]
-    crate::tests::round_begins(&round);
     let time = m.sender.meter.time_for(plan.to_send.count());
     let epoch = match &m.vm.hints {
         Some(source) if m.protected_hints && time > ROUND_FOR_HINTS => {
@@ -272,20 +265,4 @@ fn sweep(
         m.tick(Some(round))?;
     }
     Ok(())
-}
-
-/// Round one with a mistake: the id is published, and only then is memory protected.
-#[cfg(test)]
-fn mutant_first(
-    m: &mut Migration<'_>,
-    guarded: &Arc<AtomicBitmap>,
-    source: Option<&Arc<dyn HintSource>>,
-) -> Result<Bitmap, Error> {
-    let plan = Plan::of(Bitmap::full(m.nr_pages));
-    let round = m.begin(&plan);
-    let rate = m.sender.meter.memory_rate();
-    let hints = m.vm.hints.as_ref().filter(|_| source.is_some());
-    let epoch = hints.and_then(|source| Epoch::later(asked(m, source, &round)).open(rate));
-    protect(m, &Bitmap::full(guarded.len()), guarded)?;
-    run(m, &round, epoch, Some(guarded))
 }

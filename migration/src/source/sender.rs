@@ -82,8 +82,6 @@ pub(super) struct Sender {
     pub(super) reading: Duration,
     /// Time that packing them and writing them to the first connection took.
     sending_here: Duration,
-    #[cfg(test)]
-    mutation: Option<crate::tests::Mutation>,
 }
 
 impl Sender {
@@ -99,8 +97,6 @@ impl Sender {
             meter: Meter::new(cfg),
             reading: Duration::ZERO,
             sending_here: Duration::ZERO,
-            #[cfg(test)]
-            mutation: cfg.mutation,
         }
     }
 
@@ -257,17 +253,10 @@ impl Sender {
             let bytes = nr as usize * PAGE_SIZE;
             let span = &mut content[len..len + bytes];
             (self.ram.read(first, span)).map_err(Error::machine("read guest memory"))?;
-            #[cfg(test)]
-            crate::tests::pages_read(self.mutation, first, span);
             let from = len;
             for page in 0..nr {
                 let number = first + u64::from(page);
                 let at = from + page as usize * PAGE_SIZE;
-                #[cfg(test)]
-                if self.mutation == Some(crate::tests::Mutation::DropPage(number)) {
-                    self.content.set(number);
-                    continue;
-                }
                 if !is_zero(&content[at..at + PAGE_SIZE]) {
                     if at != len {
                         content.copy_within(at..at + PAGE_SIZE, len);

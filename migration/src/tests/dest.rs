@@ -1,18 +1,20 @@
 //! A model destination.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use super::mutations::Mutation;
 use crate::bitmap::Bitmap;
 use crate::traits::*;
 
 /// The destination's memory.
 pub(super) struct DestRam {
     pub(super) data: Mutex<Vec<u8>>,
-    /// Whether the first thread that writes is slow, and which it is.
-    slow: Option<OnceLock<ThreadId>>,
+    /// Whether writing page 0 takes until it was zeroed, or for long.
+    dawdles: bool,
+    zeroed: (Mutex<bool>, Condvar),
+    mutation: Option<Mutation>,
 }
 
 impl GuestRam for DestRam {
@@ -27,18 +29,26 @@ impl GuestRam for DestRam {
     }
 
     fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
-        let me = thread::current().id();
-        if self.slow.as_ref().is_some_and(|slow| *slow.get_or_init(|| me) == me) {
-            thread::sleep(Duration::from_millis(2));
+        if self.dawdles && first == 0 {
+            let (zeroed, changed) = &self.zeroed;
+            let long = Duration::from_millis(200);
+            drop(changed.wait_timeout_while(zeroed.lock().unwrap(), long, |zeroed| !*zeroed));
         }
-        let at = first as usize * PAGE_SIZE;
-        self.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+        let mut own = self.data.lock().unwrap();
+        for (page, bytes) in (first..).zip(data.chunks_exact(PAGE_SIZE)) {
+            if self.mutation != Some(Mutation::DropPage(page)) {
+                let at = page as usize * PAGE_SIZE;
+                own[at..at + PAGE_SIZE].copy_from_slice(bytes);
+            }
+        }
         Ok(())
     }
 
     fn zero(&self, first: u64, nr: u64) -> io::Result<()> {
         let at = first as usize * PAGE_SIZE;
         self.data.lock().unwrap()[at..at + nr as usize * PAGE_SIZE].fill(0);
+        *self.zeroed.0.lock().unwrap() |= first == 0;
+        self.zeroed.1.notify_all();
         Ok(())
     }
 
@@ -65,7 +75,8 @@ pub(super) struct Dest {
     /// It has died by the time it is to run.
     pub(super) dead: bool,
     /// See [`DestRam`].
-    pub(super) slow: bool,
+    pub(super) dawdles: bool,
+    pub(super) mutation: Option<Mutation>,
     /// So many of the last pages hold something before anything was sent.
     pub(super) stray: usize,
 }
@@ -85,7 +96,12 @@ impl DestinationVm for Dest {
         for page in data.chunks_exact_mut(PAGE_SIZE).rev().take(self.stray) {
             page[77] = 1;
         }
-        let ram = Arc::new(DestRam { data: Mutex::new(data), slow: self.slow.then(OnceLock::new) });
+        let ram = Arc::new(DestRam {
+            data: Mutex::new(data),
+            dawdles: self.dawdles,
+            zeroed: Default::default(),
+            mutation: self.mutation,
+        });
         self.ram = Some(ram.clone());
         Ok(ram)
     }
@@ -95,6 +111,9 @@ impl DestinationVm for Dest {
             return Err(io::Error::other("no such state"));
         }
         self.state = Some(state.to_vec());
+        if self.mutation == Some(Mutation::RunBeforeHandOff) {
+            return self.run();
+        }
         Ok(())
     }
 

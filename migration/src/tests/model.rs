@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
+use super::mutations::Mutation;
 use super::ops::Op;
 use crate::traits::*;
 
@@ -62,8 +63,8 @@ pub(super) struct Model {
     pub(super) pages: u64,
     zeroing: bool,
     per_call: usize,
-    /// Mutation: the VMM's own writes are not in the dirty set.
-    pub(super) forget_vmm_writes: AtomicBool,
+    /// A mistake that is made in its migrations.
+    mutation: Mutex<Option<Mutation>>,
     pub(super) inner: Mutex<Inner>,
     delivery: Mutex<()>,
     /// Inside a call of the sink: no further hints, there is one device thread.
@@ -109,7 +110,7 @@ impl Model {
             pages,
             zeroing,
             per_call: 2,
-            forget_vmm_writes: AtomicBool::new(false),
+            mutation: Mutex::default(),
             inner: Mutex::new(inner),
             delivery: Mutex::new(()),
             hinting: AtomicBool::new(false),
@@ -132,6 +133,15 @@ impl Model {
             machine: self.clone(),
             description: b"model".to_vec(),
         }
+    }
+
+    /// Makes this mistake, or none, from now on.
+    pub(super) fn mutate(&self, mutation: Option<Mutation>) {
+        *self.mutation.lock().unwrap() = mutation;
+    }
+
+    pub(super) fn mutation(&self) -> Option<Mutation> {
+        *self.mutation.lock().unwrap()
     }
 
     pub(super) fn paused(&self) -> bool {
@@ -190,7 +200,7 @@ impl Model {
             Op::WriteZero(page) => inner.write(page, true, true),
             Op::VmmWrite(page) => {
                 if inner.used[page as usize] {
-                    inner.write(page, false, !self.forget_vmm_writes.load(SeqCst));
+                    inner.write(page, false, self.mutation() != Some(Mutation::VmmWrites));
                 }
             }
             Op::Free(first, nr) => {

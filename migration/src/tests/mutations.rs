@@ -1,23 +1,85 @@
 //! The checks bite: each deliberate mistake is noticed by the oracle, in a scenario that the right
 //! engine passes.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
-use super::Mutation;
 use super::faults::{Fault, FaultPlan, faulty_pair};
 use super::model::{Model, Trigger};
 use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over};
+use crate::observe::{Event, Observer};
+use crate::round::Round;
 use crate::*;
+
+/// A deliberate mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mutation {
+    /// Hints are taken at their word although memory was not protected when the id was published.
+    PublishBeforeProtect,
+    /// Hints of an id are honoured in the next round, as if the rounds shared one to-send bitmap
+    /// and the epoch were not closed between them.
+    HintAfterClose,
+    /// The VMM's own writes are not in the dirty set.
+    VmmWrites,
+    /// The destination runs as soon as it is loaded.
+    RunBeforeHandOff,
+    /// A bit of this page is wrong in what is first read of it.
+    FlipPage(u64),
+    /// This page is counted as sent and does not arrive.
+    DropPage(u64),
+}
+
+/// Sits between device and sink, and clears the bits of hints that the sink must not honour.
+pub(super) struct Gullible(Option<Arc<Believer>>);
+
+struct Believer {
+    mutation: Mutation,
+    round: Mutex<Option<Arc<Round>>>,
+}
+
+impl Gullible {
+    /// With the mistakes that it is for.
+    pub(super) fn new(mutation: Option<Mutation>) -> Self {
+        let hints = [Mutation::PublishBeforeProtect, Mutation::HintAfterClose];
+        let believer = |mutation| Arc::new(Believer { mutation, round: Mutex::default() });
+        Self(mutation.filter(|m| hints.contains(m)).map(believer))
+    }
+}
+
+impl Progress for Gullible {
+    fn update(&self, _: &Snapshot) {}
+
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        self.0.clone().map(|believer| -> Arc<dyn Observer> { believer })
+    }
+}
+
+impl Observer for Believer {
+    fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::Round(round, _) => *self.round.lock().unwrap() = Some(Arc::clone(round)),
+            Event::Hinted { epoch, first, nr } => {
+                let round = self.round.lock().unwrap().clone().unwrap();
+                let late = epoch.round < round.number;
+                if late == (self.mutation == Mutation::HintAfterClose) {
+                    for (word, mask) in round.words_of(*first, *nr) {
+                        round.clear_hinted(word, mask);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
 
 pub(super) const PAGES: u64 = 64 * 12;
 /// A free page with content, in a word that is sent late.
 pub(super) const PAGE: u64 = 64 * 7;
 
 /// What the oracle says of an engine with an optional mistake.
-fn verdict(model: &Arc<Model>, mutation: Option<Mutation>) -> Result<(), String> {
-    let cfg = SourceConfig { mutation, max_rounds: 2, ..config(HintMode::Protected) };
+fn verdict(mode: HintMode, model: &Arc<Model>, mutation: Option<Mutation>) -> Result<(), String> {
+    model.mutate(mutation);
+    let cfg = SourceConfig { max_rounds: 2, ..config(mode) };
     migrate_model(model, &cfg).1
 }
 
@@ -41,16 +103,16 @@ pub(super) fn late_hint() -> Arc<Model> {
 }
 
 /// The VMM writes into page 1 after it was sent.
-pub(super) fn vmm_write(forgotten: bool) -> Arc<Model> {
+pub(super) fn vmm_write() -> Arc<Model> {
     let model = Model::new(PAGES, false, vec![]);
-    model.forget_vmm_writes.store(forgotten, Ordering::SeqCst);
     model.on(Trigger::Harvest, vec![Op::VmmWrite(1)]);
     model
 }
 
 #[test]
 fn oracle_notices_an_id_that_is_published_before_memory_is_protected() {
-    let run = |mutation| verdict(&taken_back(), mutation);
+    // The way in which memory is not protected before.
+    let run = |mutation| verdict(HintMode::CheckedZero, &taken_back(), mutation);
     assert_eq!(run(None), Ok(()));
     let noticed = run(Some(Mutation::PublishBeforeProtect));
     assert!(noticed.unwrap_err().contains("lost"));
@@ -58,25 +120,25 @@ fn oracle_notices_an_id_that_is_published_before_memory_is_protected() {
 
 #[test]
 fn oracle_notices_a_hint_that_is_honoured_after_its_epoch_closed() {
-    let run = |mutation| verdict(&late_hint(), mutation);
+    let run = |mutation| verdict(HintMode::Protected, &late_hint(), mutation);
     assert_eq!(run(None), Ok(()));
-    assert_eq!(run(Some(Mutation::SharedBitmap)), Ok(()));
     let noticed = run(Some(Mutation::HintAfterClose));
     assert!(noticed.unwrap_err().contains("lost"));
 }
 
 #[test]
 fn oracle_notices_writes_of_the_vmm_that_are_left_out_of_the_dirty_set() {
-    let run = |forgotten| verdict(&vmm_write(forgotten), None);
-    assert_eq!(run(false), Ok(()));
-    assert!(run(true).unwrap_err().contains("lost"));
+    let run = |mutation| verdict(HintMode::Protected, &vmm_write(), mutation);
+    assert_eq!(run(None), Ok(()));
+    assert!(run(Some(Mutation::VmmWrites)).unwrap_err().contains("lost"));
 }
 
 #[test]
 fn hand_off_test_notices_a_destination_that_runs_too_early() {
     let run = |mutation| {
         let model = Model::new(PAGES, false, vec![]);
-        let dest_cfg = DestinationConfig { mutation, ..DestinationConfig::default() };
+        model.mutate(mutation);
+        let dest_cfg = DestinationConfig::default();
         // The connection breaks just before HandOff.
         let plan = FaultPlan::at_kind(crate::wire::Kind::HandOff, Fault::CutBefore);
         let ends = faulty_pair(Some(plan), None);

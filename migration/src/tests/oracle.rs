@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::dest::Dest;
 use super::model::{Model, Trigger};
+use super::mutations::Gullible;
 use super::ops::{Op, ops};
 use super::streams::linked;
 use crate::*;
@@ -42,12 +43,13 @@ pub(super) fn migrate_over(
 ) -> Outcome {
     let (near, far) = ends;
     let dest_cfg = dest_cfg.clone();
+    let mut dest = Dest { mutation: model.mutation(), ..Dest::default() };
     let receiver = thread::spawn(move || {
-        let mut dest = Dest::default();
         let received = receive(far, &mut dest, &dest_cfg, &(), &CancelToken::new());
         (received, dest)
     });
-    let report = migrate(&model.vm(), near, cfg, &(), &CancelToken::new());
+    let gullible = Gullible::new(model.mutation());
+    let report = migrate(&model.vm(), near, cfg, &gullible, &CancelToken::new());
     let (received, dest) = receiver.join().unwrap();
     (report, received, dest)
 }

@@ -10,13 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::Mutation;
 use super::dest::Dest;
 use super::faults::{Fault, FaultPlan, faulty_pair};
 use super::handoff::{PAGES, Runs, impatient, judge, script, try_each_fault};
 use super::hostile::{frame, hello_with, pages, round, stream};
-use super::model::{Model, Trigger};
-use super::ops::Op;
+use super::model::Model;
 use super::oracle::{config, migrate_model, migrate_over, pair};
 use crate::transport::{Halves, More};
 use crate::wire::{Abort, FEATURE_STREAMS, Join, Kind, StateEnd, Streams, SyncPoint, codec};
@@ -77,40 +75,6 @@ fn faults_at_every_frame_of_a_further_connection() {
         let ends = linked(2, |lane| faulty_pair((lane == 1).then_some(plan), None));
         judge(&name, &model, (&cfg, &dest_cfg), ends)
     });
-}
-
-/// Round two sends again what round one sent, from a page on, to a destination whose first thread
-/// is slow: the last it got of round one is still being written when round two begins.
-fn sent_twice(from: u64, mutation: Option<Mutation>) -> Result<(), String> {
-    const PAGES: u64 = 64 * 64;
-    let model = Model::new(PAGES, false, vec![]);
-    model.on(Trigger::Harvest, (from..PAGES * 3 / 4).map(Op::Write).collect());
-    let cfg = SourceConfig {
-        hints: HintPolicy::Off,
-        downtime_limit: Duration::from_secs(60),
-        streams: 2,
-        ..config(HintMode::Auto)
-    };
-    let dest_cfg = DestinationConfig { mutation, ..DestinationConfig::default() };
-    let (near, far) = linked(2, |_| pair());
-    let receiver = thread::spawn(move || {
-        let mut dest = Dest { slow: true, ..Dest::default() };
-        receive(far, &mut dest, &dest_cfg, &(), &CancelToken::new()).unwrap();
-        dest
-    });
-    migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap();
-    model.compare(&receiver.join().unwrap().memory())
-}
-
-#[test]
-fn what_was_sent_again_is_not_overtaken_by_what_was_sent_before() {
-    // Whole chunks from the start: the slow thread gets few, and of the first.
-    let starts = [0, 256, 512, 768];
-    for from in starts {
-        sent_twice(from, None).unwrap();
-    }
-    let noticed = starts.map(|from| sent_twice(from, Some(Mutation::PassSync)).is_err());
-    assert!(noticed.contains(&true), "without waiting at a sync nothing went wrong");
 }
 
 #[test]
@@ -200,7 +164,7 @@ fn valid() -> (Frames, [Frames; 2]) {
 
 /// Feeds all connections, the further ones in this order, and ends them.
 fn feed(first: &[(Kind, Vec<u8>)], lanes: Vec<Vec<u8>>) -> (Result<Received, Failure>, Dest) {
-    feed_with(first, lanes, VecDeque::new())
+    feed_with(first, lanes, VecDeque::new(), Dest::default())
 }
 
 /// The same, with others that connect before them.
@@ -208,6 +172,7 @@ fn feed_with(
     first: &[(Kind, Vec<u8>)],
     lanes: Vec<Vec<u8>>,
     mut more: VecDeque<Box<dyn Transport>>,
+    mut dest: Dest,
 ) -> (Result<Received, Failure>, Dest) {
     let mut feeders = vec![];
     let mut end = |bytes: Vec<u8>| -> Box<dyn Transport> {
@@ -222,7 +187,6 @@ fn feed_with(
     more.extend(lanes.into_iter().map(&mut end));
     let more = Queue(Arc::new(Mutex::new(more)));
     let far = Box::new(Linked { first: end(stream(first)), more });
-    let mut dest = Dest::default();
     let cfg = DestinationConfig {
         stall_timeout: Duration::from_secs(1),
         streams_timeout: Duration::from_secs(3),
@@ -248,6 +212,18 @@ fn strangers_among_the_connections_are_turned_away() {
     for page in [0, 1, 10, 11] {
         assert!(memory[page * 4096..(page + 1) * 4096].iter().all(|&b| b == 9), "page {page}");
     }
+}
+
+#[test]
+fn what_follows_a_sync_waits_for_what_precedes_it_on_other_connections() {
+    // Page 0 comes with content over one connection, in round one, and writing it takes until it
+    // was zeroed, or for long. That it is zero now comes over the other, in round two.
+    let (first, [a, mut b]) = valid();
+    b.insert(3, (Kind::Pages, pages(0, 1, true, 0)));
+    let dest = Dest { dawdles: true, ..Dest::default() };
+    let (result, dest) = feed_with(&first, vec![stream(&a), stream(&b)], VecDeque::new(), dest);
+    assert!(result.is_ok() && dest.runs == 1, "{result:?}");
+    assert!(dest.memory()[..4096].iter().all(|&b| b == 0), "what was sent before has overtaken it");
 }
 
 #[test]
@@ -391,7 +367,7 @@ fn silent_strangers_do_not_hold_up_the_connections_behind_them() {
             (near, Box::new(far) as Box<dyn Transport>)
         })
         .unzip();
-    let (result, dest) = feed_with(&first, vec![stream(&a), stream(&b)], silent);
+    let (result, dest) = feed_with(&first, vec![stream(&a), stream(&b)], silent, Dest::default());
     assert!(result.is_ok() && dest.runs == 1, "{result:?}");
     drop(kept);
 }
@@ -402,7 +378,8 @@ fn a_stranger_that_says_who_it_is_byte_by_byte_is_not_waited_for() {
     let drip = frame(Kind::Abort as u16, 0, &[0; 4000]);
     let (slow, drips) =
         keeps_writing(Duration::from_millis(20), move |n| vec![drip[n as usize % drip.len()]]);
-    let (result, dest) = feed_with(&first, vec![stream(&a), stream(&b)], [slow].into());
+    let (result, dest) =
+        feed_with(&first, vec![stream(&a), stream(&b)], [slow].into(), Dest::default());
     assert!(result.is_ok() && dest.runs == 1, "{result:?}");
     assert!(!drips.join().unwrap(), "the stranger was listened to for 10 s");
 }
@@ -417,7 +394,7 @@ fn a_connection_that_never_pauses_does_not_hold_up_the_end() {
     });
     let mut liar = stream(&a[..1]);
     liar.extend([0; 64]);
-    let (result, dest) = feed_with(&first, vec![liar], [busy].into());
+    let (result, dest) = feed_with(&first, vec![liar], [busy].into(), Dest::default());
     assert!(matches!(result.unwrap_err().cause, Error::NotWherry) && dest.runs == 0);
     assert!(!writes.join().unwrap());
 }

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::Mutation;
 use super::dest::Dest;
 use super::hostile::{feed, frame, hello_with, pages, round, stream};
 use super::model::{Model, Trigger};
-use super::mutations::{PAGE, PAGES, late_hint, taken_back, vmm_write};
+use super::mutations::{Mutation, PAGE, PAGES, late_hint, taken_back, vmm_write};
 use super::ops::Op;
 use super::oracle::{config, hinting, migrate_model, migrate_over, pair};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
@@ -23,10 +22,9 @@ fn verified(mode: HintMode) -> SourceConfig {
 }
 
 /// Migrates with a mistake, which verification must notice; then without, which must succeed.
-fn wrong_pages(model: &Arc<Model>, cfg: &SourceConfig, mutation: Option<Mutation>) -> WrongPages {
-    let broken = SourceConfig { mutation, ..cfg.clone() };
-    let (report, received, dest) =
-        migrate_over(model, &broken, &DestinationConfig::default(), pair());
+fn wrong_pages(model: &Arc<Model>, cfg: &SourceConfig, mutation: Mutation) -> WrongPages {
+    model.mutate(Some(mutation));
+    let (report, received, dest) = migrate_over(model, cfg, &DestinationConfig::default(), pair());
     let failure = report.expect_err("verification noticed nothing");
     assert_eq!((failure.ownership, failure.phase), (Ownership::SourceRuns, Phase::Verify));
     assert!(!model.paused() && !model.log_on() && dest.runs == 0);
@@ -36,9 +34,8 @@ fn wrong_pages(model: &Arc<Model>, cfg: &SourceConfig, mutation: Option<Mutation
         "{theirs:?}"
     );
     assert_eq!(theirs.ownership, Ownership::SourceRuns);
-    if mutation.is_some() {
-        migrate_model(model, cfg).1.unwrap();
-    }
+    model.mutate(None);
+    migrate_model(model, cfg).1.unwrap();
     match failure.cause {
         Error::Wrong(wrong) => wrong,
         other => panic!("{other:?}"),
@@ -98,9 +95,8 @@ fn ballooned_pages_that_differ_are_free() {
 
 #[test]
 fn verification_notices_an_id_that_is_published_before_memory_is_protected() {
-    let mutation = Some(Mutation::PublishBeforeProtect);
-    let cfg = SourceConfig { max_rounds: 2, ..verified(HintMode::Protected) };
-    let wrong = wrong_pages(&taken_back(), &cfg, mutation);
+    let cfg = SourceConfig { max_rounds: 2, ..verified(HintMode::CheckedZero) };
+    let wrong = wrong_pages(&taken_back(), &cfg, Mutation::PublishBeforeProtect);
     assert_eq!((wrong.count, wrong.named[0].page), (1, PAGE));
     assert_eq!(wrong.named[0].history.to_string(), "hinted in round 1, clean since");
 }
@@ -111,28 +107,26 @@ fn verification_notices_a_hint_that_is_honoured_after_its_epoch_closed() {
     let (report, verdict) = migrate_model(&late_hint(), &cfg);
     verdict.unwrap();
     assert_eq!(report.verify.unwrap().wrong, 0);
-    let wrong = wrong_pages(&late_hint(), &cfg, Some(Mutation::HintAfterClose));
+    let wrong = wrong_pages(&late_hint(), &cfg, Mutation::HintAfterClose);
     assert_eq!((wrong.count, wrong.named[0].page), (1, PAGE));
     assert_eq!(wrong.named[0].history.to_string(), "hinted in round 2, clean since");
 }
 
 #[test]
 fn verification_notices_writes_of_the_vmm_that_are_left_out_of_the_dirty_set() {
-    let wrong = wrong_pages(&vmm_write(true), &verified(HintMode::Protected), None);
+    let wrong = wrong_pages(&vmm_write(), &verified(HintMode::Protected), Mutation::VmmWrites);
     assert_eq!((wrong.count, wrong.named[0].page), (1, 1));
     assert_eq!(wrong.named[0].history.to_string(), "sent in round 1, clean since");
-    migrate_model(&vmm_write(false), &verified(HintMode::Protected)).1.unwrap();
+    migrate_model(&vmm_write(), &verified(HintMode::Protected)).1.unwrap();
 }
 
 #[test]
 fn a_flipped_bit_and_a_dropped_page_are_named() {
-    let (flipped, dropped) = (Mutation::FlipPage(PAGE + 3), Mutation::DropPage(PAGE + 3));
-    for (mutation, history) in
-        [(flipped, "sent in round 1, clean since"), (dropped, "sent in round 1, clean since")]
-    {
+    for mutation in [Mutation::FlipPage(PAGE + 3), Mutation::DropPage(PAGE + 3)] {
         let model = Model::new(PAGES, false, vec![]);
-        let wrong = wrong_pages(&model, &verified(HintMode::Auto), Some(mutation));
-        assert_eq!(wrong.to_string(), format!("1 wrong page: page 451 at 0x1c3000 ({history})"));
+        let wrong = wrong_pages(&model, &verified(HintMode::Auto), mutation);
+        let expected = "1 wrong page: page 451 at 0x1c3000 (sent in round 1, clean since)";
+        assert_eq!(wrong.to_string(), expected);
     }
 }
 
@@ -142,7 +136,7 @@ fn a_wrong_page_in_the_last_of_several_chunks_is_named_once() {
     // The model's last quarter is a hole: written here, so that the last chunk has content.
     let model = Model::new(nr, false, vec![Op::Write(nr - 1), Op::Write(nr - 70)]);
     let cfg = SourceConfig { hints: HintPolicy::Off, max_rounds: 1, ..verified(HintMode::Auto) };
-    let wrong = wrong_pages(&model, &cfg, Some(Mutation::FlipPage(nr - 1)));
+    let wrong = wrong_pages(&model, &cfg, Mutation::FlipPage(nr - 1));
     assert_eq!((wrong.count, wrong.named[0].page), (1, nr - 1));
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
+use super::super::mutations::Mutation;
 use super::{Model, Trigger};
 use crate::bitmap::Bitmap;
 use crate::traits::*;
@@ -24,6 +25,14 @@ impl GuestRam for Model {
         self.hook();
         let at = first as usize * PAGE_SIZE;
         buf.copy_from_slice(&self.inner.lock().unwrap().data[at..at + buf.len()]);
+        if let Some(Mutation::FlipPage(page)) = self.mutation()
+            && let Some(nth) = page.checked_sub(first)
+            && let Some(byte) = buf.get_mut(nth as usize * PAGE_SIZE + 4000)
+        {
+            *byte ^= 0x40;
+            // What verification reads is right.
+            self.mutate(None);
+        }
         self.fire(Trigger::FirstReadDone);
         self.hook();
         Ok(())
