@@ -211,9 +211,7 @@ impl<'a> Records<'a> {
     ) -> Result<T, RecordError> {
         let missing = || RecordError::Missing(self.what, id.into());
         let at = self.left.iter().position(|r| r.id == id).ok_or_else(missing)?;
-        let record = self.left.remove(at);
-        record.is(self.what, kind, version)?;
-        decode(record.bytes).map_err(|e| RecordError::Content(self.what, id.into(), e))
+        self.left.remove(at).decode(self.what, kind, version)
     }
 
     /// Whether a record of this id is there and was not taken.
@@ -228,6 +226,20 @@ impl<'a> Records<'a> {
 }
 
 impl Record<'_> {
+    /// Decodes a record of `what`.
+    ///
+    /// # Errors
+    /// It is of another kind or version, or malformed.
+    pub fn decode<T: Serialize + DeserializeOwned>(
+        &self,
+        what: &'static str,
+        kind: &str,
+        version: u32,
+    ) -> Result<T, RecordError> {
+        self.is(what, kind, version)?;
+        decode(self.bytes).map_err(|e| RecordError::Content(what, self.id.into(), e))
+    }
+
     /// Refuses a record of `what` that is of another kind or version.
     ///
     /// # Errors

@@ -62,7 +62,9 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod device;
 pub mod interrupt;
+pub mod kinds;
 pub mod power;
 pub mod serial;
 pub mod sync;

@@ -4,6 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use wherry_codec::CodecError;
+use wherry_devices::device::Spec;
+use wherry_devices::virtio::balloon::{self, BalloonConfig};
+use wherry_devices::{power, serial};
 
 /// Kernel command line when none is given: the serial console.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
@@ -40,8 +44,32 @@ pub struct RunConfig {
     pub serial: SerialSink,
     /// Whether a guest's reboot starts it again; otherwise it ends the VM.
     pub reboot: bool,
-    /// The balloon.
-    pub balloon: BalloonOptions,
+    /// What the balloon offers, if there is one.
+    pub balloon: Option<BalloonConfig>,
+}
+
+impl RunConfig {
+    /// The machine's devices.
+    ///
+    /// # Errors
+    /// None: plain data can always be encoded.
+    pub fn devices(&self) -> Result<Vec<Spec>, CodecError> {
+        devices(self.balloon.as_ref())
+    }
+}
+
+/// The devices of a new machine. A virtio device's slot is its place in the list, whether those
+/// before it are there or not; what a description says once, its guest keeps.
+///
+/// # Errors
+/// None: plain data can always be encoded.
+pub fn devices(balloon: Option<&BalloonConfig>) -> Result<Vec<Spec>, CodecError> {
+    let virtio = [balloon.map(|config| Spec::new(&balloon::KIND, &config))];
+    let mut all = vec![Spec::new(&serial::KIND, &())?, Spec::new(&power::KIND, &())?];
+    for (slot, spec) in (0..).zip(virtio) {
+        all.extend(spec.transpose()?.map(|spec| spec.in_slot(slot)));
+    }
+    Ok(all)
 }
 
 /// A machine to receive. Its shape comes from the source.
@@ -89,37 +117,6 @@ impl fmt::Display for SerialSink {
             }
             SerialSink::Pty => f.write_str("pty"),
             SerialSink::None => f.write_str("none"),
-        }
-    }
-}
-
-/// What the balloon device offers. The driver may take less.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BalloonOptions {
-    /// Whether the machine has a balloon at all.
-    pub device: bool,
-    /// Free page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT): what migration skips.
-    pub hinting: bool,
-    /// Free page reporting (VIRTIO_BALLOON_F_REPORTING): freed memory goes back to the host.
-    pub reporting: bool,
-    /// Guest memory statistics (VIRTIO_BALLOON_F_STATS_VQ).
-    pub stats: bool,
-    /// Deflate before the guest runs out of memory (VIRTIO_BALLOON_F_DEFLATE_ON_OOM).
-    pub deflate_on_oom: bool,
-    /// The guest tells its poison value (VIRTIO_BALLOON_F_PAGE_POISON).
-    pub page_poison: bool,
-}
-
-impl Default for BalloonOptions {
-    /// Everything.
-    fn default() -> Self {
-        Self {
-            device: true,
-            hinting: true,
-            reporting: true,
-            stats: true,
-            deflate_on_oom: true,
-            page_poison: true,
         }
     }
 }

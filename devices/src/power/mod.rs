@@ -11,17 +11,26 @@
 //! The event register is Wherry's own; the DSDT's generic event device (ACPI0013) reads it in its
 //! `_EVT` method. Its interrupt line is high while there are events that were not read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use wherry_codec::CodecError;
 
 use crate::bus::BusDevice;
+use crate::device::{Build, BuildError, Built, Busy, Device, Kind};
 use crate::interrupt::{InterruptLine, Level};
+
+/// The kind.
+pub static KIND: Kind =
+    Kind { name: "power", id: "power", options: 1, version: 1, virtio: false, build };
 
 /// Number of ports the device takes.
 pub const POWER_PORTS: u64 = 16;
 /// Offset of the sleep control register.
 pub const SLEEP_CONTROL: u64 = 0;
+/// Offset of the sleep status register.
+pub const SLEEP_STATUS: u64 = 1;
 /// Offset of the reset register.
 pub const RESET: u64 = 2;
 /// Value that resets when written to [`RESET`].
@@ -119,6 +128,31 @@ impl Power {
             RESET if value == RESET_VALUE => self.sink.reset(),
             _ => {}
         }
+    }
+}
+
+fn build(build: Build<'_>) -> Result<Built, BuildError> {
+    let () = build.options()?;
+    let state = build.state()?.unwrap_or_default();
+    let power = Arc::new(Mutex::new(Power::restore(state, build.irq, build.host.power())));
+    build.handles.power = Some(power.clone());
+    Ok(Built { device: power.clone(), bus: power, kicks: Vec::new(), subscriber: None })
+}
+
+/// It works only while the guest reads and writes, and when somebody presses its button.
+impl Device for Mutex<Power> {
+    fn pause(&self, _: Instant) -> Result<(), Busy> {
+        Ok(())
+    }
+
+    fn resume(&self) {}
+
+    fn save(&self) -> Result<Vec<u8>, CodecError> {
+        wherry_codec::encode(&self.lock().unwrap_or_else(PoisonError::into_inner).state())
+    }
+
+    fn after_restore(&self) -> std::io::Result<()> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).restore_line()
     }
 }
 

@@ -16,14 +16,21 @@ mod state;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use vm_superio::serial::{Error as UartError, NoEvents, Serial as Uart};
+use wherry_codec::CodecError;
 
 use crate::bus::BusDevice;
+use crate::device::{Build, BuildError, Built, Busy, Device, Kind};
 use crate::interrupt::{InterruptLine, Level};
 
 pub use self::state::{SerialError, SerialStateV1};
+
+/// The kind.
+pub static KIND: Kind =
+    Kind { name: "serial", id: "com1", options: 1, version: 1, virtio: false, build };
 
 /// Number of ports the device takes.
 pub const SERIAL_PORTS: u64 = 8;
@@ -247,6 +254,43 @@ impl Serial {
         }
         // Output that nobody takes is lost; the guest is not told: a UART cannot.
         let _ = self.uart.write(register, value);
+    }
+}
+
+fn build(build: Build<'_>) -> Result<Built, BuildError> {
+    let () = build.options()?;
+    let (irq, out) = (build.irq.clone(), build.host.console());
+    let mut serial = match build.state()? {
+        None => Serial::new(irq, out),
+        Some(state) => Serial::restore(&state, irq, out).map_err(|e| build.refuse(e))?,
+    };
+    serial.set_paused(true);
+    let serial = Arc::new(Mutex::new(serial));
+    build.handles.serial = Some(serial.clone());
+    Ok(Built { device: serial.clone(), bus: serial, kicks: Vec::new(), subscriber: None })
+}
+
+fn locked(serial: &Mutex<Serial>) -> MutexGuard<'_, Serial> {
+    serial.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is typed while it is paused waits outside.
+impl Device for Mutex<Serial> {
+    fn pause(&self, _: Instant) -> Result<(), Busy> {
+        locked(self).set_paused(true);
+        Ok(())
+    }
+
+    fn resume(&self) {
+        locked(self).set_paused(false);
+    }
+
+    fn save(&self) -> Result<Vec<u8>, CodecError> {
+        wherry_codec::encode(&locked(self).state())
+    }
+
+    fn after_restore(&self) -> io::Result<()> {
+        locked(self).restore_line()
     }
 }
 

@@ -3,8 +3,13 @@
 pub mod balloon;
 pub mod mmio;
 
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::DescriptorChain;
 
+use self::mmio::{Completer, MmioStateV1};
 use crate::GuestMemory;
 
 /// One chain of descriptors, as the transport hands it to the device.
@@ -15,14 +20,23 @@ pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
 pub enum Completion {
     /// Give it back to the driver, with this many bytes written into its device-writable part.
     Used(u32),
-    /// The device keeps it and completes it later.
+    /// The device keeps it: it has a [`Ticket`](mmio::Ticket) for it, or saves it.
     Held,
     /// The device has used up its time: hand it over once more, after others had the lock.
     Again,
+    /// The device has nothing for it yet: hand it over once more when one of its host descriptors
+    /// has news, or after a kick.
+    Wait,
 }
+
+/// A descriptor of the host that a device wants to be told of.
+pub type HostFd = Arc<dyn AsRawFd + Send + Sync>;
 
 /// What the transport needs from a device. Everything is called with the device's lock held.
 pub trait VirtioDevice: Send {
+    /// What is saved of it beside the transport.
+    type State: Serialize + DeserializeOwned;
+
     /// Device id (virtio 1.3, section 5).
     fn device_type(&self) -> u32;
     /// Offered feature bits, transport bits included.
@@ -47,4 +61,33 @@ pub trait VirtioDevice: Send {
     fn queue_stopped(&mut self, queue: usize);
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
+
+    /// What is saved. The device is paused.
+    fn state(&self) -> Self::State;
+    /// Becomes as saved, with the transport as saved in `mmio`. Returns whether config space is not
+    /// as it was saved.
+    ///
+    /// # Errors
+    /// The state cannot be, or not here.
+    fn load(
+        &mut self,
+        mmio: &MmioStateV1,
+        state: &Self::State,
+    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>>;
+    /// The guest has arrived and runs here. Returns whether the driver is to read config space.
+    fn announce(&mut self) -> bool {
+        false
+    }
+
+    /// For chains that are answered from elsewhere. Called once, at first.
+    fn connect(&mut self, _completer: Completer) {}
+    /// Descriptors whose becoming readable [`host_ready`](Self::host_ready) is told of.
+    fn host_fds(&self) -> Vec<HostFd> {
+        Vec::new()
+    }
+    /// One of them has become readable. Returns a queue to look at: its chains are handed over as
+    /// if the driver had kicked.
+    fn host_ready(&mut self, _nth: usize) -> Option<usize> {
+        None
+    }
 }

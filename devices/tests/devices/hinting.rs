@@ -39,8 +39,8 @@ fn with_last_id(last_id: u32, stop_seen: bool) -> Rig {
     let rig = Rig::default_up();
     rig.balloon.set_paused(true);
     let mut state = rig.balloon.state();
-    state.balloon.hinting.last_id = last_id;
-    state.balloon.hinting.stop_seen = stop_seen;
+    state.device.hinting.last_id = last_id;
+    state.device.hinting.stop_seen = stop_seen;
     let mut rig = rig.move_to(&state).unwrap();
     rig.balloon.set_paused(false);
     rig.run();
@@ -319,7 +319,7 @@ fn h7_done_is_idempotent_works_after_stop_and_while_paused() {
     rig.balloon.hint_done();
     rig.balloon.hint_done();
     assert_eq!(rig.interrupts(), edges + 1);
-    assert_eq!(rig.balloon.state().balloon.hinting.field, CMD_DONE);
+    assert_eq!(rig.balloon.state().device.hinting.field, CMD_DONE);
     assert_eq!(rig.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
 }
 

@@ -94,7 +94,7 @@ proptest! {
         // An id that a buffer of zeros or of addresses below 4 GiB does not spell by chance.
         rig.balloon.set_paused(true);
         let mut state = rig.balloon.state();
-        state.balloon.hinting.last_id = 0xdead_beee;
+        state.device.hinting.last_id = 0xdead_beee;
         let mut rig = rig.move_to(&state).unwrap();
         rig.balloon.set_paused(false);
         rig.balloon.hint_start(sink.clone()).unwrap();

@@ -7,6 +7,7 @@
 mod bugs;
 mod console;
 mod driver;
+mod golden;
 mod hinting;
 mod hostile;
 mod identity;

@@ -218,20 +218,20 @@ fn hostile_transport_state_is_an_error() {
 fn hostile_balloon_state_is_an_error() {
     use BalloonStateError as E;
     let spoils: Vec<(E, Spoil)> = vec![
-        (E::RamPages { saved: 5, own: 8192 }, |s| s.balloon.ram_pages = 5),
-        (E::PageSet, |s| s.balloon.ballooned = PageSetV1::Bits(vec![0; 127])),
-        (E::PageSet, |s| s.balloon.ballooned = PageSetV1::Runs(vec![(8192, 1)])),
-        (E::PageSet, |s| s.balloon.ballooned = PageSetV1::Runs(vec![(1, u64::MAX)])),
-        (E::HeldStats, |s| s.balloon.held_stats = Some(128)),
-        (E::HeldStats, |s| s.balloon.held_stats = Some(u16::MAX)),
+        (E::RamPages { saved: 5, own: 8192 }, |s| s.device.ram_pages = 5),
+        (E::PageSet, |s| s.device.ballooned = PageSetV1::Bits(vec![0; 127])),
+        (E::PageSet, |s| s.device.ballooned = PageSetV1::Runs(vec![(8192, 1)])),
+        (E::PageSet, |s| s.device.ballooned = PageSetV1::Runs(vec![(1, u64::MAX)])),
+        (E::HeldStats, |s| s.device.held_stats = Some(128)),
+        (E::HeldStats, |s| s.device.held_stats = Some(u16::MAX)),
         (E::HeldStats, |s| s.mmio.queues[2].ready = false),
-        (E::Hinting, |s| s.balloon.hinting.field = 77),
-        (E::Hinting, |s| s.balloon.hinting.last_id = 1),
-        (E::Hinting, |s| s.balloon.hinting.last_id = 0),
-        (E::Hinting, |s| s.balloon.hinting.issued = false),
+        (E::Hinting, |s| s.device.hinting.field = 77),
+        (E::Hinting, |s| s.device.hinting.last_id = 1),
+        (E::Hinting, |s| s.device.hinting.last_id = 0),
+        (E::Hinting, |s| s.device.hinting.issued = false),
         (E::Hinting, |s| s.mmio.driver_features &= !F_FREE_PAGE_HINT),
         (E::Poison, |s| {
-            s.balloon.poison_val = 1;
+            s.device.poison_val = 1;
             s.mmio.driver_features &= !F_PAGE_POISON;
         }),
         (E::PageSet, |s| s.mmio.status = 11),
@@ -251,11 +251,11 @@ fn hostile_balloon_state_is_an_error() {
 fn a_queue_that_the_driver_stops_takes_what_the_device_held_of_it() {
     for queue in [Rig::STATS, Rig::DEFLATE, Rig::INFLATE, Rig::HINT, Rig::REPORT] {
         let (mut rig, state) = busy();
-        assert!(state.balloon.held_stats.is_some());
+        assert!(state.device.held_stats.is_some());
         rig.balloon.set_paused(false);
         rig.w32(offset::QUEUE_SEL, queue as u32);
         rig.w32(offset::QUEUE_READY, 0);
-        assert_eq!(rig.balloon.state().balloon.held_stats.is_some(), queue != Rig::STATS);
+        assert_eq!(rig.balloon.state().device.held_stats.is_some(), queue != Rig::STATS);
         // A driver that cannot deflate cannot say which pages it uses again.
         assert_eq!(rig.balloon.ballooned().is_empty(), queue == Rig::DEFLATE);
         rig.balloon.set_paused(true);

@@ -341,8 +341,8 @@ impl Guest {
         assert_eq!(there.figures().ballooned_pages, self.balloon.figures().ballooned_pages);
         let again = there.state();
         assert_eq!((again.mmio.queues, again.mmio.status), (state.mmio.queues, state.mmio.status));
-        assert_eq!(again.balloon.held_stats, state.balloon.held_stats);
-        assert_eq!(again.balloon.ballooned, state.balloon.ballooned);
+        assert_eq!(again.device.held_stats, state.device.held_stats);
+        assert_eq!(again.device.ballooned, state.device.ballooned);
         there.set_paused(false);
         there.announce_done();
         self.bus = there.bus_device();

@@ -6,9 +6,10 @@ use serde::Serialize;
 use serde_json::json;
 use std::sync::Arc;
 use vm_memory::{ByteValued, GuestAddress};
+use wherry_devices::device::{Saved, Spec};
 use wherry_devices::power::PowerStateV1;
 use wherry_devices::serial::SerialStateV1;
-use wherry_devices::virtio::balloon::{BalloonDeviceStateV1, PageSetV1};
+use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceStateV1, PageSetV1};
 use wherry_devices::virtio::mmio::QueueStateV1;
 use wherry_migration::wire::digests::Digests;
 use wherry_migration::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
@@ -16,11 +17,11 @@ use wherry_migration::wire::{
     FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Hello, Join, Kind, RoundStart, StateEnd,
     Streams, SyncPoint, VerifyChunk, Welcome,
 };
-use wherry_vmm::config::BalloonOptions;
+use wherry_vmm::config::devices;
 use wherry_vmm::cpu::compat::CpuDescriptionV1;
 use wherry_vmm::cpu::state::VcpuStateV1;
 use wherry_vmm::cpu::vm_state::VmStateV1;
-use wherry_vmm::machine::{Kernel, MachineStateV1};
+use wherry_vmm::machine::{Description, Kernel, MachineState};
 
 use crate::balloon::op;
 use crate::frames::Record;
@@ -248,7 +249,7 @@ fn vcpu(id: u32) -> VcpuStateV1 {
 
 /// A live balloon with everything in use.
 fn live_balloon() -> BalloonDeviceStateV1 {
-    use wherry_devices::virtio::balloon::{Balloon, BalloonBackend, BalloonConfig};
+    use wherry_devices::virtio::balloon::{Balloon, BalloonBackend};
     struct Nobody;
     impl wherry_devices::InterruptLine for Nobody {
         fn set(&self, _: bool) -> std::io::Result<()> {
@@ -278,11 +279,11 @@ fn live_balloon() -> BalloonDeviceStateV1 {
             ..state.mmio.queues[0].clone()
         })
         .collect();
-    state.balloon.ballooned = PageSetV1::Runs(vec![(3, 5), (100, 20)]);
-    state.balloon.held_stats = Some(4);
-    state.balloon.hinting.last_id = 5;
-    state.balloon.hinting.field = 5;
-    state.balloon.hinting.issued = true;
+    state.device.ballooned = PageSetV1::Runs(vec![(3, 5), (100, 20)]);
+    state.device.held_stats = Some(4);
+    state.device.hinting.last_id = 5;
+    state.device.hinting.field = 5;
+    state.device.hinting.issued = true;
     state
 }
 
@@ -290,8 +291,9 @@ fn machine() -> Seeds {
     let cpuid = vec![kvm_cpuid_entry2 { function: 1, ecx: 5, ..Default::default() }];
     let cpu = CpuDescriptionV1 { cpuid, tsc_khz: 2_000_000, arch_capabilities: 0 };
     let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: "quiet".into() };
-    // A description in all but name: its version is its own.
-    let description = (2u32, 1u64 << 30, 2u32, cpu, BalloonOptions::default(), kernel);
+    let devices = devices(Some(&BalloonConfig::default())).expect("plain data");
+    let saved = |spec: &Spec, bytes| Saved { id: spec.id.clone(), kind: spec.kind, bytes };
+    let description = Description { ram_bytes: 1 << 30, nr_vcpus: 2, cpu, kernel, devices };
     let chip = |chip_id| kvm_irqchip { chip_id, ..Default::default() };
     let vm = VmStateV1 {
         clock_ns: 5,
@@ -305,12 +307,14 @@ fn machine() -> Seeds {
         SerialStateV1 { fifo: b"typed".to_vec(), backlog: vec![7; 100], ..Default::default() };
     let (power, balloon) = (PowerStateV1::default(), live_balloon());
     let vcpus = vec![vcpu(0), vcpu(1)];
-    let state = MachineStateV1::new(true, vm, vcpus, typed.clone(), power, Some(balloon.clone()));
+    let parts = [encode(&typed), encode(&power), encode(&balloon)];
+    let devices = description.devices.iter().zip(parts).map(|(spec, bytes)| saved(spec, bytes));
+    let state = MachineState { running: true, vm, vcpus, devices: devices.collect() };
     let with = |kind: u8, bytes: Result<Vec<u8>, wherry_codec::CodecError>| {
         [vec![kind], bytes.expect("it can be encoded")].concat()
     };
     vec![
-        ("description", with(0, wherry_codec::encode(&description))),
+        ("description", with(0, description.encode())),
         ("state", with(1, state.encode())),
         ("balloon", with(2, wherry_codec::encode(&balloon))),
         ("serial", with(3, wherry_codec::encode(&typed))),

@@ -91,7 +91,7 @@ fn destination_and_source() {
 #[test]
 fn seeds_are_what_the_product_reads() {
     use wherry_migration::replay::Trace;
-    use wherry_vmm::machine::{Description, MachineStateV1};
+    use wherry_vmm::machine::{Description, MachineState};
     let seed = |target, name: &str| {
         let found = seeds::of(target).into_iter().find(|(n, _)| n.ends_with(name));
         found.unwrap_or_else(|| panic!("no seed {name}")).1
@@ -100,5 +100,5 @@ fn seeds_are_what_the_product_reads() {
         Trace::read(&seed("trace", whole)[..]).unwrap();
     }
     Description::decode(&seed("machine", "description")[1..]).unwrap();
-    MachineStateV1::decode(&seed("machine", "state")[1..]).unwrap();
+    MachineState::decode(&seed("machine", "state")[1..]).unwrap();
 }

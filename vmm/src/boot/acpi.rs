@@ -15,7 +15,7 @@ use super::BootError;
 use super::dsdt::{self, VirtioSlot};
 use super::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT,
-    ACPI_START, IOAPIC_BASE, LAPIC_BASE, MAX_VCPUS, virtio_mmio_base, virtio_mmio_gsi,
+    ACPI_START, IOAPIC_BASE, LAPIC_BASE, MAX_VCPUS, virtio_mmio,
 };
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
@@ -98,11 +98,8 @@ impl Area {
 }
 
 fn slot(index: u32) -> Result<VirtioSlot, BootError> {
-    match (virtio_mmio_base(index), virtio_mmio_gsi(index)) {
-        // The hole ends at 4 GiB, so the base fits 32 bits.
-        (Some(base), Some(gsi)) => Ok(VirtioSlot { index, base: base as u32, gsi }),
-        _ => Err(BootError::VirtioSlot { slot: index }),
-    }
+    let place = virtio_mmio(index).ok_or(BootError::VirtioSlot { slot: index })?;
+    Ok(VirtioSlot { index, place })
 }
 
 fn bytes_of(table: &dyn Aml) -> Vec<u8> {

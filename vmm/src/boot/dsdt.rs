@@ -5,27 +5,25 @@
 //! generic event device (ACPI 6.5, 5.6.9), since a hardware-reduced machine has no SCI and no fixed
 //! power button.
 
-use super::layout::{
-    ACPI_EVENT_GSI, ACPI_EVENT_PORT, ACPI_S5_SLEEP_TYPE, COM1_GSI, COM1_PORT, VIRTIO_MMIO_SIZE,
-};
+use super::layout::{ACPI_EVENT_PORT, ACPI_S5_SLEEP_TYPE, COM1, POWER, Place};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
     FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion,
     OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
 };
+use wherry_devices::power;
 
 /// Notification value "the button was pressed" (ACPI 6.5, 4.8.2.2.1.2).
 const POWER_BUTTON_PRESSED: u8 = 0x80;
 /// Bit of the event register that stands for the power button.
-const EVENT_POWER_BUTTON: u8 = 1;
+const EVENT_POWER_BUTTON: u8 = power::EVENT_POWER_BUTTON as u8;
 
 /// A virtio-mmio slot as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct VirtioSlot {
     pub(super) index: u32,
-    pub(super) base: u32,
-    pub(super) gsi: u32,
+    pub(super) place: Place,
 }
 
 /// The body of the DSDT (without its header) for `vcpus` vCPUs (below 255) and these virtio-mmio
@@ -70,8 +68,9 @@ fn processor(uid: u32, out: &mut Vec<u8>) {
 fn com1(out: &mut Vec<u8>) {
     let hid = Name::new(path("_HID"), &EISAName::new("PNP0501"));
     let uid = Name::new(path("_UID"), &ONE);
-    let ports = IO::new(COM1_PORT, COM1_PORT, 1, 8);
-    let irq = level(COM1_GSI);
+    let port = COM1.base as u16;
+    let ports = IO::new(port, port, 1, COM1.len as u8);
+    let irq = level(COM1.gsi);
     let crs = ResourceTemplate::new(vec![&ports, &irq]);
     let crs = Name::new(path("_CRS"), &crs);
     Device::new(path("COM1"), vec![&hid, &uid, &crs]).to_aml_bytes(out);
@@ -82,8 +81,9 @@ fn virtio_mmio(slot: &VirtioSlot, out: &mut Vec<u8>) {
     let uid = Name::new(path("_UID"), &slot.index);
     // Device DMA goes through the same caches as the CPU.
     let cca = Name::new(path("_CCA"), &ONE);
-    let window = Memory32Fixed::new(true, slot.base, VIRTIO_MMIO_SIZE as u32);
-    let irq = level(slot.gsi);
+    // The hole ends at 4 GiB, so the base fits 32 bits.
+    let window = Memory32Fixed::new(true, slot.place.base as u32, slot.place.len as u32);
+    let irq = level(slot.place.gsi);
     let crs = ResourceTemplate::new(vec![&window, &irq]);
     let crs = Name::new(path("_CRS"), &crs);
     Device::new(path(&format!("VR{:02X}", slot.index)), vec![&hid, &uid, &cca, &crs])
@@ -99,7 +99,7 @@ fn power_button(out: &mut Vec<u8>) {
 fn event_device(out: &mut Vec<u8>) {
     let hid = Name::new(path("_HID"), &"ACPI0013");
     let uid = Name::new(path("_UID"), &ONE);
-    let irq = level(ACPI_EVENT_GSI);
+    let irq = level(POWER.gsi);
     let crs = ResourceTemplate::new(vec![&irq]);
     let crs = Name::new(path("_CRS"), &crs);
     let length = 4u8;

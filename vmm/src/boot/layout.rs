@@ -3,6 +3,10 @@
 //!
 //! All addresses are guest-physical, all lengths are bytes.
 
+use wherry_devices::device::Kind;
+use wherry_devices::virtio::mmio::regs::SLOT_LEN;
+use wherry_devices::{power, serial};
+
 use super::BootError;
 
 /// One mebibyte in bytes.
@@ -51,34 +55,38 @@ pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Extended memory begins here; nothing of a kernel may lie below.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
-/// First virtio-mmio slot.
-pub const VIRTIO_MMIO_BASE: u64 = 0xD000_0000;
-/// Bytes per virtio-mmio slot.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Where a device answers (ports or MMIO), and its interrupt line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// First port or address.
+    pub base: u64,
+    /// Ports or bytes.
+    pub len: u64,
+    /// GSI, level-triggered.
+    pub gsi: u32,
+}
+
 /// virtio-mmio slots: the KVM IOAPIC has 24 pins, the last eight are theirs.
 pub const VIRTIO_MMIO_SLOTS: u32 = 8;
-/// GSI of virtio-mmio slot 0; slot n has this plus n. Level-triggered.
-pub const VIRTIO_MMIO_GSI: u32 = 16;
-
-/// First port of COM1 (eight ports).
-pub const COM1_PORT: u16 = 0x3F8;
-/// GSI of COM1, level-triggered.
-pub const COM1_GSI: u32 = 4;
+/// Slot 0; the others follow without gaps, in addresses and lines.
+const VIRTIO_MMIO: Place = Place { base: 0xD000_0000, len: SLOT_LEN, gsi: 16 };
+/// COM1, in ports.
+pub const COM1: Place = Place { base: 0x3F8, len: serial::SERIAL_PORTS, gsi: 4 };
+/// ACPI power registers, in ports; the line is the generic event device's.
+pub const POWER: Place = Place { base: 0x600, len: power::POWER_PORTS, gsi: 9 };
 
 /// ACPI sleep control register (FADT SLEEP_CONTROL_REG), one byte.
-pub const ACPI_SLEEP_CONTROL_PORT: u16 = 0x600;
+pub const ACPI_SLEEP_CONTROL_PORT: u16 = (POWER.base + power::SLEEP_CONTROL) as u16;
 /// ACPI sleep status register (FADT SLEEP_STATUS_REG), one byte.
-pub const ACPI_SLEEP_STATUS_PORT: u16 = 0x601;
+pub const ACPI_SLEEP_STATUS_PORT: u16 = (POWER.base + power::SLEEP_STATUS) as u16;
 /// ACPI reset register: writing [`ACPI_RESET_VALUE`] resets the machine.
-pub const ACPI_RESET_PORT: u16 = 0x602;
+pub const ACPI_RESET_PORT: u16 = (POWER.base + power::RESET) as u16;
 /// What the guest writes to the reset register.
-pub const ACPI_RESET_VALUE: u8 = 1;
+pub const ACPI_RESET_VALUE: u8 = power::RESET_VALUE;
 /// Event register of the generic event device: u32, reading clears it. Bit 0 is the power button.
-pub const ACPI_EVENT_PORT: u16 = 0x604;
-/// GSI of the generic event device, level-triggered.
-pub const ACPI_EVENT_GSI: u32 = 9;
+pub const ACPI_EVENT_PORT: u16 = (POWER.base + power::EVENTS) as u16;
 /// `SLP_TYP` of soft off, as in the DSDT's `_S5_`.
-pub const ACPI_S5_SLEEP_TYPE: u8 = 5;
+pub const ACPI_S5_SLEEP_TYPE: u8 = power::SLP_TYP_S5;
 
 /// IOAPIC registers (in KVM).
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
@@ -114,19 +122,27 @@ pub fn check_ram_size(size_bytes: u64) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Base address of virtio-mmio slot `n`, or `None` for a slot that the machine does not have.
-pub fn virtio_mmio_base(n: u32) -> Option<u64> {
-    (n < VIRTIO_MMIO_SLOTS).then(|| VIRTIO_MMIO_BASE + u64::from(n) * VIRTIO_MMIO_SIZE)
+/// Virtio-mmio slot `n`, or `None` for a slot that the machine does not have.
+pub fn virtio_mmio(n: u32) -> Option<Place> {
+    let Place { base, len, gsi } = VIRTIO_MMIO;
+    (n < VIRTIO_MMIO_SLOTS).then(|| Place { base: base + u64::from(n) * len, len, gsi: gsi + n })
 }
 
-/// GSI of virtio-mmio slot `n`, or `None` for a slot that the machine does not have.
-pub fn virtio_mmio_gsi(n: u32) -> Option<u32> {
-    (n < VIRTIO_MMIO_SLOTS).then_some(VIRTIO_MMIO_GSI + n)
+/// Ports of the kinds of devices that have a place of their own.
+pub fn ports(kind: &Kind) -> Option<Place> {
+    let places = [(&serial::KIND, COM1), (&power::KIND, POWER)];
+    places.into_iter().find(|(own, _)| *own == kind).map(|(_, place)| place)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_where_guests_have_always_found_them() {
+        let ports = [ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT, ACPI_RESET_PORT];
+        assert_eq!((ports, ACPI_EVENT_PORT), ([0x600, 0x601, 0x602], 0x604));
+    }
 
     #[test]
     fn ram_is_split_at_the_hole() {
@@ -147,9 +163,8 @@ mod tests {
 
     #[test]
     fn slots_have_addresses_and_interrupts() {
-        assert_eq!(virtio_mmio_base(7), Some(0xD000_7000));
-        assert_eq!(virtio_mmio_gsi(7), Some(23));
-        assert_eq!(virtio_mmio_base(8), None);
-        assert_eq!(virtio_mmio_gsi(8), None);
+        let last = virtio_mmio(7).unwrap();
+        assert_eq!((last.base, last.len, last.gsi), (0xD000_7000, 0x1000, 23));
+        assert_eq!(virtio_mmio(8), None);
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use wherry_vmm::config::{BalloonOptions, MIN_RAM_BYTES, SerialSink};
+use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::{HintMode, check_name};
 
 use super::exit::EXIT_CODES;
@@ -399,22 +400,23 @@ pub enum BalloonFeature {
 }
 
 /// The balloon that the two options describe.
-pub fn balloon(switch: Switch, features: &[BalloonFeature]) -> Result<BalloonOptions, String> {
+pub fn balloon(
+    switch: Switch,
+    features: &[BalloonFeature],
+) -> Result<Option<BalloonConfig>, String> {
     use BalloonFeature as F;
     if features.len() > 1 && features.iter().any(|f| matches!(f, F::All | F::None)) {
         return Err("--balloon-features: all and none stand alone".into());
     }
-    let has = |feature| {
-        switch == Switch::On && (features.contains(&feature) || features.contains(&F::All))
-    };
-    Ok(BalloonOptions {
-        device: switch == Switch::On,
+    let has = |feature| features.contains(&feature) || features.contains(&F::All);
+    Ok((switch == Switch::On).then(|| BalloonConfig {
         hinting: has(F::Hinting),
         reporting: has(F::Reporting),
         stats: has(F::Stats),
         deflate_on_oom: has(F::DeflateOnOom),
-        page_poison: has(F::PagePoison),
-    })
+        poison: has(F::PagePoison),
+        ..BalloonConfig::default()
+    }))
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -508,10 +510,10 @@ mod tests {
         assert!(serial("file:a,max=0").is_err(), "a file that takes nothing");
         assert!(serial("file:").is_err());
         assert!(serial("tty").is_err());
-        assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(BalloonOptions::default()));
-        let some = balloon(Switch::On, &[BalloonFeature::Stats]).unwrap();
-        assert!(some.device && some.stats && !some.hinting);
-        assert!(!balloon(Switch::Off, &[BalloonFeature::All]).unwrap().hinting);
+        assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(Some(BalloonConfig::default())));
+        let some = balloon(Switch::On, &[BalloonFeature::Stats]).unwrap().unwrap();
+        assert!(some.stats && !some.hinting);
+        assert_eq!(balloon(Switch::Off, &[BalloonFeature::All]), Ok(None));
         assert!(balloon(Switch::On, &[BalloonFeature::None, BalloonFeature::Stats]).is_err());
     }
 }

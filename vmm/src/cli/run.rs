@@ -321,7 +321,8 @@ mod tests {
         .unwrap();
         assert_eq!((config.name.as_str(), config.ram_bytes, config.nr_vcpus), ("web", 2 << 30, 4));
         assert_eq!(config.cmdline, "console=ttyS0 quiet init=/x");
-        assert!(!config.reboot && config.balloon.stats && !config.balloon.reporting);
+        let balloon = config.balloon.as_ref().unwrap();
+        assert!(!config.reboot && balloon.stats && !balloon.reporting);
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<RunConfig>(&json).unwrap(), config);
     }

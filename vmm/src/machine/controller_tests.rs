@@ -3,14 +3,16 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+use wherry_devices::virtio::balloon::BalloonConfig;
 
 use super::super::{Description, Kernel, MachineHooks};
 use super::*;
-use crate::config::BalloonOptions;
+use crate::config::devices;
 
 fn paused() -> Option<(Controller, Arc<Machine>)> {
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let description = Description::new(128 << 20, 1, BalloonOptions::default(), kernel).ok()?;
+    let devices = devices(Some(&BalloonConfig::default())).ok()?;
+    let description = Description::new(128 << 20, 1, devices, kernel).ok()?;
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let identity =
         Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
@@ -43,7 +45,7 @@ fn picture(machine: &Machine) -> (u64, String) {
         bytes.hash(&mut hash);
     }
     let s = machine.save(false).unwrap();
-    (hash.finish(), format!("{:?} {:?} {:?}", s.serial, s.power, s.balloon))
+    (hash.finish(), format!("{:?}", s.devices))
 }
 
 #[test]

@@ -2,16 +2,14 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-/// A device's end of the loop.
-pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+use wherry_devices::device::Subscriber;
 
 /// The running loop. Dropping it ends the thread, and with it the devices' work.
 pub struct EventLoop {
@@ -47,7 +45,7 @@ impl EventLoop {
         for s in subscribers {
             manager.add_subscriber(s);
         }
-        manager.add_subscriber(Arc::new(Mutex::new(Wake(wake.try_clone()?))));
+        manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
         let stop = quit.clone();
         let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
             let served = catch_unwind(AssertUnwindSafe(|| {
@@ -99,7 +97,7 @@ mod tests {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         kick.write(1).unwrap();
         let (sender, told) = channel();
-        let broken: Subscriber = Arc::new(Mutex::new(Broken(kick)));
+        let broken = Box::new(Broken(kick));
         let tell = move |why: &str| sender.send(why.to_owned()).unwrap();
         let running = EventLoop::spawn(vec![broken], tell).unwrap();
         assert!(told.recv().unwrap().contains("panicked"));

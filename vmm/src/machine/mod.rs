@@ -9,6 +9,7 @@
 
 mod balloon;
 pub mod controller;
+mod devices;
 mod ending;
 mod event_loop;
 mod irq;
@@ -18,40 +19,36 @@ mod run;
 pub mod state;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
 };
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use wherry_devices::interrupt::InterruptLine;
-use wherry_devices::power::{Power, PowerSink};
-use wherry_devices::serial::Serial;
-use wherry_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle};
-use wherry_devices::{Bus, BusDevice};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use wherry_devices::device::Devices;
+use wherry_devices::kinds::Handles;
+use wherry_devices::virtio::balloon::BalloonHandle;
 
 pub use run::{receive, run};
-pub use state::{Description, Kernel, MachineStateV1};
+pub use state::{Description, Kernel, MachineState};
 
-use crate::boot::{acpi, layout, loader};
-use crate::config::BalloonOptions;
+use crate::boot::{acpi, loader};
 use crate::console::Console;
 use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
 use crate::memory::{KvmDirtyLog, PAGE, Ram};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
+use devices::{Assembly, Giver};
 use ending::Ending;
 use event_loop::EventLoop;
-use irq::KvmIrqLine;
 use life::{End, Gate};
 use owner::Vcpus;
 
-/// virtio-mmio slot of the balloon.
-const BALLOON_SLOT: u32 = 0;
-/// Offset of QueueNotify in a virtio-mmio slot (virtio 1.3, section 4.2.2).
-const QUEUE_NOTIFY: u64 = 0x50;
+/// How long a device's requests may take to end before a pause.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// What a machine needs from its process.
 #[derive(Clone)]
@@ -68,9 +65,8 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     access: StateAccess,
     _event_loop: EventLoop,
-    serial: Arc<Mutex<Serial>>,
-    power: Arc<Mutex<Power>>,
-    balloon: Option<BalloonHandle>,
+    devices: Devices,
+    handles: Handles,
     description: Description,
     log: Arc<KvmDirtyLog>,
     ram: Arc<Ram>,
@@ -91,20 +87,8 @@ pub fn rss_bytes() -> u64 {
     text.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * PAGE
 }
 
-struct PowerEvents(Arc<Ending>);
-
-impl PowerSink for PowerEvents {
-    fn power_off(&self) {
-        self.0.note(End::PowerOff, "");
-    }
-
-    fn reset(&self) {
-        self.0.note(End::Reset, "");
-    }
-}
-
 /// State that a machine under construction starts from.
-type Restored<'a> = Option<&'a MachineStateV1>;
+type Restored<'a> = Option<&'a MachineState>;
 
 impl Machine {
     /// Builds the machine with nothing in it, paused.
@@ -151,39 +135,17 @@ impl Machine {
         hooks: &MachineHooks,
         vm: Arc<VmFd>,
         ram: Arc<Ram>,
-        restored: Restored<'_>,
+        mut restored: Option<MachineState>,
     ) -> anyhow::Result<Self> {
         install_kick_handler();
         let log = Arc::new(KvmDirtyLog::new(vm.clone(), ram.clone()));
         log.map_ram().context("KVM does not take the guest memory")?;
 
         let ending = Arc::new(Ending::new(hooks.wake.clone()));
-        let line = |gsi| -> Arc<dyn InterruptLine> { Arc::new(KvmIrqLine { vm: vm.clone(), gsi }) };
-        let (mut ports, mut mmio) = (Bus::new(), Bus::new());
-        let serial = Arc::new(Mutex::new(build_serial(line(layout::COM1_GSI), hooks, restored)?));
-        let port: Arc<Mutex<dyn BusDevice>> = serial.clone();
-        ports.insert(u64::from(layout::COM1_PORT), 8, port)?;
-        let power =
-            Arc::new(Mutex::new(build_power(line(layout::ACPI_EVENT_GSI), &ending, restored)));
-        let port: Arc<Mutex<dyn BusDevice>> = power.clone();
-        ports.insert(u64::from(layout::ACPI_SLEEP_CONTROL_PORT), 16, port)?;
-
-        let mut event_loop = Vec::<event_loop::Subscriber>::new();
-        let mut balloon = None;
-        if description.balloon.device {
-            let irq = line(layout::VIRTIO_MMIO_GSI + BALLOON_SLOT);
-            let handle = build_balloon(&description.balloon, &ram, irq, restored)?;
-            let base =
-                layout::VIRTIO_MMIO_BASE + u64::from(BALLOON_SLOT) * layout::VIRTIO_MMIO_SIZE;
-            mmio.insert(base, layout::VIRTIO_MMIO_SIZE, handle.bus_device())?;
-            for (index, event) in (0u32..).zip(handle.queue_events()) {
-                vm.register_ioevent(&event, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), index)
-                    .context("cannot register a queue's notification")?;
-            }
-            handle.set_paused(true);
-            event_loop.push(Arc::new(Mutex::new(handle.subscriber())));
-            balloon = Some(handle);
-        }
+        let giver = Giver { vm: &vm, ram: &ram, ending: &ending, hooks };
+        let Assembly { devices, handles, ports, mmio, subscribers } =
+            devices::assemble(description, &giver, restored.as_mut())?;
+        let restored = restored.as_ref();
 
         let (told, asked, failed) = (ending.clone(), ending.clone(), ending.clone());
         let context = VcpuContext {
@@ -198,29 +160,23 @@ impl Machine {
         let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
         if let Some(s) = restored {
             s.vm.restore_chips(&vm).context("cannot restore the interrupt controllers")?;
-            // Saved controllers know nothing of who holds a line high.
-            let set = serial.lock().unwrap_or_else(PoisonError::into_inner).restore_line();
-            set.context("cannot set the serial port's interrupt")?;
-            let set = power.lock().unwrap_or_else(PoisonError::into_inner).restore_line();
-            set.context("cannot set the power button's interrupt")?;
+            devices.after_restore().context("cannot set a device's interrupt")?;
         }
-        {
+        if let Some(serial) = handles.serial.clone() {
             let mut port = serial.lock().unwrap_or_else(PoisonError::into_inner);
-            port.set_paused(true);
             port.on_room(hooks.console.room());
+            drop(port);
+            hooks.console.connect(Arc::new(move |bytes| {
+                serial.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes)
+            }));
         }
-        let typed = serial.clone();
-        hooks.console.connect(Arc::new(move |bytes| {
-            typed.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes)
-        }));
         Ok(Self {
             vcpus,
             access,
-            _event_loop: EventLoop::spawn(event_loop, move |why| failed.note(End::Fatal, why))
+            _event_loop: EventLoop::spawn(subscribers, move |why| failed.note(End::Fatal, why))
                 .context("cannot start the device thread")?,
-            serial,
-            power,
-            balloon,
+            devices,
+            handles,
             description: description.clone(),
             log,
             ram,
@@ -236,7 +192,7 @@ impl Machine {
     /// The kernel, initrd or command line cannot be loaded.
     pub fn boot(&self, kernel: &Kernel) -> anyhow::Result<()> {
         let mem = self.ram.memory();
-        let virtio_slots = self.balloon.iter().map(|_| BALLOON_SLOT).collect();
+        let virtio_slots = self.description.devices.iter().filter_map(|d| d.slot).collect();
         let config = acpi::AcpiConfig { vcpus: self.description.nr_vcpus, virtio_slots };
         let rsdp = acpi::write_tables(mem, &config)?;
         let source = loader::BootSource {
@@ -261,7 +217,7 @@ impl Machine {
     ///
     /// # Errors
     /// KVM does not give a part of it.
-    pub fn save(&self, run_after: bool) -> anyhow::Result<MachineStateV1> {
+    pub fn save(&self, run_after: bool) -> anyhow::Result<MachineState> {
         let clock = ClockReading::read(&self.vm).context("cannot read the clock")?;
         let vcpus = (0..)
             .zip(&self.vcpus)
@@ -271,21 +227,27 @@ impl Machine {
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let vm = VmStateV1::save(&self.vm, clock).context("cannot save interrupt controllers")?;
-        let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).state();
-        let power = self.power.lock().unwrap_or_else(PoisonError::into_inner).state();
-        let balloon = self.balloon.as_ref().map(BalloonHandle::state);
-        Ok(MachineStateV1::new(run_after, vm, vcpus, serial, power, balloon))
+        let devices = self.devices.save().context("cannot save the devices")?;
+        Ok(MachineState { running: run_after, vm, vcpus, devices })
     }
 
     /// Presses the ACPI power button.
     pub fn press_power_button(&self) {
-        // The guest's word for a failing interrupt line is silence; `stop` times out and says so.
-        let _ = self.power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+        if let Some(power) = &self.handles.power {
+            // The guest's word for a failing interrupt line is silence; `stop` times out and says
+            // so.
+            let _ = power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+        }
     }
 
     /// The balloon, if there is one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
-        self.balloon.as_ref()
+        self.handles.balloon.as_ref()
+    }
+
+    /// The guest has arrived and runs here.
+    pub fn announce(&self) {
+        self.devices.announce();
     }
 
     /// Guest RAM.
@@ -322,19 +284,12 @@ impl Vcpus for Machine {
             v.wait_parked();
             self.access.note_parked(&self.vm, &v.fd(), id);
         }
-        // What is typed now waits outside.
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).set_paused(true);
-        if let Some(b) = &self.balloon {
-            b.set_paused(true);
-        }
+        let _ = self.devices.pause(Instant::now() + DRAIN);
     }
 
     fn go(&self) {
         self.access.note_running();
-        if let Some(b) = &self.balloon {
-            b.set_paused(false);
-        }
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner).set_paused(false);
+        self.devices.resume();
         for v in &self.vcpus {
             // Only spares the guest a watchdog's warning; and before its first run there is nothing
             // to tell.
@@ -346,52 +301,6 @@ impl Vcpus for Machine {
     fn ended(&self) -> Option<End> {
         self.ending.end()
     }
-}
-
-fn build_serial(
-    irq: Arc<dyn InterruptLine>,
-    hooks: &MachineHooks,
-    restored: Restored<'_>,
-) -> anyhow::Result<Serial> {
-    let out = Box::new(hooks.console.output());
-    match restored {
-        None => Ok(Serial::new(irq, out)),
-        Some(s) => Serial::restore(&s.serial, irq, out).context("cannot restore the serial port"),
-    }
-}
-
-fn build_power(irq: Arc<dyn InterruptLine>, ending: &Arc<Ending>, restored: Restored<'_>) -> Power {
-    let sink = Arc::new(PowerEvents(ending.clone()));
-    match restored {
-        None => Power::new(irq, sink),
-        Some(s) => Power::restore(s.power.clone(), irq, sink),
-    }
-}
-
-fn build_balloon(
-    options: &BalloonOptions,
-    ram: &Arc<Ram>,
-    irq: Arc<dyn InterruptLine>,
-    restored: Restored<'_>,
-) -> anyhow::Result<BalloonHandle> {
-    let config = BalloonConfig {
-        deflate_on_oom: options.deflate_on_oom,
-        stats: options.stats,
-        hinting: options.hinting,
-        poison: options.page_poison,
-        reporting: options.reporting,
-        ..Default::default()
-    };
-    let mem = ram.memory().clone();
-    let handle = match restored {
-        None => Balloon::create(config, mem, irq, ram.clone())?,
-        Some(s) => {
-            let state = s.balloon.as_ref().context("the state lacks the balloon")?;
-            Balloon::restore(config, mem, irq, ram.clone(), state)
-                .context("cannot restore the balloon")?
-        }
-    };
-    Ok(handle)
 }
 
 /// vCPUs, parked: fresh, or as saved (the VM's clock goes first, since vCPUs derive theirs from
@@ -430,7 +339,7 @@ fn restore_vcpus(
     vm: &VmFd,
     access: &StateAccess,
     fds: &[VcpuFd],
-    state: &MachineStateV1,
+    state: &MachineState,
 ) -> anyhow::Result<()> {
     if state.vcpus.len() != fds.len() {
         anyhow::bail!("the state has {} vCPUs, the machine {}", state.vcpus.len(), fds.len());

@@ -152,10 +152,10 @@ impl Brake {
 /// cannot map.
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
+    let devices = config.devices()?;
     let kernel = Kernel { path: config.kernel, initrd: config.initrd, cmdline: config.cmdline };
     let shown = kernel.path.display().to_string();
-    let description =
-        Description::new(config.ram_bytes, config.nr_vcpus, config.balloon, kernel.clone())?;
+    let description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel.clone())?;
     let host = Host::start(claim, Some(shown), &config.serial, config.reboot)?;
     let machine = host.boot(&kernel, &description)?;
     // Refused if it was killed meanwhile, which the run loop sees.

@@ -1,20 +1,43 @@
 //! What describes a machine (sent in the handshake) and what its state is (sent while paused).
 //!
-//! Both are plain versioned data, decoded without trust by [`wherry_codec`].
+//! Both are [`records`](wherry_codec::records): a header, then each part with its name, kind and
+//! version in front, decoded without trust. What is unknown is refused by name, what is missing is
+//! named, and nothing is left over.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
-use wherry_codec::{self as codec, CodecError};
+use wherry_codec::records::{Format, Record, RecordError, Records, Writer};
+use wherry_codec::{CodecError, encode};
+use wherry_devices::device::{Kind, Saved, Spec};
 
-use crate::config::BalloonOptions;
+use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
+use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
 
-/// Version of [`Description`] and [`MachineStateV1`].
-const VERSION: u32 = 2;
+/// A machine has far fewer devices.
+const MAX_DEVICES: usize = 64;
+
+const DESCRIPTION: Format = Format {
+    magic: *b"WHRYDESC",
+    version: 1,
+    flags: 0,
+    most: 3 + MAX_DEVICES,
+    what: "machine description",
+};
+
+const STATE: Format = Format {
+    magic: *b"WHRYSTAT",
+    version: 1,
+    flags: RUNNING,
+    most: 1 + MAX_VCPUS as usize + MAX_DEVICES,
+    what: "machine state",
+};
+/// Flag of [`STATE`]: the guest was running.
+const RUNNING: u32 = 1;
 
 /// What a reboot needs. At a destination these are the source's paths, kept for the next migration
 /// but never opened.
@@ -28,49 +51,53 @@ pub struct Kernel {
     pub cmdline: String,
 }
 
+/// The record `machine`.
+#[derive(Debug, Serialize, Deserialize)]
+struct ShapeV1 {
+    ram_bytes: u64,
+    nr_vcpus: u32,
+}
+
+/// The record of a device.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceV1 {
+    slot: Option<u32>,
+    options: Vec<u8>,
+}
+
 /// The shape of a machine: all that is needed to build an empty one like it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Description {
-    version: u32,
     /// Guest RAM in bytes.
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub nr_vcpus: u32,
     /// What the guest's CPUs can do, before the per-vCPU parts.
     pub cpu: CpuDescriptionV1,
-    /// What the balloon offers.
-    pub balloon: BalloonOptions,
     /// For a reboot.
     pub kernel: Kernel,
+    /// The devices, in the order in which they are built.
+    pub devices: Vec<Spec>,
 }
 
 /// All state of a paused machine beside its RAM.
-#[derive(Serialize, Deserialize)]
-pub struct MachineStateV1 {
-    version: u32,
+pub struct MachineState {
     /// Whether the guest was running when the migration began; a paused guest arrives paused.
     pub running: bool,
     /// Interrupt controllers, timer, clock.
     pub vm: VmStateV1,
     /// One per vCPU, by id.
     pub vcpus: Vec<VcpuStateV1>,
-    /// COM1.
-    pub serial: wherry_devices::serial::SerialStateV1,
-    /// Power registers.
-    pub power: wherry_devices::power::PowerStateV1,
-    /// The balloon, if there is one.
-    pub balloon: Option<wherry_devices::virtio::balloon::BalloonDeviceStateV1>,
+    /// The devices.
+    pub devices: Vec<Saved>,
 }
 
 /// Why a description or a state is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Not decodable, or with bytes left over.
-    #[error("the {0} is malformed")]
-    Malformed(&'static str, #[source] CodecError),
-    /// From another version.
-    #[error("the {0} has version {1}, this wherry knows {VERSION}")]
-    Version(&'static str, u32),
+    /// A record, or the list of them.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// Out of the limits of this VMM.
     #[error("the machine has {0}, which is not supported here")]
     Unsupported(String),
@@ -81,44 +108,64 @@ impl Description {
     pub fn new(
         ram_bytes: u64,
         nr_vcpus: u32,
-        balloon: BalloonOptions,
+        devices: Vec<Spec>,
         kernel: Kernel,
     ) -> anyhow::Result<Self> {
         let kvm = super::open_kvm()?;
         let cpu = CpuDescriptionV1::new(&kvm, &probe(&kvm)?)?;
-        Ok(Self { version: VERSION, ram_bytes, nr_vcpus, cpu, balloon, kernel })
+        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, devices })
     }
 
     /// For the handshake.
     ///
     /// # Errors
-    /// Larger than the codec's limit.
+    /// None: plain data can always be encoded.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        codec::encode(self)
+        let shape = ShapeV1 { ram_bytes: self.ram_bytes, nr_vcpus: self.nr_vcpus };
+        let mut out = Writer::new(&DESCRIPTION, 0);
+        push(&mut out, "machine", "machine", 1, &shape)?;
+        push(&mut out, "cpu", "cpu", 1, &self.cpu)?;
+        push(&mut out, "kernel", "kernel", 1, &self.kernel)?;
+        for Spec { id, kind, slot, options } in &self.devices {
+            let device = DeviceV1 { slot: *slot, options: options.clone() };
+            push(&mut out, id, kind.name, kind.options, &device)?;
+        }
+        Ok(out.finish())
     }
 
     /// From the peer, which may lie.
     ///
     /// # Errors
-    /// Malformed, of another version, or beyond this VMM's limits.
+    /// Malformed, with something unknown in it, or beyond this VMM's limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
-        use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
-        let d: Self = decode(bytes, "machine description")?;
-        if d.version != VERSION {
-            return Err(StateError::Version("machine description", d.version));
+        let mut records = Records::read(&DESCRIPTION, bytes)?;
+        let ShapeV1 { ram_bytes, nr_vcpus } = records.take("machine", "machine", 1)?;
+        let cpu = records.take("cpu", "cpu", 1)?;
+        let kernel: Kernel = records.take("kernel", "kernel", 1)?;
+        let mut devices: Vec<Spec> = Vec::new();
+        for record in records.take_rest() {
+            let kind = Kind::of(&record, DESCRIPTION.what)?;
+            let DeviceV1 { slot, options } =
+                record.decode(DESCRIPTION.what, kind.name, kind.options)?;
+            let free =
+                |slot| slot < VIRTIO_MMIO_SLOTS && devices.iter().all(|d| d.slot != Some(slot));
+            if !slot.map_or(ports(kind).is_some(), |slot| kind.virtio && free(slot)) {
+                let place = format!("`{}` in slot {slot:?}", record.id);
+                return Err(StateError::Unsupported(place));
+            }
+            devices.push(Spec { id: record.id.into(), kind, slot, options });
         }
-        if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&d.ram_bytes)
-            || !d.ram_bytes.is_multiple_of(4096)
+        if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&ram_bytes) || !ram_bytes.is_multiple_of(4096)
         {
-            return Err(StateError::Unsupported(format!("{} bytes of RAM", d.ram_bytes)));
+            return Err(StateError::Unsupported(format!("{ram_bytes} bytes of RAM")));
         }
-        if d.nr_vcpus == 0 || d.nr_vcpus > MAX_VCPUS {
-            return Err(StateError::Unsupported(format!("{} vCPUs", d.nr_vcpus)));
+        if nr_vcpus == 0 || nr_vcpus > MAX_VCPUS {
+            return Err(StateError::Unsupported(format!("{nr_vcpus} vCPUs")));
         }
-        if d.kernel.cmdline.len() > MAX_CMDLINE {
+        if kernel.cmdline.len() > MAX_CMDLINE {
             return Err(StateError::Unsupported("a command line that is too long".into()));
         }
-        Ok(d)
+        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, devices })
     }
 
     /// Refuses a host whose CPU cannot do what the guest was told, naming the features.
@@ -136,44 +183,86 @@ fn probe(kvm: &Kvm) -> anyhow::Result<VcpuFd> {
     vm.create_vcpu(0).context("cannot create a vCPU")
 }
 
-impl MachineStateV1 {
-    /// Assembles a state of this version.
-    #[allow(clippy::too_many_arguments, reason = "one argument per part, used once")]
-    pub fn new(
-        running: bool,
-        vm: VmStateV1,
-        vcpus: Vec<VcpuStateV1>,
-        serial: wherry_devices::serial::SerialStateV1,
-        power: wherry_devices::power::PowerStateV1,
-        balloon: Option<wherry_devices::virtio::balloon::BalloonDeviceStateV1>,
-    ) -> Self {
-        Self { version: VERSION, running, vm, vcpus, serial, power, balloon }
-    }
-
+impl MachineState {
     /// For the wire.
     ///
     /// # Errors
-    /// Larger than the codec's limit.
+    /// None: plain data can always be encoded.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
-        codec::encode(self)
+        let mut out = Writer::new(&STATE, if self.running { RUNNING } else { 0 });
+        push(&mut out, "vm", "vm", 1, &self.vm)?;
+        for (nr, vcpu) in self.vcpus.iter().enumerate() {
+            push(&mut out, &vcpu_id(nr), "vcpu", 1, vcpu)?;
+        }
+        for Saved { id, kind, bytes } in &self.devices {
+            out.push(Record { id, kind: kind.name, version: kind.version, bytes });
+        }
+        Ok(out.finish())
     }
 
     /// From the wire.
     ///
     /// # Errors
-    /// Malformed or of another version. What the parts hold is checked when they are restored.
+    /// Malformed, or with something unknown in it. What the parts hold is checked when they are
+    /// restored.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
-        let s: Self = decode(bytes, "machine state")?;
-        if s.version != VERSION {
-            return Err(StateError::Version("machine state", s.version));
+        let mut records = Records::read(&STATE, bytes)?;
+        let running = records.flags() & RUNNING != 0;
+        let vm = records.take("vm", "vm", 1)?;
+        let mut vcpus = Vec::new();
+        while records.has(&vcpu_id(vcpus.len())) {
+            vcpus.push(records.take(&vcpu_id(vcpus.len()), "vcpu", 1)?);
         }
-        Ok(s)
+        let mut devices = Vec::new();
+        for record in records.take_rest() {
+            let kind = Kind::of(&record, STATE.what)?;
+            record.is(STATE.what, kind.name, kind.version)?;
+            devices.push(Saved { id: record.id.into(), kind, bytes: record.bytes.to_vec() });
+        }
+        Ok(Self { running, vm, vcpus, devices })
+    }
+
+    /// The state of a device of the description. Each is to be asked for once.
+    ///
+    /// # Errors
+    /// It is missing, or of another kind.
+    pub fn take_device(&mut self, spec: &Spec) -> Result<Saved, RecordError> {
+        let missing = || RecordError::Missing(STATE.what, spec.id.clone());
+        let at = self.devices.iter().position(|d| d.id == spec.id).ok_or_else(missing)?;
+        let saved = self.devices.remove(at);
+        if saved.kind == spec.kind {
+            return Ok(saved);
+        }
+        let (kind, should) = (saved.kind.name.into(), spec.kind.name.into());
+        Err(RecordError::OtherKind { what: STATE.what, id: saved.id, kind, should })
+    }
+
+    /// All devices of the description were asked for.
+    ///
+    /// # Errors
+    /// There are others.
+    pub fn no_device_left(&self) -> Result<(), RecordError> {
+        let left = |d: &Saved| Err(RecordError::LeftOver(STATE.what, d.id.clone()));
+        self.devices.first().map_or(Ok(()), left)
     }
 }
 
-fn decode<T: Serialize + serde::de::DeserializeOwned>(
-    bytes: &[u8],
-    what: &'static str,
-) -> Result<T, StateError> {
-    codec::decode(bytes).map_err(|e| StateError::Malformed(what, e))
+fn vcpu_id(nr: usize) -> String {
+    format!("vcpu-{nr}")
 }
+
+fn push<T: Serialize>(
+    out: &mut Writer,
+    id: &str,
+    kind: &str,
+    version: u32,
+    value: &T,
+) -> Result<(), CodecError> {
+    let bytes = encode(value)?;
+    out.push(Record { id, kind, version, bytes: &bytes });
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

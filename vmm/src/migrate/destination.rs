@@ -14,12 +14,12 @@ use wherry_migration::{
 
 use crate::machine::controller::Controller;
 use crate::machine::owner::Vcpus;
-use crate::machine::{Description, Machine, MachineHooks, MachineStateV1, open_kvm};
+use crate::machine::{Description, Machine, MachineHooks, MachineState, open_kvm};
 use crate::memory::{PAGE, Ram};
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
 /// touched.
-const DONE_AFTER: Duration = Duration::from_millis(300);
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(300);
 
 /// A line of progress at least this often.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -79,21 +79,20 @@ fn refuse(e: anyhow::Error) -> io::Error {
     io::Error::other(format!("{e:#}"))
 }
 
-/// The guest gets its hinted memory back a while after it began to run here, so that it does not
-/// stand still twice in one go.
-fn give_back_later(machine: &Machine) {
-    let Some(balloon) = machine.balloon().cloned() else {
-        return;
-    };
-    let spawned = std::thread::Builder::new().name("give-back".into()).spawn({
-        let balloon = balloon.clone();
+/// Devices announce themselves a while after the guest began to run here: it gets its hinted memory
+/// back then, and is not to stand still twice in one go.
+fn announce_later(machine: &Arc<Machine>) {
+    let spawned = std::thread::Builder::new().name("announce".into()).spawn({
+        let machine = Arc::downgrade(machine);
         move || {
-            std::thread::sleep(DONE_AFTER);
-            balloon.announce_done();
+            std::thread::sleep(ANNOUNCE_AFTER);
+            if let Some(machine) = machine.upgrade() {
+                machine.announce();
+            }
         }
     });
     if spawned.is_err() {
-        balloon.announce_done();
+        machine.announce();
     }
 }
 
@@ -116,11 +115,12 @@ impl DestinationVm for Arriving<'_> {
     fn load(&mut self, state: &[u8]) -> io::Result<()> {
         let (d, vm, ram) =
             self.foundation.take().ok_or_else(|| io::Error::other("state before memory"))?;
-        let mut state = MachineStateV1::decode(state).map_err(|e| refuse(e.into()))?;
+        let mut state = MachineState::decode(state).map_err(|e| refuse(e.into()))?;
         if let Some(warning) = state.vm.bound_clock(self.begun.elapsed()) {
             eprintln!("wherry: {warning}");
         }
-        let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(&state)).map_err(refuse)?;
+        let running = state.running;
+        let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(state)).map_err(refuse)?;
         if machine.ended().is_some() {
             // In time for the source to keep its guest.
             return Err(io::Error::other(format!(
@@ -128,7 +128,7 @@ impl DestinationVm for Arriving<'_> {
                 machine.why()
             )));
         }
-        self.machine = Some((Arc::new(machine), state.running));
+        self.machine = Some((Arc::new(machine), running));
         Ok(())
     }
 
@@ -142,7 +142,7 @@ impl DestinationVm for Arriving<'_> {
             Some(_) => io::Error::other(format!("its machine died on arrival: {}", machine.why())),
             None => io::Error::other(refusal),
         })?;
-        give_back_later(machine);
+        announce_later(machine);
         Ok(())
     }
 }

@@ -11,8 +11,7 @@ use super::{
     Balloon, BalloonDeviceStateV1, BalloonStats, BalloonTelemetry, HintError, HintRange, Role,
 };
 use crate::bus::BusDevice;
-use crate::sync::TwoLane;
-use crate::virtio::mmio::{MmioDevice, MmioPort, Subscriber};
+use crate::virtio::mmio::{MmioDevice, MmioPort, Shared, Subscriber};
 
 /// What a balloon says about itself, all of one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,15 +35,15 @@ pub struct BalloonFigures {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct BalloonHandle {
-    device: Arc<TwoLane<MmioDevice<Balloon>>>,
+    device: Shared<Balloon>,
     // Apart from the device, so that waiting does not hold its lock.
     gate: Arc<SeenGate>,
 }
 
 impl BalloonHandle {
-    pub(super) fn new(device: MmioDevice<Balloon>) -> Self {
-        let gate = Arc::clone(&device.device().hinting.gate);
-        Self { device: Arc::new(TwoLane::new(device)), gate }
+    pub(super) fn new(device: Shared<Balloon>) -> Self {
+        let gate = Arc::clone(&device.urgent().device().hinting.gate);
+        Self { device, gate }
     }
 
     /// For `Bus::insert`, [`SLOT_LEN`](crate::virtio::mmio::regs::SLOT_LEN) bytes.
@@ -58,7 +57,7 @@ impl BalloonHandle {
     }
 
     /// The device behind its lock.
-    pub fn device(&self) -> &Arc<TwoLane<MmioDevice<Balloon>>> {
+    pub fn device(&self) -> &Shared<Balloon> {
         &self.device
     }
 
@@ -72,12 +71,7 @@ impl BalloonHandle {
     /// after the vCPUs and before the state is taken; resume before the vCPUs, after the interrupt
     /// controller was restored.
     pub fn set_paused(&self, paused: bool) {
-        let mut device = self.device.urgent();
-        device.set_paused(paused);
-        let due = !paused && std::mem::take(&mut device.device_mut().announce_due);
-        if due && device.device().hinting.field() == CMD_DONE {
-            device.config_changed();
-        }
+        self.device.urgent().set_paused(paused);
     }
 
     /// Whether the guest's driver is up and well.
@@ -87,8 +81,7 @@ impl BalloonHandle {
 
     /// The whole state. Take it while paused.
     pub fn state(&self) -> BalloonDeviceStateV1 {
-        let device = self.device.urgent();
-        BalloonDeviceStateV1 { mmio: device.state(), balloon: device.device().state() }
+        self.device.urgent().state()
     }
 
     /// Counters.
@@ -161,7 +154,8 @@ impl BalloonHandle {
         };
         match device.device_mut().stats.held.take() {
             Some(head) => {
-                device.complete(queue, head, 0);
+                device.ticket(queue, head).complete(0);
+                device.finish_completed();
                 true
             }
             None => false,
@@ -256,12 +250,7 @@ impl BalloonHandle {
     /// Linux takes all of its pages back with interrupts off, which touches memory that the host
     /// has not mapped for the guest yet. Does nothing if hinting has started again meanwhile.
     pub fn announce_done(&self) {
-        let mut device = self.device.urgent();
-        if device.paused() {
-            device.device_mut().announce_due = true;
-        } else if device.device().hinting.field() == CMD_DONE {
-            device.config_changed();
-        }
+        self.device.urgent().announce();
     }
 
     /// A guard that calls [`hint_done`](Self::hint_done) when it is dropped.

@@ -33,15 +33,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::desc::split::Descriptor;
 
 use self::constants::*;
 use self::ram::{PageSet, Ram};
 use self::stats::Stats;
-use super::mmio::{MmioDevice, MmioError, regs};
+use super::mmio::{MmioDevice, MmioError, MmioStateV1, regs};
 use super::{Chain, Completion, VirtioDevice};
 use crate::GuestMemory;
+use crate::device::Kind;
 use crate::interrupt::InterruptLine;
+use crate::sync::TwoLane;
 
 pub use self::control::{BalloonFigures, BalloonHandle, DoneGuard};
 pub use self::hinting::{HintError, HintRange, HintState, HintStateV1, Hinting};
@@ -69,7 +72,7 @@ pub trait BalloonBackend: Send + Sync {
 }
 
 /// What the device offers. Both ends of a migration must offer the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonConfig {
     /// Target at start, in pages of 4096 bytes.
     pub target_pages: u32,
@@ -183,8 +186,6 @@ pub struct Balloon {
     inflating: Option<Vec<u64>>,
     stats: Stats,
     hinting: Hinting,
-    /// DONE is to be announced on resume.
-    announce_due: bool,
     telemetry: BalloonTelemetry,
 }
 
@@ -197,7 +198,8 @@ impl Balloon {
         backend: Arc<dyn BalloonBackend>,
     ) -> Result<BalloonHandle, MmioError> {
         let balloon = Self::new(cfg, Arc::clone(&mem), backend);
-        Ok(BalloonHandle::new(MmioDevice::new(balloon, mem, irq)?))
+        let device = MmioDevice::new(balloon, mem, irq)?;
+        Ok(BalloonHandle::new(Arc::new(TwoLane::new(device))))
     }
 
     fn new(cfg: BalloonConfig, mem: Arc<GuestMemory>, backend: Arc<dyn BalloonBackend>) -> Self {
@@ -220,7 +222,6 @@ impl Balloon {
             inflating: None,
             stats: Stats::default(),
             hinting: Hinting::default(),
-            announce_due: false,
             telemetry: BalloonTelemetry::default(),
         }
     }
@@ -256,7 +257,25 @@ fn descriptors(chain: Chain<'_>) -> (Vec<Descriptor>, bool) {
     (descs, complete)
 }
 
+/// The kind.
+pub static KIND: Kind = Kind {
+    name: "virtio-balloon",
+    id: "balloon",
+    options: 1,
+    version: 1,
+    virtio: true,
+    build: |build| {
+        let config = build.options()?;
+        let balloon = Balloon::new(config, build.host.memory(), build.host.balloon());
+        let device = MmioDevice::build(&build, balloon)?;
+        build.handles.balloon = Some(BalloonHandle::new(device.clone()));
+        Ok(MmioDevice::built(device))
+    },
+};
+
 impl VirtioDevice for Balloon {
+    type State = BalloonStateV1;
+
     fn device_type(&self) -> u32 {
         DEVICE_ID
     }
@@ -324,5 +343,23 @@ impl VirtioDevice for Balloon {
             None => {}
         }
         Completion::Used(0)
+    }
+
+    fn state(&self) -> BalloonStateV1 {
+        self.save()
+    }
+
+    fn load(
+        &mut self,
+        mmio: &MmioStateV1,
+        state: &BalloonStateV1,
+    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+        self.load_saved(mmio, state)?;
+        Ok(self.hinting.field() != state.hinting.field)
+    }
+
+    /// The driver finds DONE, if it may hold hinted pages.
+    fn announce(&mut self) -> bool {
+        self.hinting.field() == CMD_DONE
     }
 }

@@ -9,8 +9,9 @@ use super::ram::PageSet;
 use super::{Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintStateV1, PageSetV1, Role};
 use crate::GuestMemory;
 use crate::interrupt::InterruptLine;
+use crate::sync::TwoLane;
 use crate::virtio::mmio::regs::status;
-use crate::virtio::mmio::{MmioDevice, MmioError, MmioStateV1};
+use crate::virtio::mmio::{MmioDevice, MmioError, MmioStateV1, VirtioStateV1};
 
 /// Why a saved balloon was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,18 +59,27 @@ pub struct BalloonStateV1 {
     pub hinting: HintStateV1,
 }
 
-/// A balloon with its transport: what the VMM saves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BalloonDeviceStateV1 {
-    /// Registers and queues.
-    pub mmio: MmioStateV1,
-    /// The device behind them.
-    pub balloon: BalloonStateV1,
-}
+/// A balloon with its transport.
+pub type BalloonDeviceStateV1 = VirtioStateV1<BalloonStateV1>;
 
 impl Balloon {
-    /// The device's state.
-    pub fn state(&self) -> BalloonStateV1 {
+    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its
+    /// target is ignored. The device comes paused: resume it after the interrupt controller was
+    /// restored and when the guest may run. If the driver may hold hinted pages, the field shows
+    /// DONE; [`BalloonHandle::announce_done`] tells it.
+    pub fn restore(
+        cfg: BalloonConfig,
+        mem: Arc<GuestMemory>,
+        irq: Arc<dyn InterruptLine>,
+        backend: Arc<dyn BalloonBackend>,
+        state: &BalloonDeviceStateV1,
+    ) -> Result<BalloonHandle, MmioError> {
+        let balloon = Self::new(cfg, Arc::clone(&mem), backend);
+        let device = MmioDevice::restore(balloon, mem, irq, state)?;
+        Ok(BalloonHandle::new(Arc::new(TwoLane::new(device))))
+    }
+
+    pub(super) fn save(&self) -> BalloonStateV1 {
         BalloonStateV1 {
             num_pages: self.num_pages,
             actual: self.actual,
@@ -82,29 +92,11 @@ impl Balloon {
         }
     }
 
-    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its
-    /// target is ignored. The device comes paused: resume it after the interrupt controller was
-    /// restored and when the guest may run. If the driver may hold hinted pages, the field shows
-    /// DONE; [`BalloonHandle::announce_done`] tells it.
-    pub fn restore(
-        cfg: BalloonConfig,
-        mem: Arc<GuestMemory>,
-        irq: Arc<dyn InterruptLine>,
-        backend: Arc<dyn BalloonBackend>,
-        state: &BalloonDeviceStateV1,
-    ) -> Result<BalloonHandle, MmioError> {
-        let mut balloon = Self::new(cfg, Arc::clone(&mem), backend);
-        balloon.load(state).map_err(|e| MmioError::Device(Box::new(e)))?;
-        let changed = balloon.hinting.field() != state.balloon.hinting.field;
-        let mut device = MmioDevice::restore(balloon, mem, irq, &state.mmio)?;
-        if changed {
-            device.config_generation_next();
-        }
-        Ok(BalloonHandle::new(device))
-    }
-
-    fn load(&mut self, state: &BalloonDeviceStateV1) -> Result<(), BalloonStateError> {
-        let (mmio, saved) = (&state.mmio, &state.balloon);
+    pub(super) fn load_saved(
+        &mut self,
+        mmio: &MmioStateV1,
+        saved: &BalloonStateV1,
+    ) -> Result<(), BalloonStateError> {
         let own = self.ram.pages();
         if saved.ram_pages != own {
             return Err(BalloonStateError::RamPages { saved: saved.ram_pages, own });

@@ -12,6 +12,8 @@
 //! the bus. [`Subscriber`] waits for them in the event loop. A kick is never lost to a pause: when
 //! it ends all queues are looked at once.
 
+mod completions;
+mod device;
 mod process;
 pub mod regs;
 mod state;
@@ -30,13 +32,16 @@ use crate::bus::BusDevice;
 use crate::interrupt::{InterruptLine, Level};
 use crate::sync::TwoLane;
 
-pub use self::state::{MmioStateV1, QueueStateV1};
+use self::completions::Completions;
+pub use self::completions::{Completer, Ticket};
+pub use self::device::Shared;
+pub use self::state::{MmioStateV1, QueueStateV1, VirtioStateV1};
 pub use self::subscriber::Subscriber;
 
 /// Why a transport could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum MmioError {
-    /// No eventfd for a queue.
+    /// No eventfd.
     #[error("cannot make an eventfd")]
     EventFd(#[source] io::Error),
     /// The device asks for a queue size that is not a power of two up to 32768.
@@ -84,7 +89,10 @@ pub struct MmioDevice<D> {
     line: Level,
     queues: Vec<Queue>,
     events: Vec<Arc<EventFd>>,
+    completions: Arc<Completions>,
     paused: bool,
+    /// The device is to announce itself on resume.
+    announce_due: bool,
     status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -98,7 +106,7 @@ pub struct MmioDevice<D> {
 impl<D: VirtioDevice> MmioDevice<D> {
     /// The device after power on.
     pub fn new(
-        device: D,
+        mut device: D,
         mem: Arc<GuestMemory>,
         irq: Arc<dyn InterruptLine>,
     ) -> Result<Self, MmioError> {
@@ -111,13 +119,17 @@ impl<D: VirtioDevice> MmioDevice<D> {
                 EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MmioError::EventFd)?,
             ));
         }
+        let completions = Arc::new(Completions::new().map_err(MmioError::EventFd)?);
+        device.connect(Completer(completions.clone()));
         Ok(Self {
             device,
             mem,
             line: Level::new(irq),
             queues,
             events,
+            completions,
             paused: false,
+            announce_due: false,
             status: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
@@ -161,19 +173,37 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 
     /// Stops or resumes the processing of queues. When `set_paused(true)` returns nothing is being
-    /// consumed, and nothing will be. On resume all queues are kicked, and a restored device sets
-    /// its interrupt line.
+    /// consumed, and nothing will be; what is in flight still is
+    /// ([`Device::pause`](crate::device::Device::pause) waits for that). On resume all queues are
+    /// kicked, and a restored device sets its interrupt line.
     pub fn set_paused(&mut self, paused: bool) {
         let was = std::mem::replace(&mut self.paused, paused);
         if was && !paused {
             self.kick_all();
             self.update_line();
+            if std::mem::take(&mut self.announce_due) {
+                self.announce();
+            }
         }
     }
 
-    /// Whether it is paused: then nothing writes to guest memory.
+    /// Whether it is paused: nothing begins that would write to guest memory.
     pub fn paused(&self) -> bool {
         self.paused
+    }
+
+    /// The guest has arrived and runs here; if it does not, this is put off until it does.
+    pub fn announce(&mut self) {
+        if self.paused {
+            self.announce_due = true;
+        } else if self.device.announce() {
+            self.config_changed();
+        }
+    }
+
+    /// A ticket for a chain that the device held.
+    pub(crate) fn ticket(&self, queue: usize, head: u16) -> Ticket {
+        Completer(self.completions.clone()).take(queue, head)
     }
 
     /// Tells the driver that config space changed: a new generation, and an interrupt if it is
@@ -183,12 +213,6 @@ impl<D: VirtioDevice> MmioDevice<D> {
         if self.status & status::DRIVER_OK != 0 {
             self.raise(regs::INT_CONFIG);
         }
-    }
-
-    /// For restoring: config space is not as it was saved. [`config_changed`](Self::config_changed)
-    /// tells the driver when there is an interrupt controller to take it.
-    pub(crate) fn config_generation_next(&mut self) {
-        self.config_generation = self.config_generation.wrapping_add(1);
     }
 
     pub(crate) fn kick(&self, queue: usize) {
@@ -234,6 +258,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.update_line();
         self.queues.iter_mut().for_each(QueueT::reset);
         self.device.reset();
+        self.completions.forget();
         self.config_generation = self.config_generation.wrapping_add(1);
     }
 

@@ -1,5 +1,6 @@
 //! Taking chains from a queue and giving them back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -82,6 +83,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
                     queue.set_next_avail(queue.next_avail().wrapping_sub(1));
                     break;
                 }
+                Completion::Wait => {
+                    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+                    queue.enable_notification(mem)?;
+                    return Ok(Batch::Drained);
+                }
             }
             if started.elapsed() >= BATCH_TIME {
                 break;
@@ -90,19 +96,20 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Ok(Batch::More)
     }
 
-    /// Gives back a chain that the device held. Not while paused: nobody would look for the write
-    /// any more.
-    pub(crate) fn complete(&mut self, index: usize, head: u16, len: u32) {
-        debug_assert!(!self.paused, "a chain is given back while paused");
-        if self.paused {
-            return;
-        }
+    /// Gives back the chains that were completed elsewhere.
+    pub(crate) fn finish_completed(&mut self) {
         let mem = Arc::clone(&self.mem);
-        let Some(queue) = self.queues.get_mut(index).filter(|q| q.ready()) else { return };
-        match queue.add_used(&*mem, head, len) {
-            Ok(()) => self.notify_used(index, &mem),
-            Err(_) => self.needs_reset(),
+        let mut used = BTreeSet::new();
+        for done in self.completions.take_done() {
+            let Some(queue) = self.queues.get_mut(done.queue).filter(|q| q.ready()) else {
+                continue;
+            };
+            match done.len.map(|len| queue.add_used(&*mem, done.head, len)) {
+                Some(Ok(())) => drop(used.insert(done.queue)),
+                Some(Err(_)) | None => self.needs_reset(),
+            }
         }
+        used.into_iter().for_each(|queue| self.notify_used(queue, &mem));
     }
 
     fn notify_used(&mut self, index: usize, mem: &GuestMemory) {

@@ -59,6 +59,15 @@ pub struct MmioStateV1 {
     pub queues: Vec<QueueStateV1>,
 }
 
+/// A device with its transport: what is saved of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioStateV1<S> {
+    /// Registers and queues.
+    pub mmio: MmioStateV1,
+    /// The device behind them.
+    pub device: S,
+}
+
 impl From<QueueState> for QueueStateV1 {
     fn from(s: QueueState) -> Self {
         Self {
@@ -92,8 +101,12 @@ impl From<&QueueStateV1> for QueueState {
 }
 
 impl<D: VirtioDevice> MmioDevice<D> {
-    /// The transport's state. Take it while paused.
-    pub fn state(&self) -> MmioStateV1 {
+    /// The whole state. Take it while paused.
+    pub fn state(&self) -> VirtioStateV1<D::State> {
+        VirtioStateV1 { mmio: self.transport_state(), device: self.device.state() }
+    }
+
+    fn transport_state(&self) -> MmioStateV1 {
         MmioStateV1 {
             device_type: self.device.device_type(),
             device_features: self.device.features(),
@@ -108,14 +121,17 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    /// A transport around a device that is already restored. It comes paused: nothing is consumed
-    /// before `set_paused(false)`, which belongs after the interrupt controller was restored.
+    /// A fresh device and its transport, as saved, or not at all. They come paused: nothing is
+    /// consumed before `set_paused(false)`, which belongs after the interrupt controller was
+    /// restored.
     pub fn restore(
-        device: D,
+        mut device: D,
         mem: Arc<GuestMemory>,
         irq: Arc<dyn InterruptLine>,
-        state: &MmioStateV1,
+        state: &VirtioStateV1<D::State>,
     ) -> Result<Self, MmioError> {
+        let changed = device.load(&state.mmio, &state.device).map_err(MmioError::Device)?;
+        let state = &state.mmio;
         let mut this = Self::new(device, mem, irq)?;
         this.check(state)?;
         this.paused = true;
@@ -125,7 +141,9 @@ impl<D: VirtioDevice> MmioDevice<D> {
         this.driver_features_sel = state.driver_features_sel;
         this.queue_sel = state.queue_sel;
         this.interrupt_status = state.interrupt_status;
-        this.config_generation = state.config_generation;
+        // If config space changed, the driver is told when there is an interrupt controller to take
+        // it.
+        this.config_generation = state.config_generation.wrapping_add(u32::from(changed));
         let event_idx =
             state.status & status::DRIVER_OK != 0 && state.driver_features & regs::F_EVENT_IDX != 0;
         for (index, (slot, saved)) in this.queues.iter_mut().zip(&state.queues).enumerate() {

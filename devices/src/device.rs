@@ -1,0 +1,285 @@
+//! What every device does for its machine, whatever it is: the machine keeps a list and knows none
+//! by name.
+//!
+//! A device is built from its part of the machine's description ([`Spec`]) and from what the host
+//! gives ([`Host`]), fresh or as saved ([`Saved`]), or refused by name. [`crate::kinds`] lists the
+//! kinds that there are.
+//!
+//! # Rules
+//! - **Pausing drains.** When [`Device::pause`] has returned, nothing of the device is in flight and
+//!   nothing writes guest memory. If that cannot be had in time, it says so and goes on as before.
+//! - **Guest memory is marked dirty after it was written, whatever the result.** What goes through
+//!   [`GuestMemory`] is; whoever has the kernel write into guest memory marks it when the kernel is
+//!   through, and before the driver is told.
+//! - **Resuming looks at everything again**: each queue, and the interrupt line. So no kick is lost
+//!   to a pause or a move.
+//! - **Nothing of the host's crosses over**: no path, no descriptor.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use event_manager::MutEventSubscriber;
+use serde::{Serialize, de::DeserializeOwned};
+use vmm_sys_util::eventfd::EventFd;
+use wherry_codec::CodecError;
+use wherry_codec::records::{Record, RecordError};
+
+use crate::kinds::Handles;
+use crate::power::PowerSink;
+use crate::virtio::balloon::BalloonBackend;
+use crate::{BusDevice, GuestMemory, InterruptLine};
+
+/// See the module's text. Called from any thread.
+pub trait Device: Send + Sync {
+    /// Takes no new work, and waits until nothing is in flight. Idempotent.
+    ///
+    /// # Errors
+    /// Something still is at `deadline`: the device goes on as before.
+    fn pause(&self, deadline: Instant) -> Result<(), Busy>;
+
+    /// Goes on, and looks at everything again. Idempotent.
+    fn resume(&self);
+
+    /// Its state. Paused devices only.
+    ///
+    /// # Errors
+    /// It has no encoding.
+    fn save(&self) -> Result<Vec<u8>, CodecError>;
+
+    /// The interrupt controllers are as saved, too: sets the interrupt line. Saved controllers know
+    /// nothing of who holds a line high.
+    ///
+    /// # Errors
+    /// The line cannot be set.
+    fn after_restore(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The guest has arrived and runs here: tells it, or the network, what they must know. Called
+    /// soon after the guest began to run; put off until the resume if it does not.
+    fn announce(&self) {}
+}
+
+/// A device did not come to rest in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{in_flight} requests are still in flight")]
+pub struct Busy {
+    /// Requests that have not ended.
+    pub in_flight: usize,
+}
+
+/// A device's part of a machine's description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Its name, unique in the machine.
+    pub id: String,
+    /// What it is.
+    pub kind: &'static Kind,
+    /// The virtio-mmio slot that it sits in. `None`: at its kind's own ports.
+    pub slot: Option<u32>,
+    /// What the kind wants to know, encoded.
+    pub options: Vec<u8>,
+}
+
+impl Spec {
+    /// A device that is its kind's only one and bears its name.
+    ///
+    /// # Errors
+    /// The options have no encoding; plain data always has.
+    pub fn new<O: Serialize>(kind: &'static Kind, options: &O) -> Result<Self, CodecError> {
+        let options = wherry_codec::encode(options)?;
+        Ok(Self { id: kind.id.into(), kind, slot: None, options })
+    }
+
+    /// The same in a virtio-mmio slot.
+    #[must_use]
+    pub fn in_slot(self, slot: u32) -> Self {
+        Self { slot: Some(slot), ..self }
+    }
+}
+
+/// A saved device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// Its name.
+    pub id: String,
+    /// What it is.
+    pub kind: &'static Kind,
+    /// Its state in [`Kind::version`].
+    pub bytes: Vec<u8>,
+}
+
+/// A kind of device.
+#[derive(Debug)]
+pub struct Kind {
+    /// Its name in descriptions and states, for good.
+    pub name: &'static str,
+    /// Name of a device that is the only one of its kind.
+    pub id: &'static str,
+    /// Version of the options in the description.
+    pub options: u32,
+    /// Version of the saved state.
+    pub version: u32,
+    /// Whether it sits in a virtio-mmio slot.
+    pub virtio: bool,
+    /// Builds one.
+    pub build: fn(Build<'_>) -> Result<Built, BuildError>,
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+impl Eq for Kind {}
+
+impl Kind {
+    /// The kind of a record of `what` that is a device.
+    ///
+    /// # Errors
+    /// There is no such kind.
+    pub fn of(record: &Record<'_>, what: &'static str) -> Result<&'static Self, RecordError> {
+        let known = crate::kinds::KINDS.iter().find(|kind| kind.name == record.kind);
+        known.copied().ok_or_else(|| {
+            let (id, kind) = (record.id.into(), record.kind.into());
+            RecordError::UnknownKind { what, id, kind }
+        })
+    }
+}
+
+/// What a host gives to devices. The VMM implements it.
+pub trait Host {
+    /// Guest RAM.
+    fn memory(&self) -> Arc<GuestMemory>;
+    /// Where the guest's console output goes.
+    fn console(&self) -> Box<dyn Write + Send>;
+    /// Who is told that the guest ends itself.
+    fn power(&self) -> Arc<dyn PowerSink>;
+    /// Takes guest memory back.
+    fn balloon(&self) -> Arc<dyn BalloonBackend>;
+}
+
+/// What a device is built from.
+pub struct Build<'a> {
+    /// Its part of the description.
+    pub spec: &'a Spec,
+    /// Its state, if it is not fresh.
+    pub saved: Option<&'a Saved>,
+    /// Its interrupt line.
+    pub irq: Arc<dyn InterruptLine>,
+    /// What the host gives.
+    pub host: &'a dyn Host,
+    /// For those who do more with a device than the list does.
+    pub handles: &'a mut Handles,
+}
+
+/// Why a device could not be built.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {} `{id}` ({kind})", if *.restore { "restore" } else { "build" })]
+pub struct BuildError {
+    id: String,
+    kind: &'static str,
+    restore: bool,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Build<'_> {
+    /// The options of the description.
+    ///
+    /// # Errors
+    /// Malformed.
+    pub fn options<O: Serialize + DeserializeOwned>(&self) -> Result<O, BuildError> {
+        wherry_codec::decode(&self.spec.options).map_err(|e| self.refuse(e))
+    }
+
+    /// The saved state, if there is one.
+    ///
+    /// # Errors
+    /// Malformed.
+    pub fn state<S: Serialize + DeserializeOwned>(&self) -> Result<Option<S>, BuildError> {
+        let state = self.saved.map(|saved| wherry_codec::decode(&saved.bytes)).transpose();
+        state.map_err(|e| self.refuse(e))
+    }
+
+    /// Says which device it was.
+    pub fn refuse(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> BuildError {
+        let Spec { id, kind, .. } = self.spec;
+        let restore = self.saved.is_some();
+        BuildError { id: id.clone(), kind: kind.name, restore, source: source.into() }
+    }
+}
+
+/// A device's end of the event loop: its kicks, its completions, its host descriptors.
+pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
+
+/// A device that is built, and what the machine has to connect. It is paused.
+pub struct Built {
+    /// The device.
+    pub device: Arc<dyn Device>,
+    /// For the bus.
+    pub bus: Arc<Mutex<dyn BusDevice>>,
+    /// An eventfd per queue, in order: ioeventfds on the slot's QueueNotify with the index as
+    /// 4-byte datamatch.
+    pub kicks: Vec<Arc<EventFd>>,
+    /// For the event loop.
+    pub subscriber: Option<Subscriber>,
+}
+
+/// The devices of a machine.
+#[derive(Default)]
+pub struct Devices(Vec<(Spec, Arc<dyn Device>)>);
+
+impl Devices {
+    /// One more.
+    pub fn push(&mut self, spec: Spec, device: Arc<dyn Device>) {
+        self.0.push((spec, device));
+    }
+
+    /// Pauses all, in order.
+    ///
+    /// # Errors
+    /// One is not at rest by `deadline`: none is paused, and the text names it.
+    pub fn pause(&self, deadline: Instant) -> Result<(), String> {
+        for (nth, (spec, device)) in self.0.iter().enumerate() {
+            if let Err(busy) = device.pause(deadline) {
+                self.0.iter().take(nth).rev().for_each(|(_, device)| device.resume());
+                return Err(format!("device `{}`: {busy}", spec.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Resumes all, the last one first.
+    pub fn resume(&self) {
+        self.0.iter().rev().for_each(|(_, device)| device.resume());
+    }
+
+    /// Saves all.
+    ///
+    /// # Errors
+    /// One cannot be encoded.
+    pub fn save(&self) -> Result<Vec<Saved>, CodecError> {
+        let save = |(spec, device): &(Spec, Arc<dyn Device>)| {
+            let (id, kind) = (spec.id.clone(), spec.kind);
+            Ok(Saved { id, kind, bytes: device.save()? })
+        };
+        self.0.iter().map(save).collect()
+    }
+
+    /// The interrupt controllers are as saved, too.
+    ///
+    /// # Errors
+    /// A line cannot be set.
+    pub fn after_restore(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(|(_, device)| device.after_restore())
+    }
+
+    /// The guest has arrived and runs here.
+    pub fn announce(&self) {
+        self.0.iter().for_each(|(_, device)| device.announce());
+    }
+}

@@ -1,0 +1,121 @@
+//! Chains that a device works on elsewhere: in other threads, or in the kernel.
+//!
+//! A device that cannot answer a chain at once takes a [`Ticket`] for it ([`Completer::take`]),
+//! returns [`Completion::Held`](crate::virtio::Completion::Held), and passes the ticket on. Whoever
+//! is through completes it, on any thread and without the device's lock; the event loop then gives
+//! the chain back, several in one go with one interrupt. A paused device has no ticket out
+//! ([`Device::pause`](crate::device::Device::pause) waits), so a saved state knows of none.
+//!
+//! Write to guest memory, mark it dirty, let go of it, then complete: in this order.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// How long a driver's reset waits for work that is under way. The driver may use its memory anew
+/// as soon as the register write is over.
+const RESET_PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct Inner {
+    in_flight: usize,
+    /// Counts resets: what was taken before one is not given back after it.
+    generation: u64,
+    done: Vec<Done>,
+}
+
+/// A chain to give back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done {
+    pub(super) queue: usize,
+    pub(super) head: u16,
+    /// `None`: nobody will ever answer it.
+    pub(super) len: Option<u32>,
+}
+
+pub(super) struct Completions {
+    inner: Mutex<Inner>,
+    idle: Condvar,
+    /// Something is done.
+    pub(super) event: EventFd,
+}
+
+impl Completions {
+    pub(super) fn new() -> std::io::Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self { inner: Mutex::default(), idle: Condvar::new(), event })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has been completed since.
+    pub(super) fn take_done(&self) -> Vec<Done> {
+        std::mem::take(&mut self.lock().done)
+    }
+
+    /// Waits until nothing is in flight. Returns how much is at `deadline`.
+    pub(super) fn wait_idle(&self, deadline: Instant) -> usize {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let busy = |inner: &mut Inner| inner.in_flight > 0;
+        let waited = self.idle.wait_timeout_while(self.lock(), left, busy);
+        waited.unwrap_or_else(PoisonError::into_inner).0.in_flight
+    }
+
+    /// The driver has reset the device: waits for what is in flight, and forgets it.
+    pub(super) fn forget(&self) {
+        self.wait_idle(Instant::now() + RESET_PATIENCE);
+        let mut inner = self.lock();
+        inner.generation += 1;
+        inner.done.clear();
+    }
+}
+
+/// Gives tickets out. Cheap to clone.
+#[derive(Clone)]
+pub struct Completer(pub(super) Arc<Completions>);
+
+impl Completer {
+    /// A ticket for the chain with this head. The chain counts as in flight until it is completed.
+    pub fn take(&self, queue: usize, head: u16) -> Ticket {
+        let mut inner = self.0.lock();
+        inner.in_flight += 1;
+        let generation = inner.generation;
+        drop(inner);
+        Ticket { to: self.0.clone(), generation, done: Done { queue, head, len: None } }
+    }
+}
+
+/// A chain in flight. Dropped without an answer, it makes the device need a reset: the driver would
+/// wait for ever.
+#[must_use = "the driver waits for the chain"]
+pub struct Ticket {
+    to: Arc<Completions>,
+    generation: u64,
+    done: Done,
+}
+
+impl Ticket {
+    /// The chain goes back to the driver, with `len` bytes written into it.
+    pub fn complete(mut self, len: u32) {
+        self.done.len = Some(len);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut inner = self.to.lock();
+        inner.in_flight -= 1;
+        if inner.generation == self.generation {
+            inner.done.push(self.done);
+        }
+        if inner.in_flight == 0 {
+            self.to.idle.notify_all();
+        }
+        drop(inner);
+        // The only error is a counter that is about to overflow, which wakes the loop as well.
+        let _ = self.to.event.write(1);
+    }
+}

@@ -1,0 +1,99 @@
+//! Builds the devices of a description and puts them where the layout says.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::Context;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use wherry_devices::device::{Build, Devices, Host, Subscriber};
+use wherry_devices::kinds::Handles;
+use wherry_devices::power::PowerSink;
+use wherry_devices::virtio::balloon::BalloonBackend;
+use wherry_devices::virtio::mmio::regs::offset::QUEUE_NOTIFY;
+use wherry_devices::{Bus, GuestMemory};
+
+use super::ending::Ending;
+use super::irq::KvmIrqLine;
+use super::life::End;
+use super::{Description, MachineHooks, MachineState};
+use crate::boot::layout;
+use crate::memory::Ram;
+
+/// The devices, and what to connect.
+#[derive(Default)]
+pub(super) struct Assembly {
+    pub(super) devices: Devices,
+    pub(super) handles: Handles,
+    pub(super) ports: Bus,
+    pub(super) mmio: Bus,
+    pub(super) subscribers: Vec<Subscriber>,
+}
+
+/// What this process gives to a machine's devices.
+pub(super) struct Giver<'a> {
+    pub(super) vm: &'a Arc<VmFd>,
+    pub(super) ram: &'a Arc<Ram>,
+    pub(super) ending: &'a Arc<Ending>,
+    pub(super) hooks: &'a MachineHooks,
+}
+
+struct PowerEvents(Arc<Ending>);
+
+impl PowerSink for PowerEvents {
+    fn power_off(&self) {
+        self.0.note(End::PowerOff, "");
+    }
+
+    fn reset(&self) {
+        self.0.note(End::Reset, "");
+    }
+}
+
+impl Host for Giver<'_> {
+    fn memory(&self) -> Arc<GuestMemory> {
+        self.ram.memory().clone()
+    }
+
+    fn console(&self) -> Box<dyn Write + Send> {
+        Box::new(self.hooks.console.output())
+    }
+
+    fn power(&self) -> Arc<dyn PowerSink> {
+        Arc::new(PowerEvents(self.ending.clone()))
+    }
+
+    fn balloon(&self) -> Arc<dyn BalloonBackend> {
+        self.ram.clone()
+    }
+}
+
+/// Builds them all, paused. With a state each takes its part of it, and nothing of it is left.
+pub(super) fn assemble(
+    description: &Description,
+    host: &Giver<'_>,
+    mut state: Option<&mut MachineState>,
+) -> anyhow::Result<Assembly> {
+    let mut all = Assembly::default();
+    for spec in &description.devices {
+        let place = spec.slot.map_or_else(|| layout::ports(spec.kind), layout::virtio_mmio);
+        let place = place.with_context(|| format!("there is no place for `{}`", spec.id))?;
+        let saved = state.as_mut().map(|state| state.take_device(spec)).transpose()?;
+        let irq = Arc::new(KvmIrqLine { vm: host.vm.clone(), gsi: place.gsi });
+        let (saved, handles) = (saved.as_ref(), &mut all.handles);
+        let built = (spec.kind.build)(Build { spec, saved, irq, host, handles })?;
+        let bus = if spec.kind.virtio { &mut all.mmio } else { &mut all.ports };
+        bus.insert(place.base, place.len, built.bus)?;
+        for (index, kick) in (0u32..).zip(&built.kicks) {
+            let at = IoEventAddress::Mmio(place.base + QUEUE_NOTIFY);
+            host.vm
+                .register_ioevent(kick, &at, index)
+                .context("cannot register a queue's notification")?;
+        }
+        all.subscribers.extend(built.subscriber);
+        all.devices.push(spec.clone(), built.device);
+    }
+    if let Some(state) = state {
+        state.no_device_left()?;
+    }
+    Ok(all)
+}
