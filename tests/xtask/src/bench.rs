@@ -13,7 +13,8 @@ use wherry_guest_kernel::kernels::KernelId;
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
-use crate::{check_writable, images, note, setup, testing};
+use crate::note::{check_writable, note};
+use crate::{images, setup, testing};
 
 /// A lab begins no run after so many seconds: the longer one lives, the more is lost when it
 /// freezes.

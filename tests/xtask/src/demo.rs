@@ -5,6 +5,7 @@
 //! in it. The outer one also watches the CPUs, since the lab cannot know what else this machine
 //! does.
 
+mod case;
 mod claims;
 mod share;
 
@@ -13,14 +14,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wherry_guest_kernel::kernels::KernelId;
 use wherry_tests::{Env, Guest, GuestOptions, SETTLE, migrate};
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
-use crate::{check_writable, images, note, setup, testing};
+use crate::note::{check_writable, note};
+use crate::{images, setup, testing};
+use case::*;
 
 /// Link between source and destination. Capped so that bytes cost time, as they do between hosts.
 const LINK: &str = "1Gbit";
@@ -39,64 +41,6 @@ pub struct Args {
     #[arg(long, hide = true, value_name = "FILE")]
     inner: Option<PathBuf>,
 }
-
-/// One migration.
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    key: &'static str,
-    title: &'static str,
-    append: &'static str,
-    busy: bool,
-    hints: &'static str,
-}
-
-const IDLE: Case =
-    Case { key: "idle", title: "idle guest", append: "", busy: false, hints: "auto" };
-const OFF: Case = Case {
-    key: "hints_off",
-    title: "700 MiB written and freed, hints off",
-    append: "",
-    busy: true,
-    hints: "off",
-};
-const ON: Case = Case { key: "hints_on", title: "the same, hints on", hints: "on", ..OFF };
-const OFF_PLAIN: Case = Case {
-    key: "hints_off_init_on_alloc_0",
-    title: "init_on_alloc=0, hints off",
-    append: "init_on_alloc=0",
-    ..OFF
-};
-const ON_PLAIN: Case = Case {
-    key: "hints_on_init_on_alloc_0",
-    title: "init_on_alloc=0, hints on",
-    hints: "on",
-    ..OFF_PLAIN
-};
-const CASES: [Case; 5] = [IDLE, OFF, ON, OFF_PLAIN, ON_PLAIN];
-/// What `--json` holds; the fifth case is only there to compare times.
-const IN_JSON: [&str; 4] = [IDLE.key, OFF.key, ON.key, ON_PLAIN.key];
-
-/// Figures of one migration. Times are of the lab, bytes are exact.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Figures {
-    guest_ram_bytes: u64,
-    round_one_bytes: u64,
-    total_bytes: u64,
-    rounds: u64,
-    total_ms: u64,
-    downtime_ms: f64,
-    longest_gap_ms: f64,
-    guest_ok: bool,
-    /// When the migration was asked for, and when the guest had settled, in milliseconds since
-    /// 1970.
-    began_unix_ms: u64,
-    ended_unix_ms: u64,
-    /// The part of one CPU that the demo had or could have had meanwhile.
-    #[serde(default)]
-    cpu_share: Option<f64>,
-}
-
-type Results = std::collections::BTreeMap<String, Figures>;
 
 /// Runs `cargo xtask demo`.
 pub fn main(args: &Args) -> Result<u8> {

@@ -8,7 +8,7 @@ use wherry_guest_kernel::initramfs;
 use wherry_guest_kernel::kernels::{self, Kernel, KernelId};
 
 use crate::build::Workspace;
-use crate::note;
+use crate::note::note;
 
 /// What boots as a guest.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::lab;
-use crate::note;
+use crate::note::note;
 
 /// Options of `run-tests`.
 #[derive(Debug, Parser)]

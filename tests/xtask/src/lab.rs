@@ -3,11 +3,12 @@
 //! Either this machine, or a KVM host in QEMU's software emulation ([`qemu`]), which needs no
 //! hardware virtualisation at all and so works anywhere, slowly.
 
+mod job;
 mod qemu;
 mod relay;
 mod signals;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -18,7 +19,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::build::Workspace;
-use crate::note;
+use crate::note::note;
+
+pub use job::{Job, TIMED_OUT, is_emulated};
 
 /// Options of `lab`.
 #[derive(Debug, Parser)]
@@ -42,36 +45,6 @@ pub struct Args {
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
-}
-
-/// A command for the lab.
-#[derive(Debug, Clone, Default)]
-pub struct Job {
-    /// Program and arguments.
-    pub argv: Vec<OsString>,
-    /// Variables added to the caller's environment.
-    pub env: Vec<(OsString, OsString)>,
-    /// Working directory.
-    pub cwd: PathBuf,
-    /// Folders whose changes reach this machine.
-    pub writable: Vec<PathBuf>,
-    /// What is copied into the lab's memory first.
-    pub copies: Vec<(PathBuf, PathBuf)>,
-    /// When to give up.
-    pub timeout: Option<Duration>,
-    /// Shows the lab's kernel messages.
-    pub verbose: bool,
-}
-
-/// Exit code of a command that ran out of time, as timeout(1) has it.
-pub const TIMED_OUT: u8 = 124;
-
-/// Set for what runs in software emulation.
-const EMULATED: &str = "WHERRY_LAB_EMULATED";
-
-/// Whether this process runs in the emulated lab.
-pub fn is_emulated() -> bool {
-    std::env::var_os(EMULATED).is_some()
 }
 
 /// Runs `cargo xtask lab`.
@@ -195,15 +168,4 @@ fn run_here(job: &Job) -> Result<u8> {
 fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().unwrap_or(128 + status.signal().unwrap_or(0));
     (code & 0xff) as u8
-}
-
-/// A number from the environment.
-fn env_number(name: &str) -> Result<Option<u64>> {
-    let Some(value) = std::env::var_os(name).filter(|v| v != OsStr::new("")) else {
-        return Ok(None);
-    };
-    let number = value.to_str().and_then(|v| v.parse().ok());
-    number
-        .map(Some)
-        .with_context(|| format!("{name}={}: should be a whole number", value.display()))
 }

@@ -6,24 +6,24 @@
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
+//! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
 //! - [`testing`], [`demo`] and [`bench`]: what runs in the lab; [`inside`]: the part of the tests
 //!   that is there.
 
 mod bench;
 mod build;
 mod demo;
+mod house;
 mod images;
 mod inside;
 mod lab;
 mod model;
+mod note;
 mod setup;
 mod testing;
 
-use std::fs::OpenOptions;
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 /// Developer commands of Wherry.
@@ -80,8 +80,12 @@ enum Command {
                             A case is a file of a few lines: see tests/bench/cases and docs/bench/README.md."
     )]
     Bench(bench::Args),
-    /// What the continuous integration runs: setup, formatting, lints, dependencies (with
-    /// cargo-deny), test.
+    /// Check the rules of the house (no circles among files, who may import whom, width of lines)
+    /// and count its lines.
+    #[command(after_help = "Examples:\n  cargo xtask house\n  cargo xtask house --count --json")]
+    House(house::Args),
+    /// What the continuous integration runs: setup, formatting, rules of the house, lints,
+    /// dependencies (with cargo-deny), test.
     Ci,
     /// Run integration tests one by one (what `test` runs in the lab).
     #[command(hide = true)]
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::main(&args),
         Command::Demo(args) => demo::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::House(args) => house::main(&args),
         Command::Ci => testing::ci(),
         Command::RunTests(args) => inside::main(&args),
     };
@@ -106,25 +111,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// One line of progress, on standard error so that a command's output stays clean.
-fn note(text: &str) {
-    eprintln!("xtask: {text}");
-}
-
-/// Finds out now what else would be found after minutes of work. Leaves the file as it is.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
-    let is_new = !path.exists();
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    if is_new {
-        let _ = std::fs::remove_file(path);
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -170,16 +156,5 @@ mod tests {
         assert_eq!(mistakes(&all), Vec::<String>::new());
         let wrong = "```\ncargo xtask bench --peers qemu\n```\n`cargo xtask test --unit`";
         assert_eq!(mistakes(&docs::in_markdown("f", wrong, &program)).len(), 2);
-    }
-
-    #[test]
-    fn looking_whether_a_file_can_be_written_changes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
-        std::fs::write(&old, "old").unwrap();
-        check_writable(&old).unwrap();
-        check_writable(&new).unwrap();
-        assert!(check_writable(&dir.path().join("no/file")).is_err() && !new.exists());
-        assert_eq!(std::fs::read_to_string(&old).unwrap(), "old");
     }
 }

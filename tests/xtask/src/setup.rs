@@ -5,7 +5,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
-use crate::{build, images, note};
+use crate::note::note;
+use crate::{build, images};
 
 /// Options of `setup`.
 #[derive(Debug, Parser)]

@@ -9,7 +9,8 @@ use clap::Parser;
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
-use crate::{images, inside, note, setup};
+use crate::note::note;
+use crate::{house, images, inside, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -205,6 +206,7 @@ pub fn ci() -> Result<u8> {
     let cargo = |args: &[&str]| workspace.cargo(args).map(|()| true);
     let mut outcomes = vec![
         timed("formatting", || cargo(&["fmt", "--all", "--check"])),
+        timed("rules of the house", || Ok(house::main(&house::Args::parse_from(["house"]))? == 0)),
         timed("lints", || {
             cargo(&[
                 "clippy",

@@ -2,7 +2,7 @@
 //! how the demo ends; times are only judged when nothing was in the way, and are not Wherry's
 //! failure even then.
 
-use super::{CASES, Figures, Results};
+use super::case::{CASES, Figures, Results};
 
 /// With less of its CPU a guest's or a migration's time says nothing.
 const ENOUGH_CPU: f64 = 0.8;

@@ -18,10 +18,12 @@ use wherry_guest_kernel::kernels::KernelId;
 use wherry_guest_kernel::labconf::{LabConf, PORTS};
 use wherry_guest_kernel::{initramfs, unpack};
 
+use super::job::{EMULATED, Job, TIMED_OUT, env_number};
 use super::relay::{Event, Listeners, socket_path};
-use super::{Job, TIMED_OUT, env_number, signals};
+use super::signals;
 use crate::build::Workspace;
-use crate::{images, note};
+use crate::images;
+use crate::note::note;
 
 /// Less does not hold a KVM host and a guest.
 const MIN_MIB: u64 = 1536;
@@ -90,7 +92,7 @@ fn job_file(job: &Job) -> Result<LabConf> {
     let mut env: Vec<(OsString, OsString)> =
         std::env::vars_os().filter(|(key, _)| !ours.iter().any(|name| key == name)).collect();
     env.extend(
-        [("WHERRY_LAB", "inside"), (super::EMULATED, "1"), ("XDG_RUNTIME_DIR", "/run/user/0")]
+        [("WHERRY_LAB", "inside"), (EMULATED, "1"), ("XDG_RUNTIME_DIR", "/run/user/0")]
             .map(|(k, v)| (k.into(), v.into())),
     );
     env.extend(job.env.iter().cloned());
