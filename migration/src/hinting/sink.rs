@@ -261,12 +261,17 @@ impl Sink {
         let counter = if found.content { &self.content_blocks } else { &self.zero_blocks };
         counter.fetch_add(1, Ordering::Relaxed);
         let content = self.content_blocks.load(Ordering::Relaxed);
-        // One block with content may be memory that a zeroing guest took back in need; a quarter is
-        // not.
-        if self.probe && content * 4 > self.zero_blocks.load(Ordering::Relaxed) {
+        if self.probe && does_not_zero(content, self.zero_blocks.load(Ordering::Relaxed)) {
             self.not_zeroing.store(true, Ordering::Release);
         }
     }
+}
+
+/// Whether a guest of which so many hinted blocks had content, and so many were zero, does not zero
+/// what it hints. One block with content may be memory that a zeroing guest took back in need; a
+/// quarter is not.
+pub fn does_not_zero(content_blocks: u64, zero_blocks: u64) -> bool {
+    content_blocks * 4 > zero_blocks
 }
 
 /// A sink, with somebody who hears each hint before it.

@@ -6,6 +6,7 @@
 
 use wherry_devices::virtio::balloon::HintState;
 use wherry_devices::virtio::balloon::constants::{CMD_FIRST_ID, CMD_STOP};
+use wherry_migration::hinting::sink::does_not_zero;
 
 use super::bench::{self, HintCall, Outcome};
 use super::engine::{Pc, Way};
@@ -288,7 +289,8 @@ fn skip(s: &Scenario, state: &mut State, taken: Mask, zero: Mask) -> Option<Look
         true => sink.zero_blocks = sink.zero_blocks.saturating_add(1),
         false => sink.content_blocks = sink.content_blocks.saturating_add(1),
     }
-    sink.not_zeroing |= s.probe && sink.content_blocks * 4 > sink.zero_blocks;
+    let (content, zero_ones) = (sink.content_blocks.into(), sink.zero_blocks.into());
+    sink.not_zeroing |= s.probe && does_not_zero(content, zero_ones);
     (taken != zero).then_some(Look::PutBack(taken & !zero))
 }
 

@@ -4,7 +4,7 @@
 
 use super::bench::HintCall;
 use super::device::{self, unlocked, word_of};
-use super::round::Bits;
+use super::round::{self, Bits};
 use super::{Action, Mask, Scenario, State, Wrong, undo};
 use crate::mutant::{Mutant, on};
 
@@ -110,15 +110,14 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             let e = &mut state.engine;
             e.populated = state.mem.populated;
             e.ballooned = state.device.ballooned(state.mem.ballooned);
-            let all = !s.checked && s.hints;
-            let holes = s.all() & !e.populated;
-            e.todo = (0..s.nr_words())
-                .filter(|w| all || s.word(*w) & holes != 0)
-                .fold(0, |t, w| t | 1 << w);
+            e.todo = match s.hints && !s.checked {
+                true => s.all_words(),
+                false => round::words_with_a_hole(s, e.populated),
+            };
             e.known = e.todo;
             if on(Mutant::PublishBeforeProtect) && s.hints {
                 e.known = 0;
-                e.round = RoundState::plan(s, 1, s.all(), 0, 0);
+                e.round = RoundState::of_all(s, s.all(), 0, 0);
                 return Pc::Publish;
             }
             Pc::Protect
@@ -134,10 +133,8 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             let early = on(Mutant::BalloonBeforeProtect);
             let now = state.device.ballooned(state.mem.ballooned);
             let e = &mut state.engine;
-            let known = s.words(e.known);
-            let ballooned = known & if early { e.ballooned } else { now };
-            let hole = known & !e.populated & !ballooned;
-            e.round = RoundState::plan(s, 1, s.all() & !hole & !ballooned, hole, ballooned);
+            let ballooned = if early { e.ballooned } else { now };
+            e.round = RoundState::of_all(s, e.populated, ballooned, e.known);
             if s.hints && s.driver || on(Mutant::WaitsWithoutLoop) { Pc::Publish } else { Pc::Send }
         }
         Pc::Publish => {
@@ -205,7 +202,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         }
         Pc::SwitchClose => {
             let e = &mut state.engine;
-            e.todo = ((1u16 << s.nr_words()) - 1) as u8 & !e.guarded;
+            e.todo = s.all_words() & !e.guarded;
             if on(Mutant::SwitchWithoutProtect) {
                 e.todo = 0;
             }
@@ -213,9 +210,10 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         }
         Pc::EarlyClose => {
             let e = &mut state.engine;
+            // Not DONE: the driver keeps what it has, and a later round may ask again.
+            e.protected_hints = matches!(&e.sink, Some(sink) if sink.way == Way::Protected);
             (e.sink, e.sweeping, e.returning) = (None, true, false);
             e.cursor = 0;
-            device::call(state, HintCall::Done);
             Pc::Send
         }
         Pc::Stop => {
@@ -252,17 +250,13 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         Pc::PlanLater => {
             let ballooned = state.device.ballooned(state.mem.ballooned);
             let e = &mut state.engine;
-            let ballooned = ballooned & e.dirty;
-            e.round = RoundState::plan(s, e.round.number + 1, e.dirty & !ballooned, 0, ballooned);
+            e.round = RoundState::of_dirty(s, e.round.number + 1, e.dirty, ballooned);
             (e.sweeping, e.cursor) = (false, 0);
             if s.later_holes { Pc::LaterHoles } else { begin_later(s, state) }
         }
         Pc::LaterHoles => {
             let e = &mut state.engine;
-            let to_send = e.round.to_send;
-            let holes = to_send & !state.mem.populated;
-            let ballooned = e.dirty & !to_send;
-            e.round = RoundState::plan(s, e.round.number, to_send & !holes, holes, ballooned);
+            let holes = e.round.find_holes(s, e.dirty, state.mem.populated);
             let stale = holes & e.content;
             e.content &= !stale;
             if !on(Mutant::ZeroNotTold) {

@@ -1,11 +1,11 @@
-//! The product's `Round`, as a value.
+//! The product's `Plan` and `Round`, as values.
 //!
 //! A word of the model has two or three pages, one of the product 64. Page *p* of the model is bit
 //! `p % per_word` of the product's word `p / per_word`; the product's other pages are never dirty,
 //! and count as clean.
 
 use wherry_migration::bitmap::Bitmap;
-use wherry_migration::round::{Plan, Round};
+use wherry_migration::round::{self, Plan, Round};
 
 use super::{Mask, Scenario};
 
@@ -41,6 +41,25 @@ fn spread(s: &Scenario, pages: Mask) -> Bitmap {
     map
 }
 
+/// With all pages that the model does not have.
+fn spread_and_rest(s: &Scenario, pages: Mask) -> Bitmap {
+    let mut map = Bitmap::full(nr_pages(s));
+    map.and_not(&spread(s, s.all() & !pages));
+    map
+}
+
+fn word_map(s: &Scenario, words: u8) -> Bitmap {
+    let mut map = Bitmap::new(s.nr_words().into());
+    (0..s.nr_words()).filter(|w| words >> w & 1 == 1).for_each(|w| map.set(w.into()));
+    map
+}
+
+/// The words that are not wholly populated, by the product.
+pub(super) fn words_with_a_hole(s: &Scenario, populated: Mask) -> u8 {
+    let found = round::words_with_a_hole(&spread_and_rest(s, populated));
+    (0..s.nr_words()).filter(|w| found.test((*w).into())).fold(0, |all, w| all | 1 << w)
+}
+
 fn gather(s: &Scenario, map: &Bitmap) -> Mask {
     let words = map.words().iter().zip(0..);
     words.fold(0, |all, (word, n): (&u64, u32)| all | (*word as Mask) << (n * s.per_word))
@@ -53,20 +72,31 @@ fn bits(s: &Scenario, pages: Mask) -> Vec<(usize, u64)> {
 }
 
 impl RoundState {
-    /// The product's round over a plan.
-    pub(super) fn plan(
-        s: &Scenario,
-        number: u32,
-        to_send: Mask,
-        hole: Mask,
-        ballooned: Mask,
-    ) -> Self {
-        let plan = Plan {
-            to_send: spread(s, to_send),
-            ballooned: spread(s, ballooned),
-            hole: spread(s, hole),
-        };
-        Self::of(s, &Round::new(number, nr_pages(s), &plan))
+    /// Round one. `protected`: these words.
+    pub(super) fn of_all(s: &Scenario, populated: Mask, ballooned: Mask, protected: u8) -> Self {
+        let (populated, ballooned) = (spread_and_rest(s, populated), spread(s, ballooned));
+        let mut plan = Plan::of_all(&populated, ballooned, &word_map(s, protected));
+        plan.to_send.and(&spread(s, s.all()));
+        Self::begin(s, 1, &plan)
+    }
+
+    /// A later round.
+    pub(super) fn of_dirty(s: &Scenario, number: u32, dirty: Mask, ballooned: Mask) -> Self {
+        let plan = Plan::of_dirty(&spread(s, dirty), spread(s, ballooned));
+        Self::begin(s, number, &plan)
+    }
+
+    /// The same, of which these pages are populated. Returns the holes.
+    pub(super) fn find_holes(&mut self, s: &Scenario, dirty: Mask, populated: Mask) -> Mask {
+        let ballooned = spread(s, dirty & !self.to_send);
+        let mut plan = Plan { ballooned, ..Plan::of(spread(s, self.to_send)) };
+        plan.find_holes(&spread(s, populated));
+        *self = Self::begin(s, self.number, &plan);
+        gather(s, &plan.hole)
+    }
+
+    fn begin(s: &Scenario, number: u32, plan: &Plan) -> Self {
+        Self::of(s, &Round::new(number, nr_pages(s), plan))
     }
 
     fn of(s: &Scenario, round: &Round) -> Self {

@@ -79,6 +79,11 @@ impl Scenario {
         ones as Mask & self.all()
     }
 
+    /// All words.
+    pub fn all_words(&self) -> u8 {
+        ((1u16 << self.nr_words()) - 1) as u8
+    }
+
     /// The pages of a set of words.
     pub fn words(&self, words: u8) -> Mask {
         (0..self.nr_words()).filter(|w| words >> w & 1 == 1).fold(0, |all, w| all | self.word(w))
