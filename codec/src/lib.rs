@@ -56,6 +56,16 @@ pub fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecE
     if encode(&value)? == bytes { Ok(value) } else { Err(CodecError::NotCanonical) }
 }
 
+/// Decodes the front of `bytes`; what follows it is not looked at. Else as [`decode`].
+///
+/// # Errors
+/// It does not begin with an encoding of `T`.
+pub fn decode_front<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let limited = options().with_limit(bytes.len() as u64).allow_trailing_bytes();
+    let value: T = limited.deserialize(bytes).map_err(CodecError::Decode)?;
+    if bytes.starts_with(&encode(&value)?) { Ok(value) } else { Err(CodecError::NotCanonical) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +85,7 @@ mod tests {
         assert!(decode::<(u64, u32)>(&bytes[..11]).is_err());
         bytes.push(0);
         assert!(decode::<(u64, u32)>(&bytes).is_err());
+        assert_eq!(decode_front::<(u64, u32)>(&bytes).unwrap(), (5, 6));
+        assert!(decode_front::<(u64, u64)>(&bytes).is_err());
     }
 }

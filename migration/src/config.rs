@@ -1,10 +1,12 @@
 //! How to migrate, and how to receive.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::wire::MAX_PAGES;
+use crate::wire::version::VERSIONS;
 
 /// Which way to honour hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -114,6 +116,8 @@ pub struct SourceConfig {
     pub verify: bool,
     /// What pausing, state and hand-off add to the downtime, for the prediction.
     pub switchover_estimate: Duration,
+    /// Protocol versions to offer.
+    pub versions: RangeInclusive<u16>,
 }
 
 impl Default for SourceConfig {
@@ -137,6 +141,7 @@ impl Default for SourceConfig {
             hint_rest: Duration::from_millis(10),
             verify: false,
             switchover_estimate: Duration::from_millis(10),
+            versions: VERSIONS,
         }
     }
 }
@@ -155,6 +160,8 @@ pub struct DestinationConfig {
     pub frame_limit: FrameLimit,
     /// Most pages of guest RAM to accept, looked at before anything is allocated for them.
     pub max_pages: u64,
+    /// Protocol versions to take.
+    pub versions: RangeInclusive<u16>,
 }
 
 impl Default for DestinationConfig {
@@ -165,6 +172,7 @@ impl Default for DestinationConfig {
             streams_timeout: Duration::from_secs(10),
             frame_limit: FrameLimit::default(),
             max_pages: MAX_PAGES,
+            versions: VERSIONS,
         }
     }
 }

@@ -101,13 +101,17 @@ pub enum Error {
     /// The peer does not speak Wherry's protocol.
     #[error("the peer is not a Wherry migration endpoint")]
     NotWherry,
-    /// The peer speaks another version of the protocol.
-    #[error("the peer speaks migration protocol {theirs}, this side {ours}")]
+    /// The peer speaks no version of the protocol that this side does.
+    #[error(
+        "the two sides have no migration protocol in common: the other has {theirs}, this one {ours}"
+    )]
     Version {
-        /// Version in the peer's frame.
-        theirs: u16,
-        /// [`crate::wire::VERSION`].
-        ours: u16,
+        /// What the peer speaks, and what it is if it says so.
+        theirs: String,
+        /// What this side speaks and is.
+        ours: String,
+        /// The version of the peer's frame, in which it understands an Abort.
+        version: u16,
     },
     /// The destination cannot take this guest.
     #[error("the destination refused the guest: {0}")]
@@ -212,7 +216,7 @@ impl From<WireError> for Error {
     fn from(e: WireError) -> Self {
         match e {
             WireError::Magic => Error::NotWherry,
-            WireError::Version { theirs } => Error::Version { theirs, ours: crate::wire::VERSION },
+            WireError::Version { theirs } => crate::wire::version::not_agreed(theirs),
             other => Error::Wire(other),
         }
     }

@@ -17,6 +17,7 @@ use crate::control::CancelToken;
 use crate::error::{Error, printable};
 use crate::transport::{Throttle, WriteHalf};
 use crate::wire::pages::pack_lz4;
+use crate::wire::version::{FIRST, NEWEST};
 use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 
 /// Reasons to leave a wait early. Clones share them.
@@ -97,6 +98,8 @@ pub struct FrameWriter {
     seq: u64,
     bytes: u64,
     throttle: Option<Cap>,
+    /// Version of all frames; until one is agreed on, the newest.
+    pub version: u16,
     stall: Duration,
     /// How long a frame may take; waiting for the cap does not count.
     pub frame_limit: FrameLimit,
@@ -123,6 +126,7 @@ impl FrameWriter {
             seq: 0,
             bytes: 0,
             throttle,
+            version: NEWEST,
             stall,
             frame_limit: FrameLimit::default(),
             late: (now, Duration::ZERO),
@@ -147,7 +151,8 @@ impl FrameWriter {
         let len: usize = parts.iter().map(|p| p.len()).sum();
         let len = u32::try_from(len).ok().filter(|&l| l as usize <= kind.limit());
         let len = len.ok_or(WireError::TooLong { kind, len: u32::MAX })?;
-        let header = Header { kind: kind as u16, seq: self.seq, len, sum: checksum(parts) };
+        let (version, seq) = (self.version, self.seq);
+        let header = Header { version, kind: kind as u16, seq, len, sum: checksum(parts) };
         self.interrupt.check()?;
         let time = self.frame_limit.of(len);
         self.late = (Instant::now() + time, time);
@@ -278,6 +283,8 @@ impl FrameWriter {
 pub struct FrameReader {
     input: Box<dyn Read + Send>,
     seq: u64,
+    /// Version of all frames, but for those with which one is agreed on.
+    pub version: u16,
     /// Give up after this long without a byte; `None` waits for ever.
     pub stall: Option<Duration>,
     /// Give up at this time, whatever comes; and how long that was from the start.
@@ -298,6 +305,7 @@ impl FrameReader {
         Self {
             input,
             seq: 0,
+            version: NEWEST,
             stall,
             deadline: None,
             frame_limit: FrameLimit::default(),
@@ -326,6 +334,14 @@ impl FrameReader {
         self.late = None;
         self.fill(Target::Header(&mut raw))?;
         let header = Header::decode(&raw)?;
+        let agreed = match Kind::from_u16(header.kind) {
+            Some(Kind::Abort) => true,
+            Some(Kind::Hello | Kind::Welcome) => header.version >= FIRST,
+            _ => header.version == self.version,
+        };
+        if !agreed {
+            return Err(WireError::Version { theirs: header.version }.into());
+        }
         if header.seq != self.seq {
             return Err(WireError::Sequence { found: header.seq, expected: self.seq }.into());
         }
@@ -344,6 +360,9 @@ impl FrameReader {
         self.fill(Target::Payload)?;
         if checksum(&[&self.payload]) != header.sum {
             return Err(WireError::PayloadSum.into());
+        }
+        if kind == Kind::Welcome {
+            self.version = header.version;
         }
         self.seq += 1;
         if kind == Kind::Abort {

@@ -128,8 +128,12 @@ pub trait Machine: Send + Sync {
     /// nothing is sent. With `begun` false: not a byte was sent after all, it is paused as before.
     fn hand_over(&self, begun: bool) -> io::Result<()>;
 
-    /// State of all vCPUs and devices, in the machine's own encoding. Paused machines only.
-    fn save(&self) -> io::Result<Vec<u8>>;
+    /// What an empty machine like this one is built from, in the machine's own encoding of this
+    /// version of the protocol.
+    fn describe(&self, version: u16) -> io::Result<Vec<u8>>;
+
+    /// State of all vCPUs and devices, in the same way. Paused machines only.
+    fn save(&self, version: u16) -> io::Result<Vec<u8>>;
 }
 
 /// Everything that a source needs.
@@ -143,8 +147,6 @@ pub struct SourceVm {
     pub hints: Option<Arc<dyn HintSource>>,
     /// vCPUs and devices.
     pub machine: Arc<dyn Machine>,
-    /// What the destination must know to build the same machine (opaque; sent in the handshake).
-    pub description: Vec<u8>,
 }
 
 /// What the destination builds. Called in this order by the engine; an `Err` at any point refuses

@@ -33,9 +33,10 @@ use crate::traits::{DestinationVm, GuestRam};
 use crate::transport::{Listener, More, TICK, Transport, TransportError, WriteHalf};
 use crate::verify::digester::{Digester, chunk_at};
 use crate::wire::digests::Digests;
+use crate::wire::version::{Agreed, Hello, Welcome};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, FEATURES, Hello, Kind, MAX_PAGES,
-    RoundStart, StateEnd, SyncPoint, VerifyChunk, Welcome, WireError, max_state,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_PAGES, RoundStart, StateEnd,
+    SyncPoint, VerifyChunk, WireError, max_state,
 };
 use door::{Door, Heard};
 use memory::Memory;
@@ -53,7 +54,7 @@ pub struct Received {
 
 /// A source that has connected and said Hello.
 pub struct Arrival {
-    hello: Hello,
+    agreed: Agreed,
     reader: FrameReader,
     output: Box<dyn WriteHalf>,
     /// Where further connections come from.
@@ -98,17 +99,20 @@ fn hear(
     let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
     reader.frame_limit = cfg.frame_limit;
     reader.within(cfg.hello_timeout);
-    let hello = match reader.next(&[Kind::Hello], "as a greeting") {
-        Ok(_) => reader.control("hello"),
-        Err(cause) => Err(cause),
-    };
-    match hello {
-        Ok(hello) => {
+    let heard = reader.next(&[Kind::Hello], "as a greeting");
+    let agreed = heard.and_then(|_| Hello::decode(reader.payload())?.agree(&cfg.versions));
+    match agreed {
+        Ok(agreed) => {
             reader.deadline = None;
-            Ok(Arrival { hello, reader, output, more })
+            reader.version = agreed.version;
+            Ok(Arrival { agreed, reader, output, more })
         }
         Err(cause) => {
             let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
+            if let Error::Version { version, .. } = cause {
+                // So that it can read why.
+                writer.version = version;
+            }
             give_up(&mut writer, &cause);
             Err(cause)
         }
@@ -150,11 +154,12 @@ pub fn receive_from(
     progress: &dyn Progress,
     cancel: &CancelToken,
 ) -> Result<Received, Failure> {
-    let Arrival { hello, mut reader, output, more } = arrival;
+    let Arrival { agreed, mut reader, output, more } = arrival;
     let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
     reader.interrupt = interrupt.clone();
     let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
     writer.frame_limit = cfg.frame_limit;
+    writer.version = agreed.version;
     let mut receiver = Receiver {
         reader,
         writer,
@@ -166,14 +171,14 @@ pub fn receive_from(
         cancel,
         phase: Phase::Handshake,
         ownership: Ownership::SourceRuns,
-        verify: false,
+        agreed,
         verified: 0,
-        memory: Memory::new(false),
+        memory: Memory::new(agreed.features & FEATURE_LZ4 != 0),
         round: 0,
         pages: 0,
         last_progress: Instant::now(),
     };
-    let result = receiver.receive(&hello, vm).map_err(|cause| receiver.explain(cause));
+    let result = receiver.receive(vm).map_err(|cause| receiver.explain(cause));
     match &result {
         Ok(_) => receiver.writer.shutdown(),
         Err(cause) => give_up(&mut receiver.writer, cause),
@@ -194,8 +199,7 @@ struct Receiver<'a> {
     cancel: &'a CancelToken,
     phase: Phase,
     ownership: Ownership,
-    /// The source wants to verify: no state before all memory was digested.
-    verify: bool,
+    agreed: Agreed,
     /// Pages digested so far.
     verified: u64,
     memory: Memory,
@@ -205,9 +209,9 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    fn receive(&mut self, hello: &Hello, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
-        let (ram, with_streams) = self.greet(hello, vm)?;
-        if with_streams {
+    fn receive(&mut self, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
+        let ram = self.greet(vm)?;
+        if self.uses(FEATURE_STREAMS) {
             self.accept_streams(&ram)?;
         }
         self.more = None;
@@ -231,39 +235,34 @@ impl Receiver<'_> {
         Ok(Received { bytes: self.bytes(), acknowledged })
     }
 
-    /// Returns guest RAM, and whether it comes over further connections.
-    fn greet(
-        &mut self,
-        hello: &Hello,
-        vm: &mut dyn DestinationVm,
-    ) -> Result<(Arc<dyn GuestRam>, bool), Error> {
+    fn uses(&self, feature: u64) -> bool {
+        self.agreed.features & feature != 0
+    }
+
+    /// Builds the machine. Returns guest RAM.
+    fn greet(&mut self, vm: &mut dyn DestinationVm) -> Result<Arc<dyn GuestRam>, Error> {
         self.enter(Phase::Handshake);
-        if hello.features & !FEATURES != 0 {
-            return Err(WireError::Features(hello.features & !FEATURES).into());
+        let welcome = Welcome::new(self.agreed);
+        self.writer.send_control(Kind::Welcome, "welcome", &welcome)?;
+        self.reader.next(&[Kind::Machine], "before a machine")?;
+        let wire::Machine { nr_pages, description } = self.reader.control("machine")?;
+        if nr_pages == 0 || nr_pages > MAX_PAGES {
+            return Err(WireError::Payload("machine").into());
         }
-        self.verify = hello.features & FEATURE_VERIFY != 0;
-        self.memory.lz4 = hello.features & FEATURE_LZ4 != 0;
-        let with_streams = hello.features & FEATURE_STREAMS != 0;
-        if hello.nr_pages == 0 || hello.nr_pages > MAX_PAGES {
-            return Err(WireError::Payload("hello").into());
+        if nr_pages > self.cfg.max_pages {
+            return Err(Error::TooLarge { pages: nr_pages, most: self.cfg.max_pages });
         }
-        if hello.nr_pages > self.cfg.max_pages {
-            return Err(Error::TooLarge { pages: hello.nr_pages, most: self.cfg.max_pages });
-        }
-        let ram = vm
-            .prepare(&hello.description, hello.nr_pages)
-            .map_err(Error::machine("build the machine"))?;
-        if ram.nr_pages() != hello.nr_pages {
+        let ram =
+            vm.prepare(&description, nr_pages).map_err(Error::machine("build the machine"))?;
+        if ram.nr_pages() != nr_pages {
             let found = std::io::Error::other(format!(
-                "{} pages of guest RAM, the source has {}",
+                "{} pages of guest RAM, the source has {nr_pages}",
                 ram.nr_pages(),
-                hello.nr_pages
             ));
             return Err(Error::machine("build the machine")(found));
         }
-        let welcome = Welcome { features: hello.features };
-        self.writer.send_control(Kind::Welcome, "welcome", &welcome)?;
-        Ok((ram, with_streams))
+        self.writer.send(Kind::Ready, &[])?;
+        Ok(ram)
     }
 
     fn accept_streams(&mut self, ram: &Arc<dyn GuestRam>) -> Result<(), Error> {
@@ -272,8 +271,7 @@ impl Receiver<'_> {
         let Some(more) = &self.more else {
             return Err(Error::Stream(TransportError::Single));
         };
-        let shared =
-            Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, lz4: self.memory.lz4 };
+        let shared = Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, agreed: self.agreed };
         self.streams = Some(Streams::accept(&announced, &**more, &shared)?);
         Ok(())
     }
@@ -392,7 +390,7 @@ impl Receiver<'_> {
             _ if self.streams.is_some() && self.memory.synced < self.round => {
                 (&[Sync, Idle], "in a round over further connections")
             }
-            _ => match (self.verify, self.memory.lz4) {
+            _ => match (self.uses(FEATURE_VERIFY), self.memory.lz4) {
                 (true, true) => {
                     (&[Round, Pages, PagesLz4, Idle, Verify], "in a round, before verification")
                 }

@@ -24,7 +24,8 @@ use crate::error::Error;
 use crate::link::{FrameReader, Interrupt};
 use crate::traits::GuestRam;
 use crate::transport::{More, TICK, Transport, TransportError, WriteHalf};
-use crate::wire::{self, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
+use crate::wire::version::Agreed;
+use crate::wire::{self, FEATURE_LZ4, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
 use super::door::{Door, Heard};
 use super::memory::Memory;
@@ -114,7 +115,13 @@ pub(super) struct Shared<'a> {
     pub(super) ram: &'a Arc<dyn GuestRam>,
     pub(super) interrupt: &'a Interrupt,
     pub(super) cfg: &'a DestinationConfig,
-    pub(super) lz4: bool,
+    pub(super) agreed: Agreed,
+}
+
+impl Shared<'_> {
+    fn memory(&self) -> Memory {
+        Memory::new(self.agreed.features & FEATURE_LZ4 != 0)
+    }
 }
 
 impl Streams {
@@ -137,9 +144,9 @@ impl Streams {
             bytes: AtomicU64::new(0),
         });
         let mut streams = Self { threads: Vec::new(), meeting };
-        let config = shared.cfg.clone();
+        let (config, version) = (shared.cfg.clone(), shared.agreed.version);
         let mut door = Door::new(more, &shared.interrupt.cancel, move |transport, interrupt| {
-            hear(transport, token, &config, interrupt)
+            hear(transport, (token, version), &config, interrupt)
         });
         let until = Instant::now() + shared.cfg.streams_timeout;
         let mut joined = vec![false; nr as usize];
@@ -172,7 +179,7 @@ impl Streams {
         shared: &Shared<'_>,
     ) -> Result<(), Error> {
         let (meeting, ram) = (self.meeting.clone(), shared.ram.clone());
-        let mut memory = Memory::new(shared.lz4);
+        let mut memory = shared.memory();
         meeting.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
         reader.deadline = None;
         reader.interrupt = shared.interrupt.clone();
@@ -244,13 +251,14 @@ impl Drop for Streams {
 /// Reads which of the source's connections it is.
 fn hear(
     transport: Box<dyn Transport>,
-    token: u128,
+    (token, version): (u128, u16),
     cfg: &DestinationConfig,
     interrupt: &Interrupt,
 ) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
     let (input, output) = transport.split().map_err(Error::Connection)?;
     let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
     reader.frame_limit = cfg.frame_limit;
+    reader.version = version;
     reader.within(cfg.hello_timeout);
     reader.next(&[Kind::Join], "on a further connection")?;
     let join: Join = reader.control("join")?;

@@ -113,6 +113,7 @@ impl Streams {
         cfg: &SourceConfig,
         cap: Option<&Cap>,
         interrupt: &Interrupt,
+        version: u16,
     ) -> Result<Self, Error> {
         let (tell, words) = channel();
         let mut streams = Self {
@@ -138,6 +139,7 @@ impl Streams {
             let mut writer =
                 FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
             writer.frame_limit = cfg.frame_limit;
+            writer.version = version;
             writer.send_control(Kind::Join, "join", &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
             let (jobs, todo) = channel();

@@ -96,8 +96,7 @@ impl<'a> Migration<'a> {
 
     pub(super) fn handshake(&mut self) -> Result<(), Error> {
         self.enter(Phase::Handshake);
-        let description = self.vm.description.clone();
-        self.sender.lanes = self.peer.handshake(description, self.nr_pages, self.cfg)?;
+        self.sender.lanes = self.peer.handshake(self.vm, self.cfg)?;
         Ok(())
     }
 

@@ -16,10 +16,12 @@ use crate::config::{Compression, SourceConfig};
 use crate::control::CancelToken;
 use crate::error::{Error, Phase};
 use crate::link::{Cap, FrameReader, FrameWriter, Interrupt, SIGN_OF_LIFE};
+use crate::traits::SourceVm;
 use crate::transport::{More, TICK, Throttle, Transport, TransportError};
+use crate::wire::version::{Hello, Welcome};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Hello, Kind, MAX_DESCRIPTION, MAX_STREAMS,
-    Welcome, WireError,
+    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_DESCRIPTION, MAX_STREAMS,
+    WireError,
 };
 
 use super::lanes::{Streams, random_token};
@@ -82,34 +84,41 @@ impl Peer {
         })
     }
 
-    /// Says what comes, and opens further connections for it if that is wanted.
+    /// Agrees on a version and on features, has the machine built, and opens further connections if
+    /// they are wanted.
     pub(super) fn handshake(
         &mut self,
-        description: Vec<u8>,
-        nr_pages: u64,
+        vm: &SourceVm,
         cfg: &SourceConfig,
     ) -> Result<Option<Streams>, Error> {
-        if description.len() > MAX_DESCRIPTION {
-            return Err(WireError::Payload("description").into());
-        }
         let wanted = [
             (cfg.verify, FEATURE_VERIFY),
             (cfg.compression == Compression::Lz4, FEATURE_LZ4),
             (cfg.streams > 1, FEATURE_STREAMS),
         ];
         let wanted = wanted.into_iter().filter(|(wanted, _)| *wanted);
-        let features = wanted.fold(0, |all, (_, feature)| all | feature);
-        let hello = Hello { features, nr_pages, description };
+        let needed = wanted.fold(0, |all, (_, feature)| all | feature);
+        let hello = Hello::new(&cfg.versions, needed);
         self.writer.send_control(Kind::Hello, "hello", &hello)?;
-        let payload = match self.expect(Kind::Welcome) {
-            Err(Error::PeerAbort(reason)) => return Err(Error::Refused(reason)),
-            other => other?,
-        };
-        let welcome: Welcome = wire::codec::decode(&payload, "welcome")?;
-        match welcome.features ^ features {
-            0 if cfg.streams > 1 => self.open_lanes(cfg).map(Some),
-            0 => Ok(None),
-            not_agreed => Err(WireError::Features(not_agreed).into()),
+        let agreed = Welcome::decode(&self.answer(Kind::Welcome)?, &hello)?;
+        self.writer.version = agreed.version;
+
+        let description = vm.machine.describe(agreed.version);
+        let description = description.map_err(Error::machine("describe the machine"))?;
+        if description.len() > MAX_DESCRIPTION {
+            return Err(WireError::Payload("description").into());
+        }
+        let machine = wire::Machine { nr_pages: vm.ram.nr_pages(), description };
+        self.writer.send_control(Kind::Machine, "machine", &machine)?;
+        self.answer(Kind::Ready)?;
+        if cfg.streams > 1 { self.open_lanes(cfg).map(Some) } else { Ok(None) }
+    }
+
+    /// The destination's answer, which may be that it does not take this guest.
+    fn answer(&mut self, kind: Kind) -> Result<Vec<u8>, Error> {
+        match self.expect(kind) {
+            Err(Error::PeerAbort(reason)) => Err(Error::Refused(reason)),
+            other => other,
         }
     }
 
@@ -119,7 +128,8 @@ impl Peer {
         };
         let token = random_token().map_err(Error::Connection)?;
         let announced = wire::Streams { nr: cfg.streams.min(MAX_STREAMS), token };
-        let lanes = Streams::open(&*more, &announced, cfg, self.cap.as_ref(), &self.interrupt)?;
+        let (cap, version) = (self.cap.as_ref(), self.writer.version);
+        let lanes = Streams::open(&*more, &announced, cfg, cap, &self.interrupt, version)?;
         // They wait to be accepted by then, so that a destination need not wait for one that never
         // comes.
         self.writer.send_control(Kind::Streams, "streams", &announced)?;
@@ -203,8 +213,8 @@ fn read_answers(
     stop: &Interrupt,
 ) {
     let legal: &[Kind] = match verify {
-        true => &[Kind::Welcome, Kind::Digests, Kind::Loaded, Kind::Running],
-        false => &[Kind::Welcome, Kind::Loaded, Kind::Running],
+        true => &[Kind::Welcome, Kind::Ready, Kind::Digests, Kind::Loaded, Kind::Running],
+        false => &[Kind::Welcome, Kind::Ready, Kind::Loaded, Kind::Running],
     };
     loop {
         let next = frames.next(legal, "from a destination").and_then(|found| {

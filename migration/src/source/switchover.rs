@@ -37,7 +37,8 @@ pub(super) fn pause(
 /// The state of vCPUs and devices.
 pub(super) fn save(m: &mut Migration<'_>) -> Result<Vec<u8>, Error> {
     m.enter(Phase::State);
-    let state = m.vm.machine.save().map_err(Error::machine("save machine state"))?;
+    let state =
+        m.vm.machine.save(m.peer.writer.version).map_err(Error::machine("save machine state"))?;
     if m.cfg.pause_limit.is_none() {
         // Its size was not known before. Ten times what sending it takes, as for all the rest.
         let seconds = 10.0 * state.len() as f64 / m.sender.meter.link_rate();

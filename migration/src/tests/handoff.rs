@@ -224,14 +224,12 @@ fn cancelling_works_while_blocked_in_writing() {
     let (near, far) = UnixStream::pair().unwrap();
     let cancel = CancelToken::new();
     let canceller = cancel.clone();
-    // A destination that says Welcome and never reads again.
+    // A destination that is ready and never reads again.
     let deaf = thread::spawn(move || {
         use std::io::{Read, Write};
         let mut far = far;
-        let mut hello = [0; 28 + 8 + 8 + 8 + 5];
-        far.read_exact(&mut hello).unwrap();
-        let welcome = super::hostile::frame(crate::wire::Kind::Welcome as u16, 0, &[0; 8]);
-        far.write_all(&welcome).unwrap();
+        far.read_exact(&mut [0; 28]).unwrap();
+        far.write_all(&super::hostile::stream(&super::hostile::welcome(0))).unwrap();
         thread::sleep(Duration::from_millis(300));
         assert!(canceller.cancel());
         far

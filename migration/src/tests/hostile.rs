@@ -13,27 +13,41 @@ use super::dest::Dest;
 use super::model::Model;
 use super::oracle::config;
 use crate::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
+use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use crate::wire::{
-    FEATURE_LZ4, FEATURES, Header, Hello, Kind, MAX_STATE, RoundStart, STATE_PART, StateEnd,
+    FEATURE_LZ4, FEATURES, Header, Kind, MAX_STATE, Machine, RoundStart, STATE_PART, StateEnd,
     checksum, codec,
 };
 use crate::*;
 
 /// A frame with right checksums, whatever is in it.
 pub(super) fn frame(kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
-    let header = Header { kind, seq, len: payload.len() as u32, sum: checksum(&[payload]) };
+    frame_of(NEWEST, kind, seq, payload)
+}
+
+/// The same, of any version.
+fn frame_of(version: u16, kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
+    let sum = checksum(&[payload]);
+    let header = Header { version, kind, seq, len: payload.len() as u32, sum };
     let mut out = header.encode().to_vec();
     out.extend_from_slice(payload);
     out
 }
 
-fn hello(nr_pages: u64) -> Vec<u8> {
-    hello_with(0, nr_pages)
+pub(super) fn hello(needed: u64) -> (Kind, Vec<u8>) {
+    let hello = Hello::new(&VERSIONS, needed);
+    (Kind::Hello, codec::encode(&hello, "hello", 1024).unwrap())
 }
 
-pub(super) fn hello_with(features: u64, nr_pages: u64) -> Vec<u8> {
-    let hello = Hello { features, nr_pages, description: b"model".to_vec() };
-    codec::encode(&hello, "hello", 1 << 20).unwrap()
+pub(super) fn machine(nr_pages: u64) -> (Kind, Vec<u8>) {
+    let machine = Machine { nr_pages, description: b"model".to_vec() };
+    (Kind::Machine, codec::encode(&machine, "machine", 1 << 20).unwrap())
+}
+
+/// A destination's Welcome that uses these features, and its Ready.
+pub(super) fn welcome(features: u64) -> Vec<(Kind, Vec<u8>)> {
+    let welcome = Welcome::new(Agreed { version: NEWEST, features });
+    vec![(Kind::Welcome, codec::encode(&welcome, "welcome", 1024).unwrap()), (Kind::Ready, vec![])]
 }
 
 pub(super) fn round(round: u32) -> Vec<u8> {
@@ -91,7 +105,8 @@ pub(super) fn stream(frames: &[(Kind, Vec<u8>)]) -> Vec<u8> {
 /// A short, valid migration.
 fn valid() -> Vec<(Kind, Vec<u8>)> {
     vec![
-        (Kind::Hello, hello(100)),
+        hello(0),
+        machine(100),
         (Kind::Round, round(1)),
         (Kind::Pages, pages(3, 2, false, 8192)),
         (Kind::Idle, vec![]),
@@ -119,50 +134,54 @@ fn hostile_streams_are_refused() {
         frames[at] = (kind, payload);
         stream(&frames)
     };
-    let huge_header = Header { kind: Kind::Hello as u16, seq: 0, len: u32::MAX, sum: 0 };
-    let mut gap = stream(&valid()[..2]);
+    let for_machine = |nr_pages| with(1, Kind::Machine, machine(nr_pages).1);
+    let (version, kind) = (NEWEST, Kind::Hello as u16);
+    let huge_header = Header { version, kind, seq: 0, len: u32::MAX, sum: 0 };
+    let mut gap = stream(&valid()[..3]);
     gap.extend(frame(Kind::Pages as u16, 7, &pages(3, 1, true, 0)));
     let mut early = valid();
-    early.truncate(6);
+    early.truncate(7);
     early.push((Kind::HandOff, vec![]));
     let mut late_pages = valid();
-    late_pages.insert(7, (Kind::Pages, pages(3, 1, true, 0)));
-    let mut giant_vec = hello(100);
-    giant_vec[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
-    let mut other = huge_header.encode_as(7).to_vec();
-    other.extend([0; 100]);
+    late_pages.insert(8, (Kind::Pages, pages(3, 1, true, 0)));
+    let mut giant_vec = machine(100).1;
+    giant_vec[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    let later = Hello::new(&(NEWEST + 1..=NEWEST + 2), 0);
+    let later = codec::encode(&later, "hello", 1024).unwrap();
+    let other = frame_of(NEWEST + 1, Kind::Round as u16, 2, &round(1));
     let mut packed = valid();
-    packed[2] = (Kind::PagesLz4, packed_pages(3, 1, 4096));
+    packed[3] = (Kind::PagesLz4, packed_pages(3, 1, 4096));
     let unannounced = stream(&packed);
-    packed[0] = (Kind::Hello, hello_with(FEATURE_LZ4, 100));
+    packed[0] = hello(FEATURE_LZ4);
     assert!(feed(stream(&packed)).0.is_ok());
-    packed[2] = (Kind::PagesLz4, packed_pages(3, 1, 1 << 20));
+    packed[3] = (Kind::PagesLz4, packed_pages(3, 1, 1 << 20));
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("compressed without a word", unannounced),
         ("more compressed than announced", stream(&packed)),
-        ("a feature that there is not", with(0, Kind::Hello, hello_with(FEATURES + 1, 100))),
+        ("a feature that there is not", with(0, Kind::Hello, hello(FEATURES + 1).1)),
         ("nothing", vec![]),
         ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
         ("giant length", huge_header.encode().to_vec()),
-        ("other version", other),
-        ("giant vector", with(0, Kind::Hello, giant_vec)),
-        ("no pages", with(0, Kind::Hello, hello(0))),
-        ("giant guest", with(0, Kind::Hello, hello(u64::MAX))),
-        ("guest the machine refuses", with(0, Kind::Hello, hello(1 << 30))),
-        ("pages before a round", with(1, Kind::Pages, pages(0, 1, true, 0))),
-        ("round out of order", with(4, Kind::Round, round(3))),
-        ("round again", with(4, Kind::Round, round(1))),
-        ("outside RAM", with(2, Kind::Pages, pages(99, 2, true, 0))),
-        ("far outside RAM", with(2, Kind::Pages, pages(u64::MAX, 2, true, 0))),
-        ("content missing", with(2, Kind::Pages, pages(3, 200, false, 4096))),
+        ("a source of later versions", frame_of(NEWEST + 2, kind, 0, &later)),
+        ("another version later on", [stream(&valid()[..2]), other].concat()),
+        ("giant vector", with(1, Kind::Machine, giant_vec)),
+        ("no pages", for_machine(0)),
+        ("giant guest", for_machine(u64::MAX)),
+        ("guest the machine refuses", for_machine(1 << 30)),
+        ("pages before a round", with(2, Kind::Pages, pages(0, 1, true, 0))),
+        ("round out of order", with(5, Kind::Round, round(3))),
+        ("round again", with(5, Kind::Round, round(1))),
+        ("outside RAM", with(3, Kind::Pages, pages(99, 2, true, 0))),
+        ("far outside RAM", with(3, Kind::Pages, pages(u64::MAX, 2, true, 0))),
+        ("content missing", with(3, Kind::Pages, pages(3, 200, false, 4096))),
         ("sequence", gap),
         ("hand-off before state", stream(&early)),
         ("pages after state", stream(&late_pages)),
-        ("state length", with(7, Kind::StateEnd, end(b"other state"))),
-        ("state checksum", with(7, Kind::StateEnd, end(b"statE"))),
-        ("answer from the source", with(3, Kind::Loaded, vec![])),
-        ("payload where none belongs", with(8, Kind::HandOff, vec![1])),
-        ("ends before the hand-off", stream(&valid()[..8])),
+        ("state length", with(8, Kind::StateEnd, end(b"other state"))),
+        ("state checksum", with(8, Kind::StateEnd, end(b"statE"))),
+        ("answer from the source", with(4, Kind::Loaded, vec![])),
+        ("payload where none belongs", with(9, Kind::HandOff, vec![1])),
+        ("ends before the hand-off", stream(&valid()[..9])),
     ];
     for (name, bytes) in cases {
         let (result, dest) = feed(bytes);
@@ -174,7 +193,7 @@ fn hostile_streams_are_refused() {
 #[test]
 fn state_beyond_the_limit_is_refused() {
     let mut frames = valid();
-    frames.truncate(6);
+    frames.truncate(7);
     for _ in 0..=MAX_STATE / STATE_PART {
         frames.push((Kind::State, vec![1; STATE_PART]));
     }
@@ -201,7 +220,6 @@ fn every_cut_and_flip_of_a_valid_stream_is_an_error() {
 
 #[test]
 fn peers_that_are_not_wherry_or_not_this_version_are_told_apart() {
-    let other = Header { kind: 16, seq: 0, len: 0, sum: 0 };
     let answer = |bytes: Vec<u8>| {
         let model = Model::new(200, false, vec![]);
         let (near, mut far) = UnixStream::pair().unwrap();
@@ -214,8 +232,13 @@ fn peers_that_are_not_wherry_or_not_this_version_are_told_apart() {
         failure.cause
     };
     assert!(matches!(answer(b"SSH-2.0-OpenSSH".to_vec()), Error::NotWherry));
-    let version = answer(other.encode_as(2).to_vec());
-    assert!(matches!(version, Error::Version { theirs: 2, ours: 1 }), "{version:?}");
+    // A frame of a version that this side does not speak; and what an older destination says to
+    // one of this side's.
+    let version = answer(frame_of(1, Kind::Welcome as u16, 0, &[0; 8])).to_string();
+    assert!(version.contains("the other has version 1, this one version"), "{version}");
+    let abort = codec::encode(&crate::wire::Abort::new("speaks 1"), "abort", 64).unwrap();
+    let refused = answer(frame_of(1, Kind::Abort as u16, 0, &abort));
+    assert!(matches!(&refused, Error::Refused(why) if why == "speaks 1"), "{refused:?}");
     let unexpected = answer(frame(Kind::Running as u16, 0, &[]));
     assert!(matches!(unexpected, Error::Wire(_)), "{unexpected:?}");
 }
@@ -225,7 +248,7 @@ proptest! {
 
     #[test]
     fn frames_with_right_checksums_and_wrong_content_never_panic(
-        mutations in prop::collection::vec((0usize..9, 0usize..64, any::<u8>(), 0u8..4), 1..4),
+        mutations in prop::collection::vec((0usize..10, 0usize..64, any::<u8>(), 0u8..4), 1..4),
     ) {
         let mut frames = valid();
         for (at, byte, value, what) in mutations {

@@ -131,7 +131,6 @@ impl Model {
             log: self.clone(),
             hints: Some(self.clone()),
             machine: self.clone(),
-            description: b"model".to_vec(),
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::dest::Dest;
 use super::faults::{Fault, FaultPlan, faulty_pair};
 use super::handoff::{PAGES, Runs, impatient, judge, script, try_each_fault};
-use super::hostile::{frame, hello_with, pages, round, stream};
+use super::hostile::{frame, hello, machine, pages, round, stream};
 use super::model::Model;
 use super::oracle::{config, migrate_model, migrate_over, pair};
 use crate::transport::{Halves, More};
@@ -137,7 +137,8 @@ type Frames = Vec<(Kind, Vec<u8>)>;
 fn valid() -> (Frames, [Frames; 2]) {
     let end = StateEnd { len: 5, crc: crc32fast::hash(b"state") };
     let first = vec![
-        (Kind::Hello, hello_with(FEATURE_STREAMS, 100)),
+        hello(FEATURE_STREAMS),
+        machine(100),
         streams(2),
         (Kind::Round, round(1)),
         sync(1),
@@ -230,18 +231,18 @@ fn what_follows_a_sync_waits_for_what_precedes_it_on_other_connections() {
 fn hostile_connections_are_refused() {
     type Spoil = fn(&mut Frames, &mut [Frames; 2]);
     let cases: [(&str, Spoil); 16] = [
-        ("none announced", |first, _| first[1] = streams(0)),
-        ("too many announced", |first, _| first[1] = streams(17)),
-        ("a giant number announced", |first, _| first[1] = streams(u32::MAX)),
-        ("not announced at all", |first, _| drop(first.remove(1))),
+        ("none announced", |first, _| first[2] = streams(0)),
+        ("too many announced", |first, _| first[2] = streams(17)),
+        ("a giant number announced", |first, _| first[2] = streams(u32::MAX)),
+        ("not announced at all", |first, _| drop(first.remove(2))),
         ("the same one twice", |_, lanes| lanes[1][0].1 = join(0, TOKEN)),
         ("one that was not announced", |_, lanes| lanes[1][0].1 = join(2, TOKEN)),
         ("one is missing", |_, lanes| lanes[1].clear()),
         ("pages on the first connection in a round", |first, _| {
-            first.insert(3, (Kind::Pages, pages(1, 1, true, 0)));
+            first.insert(4, (Kind::Pages, pages(1, 1, true, 0)));
         }),
-        ("a round without its sync", |first, _| drop(first.remove(3))),
-        ("state before the sync", |first, _| drop(first.remove(6))),
+        ("a round without its sync", |first, _| drop(first.remove(4))),
+        ("state before the sync", |first, _| drop(first.remove(7))),
         ("a sync of another round", |_, lanes| lanes[0][2] = sync(2)),
         ("a sync twice", |_, lanes| lanes[0].insert(3, sync(1))),
         ("one ends before its sync", |_, lanes| lanes[0].truncate(3)),

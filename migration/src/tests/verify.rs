@@ -8,13 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use super::dest::Dest;
-use super::hostile::{feed, frame, hello_with, pages, round, stream};
+use super::hostile::{feed, hello, machine, pages, round, stream, welcome};
 use super::model::{Model, Trigger};
 use super::mutations::{Mutation, PAGE, PAGES, late_hint, taken_back, vmm_write};
 use super::ops::Op;
 use super::oracle::{config, hinting, migrate_model, migrate_over, pair};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
-use crate::wire::{FEATURE_VERIFY, FEATURES, Kind, VerifyChunk, Welcome, WireError, codec};
+use crate::wire::{FEATURE_VERIFY, FEATURES, Kind, VerifyChunk, WireError, codec};
 use crate::*;
 
 fn verified(mode: HintMode) -> SourceConfig {
@@ -169,7 +169,8 @@ fn ask(first: u64, nr: u32) -> Vec<u8> {
 fn valid() -> Vec<(Kind, Vec<u8>)> {
     let end = wire::StateEnd { len: 5, crc: crc32fast::hash(b"state") };
     vec![
-        (Kind::Hello, hello_with(FEATURE_VERIFY, u64::from(CHUNK_PAGES) + 9)),
+        hello(FEATURE_VERIFY),
+        machine(u64::from(CHUNK_PAGES) + 9),
         (Kind::Round, round(1)),
         (Kind::Pages, pages(3, 2, false, 8192)),
         (Kind::Verify, ask(0, CHUNK_PAGES)),
@@ -197,26 +198,26 @@ fn hostile_questions_are_refused() {
     };
     let chunk = u64::from(CHUNK_PAGES);
     let cases = [
-        ("not agreed on", with(0, Kind::Hello, hello_with(0, chunk + 9))),
-        ("unknown feature", with(0, Kind::Hello, hello_with(FEATURES + 1, chunk + 9))),
+        ("not agreed on", with(0, Kind::Hello, hello(0).1)),
+        ("unknown feature", with(0, Kind::Hello, hello(FEATURES + 1).1)),
         (
             "before a round",
-            without(1).into_iter().filter(|(kind, _)| *kind != Kind::Pages).collect(),
+            without(2).into_iter().filter(|(kind, _)| *kind != Kind::Pages).collect(),
         ),
-        ("first chunk left out", without(3)),
-        ("last chunk left out", without(5)),
-        ("the same chunk again", with(5, Kind::Verify, ask(0, CHUNK_PAGES))),
-        ("an empty chunk", with(3, Kind::Verify, ask(0, 0))),
-        ("a small chunk", with(3, Kind::Verify, ask(0, 64))),
-        ("a giant chunk", with(3, Kind::Verify, ask(0, u32::MAX))),
-        ("beyond RAM", with(5, Kind::Verify, ask(chunk, 10))),
-        ("far beyond RAM", with(5, Kind::Verify, ask(u64::MAX, 1))),
-        ("a chunk too many", with(6, Kind::Verify, ask(chunk + 9, 0))),
-        ("pages in between", with(4, Kind::Pages, pages(3, 1, true, 0))),
-        ("a round in between", with(4, Kind::Round, round(2))),
-        ("cut short", with(3, Kind::Verify, vec![0; 11])),
-        ("too long", with(3, Kind::Verify, vec![0; 65])),
-        ("an answer as a question", with(3, Kind::Digests, vec![0; 12])),
+        ("first chunk left out", without(4)),
+        ("last chunk left out", without(6)),
+        ("the same chunk again", with(6, Kind::Verify, ask(0, CHUNK_PAGES))),
+        ("an empty chunk", with(4, Kind::Verify, ask(0, 0))),
+        ("a small chunk", with(4, Kind::Verify, ask(0, 64))),
+        ("a giant chunk", with(4, Kind::Verify, ask(0, u32::MAX))),
+        ("beyond RAM", with(6, Kind::Verify, ask(chunk, 10))),
+        ("far beyond RAM", with(6, Kind::Verify, ask(u64::MAX, 1))),
+        ("a chunk too many", with(7, Kind::Verify, ask(chunk + 9, 0))),
+        ("pages in between", with(5, Kind::Pages, pages(3, 1, true, 0))),
+        ("a round in between", with(5, Kind::Round, round(2))),
+        ("cut short", with(4, Kind::Verify, vec![0; 11])),
+        ("too long", with(4, Kind::Verify, vec![0; 65])),
+        ("an answer as a question", with(4, Kind::Digests, vec![0; 12])),
     ];
     for (name, frames) in cases {
         let (result, dest) = feed(stream(&frames));
@@ -230,11 +231,7 @@ fn hostile_questions_are_refused() {
 fn answered(verify: bool, features: u64, answers: Vec<(Kind, Vec<u8>)>) -> Error {
     let model = Model::new(200, false, vec![]);
     let (near, far) = UnixStream::pair().unwrap();
-    let welcome = codec::encode(&Welcome { features }, "welcome", 64).unwrap();
-    let mut bytes = frame(Kind::Welcome as u16, 0, &welcome);
-    for (seq, (kind, payload)) in (1..).zip(&answers) {
-        bytes.extend(frame(*kind as u16, seq, payload));
-    }
+    let bytes = stream(&[welcome(features), answers.clone()].concat());
     let mut reader = far.try_clone().unwrap();
     let drain = thread::spawn(move || reader.read_to_end(&mut Vec::new()));
     let mut writer = far.try_clone().unwrap();

@@ -24,26 +24,26 @@ pub(crate) fn decode<T: Serialize + DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Hello, Welcome};
+    use super::super::{Machine, SyncPoint};
     use super::*;
 
     #[test]
     fn a_giant_length_does_not_allocate() {
-        let mut bytes = vec![0; 16];
+        let mut bytes = vec![0; 8];
         bytes.extend_from_slice(&u64::MAX.to_le_bytes());
-        assert!(decode::<Hello>(&bytes, "hello").is_err());
-        bytes[16..].copy_from_slice(&(1u64 << 40).to_le_bytes());
-        assert!(decode::<Hello>(&bytes, "hello").is_err());
+        assert!(decode::<Machine>(&bytes, "machine").is_err());
+        bytes[8..].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        assert!(decode::<Machine>(&bytes, "machine").is_err());
     }
 
     #[test]
     fn a_payload_has_its_length() {
-        let welcome = Welcome { features: 5 };
-        let mut bytes = encode(&welcome, "welcome", 8).unwrap();
-        assert!(encode(&welcome, "welcome", 7).is_err());
-        assert_eq!(decode::<Welcome>(&bytes, "w").unwrap().features, 5);
+        let sync = SyncPoint { round: 5 };
+        let mut bytes = encode(&sync, "sync", 4).unwrap();
+        assert!(encode(&sync, "sync", 3).is_err());
+        assert_eq!(decode::<SyncPoint>(&bytes, "s").unwrap().round, 5);
         bytes.push(0);
-        assert!(decode::<Welcome>(&bytes, "w").is_err());
-        assert!(decode::<Welcome>(&bytes[..7], "w").is_err());
+        assert!(decode::<SyncPoint>(&bytes, "s").is_err());
+        assert!(decode::<SyncPoint>(&bytes[..3], "s").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The wire protocol, version [`VERSION`].
+//! The wire protocol; its versions are in [`version`].
 //!
 //! A connection carries frames both ways. A frame is a header of [`HEADER_LEN`] bytes, all fields
 //! little-endian, and a payload:
@@ -13,8 +13,7 @@
 //! | 20 | 4 | [`checksum`] of the payload |
 //! | 24 | 4 | CRC32 of bytes 0..24 |
 //!
-//! The header has this layout in every version, so that a peer of another version gets a clear
-//! answer.
+//! The header has this layout in every version.
 //!
 //! Rules of the receiver ([`crate::link::FrameReader`]), in this order: magic, header CRC, version,
 //! sequence number, kind known and legal in the present phase, length within the kind's limit; only
@@ -23,8 +22,10 @@
 //!
 //! ```text
 //! source                                   destination
-//!   Hello {features, nr_pages, description} ->            builds the machine
-//!                                        <- Welcome {features}
+//!   Hello {versions, features}           ->
+//!                                        <- Welcome {version, features}
+//!   Machine {nr_pages, description}      ->               builds it
+//!                                        <- Ready
 //!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many further connections are open
 //!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4 any Pages may be PagesLz4)
 //!   [Verify {first, nr}                  ->               digests the chunk
@@ -47,14 +48,13 @@
 pub(crate) mod codec;
 pub mod digests;
 pub mod pages;
+pub mod version;
 
 use std::hash::Hasher;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Version of the protocol. Both sides must speak the same.
-pub const VERSION: u16 = 1;
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"WHRY";
 /// Length of a frame header in bytes.
@@ -76,11 +76,11 @@ pub fn max_state(nr_pages: u64) -> usize {
 /// Longest reason in an Abort, in bytes.
 pub const MAX_REASON: usize = 4096;
 
-/// Feature of [`Hello`]: memory is compared before the state is sent.
+/// Feature of [`version::Hello`]: memory is compared before the state is sent.
 pub const FEATURE_VERIFY: u64 = 1;
-/// Feature of [`Hello`]: content may come compressed, in [`Kind::PagesLz4`].
+/// Feature of [`version::Hello`]: content may come compressed, in [`Kind::PagesLz4`].
 pub const FEATURE_LZ4: u64 = 2;
-/// Feature of [`Hello`]: memory comes over further connections.
+/// Feature of [`version::Hello`]: memory comes over further connections.
 pub const FEATURE_STREAMS: u64 = 4;
 /// All features that there are.
 pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS;
@@ -107,7 +107,7 @@ pub fn checksum(parts: &[&[u8]]) -> u32 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub enum Kind {
-    /// Source: who I am and what I bring.
+    /// Source: what I speak.
     Hello = 1,
     /// Source: a round begins.
     Round = 2,
@@ -131,7 +131,9 @@ pub enum Kind {
     Join = 11,
     /// Source, on every connection: the memory of this round is complete.
     Sync = 12,
-    /// Destination: the machine is built.
+    /// Source: what machine this is.
+    Machine = 13,
+    /// Destination: what we speak.
     Welcome = 16,
     /// Destination: memory and state are in place, nothing runs.
     Loaded = 17,
@@ -139,6 +141,8 @@ pub enum Kind {
     Running = 18,
     /// Destination: digests of the chunk.
     Digests = 19,
+    /// Destination: the machine is built.
+    Ready = 20,
     /// Either: I give up, and why.
     Abort = 32,
 }
@@ -149,7 +153,7 @@ impl Kind {
         use Kind::*;
         let all = [
             Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Streams, Join,
-            Sync, Welcome, Loaded, Running, Digests, Abort,
+            Sync, Machine, Welcome, Loaded, Running, Digests, Ready, Abort,
         ];
         all.into_iter().find(|k| *k as u16 == kind)
     }
@@ -157,14 +161,16 @@ impl Kind {
     /// Longest legal payload in bytes.
     pub fn limit(self) -> usize {
         match self {
-            Kind::Hello => MAX_DESCRIPTION + 64,
+            // With room for what later versions add.
+            Kind::Hello | Kind::Welcome => 1024,
+            Kind::Machine => MAX_DESCRIPTION + 64,
             Kind::Pages | Kind::PagesLz4 => pages::MAX_PAYLOAD,
             Kind::State => STATE_PART,
             Kind::Abort => MAX_REASON + 16,
             Kind::Digests => digests::MAX_PAYLOAD,
-            Kind::Round | Kind::StateEnd | Kind::Welcome | Kind::Verify => 64,
+            Kind::Round | Kind::StateEnd | Kind::Verify => 64,
             Kind::Streams | Kind::Join | Kind::Sync => 64,
-            Kind::Idle | Kind::HandOff | Kind::Loaded | Kind::Running => 0,
+            Kind::Idle | Kind::HandOff | Kind::Ready | Kind::Loaded | Kind::Running => 0,
         }
     }
 }
@@ -176,7 +182,7 @@ pub enum WireError {
     /// Not a frame of this protocol at all.
     #[error("not a Wherry frame")]
     Magic,
-    /// A frame of another version.
+    /// A frame of a version that was not agreed on.
     #[error("protocol version {theirs}")]
     Version {
         /// The frame's version.
@@ -256,6 +262,8 @@ pub enum WireError {
 /// A header whose own checksum was right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
+    /// The protocol's version.
+    pub version: u16,
     /// What the payload is.
     pub kind: u16,
     /// Position in its direction's series.
@@ -269,13 +277,9 @@ pub struct Header {
 impl Header {
     /// As sent.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
-        self.encode_as(VERSION)
-    }
-
-    pub(crate) fn encode_as(&self, version: u16) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0..4].copy_from_slice(&MAGIC);
-        out[4..6].copy_from_slice(&version.to_le_bytes());
+        out[4..6].copy_from_slice(&self.version.to_le_bytes());
         out[6..8].copy_from_slice(&self.kind.to_le_bytes());
         out[8..16].copy_from_slice(&self.seq.to_le_bytes());
         out[16..20].copy_from_slice(&self.len.to_le_bytes());
@@ -285,13 +289,13 @@ impl Header {
         out
     }
 
-    /// Checks magic, checksum and version, in this order.
+    /// Checks magic and checksum, in this order.
     pub fn decode(raw: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
         let mut at = Fields(raw);
         if at.take() != MAGIC {
             return Err(WireError::Magic);
         }
-        let theirs = u16::from_le_bytes(at.take());
+        let version = u16::from_le_bytes(at.take());
         let kind = u16::from_le_bytes(at.take());
         let seq = u64::from_le_bytes(at.take());
         let len = u32::from_le_bytes(at.take());
@@ -300,10 +304,7 @@ impl Header {
         if crc32fast::hash(&raw[..24]) != own {
             return Err(WireError::HeaderCrc);
         }
-        if theirs != VERSION {
-            return Err(WireError::Version { theirs });
-        }
-        Ok(Self { kind, seq, len, sum })
+        Ok(Self { version, kind, seq, len, sum })
     }
 }
 
@@ -321,22 +322,13 @@ impl Fields<'_> {
     }
 }
 
-/// Payload of [`Kind::Hello`].
+/// Payload of [`Kind::Machine`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Hello {
-    /// Features that the destination must have and use, of [`FEATURES`].
-    pub features: u64,
+pub struct Machine {
     /// Pages of guest RAM.
     pub nr_pages: u64,
     /// For [`crate::traits::DestinationVm::prepare`].
     pub description: Vec<u8>,
-}
-
-/// Payload of [`Kind::Welcome`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Welcome {
-    /// Features that will be used: those of the Hello.
-    pub features: u64,
 }
 
 /// Payload of [`Kind::Round`].
@@ -413,7 +405,7 @@ impl Abort {
 mod tests {
     use super::*;
 
-    const HEADER: Header = Header { kind: 3, seq: 77, len: 1000, sum: 0xdead_beef };
+    const HEADER: Header = Header { version: 2, kind: 3, seq: 77, len: 1000, sum: 0xdead_beef };
 
     #[test]
     fn header_survives_and_any_flipped_bit_is_noticed() {
@@ -428,8 +420,6 @@ mod tests {
             };
             assert_eq!(Header::decode(&bad), Err(expected));
         }
-        let other = HEADER.encode_as(9);
-        assert_eq!(Header::decode(&other), Err(WireError::Version { theirs: 9 }));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Frames made of an input: with right checksums and numbers unless it says otherwise, else a
 //! fuzzer would see none accepted.
 
+use wherry_migration::wire::version::NEWEST;
 use wherry_migration::wire::{Header, Kind, checksum};
 
 use crate::bytes::Bytes;
@@ -46,7 +47,8 @@ impl Record {
         let number = *seq + u64::from(self.flags & BAD_NUMBER != 0);
         *seq += 1;
         let sum = checksum(&[&self.payload]) ^ u32::from(self.flags & BAD_SUM != 0);
-        let header = Header { kind: self.kind, seq: number, len: self.payload.len() as u32, sum };
+        let len = self.payload.len() as u32;
+        let header = Header { version: NEWEST, kind: self.kind, seq: number, len, sum };
         [&header.encode()[..], &self.payload].concat()
     }
 }

@@ -13,9 +13,10 @@ use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceStateV1, PageS
 use wherry_devices::virtio::mmio::QueueStateV1;
 use wherry_migration::wire::digests::Digests;
 use wherry_migration::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
+use wherry_migration::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use wherry_migration::wire::{
-    FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Hello, Join, Kind, RoundStart, StateEnd,
-    Streams, SyncPoint, VerifyChunk, Welcome,
+    FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Join, Kind, Machine, RoundStart,
+    StateEnd, Streams, SyncPoint, VerifyChunk,
 };
 use wherry_vmm::config::devices;
 use wherry_vmm::cpu::compat::CpuDescriptionV1;
@@ -129,7 +130,8 @@ fn digests(nr: u32) -> Vec<u8> {
 }
 
 fn wire() -> Seeds {
-    let header = Header { kind: Kind::Pages as u16, seq: 3, len: 4, sum: 9 }.encode();
+    let kind = Kind::Pages as u16;
+    let header = Header { version: NEWEST, kind, seq: 3, len: 4, sum: 9 }.encode();
     vec![
         ("header", [&[0][..], &header].concat()),
         ("zero-pages", [&[1, 100, 0][..], &runs(&[(3, 2, true), (9, 1, true)])].concat()),
@@ -140,8 +142,13 @@ fn wire() -> Seeds {
 }
 
 fn hello(features: u64) -> Vec<u8> {
-    let hello = Hello { features, nr_pages: 100, description: b"guest".to_vec() };
-    Record::encode(0, Kind::Hello, &encode(&hello), None)
+    let hello = Hello::new(&VERSIONS, features);
+    let machine = Machine { nr_pages: 100, description: b"guest".to_vec() };
+    [
+        Record::encode(0, Kind::Hello, &encode(&hello), None),
+        Record::encode(0, Kind::Machine, &encode(&machine), None),
+    ]
+    .concat()
 }
 
 fn round(round: u32) -> Vec<u8> {
@@ -210,14 +217,16 @@ fn destination() -> Seeds {
 
 fn source() -> Seeds {
     let answers = |options: u8, features: u64| {
-        let welcome = Record::encode(0, Kind::Welcome, &encode(&Welcome { features }), None);
+        let welcome = Welcome::new(Agreed { version: NEWEST, features });
+        let welcome = Record::encode(0, Kind::Welcome, &encode(&welcome), None);
+        let ready = Record::encode(0, Kind::Ready, &[], None);
         let digests = match features & FEATURE_VERIFY {
             0 => Vec::new(),
             _ => Record::encode(2, Kind::Digests, &digests(16), None),
         };
         let loaded = Record::encode(3, Kind::Loaded, &[], None);
         let running = Record::encode(4, Kind::Running, &[], None);
-        [vec![options], welcome, digests, loaded, running].concat()
+        [vec![options], welcome, ready, digests, loaded, running].concat()
     };
     let mut lost = answers(0, 0);
     lost.truncate(lost.len() - 5);

@@ -209,7 +209,10 @@ impl Machine for Guest {
     fn hand_over(&self, _: bool) -> io::Result<()> {
         Ok(())
     }
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn describe(&self, _: u16) -> io::Result<Vec<u8>> {
+        Ok(b"guest".to_vec())
+    }
+    fn save(&self, _: u16) -> io::Result<Vec<u8>> {
         assert!(self.paused.load(Ordering::SeqCst));
         Ok(vec![7; 100])
     }
@@ -376,7 +379,6 @@ pub fn source(data: &[u8]) {
         log: guest.clone(),
         hints: (options & 2 != 0).then(|| guest.clone() as Arc<dyn HintSource>),
         machine: guest.clone(),
-        description: b"guest".to_vec(),
     };
     let cfg = SourceConfig {
         verify: options & 4 != 0,

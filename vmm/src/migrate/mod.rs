@@ -129,8 +129,6 @@ pub fn to(
             Arc::new(Hints::new(machine.ram().clone(), b.clone()))
         }),
         machine: Arc::new(Pausing { machine: machine.clone(), owner: owner.clone(), run }),
-        description: (machine.description().encode())
-            .map_err(|e| ControlError::new(ErrorCode::Failed, chain(&e)))?,
     };
     let defaults = SourceConfig::default();
     let config = SourceConfig {

@@ -217,7 +217,11 @@ impl Machine for Model {
         Ok(())
     }
 
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn describe(&self, _version: u16) -> io::Result<Vec<u8>> {
+        Ok(b"model".to_vec())
+    }
+
+    fn save(&self, _version: u16) -> io::Result<Vec<u8>> {
         assert!(self.paused());
         Ok(b"state of the model".to_vec())
     }

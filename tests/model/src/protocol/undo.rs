@@ -60,7 +60,6 @@ fn fail(until: Until) -> u8 {
         log: seen.clone(),
         hints: Some(seen.clone()),
         machine: seen.clone(),
-        description: Vec::new(),
     };
     let (near, far) = UnixStream::pair().expect("a socket pair");
     let ram = seen.clone();
@@ -190,7 +189,11 @@ impl Machine for Recorder {
     fn hand_over(&self, _begun: bool) -> io::Result<()> {
         Ok(())
     }
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn describe(&self, _: u16) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn save(&self, _: u16) -> io::Result<Vec<u8>> {
         self.fails(Until::State)?;
         Ok(Vec::new())
     }
