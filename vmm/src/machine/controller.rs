@@ -175,6 +175,10 @@ fn refused(what: &str, refusal: Refusal) -> ControlError {
             format!("cannot {what} a VM that is being handed over to its destination"),
         )
         .hint("ask the destination, or again here if the migration fails"),
+        Refusal::Unfinished => {
+            ControlError::new(ErrorCode::Failed, format!("cannot {what} the VM: {refusal}"))
+                .hint("try again; the guest goes on")
+        }
         Refusal::NeedsForce => state(Life::Unknown).hint(FORCE),
     }
 }

@@ -182,6 +182,9 @@ pub enum Refusal {
     /// The guest is on its way: what would be changed here would be lost.
     #[error("the guest is being handed over")]
     BeingHandedOver,
+    /// A device has work that does not end; the guest goes on.
+    #[error("a device is busy: its requests do not end")]
+    Unfinished,
     /// Only `resume --force`.
     #[error("the guest may run at the destination")]
     NeedsForce,
@@ -315,6 +318,9 @@ pub enum Shut {
     /// For good.
     #[error("the guest was handed over and may run at the destination")]
     HandedOver,
+    /// It could not be stopped, and goes on.
+    #[error("a device is busy: its requests do not end")]
+    Unfinished,
     /// Not as it was when it was stopped for the hand-off.
     #[error("the guest ran after it was stopped for the hand-off")]
     Moved,

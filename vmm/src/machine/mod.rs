@@ -39,13 +39,13 @@ use crate::console::Console;
 use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
-use crate::memory::{KvmDirtyLog, PAGE, Ram};
+use crate::memory::{DirtySources, KvmLog, PAGE, Ram};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
 use devices::{Assembly, Giver};
 use ending::Ending;
 use event_loop::EventLoop;
 use life::{End, Gate};
-use owner::Vcpus;
+use owner::{Unfinished, Vcpus};
 
 /// How long a device's requests may take to end before a pause.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ pub struct Machine {
     devices: Devices,
     handles: Handles,
     description: Description,
-    log: Arc<KvmDirtyLog>,
+    log: Arc<DirtySources>,
     ram: Arc<Ram>,
     vm: Arc<VmFd>,
     /// Whether vCPUs and devices run, and who may start them.
@@ -138,8 +138,9 @@ impl Machine {
         mut restored: Option<MachineState>,
     ) -> anyhow::Result<Self> {
         install_kick_handler();
-        let log = Arc::new(KvmDirtyLog::new(vm.clone(), ram.clone()));
+        let log = KvmLog::new(vm.clone(), ram.clone());
         log.map_ram().context("KVM does not take the guest memory")?;
+        let log = Arc::new(DirtySources::new(log));
 
         let ending = Arc::new(Ending::new(hooks.wake.clone()));
         let giver = Giver { vm: &vm, ram: &ram, ending: &ending, hooks };
@@ -256,7 +257,7 @@ impl Machine {
     }
 
     /// The dirty log.
-    pub fn log(&self) -> &Arc<KvmDirtyLog> {
+    pub fn log(&self) -> &Arc<DirtySources> {
         &self.log
     }
 
@@ -276,7 +277,7 @@ impl Vcpus for Machine {
         &self.gate
     }
 
-    fn halt(&self) {
+    fn halt(&self) -> Result<(), Unfinished> {
         for v in &self.vcpus {
             v.request_park();
         }
@@ -284,7 +285,10 @@ impl Vcpus for Machine {
             v.wait_parked();
             self.access.note_parked(&self.vm, &v.fd(), id);
         }
-        let _ = self.devices.pause(Instant::now() + DRAIN);
+        self.devices.pause(Instant::now() + DRAIN).map_err(|why| {
+            eprintln!("wherry: cannot stop the machine: {why}");
+            Unfinished
+        })
     }
 
     fn go(&self) {

@@ -20,7 +20,11 @@ pub trait Vcpus: Send + Sync {
     fn gate(&self) -> &Mutex<Gate>;
 
     /// Stops vCPUs, then devices. Returns when they stand still.
-    fn halt(&self);
+    ///
+    /// # Errors
+    /// A device has work that does not end. The machine stands still all the same, as far as it can:
+    /// [`go`](Self::go) lets it go on.
+    fn halt(&self) -> Result<(), Unfinished>;
 
     /// Starts devices, then vCPUs.
     fn go(&self);
@@ -28,6 +32,10 @@ pub trait Vcpus: Send + Sync {
     /// What the guest did to end itself.
     fn ended(&self) -> Option<End>;
 }
+
+/// A device has work that does not end, so its machine cannot be saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unfinished;
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these locks guard is plain data and whole at any time.
@@ -223,18 +231,20 @@ impl<M: Vcpus> Owner<M> {
 
     fn apply(&self, inner: &mut Inner<M>, event: Event) -> Result<(), Refusal> {
         let (next, act) = step(inner.life, event)?;
-        if let Err(shut) = self.act(inner, act) {
+        let goes_on = matches!(event, Event::Pause | Event::Hold);
+        if let Err(shut) = self.act(inner, act, goes_on) {
             // The machine's own wall: what it says is final.
             return Err(match shut {
                 Shut::Held | Shut::Moved => Refusal::BeingHandedOver,
                 Shut::HandedOver => Refusal::State(Life::Unknown),
+                Shut::Unfinished => Refusal::Unfinished,
             });
         }
         inner.life = next;
         Ok(())
     }
 
-    fn act(&self, inner: &mut Inner<M>, act: Act) -> Result<(), Shut> {
+    fn act(&self, inner: &mut Inner<M>, act: Act, goes_on: bool) -> Result<(), Shut> {
         if act == Act::StopAndCancel
             && let Some(cancel) = &*lock(&self.cancel)
         {
@@ -243,10 +253,16 @@ impl<M: Vcpus> Owner<M> {
         let Some(machine) = &inner.machine else { return Ok(()) };
         // Locked until the machine has done it.
         let mut gate = lock(machine.gate());
+        let before = (*gate, inner.hold.clone());
         match gate.apply(&mut inner.hold, act)? {
             Some(true) => machine.go(),
-            Some(false) => machine.halt(),
-            None => {}
+            // One that is to go on, here or elsewhere, does so as before; one that is over does not.
+            Some(false) if machine.halt().is_err() && goes_on => {
+                (*gate, inner.hold) = before;
+                machine.go();
+                return Err(Shut::Unfinished);
+            }
+            Some(false) | None => {}
         }
         Ok(())
     }

@@ -14,6 +14,8 @@ struct Fake {
     gate: Mutex<Gate>,
     ended: Mutex<Option<End>>,
     runs: AtomicBool,
+    /// A device has work that does not end.
+    busy: AtomicBool,
     /// Met at the beginning and at the end of the next `halt` or `go`.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -49,8 +51,9 @@ impl Vcpus for Fake {
         &self.gate
     }
 
-    fn halt(&self) {
+    fn halt(&self) -> Result<(), Unfinished> {
         self.turn(false);
+        if self.busy.load(SeqCst) { Err(Unfinished) } else { Ok(()) }
     }
 
     fn go(&self) {
@@ -72,6 +75,24 @@ fn running() -> (Arc<Owner<Fake>>, Arc<Fake>) {
 fn held(owner: &Owner<Fake>) {
     owner.migrate(&CancelToken::new()).unwrap();
     owner.event(Event::Hold).unwrap();
+}
+
+#[test]
+fn a_device_that_does_not_come_to_rest_fails_the_switchover_and_the_guest_goes_on() {
+    let (owner, machine) = running();
+    machine.busy.store(true, SeqCst);
+    assert_eq!(owner.event(Event::Pause), Err(Refusal::Unfinished));
+    assert_eq!((owner.life(), machine.runs()), (Life::Running, true));
+    owner.migrate(&CancelToken::new()).unwrap();
+    let before = owner.life();
+    assert_eq!(owner.event(Event::Hold), Err(Refusal::Unfinished));
+    assert_eq!((owner.life(), machine.runs()), (before, true));
+    assert_eq!(owner.event(Event::Release), Ok(before), "nothing is held");
+    owner.engine_ended(false);
+    assert_eq!((owner.life(), machine.runs()), (Life::Running, true));
+    // It is over: nobody waits for it.
+    *lock(&machine.ended) = Some(End::PowerOff);
+    assert_eq!((owner.life(), machine.runs()), (Life::Ended(End::PowerOff), false));
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! The dirty log of a KVM machine: KVM's own log OR the VMM's writes.
+//! The dirty log of a machine: a list of those who write guest memory and say where.
 //!
-//! KVM sees what vCPUs write; vm-memory's bitmap sees what the VMM writes (used rings, discards,
-//! device DMA). Either alone loses pages, so [`harvest`](DirtyLog::harvest) always takes both.
+//! KVM sees what vCPUs write ([`KvmLog`]); vm-memory's bitmap sees what devices write through it,
+//! used rings and discards among it ([`DeviceLog`]). Either alone loses pages, so
+//! [`DirtySources`] always asks all. A kernel thread that writes on a device's behalf would be
+//! one more.
 //!
 //! KVM runs in manual-protect mode with all bits initially set
 //! (`KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET`, Linux 5.7): turning the
@@ -20,6 +22,7 @@ use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
+use vm_memory::bitmap::AtomicBitmap;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 use wherry_migration::bitmap::Bitmap;
@@ -34,13 +37,97 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 /// throughout, and a vCPU that faults waits for it: short calls let it in between.
 const CLEAR_CHUNK: u64 = 8192;
 
-/// KVM's log and the VMM's own, as one.
-pub struct KvmDirtyLog {
+/// One who writes guest memory.
+pub trait DirtySource: DirtyLog {
+    /// Sets in `out` the bits of all pages written since they were last protected, and changes
+    /// nothing.
+    fn peek(&self, out: &mut Bitmap) -> io::Result<()>;
+}
+
+/// All who write guest memory, as one.
+pub struct DirtySources(Vec<Box<dyn DirtySource>>);
+
+impl DirtySources {
+    /// The vCPUs of `kvm` and the devices on its RAM.
+    pub fn new(kvm: KvmLog) -> Self {
+        let devices = DeviceLog(kvm.ram.clone());
+        Self(vec![Box::new(kvm), Box::new(devices)])
+    }
+}
+
+impl DirtyLog for DirtySources {
+    fn start(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(|source| source.start())
+    }
+
+    fn protect(&self, first: u64, nr: u64) -> io::Result<()> {
+        self.0.iter().try_for_each(|source| source.protect(first, nr))
+    }
+
+    fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.0.iter().try_for_each(|source| source.harvest(out))
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(|source| source.stop())
+    }
+}
+
+impl DirtySource for DirtySources {
+    fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.0.iter().try_for_each(|source| source.peek(out))
+    }
+}
+
+/// What devices write through vm-memory.
+struct DeviceLog(Arc<Ram>);
+
+impl DeviceLog {
+    fn for_regions(&self, mut f: impl FnMut(&Region, &AtomicBitmap)) {
+        for r in self.0.regions() {
+            if let Some(bits) = self.0.vmm_bitmap(r) {
+                f(r, bits);
+            }
+        }
+    }
+}
+
+impl DirtyLog for DeviceLog {
+    /// All pages are dirty now; what was written since boot says nothing more.
+    fn start(&self) -> io::Result<()> {
+        self.for_regions(|_, bits| bits.reset());
+        Ok(())
+    }
+
+    /// Devices take no write faults. A bit that stays set sends its page once more.
+    fn protect(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.for_regions(|r, bits| or_words(out, r.first_page, &bits.get_and_reset()));
+        Ok(())
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl DirtySource for DeviceLog {
+    fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.for_regions(|r, bits| or_words(out, r.first_page, &bits.clone().get_and_reset()));
+        Ok(())
+    }
+}
+
+/// What vCPUs write.
+pub struct KvmLog {
     vm: Arc<VmFd>,
     ram: Arc<Ram>,
 }
 
-impl KvmDirtyLog {
+impl KvmLog {
     /// For a VM that had [`map_ram`](Self::map_ram) and manual protection enabled.
     pub fn new(vm: Arc<VmFd>, ram: Arc<Ram>) -> Self {
         Self { vm, ram }
@@ -67,16 +154,6 @@ impl KvmDirtyLog {
             unsafe { self.vm.set_user_memory_region(region) }.map_err(kvm_error)?;
         }
         Ok(())
-    }
-
-    /// What was written since it was last protected, by KVM's log alone: in manual-protect mode reading it clears nothing. What the VMM wrote is a
-    /// few used rings.
-    pub fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.for_slots(0, self.ram.bytes() / PAGE, |slot, r, _, _| {
-            let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
-            or_words(out, r.first_page, &bits);
-            Ok(())
-        })
     }
 
     /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot)
@@ -123,14 +200,8 @@ fn kvm_error(e: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(e.errno())
 }
 
-impl DirtyLog for KvmDirtyLog {
+impl DirtyLog for KvmLog {
     fn start(&self) -> io::Result<()> {
-        // All pages are dirty now; what the VMM wrote since boot says nothing more.
-        for r in self.ram.regions() {
-            if let Some(bits) = self.ram.vmm_bitmap(r) {
-                bits.reset();
-            }
-        }
         self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
     }
 
@@ -161,15 +232,23 @@ impl DirtyLog for KvmDirtyLog {
                 at += n;
             }
             or_words(out, r.first_page, &bits);
-            if let Some(own) = self.ram.vmm_bitmap(r) {
-                or_words(out, r.first_page, &own.get_and_reset());
-            }
             Ok(())
         })
     }
 
     fn stop(&self) -> io::Result<()> {
         self.set_slots(0)
+    }
+}
+
+impl DirtySource for KvmLog {
+    /// In manual-protect mode reading the log clears nothing.
+    fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.for_slots(0, self.ram.bytes() / PAGE, |slot, r, _, _| {
+            let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
+            or_words(out, r.first_page, &bits);
+            Ok(())
+        })
     }
 }
 
@@ -186,7 +265,28 @@ fn or_words(out: &mut Bitmap, first_page: u64, words: &[u64]) {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
     use super::*;
+
+    #[test]
+    fn what_a_device_writes_is_seen_twice_by_looking_and_once_by_a_harvest() {
+        let ram = Arc::new(Ram::new(128 << 20).unwrap());
+        let log = DeviceLog(ram.clone());
+        let pages = |take: fn(&DeviceLog, &mut Bitmap) -> io::Result<()>| {
+            let mut out = Bitmap::new(ram.bytes() / PAGE);
+            take(&log, &mut out).unwrap();
+            (0..ram.bytes() / PAGE).filter(|&p| out.test(p)).collect::<Vec<_>>()
+        };
+        ram.memory().write_obj(1u8, GuestAddress(5 * PAGE)).unwrap();
+        log.start().unwrap();
+        ram.memory().write_obj(1u8, GuestAddress(7 * PAGE)).unwrap();
+        log.protect(0, 64).unwrap();
+        let looks = [pages(DeviceLog::peek), pages(DeviceLog::peek)];
+        assert_eq!(looks, [[7], [7]]);
+        assert_eq!(pages(DeviceLog::harvest), [7]);
+        assert!(pages(DeviceLog::harvest).is_empty());
+    }
 
     #[test]
     fn kvm_is_never_told_of_more_pages_than_there_are_bits() {

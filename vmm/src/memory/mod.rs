@@ -29,7 +29,7 @@ use wherry_devices::virtio::balloon::BalloonBackend;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{GuestRam, PAGE_SIZE};
 
-pub use dirty::KvmDirtyLog;
+pub use dirty::{DirtySource, DirtySources, KvmLog};
 
 use crate::boot::layout::ram_regions;
 

@@ -9,6 +9,7 @@ use wherry_migration::{Observer, Progress, Snapshot, SourceConfig};
 
 use crate::control::Update;
 use crate::machine::Machine;
+use crate::memory::DirtySource;
 
 /// Takes progress and, if wanted, the trace on the engine's threads.
 pub struct Teller {
