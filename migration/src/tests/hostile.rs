@@ -26,7 +26,7 @@ pub(super) fn frame(kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The same, of any version.
-fn frame_of(version: u16, kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame_of(version: u16, kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
     let sum = checksum(&[payload]);
     let header = Header { version, kind, seq, len: payload.len() as u32, sum };
     let mut out = header.encode().to_vec();

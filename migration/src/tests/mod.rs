@@ -22,3 +22,4 @@ mod streams;
 mod switch;
 mod trace;
 mod verify;
+mod versions;

@@ -1,0 +1,150 @@
+//! Sides of different versions, and what no version may change.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use super::dest::Dest;
+use super::hostile::{frame_of, machine, pages, round};
+use super::model::Model;
+use super::oracle::{config, pair};
+use crate::traits::{Machine, SourceVm};
+use crate::wire::digests::Digests;
+use crate::wire::pages::{pack_lz4, packed_room};
+use crate::wire::version::{Agreed, Hello, VERSIONS, Welcome};
+use crate::wire::{Abort, Join, Kind, StateEnd, Streams, SyncPoint, VerifyChunk, codec};
+use crate::*;
+
+/// The payload of a frame of each kind.
+fn payload(kind: Kind) -> Vec<u8> {
+    fn control<T: serde::Serialize>(value: &T) -> Vec<u8> {
+        codec::encode(value, "golden", 1 << 20).unwrap()
+    }
+    let release = || "wherry 0.2.0".to_string();
+    match kind {
+        Kind::Hello => {
+            control(&Hello { oldest: 2, newest: 3, needed: 5, offered: 8, release: release() })
+        }
+        Kind::Welcome => {
+            let agreed = Agreed { version: 2, features: 5 };
+            control(&Welcome { release: release(), ..Welcome::new(agreed) })
+        }
+        Kind::Machine => machine(0x1234_5678).1,
+        Kind::Round => round(7),
+        Kind::Pages => pages(0x12_3456, 2, false, 8192),
+        Kind::PagesLz4 => {
+            let mut out = pages(3, 1, false, 0);
+            out.extend(pack_lz4(&[9; 4096], &mut vec![0; packed_room()]).unwrap());
+            out
+        }
+        Kind::State => b"state".to_vec(),
+        Kind::StateEnd => control(&StateEnd { len: 5, crc: crc32fast::hash(b"state") }),
+        Kind::Verify => control(&VerifyChunk { first: 0x10_0000, nr: 77 }),
+        Kind::Digests => {
+            let (mut digests, mut out) = (Digests::default(), vec![]);
+            digests.begin(0x10_0000, 77);
+            digests.push(0x10_0003, &[1; 4096]);
+            digests.encode(&mut out);
+            out
+        }
+        Kind::Streams => control(&Streams { nr: 3, token: 0x1234 << 100 }),
+        Kind::Join => control(&Join { stream: 2, token: 0x1234 << 100 }),
+        Kind::Sync => control(&SyncPoint { round: 7 }),
+        Kind::Abort => control(&Abort::new("why")),
+        Kind::Idle | Kind::HandOff | Kind::Ready | Kind::Loaded | Kind::Running => vec![],
+    }
+}
+
+#[test]
+fn golden_bytes_of_every_frame() {
+    for kind in (0..=u16::MAX).filter_map(Kind::from_u16) {
+        let frame = frame_of(2, kind as u16, 0x77, &payload(kind));
+        let name = format!("frame-{:02}-{kind:?}.bin", kind as u16).to_lowercase();
+        wherry_codec::golden::check(env!("CARGO_MANIFEST_DIR"), &name, &frame);
+    }
+}
+
+/// Notes for which version it was to describe and save itself.
+struct Asked {
+    inner: Arc<Model>,
+    versions: Mutex<Vec<u16>>,
+}
+
+impl Machine for Asked {
+    fn pause(&self) -> io::Result<()> {
+        self.inner.pause()
+    }
+    fn resume(&self) -> io::Result<()> {
+        self.inner.resume()
+    }
+    fn hand_over(&self, begun: bool) -> io::Result<()> {
+        self.inner.hand_over(begun)
+    }
+    fn describe(&self, version: u16) -> io::Result<Vec<u8>> {
+        self.versions.lock().unwrap().push(version);
+        self.inner.describe(version)
+    }
+    fn save(&self, version: u16) -> io::Result<Vec<u8>> {
+        self.versions.lock().unwrap().push(version);
+        self.inner.save(version)
+    }
+}
+
+/// Moves a guest from one side to another. Returns the versions in which its machine was described
+/// and saved.
+fn moved(
+    from: RangeInclusive<u16>,
+    to: RangeInclusive<u16>,
+    streams: u32,
+) -> Result<Vec<u16>, (Failure, Failure)> {
+    let model = Model::new(200, false, vec![]);
+    let asked = Arc::new(Asked { inner: model.clone(), versions: Mutex::default() });
+    let vm = SourceVm { machine: asked.clone(), ..model.vm() };
+    let cfg = SourceConfig { versions: from, streams, ..config(HintMode::Auto) };
+    let (near, far) = match streams {
+        1 => pair(),
+        _ => super::streams::linked(streams, |_| pair()),
+    };
+    let receiver = thread::spawn(move || {
+        let cfg = DestinationConfig { versions: to, ..DestinationConfig::default() };
+        let mut dest = Dest::default();
+        receive(far, &mut dest, &cfg, &(), &CancelToken::new()).map(|_| dest.memory())
+    });
+    let report = migrate(&vm, near, &cfg, &(), &CancelToken::new());
+    match (report, receiver.join().unwrap()) {
+        (Ok(_), Ok(memory)) => {
+            model.compare(&memory).unwrap();
+            let versions = asked.versions.lock().unwrap();
+            Ok(versions.clone())
+        }
+        (Err(left), Err(arrived)) => Err((left, arrived)),
+        (left, arrived) => panic!("{:?} {:?}", left.err(), arrived.err()),
+    }
+}
+
+#[test]
+fn guests_move_between_a_release_and_the_next_both_ways() {
+    for streams in [1, 2] {
+        assert_eq!(moved(VERSIONS, VERSIONS, streams).unwrap(), [2, 2]);
+        assert_eq!(moved(2..=3, 2..=2, streams).unwrap(), [2, 2]);
+        assert_eq!(moved(2..=2, 2..=3, streams).unwrap(), [2, 2]);
+        assert_eq!(moved(2..=3, 2..=3, streams).unwrap(), [3, 3]);
+        assert_eq!(moved(2..=3, 3..=4, streams).unwrap(), [3, 3]);
+    }
+}
+
+#[test]
+fn two_releases_too_far_apart_name_each_other_and_the_guest_stays() {
+    for (from, to) in [(4..=5, 2..=3), (2..=3, 4..=5)] {
+        let (left, arrived) = moved(from.clone(), to.clone(), 1).unwrap_err();
+        for failure in [left, arrived] {
+            assert_eq!(failure.ownership, Ownership::SourceRuns);
+            let why = failure.cause.to_string();
+            for side in [&from, &to] {
+                let named = format!("versions {} to {} (wherry ", side.start(), side.end());
+                assert!(why.contains(&named), "{why}");
+            }
+        }
+    }
+}
