@@ -1,4 +1,4 @@
-//! Bitmaps with one bit per page of guest RAM (or per 64-page word of one).
+//! Bitmaps with one bit per page of memory (or per 64-page word of one).
 //!
 //! Two kinds: [`Bitmap`] belongs to one thread, [`AtomicBitmap`] is shared between the sender and
 //! the hint sink. Both keep the bits in `u64` words, page *n* in word `n / 64` at bit `n % 64`: the

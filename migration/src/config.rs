@@ -154,7 +154,7 @@ pub struct DestinationConfig {
     pub stall_timeout: Duration,
     /// Time that somebody who connects has to say in one whole frame who it is.
     pub hello_timeout: Duration,
-    /// Time for all further connections of the source, which it opens before it announces them.
+    /// Time for all data connections of the source, which it opens before it announces them.
     pub streams_timeout: Duration,
     /// How long any other frame may take, once begun.
     pub frame_limit: FrameLimit,

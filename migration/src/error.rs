@@ -148,8 +148,8 @@ pub enum Error {
     /// What the peer sent is not valid.
     #[error("invalid data from the peer")]
     Wire(#[source] WireError),
-    /// A further connection could not be had.
-    #[error("no further connection")]
+    /// A data connection could not be had.
+    #[error("no data connection")]
     Stream(#[source] TransportError),
     /// The connection failed.
     #[error("connection failed")]
@@ -198,7 +198,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err` on further connections.
+    /// For `map_err` on data connections.
     pub(crate) fn stream(error: TransportError) -> Self {
         match error {
             TransportError::Cancelled => Error::Cancelled,

@@ -31,22 +31,45 @@ pub struct Interrupt {
     pub limit: PauseLimit,
 }
 
+/// When something must be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    /// The time.
+    pub until: Instant,
+    /// How long that was from the start.
+    pub time: Duration,
+}
+
+impl Deadline {
+    fn after(time: Duration) -> Option<Self> {
+        Some(Self { until: Instant::now().checked_add(time)?, time })
+    }
+
+    fn extended(self, more: Duration) -> Option<Self> {
+        let until = self.until.checked_add(more)?;
+        Some(Self { until, time: self.time.saturating_add(more) })
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+}
+
 /// How long the guest may be paused before the hand-off, over all that is done meanwhile. A peer
 /// that keeps moving bytes, however few, resets every other limit.
 #[derive(Clone, Debug, Default)]
-pub struct PauseLimit(Arc<Mutex<Option<(Instant, Duration)>>>);
+pub struct PauseLimit(Arc<Mutex<Option<Deadline>>>);
 
 impl PauseLimit {
     /// The pause begins and may last for `time`.
     pub fn begin(&self, time: Duration) {
-        self.set(Instant::now().checked_add(time).map(|until| (until, time)));
+        self.set(Deadline::after(time));
     }
 
     /// So much more is to be sent in it than was known when it began.
     pub fn extend(&self, more: Duration) {
         let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *limit = limit
-            .and_then(|(until, time)| Some((until.checked_add(more)?, time.saturating_add(more))));
+        *limit = limit.and_then(|limit| limit.extended(more));
     }
 
     /// It ends in time: there is no limit any more.
@@ -54,7 +77,7 @@ impl PauseLimit {
         self.set(None);
     }
 
-    fn set(&self, limit: Option<(Instant, Duration)>) {
+    fn set(&self, limit: Option<Deadline>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limit;
     }
 
@@ -62,7 +85,7 @@ impl PauseLimit {
     pub fn check(&self) -> Result<(), Error> {
         let limit = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match limit {
-            Some((until, time)) if Instant::now() >= until => Err(Error::PauseLimit(time)),
+            Some(limit) if limit.is_over() => Err(Error::PauseLimit(limit.time)),
             _ => Ok(()),
         }
     }
@@ -104,7 +127,7 @@ pub struct FrameWriter {
     /// How long a frame may take; waiting for the cap does not count.
     pub frame_limit: FrameLimit,
     /// When the present frame has taken too long.
-    late: (Instant, Duration),
+    late: Deadline,
     interrupt: Interrupt,
     last: Instant,
     /// Part of a frame is out: nothing that follows would be understood.
@@ -129,7 +152,7 @@ impl FrameWriter {
             version: NEWEST,
             stall,
             frame_limit: FrameLimit::default(),
-            late: (now, Duration::ZERO),
+            late: Deadline { until: now, time: Duration::ZERO },
             interrupt,
             last: now,
             broken: false,
@@ -155,7 +178,7 @@ impl FrameWriter {
         let header = Header { version, kind: kind as u16, seq, len, sum: checksum(parts) };
         self.interrupt.check()?;
         let time = self.frame_limit.of(len);
-        self.late = (Instant::now() + time, time);
+        self.late = Deadline { until: Instant::now() + time, time };
         self.broken = true;
         self.write(&header.encode())?;
         for part in parts {
@@ -232,7 +255,7 @@ impl FrameWriter {
                 };
                 if !wait.is_zero() {
                     self.wait(wait)?;
-                    self.late.0 += wait;
+                    self.late.until += wait;
                     moved = Instant::now();
                 }
             }
@@ -244,8 +267,8 @@ impl FrameWriter {
                         piece = piece.get(n..).unwrap_or_default();
                         rest = rest.get(n..).unwrap_or_default();
                         moved = Instant::now();
-                        if moved >= self.late.0 && !rest.is_empty() {
-                            return Err(Error::Late(self.late.1));
+                        if moved >= self.late.until && !rest.is_empty() {
+                            return Err(Error::Late(self.late.time));
                         }
                         if !piece.is_empty() {
                             self.interrupt.check()?;
@@ -287,12 +310,12 @@ pub struct FrameReader {
     pub version: u16,
     /// Give up after this long without a byte; `None` waits for ever.
     pub stall: Option<Duration>,
-    /// Give up at this time, whatever comes; and how long that was from the start.
-    pub deadline: Option<(Instant, Duration)>,
+    /// Give up at this time, whatever comes.
+    pub deadline: Option<Deadline>,
     /// How long a frame may take.
     pub frame_limit: FrameLimit,
     /// When the present frame has taken too long. `None` before its first byte.
-    late: Option<(Instant, Duration)>,
+    late: Option<Deadline>,
     /// Reasons to give up earlier.
     pub interrupt: Interrupt,
     payload: Vec<u8>,
@@ -323,7 +346,7 @@ impl FrameReader {
 
     /// All that comes has to come within this time from now.
     pub fn within(&mut self, time: Duration) {
-        self.deadline = Instant::now().checked_add(time).map(|until| (until, time));
+        self.deadline = Deadline::after(time);
     }
 
     /// The next frame, which must be one of `legal`; its payload is then in
@@ -352,9 +375,9 @@ impl FrameReader {
         if header.len as usize > kind.limit() {
             return Err(WireError::TooLong { kind, len: header.len }.into());
         }
-        let begun = self.late.map_or_else(Instant::now, |(late, time)| late - time);
+        let begun = self.late.map_or_else(Instant::now, |late| late.until - late.time);
         let time = self.frame_limit.of(header.len);
-        self.late = Some((begun + time, time));
+        self.late = Some(Deadline { until: begun + time, time });
         // Bounded by the kind's limit, about 1 MiB, and kept for the next frame.
         self.payload.resize(header.len as usize, 0);
         self.fill(Target::Payload)?;
@@ -395,10 +418,9 @@ impl FrameReader {
             let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) else {
                 return Ok(());
             };
-            let now = Instant::now();
-            for (until, time) in [self.deadline, self.late].into_iter().flatten() {
-                if now >= until {
-                    return Err(Error::Late(time));
+            for deadline in [self.deadline, self.late].into_iter().flatten() {
+                if deadline.is_over() {
+                    return Err(Error::Late(deadline.time));
                 }
             }
             match self.input.read(rest) {
@@ -408,7 +430,7 @@ impl FrameReader {
                     self.bytes += n as u64;
                     moved = Instant::now();
                     let time = self.frame_limit.time;
-                    self.late.get_or_insert((moved + time, time));
+                    self.late.get_or_insert(Deadline { until: moved + time, time });
                     // Say so at once when it is something else that answers, however little it
                     // says.
                     let seen = buf.get(..done.min(MAGIC.len())).unwrap_or_default();

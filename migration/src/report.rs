@@ -114,7 +114,7 @@ impl HintFigures {
 
 impl RoundReport {
     /// Fills in what hints saved, at a link rate in bytes per second.
-    pub fn reckon(&mut self, link_rate: f64) {
+    pub fn set_savings(&mut self, link_rate: f64) {
         self.saved_bytes = self.hinted.saturating_sub(self.overridden) * PAGE_SIZE as u64;
         let saved = self.saved_bytes as f64 * 1000.0 / link_rate.max(1.0);
         self.saved_ms = (saved - self.held_ms as f64) as i64;
@@ -277,7 +277,7 @@ pub struct Snapshot {
     pub remaining: u64,
     /// Pages skipped for hints in this round.
     pub hinted: u64,
-    /// What hints did in this round so far; waiting for them is reckoned at the round's end.
+    /// What hints did in this round so far; waiting for them is counted at the round's end.
     pub round_hinting: HintFigures,
     /// What hints did since the start.
     pub hinting: HintFigures,
@@ -295,11 +295,11 @@ mod tests {
     fn what_hints_saved() {
         let mut round =
             RoundReport { hinted: 1000, overridden: 200, held_ms: 30, ..Default::default() };
-        round.reckon(4_096_000.0);
+        round.set_savings(4_096_000.0);
         assert_eq!((round.saved_bytes, round.saved_ms), (800 * 4096, 770));
         // Waiting for nothing.
         let mut vain = RoundReport { held_ms: 250, ..Default::default() };
-        vain.reckon(4_096_000.0);
+        vain.set_savings(4_096_000.0);
         assert_eq!((vain.saved_bytes, vain.saved_ms), (0, -250));
         let first =
             HintFigures { time_to_first_hint_ms: Some(7), hint_rate: 5, ..vain.hint_figures() };

@@ -162,6 +162,26 @@ pub struct Round {
     last_hint_us: AtomicU64,
 }
 
+/// Hints of a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HintCount {
+    /// How many.
+    pub hints: u64,
+    /// Pages that they named.
+    pub pages: u64,
+}
+
+/// Pages that a round's plan left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeftOut {
+    /// Never populated.
+    pub hole: u64,
+    /// In the balloon.
+    pub ballooned: u64,
+    /// Not written since they were sent.
+    pub clean: u64,
+}
+
 impl Round {
     /// A round over `plan` for a guest of `nr_pages`.
     pub fn new(number: u32, nr_pages: u64, plan: &Plan) -> Self {
@@ -189,7 +209,7 @@ impl Round {
         }
     }
 
-    /// Pages of guest RAM.
+    /// Pages of memory.
     pub fn nr_pages(&self) -> u64 {
         self.nr_pages
     }
@@ -273,10 +293,10 @@ impl Round {
         self.too_late.fetch_add(pages, Relaxed);
     }
 
-    /// Hints so far, and the pages that they named.
-    pub fn hints(&self) -> (u64, u64) {
+    /// Hints so far.
+    pub fn hints(&self) -> HintCount {
         let pages = self.hint_bytes.load(Relaxed) / PAGE_SIZE as u64;
-        (self.hints.load(Relaxed), pages)
+        HintCount { hints: self.hints.load(Relaxed), pages }
     }
 
     /// Pages skipped for hints so far.
@@ -294,9 +314,9 @@ impl Round {
         self.zero.load(Relaxed)
     }
 
-    /// The plan: pages in holes, in the balloon, and not in this round.
-    pub fn planned(&self) -> (u64, u64, u64) {
-        (self.hole, self.ballooned, self.clean)
+    /// Pages that the plan left out.
+    pub fn left_out(&self) -> LeftOut {
+        LeftOut { hole: self.hole, ballooned: self.ballooned, clean: self.clean }
     }
 
     /// Pages of a word that were sent with content so far.

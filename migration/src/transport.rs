@@ -42,7 +42,7 @@ const MIN_UNSENT: u32 = 16 << 10;
 pub trait WriteHalf: Write + Send {
     /// It is one of `nr` that share a link: together they should not leave more to the kernel than
     /// one would.
-    fn shares(&self, _nr: u32) {}
+    fn set_sharers(&self, _nr: u32) {}
 
     /// Ends the connection in both directions, so that a blocked reader wakes up. Errors do not
     /// matter any more.
@@ -57,8 +57,8 @@ pub trait Transport: Send {
     /// Splits it into the two halves, which keep to the module's contract.
     fn split(self: Box<Self>) -> io::Result<Halves>;
 
-    /// Where further connections between the same two ends come from, if they can be had.
-    fn more(&self) -> Option<Box<dyn More>> {
+    /// Where data connections between the same two ends come from, if they can be had.
+    fn data_connections(&self) -> Option<Box<dyn Connections>> {
         None
     }
 
@@ -68,8 +68,8 @@ pub trait Transport: Send {
     }
 }
 
-/// Further connections: the source opens them, the destination accepts them.
-pub trait More: Send {
+/// Data connections: the source opens them, the destination accepts them.
+pub trait Connections: Send {
     /// The next one. Waits for `timeout` at most.
     fn next(
         &self,
@@ -81,16 +81,16 @@ pub trait More: Send {
 /// A connection, and where more of them come from.
 struct Opened<M> {
     stream: Box<dyn Transport>,
-    more: M,
+    connections: M,
 }
 
-impl<M: More + Clone + 'static> Transport for Opened<M> {
+impl<M: Connections + Clone + 'static> Transport for Opened<M> {
     fn split(self: Box<Self>) -> io::Result<Halves> {
         self.stream.split()
     }
 
-    fn more(&self) -> Option<Box<dyn More>> {
-        Some(Box::new(self.more.clone()))
+    fn data_connections(&self) -> Option<Box<dyn Connections>> {
+        Some(Box::new(self.connections.clone()))
     }
 
     fn peer(&self) -> String {
@@ -105,7 +105,7 @@ impl WriteHalf for UnixStream {
 }
 
 impl WriteHalf for TcpStream {
-    fn shares(&self, nr: u32) {
+    fn set_sharers(&self, nr: u32) {
         // If it fails the kernel takes more ahead, which costs downtime over slow links and nothing
         // else.
         let _ = SockRef::from(self).set_tcp_notsent_lowat((UNSENT / nr.max(1)).max(MIN_UNSENT));
@@ -284,7 +284,7 @@ mod tests {
         let same = stream.try_clone().unwrap();
         let (_, output) = Box::new(stream).split().unwrap();
         assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT);
-        output.shares(4);
+        output.set_sharers(4);
         assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT / 4);
     }
 

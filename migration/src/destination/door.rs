@@ -17,19 +17,23 @@ use std::time::{Duration, Instant};
 use crate::control::CancelToken;
 use crate::error::Error;
 use crate::link::Interrupt;
-use crate::transport::{More, TICK, Transport, TransportError};
+use crate::transport::{Connections, TICK, Transport, TransportError};
 
 /// Connections that are being asked at one time.
 pub(super) const MAX_WAITING: usize = 64;
 
-/// Number, peer, and what it said.
-type Answer<T> = (u64, String, Result<T, Error>);
+/// What one that was asked said.
+struct Answer<T> {
+    nr: u64,
+    peer: String,
+    said: Result<T, Error>,
+}
 
 type Ask<T> = dyn Fn(Box<dyn Transport>, &Interrupt) -> Result<T, Error> + Send + Sync;
 
 /// Where connections come in.
 pub(super) struct Door<'a, T> {
-    more: &'a dyn More,
+    connections: &'a dyn Connections,
     cancel: &'a CancelToken,
     ask: Arc<Ask<T>>,
     tell: Sender<Answer<T>>,
@@ -55,12 +59,20 @@ pub(super) struct Heard<T> {
 impl<'a, T: Send + 'static> Door<'a, T> {
     /// `ask` is called on a thread of its own for each connection and must end within a limit.
     pub(super) fn new(
-        more: &'a dyn More,
+        connections: &'a dyn Connections,
         cancel: &'a CancelToken,
         ask: impl Fn(Box<dyn Transport>, &Interrupt) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Self {
         let (tell, heard) = channel();
-        Self { more, cancel, ask: Arc::new(ask), tell, heard, waiting: VecDeque::new(), nr: 0 }
+        Self {
+            connections,
+            cancel,
+            ask: Arc::new(ask),
+            tell,
+            heard,
+            waiting: VecDeque::new(),
+            nr: 0,
+        }
     }
 
     /// The next one of which it is known who it is, or that it is a stranger. `None`: nobody within
@@ -74,7 +86,7 @@ impl<'a, T: Send + 'static> Door<'a, T> {
                     heard => return Ok(heard),
                 }
             }
-            match self.more.next(self.cancel, TICK / 4) {
+            match self.connections.next(self.cancel, TICK / 4) {
                 Ok(transport) => {
                     let put_out = self.admit(transport);
                     if put_out.is_some() {
@@ -106,10 +118,12 @@ impl<'a, T: Send + 'static> Door<'a, T> {
         let name = peer.clone();
         let spawned = thread::Builder::new().name("migration-greet".into()).spawn(move || {
             // Fails only when nobody waits any more.
-            let _ = tell.send((nr, name, ask(transport, &theirs)));
+            let said = ask(transport, &theirs);
+            let _ = tell.send(Answer { nr, peer: name, said });
         });
         if let Err(e) = spawned {
-            let _ = self.tell.send((nr, peer.clone(), Err(Error::Connection(e))));
+            let said = Err(Error::Connection(e));
+            let _ = self.tell.send(Answer { nr, peer: peer.clone(), said });
         }
         self.waiting.push_back(Caller { nr, peer, interrupt });
         put_out
@@ -134,7 +148,7 @@ impl<'a, T: Send + 'static> Door<'a, T> {
     }
 
     /// `None`: it was put out before it answered, which has been told, and it is a stranger.
-    fn done(&mut self, (nr, peer, said): Answer<T>) -> Option<Heard<T>> {
+    fn done(&mut self, Answer { nr, peer, said }: Answer<T>) -> Option<Heard<T>> {
         let at = self.waiting.iter().position(|caller| caller.nr == nr);
         let waited = at.and_then(|at| self.waiting.remove(at)).is_some();
         (waited || said.is_ok()).then_some(Heard { peer, said })
@@ -176,7 +190,7 @@ mod tests {
     #[derive(Clone)]
     struct Street(Arc<Mutex<VecDeque<String>>>, Arc<AtomicBool>);
 
-    impl More for Street {
+    impl Connections for Street {
         fn next(
             &self,
             _: &CancelToken,

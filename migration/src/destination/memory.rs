@@ -1,4 +1,4 @@
-//! From a checked frame to guest RAM.
+//! From a checked frame to memory.
 
 use crate::error::Error;
 use crate::link::FrameReader;
@@ -24,13 +24,13 @@ impl Memory {
         Self { lz4, synced: 0, since: false, runs: Vec::new(), unpacked: Vec::new() }
     }
 
-    /// What may come on a further connection.
+    /// What may come on a data connection.
     pub(super) fn legal(&self) -> &'static [Kind] {
         use Kind::{Idle, Pages, PagesLz4, Sync};
         if self.lz4 { &[Pages, PagesLz4, Idle, Sync] } else { &[Pages, Idle, Sync] }
     }
 
-    /// Reads the next frame and, if it is one of memory, writes its pages to guest RAM. Returns its
+    /// Reads the next frame and, if it is one of memory, writes its pages to memory. Returns its
     /// kind, and the number of pages with content.
     pub(super) fn next(
         &mut self,
@@ -63,13 +63,13 @@ impl Memory {
         Ok(())
     }
 
-    /// Whether a further connection may end here.
+    /// Whether a data connection may end here.
     pub(super) fn complete(&self) -> bool {
         self.synced > 0 && !self.since
     }
 }
 
-/// Writes checked runs to guest RAM. Returns the number of pages with content.
+/// Writes checked runs to memory. Returns the number of pages with content.
 fn apply(ram: &dyn GuestRam, runs: &[Run], mut content: &[u8]) -> Result<u64, Error> {
     let mut pages = 0;
     for run in runs {

@@ -6,7 +6,7 @@
 //! Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing
 //! panics and nothing is allocated beyond the frame limits and [`max_state`].
 //!
-//! Memory may come over further connections beside the first (module `streams`).
+//! Memory may come over data connections beside the first (module `lanes`).
 //!
 //! Phases: greeting → memory (rounds of pages) → (digests of it, if the source wants to verify) →
 //! state → loaded, waiting → **HandOff** → running.
@@ -17,8 +17,8 @@
 //! source aborts only before HandOff); a broken connection proves nothing.
 
 mod door;
+mod lanes;
 mod memory;
-mod streams;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::observe::Progress;
 use crate::report::{HintFigures, Snapshot};
 use crate::traits::{DestinationVm, GuestRam};
-use crate::transport::{Listener, More, TICK, Transport, TransportError, WriteHalf};
+use crate::transport::{Connections, Listener, TICK, Transport, TransportError, WriteHalf};
 use crate::verify::digester::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::version::{Agreed, Hello, Welcome};
@@ -39,8 +39,8 @@ use crate::wire::{
     SyncPoint, VerifyChunk, WireError, max_state,
 };
 use door::{Door, Heard};
+use lanes::{Lanes, Shared};
 use memory::Memory;
-use streams::{Shared, Streams};
 
 /// A guest that arrived and runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +57,13 @@ pub struct Arrival {
     agreed: Agreed,
     reader: FrameReader,
     output: Box<dyn WriteHalf>,
-    /// Where further connections come from.
-    more: Option<Box<dyn More>>,
+    /// Where data connections come from.
+    connections: Option<Box<dyn Connections>>,
 }
 
 /// Waits for a source: the first to say a whole and valid Hello. Everybody else is turned away, one
 /// beside the other, and told to `turned_away` with who it was and why. Once the source is there
-/// nobody listens any more, but for its further connections.
+/// nobody listens any more, but for its data connections.
 ///
 /// # Errors
 /// Cancelled.
@@ -80,7 +80,7 @@ pub fn await_source(
     loop {
         match door.next(Duration::MAX)? {
             Some(Heard { said: Ok(arrival), .. }) => {
-                return Ok(Arrival { more: Some(Box::new(listener.clone())), ..arrival });
+                return Ok(Arrival { connections: Some(Box::new(listener.clone())), ..arrival });
             }
             Some(Heard { peer, said: Err(cause) }) => turned_away(&peer, &cause),
             None => {}
@@ -94,7 +94,7 @@ fn hear(
     cfg: &DestinationConfig,
     interrupt: &Interrupt,
 ) -> Result<Arrival, Error> {
-    let more = transport.more();
+    let connections = transport.data_connections();
     let (input, output) = transport.split().map_err(Error::Connection)?;
     let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
     reader.frame_limit = cfg.frame_limit;
@@ -105,7 +105,7 @@ fn hear(
         Ok(agreed) => {
             reader.deadline = None;
             reader.version = agreed.version;
-            Ok(Arrival { agreed, reader, output, more })
+            Ok(Arrival { agreed, reader, output, connections })
         }
         Err(cause) => {
             let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
@@ -154,7 +154,7 @@ pub fn receive_from(
     progress: &dyn Progress,
     cancel: &CancelToken,
 ) -> Result<Received, Failure> {
-    let Arrival { agreed, mut reader, output, more } = arrival;
+    let Arrival { agreed, mut reader, output, connections } = arrival;
     let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
     reader.interrupt = interrupt.clone();
     let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
@@ -164,8 +164,8 @@ pub fn receive_from(
         reader,
         writer,
         interrupt,
-        more,
-        streams: None,
+        connections,
+        lanes: None,
         cfg,
         progress,
         cancel,
@@ -190,10 +190,10 @@ struct Receiver<'a> {
     reader: FrameReader,
     writer: FrameWriter,
     interrupt: Interrupt,
-    /// Where further connections come from.
-    more: Option<Box<dyn More>>,
-    /// Further connections that carry memory, until they have ended.
-    streams: Option<Streams>,
+    /// Where data connections come from.
+    connections: Option<Box<dyn Connections>>,
+    /// Data connections that carry memory, until they have ended.
+    lanes: Option<Lanes>,
     cfg: &'a DestinationConfig,
     progress: &'a dyn Progress,
     cancel: &'a CancelToken,
@@ -212,9 +212,9 @@ impl Receiver<'_> {
     fn receive(&mut self, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
         let ram = self.greet(vm)?;
         if self.uses(FEATURE_STREAMS) {
-            self.accept_streams(&ram)?;
+            self.accept_lanes(&ram)?;
         }
-        self.more = None;
+        self.connections = None;
         self.enter(Phase::Rounds);
         let state = self.memory_and_state(&*ram)?;
         vm.load(&state).map_err(Error::machine("load machine state"))?;
@@ -265,25 +265,25 @@ impl Receiver<'_> {
         Ok(ram)
     }
 
-    fn accept_streams(&mut self, ram: &Arc<dyn GuestRam>) -> Result<(), Error> {
-        self.reader.next(&[Kind::Streams], "before further connections")?;
+    fn accept_lanes(&mut self, ram: &Arc<dyn GuestRam>) -> Result<(), Error> {
+        self.reader.next(&[Kind::Streams], "before data connections")?;
         let announced: wire::Streams = self.reader.control("streams")?;
-        let Some(more) = &self.more else {
+        let Some(connections) = &self.connections else {
             return Err(Error::Stream(TransportError::Single));
         };
         let shared = Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, agreed: self.agreed };
-        self.streams = Some(Streams::accept(&announced, &**more, &shared)?);
+        self.lanes = Some(Lanes::accept(&announced, &**connections, &shared)?);
         Ok(())
     }
 
-    /// The true cause of an error that may only be the stop flag that a further connection raised,
+    /// The true cause of an error that may only be the stop flag that a data connection raised,
     /// and that only because the source gave up: it says so on the first connection before it
     /// closes any other.
     fn explain(&mut self, error: Error) -> Error {
         use Kind::{Idle, Pages, PagesLz4, Round, Sync};
         let Error::Closed = error else { return error };
         // There are no streams yet if one ended before all had joined.
-        let cause = self.streams.as_ref().and_then(Streams::failure).unwrap_or(error);
+        let cause = self.lanes.as_ref().and_then(Lanes::failure).unwrap_or(error);
         if matches!(cause, Error::Closed) {
             self.reader.interrupt = Interrupt::default();
             self.reader.within(2 * TICK);
@@ -300,13 +300,13 @@ impl Receiver<'_> {
 
     /// No memory may follow: from here on nobody but this thread touches guest RAM.
     fn end_of_memory(&mut self) -> Result<(), Error> {
-        let Some(streams) = &mut self.streams else { return Ok(()) };
-        streams.finish(self.cfg.stall_timeout)
+        let Some(lanes) = &mut self.lanes else { return Ok(()) };
+        lanes.finish(self.cfg.stall_timeout)
     }
 
     /// Bytes received, over all connections.
     fn bytes(&self) -> u64 {
-        self.reader.bytes() + self.streams.as_ref().map_or(0, |streams| streams.received().1)
+        self.reader.bytes() + self.lanes.as_ref().map_or(0, |lanes| lanes.received().bytes)
     }
 
     /// Takes rounds of pages, then the state. Returns the state.
@@ -332,8 +332,8 @@ impl Receiver<'_> {
                 Kind::Sync => {
                     let SyncPoint { round } = self.reader.control("sync")?;
                     self.memory.sync(round)?;
-                    if let Some(streams) = &self.streams {
-                        streams.meeting().sync(round)?;
+                    if let Some(lanes) = &self.lanes {
+                        lanes.barrier().sync(round)?;
                     }
                 }
                 Kind::Verify => self.answer(ram, &mut digester)?,
@@ -376,7 +376,7 @@ impl Receiver<'_> {
 
     /// What may come now. Once verification or state has begun no memory may follow; before the
     /// first round nothing but a round may come; a source that wants to verify must do so; nothing
-    /// is compressed that was not agreed to be; where memory comes over further connections, each
+    /// is compressed that was not agreed to be; where memory comes over data connections, each
     /// round ends with a sync, and only after one may anything else follow.
     fn legal(&self, nr_pages: u64) -> (&'static [Kind], &'static str) {
         use Kind::{Idle, Pages, PagesLz4, Round, State, StateEnd, Sync, Verify};
@@ -387,8 +387,8 @@ impl Receiver<'_> {
             }
             (Phase::Verify, _) => (&[Idle, State, StateEnd], "after verification"),
             (_, 0) => (&[Round, Idle], "before the first round"),
-            _ if self.streams.is_some() && self.memory.synced < self.round => {
-                (&[Sync, Idle], "in a round over further connections")
+            _ if self.lanes.is_some() && self.memory.synced < self.round => {
+                (&[Sync, Idle], "in a round over data connections")
             }
             _ => match (self.uses(FEATURE_VERIFY), self.memory.lz4) {
                 (true, true) => {
@@ -445,7 +445,7 @@ impl Receiver<'_> {
         self.progress.update(&Snapshot {
             phase: self.phase,
             round: self.round,
-            sent: self.pages + self.streams.as_ref().map_or(0, |streams| streams.received().0),
+            sent: self.pages + self.lanes.as_ref().map_or(0, |lanes| lanes.received().pages),
             remaining: 0,
             hinted: 0,
             round_hinting: HintFigures::default(),

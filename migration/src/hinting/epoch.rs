@@ -1,8 +1,8 @@
 //! An epoch: the time from publishing an id until STOP, in which hints count.
 //!
-//! **Hinting in spells.** Linux's driver allocates and hints block after block without giving way,
+//! **Hinting in bursts.** Linux's driver allocates and hints block after block without giving way,
 //! so a guest with one vCPU does nothing else until it is through: seconds, if it zeroes. It looks
-//! at the id after each block, though. So each id is good for a short spell; then the driver is
+//! at the id after each block, though. So each id is good for a short burst; then the driver is
 //! asked to rest, the guest's other work runs, and a new id follows. The driver keeps what it has
 //! hinted and goes on with what is left. Its hints count during the rest as before: the epoch is
 //! open until the round ends.
@@ -21,12 +21,12 @@ use crate::bitmap::AtomicBitmap;
 use crate::config::{HintMode, HintPolicy, SourceConfig};
 use crate::observe::{EpochId, Event, Observer};
 use crate::report::Reason;
-use crate::round::Round;
+use crate::round::{HintCount, Round};
 use crate::traits::{HintSource, SourceVm};
 use crate::units::PAGE_SIZE;
 
 use super::policy::{Action, Asking, Driver, Seen};
-use super::sink::{Listener, Sink};
+use super::sink::{ObservedSink, Sink};
 
 /// How long the driver may take to read a new id before the engine stops waiting for its first
 /// hint, unless that is paid for.
@@ -61,7 +61,7 @@ pub(crate) enum Step {
 
 /// What an epoch belongs to.
 #[derive(Clone)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct EpochContext<'a> {
     pub(crate) vm: &'a SourceVm,
     pub(crate) cfg: &'a SourceConfig,
     pub(crate) source: &'a Arc<dyn HintSource>,
@@ -71,7 +71,7 @@ pub(crate) struct Asked<'a> {
 
 /// Hints of one round: the published id and what listens to it, or the rest between two ids.
 pub(crate) struct Epoch<'a> {
-    of: Asked<'a>,
+    of: EpochContext<'a>,
     sink: Arc<Sink>,
     /// When hints were first wanted.
     began: Instant,
@@ -94,7 +94,7 @@ pub(crate) struct Epoch<'a> {
 impl<'a> Epoch<'a> {
     /// For round one, in the way that is wanted. `guarded`: the words that are protected. By the
     /// guest's statistics `expected` bytes are to be sent and free; 0 if they do not tell.
-    pub(crate) fn first(of: Asked<'a>, guarded: &Arc<AtomicBitmap>, expected: u64) -> Self {
+    pub(crate) fn first(of: EpochContext<'a>, guarded: &Arc<AtomicBitmap>, expected: u64) -> Self {
         let (ram, log, wanted) = (&of.vm.ram, &of.vm.log, of.cfg.hint_mode);
         let (sink, mode) = match wanted {
             HintMode::Protected => (Sink::protected(&of.round, ram, log), wanted),
@@ -110,12 +110,18 @@ impl<'a> Epoch<'a> {
 
     /// For a later round, all of which is protected. Most of its pages are in use: nobody waits for
     /// the first hint.
-    pub(crate) fn later(of: Asked<'a>) -> Self {
+    pub(crate) fn later(of: EpochContext<'a>) -> Self {
         let sink = Sink::protected(&of.round, &of.vm.ram, &of.vm.log);
         Self::new(of, sink, HintMode::Protected, Duration::ZERO, 0)
     }
 
-    fn new(of: Asked<'a>, sink: Sink, mode: HintMode, first_wait: Duration, expected: u64) -> Self {
+    fn new(
+        of: EpochContext<'a>,
+        sink: Sink,
+        mode: HintMode,
+        first_wait: Duration,
+        expected: u64,
+    ) -> Self {
         let now = Instant::now();
         let judges = of.cfg.hints == HintPolicy::Auto;
         Self {
@@ -219,10 +225,10 @@ impl<'a> Epoch<'a> {
         self.nth += 1;
         self.tell(&Event::Publishing { epoch, again });
         let (sink, observer) = (self.sink.clone(), self.of.observer.clone());
-        self.of.source.start(Arc::new(Listener { sink, epoch, observer })).is_ok()
+        self.of.source.start(Arc::new(ObservedSink { sink, epoch, observer })).is_ok()
     }
 
-    /// Ends the spell, the rest, or the wait for the driver to take its memory back, when it is
+    /// Ends the burst, the rest, or the wait for the driver to take its memory back, when it is
     /// time. False: the driver is gone.
     ///
     /// A driver is asked to rest only when it has announced the present id. One that has not come
@@ -258,12 +264,12 @@ impl<'a> Epoch<'a> {
     /// How long to hold back at most before looking again.
     fn patience(&self) -> Duration {
         let cfg = self.of.cfg;
-        let spell = match self.state {
+        let burst = match self.state {
             State::Hinting => cfg.hint_time,
             State::Resting => cfg.hint_rest,
             State::Returning => return LOOK_FOR_RETURN.min(cfg.slice),
         };
-        let left = spell.saturating_sub(self.since.elapsed());
+        let left = burst.saturating_sub(self.since.elapsed());
         left.max(Duration::from_millis(1)).min(cfg.slice)
     }
 
@@ -292,7 +298,7 @@ impl<'a> Epoch<'a> {
     fn seen(&self, link_rate: f64) -> Seen {
         let (round, page) = (&self.of.round, PAGE_SIZE as u64);
         // In this order: hints that come between the readings must not count as idle.
-        let (hints, named) = round.hints();
+        let HintCount { hints, pages } = round.hints();
         let cleared = round.hinted() * page;
         Seen {
             now: self.began.elapsed(),
@@ -302,7 +308,7 @@ impl<'a> Epoch<'a> {
                 _ => Driver::Hinting,
             },
             hints,
-            named: named * page,
+            named: pages * page,
             cleared,
             zero: round.zero() * page,
             remaining: round.remaining() * page,

@@ -28,7 +28,7 @@
 
 use std::time::Duration;
 
-/// Time over which the hint rate is measured: longer than a spell of hinting and the rest after it.
+/// Time over which the hint rate is measured: longer than a burst of hinting and the rest after it.
 const WINDOW: Duration = Duration::from_millis(100);
 
 /// What to do with the next slice.

@@ -74,6 +74,20 @@ pub struct Seen {
     pub link_rate: f64,
 }
 
+impl Seen {
+    fn tally(&self) -> Tally {
+        Tally { hints: self.hints, named: self.named, cleared: self.cleared }
+    }
+}
+
+/// Hints at some time, and the bytes that they named and cleared.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    hints: u64,
+    named: u64,
+    cleared: u64,
+}
+
 /// What to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
@@ -107,9 +121,9 @@ pub struct Asking {
     since: Duration,
     hints_before: u64,
     /// Hints, bytes named and bytes cleared when they were last judged.
-    judged: (u64, u64, u64),
-    /// Bytes cleared, and hints, when the former last grew.
-    useful: (u64, u64),
+    judged: Tally,
+    /// The same when bytes cleared last grew.
+    useful: Tally,
     /// Hints up to this one are not called idle.
     not_idle_before: u64,
     take_backs: u32,
@@ -131,8 +145,8 @@ impl Asking {
             debt: 0.0,
             since: Duration::ZERO,
             hints_before: 0,
-            judged: (0, 0, 0),
-            useful: (0, 0),
+            judged: Tally::default(),
+            useful: Tally::default(),
             not_idle_before: 0,
             take_backs: 0,
         }
@@ -148,8 +162,7 @@ impl Asking {
         self.pacer = Pacer::new(first_wait);
         self.not_idle_before = (2 * seen.hints).saturating_sub(self.hints_before);
         (self.since, self.hints_before) = (seen.now, seen.hints);
-        self.judged = (seen.hints, seen.named, seen.cleared);
-        self.useful = (seen.cleared, seen.hints);
+        (self.judged, self.useful) = (seen.tally(), seen.tally());
     }
 
     /// Bytes that were expected to be saved and were not, now that the round is over.
@@ -240,19 +253,23 @@ impl Asking {
 
     /// Hints since the last that cleared a page.
     fn idle_hints(&mut self, seen: &Seen) -> u64 {
-        if seen.cleared != self.useful.0 {
-            self.useful = (seen.cleared, seen.hints);
+        if seen.cleared != self.useful.cleared {
+            self.useful = seen.tally();
         }
-        if seen.hints < self.not_idle_before { 0 } else { seen.hints.saturating_sub(self.useful.1) }
+        if seen.hints < self.not_idle_before {
+            0
+        } else {
+            seen.hints.saturating_sub(self.useful.hints)
+        }
     }
 
     /// Whether the last hints were worth it: at least one page in sixteen was still to be sent.
     fn pays(&mut self, seen: &Seen) -> bool {
-        let now = (seen.hints, seen.named, seen.cleared);
+        let now = seen.tally();
         if seen.hints < self.not_idle_before {
             self.judged = now;
         }
-        let (hints, named, cleared) = self.judged;
+        let Tally { hints, named, cleared } = self.judged;
         if seen.hints.saturating_sub(hints) < JUDGE_HINTS {
             return true;
         }

@@ -13,7 +13,7 @@ use crate::units::{PAGE_SIZE, is_zero};
 
 /// Words of 64 pages that a hint may have read at a time: 256 KiB each.
 const BUFFER_PAGES: usize = 64;
-/// Words of a hint that are taken and protected at a time: 4 MiB of guest RAM, Linux's hint block.
+/// Words of a hint that are taken and protected at a time: 4 MiB of memory, Linux's hint block.
 const WORDS_AT_ONCE: usize = 16;
 
 /// Whether each word has been protected since the log was turned on: see the module's hazards.
@@ -21,7 +21,7 @@ pub fn word_map(nr_pages: u64) -> AtomicBitmap {
     AtomicBitmap::new(nr_pages.div_ceil(64))
 }
 
-/// Protects words, clipping the last one to guest RAM.
+/// Protects words, clipping the last one to memory.
 pub fn protect_words(
     log: &dyn DirtyLog,
     nr_pages: u64,
@@ -32,7 +32,7 @@ pub fn protect_words(
     log.protect(first, end.saturating_sub(first))
 }
 
-enum Way {
+enum Method {
     Protected,
     CheckedZero { early: Bitmap, guarded: Arc<AtomicBitmap> },
 }
@@ -41,7 +41,7 @@ enum Way {
 pub struct Sink {
     round: Arc<Round>,
     gate: crate::round::Gate,
-    way: Way,
+    method: Method,
     ram: Arc<dyn GuestRam>,
     log: Arc<dyn DirtyLog>,
     /// Only hint threads share it, never the sender.
@@ -59,7 +59,7 @@ pub struct Sink {
 impl Sink {
     /// Hints clear bits. Everything in the round's to-send bitmap is protected already.
     pub fn protected(round: &Arc<Round>, ram: &Arc<dyn GuestRam>, log: &Arc<dyn DirtyLog>) -> Self {
-        Self::new(round, ram, log, Way::Protected, false)
+        Self::new(round, ram, log, Method::Protected, false)
     }
 
     /// The sink for the id after the switch: everything is protected now.
@@ -77,21 +77,21 @@ impl Sink {
         guarded: &Arc<AtomicBitmap>,
         probe: bool,
     ) -> Self {
-        let way = Way::CheckedZero { early: guarded.snapshot(), guarded: guarded.clone() };
-        Self::new(round, ram, log, way, probe)
+        let method = Method::CheckedZero { early: guarded.snapshot(), guarded: guarded.clone() };
+        Self::new(round, ram, log, method, probe)
     }
 
     fn new(
         round: &Arc<Round>,
         ram: &Arc<dyn GuestRam>,
         log: &Arc<dyn DirtyLog>,
-        way: Way,
+        method: Method,
         probe: bool,
     ) -> Self {
         Self {
             round: round.clone(),
             gate: crate::round::Gate::default(),
-            way,
+            method,
             ram: ram.clone(),
             log: log.clone(),
             buffer: Mutex::default(),
@@ -107,9 +107,9 @@ impl Sink {
     /// The sink for the next id of the same round, this one being closed. What was protected
     /// meanwhile was so before that id is published. The probe goes on where it was.
     pub fn renew(&self) -> Self {
-        let next = match &self.way {
-            Way::Protected => self.switched(),
-            Way::CheckedZero { guarded, .. } => {
+        let next = match &self.method {
+            Method::Protected => self.switched(),
+            Method::CheckedZero { guarded, .. } => {
                 let next =
                     Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe);
                 Self { named: self.named.clone(), ..next }
@@ -168,14 +168,14 @@ impl Sink {
 
     fn check(&self, first: u64, nr: u64, early: &Bitmap, guarded: &AtomicBitmap) {
         let mut batch: Vec<(usize, u64)> = Vec::with_capacity(WORDS_AT_ONCE);
-        let mut found = Found::default();
+        let mut scan = BlockScan::default();
         for (word, mask) in self.round.words_of(first, nr) {
             let follows = batch.last().is_none_or(|(last, _)| last + 1 == word);
             if !follows || batch.len() == WORDS_AT_ONCE {
-                self.look(&mut batch, guarded, &mut found);
+                self.look(&mut batch, guarded, &mut scan);
                 // The rest of a block with content is the sender's, and nobody waits for a long
                 // hint to end.
-                if found.content || self.gate.is_closed() {
+                if scan.content || self.gate.is_closed() {
                     break;
                 }
             }
@@ -198,15 +198,15 @@ impl Sink {
                 batch.push((word, taken));
             }
         }
-        self.look(&mut batch, guarded, &mut found);
-        if self.probe && found.content {
+        self.look(&mut batch, guarded, &mut scan);
+        if self.probe && scan.content {
             self.note_named(first, nr);
         }
-        self.judge(&found);
+        self.judge(&scan);
     }
 
     /// Protects the taken, consecutive words and reads their pages; what is not zero goes back.
-    fn look(&self, batch: &mut Vec<(usize, u64)>, guarded: &AtomicBitmap, found: &mut Found) {
+    fn look(&self, batch: &mut Vec<(usize, u64)>, guarded: &AtomicBitmap, scan: &mut BlockScan) {
         let (Some(&(start, _)), Some(&(last, _))) = (batch.first(), batch.last()) else {
             return;
         };
@@ -222,13 +222,13 @@ impl Sink {
         buffer.resize(BUFFER_PAGES * PAGE_SIZE, 0);
         for (word, taken) in batch.drain(..) {
             guarded.set(word as u64);
-            let zero = if found.content { 0 } else { self.zero_pages(word, taken, &mut buffer) };
+            let zero = if scan.content { 0 } else { self.zero_pages(word, taken, &mut buffer) };
             self.round.mark_hinted(word, zero);
             if taken & !zero != 0 {
-                found.content = true;
+                scan.content = true;
                 self.round.put_back(word, taken & !zero);
             }
-            found.looked = true;
+            scan.looked = true;
         }
     }
 
@@ -254,11 +254,11 @@ impl Sink {
         zero
     }
 
-    fn judge(&self, found: &Found) {
-        if !found.looked {
+    fn judge(&self, scan: &BlockScan) {
+        if !scan.looked {
             return;
         }
-        let counter = if found.content { &self.content_blocks } else { &self.zero_blocks };
+        let counter = if scan.content { &self.content_blocks } else { &self.zero_blocks };
         counter.fetch_add(1, Ordering::Relaxed);
         let content = self.content_blocks.load(Ordering::Relaxed);
         if self.probe && does_not_zero(content, self.zero_blocks.load(Ordering::Relaxed)) {
@@ -275,13 +275,13 @@ pub fn does_not_zero(content_blocks: u64, zero_blocks: u64) -> bool {
 }
 
 /// A sink, with somebody who hears each hint before it.
-pub(crate) struct Listener {
+pub(crate) struct ObservedSink {
     pub(crate) sink: Arc<dyn HintSink>,
     pub(crate) epoch: EpochId,
     pub(crate) observer: Arc<dyn Observer>,
 }
 
-impl HintSink for Listener {
+impl HintSink for ObservedSink {
     fn hint(&self, first: u64, nr: u64) {
         self.observer.observe(&Event::Hinted { epoch: self.epoch, first, nr });
         self.sink.hint(first, nr);
@@ -289,7 +289,7 @@ impl HintSink for Listener {
 }
 
 #[derive(Default)]
-struct Found {
+struct BlockScan {
     looked: bool,
     content: bool,
 }
@@ -305,14 +305,14 @@ impl HintSink for Sink {
         if pass.is_none() {
             return self.round.note_late(nr);
         }
-        match &self.way {
-            Way::Protected => {
+        match &self.method {
+            Method::Protected => {
                 for (word, mask) in self.round.words_of(first, nr) {
                     self.clear(word, mask);
                 }
             }
-            Way::CheckedZero { .. } if self.not_zeroing() => self.note_named(first, nr),
-            Way::CheckedZero { early, guarded } => self.check(first, nr, early, guarded),
+            Method::CheckedZero { .. } if self.not_zeroing() => self.note_named(first, nr),
+            Method::CheckedZero { early, guarded } => self.check(first, nr, early, guarded),
         }
     }
 }

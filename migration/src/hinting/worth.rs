@@ -46,7 +46,7 @@ pub fn worthwhile(worth: &Worth) -> Result<u64, Reason> {
 
 /// Whom to ask for hints, or why nobody. `populated` pages are; the link takes `link_rate` bytes of
 /// guest memory in a second.
-pub(crate) fn whom_to_ask<'a>(
+pub(crate) fn hint_source<'a>(
     vm: &'a SourceVm,
     cfg: &SourceConfig,
     populated: u64,

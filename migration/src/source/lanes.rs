@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Compression, SourceConfig};
 use crate::error::Error;
 use crate::link::{Cap, FrameWriter, Interrupt, SIGN_OF_LIFE};
-use crate::transport::{More, TICK};
+use crate::transport::{Connections, TICK};
 use crate::wire::pages::{MAX_CONTENT, packed_room};
 use crate::wire::{self, Join, Kind, SyncPoint};
 
@@ -37,7 +37,7 @@ use super::meter::Meter;
 
 /// Chunks of a lane: one on its way, one ready.
 const CHUNKS: u32 = 2;
-/// Patience with a destination that does not take all further connections: less than the other side
+/// Patience with a destination that does not take all data connections: less than the other side
 /// has with a silent one.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks with less content than this say little about the link.
@@ -66,8 +66,22 @@ enum Done {
     End,
 }
 
+/// A chunk that waits for pages, and its lane.
+pub(super) struct Idle {
+    lane: usize,
+    pub(super) chunk: Chunk,
+}
+
+/// What was sent, and how long that took.
+#[derive(Default)]
+struct Sent {
+    content: u64,
+    wire: u64,
+    time: Duration,
+}
+
 /// What a lane says after each job, and when it ends.
-struct Word {
+struct LaneReport {
     lane: usize,
     done: Done,
     /// Bytes on the wire since it last said something.
@@ -85,12 +99,11 @@ struct Lane {
 }
 
 /// All lanes.
-pub(super) struct Streams {
+pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    words: Receiver<Result<Word, Error>>,
-    /// Chunks that wait for pages, each with its lane; the one that has waited longest is the
-    /// first.
-    idle: VecDeque<(usize, Chunk)>,
+    reports: Receiver<Result<LaneReport, Error>>,
+    /// The one that has waited longest is the first.
+    idle: VecDeque<Idle>,
     /// Jobs of which nothing has been heard.
     nr_under_way: usize,
     /// Bytes on the wire, of jobs that are done.
@@ -99,26 +112,26 @@ pub(super) struct Streams {
     busy: Duration,
     /// When the last chunk was done, or the first one begun.
     clock: Instant,
-    /// Content, wire bytes and time of small chunks, to be measured with the next big one: the
+    /// Small chunks, to be measured with the next big one: the
     /// other lanes' bytes went out in this time, too.
-    small: (u64, u64, Duration),
+    small: Sent,
     interrupt: Interrupt,
 }
 
-impl Streams {
+impl Lanes {
     /// Opens these connections and says on each which it is.
     pub(super) fn open(
-        more: &dyn More,
+        connections: &dyn Connections,
         announced: &wire::Streams,
         cfg: &SourceConfig,
         cap: Option<&Cap>,
         interrupt: &Interrupt,
         version: u16,
     ) -> Result<Self, Error> {
-        let (tell, words) = channel();
-        let mut streams = Self {
+        let (tell, reports) = channel();
+        let mut lanes = Self {
             lanes: Vec::new(),
-            words,
+            reports,
             idle: VecDeque::new(),
             nr_under_way: 0,
             bytes: 0,
@@ -132,10 +145,10 @@ impl Streams {
         for stream in 0..nr {
             interrupt.check()?;
             let left = until.saturating_duration_since(Instant::now());
-            let opened = more.next(&interrupt.cancel, left).map_err(Error::stream)?;
+            let opened = connections.next(&interrupt.cancel, left).map_err(Error::stream)?;
             // Nothing comes back on it.
             let (_, output) = opened.split().map_err(Error::Connection)?;
-            output.shares(nr);
+            output.set_sharers(nr);
             let mut writer =
                 FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
             writer.frame_limit = cfg.frame_limit;
@@ -152,14 +165,14 @@ impl Streams {
                     writer
                 })
                 .map_err(Error::Connection)?;
-            streams.lanes.push(Lane { jobs, thread });
+            lanes.lanes.push(Lane { jobs, thread });
         }
         for _ in 0..CHUNKS {
-            for lane in 0..streams.lanes.len() {
-                streams.idle.push_back((lane, Chunk::new()));
+            for lane in 0..lanes.lanes.len() {
+                lanes.idle.push_back(Idle { lane, chunk: Chunk::new() });
             }
         }
-        Ok(streams)
+        Ok(lanes)
     }
 
     /// Bytes on the wire, of all lanes.
@@ -177,7 +190,7 @@ impl Streams {
         &mut self,
         patience: Duration,
         meter: &mut Meter,
-    ) -> Result<Option<(usize, Chunk)>, Error> {
+    ) -> Result<Option<Idle>, Error> {
         self.hear(Duration::ZERO, meter)?;
         if self.idle.is_empty() {
             self.hear(patience, meter)?;
@@ -189,12 +202,12 @@ impl Streams {
     }
 
     /// Gives back a chunk that was not needed.
-    pub(super) fn keep(&mut self, (lane, chunk): (usize, Chunk)) {
-        self.idle.push_front((lane, chunk));
+    pub(super) fn keep(&mut self, idle: Idle) {
+        self.idle.push_front(idle);
     }
 
     /// Sends a chunk.
-    pub(super) fn send(&mut self, (lane, chunk): (usize, Chunk)) -> Result<(), Error> {
+    pub(super) fn send(&mut self, Idle { lane, chunk }: Idle) -> Result<(), Error> {
         self.give(lane, Job::Pages(chunk))
     }
 
@@ -234,19 +247,19 @@ impl Streams {
         Err(Error::Closed)
     }
 
-    /// Takes what lanes have said, waiting up to `patience` for the first word.
+    /// Takes what lanes have said, waiting up to `patience` for the first report.
     fn hear(&mut self, patience: Duration, meter: &mut Meter) -> Result<(), Error> {
         let mut next = if patience.is_zero() {
-            self.words.try_recv().ok()
+            self.reports.try_recv().ok()
         } else {
-            self.words.recv_timeout(patience).ok()
+            self.reports.recv_timeout(patience).ok()
         };
         if next.is_none() && self.lanes.iter().any(|lane| lane.thread.is_finished()) {
-            // Without a word, or with one that came just now.
-            next = Some(self.words.try_recv().unwrap_or(Err(Error::Closed)));
+            // Without a report, or with one that came just now.
+            next = Some(self.reports.try_recv().unwrap_or(Err(Error::Closed)));
         }
-        while let Some(word) = next {
-            let Word { lane, done, wire, busy, at } = word?;
+        while let Some(report) = next {
+            let LaneReport { lane, done, wire, busy, at } = report?;
             self.bytes += wire;
             self.busy += busy;
             if !matches!(done, Done::End) {
@@ -255,23 +268,23 @@ impl Streams {
             if let Done::Pages(chunk) = done {
                 // Lanes work side by side: what counts is the time from one being done to the next,
                 // whichever it is.
-                let (content, bytes, time) = self.small;
-                let since = at.saturating_duration_since(self.clock);
-                self.small = (content + chunk.len as u64, bytes + wire, time + since);
+                self.small.content += chunk.len as u64;
+                self.small.wire += wire;
+                self.small.time += at.saturating_duration_since(self.clock);
                 if chunk.len >= MEASURE {
-                    let (content, bytes, time) = std::mem::take(&mut self.small);
-                    meter.add(content, bytes, time);
+                    let Sent { content, wire, time } = std::mem::take(&mut self.small);
+                    meter.add(content, wire, time);
                 }
                 self.clock = self.clock.max(at);
-                self.idle.push_back((lane, chunk));
+                self.idle.push_back(Idle { lane, chunk });
             }
-            next = self.words.try_recv().ok();
+            next = self.reports.try_recv().ok();
         }
         Ok(())
     }
 }
 
-impl Drop for Streams {
+impl Drop for Lanes {
     fn drop(&mut self) {
         if self.lanes.is_empty() {
             return;
@@ -288,7 +301,7 @@ fn work(
     lane: usize,
     compression: Compression,
     jobs: &Receiver<Job>,
-    tell: &Sender<Result<Word, Error>>,
+    tell: &Sender<Result<LaneReport, Error>>,
 ) -> Result<(), Error> {
     let mut packed = room_to_pack(compression);
     let mut told = 0;
@@ -297,7 +310,7 @@ fn work(
         told = writer.bytes();
         let at = Instant::now();
         // Fails only when nobody listens any more.
-        let _ = tell.send(Ok(Word { lane, done, wire, busy: at - since, at }));
+        let _ = tell.send(Ok(LaneReport { lane, done, wire, busy: at - since, at }));
     };
     loop {
         let job = jobs.recv_timeout(SIGN_OF_LIFE);
@@ -356,11 +369,11 @@ mod tests {
 
     #[test]
     fn small_chunks_do_not_take_their_time_away_from_big_ones() {
-        let (tell, words) = channel();
+        let (tell, reports) = channel();
         let begun = Instant::now();
-        let mut streams = Streams {
+        let mut lanes = Lanes {
             lanes: Vec::new(),
-            words,
+            reports,
             idle: VecDeque::new(),
             nr_under_way: 40,
             bytes: 0,
@@ -374,24 +387,24 @@ mod tests {
             for (len, before) in [(4096, 1), (MAX_CONTENT, 0)] {
                 let chunk = Chunk { len, ..Chunk::new() };
                 let at = begun + Duration::from_millis(10 * n - before);
-                let word = Word {
+                let report = LaneReport {
                     lane: 0,
                     done: Done::Pages(chunk),
                     wire: len as u64,
                     busy: Duration::ZERO,
                     at,
                 };
-                tell.send(Ok(word)).unwrap();
+                tell.send(Ok(report)).unwrap();
             }
         }
         let mut meter = Meter::default();
-        streams.hear(Duration::ZERO, &mut meter).unwrap();
+        lanes.hear(Duration::ZERO, &mut meter).unwrap();
         let link = (MAX_CONTENT + 4096) as f64 * 100.0;
         assert!(
             (meter.rate().unwrap() / link - 1.0).abs() < 0.01,
             "{:?}, not {link}",
             meter.rate()
         );
-        assert_eq!((streams.nr_under_way, streams.idle.len()), (0, 40));
+        assert_eq!((lanes.nr_under_way, lanes.idle.len()), (0, 40));
     }
 }

@@ -222,7 +222,7 @@ impl<'a> Migration<'a> {
         self.last_progress = Instant::now();
         let now = round.map_or_else(HintFigures::default, |round| {
             let mut so_far = round.figures();
-            so_far.reckon(self.sender.meter.memory_rate());
+            so_far.set_savings(self.sender.meter.memory_rate());
             so_far.hint_figures()
         });
         let mut hinting = self.report.hinting;

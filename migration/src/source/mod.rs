@@ -119,7 +119,7 @@ pub fn migrate(
 fn run(m: &mut Migration<'_>, guard: &mut Guard, shadow: Option<&Shadow>) -> Result<(), Error> {
     m.handshake()?;
     guard.log_started();
-    let dirty = rounds::until_the_rest_is_small(m)?;
+    let dirty = rounds::converge(m)?;
     let dirty = switchover::pause(m, guard, dirty)?;
     rounds::last(m, &dirty)?;
     let state = switchover::save(m)?;

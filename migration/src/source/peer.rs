@@ -4,7 +4,7 @@
 //! thread of its own: it passes answers on through a channel and, when the stream ends or an Abort
 //! comes, raises the stop flag that interrupts sending. The source is never silent for long: after
 //! a second without a frame it sends Idle, so that scanning gigabytes of zeros, or holding back for
-//! hints, is not taken for a stall. Opening further connections has a limit of its own.
+//! hints, is not taken for a stall. Opening data connections has a limit of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -17,14 +17,14 @@ use crate::control::CancelToken;
 use crate::error::{Error, Phase};
 use crate::link::{Cap, FrameReader, FrameWriter, Interrupt, SIGN_OF_LIFE};
 use crate::traits::SourceVm;
-use crate::transport::{More, TICK, Throttle, Transport, TransportError};
+use crate::transport::{Connections, TICK, Throttle, Transport, TransportError};
 use crate::wire::version::{Hello, Welcome};
 use crate::wire::{
     self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_DESCRIPTION, MAX_STREAMS,
     WireError,
 };
 
-use super::lanes::{Streams, random_token};
+use super::lanes::{Lanes, random_token};
 
 /// Answers that a destination may have under way: more were not asked for, and would fill memory.
 const MAX_UNREAD: u32 = 4;
@@ -35,8 +35,8 @@ type Answer = Result<(Kind, Vec<u8>), Error>;
 pub(super) struct Peer {
     pub(super) writer: FrameWriter,
     pub(super) interrupt: Interrupt,
-    /// Where further connections come from.
-    more: Option<Box<dyn More>>,
+    /// Where data connections come from.
+    connections: Option<Box<dyn Connections>>,
     cap: Option<Cap>,
     /// Patience with an answer.
     stall: Duration,
@@ -54,7 +54,7 @@ impl Peer {
         cfg: &SourceConfig,
         cancel: &CancelToken,
     ) -> Result<Self, Error> {
-        let more = transport.more();
+        let connections = transport.data_connections();
         let (input, output) = transport.split().map_err(Error::Connection)?;
         let cap = cfg.bandwidth.map(|rate| Arc::new(Mutex::new(Throttle::new(rate))));
         let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
@@ -74,7 +74,7 @@ impl Peer {
         Ok(Self {
             writer,
             interrupt,
-            more,
+            connections,
             cap,
             stall: cfg.stall_timeout,
             answers,
@@ -84,13 +84,13 @@ impl Peer {
         })
     }
 
-    /// Agrees on a version and on features, has the machine built, and opens further connections if
+    /// Agrees on a version and on features, has the machine built, and opens data connections if
     /// they are wanted.
     pub(super) fn handshake(
         &mut self,
         vm: &SourceVm,
         cfg: &SourceConfig,
-    ) -> Result<Option<Streams>, Error> {
+    ) -> Result<Option<Lanes>, Error> {
         let wanted = [
             (cfg.verify, FEATURE_VERIFY),
             (cfg.compression == Compression::Lz4, FEATURE_LZ4),
@@ -122,14 +122,14 @@ impl Peer {
         }
     }
 
-    fn open_lanes(&mut self, cfg: &SourceConfig) -> Result<Streams, Error> {
-        let Some(more) = self.more.take() else {
+    fn open_lanes(&mut self, cfg: &SourceConfig) -> Result<Lanes, Error> {
+        let Some(connections) = self.connections.take() else {
             return Err(Error::Stream(TransportError::Single));
         };
         let token = random_token().map_err(Error::Connection)?;
         let announced = wire::Streams { nr: cfg.streams.min(MAX_STREAMS), token };
         let (cap, version) = (self.cap.as_ref(), self.writer.version);
-        let lanes = Streams::open(&*more, &announced, cfg, cap, &self.interrupt, version)?;
+        let lanes = Lanes::open(&*connections, &announced, cfg, cap, &self.interrupt, version)?;
         // They wait to be accepted by then, so that a destination need not wait for one that never
         // comes.
         self.writer.send_control(Kind::Streams, "streams", &announced)?;

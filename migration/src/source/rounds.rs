@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::config::{HintMode, OnTimeout};
 use crate::error::{Error, Phase};
-use crate::hinting::epoch::{Asked, Epoch, Step};
+use crate::hinting::epoch::{Epoch, EpochContext, Step};
 use crate::hinting::sink::{protect_words, word_map};
-use crate::hinting::worth::{free_and_populated, whom_to_ask};
+use crate::hinting::worth::{free_and_populated, hint_source};
 use crate::observe::Event;
 use crate::report::Reason;
 use crate::round::{Plan, Round, words_with_a_hole};
@@ -23,8 +23,8 @@ use super::migration::Migration;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
 const PROTECT_WORDS: usize = 4096;
-/// Asking for holes looks at each page of RAM (40 ns), reading a page costs some 600 ns: from this
-/// part of RAM on it costs less than reading what is dirty, and a dirty set smaller than that in
+/// Asking for holes looks at each page of memory (40 ns), reading a page costs some 600 ns: from this
+/// part of memory on it costs less than reading what is dirty, and a dirty set smaller than that in
 /// pages is not worth the while.
 const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the
@@ -33,7 +33,7 @@ const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
 
 /// Sends all memory and then what is dirty, round after round, until the rest is small enough to be
 /// sent while the guest is paused. Returns that rest.
-pub(super) fn until_the_rest_is_small(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
+pub(super) fn converge(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
     m.enter(Phase::Prepare);
     let started = Instant::now();
     let mut dirty = first(m)?;
@@ -63,7 +63,7 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
     let guarded = Arc::new(word_map(m.nr_pages));
     let populated = m.populated()?;
     let rate = m.sender.meter.memory_rate();
-    let source = whom_to_ask(m.vm, m.cfg, populated.count(), rate);
+    let source = hint_source(m.vm, m.cfg, populated.count(), rate);
     m.report.hints = source.err().unwrap_or(Reason::On).into();
     let source = source.ok();
     // Before the driver takes any of it.
@@ -84,7 +84,7 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
     let round = m.begin(&plan);
     let epoch = source.and_then(|source| {
         let rate = m.sender.meter.memory_rate();
-        Epoch::first(asked(m, source, &round), &guarded, free).open(rate)
+        Epoch::first(epoch_context(m, source, &round), &guarded, free).open(rate)
     });
     if source.is_some() && epoch.is_none() {
         m.report.hints = Reason::DriverGone.into();
@@ -111,7 +111,7 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
     let epoch = match &m.vm.hints {
         Some(source) if m.protected_hints && time > ROUND_FOR_HINTS => {
             let rate = m.sender.meter.memory_rate();
-            Epoch::later(asked(m, source, &round)).open(rate)
+            Epoch::later(epoch_context(m, source, &round)).open(rate)
         }
         _ => None,
     };
@@ -195,16 +195,20 @@ fn run(
     done.held_ms = millis(m.held);
     done.overridden = round.overridden(&dirty);
     done.dirty_at_end = dirty.count();
-    done.reckon(m.sender.meter.memory_rate());
+    done.set_savings(m.sender.meter.memory_rate());
     m.report.hinting.add(&done.hint_figures());
     m.report.rounds.push(done);
     Ok(dirty)
 }
 
 /// What an epoch of this round belongs to.
-fn asked<'a>(m: &Migration<'a>, source: &'a Arc<dyn HintSource>, round: &Arc<Round>) -> Asked<'a> {
+fn epoch_context<'a>(
+    m: &Migration<'a>,
+    source: &'a Arc<dyn HintSource>,
+    round: &Arc<Round>,
+) -> EpochContext<'a> {
     let (round, observer) = (round.clone(), m.observer.clone());
-    Asked { vm: m.vm, cfg: m.cfg, source, round, observer }
+    EpochContext { vm: m.vm, cfg: m.cfg, source, round, observer }
 }
 
 /// Protects the words of `todo` that are not yet protected.

@@ -25,7 +25,7 @@ use crate::units::{PAGE_SIZE, is_zero};
 use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs};
 use crate::wire::{Kind, SyncPoint};
 
-use super::lanes::{Chunk, MEASURE, Streams, room_to_pack};
+use super::lanes::{Chunk, Idle, Lanes, MEASURE, room_to_pack};
 use super::meter::Meter;
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
@@ -75,8 +75,8 @@ pub(super) struct Sender {
     /// Pages of which the destination may hold content: those that were sent and not zeroed since.
     content: Bitmap,
     buffers: Buffers,
-    /// Further connections, for memory.
-    pub(super) lanes: Option<Streams>,
+    /// Data connections, for memory.
+    pub(super) lanes: Option<Lanes>,
     pub(super) meter: Meter,
     /// Time that claiming, protecting and reading pages took.
     pub(super) reading: Duration,
@@ -102,12 +102,12 @@ impl Sender {
 
     /// Time that packing and writing pages took, of all connections together.
     pub(super) fn sending(&self) -> Duration {
-        self.sending_here + self.lanes.as_ref().map_or(Duration::ZERO, Streams::busy)
+        self.sending_here + self.lanes.as_ref().map_or(Duration::ZERO, Lanes::busy)
     }
 
-    /// Bytes that are known to be written to further connections.
+    /// Bytes that are known to be written to data connections.
     pub(super) fn lane_bytes(&self) -> u64 {
-        self.lanes.as_ref().map_or(0, Streams::bytes)
+        self.lanes.as_ref().map_or(0, Lanes::bytes)
     }
 
     /// The memory of this round is all sent: what follows on any connection is applied after it.
@@ -127,7 +127,7 @@ impl Sender {
 
     /// No memory follows.
     pub(super) fn close_lanes(&mut self) -> Result<(), Error> {
-        self.lanes.as_mut().map_or(Ok(()), Streams::close)
+        self.lanes.as_mut().map_or(Ok(()), Lanes::close)
     }
 
     /// Sends the next chunk from word `cursor` on. `false` when there was nothing left up to the
@@ -165,8 +165,9 @@ impl Sender {
         chunk.table.clear();
         encode_runs(runs, &mut chunk.table);
         chunk.len = len;
-        if let (Some(lanes), Some((lane, spare))) = (&mut self.lanes, lane) {
-            lanes.send((lane, std::mem::replace(chunk, spare)))?;
+        if let (Some(lanes), Some(mut idle)) = (&mut self.lanes, lane) {
+            std::mem::swap(chunk, &mut idle.chunk);
+            lanes.send(idle)?;
             return Ok(true);
         }
         let before = out.bytes();
@@ -180,7 +181,7 @@ impl Sender {
     }
 
     /// The lane's chunk was not needed.
-    fn keep(&mut self, lane: Option<(usize, Chunk)>) {
+    fn keep(&mut self, lane: Option<Idle>) {
         if let (Some(lanes), Some(lane)) = (&mut self.lanes, lane) {
             lanes.keep(lane);
         }
@@ -267,7 +268,7 @@ impl Sender {
                     continue;
                 }
                 zeros += 1;
-                // The destination's RAM is zero where it never got content.
+                // The destination is zero where it never got content.
                 if self.content.test(number) {
                     self.content.clear(number);
                     push(runs, number, 1, true);

@@ -125,7 +125,7 @@ fn a_guest_that_does_not_zero_is_found_out_and_switched_to_protected_mode() {
 #[test]
 fn a_driver_that_goes_away_costs_the_hints_and_not_the_migration() {
     // Ids begin at 2: gone before the first, before the one that follows the switch, between
-    // spells.
+    // bursts.
     for (zeroes, last_id) in [(true, 1), (false, 2), (true, 2), (true, 3), (false, 4)] {
         let model = Model::new(PAGES, zeroes, vec![]);
         model.on(Trigger::Published, hinting(9));

@@ -16,7 +16,7 @@ use super::handoff::{PAGES, Runs, impatient, judge, script, try_each_fault};
 use super::hostile::{frame, hello, machine, pages, round, stream};
 use super::model::Model;
 use super::oracle::{config, migrate_model, migrate_over, pair};
-use crate::transport::{Halves, More};
+use crate::transport::{Connections, Halves};
 use crate::wire::{Abort, FEATURE_STREAMS, Join, Kind, StateEnd, Streams, SyncPoint, codec};
 use crate::*;
 
@@ -36,12 +36,12 @@ impl Transport for Linked {
         self.first.split()
     }
 
-    fn more(&self) -> Option<Box<dyn More>> {
+    fn data_connections(&self) -> Option<Box<dyn Connections>> {
         Some(Box::new(self.more.clone()))
     }
 }
 
-impl More for Queue {
+impl Connections for Queue {
     fn next(
         &self,
         _: &CancelToken,
@@ -65,8 +65,8 @@ pub(super) fn linked_to((near, far): Ends, nr: u32, make: impl FnMut(u32) -> End
 
 #[test]
 fn faults_at_every_frame_of_a_further_connection() {
-    try_each_fault("a fault in the n-th frame of a further connection", 12, 4, |fault, index| {
-        let name = format!("{fault:?} at frame {index} of a further connection");
+    try_each_fault("a fault in the n-th frame of a data connection", 12, 4, |fault, index| {
+        let name = format!("{fault:?} at frame {index} of a data connection");
         let model = Model::new(PAGES, index % 2 == 0, script());
         let verify = index % 3 != 0;
         let cfg = SourceConfig { verify, streams: 2, ..config(HintMode::Auto) };
@@ -133,7 +133,7 @@ fn streams(nr: u32) -> (Kind, Vec<u8>) {
 
 type Frames = Vec<(Kind, Vec<u8>)>;
 
-/// A short, valid migration over two further connections: the first one's frames, and theirs.
+/// A short, valid migration over two data connections: the first one's frames, and theirs.
 fn valid() -> (Frames, [Frames; 2]) {
     let end = StateEnd { len: 5, crc: crc32fast::hash(b"state") };
     let first = vec![
@@ -250,7 +250,7 @@ fn hostile_connections_are_refused() {
             lanes[1].push((Kind::Pages, pages(5, 1, true, 0)));
         }),
         ("pages outside RAM", |_, lanes| lanes[0][1].1 = pages(99, 2, false, 8192)),
-        ("a hand-off on a further connection", |_, lanes| lanes[0].push((Kind::HandOff, vec![]))),
+        ("a hand-off on a data connection", |_, lanes| lanes[0].push((Kind::HandOff, vec![]))),
     ];
     for (name, spoil) in cases {
         let (mut first, mut lanes) = valid();
@@ -267,7 +267,7 @@ fn hostile_connections_are_refused() {
 
 #[test]
 fn state_waits_until_nobody_else_writes_memory() {
-    // All frames are right, but a further connection stays open: its thread could still write.
+    // All frames are right, but a data connection stays open: its thread could still write.
     let (first, [a, b]) = valid();
     let open = |frames: &[(Kind, Vec<u8>)]| {
         let (near, far) = UnixStream::pair().unwrap();

@@ -12,7 +12,7 @@ use crate::config::{HintMode, HintPolicy, OnTimeout, SourceConfig};
 use crate::error::{Phase, describe};
 use crate::observe::{self, Observer, Slice};
 use crate::report::HintUse;
-use crate::round::{Plan, Round};
+use crate::round::{LeftOut, Plan, Round};
 use crate::trace::{Event, FATES, MAX_CELLS, Start, VERSION, What};
 use crate::units::micros;
 
@@ -138,7 +138,7 @@ impl Recording {
     }
 
     fn round(&self, round: &Arc<Round>, plan: &Plan) {
-        let (hole, ballooned, clean) = round.planned();
+        let LeftOut { hole, ballooned, clean } = round.left_out();
         let to_send = round.nr_pages().saturating_sub(hole + ballooned + clean);
         self.tell(What::Round { round: round.number, to_send, hole, ballooned, clean });
         let now = Instant::now();
@@ -279,7 +279,7 @@ impl Map {
             let (to_send, ballooned) = (of(&self.to_send), of(&self.ballooned));
             let (sent, hinted, late) = (of(&sent), of(&hinted), of(late));
             // In the order of FATES; round one has no clean pages.
-            let fates = [
+            let classes = [
                 sent & !late,
                 sent & late,
                 to_send & !sent & !hinted,
@@ -290,7 +290,7 @@ impl Map {
                 0,
             ];
             if let Some(cell) = cells.get_mut((word as u64 * 64 / self.cell_pages) as usize) {
-                for (count, mask) in cell.iter_mut().zip(fates) {
+                for (count, mask) in cell.iter_mut().zip(classes) {
                     *count += u64::from(mask.count_ones());
                 }
             }

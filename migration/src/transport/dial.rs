@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Endpoint, More, Opened, TICK, Transport, TransportError};
+use super::{Connections, Endpoint, Opened, TICK, Transport, TransportError};
 use crate::control::CancelToken;
 
 /// Connects to a listening destination, waiting up to `timeout` for its name and for each of its
@@ -24,14 +24,14 @@ pub fn connect(
     cancel: &CancelToken,
 ) -> Result<Box<dyn Transport>, TransportError> {
     let (stream, found) = dial(to, timeout, cancel)?;
-    Ok(Box::new(Opened { stream, more: Dial(found) }))
+    Ok(Box::new(Opened { stream, connections: Dial(found) }))
 }
 
 /// Where the first connection went: a name may stand for several hosts.
 #[derive(Clone)]
 struct Dial(Endpoint);
 
-impl More for Dial {
+impl Connections for Dial {
     fn next(
         &self,
         cancel: &CancelToken,
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn connecting_is_cancelled_at_once() {
-        // Their queues are full, so a further connection waits.
+        // Their queues are full, so a data connection waits.
         let dir = std::env::temp_dir().join(format!("wherry-dial-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("sock");

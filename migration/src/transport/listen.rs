@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 
-use super::{Endpoint, More, Opened, TICK, Transport, TransportError};
+use super::{Connections, Endpoint, Opened, TICK, Transport, TransportError};
 use crate::control::CancelToken;
 
 enum Socket {
@@ -74,7 +74,7 @@ impl Listener {
     pub fn accept(&self, cancel: &CancelToken) -> Result<Box<dyn Transport>, TransportError> {
         Ok(Box::new(Opened {
             stream: self.accept_within(cancel, Duration::MAX)?,
-            more: self.clone(),
+            connections: self.clone(),
         }))
     }
 
@@ -104,7 +104,7 @@ impl Listener {
     }
 }
 
-impl More for Listener {
+impl Connections for Listener {
     fn next(
         &self,
         cancel: &CancelToken,

@@ -16,7 +16,7 @@ use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::observe::{EpochId, Event, Observer};
 use crate::round::{Plan, Round};
 
-use super::verdict::{Dealt, History};
+use super::verdict::{History, PageOutcome};
 
 /// What was seen.
 #[derive(Debug)]
@@ -141,8 +141,8 @@ impl Observer for Shadow {
 impl Rounds {
     fn planned(&mut self, round: &Round, plan: &Plan) {
         self.to_send = plan.to_send.clone();
-        self.note(Dealt::Hole, &plan.hole, round);
-        self.note(Dealt::Ballooned, &plan.ballooned, round);
+        self.note(PageOutcome::Hole, &plan.hole, round);
+        self.note(PageOutcome::Ballooned, &plan.ballooned, round);
     }
 
     fn over(&mut self, round: &Round) {
@@ -150,12 +150,12 @@ impl Rounds {
         let mut zero = self.to_send.clone();
         zero.and_not(&sent);
         zero.and_not(&hinted);
-        self.note(Dealt::Zero, &zero, round);
-        self.note(Dealt::Sent, &sent, round);
-        self.note(Dealt::Hinted, &hinted, round);
+        self.note(PageOutcome::Zero, &zero, round);
+        self.note(PageOutcome::Sent, &sent, round);
+        self.note(PageOutcome::Hinted, &hinted, round);
     }
 
-    fn note(&mut self, what: Dealt, pages: &Bitmap, round: &Round) {
+    fn note(&mut self, what: PageOutcome, pages: &Bitmap, round: &Round) {
         for (first, nr) in pages.runs() {
             if let Some(entries) = self.pages.get_mut(first as usize..(first + nr) as usize) {
                 entries.fill(History::new(what, round.number));

@@ -10,7 +10,7 @@ pub const NAMED: usize = 16;
 const LAST_ROUND: u32 = 31;
 
 /// Outcome of a verification that found nothing wrong. `equal + free + wrong` is the number of
-/// pages of guest RAM.
+/// pages of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct VerifyReport {
     /// Pages with the same content on both sides.
@@ -28,7 +28,7 @@ pub struct VerifyReport {
 /// What a round last did with a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Dealt {
+pub enum PageOutcome {
     /// Sent with content.
     Sent = 1,
     /// Read, and zero.
@@ -49,8 +49,8 @@ pub enum Dealt {
 pub struct History(u8);
 
 impl History {
-    /// Dealt with in this round (from 1).
-    pub fn new(what: Dealt, round: u32) -> Self {
+    /// PageOutcome with in this round (from 1).
+    pub fn new(what: PageOutcome, round: u32) -> Self {
         Self((what as u8) << 5 | round.min(LAST_ROUND) as u8)
     }
 }
@@ -115,12 +115,13 @@ mod tests {
     #[test]
     fn wrong_pages_are_named_with_their_history() {
         let page = |page, history| WrongPage { page, address: page * 4096, history };
-        let mut wrong = WrongPages { count: 1, named: vec![page(7, History::new(Dealt::Sent, 2))] };
+        let mut wrong =
+            WrongPages { count: 1, named: vec![page(7, History::new(PageOutcome::Sent, 2))] };
         assert_eq!(
             wrong.to_string(),
             "1 wrong page: page 7 at 0x7000 (sent in round 2, clean since)"
         );
-        wrong.named.push(page(9, History::new(Dealt::Hole, 99)));
+        wrong.named.push(page(9, History::new(PageOutcome::Hole, 99)));
         wrong.named.push(page(10, History::default()));
         wrong.count = 1000;
         assert_eq!(

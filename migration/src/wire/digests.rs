@@ -15,7 +15,7 @@ use super::WireError;
 use crate::bitmap::word_masks;
 use crate::units::PAGE_SIZE;
 
-/// Pages in one frame at most: 64 MiB of guest RAM, 130 KiB on the wire.
+/// Pages in one frame at most: 64 MiB of memory, 130 KiB on the wire.
 pub const CHUNK_PAGES: u32 = 16 << 10;
 const HEAD: usize = 12;
 /// Longest payload in bytes.

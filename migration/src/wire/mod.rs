@@ -26,7 +26,7 @@
 //!                                        <- Welcome {version, features}
 //!   Machine {nr_pages, description}      ->               builds it
 //!                                        <- Ready
-//!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many further connections are open
+//!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many data connections are open
 //!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4 any Pages may be PagesLz4)
 //!   [Verify {first, nr}                  ->               digests the chunk
 //!                                        <- Digests]*     all chunks in order, if Hello asks for it
@@ -36,14 +36,14 @@
 //!                                        <- Running
 //! either, at any time: Abort {reason}
 //!
-//! each of the further connections, source to destination only:
+//! each of the data connections, source to destination only:
 //!   Join {stream, token}  Pages*  Idle*  Sync {1}  Pages* … Sync {n}, end
 //! and with them on the first connection, where only what became zero goes between two rounds:
 //!   Round {1}  Idle*  Sync {1}  Pages*  Round {2} … Sync {n}, then verification or state
 //! ```
 //!
 //! Nothing that follows a Sync on any connection is applied before everything that precedes it on
-//! all of them; and no state is looked at before the further connections have ended.
+//! all of them; and no state is looked at before the data connections have ended.
 
 pub(crate) mod codec;
 pub mod digests;
@@ -80,11 +80,11 @@ pub const MAX_REASON: usize = 4096;
 pub const FEATURE_VERIFY: u64 = 1;
 /// Feature of [`version::Hello`]: content may come compressed, in [`Kind::PagesLz4`].
 pub const FEATURE_LZ4: u64 = 2;
-/// Feature of [`version::Hello`]: memory comes over further connections.
+/// Feature of [`version::Hello`]: memory comes over data connections.
 pub const FEATURE_STREAMS: u64 = 4;
 /// All features that there are.
 pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS;
-/// Further connections at most.
+/// Data connections at most.
 pub const MAX_STREAMS: u32 = 16;
 /// Most pages of guest RAM, one page less than 8 TiB: what one memory slot of KVM can have.
 pub const MAX_PAGES: u64 = (1 << 31) - 1;
@@ -125,9 +125,9 @@ pub enum Kind {
     Verify = 8,
     /// Source: guest memory whose content is compressed.
     PagesLz4 = 9,
-    /// Source: the further connections that there are.
+    /// Source: the data connections that there are.
     Streams = 10,
-    /// Source, first on a further connection: which one this is.
+    /// Source, first on a data connection: which one this is.
     Join = 11,
     /// Source, on every connection: the memory of this round is complete.
     Sync = 12,
@@ -246,8 +246,8 @@ pub enum WireError {
     /// State longer than [`max_state`], or not of the announced length or checksum.
     #[error("machine state: {0}")]
     State(&'static str),
-    /// Further connections that cannot be.
-    #[error("further connections: {0}")]
+    /// Data connections that cannot be.
+    #[error("data connections: {0}")]
     Streams(&'static str),
     /// Rounds out of order.
     #[error("round {found} after round {previous}")]
@@ -369,7 +369,7 @@ pub struct SyncPoint {
 pub struct VerifyChunk {
     /// First page.
     pub first: u64,
-    /// Number of pages: [`digests::CHUNK_PAGES`], or what is left of guest RAM.
+    /// Number of pages: [`digests::CHUNK_PAGES`], or what is left of memory.
     pub nr: u32,
 }
 

@@ -6,13 +6,13 @@
 //! content of all raw runs in their order, 4096 bytes a page, nothing after it; in PagesLz4 as one LZ4 block
 //! ```
 //!
-//! Invariants, all checked before the first byte is written to guest RAM ([`parse`]): runs ascend
-//! and do not overlap, all lie within guest RAM, the content is exactly as long as the raw runs
+//! Invariants, all checked before the first byte is written to memory ([`parse`]): runs ascend
+//! and do not overlap, all lie within memory, the content is exactly as long as the raw runs
 //! say, at most [`MAX_CONTENT`] bytes. Compressed content is unpacked into exactly so much room
 //! ([`parse_lz4`]): a block that has more, or less, is an error, and nothing is allocated by its
 //! word.
 //!
-//! **Zero pages.** The destination builds a new machine, whose RAM is all zero. So in round one a
+//! **Zero pages.** The destination builds a new machine, whose memory is all zero. So in round one a
 //! page that is zero, or a hole, or skipped, needs no record at all. Later a page that has become
 //! zero needs one only if the destination may hold content there, which the source knows from a
 //! bitmap of the pages that it sent. A zero run of any length costs 13 bytes; the destination does
@@ -116,7 +116,7 @@ fn parse_table<'a>(
         }
         next = match run.first.checked_add(u64::from(run.nr)) {
             Some(end) if end <= nr_pages => end,
-            _ => return Err(bad("outside guest RAM")),
+            _ => return Err(bad("outside memory")),
         };
         if !run.zero {
             due += u64::from(run.nr) * PAGE_SIZE as u64;
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(parse(&raw, 100, &mut runs).unwrap().len(), 3 * PAGE_SIZE);
         assert_eq!(runs, good);
         let cases: [(&str, Vec<u8>); 10] = [
-            ("beyond RAM", frame(&[run(99, 2, true)], 0)),
+            ("beyond memory", frame(&[run(99, 2, true)], 0)),
             ("wraps", frame(&[run(u64::MAX, 1, true)], 0)),
             ("wraps", frame(&[run(u64::MAX - 1, u32::MAX, true)], 0)),
             ("overlap", frame(&[run(3, 2, true), run(4, 1, true)], 0)),

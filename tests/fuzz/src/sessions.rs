@@ -10,7 +10,7 @@ use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{
     DestinationVm, DirtyLog, GuestRam, HintSink, HintSource, Machine, PAGE_SIZE, SourceVm,
 };
-use wherry_migration::transport::{Halves, More, Transport, TransportError, WriteHalf};
+use wherry_migration::transport::{Connections, Halves, Transport, TransportError, WriteHalf};
 use wherry_migration::wire::{HEADER_LEN, Header, Kind};
 use wherry_migration::{
     CancelToken, Compression, DestinationConfig, OnTimeout, Ownership, SourceConfig, migrate,
@@ -113,7 +113,7 @@ impl Transport for Fed {
     fn split(self: Box<Self>) -> io::Result<Halves> {
         Ok((Box::new(io::Cursor::new(self.bytes)), Box::new(Sink)))
     }
-    fn more(&self) -> Option<Box<dyn More>> {
+    fn data_connections(&self) -> Option<Box<dyn Connections>> {
         Some(Box::new(Further(self.more.clone(), AtomicU32::new(0))))
     }
 }
@@ -123,7 +123,7 @@ impl Transport for Fed {
 const NOT_YET: u32 = 50;
 
 struct Further(Waiting, AtomicU32);
-impl More for Further {
+impl Connections for Further {
     fn next(&self, _: &CancelToken, _: Duration) -> Result<Box<dyn Transport>, TransportError> {
         let next = self.0.lock().unwrap().pop_front();
         match next {

@@ -20,7 +20,7 @@ use super::super::model::Model;
 use super::super::oracle::{config, migrate_model, pair};
 use super::{LEGEND, destination_says, side_by_side, source_says};
 use crate::traits::{DestinationVm, GuestRam, Machine};
-use crate::transport::{Halves, More, WriteHalf};
+use crate::transport::{Connections, Halves, WriteHalf};
 use crate::wire::{HEADER_LEN, Kind};
 use crate::*;
 
@@ -277,8 +277,8 @@ impl Transport for Watched {
         Ok((input, Box::new(WatchedWriter { inner, stop: self.stop })))
     }
 
-    fn more(&self) -> Option<Box<dyn More>> {
-        self.inner.more()
+    fn data_connections(&self) -> Option<Box<dyn Connections>> {
+        self.inner.data_connections()
     }
 }
 

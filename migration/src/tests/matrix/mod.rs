@@ -25,7 +25,7 @@ use super::streams::linked_to;
 use crate::wire::Kind;
 use crate::*;
 
-/// The further connection, of two, that has the fault.
+/// The data connection, of two, that has the fault.
 const LANE: u32 = 1;
 /// A machine that has other things to do may be late for a short limit before the frame is reached.
 const TRIES: usize = 20;
@@ -130,7 +130,7 @@ fn expected(frame: &Frame, fault: Fault) -> &'static [Runs] {
         // It arrives, and what breaks then races with the hand-off.
         (Loaded, CutAfter | Duplicate) => &[Here, ThereUntold, Nowhere],
         (StateEnd, Duplicate) => &[Here, Nowhere],
-        // This is how a further connection ends.
+        // This is how a data connection ends.
         (Sync, CutAfter) if frame.way == Way::Further && frame.last => &[There],
         _ => &[Here],
     }
@@ -239,7 +239,7 @@ impl Scene {
                     // A machine with other things to do may send one anywhere.
                     None => kind != Kind::Idle,
                 };
-                // Which of the others takes which further connection is decided by who is ready.
+                // Which of the others takes which data connection is decided by who is ready.
                 let sure = way != Way::Further || kind != Kind::Pages || nth == 0;
                 if wanted && sure {
                     let last = at + 1 == seen.len();

@@ -5,7 +5,7 @@
 //! and count as clean.
 
 use wherry_migration::bitmap::Bitmap;
-use wherry_migration::round::{self, Plan, Round};
+use wherry_migration::round::{self, LeftOut, Plan, Round};
 
 use super::{Mask, Scenario};
 
@@ -100,7 +100,7 @@ impl RoundState {
     }
 
     fn of(s: &Scenario, round: &Round) -> Self {
-        let (hole, ballooned, clean) = round.planned();
+        let LeftOut { hole, ballooned, clean } = round.left_out();
         Self {
             number: round.number,
             to_send: gather(s, &round.to_send()),

@@ -1,14 +1,14 @@
 //! Receiving memory over several connections at once.
 //!
-//! Each further connection has a thread that reads frames, checks them as the first connection's
-//! are checked and writes guest RAM.
+//! Each data connection has a thread that reads frames, checks them as the first connection's
+//! are checked and writes memory.
 //!
 //! # Invariants
 //! - *Rounds stay in order*: whoever reads a Sync, a thread here or the first connection's, waits
 //!   until it was read on all connections; only then does anybody read on. So what precedes a Sync
 //!   on any connection is applied before what follows it on any other.
-//! - *Nobody writes guest RAM behind the state's back*: before the first frame of verification or
-//!   state is acted upon, all threads here have ended ([`Streams::finish`]). A thread ends when its
+//! - *Nobody writes memory behind the state's back*: before the first frame of verification or
+//!   state is acted upon, all threads here have ended ([`Lanes::finish`]). A thread ends when its
 //!   connection does, and that is in order only right after a Sync.
 //!
 //! A thread that fails says why and raises the stop flag, which ends the first connection's reading
@@ -23,27 +23,27 @@ use crate::config::DestinationConfig;
 use crate::error::Error;
 use crate::link::{FrameReader, Interrupt};
 use crate::traits::GuestRam;
-use crate::transport::{More, TICK, Transport, TransportError, WriteHalf};
+use crate::transport::{Connections, TICK, Transport, TransportError, WriteHalf};
 use crate::wire::version::Agreed;
 use crate::wire::{self, FEATURE_LZ4, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
 use super::door::{Door, Heard};
 use super::memory::Memory;
 
-/// The threads of all further connections.
-pub(super) struct Streams {
+/// The threads of all data connections.
+pub(super) struct Lanes {
     threads: Vec<JoinHandle<()>>,
-    meeting: Arc<Meeting>,
+    barrier: Arc<Barrier>,
 }
 
 /// Where the threads and the first connection meet.
-pub(super) struct Meeting {
+pub(super) struct Barrier {
     state: Mutex<State>,
     changed: Condvar,
     interrupt: Interrupt,
     /// Threads, and the first connection's.
     nr: u32,
-    /// Pages with content of this round, and bytes of all, that came over further connections.
+    /// Pages with content of this round, and bytes of all, that came over data connections.
     pages: AtomicU64,
     bytes: AtomicU64,
 }
@@ -59,7 +59,7 @@ struct State {
     failure: Option<Error>,
 }
 
-impl Meeting {
+impl Barrier {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,20 +94,28 @@ impl Meeting {
 
 /// The end of a thread.
 struct End<'a> {
-    meeting: &'a Meeting,
+    barrier: &'a Barrier,
     result: Result<(), Error>,
 }
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        let mut state = self.meeting.state();
+        let mut state = self.barrier.state();
         state.ended += 1;
         if let Err(cause) = std::mem::replace(&mut self.result, Ok(())) {
             state.failure.get_or_insert(cause);
-            self.meeting.interrupt.stop.store(true, Ordering::Release);
+            self.barrier.interrupt.stop.store(true, Ordering::Release);
         }
-        self.meeting.changed.notify_all();
+        self.barrier.changed.notify_all();
     }
+}
+
+/// What came over data connections.
+pub(super) struct Taken {
+    /// Pages with content of this round.
+    pub(super) pages: u64,
+    /// Bytes of all rounds.
+    pub(super) bytes: u64,
 }
 
 /// What the threads of one migration share.
@@ -124,18 +132,18 @@ impl Shared<'_> {
     }
 }
 
-impl Streams {
+impl Lanes {
     /// Accepts the announced connections and begins to read them.
     pub(super) fn accept(
         announced: &wire::Streams,
-        more: &dyn More,
+        connections: &dyn Connections,
         shared: &Shared<'_>,
     ) -> Result<Self, Error> {
         let &wire::Streams { nr, token } = announced;
         if !(1..=MAX_STREAMS).contains(&nr) {
             return Err(WireError::Streams("more than there may be, or none").into());
         }
-        let meeting = Arc::new(Meeting {
+        let barrier = Arc::new(Barrier {
             state: Mutex::default(),
             changed: Condvar::new(),
             interrupt: shared.interrupt.clone(),
@@ -143,15 +151,16 @@ impl Streams {
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         });
-        let mut streams = Self { threads: Vec::new(), meeting };
+        let mut lanes = Self { threads: Vec::new(), barrier };
         let (config, version) = (shared.cfg.clone(), shared.agreed.version);
-        let mut door = Door::new(more, &shared.interrupt.cancel, move |transport, interrupt| {
-            hear(transport, (token, version), &config, interrupt)
-        });
+        let mut door =
+            Door::new(connections, &shared.interrupt.cancel, move |transport, interrupt| {
+                hear(transport, (token, version), &config, interrupt)
+            });
         let until = Instant::now() + shared.cfg.streams_timeout;
         let mut joined = vec![false; nr as usize];
         while joined.contains(&false) {
-            if let Some(cause) = streams.failure() {
+            if let Some(cause) = lanes.failure() {
                 return Err(cause);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -163,13 +172,13 @@ impl Streams {
                     // The token was right, so if this is wrong it is the source that counts wrong.
                     let free = joined.get_mut(stream as usize).filter(|joined| !**joined);
                     *free.ok_or(WireError::Streams("one that was not announced"))? = true;
-                    streams.spawn(reader, writer, shared)?;
+                    lanes.spawn(reader, writer, shared)?;
                 }
                 // A stranger, and no concern of this migration.
                 Some(Heard { said: Err(_), .. }) | None => {}
             }
         }
-        Ok(streams)
+        Ok(lanes)
     }
 
     fn spawn(
@@ -178,20 +187,20 @@ impl Streams {
         writer: Box<dyn WriteHalf>,
         shared: &Shared<'_>,
     ) -> Result<(), Error> {
-        let (meeting, ram) = (self.meeting.clone(), shared.ram.clone());
+        let (barrier, ram) = (self.barrier.clone(), shared.ram.clone());
         let mut memory = shared.memory();
-        meeting.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
+        barrier.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
         reader.deadline = None;
         reader.interrupt = shared.interrupt.clone();
         let thread = thread::Builder::new()
             .name("migration-receive".into())
             .spawn(move || {
                 // Nobody may wait for a thread that is gone, however it went.
-                let mut end = End { meeting: &meeting, result: Err(Error::Closed) };
+                let mut end = End { barrier: &barrier, result: Err(Error::Closed) };
                 end.result = loop {
-                    match step(&mut reader, &*ram, &mut memory, &meeting) {
+                    match step(&mut reader, &*ram, &mut memory, &barrier) {
                         Ok(()) => {}
-                        Err(Error::Closed) if memory.complete() => break meeting.interrupt.check(),
+                        Err(Error::Closed) if memory.complete() => break barrier.interrupt.check(),
                         Err(cause) => break Err(cause),
                     }
                 };
@@ -203,25 +212,26 @@ impl Streams {
     }
 
     /// Where the first connection's Syncs go.
-    pub(super) fn meeting(&self) -> &Meeting {
-        &self.meeting
+    pub(super) fn barrier(&self) -> &Barrier {
+        &self.barrier
     }
 
-    /// Pages with content of this round, and bytes of all, that came over further connections.
-    pub(super) fn received(&self) -> (u64, u64) {
-        (self.meeting.pages.load(Ordering::Relaxed), self.meeting.bytes.load(Ordering::Relaxed))
+    /// What came over data connections.
+    pub(super) fn received(&self) -> Taken {
+        let (pages, bytes) = (&self.barrier.pages, &self.barrier.bytes);
+        Taken { pages: pages.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
     }
 
-    /// Waits until all connections have ended in order: nobody here writes guest RAM any more.
+    /// Waits until all connections have ended in order: nobody here writes memory any more.
     pub(super) fn finish(&mut self, stall: Duration) -> Result<(), Error> {
         let until = Instant::now() + stall;
-        let mut state = self.meeting.state();
-        while state.ended < self.meeting.nr - 1 {
-            self.meeting.interrupt.check()?;
+        let mut state = self.barrier.state();
+        while state.ended < self.barrier.nr - 1 {
+            self.barrier.interrupt.check()?;
             if Instant::now() >= until {
                 return Err(Error::Stalled(stall));
             }
-            state = self.meeting.wait(state);
+            state = self.barrier.wait(state);
         }
         let failure = state.failure.take();
         drop(state);
@@ -233,14 +243,14 @@ impl Streams {
 
     /// Why a thread failed, if one did.
     pub(super) fn failure(&self) -> Option<Error> {
-        self.meeting.state().failure.take()
+        self.barrier.state().failure.take()
     }
 }
 
-impl Drop for Streams {
+impl Drop for Lanes {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            self.meeting.interrupt.stop.store(true, Ordering::Release);
+            self.barrier.interrupt.stop.store(true, Ordering::Release);
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -260,7 +270,7 @@ fn hear(
     reader.frame_limit = cfg.frame_limit;
     reader.version = version;
     reader.within(cfg.hello_timeout);
-    reader.next(&[Kind::Join], "on a further connection")?;
+    reader.next(&[Kind::Join], "on a data connection")?;
     let join: Join = reader.control("join")?;
     if join.token != token {
         return Err(WireError::Streams("one of somebody else").into());
@@ -273,19 +283,19 @@ fn step(
     reader: &mut FrameReader,
     ram: &dyn GuestRam,
     memory: &mut Memory,
-    meeting: &Meeting,
+    barrier: &Barrier,
 ) -> Result<(), Error> {
     // A peer that never pauses would keep the reader from looking.
-    meeting.interrupt.check()?;
+    barrier.interrupt.check()?;
     let before = reader.bytes();
-    let legal = (memory.legal(), "on a further connection");
+    let legal = (memory.legal(), "on a data connection");
     let (kind, pages) = memory.next(reader, legal, ram)?;
-    meeting.bytes.fetch_add(reader.bytes() - before, Ordering::Relaxed);
+    barrier.bytes.fetch_add(reader.bytes() - before, Ordering::Relaxed);
     if kind == Kind::Sync {
         let SyncPoint { round } = reader.control("sync")?;
         memory.sync(round)?;
-        return meeting.sync(round);
+        return barrier.sync(round);
     }
-    meeting.pages.fetch_add(pages, Ordering::Relaxed);
+    barrier.pages.fetch_add(pages, Ordering::Relaxed);
     Ok(())
 }
