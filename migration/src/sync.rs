@@ -11,4 +11,7 @@ pub(crate) use std::sync::{
 };
 
 #[cfg(loom)]
-pub(crate) use wherry_mutants::sync::{AtomicBool, AtomicU64, Condvar, Mutex};
+pub(crate) use loom::sync::{
+    Condvar, Mutex,
+    atomic::{AtomicBool, AtomicU64},
+};

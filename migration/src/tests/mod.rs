@@ -1,7 +1,7 @@
 //! Tests of the engine as a whole, against a model guest and an oracle.
 //!
-//! Deliberate mistakes ([`mutations`]) are made around the engine. For each there is a test that the
-//! oracle notices it, so that the oracle is known to bite.
+//! Deliberate mistakes ([`mutations`]) are made around the engine. For each there is a test that
+//! the oracle notices it, so that the oracle is known to bite.
 
 mod asking;
 mod auto;

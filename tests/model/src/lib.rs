@@ -2,11 +2,13 @@
 //!
 //! Three parts, because three questions are asked:
 //!
-//! | part | explores | of | tool |
-//! |---|---|---|---|
-//! | [`protocol`] | every interleaving of guest, driver, ring, device, log, engine | small state machines around the product's own command-id automaton, hint queue code, round and undo guard | stateright; seeded random walks where that is too large |
-//! | [`threads`] | every interleaving of threads and every value that C11 atomics may read | the product's own bitmap, gate, round and sink | loom |
-//! | [`device`] | seeded random requests | the product's whole balloon on real rings | a walk against a reference |
+//! - [`protocol`]: what may happen in which order? Every interleaving of guest, driver, ring,
+//!   device, log and engine: small state machines around the product's command-id state, hint queue code,
+//!   plans, rounds and undoing. By stateright; by walks of seeds where that is too large.
+//! - [`threads`]: what may a few lines of atomics do? Every interleaving of threads and every value
+//!   that C11 atomics may read, of the product's bitmap, gate, round and sink. By loom.
+//! - [`device`]: what is answered? Random requests to the product's whole balloon on real rings,
+//!   against a reference.
 //!
 //! And one on who runs the guest ([`life`]): the product's own transition function, called by
 //! stateright.

@@ -177,9 +177,10 @@ pub fn mistakes(nr_walks: u64) -> Vec<Mutant> {
             _ => String::new(),
         };
         let Found { place, explored, time, wrong } = found;
+        let text = mutant.text();
         println!(
-            "| {mutant:?}: {} | {history} | {by} | {place} | {explored} | {} | {wrong} | {walked} |",
-            mutant.text(),
+            "| {mutant:?}: {text} | {history} | {by} | {place} | {explored} | {} | {wrong} | \
+             {walked} |",
             ms(time)
         );
     }

@@ -70,7 +70,8 @@ mutants! {
     ReplayedId, true, Protocol, "hinting restarted by replaying an id";
     FirstSegment, true, Protocol, "only the first segment of a hint used";
     UsedLength, true, Protocol, "wrong used length";
-    WaitsWithoutLoop, true, Protocol, "no I/O thread: the engine waits for a driver that nobody serves";
+    WaitsWithoutLoop, true, Protocol,
+        "no I/O thread: the engine waits for a driver that nobody serves";
     NoEventLoop, true, Device, "no I/O thread: hinting starts without a driver";
     SendersMutex, true, Protocol, "hints wait for a mutex that the sender holds while it sends";
     CommandByLength, true, Protocol, "command told from pages by length 4";
@@ -81,35 +82,45 @@ mutants! {
     ReportNotClamped, true, Device, "reported range not clamped to its region";
 
     PublishBeforeProtect, false, Protocol, "id published before memory is protected";
-    HintAfterClose, false, Protocol, "STOP not waited for and one bitmap for all rounds: late hints honoured";
+    HintAfterClose, false, Protocol,
+        "STOP not waited for and one bitmap for all rounds: late hints honoured";
     StaleId, false, Protocol, "hints under an older id honoured";
     NoDone, false, Protocol, "no DONE on restore";
     VmmWrites, false, Protocol, "the VMM's own writes left out of the dirty set";
     ProtectTwice, false, Protocol, "a word protected again by a hint for it";
-    EarlyIsGuarded, false, Protocol, "words protected after the id cleared by the mere word of a hint";
+    EarlyIsGuarded, false, Protocol,
+        "words protected after the id cleared by the mere word of a hint";
     LookBeforeProtect, false, Protocol, "checked zero: read, then protected";
     SendBeforeProtect, false, Protocol, "the sender reads, then protects";
     HolesBeforeProtect, false, Protocol, "holes determined before the protection";
     BalloonBeforeProtect, false, Protocol, "balloon read before the protection";
     UsedBeforeTold, false, Protocol, "ballooned pages left out without MUST_TELL_HOST";
-    SwitchWithoutProtect, false, Protocol, "switch to the protected way without protecting the rest";
-    PublishBeforeReturn, false, Protocol, "after DONE a new id is published before the driver took its memory back";
-    OneLookIsEnough, false, Protocol, "the same, once the driver has looked at DONE, perhaps between two blocks";
-    RestBeforeAnnounced, false, Protocol, "a driver that has yet to announce its id is asked to rest, and takes STOP for the id";
+    SwitchWithoutProtect, false, Protocol,
+        "switch to the protected way without protecting the rest";
+    PublishBeforeReturn, false, Protocol,
+        "after DONE a new id is published before the driver took its memory back";
+    OneLookIsEnough, false, Protocol,
+        "the same, once the driver has looked at DONE, perhaps between two blocks";
+    RestBeforeAnnounced, false, Protocol,
+        "a driver that has yet to announce its id is asked to rest, and takes STOP for the id";
     NoSweep, false, Protocol, "no sweep after the epoch closed";
-    ZeroNotTold, false, Protocol, "a page that became zero is not sent though the destination has content";
+    ZeroNotTold, false, Protocol,
+        "a page that became zero is not sent though the destination has content";
 
     GateLooksFirst, false, Threads, "gate: looks at the flag, then counts itself in";
     GateDoesNotWait, false, Threads, "gate: closing does not wait for those inside";
     LostWakeup, false, Threads, "gate: notification without the lock";
-    LeavesRelaxed, false, Threads, "gate: leaving is relaxed, so what was done inside may not be seen";
+    LeavesRelaxed, false, Threads,
+        "gate: leaving is relaxed, so what was done inside may not be seen";
     CountsUnclaimed, false, Threads, "a hint counts pages whose bits others had taken";
     TakeInTwoSteps, false, Threads, "a word taken by load and store instead of one swap";
     SweepBeforeClose, false, Threads, "the last sweep before the gate is closed";
     ReadsBeforeProtecting, false, Threads, "the product's sink reads, then protects";
-    SinkTrustsGuarded, false, Threads, "the product's sink clears words protected after the id by the mere word of a hint";
+    SinkTrustsGuarded, false, Threads,
+        "the product's sink clears words protected after the id by the mere word of a hint";
     GuardedNotLookedAt, false, Threads, "the product's sink never looks at `guarded`";
-    GuardedNotLookedAtAgain, false, Threads, "the product's sink does not look at `guarded` again after claiming";
+    GuardedNotLookedAtAgain, false, Threads,
+        "the product's sink does not look at `guarded` again after claiming";
 }
 
 impl Mutant {

@@ -6,7 +6,7 @@
 pub const CRATES: &[(&str, &[&str])] = &[
     ("codec", &[]),
     ("devices", &[]),
-    ("migration", &["codec", "tests/model/mutants"]),
+    ("migration", &["codec"]),
     ("report", &["migration"]),
     ("vmm", &["codec", "devices", "migration", "report"]),
     ("guest-kernel", &[]),
