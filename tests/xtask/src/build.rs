@@ -108,7 +108,7 @@ impl Workspace {
 
     /// Builds the release binary `wherry`.
     pub fn wherry(&self) -> Result<PathBuf> {
-        self.cargo(&["build", "--release", "--package", "wherry-vmm", "--bin", "wherry"])?;
+        self.cargo(&["build", "--release", "--package", "wherry-cli"])?;
         Ok(self.wherry_path())
     }
 

@@ -1,7 +1,8 @@
-//! The command line: parses, talks to VMs through their control sockets, and says what happened.
+//! The `wherry` command: parses, talks to VMs through their control sockets, and says what happened.
 
 mod args;
 mod console;
+mod context;
 mod doctor;
 mod exit;
 mod file;
@@ -24,26 +25,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use wherry_vmm::control::{Client, ControlError, ErrorCode, RuntimeDir, RuntimeError};
+use wherry_vmm::control::{ControlError, ErrorCode, RuntimeDir, RuntimeError};
 
 use args::{Cli, Command};
+use context::Context;
 use exit::{Exit, Failure};
 use output::Output;
 
-/// What commands work with.
-struct Context {
-    out: Output,
-    dir: RuntimeDir,
-}
-
-impl Context {
-    fn client(&self, name: &str) -> Result<Client, ControlError> {
-        Client::connect(&self.dir, name)
-    }
-}
-
 /// Runs the process's command line.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a
     // full disk: not the end of a guest because its console's log has grown, or of a migration
     // because of its trace. SAFETY: ignoring a signal installs no code; no other thread runs yet.
