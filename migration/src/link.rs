@@ -14,9 +14,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::config::FrameLimit;
 use crate::control::CancelToken;
-use crate::error::{Error, printable};
+use crate::error::Error;
 use crate::transport::{Throttle, WriteHalf};
 use crate::wire::pages::pack_lz4;
+use crate::wire::text::printable;
 use crate::wire::version::{FIRST, NEWEST};
 use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 

@@ -100,7 +100,7 @@ fn hear(
     reader.frame_limit = cfg.frame_limit;
     reader.within(cfg.hello_timeout);
     let heard = reader.next(&[Kind::Hello], "as a greeting");
-    let agreed = heard.and_then(|_| Hello::decode(reader.payload())?.agree(&cfg.versions));
+    let agreed = heard.and_then(|_| Ok(Hello::decode(reader.payload())?.agree(&cfg.versions)?));
     match agreed {
         Ok(agreed) => {
             reader.deadline = None;

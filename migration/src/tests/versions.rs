@@ -97,7 +97,7 @@ fn moved(
     from: RangeInclusive<u16>,
     to: RangeInclusive<u16>,
     streams: u32,
-) -> Result<Vec<u16>, (Failure, Failure)> {
+) -> Result<Vec<u16>, Box<(Failure, Failure)>> {
     let model = Model::new(200, false, vec![]);
     let asked = Arc::new(Asked { inner: model.clone(), versions: Mutex::default() });
     let vm = SourceVm { machine: asked.clone(), ..model.vm() };
@@ -118,7 +118,7 @@ fn moved(
             let versions = asked.versions.lock().unwrap();
             Ok(versions.clone())
         }
-        (Err(left), Err(arrived)) => Err((left, arrived)),
+        (Err(left), Err(arrived)) => Err(Box::new((left, arrived))),
         (left, arrived) => panic!("{:?} {:?}", left.err(), arrived.err()),
     }
 }
@@ -137,7 +137,7 @@ fn guests_move_between_a_release_and_the_next_both_ways() {
 #[test]
 fn two_releases_too_far_apart_name_each_other_and_the_guest_stays() {
     for (from, to) in [(4..=5, 2..=3), (2..=3, 4..=5)] {
-        let (left, arrived) = moved(from.clone(), to.clone(), 1).unwrap_err();
+        let (left, arrived) = *moved(from.clone(), to.clone(), 1).unwrap_err();
         for failure in [left, arrived] {
             assert_eq!(failure.ownership, Ownership::SourceRuns);
             let why = failure.cause.to_string();

@@ -48,6 +48,7 @@
 pub(crate) mod codec;
 pub mod digests;
 pub mod pages;
+pub mod text;
 pub mod version;
 
 use std::hash::Hasher;
@@ -187,6 +188,16 @@ pub enum WireError {
     Version {
         /// The frame's version.
         theirs: u16,
+    },
+    /// The two sides speak no version that both know.
+    #[error("the other side has {theirs}, this one {ours}")]
+    NoCommonVersion {
+        /// What the peer speaks, and what it is if it says so.
+        theirs: String,
+        /// What this side speaks and is.
+        ours: String,
+        /// The version of the peer's frame, in which it understands an Abort.
+        version: u16,
     },
     /// Header damaged.
     #[error("frame header checksum does not match")]

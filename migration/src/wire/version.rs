@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use super::text::printable;
 use super::{FEATURES, WireError};
-use crate::error::{Error, printable};
 
 /// The first version in which two sides agree on one.
 pub const FIRST: u16 = 2;
@@ -79,7 +79,7 @@ impl Hello {
     }
 
     /// What a destination that speaks `versions` agrees to.
-    pub(crate) fn agree(&self, versions: &RangeInclusive<u16>) -> Result<Agreed, Error> {
+    pub(crate) fn agree(&self, versions: &RangeInclusive<u16>) -> Result<Agreed, WireError> {
         let version = self.newest.min(*versions.end());
         if version < self.oldest || version < *versions.start() {
             let theirs = Speaks { versions: self.oldest..=self.newest, release: &self.release };
@@ -87,7 +87,7 @@ impl Hello {
         }
         match self.needed & !FEATURES {
             0 => Ok(Agreed { version, features: self.needed | self.offered & FEATURES }),
-            unknown => Err(WireError::Features(unknown).into()),
+            unknown => Err(WireError::Features(unknown)),
         }
     }
 }
@@ -118,14 +118,14 @@ where
 }
 
 /// The error of this side, whose peer's frame is of a version that was never agreed on.
-pub(crate) fn not_agreed(theirs: u16) -> Error {
+pub(crate) fn not_agreed(theirs: u16) -> WireError {
     nothing_in_common(&Speaks { versions: theirs..=theirs, release: "" }, &VERSIONS)
 }
 
-fn nothing_in_common(theirs: &Speaks<'_>, ours: &RangeInclusive<u16>) -> Error {
+fn nothing_in_common(theirs: &Speaks<'_>, ours: &RangeInclusive<u16>) -> WireError {
     let ours = Speaks { versions: ours.clone(), release: RELEASE };
     let version = *theirs.versions.end();
-    Error::Version { theirs: theirs.to_string(), ours: ours.to_string(), version }
+    WireError::NoCommonVersion { theirs: theirs.to_string(), ours: ours.to_string(), version }
 }
 
 /// What a side speaks, in words.
