@@ -3,6 +3,8 @@
 use crate::Error;
 use crate::bars::{self, Chart};
 
+pub use crate::escape::escape;
+
 /// How it looks.
 pub const STYLE: &str = include_str!("style.css");
 
@@ -13,24 +15,6 @@ pub fn page(title: &str, body: &str) -> String {
          <title>{}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n",
         escape(title)
     )
-}
-
-/// Text for HTML and SVG. Control characters are shown as such.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            '\n' => out.push('\n'),
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// A figure with a caption (HTML), the legend of those colours that the chart has, and the chart.

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bars;
+mod escape;
 pub mod html;
 mod map;
 mod page;

@@ -5,7 +5,7 @@
 
 use plotters::style::RGBColor;
 
-use crate::html::escape;
+use crate::escape::escape;
 
 /// Width of every plot. Pages show it as wide as they can.
 pub const WIDTH: u32 = 920;

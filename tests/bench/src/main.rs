@@ -14,6 +14,7 @@ mod case;
 mod entry;
 mod link;
 mod measure;
+mod note;
 mod plan;
 mod process;
 mod report;
@@ -56,9 +57,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// One line of progress.
-fn note(text: &str) {
-    eprintln!("bench: {text}");
 }

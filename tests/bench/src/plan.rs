@@ -7,7 +7,8 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 
 use crate::case::{self, Named};
-use crate::{note, vmm};
+use crate::note::note;
+use crate::vmm;
 
 /// Options of `plan`.
 #[derive(Debug, Parser)]

@@ -17,9 +17,10 @@ use clap::Parser;
 use crate::case::size_bytes;
 use crate::entry::{Entry, Machine};
 use crate::link::Link;
+use crate::note::note;
 use crate::plan::{Plan, Run};
 use crate::vmm::{self, Files, TimedOut};
-use crate::{measure, note, process};
+use crate::{measure, process};
 
 /// Options of `run`.
 #[derive(Debug, Parser)]

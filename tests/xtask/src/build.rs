@@ -70,6 +70,14 @@ impl Workspace {
         self.run(command)
     }
 
+    /// Builds the documentation, of private items too, with all links in it.
+    pub fn docs(&self) -> Result<()> {
+        let mut command = cargo();
+        command.env("RUSTDOCFLAGS", "--deny warnings");
+        command.args(["doc", "--no-deps", "--workspace", "--document-private-items", "--locked"]);
+        self.run(command)
+    }
+
     /// Builds the guest's init: static, small, optimised.
     pub fn init(&self) -> Result<PathBuf> {
         self.guest_program("wherry-init", &[], &["target-feature=+crt-static"])

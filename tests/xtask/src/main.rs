@@ -4,6 +4,7 @@
 //! - [`setup`]: installs or names what is missing.
 //! - [`lab`]: a place where `/dev/kvm` is real: this machine, or a KVM host in software emulation.
 //! - [`build`]: cargo invocations, among them the guest's static init.
+//! - [`note`]: what is said meanwhile. [`deny`]: cargo-deny.
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
@@ -13,6 +14,7 @@
 mod bench;
 mod build;
 mod demo;
+mod deny;
 mod house;
 mod images;
 mod inside;
@@ -85,7 +87,7 @@ enum Command {
     #[command(after_help = "Examples:\n  cargo xtask house\n  cargo xtask house --count --json")]
     House(house::Args),
     /// What the continuous integration runs: setup, formatting, rules of the house, lints,
-    /// dependencies (with cargo-deny), test.
+    /// dependencies (with cargo-deny), documentation, test.
     Ci,
     /// Run integration tests one by one (what `test` runs in the lab).
     #[command(hide = true)]

@@ -10,8 +10,8 @@
 //!   arch/x86/kvm/x86.c): read during a pause it lacks the pause. So it is read when the vCPU has
 //!   just parked, too.
 
+use super::error::StateError;
 use super::msrs;
-use super::state::StateError;
 use kvm_bindings::KVM_CLOCK_REALTIME;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

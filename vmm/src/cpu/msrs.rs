@@ -1,7 +1,7 @@
 //! Which MSRs belong to a vCPU's state, and how to read and write them.
 
 use super::arch_caps::ARCH_CAPABILITIES;
-use super::state::StateError;
+use super::error::StateError;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::collections::HashSet;

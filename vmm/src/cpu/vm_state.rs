@@ -12,7 +12,7 @@
 //!    must land in the restored local APICs; before them it would be overwritten
 
 use super::clock::{self, ClockReading, ClockWarning, realtime_ns};
-use super::state::StateError;
+use super::error::StateError;
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     kvm_clock_data, kvm_irqchip, kvm_pit_state2,

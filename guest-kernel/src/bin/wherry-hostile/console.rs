@@ -1,37 +1,15 @@
-//! The serial port: lines `WHERRY: word key=value` out, commands in, as `wherry-init` has them
-//! (docs/testing.md).
-
-use core::fmt::{self, Write};
+//! Commands over the serial port, as `wherry-init` has them (docs/testing.md).
 
 use crate::attacks::Attacker;
 use crate::pages;
 use crate::port;
 use crate::second;
+use crate::serial::{COM1, say};
 
-const COM1: u16 = 0x3F8;
 const LINE_STATUS: u16 = COM1 + 5;
 const DATA_READY: u8 = 1;
 /// Steps between two looks at the port, each of which is an exit.
 const PATIENCE: u32 = 16;
-
-/// COM1's output.
-pub struct Serial;
-
-impl Write for Serial {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.bytes().for_each(|byte| port::write(COM1, byte));
-        Ok(())
-    }
-}
-
-/// Writes a line.
-macro_rules! say {
-    ($($arg:tt)*) => {{
-        use core::fmt::Write as _;
-        let _ = write!(crate::console::Serial, "WHERRY: {}\r\n", format_args!($($arg)*));
-    }};
-}
-pub(crate) use say;
 
 /// A command that is being typed.
 #[derive(Default)]

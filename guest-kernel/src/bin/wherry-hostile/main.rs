@@ -24,13 +24,14 @@ mod phys;
 mod port;
 mod rng;
 mod second;
+mod serial;
 mod virtio;
 
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 use crate::attacks::{Attacker, Scenario};
-use crate::console::{Console, say};
+use crate::console::Console;
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
 

@@ -4,8 +4,8 @@
 //! or swapped page is recognised. Bits 63 and 31 are always set: neither half is ever the number of
 //! a page of RAM nor the address of one, whatever the device takes it for.
 
-use crate::console::say;
 use crate::phys::*;
+use crate::serial::say;
 
 /// Pages of the lower RAM, then those of the edges.
 const NR_PAGES: u64 = RAM / PAGE + EDGES.len() as u64 * EDGE / PAGE;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::console::say;
 use crate::mem::{Mapping, PAGE, Random, WORDS};
+use crate::serial::say;
 use crate::sys::monotonic_ns;
 
 /// Marks a page of ours; the low half is the page's number.

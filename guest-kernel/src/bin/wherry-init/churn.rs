@@ -33,7 +33,7 @@ pub fn set(jobs: u64, mib: u64) -> io::Result<u64> {
             let mut random = Random::new(job);
             while !STOP.load(Relaxed) {
                 if let Err(e) = turn(job, mib, &mut random) {
-                    crate::console::say(&format!("error churn: {e}"));
+                    crate::serial::say(&format!("error churn: {e}"));
                     break;
                 }
                 DONE.fetch_add(1, Relaxed);

@@ -94,7 +94,7 @@ fn steps(text: &str) -> Vec<Step> {
         .iter()
         .filter_map(|words| match words.as_slice() {
             ["idle"] => None,
-            words => parse_step(words).map_err(|e| crate::console::say(&format!("error {e}"))).ok(),
+            words => parse_step(words).map_err(|e| crate::serial::say(&format!("error {e}"))).ok(),
         })
         .collect()
 }

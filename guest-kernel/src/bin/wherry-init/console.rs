@@ -1,59 +1,25 @@
-//! Lines in and out of the serial console.
+//! Commands over the serial console.
 //!
-//! Every line of ours begins with `WHERRY: `. A command is one line; it gets exactly one answer
+//! A command is one line; it gets exactly one answer
 //! line, which begins with the command's name or with `error`. Steps of the workload (`fill`,
 //! `free`, ...) answer when they are done; the console goes on meanwhile.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::fs;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use crate::check::Check;
+use crate::serial::{self, say};
 use crate::sys::{self, End};
 use crate::work::{self, Worker};
 use crate::{cmdline, floor, heartbeat, stats};
-
-const PREFIX: &str = "WHERRY: ";
-const TTY: &str = "/dev/ttyS0";
-
-static OUTPUT: OnceLock<Mutex<File>> = OnceLock::new();
-
-/// Opens the serial console: input by the byte without echo, output with CR LF.
-pub fn attach() {
-    let path = if fs::metadata(TTY).is_ok() { TTY } else { "/dev/console" };
-    let Ok(tty) = OpenOptions::new().read(true).write(true).open(path) else { return };
-    // SAFETY: all-zero is a valid termios; tcgetattr fills it.
-    let mut mode: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY: the descriptor is open and `mode` lives through both calls.
-    unsafe {
-        if libc::tcgetattr(tty.as_raw_fd(), &mut mode) == 0 {
-            mode.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
-            mode.c_iflag &= !(libc::IXON | libc::INLCR | libc::ICRNL | libc::IGNCR | libc::ISTRIP);
-            mode.c_oflag |= libc::OPOST | libc::ONLCR;
-            libc::tcsetattr(tty.as_raw_fd(), libc::TCSANOW, &mode);
-        }
-    }
-    let _ = OUTPUT.set(Mutex::new(tty));
-}
-
-/// Prints one line, whole.
-pub fn say(text: &str) {
-    let Some(output) = OUTPUT.get() else { return };
-    let line = format!("{PREFIX}{text}\n");
-    let _ = output.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
-}
 
 /// Answers commands for ever.
 pub fn serve(check: &Check, worker: &Worker) -> ! {
     let mut line = Vec::new();
     let mut buffer = [0; 256];
     loop {
-        let input = OUTPUT
-            .get()
-            .and_then(|m| m.lock().unwrap_or_else(PoisonError::into_inner).try_clone().ok());
-        let Some(mut input) = input else {
+        let Some(mut input) = serial::input() else {
             std::thread::sleep(Duration::from_secs(60));
             continue;
         };

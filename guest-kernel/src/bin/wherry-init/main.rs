@@ -20,6 +20,8 @@ mod nudge;
 mod periodic;
 mod power;
 mod pressure;
+mod procfs;
+mod serial;
 mod stats;
 mod sys;
 mod work;
@@ -43,7 +45,7 @@ fn main() {
 fn guest() -> ! {
     sys::mount_basics();
     let options = cmdline::Options::read();
-    console::attach();
+    serial::attach();
     let failed = modules::load_all(sys::has_pci());
     heartbeat::start();
     power::watch_button();
@@ -51,7 +53,7 @@ fn guest() -> ! {
     check::start(Arc::clone(&check), options.check_rate);
     // The kernel's own messages would break into our lines; panics still come through.
     sys::console_loglevel(options.loglevel);
-    console::say(&format!("ready {}{failed}", stats::ready_line()));
+    serial::say(&format!("ready {}{failed}", stats::ready_line()));
     let worker = work::start(options.work, options.exit);
     console::serve(&check, &worker)
 }

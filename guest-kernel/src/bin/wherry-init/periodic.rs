@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use crate::console::say;
 use crate::pressure;
+use crate::serial::say;
 
 /// Something that is repeated with a pause in between.
 struct Periodic {

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::thread;
 use std::time::Duration;
 
-use crate::console::say;
+use crate::serial::say;
 use crate::sys::{self, End};
 
 /// linux/input-event-codes.h

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use crate::mem::{Mapping, PAGE, Random, WORDS};
-use crate::stats::lookup;
+use crate::procfs::lookup;
 
 const PAGES_PER_MIB: usize = (1 << 20) / PAGE;
 

@@ -3,19 +3,8 @@
 use std::fmt::Write;
 use std::fs;
 
+use crate::procfs::{lookup, read};
 use crate::{check, heartbeat, periodic, sys, work};
-
-/// The number after `key` in a file of `key value` or `key: value kB` lines.
-pub fn lookup(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        (words.next()?.trim_end_matches(':') == key).then(|| words.next()?.parse().ok()).flatten()
-    })
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
-}
 
 /// The feature bits that the balloon driver negotiated, as a number; `None` when no balloon is
 /// bound.
@@ -106,12 +95,5 @@ mod tests {
     fn zones_are_summed() {
         let text = "Node 0, zone      DMA      1      0      2 \nNode 0, zone    DMA32    300      1      0 \n";
         assert_eq!(free_blocks(text), [301, 1, 2]);
-    }
-
-    #[test]
-    fn both_formats() {
-        assert_eq!(lookup("MemTotal:  100 kB\nMemFree:  7 kB\n", "MemFree"), Some(7));
-        assert_eq!(lookup("balloon_inflate 12\n", "balloon_inflate"), Some(12));
-        assert_eq!(lookup("x 1\n", "y"), None);
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::cache::{Cache, Found};
 use crate::churn;
 use crate::cmdline::Step;
-use crate::console::say;
 use crate::mem::{Mapping, PAGE, Random, WORDS};
+use crate::serial::say;
 use crate::sys::{self, End};
 use crate::{periodic, pressure};
 

@@ -8,8 +8,9 @@ use wherry_report::bars::{Bar, Chart, Part};
 use wherry_report::html::{self, escape};
 use wherry_report::units::{mb, memory, ms, number, percent};
 
+use super::published;
 use super::traces::Traces;
-use super::{EMULATED, change, emulated, facts, groups, heading, published, range, who};
+use super::words::{EMULATED, change, emulated, facts, groups, heading, range, who};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
 

@@ -3,7 +3,7 @@
 
 use wherry_report::units::{mb, ms, percent};
 
-use super::{change, heading, name};
+use super::words::{change, heading, name};
 use crate::case::Hints;
 use crate::entry::Entry;
 
@@ -61,7 +61,7 @@ fn of([from, to]: [u64; 2]) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::case::Published;
-    use crate::report::groups;
+    use crate::report::words::groups;
     use crate::spread::tests::entry;
 
     #[test]

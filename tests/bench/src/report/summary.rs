@@ -2,7 +2,8 @@
 
 use wherry_report::units::{mb, ms, number, percent};
 
-use super::{EMULATED, change, emulated, facts, groups, heading, published, range, who};
+use super::published;
+use super::words::{EMULATED, change, emulated, facts, groups, heading, range, who};
 use crate::case::Hints;
 use crate::entry::Entry;
 

@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use wherry_tests::Console;
 
+use super::api::{Files, Machine, Migration, TimedOut, Vmm, on_path};
 use super::qmp::Qmp;
 use super::recording::Recording;
-use super::{Files, Machine, Migration, TimedOut, Vmm};
 use crate::case::{Case, Hints};
 use crate::entry::{Figures, Round};
 
@@ -35,7 +35,7 @@ pub struct Qemu {
 impl Qemu {
     /// From the `PATH`.
     pub fn new() -> Result<Self> {
-        let program = super::on_path(PROGRAM);
+        let program = on_path(PROGRAM);
         Ok(Self {
             program: program.with_context(|| {
                 format!("there is no {PROGRAM}: apt-get install qemu-system-x86")

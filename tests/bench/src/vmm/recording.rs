@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::json;
 use wherry_migration::trace::{Event, Start, VERSION, What};
 
-use super::Migration;
+use super::api::Migration;
 use crate::entry::Figures;
 
 /// A trace that is being made.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use wherry_tests::Console;
 
-use super::{Files, Machine, Migration, TimedOut, Vmm};
+use super::api::{Files, Machine, Migration, TimedOut, Vmm, on_path};
 use crate::case::{Case, Hints};
 use crate::entry::{Figures, Round};
 
@@ -27,7 +27,7 @@ impl Wherry {
     /// From `WHERRY_BIN`, which `cargo xtask bench` sets.
     pub fn new() -> Result<Self> {
         let binary =
-            std::env::var_os("WHERRY_BIN").map(PathBuf::from).or_else(|| super::on_path("wherry"));
+            std::env::var_os("WHERRY_BIN").map(PathBuf::from).or_else(|| on_path("wherry"));
         let binary = binary.filter(|file| file.is_file());
         Ok(Self {
             binary: binary.context("there is no wherry: WHERRY_BIN is not set or names no file")?,
