@@ -4,7 +4,7 @@
 //! - [`Trace`]: a trace (`wherry migrate --trace`) as it is drawn. Nothing in it is believed: what
 //!   is wrong is left out and named, what is too much is left out and named, and all text is
 //!   escaped.
-//! - [`migration_page`]: the report of one migration. [`timeline`], [`memory_map`]: its figures,
+//! - [`migration_page`]: the report of one migration. [`timeline()`], [`memory_map`]: its figures,
 //!   which the benchmark's report has for each run.
 //! - [`bars`], [`html`], [`units`]: what other reports are drawn with.
 //!

@@ -20,7 +20,7 @@ pub struct Worth {
     pub link_rate: f64,
 }
 
-/// The decision of [`HintPolicy::Auto`](crate::HintPolicy::Auto): `Err` says why not.
+/// The decision of [`HintPolicy::Auto`]: `Err` says why not.
 ///
 /// Only populated memory that the guest does not use can be saved: populated − (RAM − free). Below
 /// 64 MiB (what a guest that zeroes may populate for nothing until the asking ends; an idle guest

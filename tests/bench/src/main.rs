@@ -6,7 +6,7 @@
 //! a KVM of its own the three can be called by hand.
 //!
 //! - [`case`]: case files and what they stand for.
-//! - [`vmm`]: what is asked of a VMM; [`vmm::wherry`], [`vmm::qemu`].
+//! - [`vmm`]: what is asked of a VMM; `vmm::wherry`, `vmm::qemu`.
 //! - [`measure`]: one run. [`link`]: the network between source and destination. [`process`]: CPU
 //!   time and memory of a process.
 

@@ -73,7 +73,8 @@ impl Workspace {
     /// Builds the documentation, of private items too, with all links in it.
     pub fn docs(&self) -> Result<()> {
         let mut command = cargo();
-        command.env("RUSTDOCFLAGS", "--deny warnings");
+        // Links to private items are for those who read them here.
+        command.env("RUSTDOCFLAGS", "--deny warnings --allow rustdoc::private-intra-doc-links");
         command.args(["doc", "--no-deps", "--workspace", "--document-private-items", "--locked"]);
         self.run(command)
     }

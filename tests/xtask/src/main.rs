@@ -8,7 +8,7 @@
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
-//! - [`testing`], [`demo`] and [`bench`]: what runs in the lab; [`inside`]: the part of the tests
+//! - [`testing`], [`demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the tests
 //!   that is there.
 
 mod bench;
@@ -88,7 +88,10 @@ enum Command {
     House(house::Args),
     /// What the continuous integration runs: setup, formatting, rules of the house, lints,
     /// dependencies (with cargo-deny), documentation, test.
-    Ci,
+    #[command(
+        after_help = "Examples:\n  cargo xtask ci\n  cargo xtask ci --quick  # all but the tests"
+    )]
+    Ci(testing::CiArgs),
     /// Run integration tests one by one (what `test` runs in the lab).
     #[command(hide = true)]
     RunTests(inside::Args),
@@ -103,7 +106,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::House(args) => house::main(&args),
-        Command::Ci => testing::ci(),
+        Command::Ci(args) => testing::ci(&args),
         Command::RunTests(args) => inside::main(&args),
     };
     match outcome {
