@@ -132,7 +132,7 @@ impl Serial {
         let mut this = Self::around(uart, irq);
         this.enabled = state.interrupt_enable;
         this.sent = state.interrupt_identification & state.interrupt_enable & IIR_THRI != 0;
-        this.listening = this.enabled & IER_RDI != 0 || !state.fifo.is_empty();
+        (this.listening, this.polls) = (state.listening, state.polls);
         this.backlog = state.backlog.iter().copied().collect();
         Ok(this)
     }
@@ -153,7 +153,9 @@ impl Serial {
         let sent = if self.sent { IIR_THRI } else { 0 };
         let received = if self.received() { IIR_RDI } else { 0 };
         uart.interrupt_identification = (sent | received).max(IIR_NONE);
-        SerialStateV1::from_uart(uart, self.backlog.iter().copied().collect())
+        let backlog = self.backlog.iter().copied().collect();
+        let (listening, polls) = (self.listening, self.polls);
+        SerialStateV1 { listening, polls, ..SerialStateV1::from_uart(uart, backlog) }
     }
 
     /// Called, with the port locked, when somebody whose input was not taken may try again.

@@ -32,6 +32,10 @@ pub struct SerialStateV1 {
     pub fifo: Vec<u8>,
     /// Input that is waiting for room in the FIFO.
     pub backlog: Vec<u8>,
+    /// Somebody in the guest takes input.
+    pub listening: bool,
+    /// How often the guest has read the line status, and nothing else, since.
+    pub polls: u8,
 }
 
 impl Default for SerialStateV1 {
@@ -54,6 +58,8 @@ impl SerialStateV1 {
             scratch: s.scratch,
             fifo: s.in_buffer,
             backlog,
+            listening: false,
+            polls: 0,
         }
     }
 

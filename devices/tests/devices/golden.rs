@@ -47,6 +47,8 @@ fn serial() -> Vec<u8> {
         scratch: 9,
         fifo: vec![10, 11],
         backlog: vec![12, 13, 14],
+        listening: true,
+        polls: 15,
     };
     encode(&state).unwrap()
 }

@@ -5,6 +5,7 @@
 //! docs/balloon-checklist.md has the table.
 
 mod bugs;
+mod conformance;
 mod console;
 mod driver;
 mod golden;

@@ -1,0 +1,219 @@
+//! A device whose requests end in another thread, and one that waits for a descriptor of the host:
+//! as disks and networks do.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use wherry_devices::device::Kind;
+use wherry_devices::virtio::mmio::regs::{self, offset, status};
+use wherry_devices::virtio::mmio::{Completer, MmioDevice, MmioStateV1, Ticket};
+use wherry_devices::virtio::{Chain, Completion, HostFd, VirtioDevice};
+
+use super::{Bench, Rng, virtio};
+
+const KIND: Kind = Kind {
+    name: "slow",
+    id: "slow",
+    options: 1,
+    version: 1,
+    virtio: true,
+    build: |build| {
+        let (to, work) = channel();
+        let device = MmioDevice::build(&build, Slow::new(to))?;
+        std::thread::spawn(move || answer(work));
+        Ok(MmioDevice::built(device))
+    },
+};
+
+thread_local! {
+    /// The device that this thread last built as [`HELD`].
+    static LAST: RefCell<Option<(Receiver<Ticket>, Arc<EventFd>)>> = const { RefCell::new(None) };
+}
+
+/// The same, but the test answers; its second queue waits for news of the host.
+static HELD: Kind = Kind {
+    build: |build| {
+        let (to, work) = channel();
+        // Each read takes one.
+        let tap = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_SEMAPHORE).unwrap());
+        LAST.set(Some((work, tap.clone())));
+        let device = MmioDevice::build(&build, Slow { tap: Some(tap), ..Slow::new(to) })?;
+        Ok(MmioDevice::built(device))
+    },
+    name: "held",
+    ..KIND
+};
+const EFD_SEMAPHORE: i32 = 1;
+
+/// Requests of all such devices that have not ended.
+static OUT: AtomicU64 = AtomicU64::new(0);
+
+pub static SLOW: Kind = KIND;
+
+/// Whether no request of the bench's device is on its way.
+pub fn idle(bench: &Bench) -> bool {
+    bench.kind.name != KIND.name || OUT.load(Ordering::SeqCst) == 0
+}
+
+fn answer(work: Receiver<Ticket>) {
+    for ticket in work {
+        ticket.complete(0);
+        OUT.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Every request is passed on.
+struct Slow {
+    to: Sender<Ticket>,
+    completer: Option<Completer>,
+    answered: u64,
+    tap: Option<Arc<EventFd>>,
+}
+
+impl Slow {
+    fn new(to: Sender<Ticket>) -> Self {
+        Self { to, completer: None, answered: 0, tap: None }
+    }
+}
+
+impl VirtioDevice for Slow {
+    type State = u64;
+    fn device_type(&self) -> u32 {
+        42
+    }
+    fn features(&self) -> u64 {
+        regs::F_VERSION_1 | regs::F_EVENT_IDX
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![64, 64]
+    }
+    fn read_config(&mut self, _: u64, data: &mut [u8]) {
+        data.fill(self.answered as u8);
+    }
+    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn negotiated(&mut self, _: u64) {}
+    fn activate(&mut self) {}
+    fn reset(&mut self) {
+        self.answered = 0;
+    }
+    fn batch(&self, _: usize) -> usize {
+        3
+    }
+    fn queue_stopped(&mut self, _: usize) {}
+    fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion {
+        if let (1, Some(tap)) = (queue, &self.tap) {
+            return if tap.read().is_ok() { Completion::Used(0) } else { Completion::Wait };
+        }
+        self.answered += 1;
+        OUT.fetch_add(u64::from(self.tap.is_none()), Ordering::SeqCst);
+        let ticket = self.completer.as_ref().unwrap().take(queue, chain.head_index());
+        self.to.send(ticket).unwrap();
+        Completion::Held
+    }
+    fn state(&self) -> u64 {
+        self.answered
+    }
+    fn load(
+        &mut self,
+        _: &MmioStateV1,
+        state: &u64,
+    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+        self.answered = *state;
+        Ok(false)
+    }
+    fn connect(&mut self, completer: Completer) {
+        self.completer = Some(completer);
+    }
+    fn host_fds(&self) -> Vec<HostFd> {
+        self.tap.iter().map(|tap| -> HostFd { tap.clone() }).collect()
+    }
+    fn host_ready(&mut self, nth: usize) -> Option<usize> {
+        assert_eq!(nth, 0);
+        Some(1)
+    }
+}
+
+/// A driver that is up, the requests that reach the device, and the host's news.
+fn held() -> (Bench, virtio::Driver, Receiver<Ticket>, Arc<EventFd>) {
+    let (mut bench, mut driver) = (Bench::new(&HELD), virtio::Driver::default());
+    driver.probe(&bench);
+    while bench.turn() {}
+    let (work, tap) = LAST.take().unwrap();
+    (bench, driver, work, tap)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+#[test]
+fn a_pause_waits_for_what_is_in_flight_and_gives_it_back() {
+    let (mut bench, mut driver, work, _) = held();
+    let rng = &mut Rng(1);
+    let head = driver.send(&bench, 0, rng).unwrap();
+    while bench.turn() {}
+    let busy = bench.devices.pause(Instant::now()).unwrap_err();
+    assert_eq!(busy, "device `slow`: 1 requests are still in flight");
+    // It goes on as before.
+    let second = driver.send(&bench, 0, rng).unwrap();
+    while bench.turn() {}
+    let tickets: Vec<Ticket> = work.try_iter().collect();
+    assert_eq!(tickets.len(), 2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| tickets.into_iter().for_each(|ticket| ticket.complete(0)));
+        bench.devices.pause(soon()).unwrap();
+    });
+    assert_eq!(driver.take_used(&bench), [(0, head, 0), (0, second, 0)], "before the event loop");
+    driver.send(&bench, 0, rng).unwrap();
+    while bench.turn() {}
+    assert_eq!(work.try_iter().count(), 0, "nothing begins while it is paused");
+}
+
+#[test]
+fn a_request_that_nobody_will_answer_needs_a_reset() {
+    let (mut bench, mut driver, work, _) = held();
+    driver.send(&bench, 0, &mut Rng(1)).unwrap();
+    while bench.turn() {}
+    drop(work.try_recv().unwrap());
+    while bench.turn() {}
+    assert!(driver.take_used(&bench).is_empty());
+    assert_ne!(bench.read(offset::STATUS, 4) as u32 & status::NEEDS_RESET, 0);
+}
+
+#[test]
+fn a_reset_waits_for_what_is_in_flight_and_forgets_it() {
+    let (mut bench, mut driver, work, _) = held();
+    driver.send(&bench, 0, &mut Rng(1)).unwrap();
+    while bench.turn() {}
+    let ticket = work.try_recv().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| ticket.complete(0));
+        driver.probe(&bench);
+    });
+    while bench.turn() {}
+    assert!(driver.take_used(&bench).is_empty(), "a request of the driver before");
+}
+
+#[test]
+fn news_of_the_host_end_a_wait() {
+    let (mut bench, mut driver, _, tap) = held();
+    let rng = &mut Rng(1);
+    let heads = [(); 2].map(|()| driver.send(&bench, 1, rng).unwrap());
+    while bench.turn() {}
+    assert!(driver.take_used(&bench).is_empty());
+    tap.write(1).unwrap();
+    while bench.turn() {}
+    assert_eq!(driver.take_used(&bench), [(1, heads[0], 0)]);
+    // News that come while it is paused are found on resume.
+    bench.devices.pause(soon()).unwrap();
+    tap.write(1).unwrap();
+    while bench.turn() {}
+    assert!(driver.take_used(&bench).is_empty());
+    bench.devices.resume();
+    while bench.turn() {}
+    assert_eq!(driver.take_used(&bench), [(1, heads[1], 0)]);
+}

@@ -1,0 +1,221 @@
+//! A driver for any virtio device: what it sends is noise, but the rings are in order.
+
+use std::collections::BTreeMap;
+
+use vm_memory::{Bytes, GuestAddress};
+use wherry_devices::virtio::mmio::regs::{offset, status};
+
+use super::{Bench, Rng, Side};
+use crate::driver::{NEXT, WRITE};
+
+const RINGS: u64 = 0x1_0000;
+const RING: u64 = 0x4000;
+const BUFFERS: u64 = 0x8_0000;
+/// Descriptors of one chain at most, each with a buffer of its own.
+const CHAIN: u16 = 4;
+const BUFFER: u64 = 64;
+
+#[derive(Clone, Default)]
+struct Ring {
+    size: u16,
+    avail: u16,
+    seen: u16,
+    chains: u16,
+}
+
+#[derive(Clone, Default)]
+pub struct Driver {
+    rings: Vec<Ring>,
+    /// What is out, by queue and head.
+    pieces: BTreeMap<(usize, u32), u32>,
+}
+
+fn desc(queue: usize) -> u64 {
+    RINGS + queue as u64 * RING
+}
+fn avail(queue: usize) -> u64 {
+    desc(queue) + 0x1000
+}
+fn used(queue: usize) -> u64 {
+    desc(queue) + 0x2000
+}
+
+fn w32(bench: &Bench, at: u64, value: u32) {
+    bench.write(at, &value.to_le_bytes());
+}
+fn r32(bench: &Bench, at: u64) -> u32 {
+    bench.read(at, 4) as u32
+}
+
+impl Driver {
+    pub fn probe(&mut self, bench: &Bench) {
+        w32(bench, offset::STATUS, 0);
+        w32(bench, offset::STATUS, status::ACKNOWLEDGE);
+        w32(bench, offset::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        for half in [0, 1] {
+            w32(bench, offset::DEVICE_FEATURES_SEL, half);
+            w32(bench, offset::DRIVER_FEATURES_SEL, half);
+            w32(bench, offset::DRIVER_FEATURES, r32(bench, offset::DEVICE_FEATURES));
+        }
+        let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+        w32(bench, offset::STATUS, ready);
+        assert_eq!(r32(bench, offset::STATUS), ready);
+        self.rings.clear();
+        self.pieces.clear();
+        for queue in 0.. {
+            w32(bench, offset::QUEUE_SEL, queue as u32);
+            let size = r32(bench, offset::QUEUE_SIZE_MAX) as u16;
+            if size == 0 {
+                break;
+            }
+            bench.mem.write_slice(&[0; RING as usize], GuestAddress(desc(queue))).unwrap();
+            w32(bench, offset::QUEUE_SIZE, size.into());
+            for (register, at) in [
+                (offset::QUEUE_DESC_LOW, desc(queue)),
+                (offset::QUEUE_DRIVER_LOW, avail(queue)),
+                (offset::QUEUE_DEVICE_LOW, used(queue)),
+            ] {
+                w32(bench, register, at as u32);
+            }
+            w32(bench, offset::QUEUE_READY, 1);
+            self.rings.push(Ring { size, ..Ring::default() });
+        }
+        w32(bench, offset::STATUS, ready | status::DRIVER_OK);
+    }
+
+    fn free(&self, queue: usize) -> Option<u16> {
+        let ring = &self.rings[queue];
+        let nr = ring.size / CHAIN;
+        let heads = (0..nr).map(|n| (ring.chains.wrapping_add(n) % nr) * CHAIN);
+        heads.into_iter().find(|head| !self.pieces.contains_key(&(queue, (*head).into())))
+    }
+
+    /// Makes a chain of noise available, and kicks. `None`: there is no room.
+    pub fn send(&mut self, bench: &Bench, queue: usize, rng: &mut Rng) -> Option<u32> {
+        let head = self.free(queue)?;
+        let nr = 1 + rng.below(CHAIN.into()) as u16;
+        let readable = rng.below(u64::from(nr) + 1) as u16;
+        for nth in 0..nr {
+            let index = head + nth;
+            let at = BUFFERS + (queue as u64 * 0x100 + u64::from(index)) * BUFFER;
+            // Page numbers, commands, lengths: small numbers mean something to many a device.
+            let words: Vec<u8> =
+                (0..BUFFER / 4).flat_map(|_| (rng.below(1024) as u32).to_le_bytes()).collect();
+            bench.mem.write_slice(&words, GuestAddress(at)).unwrap();
+            let more = if nth + 1 < nr { NEXT } else { 0 };
+            let flags = more | if nth >= readable { WRITE } else { 0 };
+            let len = 4 * (1 + rng.below(BUFFER / 4)) as u32;
+            let slot = desc(queue) + 16 * u64::from(index);
+            let bytes = [
+                &at.to_le_bytes()[..],
+                &len.to_le_bytes(),
+                &flags.to_le_bytes(),
+                &(index + 1).to_le_bytes(),
+            ];
+            bench.mem.write_slice(&bytes.concat(), GuestAddress(slot)).unwrap();
+        }
+        let ring = &mut self.rings[queue];
+        let slot = avail(queue) + 4 + 2 * u64::from(ring.avail % ring.size);
+        (ring.avail, ring.chains) = (ring.avail.wrapping_add(1), ring.chains.wrapping_add(1));
+        bench.mem.write_obj(head, GuestAddress(slot)).unwrap();
+        bench.mem.write_obj(ring.avail, GuestAddress(avail(queue) + 2)).unwrap();
+        w32(bench, offset::QUEUE_NOTIFY, queue as u32);
+        Some(head.into())
+    }
+
+    /// Chains that came back: (queue, head, length). Asks for an interrupt at the next.
+    pub fn take_used(&mut self, bench: &Bench) -> Vec<(usize, u32, u32)> {
+        let mut got = Vec::new();
+        for (queue, ring) in self.rings.iter_mut().enumerate() {
+            let index: u16 = bench.mem.read_obj(GuestAddress(used(queue) + 2)).unwrap();
+            while ring.seen != index {
+                let at = used(queue) + 4 + 8 * u64::from(ring.seen % ring.size);
+                let head: u32 = bench.mem.read_obj(GuestAddress(at)).unwrap();
+                let len: u32 = bench.mem.read_obj(GuestAddress(at + 4)).unwrap();
+                got.push((queue, head, len));
+                ring.seen = ring.seen.wrapping_add(1);
+                let event = avail(queue) + 4 + 2 * u64::from(ring.size);
+                bench.mem.write_obj(ring.seen, GuestAddress(event)).unwrap();
+            }
+        }
+        got
+    }
+
+    fn acknowledge(bench: &Bench) -> u32 {
+        let cause = r32(bench, offset::INTERRUPT_STATUS);
+        w32(bench, offset::INTERRUPT_ACK, cause);
+        cause
+    }
+}
+
+impl Side for Driver {
+    fn up(&mut self, bench: &mut Bench) {
+        self.probe(bench);
+        bench.run();
+    }
+
+    fn step(&mut self, bench: &mut Bench, rng: &mut Rng) -> Vec<u64> {
+        match rng.below(24) {
+            // Rarely, for a reset makes all alike.
+            0 if rng.below(5) == 0 => {
+                self.probe(bench);
+                vec![]
+            }
+            1 | 2 => vec![Self::acknowledge(bench).into()],
+            3 | 4 => {
+                let register = [offset::STATUS, offset::CONFIG_GENERATION, offset::QUEUE_READY]
+                    [rng.below(3) as usize];
+                vec![r32(bench, register).into()]
+            }
+            0 | 5 | 6 => vec![bench.read(offset::CONFIG + rng.below(32), 4)],
+            7..=9 => {
+                let value = 1 + rng.below(1000) as u32;
+                w32(bench, offset::CONFIG + 4 * rng.below(8), value);
+                vec![]
+            }
+            10..=12 => {
+                let used = self.take_used(bench);
+                for (queue, head, _) in &used {
+                    self.pieces.remove(&(*queue, *head));
+                }
+                used.into_iter().flat_map(|(a, b, c)| [a as u64, b.into(), c.into()]).collect()
+            }
+            _ => {
+                let queue = rng.below(self.rings.len() as u64) as usize;
+                let sent = self.send(bench, queue, rng);
+                if let Some(head) = sent {
+                    self.pieces.insert((queue, head), 0);
+                }
+                vec![sent.map_or(u64::MAX, u64::from)]
+            }
+        }
+    }
+
+    fn begin(&mut self, bench: &mut Bench, piece: u32, rng: &mut Rng) -> bool {
+        let queue = rng.below(self.rings.len() as u64) as usize;
+        let sent = self.send(bench, queue, rng);
+        sent.is_some_and(|head| self.pieces.insert((queue, head), piece).is_none())
+    }
+
+    fn collect(&mut self, bench: &mut Bench) -> Vec<u32> {
+        let mut got = Vec::new();
+        while bench.line.high() {
+            Self::acknowledge(bench);
+            for (queue, head, _) in self.take_used(bench) {
+                got.push(self.pieces.remove(&(queue, head)).expect("a chain that was not out"));
+            }
+        }
+        got
+    }
+
+    fn finish(&mut self, bench: &mut Bench) {
+        if let Some(balloon) = &bench.handles.balloon {
+            // It keeps a buffer until it wants statistics.
+            let _ = balloon.request_stats();
+        }
+    }
+
+    fn copy(&self) -> Box<dyn Side> {
+        Box::new(self.clone())
+    }
+}
