@@ -330,7 +330,7 @@ pub enum BalloonAction {
 )]
 pub struct DoctorArgs {
     /// The device to examine
-    #[arg(long, hide = true, default_value = wherry_vmm::doctor::DEV_KVM)]
+    #[arg(long, hide = true, default_value = wherry_vmm::kvm::DEV_KVM)]
     pub device: PathBuf,
     /// Measure, in the process that `doctor` starts for it.
     #[arg(long, hide = true)]

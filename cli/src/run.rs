@@ -12,7 +12,8 @@ use wherry_vmm::config::{
     ReceiveConfig, RunConfig, SerialSink,
 };
 use wherry_vmm::control::{ControlError, ErrorCode, signals};
-use wherry_vmm::{doctor, machine};
+use wherry_vmm::kvm::{self, DEV_KVM};
+use wherry_vmm::process;
 
 use super::args::{self, ReceiveArgs, RunArgs};
 use super::doctor::no_kvm;
@@ -28,7 +29,7 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
     let config = run_config(args)?;
     check_output(&context.out, &config.serial)?;
-    let kvm = doctor::quick().map_err(|report| no_kvm(&report))?;
+    let kvm = open_kvm()?;
     check_host(&config, &kvm)?;
     check_file("kernel", &config.kernel)?;
     if let Some(initrd) = &config.initrd {
@@ -37,7 +38,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
     drop(kvm);
     let name = config.name.clone();
     let serial = config.serial.clone();
-    supervise(context, &name, &serial, || machine::run(config))
+    supervise(context, &name, &serial, || process::run(config))
 }
 
 /// `wherry receive`
@@ -53,10 +54,15 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure
         max_memory: args.max_memory,
     };
     check_output(&context.out, &config.serial)?;
-    doctor::quick().map_err(|report| no_kvm(&report))?;
+    open_kvm()?;
     let name = config.name.clone();
     let serial = config.serial.clone();
-    supervise(context, &name, &serial, || machine::receive(config))
+    supervise(context, &name, &serial, || process::receive(config))
+}
+
+/// Opens KVM, or says what to do about it.
+fn open_kvm() -> Result<Kvm, Failure> {
+    kvm::open(Path::new(DEV_KVM)).map_err(|found| no_kvm(&found))
 }
 
 /// Runs a machine with signals and the terminal taken care of, and says how it ended.

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::{
     ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus,
     NameClaim, Reply, Request, RuntimeError, Update, VmControl,
 };
+use crate::sync::lock;
 
 /// Most connections at a time; further ones are told so and closed.
 pub const MAX_CLIENTS: usize = 32;
@@ -74,11 +75,6 @@ struct Clients {
     open: HashMap<u64, UnixStream>,
     /// Connections with a request that is not answered yet.
     busy: usize,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing is left half-changed under these locks.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Server {

@@ -12,11 +12,11 @@ use wherry_devices::virtio::balloon::BalloonBackend;
 use wherry_devices::virtio::mmio::regs::offset::QUEUE_NOTIFY;
 use wherry_devices::{Bus, GuestMemory};
 
-use super::ending::Ending;
 use super::irq::KvmIrqLine;
-use super::life::End;
 use super::{Description, MachineHooks, MachineState};
 use crate::boot::layout;
+use crate::life::End;
+use crate::life::ending::Ending;
 use crate::memory::Ram;
 
 /// The devices, and what to connect.

@@ -8,14 +8,10 @@
 //! on resume. **Resuming** is the reverse.
 
 mod balloon;
-pub mod controller;
 mod devices;
-mod ending;
 mod event_loop;
+mod hooks;
 mod irq;
-pub mod life;
-pub mod owner;
-mod run;
 pub mod state;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,38 +22,29 @@ use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use wherry_devices::device::Devices;
 use wherry_devices::kinds::Handles;
 use wherry_devices::virtio::balloon::BalloonHandle;
 
-pub use run::{receive, run};
+pub use hooks::MachineHooks;
 pub use state::{Description, Kernel, MachineState};
 
 use crate::boot::{acpi, loader};
-use crate::console::Console;
 use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
-use crate::memory::{DirtySources, KvmLog, PAGE, Ram};
+use crate::kvm::open_kvm;
+use crate::life::ending::Ending;
+use crate::life::owner::{Unfinished, Vcpus};
+use crate::life::{End, Gate};
+use crate::memory::{DirtySources, KvmLog, Ram};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
 use devices::{Assembly, Giver};
-use ending::Ending;
 use event_loop::EventLoop;
-use life::{End, Gate};
-use owner::{Unfinished, Vcpus};
 
 /// How long a device's requests may take to end before a pause.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// What a machine needs from its process.
-#[derive(Clone)]
-pub struct MachineHooks {
-    /// Where COM1 goes.
-    pub console: Console,
-    /// Told that the guest has ended itself, on any thread; must not wait.
-    pub wake: Arc<dyn Fn() + Send + Sync>,
-}
 
 /// See the module's text.
 pub struct Machine {
@@ -73,18 +60,7 @@ pub struct Machine {
     vm: Arc<VmFd>,
     /// Whether vCPUs and devices run, and who may start them.
     gate: Mutex<Gate>,
-    ending: Arc<Ending>,
-}
-
-/// Opens /dev/kvm, or says what to do about it.
-pub fn open_kvm() -> anyhow::Result<Kvm> {
-    crate::doctor::quick().map_err(|report| anyhow::anyhow!("{}", report.summary))
-}
-
-/// Resident memory of this process in bytes.
-pub fn rss_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    text.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * PAGE
+    pub(crate) ending: Arc<Ending>,
 }
 
 /// State that a machine under construction starts from.

@@ -111,7 +111,7 @@ impl Description {
         devices: Vec<Spec>,
         kernel: Kernel,
     ) -> anyhow::Result<Self> {
-        let kvm = super::open_kvm()?;
+        let kvm = crate::kvm::open_kvm()?;
         let cpu = CpuDescriptionV1::new(&kvm, &probe(&kvm)?)?;
         Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, devices })
     }

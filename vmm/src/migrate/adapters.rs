@@ -8,9 +8,9 @@ use wherry_devices::virtio::balloon::{BalloonHandle, HintRange};
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{HintSink, HintSource, Machine as EngineMachine};
 
+use crate::life::Event;
+use crate::life::owner::Owner;
 use crate::machine::Machine;
-use crate::machine::life::Event;
-use crate::machine::owner::Owner;
 use crate::memory::Ram;
 
 /// The balloon as a source of hints: guest-physical ranges become page numbers.

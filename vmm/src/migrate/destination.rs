@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kvm_ioctls::VmFd;
+use wherry_migration::error::describe;
 use wherry_migration::traits::{DestinationVm, GuestRam};
 use wherry_migration::wire::MAX_PAGES;
 use wherry_migration::{
     CancelToken, DestinationConfig, Error, Listener, Phase, Snapshot, await_source, receive_from,
 };
 
-use crate::machine::controller::Controller;
-use crate::machine::owner::Vcpus;
-use crate::machine::{Description, Machine, MachineHooks, MachineState, open_kvm};
+use crate::kvm::open_kvm;
+use crate::life::owner::{Owner, Vcpus};
+use crate::machine::{Description, Machine, MachineHooks, MachineState};
 use crate::memory::{PAGE, Ram};
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
@@ -53,7 +54,7 @@ impl Strangers {
             0 => String::new(),
             n => format!(" (and {n} others before)"),
         };
-        let why = super::chain(why);
+        let why = describe(why);
         Some(format!("wherry: turned away {peer}{others}: {why}; still waiting for the source"))
     }
 }
@@ -68,7 +69,7 @@ fn available_memory() -> Option<u64> {
 /// A machine that arrives part by part: description, memory, state.
 struct Arriving<'a> {
     hooks: MachineHooks,
-    controller: &'a Controller,
+    owner: &'a Owner<Machine>,
     /// When the source said what it wants: the guest still ran there.
     begun: Instant,
     foundation: Option<(Description, Arc<VmFd>, Arc<Ram>)>,
@@ -137,8 +138,7 @@ impl DestinationVm for Arriving<'_> {
             self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
         // The machine in charge and running in one step: a command before it finds no guest, one
         // after it this one.
-        let owner = self.controller.owner();
-        owner.arrive(machine.clone(), *run).map_err(|refusal| match machine.ended() {
+        self.owner.arrive(machine.clone(), *run).map_err(|refusal| match machine.ended() {
             Some(_) => io::Error::other(format!("its machine died on arrival: {}", machine.why())),
             None => io::Error::other(refusal),
         })?;
@@ -164,7 +164,7 @@ pub struct Receiving {
 pub fn receive(
     listener: Listener,
     hooks: MachineHooks,
-    controller: &Controller,
+    owner: &Owner<Machine>,
     wanted: &Receiving,
     cancel: &CancelToken,
 ) -> anyhow::Result<Arc<Machine>> {
@@ -190,7 +190,7 @@ pub fn receive(
         }
     };
     let mut arriving =
-        Arriving { hooks, controller, begun: Instant::now(), foundation: None, machine: None };
+        Arriving { hooks, owner, begun: Instant::now(), foundation: None, machine: None };
     let received = receive_from(source, &mut arriving, &config, &say, cancel)?;
     if !received.acknowledged {
         eprintln!(

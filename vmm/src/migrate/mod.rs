@@ -11,18 +11,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use wherry_migration::error::describe;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
-    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError,
-    connect,
+    CancelToken, Endpoint, Error, HintPolicy, Listener, OnTimeout, Ownership, SourceConfig,
+    TransportError, connect,
 };
 
-use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
+use crate::control::{ControlError, ErrorCode, HintMode, MigrateRequest, Update};
+use crate::life::owner::Owner;
+use crate::life::{Event, Touch};
 use crate::machine::Machine;
-use crate::machine::controller::hint_policy;
-use crate::machine::life::{Event, Touch};
-use crate::machine::owner::Owner;
 use adapters::{Hints, Pausing};
 pub use destination::{Receiving, receive};
 
@@ -118,7 +118,7 @@ pub fn to(
         TransportError::Cancelled => {
             ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
         }
-        e => ControlError::new(ErrorCode::MigrationFailed, chain(&e)).hint(format!(
+        e => ControlError::new(ErrorCode::MigrationFailed, describe(&e)).hint(format!(
             "start `wherry receive NAME {endpoint}` there first; the guest goes on here"
         )),
     })?;
@@ -178,7 +178,7 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
         (_, Error::Cancelled) => ErrorCode::Cancelled,
         _ => ErrorCode::MigrationFailed,
     };
-    let error = ControlError::new(code, chain(failure));
+    let error = ControlError::new(code, describe(failure));
     match &failure.cause {
         _ if failure.ownership == Ownership::SourcePaused => {
             error.hint("the guest is here, paused: `wherry resume` lets it go on")
@@ -197,16 +197,13 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
     }
 }
 
-/// An error with all its causes on one line.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut next = e.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
+/// The engine's word for the API's.
+fn hint_policy(mode: HintMode) -> HintPolicy {
+    match mode {
+        HintMode::Auto => HintPolicy::Auto,
+        HintMode::On => HintPolicy::On,
+        HintMode::Off => HintPolicy::Off,
     }
-    text
 }
 
 #[cfg(test)]

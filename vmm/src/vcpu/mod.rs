@@ -20,6 +20,8 @@ use std::time::Duration;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use wherry_devices::bus::Bus;
 
+use crate::sync::lock;
+
 /// What a vCPU thread tells the machine, at most once each time it stops by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VcpuEvent {
@@ -84,11 +86,6 @@ pub fn install_kick_handler() {
         action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
         libc::sigaction(kick_signal(), &action, std::ptr::null_mut());
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A poisoned lock means that a vCPU thread panicked; its data is plain and still whole.
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Vcpu {

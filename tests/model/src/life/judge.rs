@@ -1,6 +1,6 @@
 //! What may happen next, and what must never be.
 
-use wherry_vmm::machine::life::{End, Life};
+use wherry_vmm::life::{End, Life};
 
 use super::{Action, COMMANDS, Engine, System, There, Wire, World, Wrong};
 

@@ -11,7 +11,7 @@ mod words;
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use wherry_vmm::machine::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Touch, step};
+use wherry_vmm::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Touch, step};
 
 use words::COMMANDS;
 pub use words::{Action, Command, Mistake, Wrong};

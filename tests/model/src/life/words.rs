@@ -1,6 +1,6 @@
 //! What can happen, what can be done wrong, and what must never be.
 
-use wherry_vmm::machine::life::End;
+use wherry_vmm::life::End;
 
 /// Deliberate mistakes: the old races, and walls that are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -32,6 +32,11 @@ pub const NEVER: &[(&str, &str)] = &[
     ("migration/src/wire", "migration/src/destination"),
     ("migration/src/wire", "migration/src/source"),
     ("vmm/src/boot", "vmm/src/machine"),
+    ("vmm/src/life", "vmm/src/machine"),
+    ("vmm/src/machine", "vmm/src/control"),
+    ("vmm/src/machine", "vmm/src/migrate"),
+    ("vmm/src/machine", "vmm/src/process"),
+    ("vmm/src/migrate", "vmm/src/process"),
     ("vmm/src/control", "vmm/src/machine"),
     ("vmm/src/control", "vmm/src/migrate"),
     ("vmm/src/cpu", "vmm/src/machine"),
@@ -40,8 +45,7 @@ pub const NEVER: &[(&str, &str)] = &[
 ];
 
 /// Rows that do not hold yet. One that does has to move to `NEVER`.
-pub const SOON: &[(&str, &str)] =
-    &[("vmm/src/machine", "vmm/src/control"), ("vmm/src/machine", "vmm/src/migrate")];
+pub const SOON: &[(&str, &str)] = &[];
 
 /// Arrows, from file to file, that close a circle today. Each has to be there and to close one: the
 /// table can only get shorter.
@@ -66,9 +70,4 @@ pub const CIRCLES: &[(&str, &str)] = &[
     ("tests/model/src/protocol/progress.rs", "tests/model/src/protocol/mod.rs"),
     ("tests/model/src/protocol/round.rs", "tests/model/src/protocol/mod.rs"),
     ("tests/model/src/protocol/scenario.rs", "tests/model/src/protocol/mod.rs"),
-    ("vmm/src/doctor/host.rs", "vmm/src/doctor/mod.rs"),
-    ("vmm/src/machine/devices.rs", "vmm/src/machine/mod.rs"),
-    ("vmm/src/machine/mod.rs", "vmm/src/machine/run.rs"),
-    ("vmm/src/machine/state.rs", "vmm/src/machine/mod.rs"),
-    ("vmm/src/migrate/mod.rs", "vmm/src/machine/controller.rs"),
 ];

@@ -1,28 +1,33 @@
 //! `wherry doctor`
 
+mod diagnose;
+mod guest;
+mod probe;
+
 use std::process::Command;
 
 use wherry_vmm::control::{ControlError, ErrorCode};
-use wherry_vmm::doctor::{self, Status, Verdict};
+use wherry_vmm::kvm::{self, Finding, Verdict};
 
 use super::Context;
 use super::args::DoctorArgs;
 use super::exit::{Exit, Failure};
+use probe::Status;
 
 /// Measures KVM and says what was found.
 pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure> {
     if args.probe {
-        let kvm = doctor::open(&args.device).map_err(|report| no_kvm(&report))?;
+        let kvm = kvm::open(&args.device).map_err(|found| no_kvm(&found))?;
         // The parent notices how this ends.
-        let _ = doctor::run_probe(&kvm, &mut std::io::stdout());
+        let _ = probe::run(&kvm, &mut std::io::stdout());
         return Ok(Exit::Ok);
     }
     let own = std::env::current_exe().map_err(|e| {
         ControlError::new(ErrorCode::Failed, format!("cannot find my own executable: {e}"))
     })?;
-    let mut probe = Command::new(own);
-    probe.args(["doctor", "--probe", "--device"]).arg(&args.device);
-    let report = doctor::diagnose(&args.device, probe);
+    let mut command = Command::new(own);
+    command.args(["doctor", "--probe", "--device"]).arg(&args.device);
+    let report = diagnose::diagnose(&args.device, command);
     if context.out.json {
         context.out.document(&report);
     } else {
@@ -51,9 +56,9 @@ pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure>
 }
 
 /// The error of a command that needs KVM.
-pub fn no_kvm(report: &doctor::Report) -> Failure {
-    let error = ControlError::new(ErrorCode::Kvm, report.summary.clone());
-    match report.advice.first() {
+pub fn no_kvm(found: &Finding) -> Failure {
+    let error = ControlError::new(ErrorCode::Kvm, found.summary.clone());
+    match found.advice.first() {
         Some(advice) => error.hint(format!("{advice} (more: wherry doctor)")).into(),
         None => error.hint("run `wherry doctor` to see more").into(),
     }

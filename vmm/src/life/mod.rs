@@ -1,6 +1,6 @@
 //! The life of a VM as one state machine: who runs the guest, and what may happen next.
 //!
-//! [`step`] is pure and holds every transition; [`Owner`](super::owner::Owner) calls it under one
+//! [`step`] is pure and holds every transition; [`Owner`](owner::Owner) calls it under one
 //! lock and acts before it lets go. The model checker (`tests/model`) calls the same function.
 //!
 //! **Invariants.** The source's vCPUs never run after the hand-off began, unless a person says so
@@ -26,6 +26,9 @@
 //! begins the hand-off (and is refused unless the machine is still held), `TakeBack` says that not
 //! a byte of it left, `Release` lets the machine go on, `EngineEnded` ends it. Whether the guest
 //! may be elsewhere is read off the phase alone, so a panic needs no guess.
+
+pub mod ending;
+pub mod owner;
 
 use std::fmt;
 

@@ -3,11 +3,7 @@
 //! That `/dev/kvm` opens does not mean that Linux boots: there are KVMs in software that run guest
 //! kernel code through an instruction emulator, slowly and with gaps. So [`diagnose`] runs small
 //! guests that use what kernels use, times a loop and checks the dirty log, all in a child process
-//! with a time limit. [`quick`] only opens the device, for `wherry run`.
-
-mod guest;
-mod host;
-mod probe;
+//! with a time limit. Only opening the device, as `wherry run` does, is `wherry_vmm::kvm`.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -16,45 +12,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 
-pub use probe::{Detail, Status, run as run_probe};
+use wherry_vmm::kvm::{Cpu, Finding, Verdict, open};
 
-/// Where KVM is.
-pub const DEV_KVM: &str = "/dev/kvm";
+use super::probe::{self, Detail, Status};
 
 /// Time limit of the whole probe. It takes under a second where all is well.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
-
-/// The answer in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Wherry can run Linux here.
-    Good,
-    /// It opens, but emulates kernel code in software: Linux does not boot.
-    Software,
-    /// It is there and may not be opened.
-    NoPermission,
-    /// There is none.
-    Absent,
-    /// It is there and does not work.
-    Broken,
-}
-
-impl Verdict {
-    /// The word used in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Good => "good",
-            Verdict::Software => "software",
-            Verdict::NoPermission => "no-permission",
-            Verdict::Absent => "absent",
-            Verdict::Broken => "broken",
-        }
-    }
-}
 
 /// What the doctor says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,17 +35,9 @@ pub struct Report {
 }
 
 impl Report {
-    fn new(verdict: Verdict, summary: impl Into<String>) -> Self {
-        Self { verdict, summary: summary.into(), advice: Vec::new(), details: Vec::new() }
-    }
-
-    fn advise(mut self, text: impl Into<String>) -> Self {
-        self.advice.push(text.into());
-        self
-    }
-
-    fn advise_lab(self) -> Self {
-        self.advise("to try Wherry without it: cargo xtask lab -- COMMAND runs COMMAND where KVM is emulated")
+    fn new(found: Finding, details: Vec<Detail>) -> Self {
+        let Finding { verdict, summary, advice } = found;
+        Self { verdict, summary, advice, details }
     }
 
     /// Builds the verdict from what the probe found; `ended` says how it ended if not well.
@@ -89,53 +46,43 @@ impl Report {
             details.iter().filter(|d| d.status == status).map(|d| d.check.as_str()).collect()
         };
         let (software, bad) = (names(Status::Software), names(Status::Bad));
-        let mut report = if let Err(how) = ended {
-            Self::new(Verdict::Broken, format!("KVM does not work: {how}"))
+        let found = if let Err(how) = ended {
+            Finding::new(Verdict::Broken, format!("KVM does not work: {how}"))
                 .advise("look at the host's kernel log: dmesg | grep -i kvm")
                 .advise_lab()
         } else if !software.is_empty() {
-            let report = Self::new(
+            let found = Finding::new(
                 Verdict::Software,
                 "KVM here emulates kernel code in software: Linux does not boot on it",
             );
-            let report = match host::Cpu::read() {
-                host::Cpu { virtualisation: true, .. } => report.advise(
+            let found = match Cpu::read() {
+                Cpu { virtualisation: true, .. } => found.advise(
                     "the CPU has VMX or SVM: load kvm_intel or kvm_amd instead of the module that is loaded",
                 ),
-                host::Cpu { guest: true, .. } => report
+                Cpu { guest: true, .. } => found
                     .advise("this is a virtual machine without nested virtualisation: enable it at its host"),
-                _ => report.advise("use a host whose CPU has VMX or SVM, enabled in the firmware"),
+                _ => found.advise("use a host whose CPU has VMX or SVM, enabled in the firmware"),
             };
-            report.advise_lab()
+            found.advise_lab()
         } else if !bad.is_empty() {
-            let report = Self::new(Verdict::Broken, format!("these fail here: {}", bad.join(", ")));
+            let found =
+                Finding::new(Verdict::Broken, format!("these fail here: {}", bad.join(", ")));
             match bad.contains(&"capabilities") {
-                true => report.advise("use a host kernel of version 5.17 or later"),
-                false => report.advise("look at the host's kernel log: dmesg | grep -i kvm"),
+                true => found.advise("use a host kernel of version 5.17 or later"),
+                false => found.advise("look at the host's kernel log: dmesg | grep -i kvm"),
             }
         } else {
-            Self::new(Verdict::Good, "KVM is good: Wherry can run and migrate Linux here")
+            Finding::new(Verdict::Good, "KVM is good: Wherry can run and migrate Linux here")
         };
-        report.details = details;
-        report
+        Self::new(found, details)
     }
 }
 
-/// Opens KVM without measuring it.
-pub fn quick() -> Result<Kvm, Box<Report>> {
-    open(Path::new(DEV_KVM))
-}
-
-/// Opens the KVM at `path` without measuring it.
-pub fn open(path: &Path) -> Result<Kvm, Box<Report>> {
-    host::open(path).map_err(Box::new)
-}
-
-/// Opens KVM at `path` and measures it. `probe` is a command that calls [`run_probe`] with its
+/// Opens KVM at `path` and measures it. `probe` is a command that calls [`probe::run`] with its
 /// standard output.
 pub fn diagnose(path: &Path, probe: Command) -> Report {
-    match host::open(path) {
-        Err(report) => report,
+    match open(path) {
+        Err(found) => Report::new(found, Vec::new()),
         Ok(kvm) => {
             let opened = Detail {
                 check: path.display().to_string(),
@@ -253,9 +200,9 @@ mod tests {
 
     #[test]
     fn the_probe_ends_with_a_verdict_on_any_kvm() {
-        let Ok(kvm) = quick() else { return };
+        let Ok(kvm) = open(Path::new(wherry_vmm::kvm::DEV_KVM)) else { return };
         let mut out = Vec::new();
-        run_probe(&kvm, &mut out).unwrap();
+        probe::run(&kvm, &mut out).unwrap();
         let lines: Vec<probe::Line> = String::from_utf8(out)
             .unwrap()
             .lines()

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
 use super::*;
-use crate::machine::life::{Phase, Touch};
+use crate::life::{Phase, Touch};
 
 /// A machine that says when it halts or goes, and does it only then.
 #[derive(Default)]

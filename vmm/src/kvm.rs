@@ -1,4 +1,6 @@
 //! Opening /dev/kvm, and why it cannot be opened.
+//!
+//! That it opens does not mean that Linux boots; `wherry doctor` measures that.
 
 use std::ffi::CString;
 use std::fs;
@@ -9,22 +11,86 @@ use std::path::Path;
 
 use kvm_ioctls::Kvm;
 
-use super::{Report, Verdict};
+use serde::{Deserialize, Serialize};
 
 /// The API version of every KVM since Linux 2.6.22.
 const API_VERSION: i32 = 12;
 
+/// Where KVM is.
+pub const DEV_KVM: &str = "/dev/kvm";
+
+/// The answer in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Wherry can run Linux here.
+    Good,
+    /// It opens, but emulates kernel code in software: Linux does not boot.
+    Software,
+    /// It is there and may not be opened.
+    NoPermission,
+    /// There is none.
+    Absent,
+    /// It is there and does not work.
+    Broken,
+}
+
+impl Verdict {
+    /// The word used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Good => "good",
+            Verdict::Software => "software",
+            Verdict::NoPermission => "no-permission",
+            Verdict::Absent => "absent",
+            Verdict::Broken => "broken",
+        }
+    }
+}
+
+/// What was found out about KVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// In one word.
+    pub verdict: Verdict,
+    /// In one line.
+    pub summary: String,
+    /// What to do about it, one step each.
+    pub advice: Vec<String>,
+}
+
+impl Finding {
+    /// One without advice.
+    pub fn new(verdict: Verdict, summary: impl Into<String>) -> Self {
+        Self { verdict, summary: summary.into(), advice: Vec::new() }
+    }
+
+    /// Adds a step.
+    #[must_use]
+    pub fn advise(mut self, text: impl Into<String>) -> Self {
+        self.advice.push(text.into());
+        self
+    }
+
+    /// Adds the way without KVM.
+    #[must_use]
+    pub fn advise_lab(self) -> Self {
+        self.advise("to try Wherry without it: cargo xtask lab -- COMMAND runs COMMAND where KVM is emulated")
+    }
+}
+
 /// What the CPU says of itself in /proc/cpuinfo.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Cpu {
+pub struct Cpu {
     /// VMX or SVM.
-    pub(crate) virtualisation: bool,
+    pub virtualisation: bool,
     /// Runs under a hypervisor itself.
-    pub(crate) guest: bool,
+    pub guest: bool,
 }
 
 impl Cpu {
-    pub(crate) fn read() -> Self {
+    /// Of this host.
+    pub fn read() -> Self {
         Self::parse(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
     }
 
@@ -36,29 +102,32 @@ impl Cpu {
 }
 
 /// Opens KVM, or says why not.
-pub(crate) fn open(path: &Path) -> Result<Kvm, Report> {
+///
+/// # Errors
+/// What [`Finding`] says.
+pub fn open(path: &Path) -> Result<Kvm, Finding> {
     let name = path.display();
     let c_path = CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Report::new(Verdict::Absent, "a path cannot contain a zero byte"))?;
+        .map_err(|_| Finding::new(Verdict::Absent, "a path cannot contain a zero byte"))?;
     let kvm = Kvm::new_with_path(&c_path).map_err(|e| {
         let error = io::Error::from_raw_os_error(e.errno());
         match e.errno() {
             libc::ENOENT | libc::ENOTDIR => absent(Cpu::read(), &format!("{name} does not exist")),
             libc::ENXIO | libc::ENODEV => absent(Cpu::read(), &format!("nothing drives {name}")),
             libc::EACCES | libc::EPERM => no_permission(path),
-            libc::EBUSY => Report::new(Verdict::Broken, format!("{name} is busy"))
+            libc::EBUSY => Finding::new(Verdict::Broken, format!("{name} is busy"))
                 .advise("another hypervisor uses the CPU's virtualisation: end it"),
-            _ => Report::new(Verdict::Broken, format!("cannot open {name}: {error}")),
+            _ => Finding::new(Verdict::Broken, format!("cannot open {name}: {error}")),
         }
     })?;
     if !fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device()) {
-        return Err(Report::new(Verdict::Broken, format!("{name} is not a device")).advise(format!(
+        return Err(Finding::new(Verdict::Broken, format!("{name} is not a device")).advise(format!(
             "remove it and load the module: sudo rm {name}; sudo modprobe kvm_intel || sudo modprobe kvm_amd"
         )));
     }
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
-        other => Err(Report::new(
+        other => Err(Finding::new(
             Verdict::Broken,
             format!("{name} answers API version {other}, not {API_VERSION}"),
         )
@@ -66,8 +135,16 @@ pub(crate) fn open(path: &Path) -> Result<Kvm, Report> {
     }
 }
 
-fn absent(cpu: Cpu, what: &str) -> Report {
-    let report = Report::new(Verdict::Absent, format!("no KVM here: {what}"));
+/// Opens /dev/kvm for a machine.
+///
+/// # Errors
+/// As [`open`], in one line.
+pub fn open_kvm() -> anyhow::Result<Kvm> {
+    open(Path::new(DEV_KVM)).map_err(|found| anyhow::anyhow!("{}", found.summary))
+}
+
+fn absent(cpu: Cpu, what: &str) -> Finding {
+    let report = Finding::new(Verdict::Absent, format!("no KVM here: {what}"));
     let report = match (cpu.virtualisation, cpu.guest) {
         (true, _) => report
             .advise("the CPU has VMX or SVM; load the module: sudo modprobe kvm_intel || sudo modprobe kvm_amd")
@@ -81,9 +158,9 @@ fn absent(cpu: Cpu, what: &str) -> Report {
     report.advise("in a container, pass the device in: --device /dev/kvm").advise_lab()
 }
 
-fn no_permission(path: &Path) -> Report {
+fn no_permission(path: &Path) -> Finding {
     let name = path.display();
-    let report = Report::new(Verdict::NoPermission, format!("no permission to open {name}"));
+    let report = Finding::new(Verdict::NoPermission, format!("no permission to open {name}"));
     let Ok(meta) = fs::metadata(path) else { return report.advise("run as root") };
     let group = group_name(&fs::read_to_string("/etc/group").unwrap_or_default(), meta.gid());
     let group_may = meta.mode() & 0o060 == 0o060;

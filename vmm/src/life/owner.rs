@@ -7,12 +7,13 @@
 //! Three things do not wait for that lock, so that they get through whatever holds it: the guest's
 //! end (a slot of the machine), `kill` (a flag), and `cancel` (the token's atomic).
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use wherry_migration::CancelToken;
 
-use super::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Shut, step};
+use super::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Shut, step};
+use crate::sync::lock;
 
 /// A machine as its owner sees it.
 pub trait Vcpus: Send + Sync {
@@ -36,11 +37,6 @@ pub trait Vcpus: Send + Sync {
 /// A device has work that does not end, so its machine cannot be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unfinished;
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these locks guard is plain data and whole at any time.
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 struct Inner<M> {
     life: Life,

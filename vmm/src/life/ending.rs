@@ -5,9 +5,10 @@
 //! which may hold a device's lock: no lock is taken here under which anybody waits for a vCPU.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use super::life::End;
+use super::End;
+use crate::sync::lock;
 
 /// See the module's text.
 pub struct Ending {
@@ -27,7 +28,7 @@ impl Ending {
     /// Notes an end; `why` is for people, of a crash.
     pub fn note(&self, end: End, why: &str) {
         {
-            let mut said = self.lock();
+            let mut said = lock(&self.said);
             let earlier = said.as_ref().map(|(end, _)| *end);
             if earlier == Some(End::or(earlier, end)) {
                 return;
@@ -45,17 +46,12 @@ impl Ending {
 
     /// The end, if there was one.
     pub fn end(&self) -> Option<End> {
-        self.lock().as_ref().map(|(end, _)| *end)
+        lock(&self.said).as_ref().map(|(end, _)| *end)
     }
 
     /// Why it crashed.
     pub fn why(&self) -> String {
-        self.lock().as_ref().map(|(_, why)| why.clone()).unwrap_or_default()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(End, String)>> {
-        // A panic elsewhere leaves a whole value.
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.said).as_ref().map(|(_, why)| why.clone()).unwrap_or_default()
     }
 }
 

@@ -1,6 +1,9 @@
 //! From the command line to the end of the guest: claim the name, build, boot, wait, reboot or
 //! leave.
 
+mod balloon;
+mod controller;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,15 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wherry_migration::CancelToken;
 
-use super::controller::{Controller, Identity};
-use super::life::{End, Event, Life};
-use super::owner::Owner;
-use super::state::{Description, Kernel};
-use super::{Machine, MachineHooks};
 use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink};
 use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
+use crate::life::owner::Owner;
+use crate::life::{End, Event, Life};
+use crate::machine::{Description, Kernel, Machine, MachineHooks};
 use crate::migrate;
+use controller::{Controller, Identity};
 
 /// A receiver that is killed has so long to take its socket away.
 const LAST_STEPS: Duration = Duration::from_secs(1);
@@ -177,20 +179,20 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
-        let controller = host.controller.clone();
+        let owner = host.owner().clone();
         let (done, result) = channel();
         let killed = CancelToken::new();
         let cancel = killed.clone();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
             let what =
                 migrate::Receiving { progress: config.progress, max_memory: config.max_memory };
-            let received = || migrate::receive(listener, hooks, &controller, &what, &cancel);
+            let received = || migrate::receive(listener, hooks, &owner, &what, &cancel);
             // Also if it panics: nobody must wait for it.
             let got = catch_unwind(AssertUnwindSafe(received)).unwrap_or_else(|_| {
                 Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry"))
             });
             let _ = done.send(got);
-            controller.owner().poke();
+            owner.poke();
         })?;
         // The guest may arrive and end before the receiver is through.
         let got = host.owner().wait(|life| match (result.try_recv(), life) {

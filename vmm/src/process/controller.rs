@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use wherry_migration::CancelToken;
 
-use super::life::{End, Event, Life, Refusal, Touch};
-use super::owner::Owner;
-use super::{Description, Machine};
+use super::balloon::balloon_info;
 use crate::config::SerialSink;
 use crate::console::Console;
 use crate::control::{
-    BalloonInfo, ControlError, ErrorCode, HintMode, Info, MigrateRequest, Update, VmControl,
-    VmState,
+    BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, Update, VmControl, VmState,
 };
+use crate::life::owner::Owner;
+use crate::life::{End, Event, Life, Refusal, Touch};
+use crate::machine::{Description, Machine};
+use crate::memory::PAGE;
 use crate::migrate;
 
 /// After a hand-off of which nobody knows what became.
@@ -137,6 +138,12 @@ impl Controller {
     }
 }
 
+/// Resident memory of this process in bytes.
+fn rss_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * PAGE
+}
+
 fn failed(e: impl std::fmt::Display) -> ControlError {
     ControlError::new(ErrorCode::Failed, e.to_string())
 }
@@ -195,11 +202,11 @@ impl VmControl for Controller {
             state: shown(self.seen(life)),
             nr_vcpus,
             ram_bytes,
-            rss_bytes: super::rss_bytes(),
+            rss_bytes: rss_bytes(),
             kernel: self.identity.kernel.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.identity.serial.clone()),
-            balloon: machine.and_then(|m| m.balloon_info()),
+            balloon: machine.and_then(|m| balloon_info(&m)),
             last_migration: None,
         }
     }
@@ -257,7 +264,7 @@ impl VmControl for Controller {
         if let Ok((_, Some(before))) = asked {
             m.await_statistics(before, STATISTICS_TIMEOUT);
         }
-        m.balloon_info().ok_or_else(|| failed("the balloon is gone"))
+        balloon_info(&m).ok_or_else(|| failed("the balloon is gone"))
     }
 
     fn migrate(
@@ -331,15 +338,6 @@ impl VmControl for Controller {
 
     fn attach_console(&self, client: UnixStream) -> Result<(), ControlError> {
         self.console.attach(client).map_err(failed)
-    }
-}
-
-/// The engine's word for the API's.
-pub fn hint_policy(mode: HintMode) -> wherry_migration::HintPolicy {
-    match mode {
-        HintMode::Auto => wherry_migration::HintPolicy::Auto,
-        HintMode::On => wherry_migration::HintPolicy::On,
-        HintMode::Off => wherry_migration::HintPolicy::Off,
     }
 }
 

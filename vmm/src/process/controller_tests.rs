@@ -5,9 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_devices::virtio::balloon::BalloonConfig;
 
-use super::super::{Description, Kernel, MachineHooks};
 use super::*;
 use crate::config::devices;
+use crate::machine::{Kernel, MachineHooks};
 
 fn paused() -> Option<(Controller, Arc<Machine>)> {
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
