@@ -9,18 +9,14 @@ use wherry_devices::device::Spec;
 use wherry_devices::virtio::balloon::{self, BalloonConfig};
 use wherry_devices::{power, serial};
 
+pub use crate::boot::layout::{MAX_VCPUS, MIN_RAM_BYTES};
+
 /// Kernel command line when none is given: the serial console.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
-
-/// Smallest guest RAM in bytes.
-pub const MIN_RAM_BYTES: u64 = 128 << 20;
 
 /// Largest guest RAM in bytes, a page less than 8 TiB: KVM and the wire have no more. The host
 /// usually allows less.
 pub const MAX_RAM_BYTES: u64 = wherry_migration::wire::MAX_PAGES * 4096;
-
-/// Most vCPUs: their APIC ids are 8 bits wide, and the highest is the broadcast.
-pub const MAX_VCPUS: u32 = 254;
 
 /// Longest kernel command line in bytes (Linux's COMMAND_LINE_SIZE on x86, less the final zero).
 pub const MAX_CMDLINE: usize = 2047;

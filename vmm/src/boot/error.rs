@@ -12,12 +12,6 @@ pub enum BootError {
         /// Bytes asked for.
         have: u64,
     },
-    /// RAM that is not whole pages, or more than x86-64 can address.
-    #[error("{have} bytes of guest RAM cannot be built; use a multiple of 1 MiB, below 4 PiB")]
-    RamSize {
-        /// Bytes asked for.
-        have: u64,
-    },
     /// The kernel cannot be used.
     #[error("kernel {}", path.display())]
     Kernel {

@@ -7,8 +7,6 @@ use wherry_devices::device::Kind;
 use wherry_devices::virtio::mmio::regs::SLOT_LEN;
 use wherry_devices::{power, serial};
 
-use super::BootError;
-
 /// One mebibyte in bytes.
 pub const MIB: u64 = 1 << 20;
 /// One gibibyte in bytes.
@@ -18,8 +16,8 @@ pub const GIB: u64 = 1 << 30;
 pub const LOW_RAM_MAX: u64 = 3 * GIB;
 /// RAM that does not fit below the hole goes on here.
 pub const HIGH_RAM_START: u64 = 4 * GIB;
-/// Least RAM that a stock distribution kernel with its initrd starts in.
-pub const MIN_RAM: u64 = 128 * MIB;
+/// Least RAM in bytes: what a stock distribution kernel with its initrd starts in.
+pub const MIN_RAM_BYTES: u64 = 128 * MIB;
 /// RAM sizes are a multiple of this (the page size).
 pub const RAM_GRANULE: u64 = 4096;
 
@@ -97,29 +95,18 @@ pub const KVM_TSS_ADDR: u64 = 0xFFFB_D000;
 /// The page that KVM_SET_IDENTITY_MAP_ADDR wants on Intel hosts; set it before creating vCPUs.
 pub const KVM_IDENTITY_MAP_ADDR: u64 = 0xFFFB_C000;
 
-/// Largest vCPU count: APIC ids stay below 255, the limit without KVM's x2APIC API.
+/// Most vCPUs: their APIC ids are 8 bits wide without KVM's x2APIC API, and the highest is the
+/// broadcast.
 pub const MAX_VCPUS: u32 = 254;
 
 /// Where `size_bytes` of RAM lie: `(guest address, length)`, ascending. At most 3 GiB low, the rest
 /// from 4 GiB.
 ///
-/// Sizes of zero give an empty vector; check sizes from users with [`check_ram_size`] first.
+/// Sizes of zero give an empty vector.
 pub fn ram_regions(size_bytes: u64) -> Vec<(u64, u64)> {
     let low = size_bytes.min(LOW_RAM_MAX);
     let high = size_bytes - low;
     [(0, low), (HIGH_RAM_START, high)].into_iter().filter(|&(_, len)| len > 0).collect()
-}
-
-/// Whether a guest can be built with this much RAM (bytes): at least [`MIN_RAM`], whole pages, and
-/// an end below 2^52, the architecture's largest physical address.
-pub fn check_ram_size(size_bytes: u64) -> Result<(), BootError> {
-    if size_bytes < MIN_RAM {
-        return Err(BootError::RamTooSmall { have: size_bytes });
-    }
-    if !size_bytes.is_multiple_of(RAM_GRANULE) || size_bytes > (1 << 52) - HIGH_RAM_START {
-        return Err(BootError::RamSize { have: size_bytes });
-    }
-    Ok(())
 }
 
 /// Virtio-mmio slot `n`, or `None` for a slot that the machine does not have.
@@ -151,14 +138,6 @@ mod tests {
         assert_eq!(ram_regions(3 * GIB), [(0, 3 * GIB)]);
         assert_eq!(ram_regions(3 * GIB + 4096), [(0, 3 * GIB), (4 * GIB, 4096)]);
         assert_eq!(ram_regions(128 * GIB), [(0, 3 * GIB), (4 * GIB, 125 * GIB)]);
-    }
-
-    #[test]
-    fn ram_sizes_are_checked() {
-        assert!(check_ram_size(MIN_RAM).is_ok());
-        assert!(matches!(check_ram_size(MIN_RAM - 4096), Err(BootError::RamTooSmall { .. })));
-        assert!(matches!(check_ram_size(MIN_RAM + 1), Err(BootError::RamSize { .. })));
-        assert!(check_ram_size(!4095).is_err());
     }
 
     #[test]

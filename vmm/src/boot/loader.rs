@@ -7,7 +7,7 @@
 
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
-use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM, RAM_GRANULE};
+use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM_BYTES, RAM_GRANULE};
 use super::params::{Handover, low_ram_end, write_reset_vector, write_start_info, write_zero_page};
 use super::{BootError, InitrdError, KernelError};
 use std::fs::File;
@@ -70,7 +70,7 @@ pub fn load(
     rsdp: u64,
 ) -> Result<LoadedKernel, BootError> {
     let ram: u64 = mem.iter().map(|r| r.len()).sum();
-    if ram < MIN_RAM {
+    if ram < MIN_RAM_BYTES {
         return Err(BootError::RamTooSmall { have: ram });
     }
     let bad_kernel = |e| BootError::Kernel { path: source.kernel.into(), source: e };
