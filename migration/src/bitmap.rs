@@ -63,7 +63,7 @@ impl Bitmap {
         self.len
     }
 
-    /// Whether the map has no bits at all (not: no bit set; see [`any`](Self::any)).
+    /// Whether the map has no bits at all (not: no bit set).
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -119,30 +119,15 @@ impl Bitmap {
         }
     }
 
-    /// Whether all of `first..first + nr` (clipped to the map) is set; `true` for an empty range.
-    pub fn test_range(&self, first: u64, nr: u64) -> bool {
-        word_masks(self.len, first, nr).all(|(w, mask)| self.words[w] & mask == mask)
-    }
-
     /// Sets every bit.
     pub fn set_all(&mut self) {
         self.words.fill(u64::MAX);
         self.trim();
     }
 
-    /// Clears every bit.
-    pub fn clear_all(&mut self) {
-        self.words.fill(0);
-    }
-
     /// Number of set bits.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
-    }
-
-    /// Whether any bit is set.
-    pub fn any(&self) -> bool {
-        self.words.iter().any(|&w| w != 0)
     }
 
     /// Number of bits set in both maps.
@@ -337,7 +322,7 @@ mod tests {
         assert_eq!(map.runs().collect::<Vec<_>>(), [(60, 10)]);
         map.clear_range(u64::MAX, 5);
         map.set(u64::MAX);
-        assert!(!map.test(u64::MAX) && map.test_range(60, 100) && !map.test_range(59, 2));
+        assert!(!map.test(u64::MAX) && map.test(60) && !map.test(59));
     }
 
     #[test]

@@ -48,7 +48,7 @@
 //! that way was used before, since a zeroing guest would dirty every page that it hints.
 
 pub(crate) mod epoch;
-pub mod pace;
+mod pace;
 pub mod policy;
 pub mod sink;
 pub mod worth;

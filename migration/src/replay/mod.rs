@@ -8,7 +8,7 @@
 //! # What is simulated
 //! - **Round one** goes through the cells of the trace's map in order. Each hint takes its pages
 //!   out of the cells that it names, at its recorded time, unless they were sent before; the rest
-//!   goes out at the link's rate, and while the [pacer](crate::hinting::pace) says so nothing goes out.
+//!   goes out at the link's rate, and while the [policy](crate::hinting::policy) says so nothing goes out.
 //! - **Dirty pages** grow with time as they did: within what was seen by interpolation, beyond it
 //!   by a curve fitted to all of it ([`growth`]).
 //! - **Later rounds** carry of each dirty set the part with content that the recorded round had.
