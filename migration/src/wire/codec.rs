@@ -2,7 +2,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::WireError;
+use super::error::WireError;
 
 /// Encodes a control payload of at most `limit` bytes.
 pub(crate) fn encode<T: Serialize>(

@@ -11,7 +11,7 @@
 //! are one and the same here. The receiver knows which chunk it asked for, hence the only legal
 //! length of every part ([`Digests::decode`]).
 
-use super::WireError;
+use super::error::WireError;
 use crate::bitmap::word_masks;
 use crate::units::PAGE_SIZE;
 

@@ -47,6 +47,8 @@
 
 pub(crate) mod codec;
 pub mod digests;
+pub mod error;
+pub mod kind;
 pub mod pages;
 pub mod text;
 pub mod version;
@@ -54,7 +56,9 @@ pub mod version;
 use std::hash::Hasher;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+
+pub use error::WireError;
+pub use kind::Kind;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"WHRY";
@@ -104,61 +108,7 @@ pub fn checksum(parts: &[&[u8]]) -> u32 {
     (sum ^ sum >> 32) as u32
 }
 
-/// What a frame is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u16)]
-pub enum Kind {
-    /// Source: what I speak.
-    Hello = 1,
-    /// Source: a round begins.
-    Round = 2,
-    /// Source: guest memory.
-    Pages = 3,
-    /// Source: nothing to send at the moment, still here.
-    Idle = 4,
-    /// Source: part of the machine state.
-    State = 5,
-    /// Source: the state is complete.
-    StateEnd = 6,
-    /// Source: the guest is yours. Never sent twice, never taken back.
-    HandOff = 7,
-    /// Source: what does this chunk of memory hold?
-    Verify = 8,
-    /// Source: guest memory whose content is compressed.
-    PagesLz4 = 9,
-    /// Source: the data connections that there are.
-    Streams = 10,
-    /// Source, first on a data connection: which one this is.
-    Join = 11,
-    /// Source, on every connection: the memory of this round is complete.
-    Sync = 12,
-    /// Source: what machine this is.
-    Machine = 13,
-    /// Destination: what we speak.
-    Welcome = 16,
-    /// Destination: memory and state are in place, nothing runs.
-    Loaded = 17,
-    /// Destination: the guest runs here.
-    Running = 18,
-    /// Destination: digests of the chunk.
-    Digests = 19,
-    /// Destination: the machine is built.
-    Ready = 20,
-    /// Either: I give up, and why.
-    Abort = 32,
-}
-
 impl Kind {
-    /// The kind of this number.
-    pub fn from_u16(kind: u16) -> Option<Self> {
-        use Kind::*;
-        let all = [
-            Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Streams, Join,
-            Sync, Machine, Welcome, Loaded, Running, Digests, Ready, Abort,
-        ];
-        all.into_iter().find(|k| *k as u16 == kind)
-    }
-
     /// Longest legal payload in bytes.
     pub fn limit(self) -> usize {
         match self {
@@ -174,100 +124,6 @@ impl Kind {
             Kind::Idle | Kind::HandOff | Kind::Ready | Kind::Loaded | Kind::Running => 0,
         }
     }
-}
-
-/// Why bytes from the peer were not accepted.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WireError {
-    /// Not a frame of this protocol at all.
-    #[error("not a Wherry frame")]
-    Magic,
-    /// A frame of a version that was not agreed on.
-    #[error("protocol version {theirs}")]
-    Version {
-        /// The frame's version.
-        theirs: u16,
-    },
-    /// The two sides speak no version that both know.
-    #[error("the other side has {theirs}, this one {ours}")]
-    NoCommonVersion {
-        /// What the peer speaks, and what it is if it says so.
-        theirs: String,
-        /// What this side speaks and is.
-        ours: String,
-        /// The version of the peer's frame, in which it understands an Abort.
-        version: u16,
-    },
-    /// Header damaged.
-    #[error("frame header checksum does not match")]
-    HeaderCrc,
-    /// Payload damaged.
-    #[error("frame payload checksum does not match")]
-    PayloadSum,
-    /// A frame is missing, doubled or out of order.
-    #[error("frame number {found}, expected {expected}")]
-    Sequence {
-        /// Number in the header.
-        found: u64,
-        /// Number that is due.
-        expected: u64,
-    },
-    /// No such kind.
-    #[error("unknown frame kind {0}")]
-    UnknownKind(u16),
-    /// Not now.
-    #[error("frame {found:?} is not expected {during}")]
-    Unexpected {
-        /// What came.
-        found: Kind,
-        /// What was going on.
-        during: &'static str,
-    },
-    /// Too long for its kind.
-    #[error("payload of {len} bytes in a {kind:?} frame")]
-    TooLong {
-        /// The frame's kind.
-        kind: Kind,
-        /// Length in the header.
-        len: u32,
-    },
-    /// A control payload that does not decode, or decodes and leaves bytes over.
-    #[error("malformed {0} payload")]
-    Payload(&'static str),
-    /// A page table that lies.
-    #[error("invalid page runs: {0}")]
-    Runs(&'static str),
-    /// Digests of memory that cannot be.
-    #[error("digests {0}")]
-    Digests(&'static str),
-    /// Verification of another chunk than the one that is due.
-    #[error("verification of {nr} pages from {first}, {due} is due")]
-    Chunk {
-        /// First page asked for.
-        first: u64,
-        /// Number of pages asked for.
-        nr: u32,
-        /// Page that is due.
-        due: u64,
-    },
-    /// Both sides know the protocol, but one needs what the other lacks.
-    #[error("unsupported features {0:#x}")]
-    Features(u64),
-    /// State longer than [`max_state`], or not of the announced length or checksum.
-    #[error("machine state: {0}")]
-    State(&'static str),
-    /// Data connections that cannot be.
-    #[error("data connections: {0}")]
-    Streams(&'static str),
-    /// Rounds out of order.
-    #[error("round {found} after round {previous}")]
-    Round {
-        /// Number that came.
-        found: u32,
-        /// Number before it.
-        previous: u32,
-    },
 }
 
 /// A header whose own checksum was right.

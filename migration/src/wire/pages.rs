@@ -18,7 +18,7 @@
 //! bitmap of the pages that it sent. A zero run of any length costs 13 bytes; the destination does
 //! not write zeros but gives the memory back ([`GuestRam::zero`](crate::traits::GuestRam::zero)).
 
-use super::WireError;
+use super::error::WireError;
 use crate::units::PAGE_SIZE;
 
 /// Most content in one frame, in bytes.

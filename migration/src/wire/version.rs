@@ -15,8 +15,9 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use super::FEATURES;
+use super::error::WireError;
 use super::text::printable;
-use super::{FEATURES, WireError};
 
 /// The first version in which two sides agree on one.
 pub const FIRST: u16 = 2;

@@ -60,8 +60,6 @@ pub const CIRCLES: &[(&str, &str)] = &[
     ("devices/src/virtio/balloon/stats.rs", "devices/src/virtio/balloon/mod.rs"),
     ("devices/src/virtio/mmio/device.rs", "devices/src/virtio/mmio/subscriber.rs"),
     ("devices/src/virtio/mod.rs", "devices/src/virtio/mmio/state.rs"),
-    ("migration/src/wire/digests.rs", "migration/src/wire/mod.rs"),
-    ("migration/src/wire/mod.rs", "migration/src/wire/pages.rs"),
     ("tests/model/src/protocol/device.rs", "tests/model/src/protocol/bench.rs"),
     ("tests/model/src/protocol/device.rs", "tests/model/src/protocol/mod.rs"),
     ("tests/model/src/protocol/memory.rs", "tests/model/src/protocol/mod.rs"),
