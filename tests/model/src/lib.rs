@@ -3,8 +3,9 @@
 //! Three parts, because three questions are asked:
 //!
 //! - [`protocol`]: what may happen in which order? Every interleaving of guest, driver, ring,
-//!   device, log and engine: small state machines around the product's command-id state, hint queue code,
-//!   plans, rounds and undoing. By stateright; by walks of seeds where that is too large.
+//!   device, log and engine: small state machines around the product's command-id state, hint
+//!   queue code, plans, rounds and undoing. By stateright; by walks of seeds where that is too
+//!   large.
 //! - [`threads`]: what may a few lines of atomics do? Every interleaving of threads and every value
 //!   that C11 atomics may read, of the product's bitmap, gate, round and sink. By loom.
 //! - [`device`]: what is answered? Random requests to the product's whole balloon on real rings,

@@ -12,7 +12,7 @@
 //! config interrupt for whatever reason would make Linux re-read it and end hinting early.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::Bytes;
@@ -297,7 +297,7 @@ impl Balloon {
     /// One chain of the hint queue: commands and pages are told apart by direction, never by
     /// length.
     pub(super) fn hinted(&mut self, chain: Chain<'_>) {
-        let started = Instant::now();
+        let until = self.backend.now() + CHAIN_TIME;
         let (descs, complete) = descriptors(chain);
         self.telemetry.hints_malformed += u64::from(!complete);
         for (nth, desc) in descs.into_iter().enumerate() {
@@ -307,7 +307,7 @@ impl Balloon {
                     true => self.command(u32::from_le_bytes(word)),
                     false => self.telemetry.hints_malformed += 1,
                 }
-            } else if nth > 0 && started.elapsed() > CHAIN_TIME {
+            } else if nth > 0 && self.backend.now() > until {
                 self.telemetry.hints_dropped += 1;
             } else {
                 self.block(desc.addr().0, u64::from(desc.len()));

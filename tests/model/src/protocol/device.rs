@@ -4,78 +4,15 @@
 //! `Balloon::handle`. The sink's checked-zero way is told here step by step, so that the others can
 //! come in between; `threads` runs the product's.
 
-use wherry_devices::virtio::balloon::HintState;
 use wherry_devices::virtio::balloon::constants::{CMD_FIRST_ID, CMD_STOP};
 use wherry_migration::hinting::sink::does_not_zero;
 
 use super::bench::{self, HintCall, Outcome};
-use super::engine::{Pc, Way};
-use super::{Action, Mask, Scenario, State, Wrong};
+use super::progress::{Pc, Way};
+use super::scenario::Scenario;
+use super::state::{Look, State};
+use super::terms::{Action, Chain, Mask, Wrong};
 use crate::mutant::{Mutant, on};
-
-/// What the driver puts into the hint queue.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Chain {
-    /// An id, or STOP.
-    Command(u32),
-    /// One block of pages, or two.
-    Blocks(Mask, Mask),
-    /// Four writable bytes, which are zero.
-    Tiny(Mask),
-}
-
-/// How far the sink has got with a block.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum Look {
-    /// Not begun.
-    #[default]
-    Start,
-    /// Checked zero: these bits were taken.
-    Claimed(Mask),
-    /// Their word was protected.
-    Protected(Mask),
-    /// And that was noted.
-    Noted(Mask),
-    /// These are zero, by having looked too early.
-    TooEarly(Mask, Mask),
-    /// These are to go back.
-    PutBack(Mask),
-}
-
-/// The device. Its lock is held while `todo` has a block.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Device {
-    /// The product's automaton.
-    pub hints: HintState,
-    /// It has the engine's present sink.
-    pub sink: bool,
-    /// Blocks of the present chain, for the sink.
-    pub todo: Vec<Mask>,
-    /// How far the first is.
-    pub look: Look,
-    /// The field was read since it was last published.
-    pub seen: bool,
-    /// Pages that the guest took out of the balloon without telling.
-    pub untold: Mask,
-    /// By the specification: the published id whose hints count, or 0.
-    pub current: u32,
-    /// By the specification: it was announced after its publication.
-    pub open: bool,
-    /// By the specification: and STOP was said for it.
-    pub stopped: bool,
-}
-
-impl Device {
-    /// The set of ballooned pages as the host sees it.
-    pub(super) fn ballooned(&self, really: Mask) -> Mask {
-        really | self.untold
-    }
-}
-
-/// Whether the device's lock can be had.
-pub(super) fn unlocked(state: &State) -> bool {
-    state.device.todo.is_empty()
-}
 
 /// The engine calls the device, whose lock is free. Returns whether the field changed.
 pub(super) fn call(state: &mut State, call: HintCall) -> bool {
@@ -102,7 +39,7 @@ pub(super) fn call(state: &mut State, call: HintCall) -> bool {
 
 /// Whether the engine would learn something by asking whether the driver takes its memory back.
 pub(super) fn looked(state: &State) -> bool {
-    let emptied = state.queue.is_empty() && unlocked(state);
+    let emptied = state.queue.is_empty() && state.unlocked();
     emptied && state.device.seen || on(Mutant::PublishBeforeReturn)
 }
 

@@ -3,23 +3,19 @@
 //! kept by the product's own `Round`, and undoing is by its own guard.
 
 use super::bench::HintCall;
-use super::device::{self, unlocked, word_of};
-use super::round::{self, Bits};
-use super::{Action, Mask, Scenario, State, Wrong, undo};
+use super::device::{self, word_of};
+use super::progress::{Pc, Sink, Way};
+use super::round::{self, Bits, RoundState};
+use super::scenario::Scenario;
+use super::state::State;
+use super::terms::{Action, Mask, Wrong};
+use super::undo;
 use crate::mutant::{Mutant, on};
-
-pub use super::progress::{Engine, Pc, Sink, Way};
-pub use super::round::RoundState;
-
-/// The migration is over.
-pub(super) fn ended(state: &State) -> bool {
-    state.engine.pc == Pc::End
-}
 
 /// What the engine may do.
 pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     let e = &state.engine;
-    let free = unlocked(state);
+    let free = state.unlocked();
     let epoch = e.sink.is_some() && !e.sweeping;
     match e.pc {
         Pc::End => return,
@@ -98,7 +94,36 @@ fn fail(state: &mut State) {
     e.pc = Pc::UndoDone;
 }
 
+/// The next step, and what comes after it.
 fn next(s: &Scenario, state: &mut State) -> Pc {
+    match state.engine.pc {
+        Pc::Log
+        | Pc::Populated
+        | Pc::Protect
+        | Pc::ProtectLate
+        | Pc::SwitchProtect
+        | Pc::Holes
+        | Pc::Plan => prepare(s, state),
+        Pc::Publish
+        | Pc::RenewClose
+        | Pc::RenewStart
+        | Pc::SwitchClose
+        | Pc::EarlyClose
+        | Pc::Stop
+        | Pc::Close => hints(s, state),
+        Pc::Send | Pc::Claimed | Pc::Guard | Pc::Read | Pc::GuardLate => send(s, state),
+        Pc::Account | Pc::Harvest | Pc::Decide | Pc::PlanLater | Pc::LaterHoles => {
+            between_rounds(s, state)
+        }
+        Pc::PauseVcpus | Pc::PauseDevices | Pc::LastHarvest | Pc::Save | Pc::HandOff => {
+            switch_over(s, state)
+        }
+        Pc::UndoDone | Pc::UndoResume | Pc::UndoLog | Pc::End => undo_next(state),
+    }
+}
+
+/// Round one is prepared: the log is on, what must be is protected, all pages are sorted.
+fn prepare(s: &Scenario, state: &mut State) -> Pc {
     match state.engine.pc {
         Pc::Log => {
             let mem = &mut state.mem;
@@ -137,6 +162,13 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             e.round = RoundState::of_all(s, e.populated, ballooned, e.known);
             if s.hints && s.driver || on(Mutant::WaitsWithoutLoop) { Pc::Publish } else { Pc::Send }
         }
+        other => other,
+    }
+}
+
+/// Ids are published, renewed and given up; the sink is closed before anybody relies on it.
+fn hints(s: &Scenario, state: &mut State) -> Pc {
+    match state.engine.pc {
         Pc::Publish => {
             let e = &mut state.engine;
             let checked = s.checked && e.round.number == 1 && !on(Mutant::PublishBeforeProtect);
@@ -158,28 +190,6 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
                 state.engine.regained = state.device.hints.saved.field;
             }
             if late { Pc::ProtectLate } else { Pc::Send }
-        }
-        Pc::Send => claim(s, state),
-        Pc::Claimed => {
-            let e = &mut state.engine;
-            let (_, word) = word_of(s, e.claimed);
-            if e.round.number > 1 || e.guarded & word != 0 || on(Mutant::SendBeforeProtect) {
-                return Pc::Read;
-            }
-            state.mem.protect(s.words(word));
-            Pc::Guard
-        }
-        Pc::Guard => {
-            let (_, word) = word_of(s, state.engine.claimed);
-            state.engine.guarded |= word;
-            Pc::Read
-        }
-        Pc::Read => read(s, state),
-        Pc::GuardLate => {
-            let (_, word) = word_of(s, state.engine.claimed);
-            state.mem.protect(s.words(word));
-            state.engine.guarded |= word;
-            Pc::Send
         }
         Pc::RenewClose => {
             if let Some(sink) = &mut state.engine.sink {
@@ -235,6 +245,42 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             (e.sweeping, e.returning, e.cursor) = (true, false, 0);
             if on(Mutant::NoSweep) { Pc::Account } else { Pc::Send }
         }
+        other => other,
+    }
+}
+
+/// A word is claimed, protected, read and sent.
+fn send(s: &Scenario, state: &mut State) -> Pc {
+    match state.engine.pc {
+        Pc::Send => claim(s, state),
+        Pc::Claimed => {
+            let e = &mut state.engine;
+            let (_, word) = word_of(s, e.claimed);
+            if e.round.number > 1 || e.guarded & word != 0 || on(Mutant::SendBeforeProtect) {
+                return Pc::Read;
+            }
+            state.mem.protect(s.words(word));
+            Pc::Guard
+        }
+        Pc::Guard => {
+            let (_, word) = word_of(s, state.engine.claimed);
+            state.engine.guarded |= word;
+            Pc::Read
+        }
+        Pc::Read => read(s, state),
+        Pc::GuardLate => {
+            let (_, word) = word_of(s, state.engine.claimed);
+            state.mem.protect(s.words(word));
+            state.engine.guarded |= word;
+            Pc::Send
+        }
+        other => other,
+    }
+}
+
+/// A round ends, and another is planned.
+fn between_rounds(s: &Scenario, state: &mut State) -> Pc {
+    match state.engine.pc {
         Pc::Account => {
             if !state.engine.round.accounts(s) {
                 state.wrong = Some(Wrong::Accounting);
@@ -246,7 +292,6 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             state.engine.dirty = dirty;
             Pc::Decide
         }
-        Pc::Decide => Pc::Decide,
         Pc::PlanLater => {
             let ballooned = state.device.ballooned(state.mem.ballooned);
             let e = &mut state.engine;
@@ -264,6 +309,13 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             }
             begin_later(s, state)
         }
+        other => other,
+    }
+}
+
+/// The machine stops, the rest is sent, the destination runs.
+fn switch_over(s: &Scenario, state: &mut State) -> Pc {
+    match state.engine.pc {
         Pc::PauseVcpus => {
             state.engine.vcpus_paused = true;
             Pc::PauseDevices
@@ -291,6 +343,13 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             state.mem.log_on = false;
             Pc::End
         }
+        other => other,
+    }
+}
+
+/// The guard undoes what it has noted.
+fn undo_next(state: &mut State) -> Pc {
+    match state.engine.pc {
         Pc::UndoDone => {
             if state.engine.undo & undo::DONE != 0 {
                 device::call(state, HintCall::Done);
@@ -310,7 +369,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
             }
             Pc::End
         }
-        Pc::End => Pc::End,
+        other => other,
     }
 }
 

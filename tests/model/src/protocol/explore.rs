@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use super::{Action, Scenario, State, System, Wrong};
+use super::scenario::Scenario;
+use super::state::State;
+use super::system::System;
+use super::terms::{Action, Wrong};
 use crate::mutant::Mutant;
 use crate::rng::Rng;
 
@@ -28,7 +31,7 @@ impl Model for System {
         vec![
             Property::always("nothing is wrong", |_, state: &State| state.wrong.is_none()),
             // That the exploration gets there at all.
-            Property::sometimes("it ends", |_, state: &State| super::engine::ended(state)),
+            Property::sometimes("it ends", |_, state: &State| state.ended()),
             Property::sometimes("a hint is honoured", |_, state: &State| {
                 state.engine.round.any_hinted()
             }),
@@ -103,7 +106,7 @@ pub fn walk(
         let last = one_walk(scenario, mutant, seed, |_, _| steps += 1);
         out.walks += 1;
         out.steps += steps;
-        out.moved += u64::from(super::engine::ended(&last) && last.engine.undo == 0);
+        out.moved += u64::from(last.ended() && last.engine.undo == 0);
         if let Some(wrong) = last.wrong {
             out.wrong = Some((wrong, seed));
             break;

@@ -10,42 +10,11 @@
 
 use wherry_devices::virtio::balloon::constants::{CMD_DONE, CMD_FIRST_ID, CMD_STOP};
 
-use super::{Action, Chain, Mask, Scenario, State, Wrong};
+use super::memory::Memory;
+use super::scenario::Scenario;
+use super::state::State;
+use super::terms::{Action, Chain, Mask, Wrong};
 use crate::mutant::{Mutant, on};
-
-/// The driver.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Driver {
-    /// The work item is to run.
-    pub work: bool,
-    /// The field is to be read at the next look.
-    pub stale: bool,
-    /// The id as last read.
-    pub received: u32,
-    /// The id as last announced.
-    pub active: u32,
-    /// The work item has found an id to hint under, which it has yet to announce.
-    pub starting: bool,
-    /// Between announcement and STOP.
-    pub hinting: bool,
-    /// It announced an old id and hints under it.
-    pub replaying: bool,
-    /// The work item has found DONE, and looks at nothing else before it has given back.
-    pub giving_back: bool,
-    /// Held since before DONE was published.
-    pub owed: Mask,
-}
-
-impl Driver {
-    /// A config interrupt.
-    pub(super) fn interrupt(&mut self) {
-        (self.work, self.stale) = (true, true);
-    }
-
-    fn idle(&self) -> bool {
-        !self.starting && !self.hinting && !self.giving_back
-    }
-}
 
 /// Nothing more comes from the driver by itself.
 pub(super) fn quiet(state: &State) -> bool {
@@ -58,7 +27,7 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
         return;
     }
     let (d, mem, left) = (&state.driver, &state.mem, &state.left);
-    let ended = super::engine::ended(state);
+    let ended = state.ended();
     if d.work && d.idle() {
         out.push(Action::Work);
     }
@@ -222,7 +191,7 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
 }
 
 /// The driver allocates pages, which a kernel that zeroes on allocation zeroes.
-fn take(s: &Scenario, mem: &mut super::Memory, pages: Mask) {
+fn take(s: &Scenario, mem: &mut Memory, pages: Mask) {
     mem.free &= !pages;
     mem.held |= pages;
     if s.zeroing {

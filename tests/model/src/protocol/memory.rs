@@ -3,7 +3,8 @@
 //! Only this about a page's content matters: whether it is zero here, zero there, and whether both
 //! are the same. Every write is of something that was never there before.
 
-use super::{Mask, Scenario};
+use super::scenario::Scenario;
+use super::terms::Mask;
 
 /// See the module's text.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]

@@ -1,6 +1,7 @@
 //! How far the engine has got: its steps, and what it remembers between them.
 
-use super::{Mask, RoundState};
+use super::round::RoundState;
+use super::terms::Mask;
 
 /// The way of a sink.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -7,7 +7,8 @@
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::round::{self, LeftOut, Plan, Round};
 
-use super::{Mask, Scenario};
+use super::scenario::Scenario;
+use super::terms::Mask;
 
 /// See the module's text.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]

@@ -1,6 +1,6 @@
 //! What is explored: sizes, the guest's memory at the start, and how much may happen.
 
-use super::{Budget, Mask};
+use super::terms::{Budget, Mask};
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug)]

@@ -60,12 +60,4 @@ pub const CIRCLES: &[(&str, &str)] = &[
     ("devices/src/virtio/balloon/stats.rs", "devices/src/virtio/balloon/mod.rs"),
     ("devices/src/virtio/mmio/device.rs", "devices/src/virtio/mmio/subscriber.rs"),
     ("devices/src/virtio/mod.rs", "devices/src/virtio/mmio/state.rs"),
-    ("tests/model/src/protocol/device.rs", "tests/model/src/protocol/bench.rs"),
-    ("tests/model/src/protocol/device.rs", "tests/model/src/protocol/mod.rs"),
-    ("tests/model/src/protocol/memory.rs", "tests/model/src/protocol/mod.rs"),
-    ("tests/model/src/protocol/mod.rs", "tests/model/src/protocol/engine.rs"),
-    ("tests/model/src/protocol/mod.rs", "tests/model/src/protocol/guest.rs"),
-    ("tests/model/src/protocol/progress.rs", "tests/model/src/protocol/mod.rs"),
-    ("tests/model/src/protocol/round.rs", "tests/model/src/protocol/mod.rs"),
-    ("tests/model/src/protocol/scenario.rs", "tests/model/src/protocol/mod.rs"),
 ];
