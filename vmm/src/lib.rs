@@ -13,6 +13,7 @@ pub mod life;
 pub mod machine;
 pub mod memory;
 pub mod migrate;
+mod newer;
 pub mod process;
 mod sync;
 pub mod vcpu;

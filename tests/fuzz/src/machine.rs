@@ -10,6 +10,7 @@ use wherry_devices::virtio::balloon::{
     Balloon, BalloonBackend, BalloonConfig, BalloonDeviceStateV1, BalloonHandle,
 };
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
+use wherry_migration::wire::version::NEWEST;
 use wherry_vmm::cpu::state::VcpuStateV1;
 use wherry_vmm::machine::{Description, MachineState};
 
@@ -37,15 +38,15 @@ pub fn machine(data: &[u8]) {
     match input.u8() % 5 {
         0 => {
             let Ok(description) = Description::decode(input.0) else { return };
-            let bytes = description.encode().expect("it was decoded");
+            let bytes = description.encode(NEWEST).expect("it was decoded");
             let again = Description::decode(&bytes).expect("it was encoded");
-            assert_eq!(again.encode().expect("it was decoded"), bytes);
+            assert_eq!(again.encode(NEWEST).expect("it was decoded"), bytes);
         }
         1 => {
             let Ok(state) = MachineState::decode(input.0) else { return };
-            let bytes = state.encode().expect("it was decoded");
+            let bytes = state.encode(NEWEST).expect("it was decoded");
             let again = MachineState::decode(&bytes).expect("it was encoded");
-            assert_eq!(again.encode().expect("it was decoded"), bytes);
+            assert_eq!(again.encode(NEWEST).expect("it was decoded"), bytes);
             for Saved { kind, bytes, .. } in &state.devices {
                 match kind.name {
                     "serial" => drop(wherry_codec::decode(bytes).inspect(serial)),

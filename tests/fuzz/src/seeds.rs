@@ -323,8 +323,8 @@ fn machine() -> Seeds {
         [vec![kind], bytes.expect("it can be encoded")].concat()
     };
     vec![
-        ("description", with(0, description.encode())),
-        ("state", with(1, state.encode())),
+        ("description", with(0, description.encode(NEWEST))),
+        ("state", with(1, state.encode(NEWEST))),
         ("balloon", with(2, wherry_codec::encode(&balloon))),
         ("serial", with(3, wherry_codec::encode(&typed))),
         ("vcpu", with(4, wherry_codec::encode(&vcpu(1)))),

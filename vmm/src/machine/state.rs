@@ -17,6 +17,7 @@ use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
 use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
+use crate::newer;
 
 /// A machine has far fewer devices.
 const MAX_DEVICES: usize = 64;
@@ -116,11 +117,11 @@ impl Description {
         Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, devices })
     }
 
-    /// For the handshake.
+    /// For the handshake, as this version of the protocol has it.
     ///
     /// # Errors
     /// None: plain data can always be encoded.
-    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+    pub fn encode(&self, version: u16) -> Result<Vec<u8>, CodecError> {
         let shape = ShapeV1 { ram_bytes: self.ram_bytes, nr_vcpus: self.nr_vcpus };
         let mut out = Writer::new(&DESCRIPTION, 0);
         push(&mut out, "machine", "machine", 1, &shape)?;
@@ -130,6 +131,7 @@ impl Description {
             let device = DeviceV1 { slot: *slot, options: options.clone() };
             push(&mut out, id, kind.name, kind.options, &device)?;
         }
+        newer::push(&mut out, version);
         Ok(out.finish())
     }
 
@@ -139,6 +141,7 @@ impl Description {
     /// Malformed, with something unknown in it, or beyond this VMM's limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let mut records = Records::read(&DESCRIPTION, bytes)?;
+        newer::take(&mut records)?;
         let ShapeV1 { ram_bytes, nr_vcpus } = records.take("machine", "machine", 1)?;
         let cpu = records.take("cpu", "cpu", 1)?;
         let kernel: Kernel = records.take("kernel", "kernel", 1)?;
@@ -184,11 +187,11 @@ fn probe(kvm: &Kvm) -> anyhow::Result<VcpuFd> {
 }
 
 impl MachineState {
-    /// For the wire.
+    /// For the wire, as this version of the protocol has it.
     ///
     /// # Errors
     /// None: plain data can always be encoded.
-    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+    pub fn encode(&self, version: u16) -> Result<Vec<u8>, CodecError> {
         let mut out = Writer::new(&STATE, if self.running { RUNNING } else { 0 });
         push(&mut out, "vm", "vm", 1, &self.vm)?;
         for (nr, vcpu) in self.vcpus.iter().enumerate() {
@@ -197,6 +200,7 @@ impl MachineState {
         for Saved { id, kind, bytes } in &self.devices {
             out.push(Record { id, kind: kind.name, version: kind.version, bytes });
         }
+        newer::push(&mut out, version);
         Ok(out.finish())
     }
 
@@ -207,6 +211,7 @@ impl MachineState {
     /// restored.
     pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let mut records = Records::read(&STATE, bytes)?;
+        newer::take(&mut records)?;
         let running = records.flags() & RUNNING != 0;
         let vm = records.take("vm", "vm", 1)?;
         let mut vcpus = Vec::new();

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use wherry_codec::{decode, golden};
 use wherry_devices::kinds::KINDS;
 use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_migration::wire::version::NEWEST;
 use wherry_migration::wire::{MAX_PAGES, max_state};
 
 use super::*;
@@ -92,7 +93,7 @@ fn state() -> MachineState {
 
 #[test]
 fn golden_bytes_of_every_record() {
-    check_golden("description.bin", &description().encode().unwrap());
+    check_golden("description.bin", &description().encode(NEWEST).unwrap());
     check_golden("record-vm-1.bin", &encode(&vm()).unwrap());
     check_golden("record-vcpu-1.bin", &encode(&vcpu(3)).unwrap());
     check_golden("record-cpu-1.bin", &encode(&cpu()).unwrap());
@@ -109,13 +110,13 @@ fn golden_bytes_of_every_record() {
 
 #[test]
 fn descriptions_and_states_come_back_as_they_were() {
-    let bytes = description().encode().unwrap();
-    assert_eq!(Description::decode(&bytes).unwrap().encode().unwrap(), bytes);
-    let bytes = state().encode().unwrap();
+    let bytes = description().encode(NEWEST).unwrap();
+    assert_eq!(Description::decode(&bytes).unwrap().encode(NEWEST).unwrap(), bytes);
+    let bytes = state().encode(NEWEST).unwrap();
     let back = MachineState::decode(&bytes).unwrap();
     assert!(back.running && back.vcpus == state().vcpus && back.devices == state().devices);
-    assert_eq!(back.encode().unwrap(), bytes);
-    let paused = MachineState { running: false, ..state() }.encode().unwrap();
+    assert_eq!(back.encode(NEWEST).unwrap(), bytes);
+    let paused = MachineState { running: false, ..state() }.encode(NEWEST).unwrap();
     assert!(!MachineState::decode(&paused).unwrap().running);
 }
 
@@ -133,8 +134,8 @@ fn what_is_unknown_is_refused_by_name() {
     let disk = Record { id: "blk0", kind: "virtio-disk", version: 1, bytes: b"?" };
     let newer = Record { id: "com2", kind: "serial", version: 9, bytes: b"?" };
     let refusals = |record| {
-        let description = and(description().encode().unwrap(), &DESCRIPTION, record);
-        let state = and(state().encode().unwrap(), &STATE, record);
+        let description = and(description().encode(NEWEST).unwrap(), &DESCRIPTION, record);
+        let state = and(state().encode(NEWEST).unwrap(), &STATE, record);
         let description = Description::decode(&description).map(drop).unwrap_err().to_string();
         [description, MachineState::decode(&state).map(drop).unwrap_err().to_string()]
     };
@@ -169,7 +170,7 @@ fn devices_in_impossible_places_are_refused() {
     let with = |change: fn(&mut Description)| {
         let mut description = description();
         change(&mut description);
-        Description::decode(&description.encode().unwrap()).map(drop)
+        Description::decode(&description.encode(NEWEST).unwrap()).map(drop)
     };
     with(|_| {}).unwrap();
     let spoils: [fn(&mut Description); 5] = [

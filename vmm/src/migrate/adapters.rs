@@ -119,13 +119,12 @@ impl EngineMachine for Pausing {
         self.event(if begun { Event::HandOver } else { Event::TakeBack })
     }
 
-    // What a version has beside the others is decided here, once there are two.
-    fn describe(&self, _version: u16) -> io::Result<Vec<u8>> {
-        self.machine.description().encode().map_err(io::Error::other)
+    fn describe(&self, version: u16) -> io::Result<Vec<u8>> {
+        self.machine.description().encode(version).map_err(io::Error::other)
     }
 
-    fn save(&self, _version: u16) -> io::Result<Vec<u8>> {
+    fn save(&self, version: u16) -> io::Result<Vec<u8>> {
         let state = self.machine.save(self.run).map_err(|e| io::Error::other(format!("{e:#}")))?;
-        state.encode().map_err(io::Error::other)
+        state.encode(version).map_err(io::Error::other)
     }
 }

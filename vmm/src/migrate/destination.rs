@@ -17,6 +17,7 @@ use crate::kvm::open_kvm;
 use crate::life::owner::{Owner, Vcpus};
 use crate::machine::{Description, Machine, MachineHooks, MachineState};
 use crate::memory::{PAGE, Ram};
+use crate::newer;
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
 /// touched.
@@ -175,7 +176,8 @@ pub fn receive(
             eprintln!("{line}");
         }
     };
-    let mut config = DestinationConfig::default();
+    let mut config =
+        DestinationConfig { versions: newer::versions(), ..DestinationConfig::default() };
     let source =
         await_source(listener, &config, cancel, &mut turned_away).context("no source connected")?;
     if let Some(most) = max_memory.or_else(available_memory) {

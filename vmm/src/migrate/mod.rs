@@ -23,6 +23,7 @@ use crate::control::{ControlError, ErrorCode, HintMode, MigrateRequest, Update};
 use crate::life::owner::Owner;
 use crate::life::{Event, Touch};
 use crate::machine::Machine;
+use crate::newer;
 use adapters::{Hints, Pausing};
 pub use destination::{Receiving, receive};
 
@@ -130,7 +131,7 @@ pub fn to(
         }),
         machine: Arc::new(Pausing { machine: machine.clone(), owner: owner.clone(), run }),
     };
-    let defaults = SourceConfig::default();
+    let defaults = SourceConfig { versions: newer::versions(), ..SourceConfig::default() };
     let config = SourceConfig {
         hints: hint_policy(request.hints),
         bandwidth: request.bandwidth_bytes_s,
