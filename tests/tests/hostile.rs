@@ -11,6 +11,8 @@
 
 #[path = "hostile/owner.rs"]
 mod owner;
+#[path = "hostile/releases.rs"]
+mod releases;
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -68,10 +70,20 @@ fn migrate_in_time(env: &Env, name: &str, uri: &str, args: &[&str]) -> Result<Va
 
 /// Migrates `guest` in the middle of what it does; returns it where it is then, and the report if
 /// it was moved.
-fn hop(env: &Env, mut guest: Guest, name: &str, args: &[&str]) -> Result<(Guest, Option<Value>)> {
-    let uri = env.unix_uri(name);
-    let mut destination = Guest::receive(env, name, &uri)?;
-    let report = match migrate_in_time(env, &guest.name, &uri, args) {
+fn hop(env: &Env, guest: Guest, name: &str, args: &[&str]) -> Result<(Guest, Option<Value>)> {
+    hop_between((env, env), guest, name, args)
+}
+
+/// The same, from one build of Wherry to another.
+fn hop_between(
+    (from, to): (&Env, &Env),
+    mut guest: Guest,
+    name: &str,
+    args: &[&str],
+) -> Result<(Guest, Option<Value>)> {
+    let uri = to.unix_uri(name);
+    let mut destination = Guest::receive(to, name, &uri)?;
+    let report = match migrate_in_time(from, &guest.name, &uri, args) {
         Ok(report) => Some(report),
         Err(e) => {
             let failed = e.downcast::<MigrateError>()?;

@@ -21,6 +21,7 @@ mod inside;
 mod lab;
 mod model;
 mod note;
+mod releases;
 mod setup;
 mod testing;
 

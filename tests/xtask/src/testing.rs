@@ -10,7 +10,8 @@ use clap::Parser;
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::note;
-use crate::{deny, house, images, inside, setup};
+use crate::releases::Builds;
+use crate::{deny, house, images, inside, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -96,6 +97,8 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.timeout = Some(std::time::Duration::from_secs(args.timeout));
     job.env = lab_environment(&wherry, &images);
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
+    let builds = releases::build(workspace)?;
+    job.env.extend(builds.iter().map(|(name, path)| (name.into(), path.into())));
     // One lab for all: it costs seconds to start.
     let own = std::env::current_exe().context("where is xtask?")?;
     let limit = if args.soak { args.timeout.to_string() } else { TEST_LIMIT.to_owned() };
@@ -122,7 +125,7 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.argv.extend(["--filter".into(), args.filter.clone().unwrap_or_default().into()]);
     let bare_metal = executables.iter().find(|test| is_called(test, "hostile")).cloned();
     if let Some(test) = bare_metal.filter(|_| lab::software_kvm(workspace)) {
-        let run = |filter: &[&str]| here(&test, &wherry, &hostile, args.soak, filter);
+        let run = |filter: &[&str]| here(&test, &wherry, &hostile, &builds, args.soak, filter);
         // Software KVMs differ in what they can do; the lab runs these tests in any case.
         if run(&["--exact", "the_guest_notices_a_page_that_is_wrong"])? {
             let filter: Vec<_> = args.filter.as_deref().into_iter().collect();
@@ -156,10 +159,18 @@ fn run_in_labs(workspace: &Workspace, mut job: Job) -> Result<bool> {
 
 /// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. A soak
 /// takes more seeds.
-fn here(test: &Path, wherry: &Path, hostile: &Path, soak: bool, filter: &[&str]) -> Result<bool> {
+fn here(
+    test: &Path,
+    wherry: &Path,
+    hostile: &Path,
+    builds: &Builds,
+    soak: bool,
+    filter: &[&str],
+) -> Result<bool> {
     let mut command = Command::new(test);
     command.arg("--test-threads=1").args(filter).stdout(std::io::stderr());
     command.env("WHERRY_BIN", wherry).env("WHERRY_KERNEL_HOSTILE", hostile);
+    command.envs(builds.iter().map(|(name, path)| (name, path)));
     command.env("WHERRY_SEEDS", if soak { "100" } else { "1" });
     Ok(command.status()?.success())
 }
