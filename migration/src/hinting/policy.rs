@@ -12,7 +12,7 @@
 //! came meanwhile saved, is at most half of the time that sending all of it would have taken. Time
 //! in which nobody ran here, because the host stood still, counts as one slice.
 //!
-//! **Without an advance**, because little is left or nothing is known, [`Pacer`] decides how
+//! **Without an advance**, because little is left or nothing is known, `Pacer` decides how
 //! long to wait, and hints end that clear nothing, or too little, many times in a row.
 //!
 //! A driver that got back what could not be honoured names it again. One that is through and has
