@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 
 use serde_json::json;
-use wherry_migration::replay::{Outcome, Replay, Settings, Trace};
+use wherry_replay::{Outcome, Replay, Settings, Trace};
 use wherry_vmm::control::{ControlError, ErrorCode};
 
 use super::Context;

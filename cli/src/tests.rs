@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wherry_migration::Compression;
-use wherry_migration::trace::{Event, Start, What};
+use wherry_trace::{Event, Start, What};
 use wherry_vmm::control::*;
 
 use super::*;
@@ -423,7 +423,7 @@ fn advice_for_a_name_in_use_works_for_a_receiver_too() {
 
 fn start() -> What {
     What::Start(Start {
-        version: wherry_migration::trace::VERSION,
+        version: wherry_trace::VERSION,
         nr_pages: 4096,
         hints: "on".into(),
         bandwidth: Some(5_000_000),

@@ -1,10 +1,10 @@
 //! Watching a migration: what the engine tells, and to whom.
 //!
-//! Nothing is decided by an observer. The trace's recorder is one
-//! ([`Recording`](crate::trace::record::Recording)), the second opinion of a verified migration
-//! another (module `verify::shadow`). What concerns the machine is told where the machine is
-//! called: `watched` stands before the dirty log, an `ObservedSink` before a sink; so it does not
-//! depend on what rounds, sinks and gates believe to have done.
+//! Nothing is decided by an observer. The recorder of traces is one (crate `wherry-trace`), the
+//! second opinion of a verified migration another (module `verify::shadow`). What concerns the
+//! machine is told where the machine is called: `watched` stands before the dirty log, an
+//! `ObservedSink` before a sink; so it does not depend on what rounds, sinks and gates believe to
+//! have done.
 
 use std::io;
 use std::ops::Range;

@@ -19,7 +19,7 @@ pub(crate) fn millis(time: Duration) -> u64 {
 }
 
 /// Whole microseconds.
-pub(crate) fn micros(time: Duration) -> u64 {
+pub fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -29,7 +29,7 @@ pub use timeline::timeline;
 pub use trace::{Fates, Reader, Round, Slice, Trace};
 
 /// Classes of pages in a round: style class and name, in the order of
-/// [`wherry_migration::trace::FATES`], and one for VMMs that do not tell why a page was neither
+/// [`wherry_trace::FATES`], and one for VMMs that do not tell why a page was neither
 /// sent nor zero. Together they are all pages of the guest.
 pub const CLASSES: [(u8, &str); 9] = [
     (0, "sent"),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 
 use serde_json::Value;
-use wherry_migration::trace::{Event, FATES, MAX_CELLS, Start, What};
+use wherry_trace::{Event, FATES, MAX_CELLS, Start, What};
 
 use crate::Error;
 

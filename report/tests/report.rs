@@ -4,8 +4,8 @@
 use std::fmt::Write;
 
 use proptest::prelude::*;
-use wherry_migration::trace::{Event, FATES, MAX_CELLS, Start, VERSION, What};
 use wherry_report::{Trace, migration_page};
+use wherry_trace::{Event, FATES, MAX_CELLS, Start, VERSION, What};
 
 const PAGES: u64 = 262_144;
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::mutations::Mutation;
+use super::model::Mutation;
 use crate::bitmap::Bitmap;
 use crate::traits::*;
 

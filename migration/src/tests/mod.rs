@@ -20,6 +20,5 @@ mod speed;
 mod strangers;
 mod streams;
 mod switch;
-mod trace;
 mod verify;
 mod versions;

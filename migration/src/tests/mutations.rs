@@ -4,30 +4,12 @@
 use std::sync::{Arc, Mutex};
 
 use super::faults::{Fault, FaultPlan, faulty_pair};
-use super::model::{Model, Trigger};
+use super::model::{Model, Mutation, Trigger};
 use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over};
 use crate::observe::{Event, Observer};
 use crate::round::Round;
 use crate::*;
-
-/// A deliberate mistake.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mutation {
-    /// Hints are taken at their word although memory was not protected when the id was published.
-    PublishBeforeProtect,
-    /// Hints of an id are honoured in the next round, as if the rounds shared one to-send bitmap
-    /// and the epoch were not closed between them.
-    HintAfterClose,
-    /// The VMM's own writes are not in the dirty set.
-    VmmWrites,
-    /// The destination runs as soon as it is loaded.
-    RunBeforeHandOff,
-    /// A bit of this page is wrong in what is first read of it.
-    FlipPage(u64),
-    /// This page is counted as sent and does not arrive.
-    DropPage(u64),
-}
 
 /// Sits between device and sink, and clears the bits of hints that the sink must not honour.
 pub(super) struct Gullible(Option<Arc<Believer>>);

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::dest::Dest;
 use super::hostile::{feed, hello, machine, pages, round, stream, welcome};
-use super::model::{Model, Trigger};
-use super::mutations::{Mutation, PAGE, PAGES, late_hint, taken_back, vmm_write};
+use super::model::{Model, Mutation, Trigger};
+use super::mutations::{PAGE, PAGES, late_hint, taken_back, vmm_write};
 use super::ops::Op;
 use super::oracle::{config, hinting, migrate_model, migrate_over, pair};
 use crate::wire::digests::{CHUNK_PAGES, Digests};

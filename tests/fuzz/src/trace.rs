@@ -1,6 +1,6 @@
 //! The trace reader, and the replay of what it accepts.
 
-use wherry_migration::replay::{Replay, Trace};
+use wherry_replay::{Replay, Trace};
 
 /// See the module's text.
 pub fn trace(data: &[u8]) {

@@ -90,7 +90,7 @@ fn destination_and_source() {
 /// A seed that the product refuses would not lead anywhere.
 #[test]
 fn seeds_are_what_the_product_reads() {
-    use wherry_migration::replay::Trace;
+    use wherry_replay::Trace;
     use wherry_vmm::machine::{Description, MachineState};
     let seed = |target, name: &str| {
         let found = seeds::of(target).into_iter().find(|(n, _)| n.ends_with(name));

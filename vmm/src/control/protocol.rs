@@ -23,7 +23,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
-use wherry_migration::{Compression, trace};
+use wherry_migration::Compression;
 
 /// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be
 /// longer ([`MAX_REPLY_LINE`]).
@@ -189,7 +189,7 @@ pub enum Update {
 
 impl Update {
     /// An event as its line. `None` cannot happen: events are plain data.
-    pub fn trace(event: &trace::Event) -> Option<Self> {
+    pub fn trace(event: &wherry_trace::Event) -> Option<Self> {
         to_raw_value(event).ok().map(Self::Trace)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wherry_migration::trace::{Event, What};
+use wherry_trace::{Event, What};
 
 use super::server::Limits;
 use super::*;

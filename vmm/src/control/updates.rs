@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use wherry_migration::trace::{Event, What};
+use wherry_trace::{Event, What};
 
 use super::Update;
 

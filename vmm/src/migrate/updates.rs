@@ -3,9 +3,9 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wherry_migration::trace::record::Recording;
 use wherry_migration::traits::GuestRam;
 use wherry_migration::{Observer, Progress, Snapshot, SourceConfig};
+use wherry_trace::Recording;
 
 use crate::control::Update;
 use crate::machine::Machine;

@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
-use super::super::mutations::Mutation;
-use super::{Model, Trigger};
+use super::{Model, Mutation, Trigger};
 use crate::bitmap::Bitmap;
 use crate::traits::*;
 
@@ -64,6 +63,7 @@ impl GuestRam for Model {
 
 impl Model {
     /// What is dirty, without consuming it.
+    #[allow(dead_code)] // Crate wherry-trace does, whose tests have this model too.
     pub(in crate::tests) fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
         let inner = self.inner.lock().unwrap();
         assert!(inner.log_on);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::BufReader;
 
-use wherry_migration::replay::{OutcomeError, Replay, Settings, Trace};
+use wherry_replay::{OutcomeError, Replay, Settings, Trace};
 
 use super::traces::Traces;
 use crate::case::Hints;

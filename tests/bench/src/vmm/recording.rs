@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use wherry_migration::trace::{Event, Start, VERSION, What};
+use wherry_trace::{Event, Start, VERSION, What};
 
 use super::api::Migration;
 use crate::entry::Figures;

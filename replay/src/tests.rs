@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::growth::Growth;
 use super::*;
-use crate::trace::{Event, Start, What};
+use wherry_trace::{Event, Start, What};
 
 const PAGES: u64 = 1 << 18;
 const WIRE: f64 = 4100.0;

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use crate::config::SourceConfig;
-use crate::hinting::policy::{Action, Asking, Driver, Seen};
-use crate::trace::FATES;
-use crate::transport::Throttle;
-use crate::units::PAGE_SIZE;
+use wherry_migration::config::SourceConfig;
+use wherry_migration::hinting::policy::{Action, Asking, Driver, Seen};
+use wherry_migration::transport::Throttle;
+use wherry_migration::units::PAGE_SIZE;
+use wherry_trace::FATES;
 
-use super::growth::Exposure;
-use super::model::{Dirty, Link, Replay, bytes, last, seconds};
-use super::read::Round;
-use super::{Outcome, Settings};
+use crate::growth::Exposure;
+use crate::model::{Dirty, Link, Replay, bytes, last, seconds};
+use crate::read::Round;
+use crate::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
 /// Steps of round one at most.

@@ -1,14 +1,4 @@
-//! A migration over time, for `--trace`, `--report` and `wherry replay`: what was sent, hinted,
-//! dirtied and decided, and when.
-//!
-//! A trace is JSON Lines: one [`Event`] a line, in order of time, [`What::Start`] first and
-//! [`What::End`] or [`What::Failed`] last. Who reads one must skip events and fields that it does
-//! not know, and take absent fields for zero; [`VERSION`] changes only when the meaning of an old
-//! field does. The format is documented for users in `docs/trace.md`.
-//!
-//! Counts are pages unless the name says bytes; times are microseconds since the migration began.
-
-pub mod record;
+//! The lines of a trace.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +64,7 @@ impl Start {
 pub enum What {
     /// The settings.
     Start(Start),
-    /// A phase begins: see [`Phase`](crate::Phase).
+    /// A phase begins: see [`Phase`](wherry_migration::Phase).
     Phase {
         /// Its name.
         #[serde(default)]
@@ -212,7 +202,7 @@ pub enum What {
     },
     /// It succeeded: the same report as `--json` prints.
     End {
-        /// See [`Report`](crate::Report).
+        /// See [`Report`](wherry_migration::Report).
         #[serde(default)]
         report: serde_json::Value,
     },

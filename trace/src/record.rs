@@ -1,4 +1,4 @@
-//! Recording a trace: an observer that turns what it sees into the lines of [`crate::trace`].
+//! Recording a trace: an observer that turns what it sees into the lines of a trace.
 //!
 //! Hints are gathered as they come and told a few times a second. What is kept is bounded, whatever
 //! the guest does.
@@ -7,14 +7,15 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bitmap::{Bitmap, word_masks};
-use crate::config::{HintMode, HintPolicy, OnTimeout, SourceConfig};
-use crate::error::{Phase, describe};
-use crate::observe::{self, Observer, Slice};
-use crate::report::HintUse;
-use crate::round::{LeftOut, Plan, Round};
-use crate::trace::{Event, FATES, MAX_CELLS, Start, VERSION, What};
-use crate::units::micros;
+use wherry_migration::bitmap::{Bitmap, word_masks};
+use wherry_migration::config::{HintMode, HintPolicy, OnTimeout, SourceConfig};
+use wherry_migration::error::{Phase, describe};
+use wherry_migration::observe::{self, Observer, Slice};
+use wherry_migration::report::HintUse;
+use wherry_migration::round::{LeftOut, Plan, Round};
+use wherry_migration::units::micros;
+
+use crate::event::{Event, FATES, MAX_CELLS, Start, VERSION, What};
 
 /// Time between two slices, and between flushes of hints.
 const SLICE: Duration = Duration::from_millis(50);

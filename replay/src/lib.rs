@@ -8,7 +8,8 @@
 //! # What is simulated
 //! - **Round one** goes through the cells of the trace's map in order. Each hint takes its pages
 //!   out of the cells that it names, at its recorded time, unless they were sent before; the rest
-//!   goes out at the link's rate, and while the [policy](crate::hinting::policy) says so nothing goes out.
+//!   goes out at the link's rate, and while the [policy](wherry_migration::hinting::policy) says so
+//!   nothing goes out.
 //! - **Dirty pages** grow with time as they did: within what was seen by interpolation, beyond it
 //!   by a curve fitted to all of it ([`growth`]).
 //! - **Later rounds** carry of each dirty set the part with content that the recorded round had.
@@ -19,6 +20,7 @@
 //! The guest does the same things at the same times: one that a smaller link slows down, or whose
 //! CPU the sender shares, does not. Hints that the driver had no time to give are unknown; without
 //! hints what they named counts as content.
+#![forbid(unsafe_code)]
 
 pub mod growth;
 mod model;

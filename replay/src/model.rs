@@ -1,11 +1,11 @@
 //! What a trace tells about its guest and its link.
 
-use crate::trace::Start;
-use crate::units::PAGE_SIZE;
+use wherry_migration::units::PAGE_SIZE;
+use wherry_trace::Start;
 
-use super::growth::{Exposure, Growth, Seen, least_squares};
-use super::read::{Round, Slice, Trace};
-use super::{Outcome, Settings};
+use crate::growth::{Exposure, Growth, Seen, least_squares};
+use crate::read::{Round, Slice, Trace};
+use crate::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
 /// Points that an exposure, and a round's part in the fit, is told with.
@@ -16,20 +16,20 @@ const ENOUGH: f64 = 16.0;
 /// A trace, ready to be run under other settings.
 #[derive(Clone, Debug)]
 pub struct Replay {
-    pub(super) trace: Trace,
-    pub(super) link: Link,
-    pub(super) growth: Growth,
+    pub(crate) trace: Trace,
+    pub(crate) link: Link,
+    pub(crate) growth: Growth,
     /// Round one's exposure when it was harvested.
-    pub(super) exposure: Exposure,
+    pub(crate) exposure: Exposure,
     /// The first harvest.
-    pub(super) dirty_one: Dirty,
+    pub(crate) dirty_one: Dirty,
     /// Bytes that are not of any round: handshake, state, verification.
-    pub(super) other_bytes: f64,
+    pub(crate) other_bytes: f64,
 }
 
 /// A dirty set.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Dirty {
+pub(crate) struct Dirty {
     /// Zeroed for a hint: there only if hints are used, and as many in whatever time.
     pub hinted: f64,
     /// Given back to the host (reported, in the balloon): dirty, and nothing to send. As many in
@@ -47,7 +47,7 @@ impl Dirty {
 
 /// Costs on the wire and in time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     /// Wire bytes for a page with content.
     pub page_bytes: f64,
     /// The same in later rounds, for what a guest writes may compress quite unlike what it keeps.
@@ -71,7 +71,7 @@ pub(super) struct Link {
 
 /// Seconds of work for a wire byte.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Work {
+pub(crate) struct Work {
     /// On the one thread that reads guest memory.
     reading: f64,
     /// On the threads of all connections together.
@@ -89,7 +89,7 @@ impl Work {
     }
 }
 
-pub(super) fn seconds(us: u64) -> f64 {
+pub(crate) fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
 
@@ -203,14 +203,14 @@ impl Replay {
     }
 
     /// Rounds with the guest running.
-    pub(super) fn running(&self) -> &[Round] {
+    pub(crate) fn running(&self) -> &[Round] {
         let rounds = &self.trace.rounds;
         let paused = usize::from(self.trace.ending.is_some() && rounds.len() > 1);
         &rounds[..rounds.len() - paused]
     }
 
     /// The last round, with the guest paused.
-    pub(super) fn paused(&self) -> Option<&Round> {
+    pub(crate) fn paused(&self) -> Option<&Round> {
         self.trace.rounds.get(self.running().len())
     }
 
@@ -233,12 +233,12 @@ impl Replay {
     }
 
     /// Pages of a round (by index) that were dirty and that the host has back.
-    pub(super) fn free(&self, at: usize) -> u64 {
+    pub(crate) fn free(&self, at: usize) -> u64 {
         self.trace.rounds.get(at).map_or(0, |round| round.hole.saturating_add(round.ballooned))
     }
 
     /// The harvest of a round (by index): when, and how many pages the guest had written.
-    pub(super) fn written(&self, at: usize) -> Option<(u64, u64)> {
+    pub(crate) fn written(&self, at: usize) -> Option<(u64, u64)> {
         let (t_us, dirty, _) = self.trace.rounds.get(at)?.harvest?;
         Some((t_us, dirty.saturating_sub(self.free(at + 1))))
     }
@@ -274,7 +274,7 @@ impl Replay {
     }
 
     /// Since when the writes of a later round (by index) are seen.
-    pub(super) fn protected_at(&self, at: usize) -> Option<u64> {
+    pub(crate) fn protected_at(&self, at: usize) -> Option<u64> {
         let before = self.trace.rounds.get(at.checked_sub(1)?)?;
         before.harvest.map(|h| h.0)
     }
@@ -287,7 +287,7 @@ fn thin<T>(all: &[T]) -> impl Iterator<Item = &T> {
 }
 
 /// Sent, zero and hinted pages at a round's end.
-pub(super) fn last(round: &Round) -> (u64, u64, u64) {
+pub(crate) fn last(round: &Round) -> (u64, u64, u64) {
     round.slices.last().map_or((0, 0, 0), |s| (s.sent, s.zero, s.hinted))
 }
 
@@ -297,7 +297,7 @@ fn harvested(round: &Round) -> u64 {
 }
 
 /// A round's bytes on the wire.
-pub(super) fn bytes(round: &Round) -> u64 {
+pub(crate) fn bytes(round: &Round) -> u64 {
     match (round.slices.first(), round.slices.last()) {
         (Some(first), Some(last)) => last.bytes.saturating_sub(first.bytes),
         _ => 0,
@@ -387,7 +387,7 @@ impl Link {
     }
 
     /// The same with other connections and another cap.
-    pub(super) fn under(&self, recorded: &Start, settings: &Settings) -> Self {
+    pub(crate) fn under(&self, recorded: &Start, settings: &Settings) -> Self {
         let mut link = *self;
         if let Some(work) = self.work {
             let (was, is) = (work.byte_s(recorded.streams), work.byte_s(settings.streams));
@@ -405,18 +405,18 @@ impl Link {
     }
 
     /// For later rounds.
-    pub(super) fn later(&self) -> Self {
+    pub(crate) fn later(&self) -> Self {
         Self { page_bytes: self.later_page_bytes, ..*self }
     }
 
     /// Bytes of guest memory that a byte on the wire is taken to carry, which is 1 where nothing is
     /// compressed.
-    pub(super) fn packing(&self, trace: &Trace) -> f64 {
+    pub(crate) fn packing(&self, trace: &Trace) -> f64 {
         if trace.start.compression.is_some() { PAGE / self.page_bytes } else { 1.0 }
     }
 
     /// Seconds for these pages.
-    pub(super) fn time(&self, content: f64, zero: f64) -> f64 {
+    pub(crate) fn time(&self, content: f64, zero: f64) -> f64 {
         content * self.page_bytes * self.byte_s + zero * self.zero_s
     }
 }

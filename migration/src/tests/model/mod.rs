@@ -12,9 +12,26 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use super::mutations::Mutation;
 use super::ops::Op;
 use crate::traits::*;
+
+/// A deliberate mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mutation {
+    /// Hints are taken at their word although memory was not protected when the id was published.
+    PublishBeforeProtect,
+    /// Hints of an id are honoured in the next round, as if the rounds shared one to-send bitmap
+    /// and the epoch were not closed between them.
+    HintAfterClose,
+    /// The VMM's own writes are not in the dirty set.
+    VmmWrites,
+    /// The destination runs as soon as it is loaded.
+    RunBeforeHandOff,
+    /// A bit of this page is wrong in what is first read of it.
+    FlipPage(u64),
+    /// This page is counted as sent and does not arrive.
+    DropPage(u64),
+}
 
 #[derive(Default)]
 pub(super) struct Inner {

@@ -6,8 +6,8 @@ use std::io::{self, BufRead, Read};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::trace::{Event, FATES, MAX_CELLS, Start, What};
-use crate::wire::MAX_STREAMS;
+use wherry_migration::wire::MAX_STREAMS;
+use wherry_trace::{Event, FATES, MAX_CELLS, Start, What};
 
 /// Longest line in bytes: a map of 4096 cells in a guest of 16 TiB has a tenth of it.
 pub const MAX_LINE: u64 = 4 << 20;
@@ -113,13 +113,13 @@ pub struct Downtime {
 /// A trace as far as a replay needs it.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    pub(super) start: Start,
-    pub(super) rounds: Vec<Round>,
-    pub(super) hints: Vec<Hint>,
+    pub(crate) start: Start,
+    pub(crate) rounds: Vec<Round>,
+    pub(crate) hints: Vec<Hint>,
     /// Ids of round one: when, and whether in the protected way.
-    pub(super) publishes: Vec<(u64, bool)>,
-    pub(super) cells: Cells,
-    pub(super) ending: Option<Ending>,
+    pub(crate) publishes: Vec<(u64, bool)>,
+    pub(crate) cells: Cells,
+    pub(crate) ending: Option<Ending>,
     /// Why it failed, if it says so.
     pub failed: Option<String>,
     /// Events and hints that did not reach it.

@@ -85,7 +85,7 @@ impl Growth {
 }
 
 /// The `(x, y)`, neither negative, that bring `a·x + b·y` closest to `c` over rows `[a, b, c]`.
-pub(super) fn least_squares(rows: impl Iterator<Item = [f64; 3]>) -> (f64, f64) {
+pub(crate) fn least_squares(rows: impl Iterator<Item = [f64; 3]>) -> (f64, f64) {
     let (mut aa, mut ab, mut bb, mut ac, mut bc) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for [a, b, c] in rows {
         aa += a * a;

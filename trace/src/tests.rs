@@ -1,20 +1,53 @@
 //! Traces: what the events say is what the report says, with every kind of guest, and a trace
 //! changes nothing.
 
+// The engine's own model guest.
+#[allow(dead_code)]
+#[path = "../../migration/src/tests/dest.rs"]
+mod dest;
+#[allow(dead_code)]
+#[path = "../../migration/src/tests/model/mod.rs"]
+mod model;
+#[path = "../../migration/src/tests/ops.rs"]
+mod ops;
+
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::*;
 
-use super::dest::Dest;
-use super::model::{Model, Trigger};
-use super::mutations::PAGES;
-use super::ops::{Op, ops};
-use super::oracle::{config, hinting, pair};
-use crate::bitmap::Bitmap;
-use crate::trace::record::Recording;
-use crate::trace::{Event, FATES, Start, What};
-use crate::*;
+use self::dest::Dest;
+use self::model::{Model, Trigger};
+use self::ops::{Op, ops};
+use crate::record::Recording;
+use crate::{Event, FATES, Start, What};
+
+const PAGES: u64 = 64 * 12;
+
+/// Three rounds, then switched over whatever is left: the script decides what is dirty when.
+fn config(mode: HintMode) -> SourceConfig {
+    SourceConfig {
+        hints: HintPolicy::On,
+        hint_mode: mode,
+        downtime_limit: Duration::ZERO,
+        max_rounds: 3,
+        on_timeout: OnTimeout::Force,
+        first_hint_wait: Duration::from_millis(1),
+        slice: Duration::from_micros(100),
+        hint_time: Duration::from_micros(200),
+        hint_rest: Duration::from_micros(100),
+        stall_timeout: Duration::from_secs(10),
+        ..SourceConfig::default()
+    }
+}
+
+fn hinting(nr_words: u64) -> Vec<Op> {
+    (0..nr_words).flat_map(|word| [Op::Hint(word * 64, 64), Op::Deliver]).collect()
+}
 
 struct Traced(Arc<Recording>);
 
@@ -27,11 +60,16 @@ impl Progress for Traced {
 }
 
 fn traced(model: &Arc<Model>, cfg: &SourceConfig) -> (Result<Report, Failure>, Vec<Event>) {
-    let (near, far) = pair();
+    let (near, far) = UnixStream::pair().unwrap();
     let receiver = thread::spawn(move || {
         let mut dest = Dest::default();
-        let received =
-            receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new());
+        let received = receive(
+            Box::new(far),
+            &mut dest,
+            &DestinationConfig::default(),
+            &(),
+            &CancelToken::new(),
+        );
         received.map(|_| dest)
     });
     let tape: Arc<Mutex<Vec<Event>>> = Arc::default();
@@ -39,7 +77,7 @@ fn traced(model: &Arc<Model>, cfg: &SourceConfig) -> (Result<Report, Failure>, V
     let tell = Box::new(move |event| events.lock().unwrap().push(event));
     let look = Box::new(move |out: &mut Bitmap| log.peek(out));
     let recording = Arc::new(Recording::new(model.vm().ram.nr_pages(), cfg, tell, Some(look)));
-    let report = migrate(&model.vm(), near, cfg, &Traced(recording), &CancelToken::new());
+    let report = migrate(&model.vm(), Box::new(near), cfg, &Traced(recording), &CancelToken::new());
     if let (Ok(dest), true) = (receiver.join().unwrap(), report.is_ok()) {
         model.compare(&dest.memory()).unwrap();
     }
@@ -154,7 +192,7 @@ fn events_agree_with_the_report() {
 fn a_failure_is_the_last_line() {
     let model = Model::new(PAGES, false, vec![]);
     let cfg = SourceConfig {
-        downtime_limit: std::time::Duration::ZERO,
+        downtime_limit: Duration::ZERO,
         max_rounds: 1,
         on_timeout: OnTimeout::Fail,
         ..config(HintMode::Auto)

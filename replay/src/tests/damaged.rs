@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::{IDLE, Invented, happen};
-use crate::replay::*;
+use crate::*;
 
 /// Everything that a replay does with what it reads: no panic, and figures that are figures.
 fn survive(bytes: &[u8]) {

@@ -1,0 +1,25 @@
+//! A migration over time, for `--trace`, `--report` and `wherry replay`: what was sent, hinted,
+//! dirtied and decided, and when.
+//!
+//! A trace is JSON Lines: one [`Event`] a line, in order of time, [`What::Start`] first and
+//! [`What::End`] or [`What::Failed`] last. Who reads one must skip events and fields that it does
+//! not know, and take absent fields for zero; [`VERSION`] changes only when the meaning of an old
+//! field does. The format is documented for users in `docs/trace.md`.
+//!
+//! Counts are pages unless the name says bytes; times are microseconds since the migration began.
+//!
+//! [`event`] has the lines, [`record`] writes them.
+#![forbid(unsafe_code)]
+
+pub mod event;
+pub mod record;
+
+// The engine's model guest, which the tests use, says `crate` of the engine.
+#[cfg(test)]
+use wherry_migration::{bitmap, traits};
+
+#[cfg(test)]
+mod tests;
+
+pub use event::{Event, FATES, MAX_CELLS, Start, VERSION, What};
+pub use record::Recording;
