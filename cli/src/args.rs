@@ -13,7 +13,8 @@ use super::{units, uri};
 
 /// Run Linux guests on KVM and migrate them live, sending what they use instead of what they own.
 #[derive(Debug, Parser)]
-#[command(name = "wherry", version, after_help = EXIT_CODES, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "wherry", version, after_help = EXIT_CODES, max_term_width = 100,
+    disable_help_subcommand = true)]
 pub struct Cli {
     /// Print one JSON document on standard output, errors included
     #[arg(long, global = true)]
@@ -64,7 +65,8 @@ pub enum Command {
     Kill(Name),
     /// Attach to a VM's serial console; Ctrl-] leaves it
     #[command(
-        after_help = "Without a terminal, standard input is sent to the guest and its output copied until the VM ends.\n\n\
+        after_help = "Without a terminal, standard input is sent to the guest and its output \
+                      copied until the VM ends.\n\n\
         Examples:\n  wherry console web\n  wherry console web </dev/null | tee boot.log"
     )]
     Console(Name),
@@ -85,7 +87,8 @@ pub struct Name {
 /// `wherry run`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The terminal is raw while --serial stdio has it: Ctrl-C goes to the guest; Ctrl-] then q ends the VM.\n\n\
+    after_help = "The terminal is raw while --serial stdio has it: Ctrl-C goes to the guest; \
+                  Ctrl-] then q ends the VM.\n\n\
     Examples:\n  \
     wherry run web --kernel vmlinuz --initrd initrd.img --memory 2GiB --cpus 2\n  \
     wherry run web --kernel vmlinuz --append 'init=/bin/sh' --serial file:web.log\n  \
@@ -139,7 +142,8 @@ pub struct ConsoleArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "A guest that reboots here ends the VM: its kernel is on the source's host.\n\n\
-    The migration stream is neither encrypted nor authenticated: listen where only the source can reach.\n\n\
+    The migration stream is neither encrypted nor authenticated: listen where only the source can \
+    reach.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none"
@@ -166,14 +170,17 @@ const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_S
 /// `wherry migrate`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ctrl-C cancels the migration and waits until the guest goes on at the source. A lost connection to the VM's \
-    process (this command was killed, a terminal was closed) cancels it too, unless --detach was given.\n\n\
+    after_help = "Ctrl-C cancels the migration and waits until the guest goes on at the source. A \
+                  lost connection to the VM's \
+    process (this command was killed, a terminal was closed) cancels it too, unless --detach was \
+    given.\n\n\
     Examples:\n  \
     wherry migrate web tcp:host-b:4444\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
     wherry migrate web tcp:host-b:4444 --compression lz4 --streams 4 --verify\n  \
-    wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth 400Mbit"
+    wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth \
+    400Mbit"
 )]
 pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
@@ -200,7 +207,8 @@ pub struct MigrateArgs {
     pub compression: Compression,
     /// Send memory over this many connections side by side, 1 to 16: pays where one CPU packs and
     /// sends more slowly than the link carries
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(STREAMS))]
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(STREAMS))]
     pub streams: u32,
     /// Pause the guest after this many rounds, however long the rest takes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -224,7 +232,8 @@ pub struct MigrateArgs {
 /// `wherry replay`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The guest is taken to do the same things at the same times; docs/trace.md says what a replay can know and how far it was \
+    after_help = "The guest is taken to do the same things at the same times; docs/trace.md says \
+                  what a replay can know and how far it was \
     off. The last line is the error of replaying with the settings of the recording.\n\n\
     Examples:\n  \
     wherry replay web.trace\n  \
@@ -269,7 +278,8 @@ pub struct ReportArgs {
 /// `wherry resume`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  wherry resume web\n  wherry resume web --force   # the destination surely does not run it"
+    after_help = "Examples:\n  wherry resume web\n  wherry resume web --force   # the destination \
+                  surely does not run it"
 )]
 pub struct ResumeArgs {
     /// Name of the VM (see `wherry ls`)
@@ -298,7 +308,8 @@ pub struct StopArgs {
 /// `wherry balloon`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  wherry balloon web                # statistics\n  wherry balloon web target 256MiB  # take 256 MiB from the \
+    after_help = "Examples:\n  wherry balloon web                # statistics\n  wherry balloon \
+                  web target 256MiB  # take 256 MiB from the \
     guest\n  wherry balloon web target 0       # give it all back"
 )]
 pub struct BalloonArgs {
@@ -326,7 +337,8 @@ pub enum BalloonAction {
 /// `wherry doctor`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exits with 0 if KVM is good, else with 4.\n\nExamples:\n  wherry doctor\n  wherry doctor --json | jq -r .verdict"
+    after_help = "Exits with 0 if KVM is good, else with 4.\n\nExamples:\n  wherry doctor\n  \
+                  wherry doctor --json | jq -r .verdict"
 )]
 pub struct DoctorArgs {
     /// The device to examine

@@ -1,4 +1,5 @@
-//! The `wherry` command: parses, talks to VMs through their control sockets, and says what happened.
+//! The `wherry` command: parses, talks to VMs through their control sockets, and says what
+//! happened.
 
 mod args;
 mod console;

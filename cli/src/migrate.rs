@@ -28,12 +28,14 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure> {
     if args.detach && args.trace.is_some() {
         return Err(Failure::usage(
-            "--trace and --detach exclude each other: this command writes the trace while the migration runs",
+            "--trace and --detach exclude each other: this command writes the trace while the \
+             migration runs",
         ));
     }
     if args.detach && args.report.is_some() {
         return Err(Failure::usage(
-            "--report and --detach exclude each other: this command writes the report when the migration is over",
+            "--report and --detach exclude each other: this command writes the report when the \
+             migration is over",
         ));
     }
     let mut client = context.client(&args.name)?;
@@ -131,7 +133,8 @@ fn explain(name: &str, mut error: ControlError) -> ControlError {
         }
         ErrorCode::MigrationUnknown if error.hint.is_none() => {
             error.hint = Some(format!(
-                "if the destination runs the guest: `wherry kill {name}` here; if it surely does not: `wherry resume --force {name}`"
+                "if the destination runs the guest: `wherry kill {name}` here; if it surely does \
+                 not: `wherry resume --force {name}`"
             ));
             error
         }

@@ -46,7 +46,8 @@ pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure>
     print(context, &replay, &settings, &recorded, &simulated);
     if let Some(e) = errors {
         context.out.line(format!(
-            "replayed as recorded: round one {:+.1} %, bytes {:+.1} %, time {:+.1} %, downtime {:+.1} %",
+            "replayed as recorded: round one {:+.1} %, bytes {:+.1} %, time {:+.1} %, downtime \
+             {:+.1} %",
             e.round_one_bytes, e.total_bytes, e.total_ms, e.downtime_ms
         ));
     }
@@ -69,7 +70,8 @@ fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, Failure> {
     match args.hints {
         Some(Switch::On) if !replay.has_hints() => {
             return Err(Failure::usage(
-                "--hints on: the trace has no hints, so nobody knows which memory was free; record one with --hints on",
+                "--hints on: the trace has no hints, so nobody knows which memory was free; record \
+                 one with --hints on",
             ));
         }
         Some(hints) => settings.hints = hints == Switch::On,

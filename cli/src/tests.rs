@@ -90,10 +90,12 @@ impl VmControl for FakeVm {
         tell: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
         *self.last.lock().unwrap() = Some(request.clone());
-        let hints = json!({"hint_bytes": 4 << 20, "hinted": 512, "overridden": 1, "hinted_too_late": 256,
+        let hints = json!({"hint_bytes": 4 << 20, "hinted": 512, "overridden": 1,
+            "hinted_too_late": 256,
             "sent_then_hinted": 128, "time_to_first_hint_ms": 9, "hint_rate": 8 << 20,
             "saved_bytes": 2 << 20, "saved_ms": -16});
-        let progress = json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256, "hinting": hints});
+        let progress = json!({"phase": "rounds", "round": 1, "bytes": 1 << 20, "remaining": 256,
+            "hinting": hints});
         tell(Update::Progress(progress));
         if request.uri.ends_with(":7") {
             return Err(ControlError::new(ErrorCode::MigrationFailed, "nobody listens"));
@@ -148,7 +150,8 @@ impl VmControl for FakeVm {
         );
         Ok(json!({
             "verify": verify, "compression": request.compression, "streams": request.streams,
-            "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6, "hinted": 7,
+            "rounds": [{"round": 1, "bytes": 97_000_000, "sent": 20_000, "zero": 5, "hole": 6,
+            "hinted": 7,
                         "hinted_too_late": 8, "ballooned": 9, "clean": 10, "duration_ms": 900}],
             "hinting": {"hint_bytes": 8 << 20, "hinted": 7, "saved_bytes": 28 << 10, "saved_ms": 2},
             "nr_pages": 262_144, "total_bytes": 98_000_000, "total_ms": 1250, "hints": "used",
@@ -341,7 +344,8 @@ fn migrations_that_fail_say_where_the_guest_is() {
     assert!(value["error"]["hint"].as_str().unwrap().contains("resume --force"));
     // The last figures of one that failed are its last progress.
     let (_, out, _) = bench.run("wherry info web");
-    let words = "hinted     4.0 MiB named, 2.0 MiB skipped, 4.0 KiB written again, 1.0 MiB too late, 512 KiB sent before; \
+    let words = "hinted     4.0 MiB named, 2.0 MiB skipped, 4.0 KiB written again, 1.0 MiB too \
+                 late, 512 KiB sent before; \
                  first after 9.0 ms, then 8.0 MiB/s; saved 2.0 MiB and -16.0 ms";
     assert!(out.contains(words), "{out}");
     let (_, value) = bench.json("wherry info web");

@@ -6,8 +6,9 @@
 //! kinds that there are.
 //!
 //! # Rules
-//! - **Pausing drains.** When [`Device::pause`] has returned, nothing of the device is in flight and
-//!   nothing writes guest memory. If that cannot be had in time, it says so and goes on as before.
+//! - **Pausing drains.** When [`Device::pause`] has returned, nothing of the device is in flight
+//!   and nothing writes guest memory. If that cannot be had in time, it says so and goes on as
+//!   before.
 //! - **Guest memory is marked dirty after it was written, whatever the result.** What goes through
 //!   [`GuestMemory`] is; whoever has the kernel write into guest memory marks it when the kernel is
 //!   through, and before the driver is told.

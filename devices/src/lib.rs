@@ -32,7 +32,8 @@
 //! let balloon = Balloon::create(BalloonConfig::default(), mem, Arc::new(Gsi(16)), Arc::new(Ram))?;
 //!
 //! let (mut ports, mut mmio) = (Bus::new(), Bus::new());
-//! ports.insert(0x3f8, 8, Arc::new(Mutex::new(Serial::new(Arc::new(Gsi(4)), Box::new(io::stdout())))))?;
+//! let serial = Serial::new(Arc::new(Gsi(4)), Box::new(io::stdout()));
+//! ports.insert(0x3f8, 8, Arc::new(Mutex::new(serial)))?;
 //! mmio.insert(0xd000_0000, 0x1000, balloon.bus_device())?;
 //! for (_index, _event) in balloon.queue_events().iter().enumerate() {
 //!     // KVM: register_ioevent(event, Mmio(0xd000_0000 + 0x50), index as u32)

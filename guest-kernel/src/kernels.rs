@@ -163,7 +163,8 @@ fn resolve(id: KernelId) -> Result<String> {
         }
     }
     Err(Error::NoKernel(format!(
-        "the package lists here have no Linux {} for {id}; Debian 12 has it: run `apt-get update` as root, or add \
+        "the package lists here have no Linux {} for {id}; Debian 12 has it: run `apt-get update` \
+         as root, or add \
          Debian 12 (bookworm, with its security archive) to the sources",
         id.series
     )))

@@ -346,7 +346,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn runs_and_ranges_agree_with_a_vector(len in 1u64..300, ops in prop::collection::vec((0u64..320, 0u64..200, any::<bool>()), 0..20)) {
+        fn runs_and_ranges_agree_with_a_vector(len in 1u64..300,
+            ops in prop::collection::vec((0u64..320, 0u64..200, any::<bool>()), 0..20)) {
             let mut map = Bitmap::new(len);
             let mut model = vec![false; len as usize];
             for (first, nr, value) in ops {

@@ -73,8 +73,10 @@ impl fmt::Display for Ownership {
                 "the guest belongs to the source and is paused there; resume it by hand"
             }
             Ownership::Unknown => {
-                "the hand-off may or may not have arrived, so this side does not run the guest; look at the other side: \
-                 if it runs the guest, end this process; if it says that no hand-off came, end it and resume the source \
+                "the hand-off may or may not have arrived, so this side does not run the guest; \
+                 look at the other side: \
+                 if it runs the guest, end this process; if it says that no hand-off came, end it \
+                 and resume the source \
                  by hand"
             }
         })
@@ -103,7 +105,8 @@ pub enum Error {
     NotWherry,
     /// The peer speaks no version of the protocol that this side does.
     #[error(
-        "the two sides have no migration protocol in common: the other has {theirs}, this one {ours}"
+        "the two sides have no migration protocol in common: the other has {theirs}, this one \
+         {ours}"
     )]
     Version {
         /// What the peer speaks, and what it is if it says so.
@@ -133,7 +136,8 @@ pub enum Error {
     PauseLimit(Duration),
     /// The guest has more memory than this side takes.
     #[error(
-        "the guest has {} MiB of memory and the receiver takes {} MiB; `receive --max-memory` allows more",
+        "the guest has {} MiB of memory and the receiver takes {} MiB; `receive --max-memory` \
+         allows more",
         .pages / 256, .most / 256
     )]
     TooLarge {
@@ -165,7 +169,8 @@ pub enum Error {
     },
     /// The guest writes faster than the link sends.
     #[error(
-        "the guest did not converge in {rounds} rounds: {dirty_pages} pages are dirty, a predicted downtime of {predicted_ms} ms"
+        "the guest did not converge in {rounds} rounds: {dirty_pages} pages are dirty, a predicted \
+         downtime of {predicted_ms} ms"
     )]
     NotConverging {
         /// Rounds done.

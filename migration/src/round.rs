@@ -109,8 +109,8 @@ impl Plan {
         Self { to_send, ballooned, hole }
     }
 
-    /// A later round's plan, of a harvest, whose pages are protected again: the same reasoning holds
-    /// for the balloon, and for [holes](Self::find_holes), as in round one.
+    /// A later round's plan, of a harvest, whose pages are protected again: the same reasoning
+    /// holds for the balloon, and for [holes](Self::find_holes), as in round one.
     pub fn of_dirty(dirty: &Bitmap, mut ballooned: Bitmap) -> Self {
         ballooned.and(dirty);
         let mut to_send = dirty.clone();

@@ -167,14 +167,20 @@ impl Replay {
         if settings.streams != trace.start.streams {
             notes.push(match self.link.work {
                 None if limited(self.link.byte_s, trace.start.bandwidth) => {
-                    "connections change nothing here: the cap was what limited it, and it holds for all of them".into()
+                    "connections change nothing here: the cap was what limited it, and it holds \
+                     for all of them"
+                        .into()
                 }
-                None => "connections change nothing here: the trace does not say what sending cost".into(),
+                None => "connections change nothing here: the trace does not say what sending cost"
+                    .into(),
                 Some(_) if settings.streams < trace.start.streams => {
-                    "fewer connections, at worst: what each of the others waited for is taken to have been work".into()
+                    "fewer connections, at worst: what each of the others waited for is taken to \
+                     have been work"
+                        .into()
                 }
                 Some(_) => {
-                    "more connections, at best: the network and both hosts are taken to have room for them (--bandwidth says how much)"
+                    "more connections, at best: the network and both hosts are taken to have room \
+                     for them (--bandwidth says how much)"
                         .into()
                 }
             });

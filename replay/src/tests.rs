@@ -225,7 +225,8 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let (total_ms, downtime_ms) = (now * 1e3, (now - paused) * 1e3);
     let report = json!({
         "round_one_bytes": round_one_bytes, "total_bytes": wire as u64, "total_ms": total_ms as u64,
-        "downtime": {"total_us": (downtime_ms * 1e3) as u64, "last_round_us": ((downtime_ms - 20.0) * 1e3) as u64},
+        "downtime": {"total_us": (downtime_ms * 1e3) as u64,
+        "last_round_us": ((downtime_ms - 20.0) * 1e3) as u64},
     });
     out.tell(now, What::End { report });
     let outcome = Outcome {

@@ -11,7 +11,8 @@ pub const STYLE: &str = include_str!("style.css");
 /// A whole page around `body`, which is HTML.
 pub fn page(title: &str, body: &str) -> String {
     format!(
-        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport \
+         content=\"width=device-width\">\
          <title>{}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n",
         escape(title)
     )
@@ -39,7 +40,8 @@ pub fn chart(
 /// One entry of a legend.
 pub fn key(colour: u8, name: &str) -> String {
     format!(
-        "<span class=key><svg width=12 height=12 aria-hidden=true><rect width=12 height=12 class=c{colour} /></svg> {}</span> ",
+        "<span class=key><svg width=12 height=12 aria-hidden=true><rect width=12 height=12 \
+         class=c{colour} /></svg> {}</span> ",
         escape(name)
     )
 }

@@ -26,7 +26,8 @@ pub fn memory_map(trace: &Trace) -> String {
     }
     let cell_bytes = trace.cell_pages.saturating_mul(PAGE);
     let mut caption = format!(
-        "Guest memory in round one, from address 0 at the top left on; a cell is {}. Its colour is the class that most of its pages are in<br>",
+        "Guest memory in round one, from address 0 at the top left on; a cell is {}. Its colour is \
+         the class that most of its pages are in<br>",
         memory(cell_bytes)
     );
     let fates: Vec<usize> = trace.cells.iter().map(main_fate).collect();
@@ -98,7 +99,8 @@ fn grid(trace: &Trace, fates: &[usize]) -> String {
             let first = row * columns + column;
             let _ = write!(
                 out,
-                "<rect class=\"c{fate}\" x=\"{x:.1}\" y=\"{y}\" width=\"{w:.1}\" height=\"{CELL_HEIGHT}\"><title>{} to {}: {}</title></rect>",
+                "<rect class=\"c{fate}\" x=\"{x:.1}\" y=\"{y}\" width=\"{w:.1}\" \
+                 height=\"{CELL_HEIGHT}\"><title>{} to {}: {}</title></rect>",
                 address(trace, first),
                 address(trace, first + same),
                 class_name(fate)
@@ -163,14 +165,17 @@ fn strips_svg(trace: &Trace) -> String {
         let (x, y) = (left + width + 10.0, base - 5.0);
         let _ = write!(
             out,
-            "<path class=\"c{class}\" d=\"{path}V{base}Z\" /><path class=\"grid\" fill=\"none\" d=\"M{left:.1} {base}h{width:.1}\" />\
-             <text class=\"ink t\" x=\"0\" y=\"{y}\">{name}</text><text class=\"ink t\" x=\"{x:.1}\" y=\"{y}\">{count}, {per_cent:.1} %</text>"
+            "<path class=\"c{class}\" d=\"{path}V{base}Z\" /><path class=\"grid\" fill=\"none\" \
+             d=\"M{left:.1} {base}h{width:.1}\" />\
+             <text class=\"ink t\" x=\"0\" y=\"{y}\">{name}</text><text class=\"ink t\" \
+             x=\"{x:.1}\" y=\"{y}\">{count}, {per_cent:.1} %</text>"
         );
     }
     let y = height - 6;
     let _ = write!(
         out,
-        "<text class=\"ink small\" x=\"{left:.1}\" y=\"{y}\">0</text><text class=\"ink small\" text-anchor=\"end\" x=\"{:.1}\" y=\"{y}\">{}</text></svg>",
+        "<text class=\"ink small\" x=\"{left:.1}\" y=\"{y}\">0</text><text class=\"ink small\" \
+         text-anchor=\"end\" x=\"{:.1}\" y=\"{y}\">{}</text></svg>",
         left + width,
         address(trace, trace.cells.len())
     );

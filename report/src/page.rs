@@ -65,9 +65,8 @@ fn state(trace: &Trace) -> String {
     if let Some(why) = &trace.failed {
         say(why);
     } else if trace.report.is_none() {
-        say(
-            "The trace has no end: the migration failed or was cancelled, or the trace was cut off.",
-        );
+        say("The trace has no end: the migration failed or was cancelled, or the trace was cut \
+             off.");
     }
     trace.problems.iter().for_each(|problem| say(problem));
     out

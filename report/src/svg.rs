@@ -42,7 +42,8 @@ pub fn restyle(svg: &str, height: u32, title: &str, words: &str) -> String {
 /// The start of a plot that is drawn without plotters.
 pub fn open(height: u32, title: &str, words: &str) -> String {
     format!(
-        "<svg role=\"img\" viewBox=\"0 0 {WIDTH} {height}\" xmlns=\"http://www.w3.org/2000/svg\">{}",
+        "<svg role=\"img\" viewBox=\"0 0 {WIDTH} {height}\" \
+         xmlns=\"http://www.w3.org/2000/svg\">{}",
         words_of(title, words)
     )
 }

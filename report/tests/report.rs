@@ -71,8 +71,10 @@ fn example() -> Vec<Event> {
     at(1060, What::Phase { phase: "done".into() });
     let report = serde_json::json!({
         "total_bytes": 117_500_000u64, "total_ms": 1060, "hints": "used <b>",
-        "downtime": { "total_us": 39_000, "pause_us": 1_000, "last_round_us": 18_000, "state_us": 15_000, "commit_us": 1_000, "resume_us": 4_000 },
-        "rounds": [ { "round": 1, "bytes": 113_300_000u64, "sent": 27_000, "hinted": 150_000, "zero": 23_000, "hole": 62_144,
+        "downtime": { "total_us": 39_000, "pause_us": 1_000, "last_round_us": 18_000,
+        "state_us": 15_000, "commit_us": 1_000, "resume_us": 4_000 },
+        "rounds": [ { "round": 1, "bytes": 113_300_000u64, "sent": 27_000, "hinted": 150_000,
+        "zero": 23_000, "hole": 62_144,
             "sent_then_hinted": 500, "overridden": 20 } ],
     });
     at(1060, What::End { report });
@@ -237,7 +239,8 @@ fn a_hostile_trace_is_bounded() {
 proptest! {
     /// Whatever numbers a trace has, in whatever order: a page.
     #[test]
-    fn no_numbers_do_harm(events in prop::collection::vec(any_event(), 0..40), cut in 0usize..4000) {
+    fn no_numbers_do_harm(events in prop::collection::vec(any_event(), 0..40),
+        cut in 0usize..4000) {
         let mut all = vec![Event { t_us: 0, what: start() }];
         all.extend(events);
         let text = text(&all);

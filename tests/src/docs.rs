@@ -156,8 +156,10 @@ mod tests {
 
     #[test]
     fn commands_are_found() {
-        let text = "Say `wherry info web` or `wherry`.\n\n```\nhost-a$ A=1 wherry run 'a b' --x \"c d\" >f   # wherry no\n\
-                    wherry ls && wherry kill web; ls | wc\ncargo wherry x\nwherry stop web    press it\nwherry run \\\n  web\n```\n";
+        let text = "Say `wherry info web` or `wherry`.\n\n\
+                    ```\nhost-a$ A=1 wherry run 'a b' --x \"c d\" >f   # wherry no\n\
+                    wherry ls && wherry kill web; ls | wc\n\
+                    cargo wherry x\nwherry stop web    press it\nwherry run \\\n  web\n```\n";
         let found = in_markdown("f", text, &["wherry"]);
         let lines: Vec<String> = found
             .iter()

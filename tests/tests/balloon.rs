@@ -49,7 +49,8 @@ fn boot(env: &Env, append: &str, features: &str) -> Result<Guest> {
 fn measured(guest: &mut Guest, what: &str) -> Result<Fields> {
     let (balloon, status) = (guest.balloon()?, guest.ask("status", SOON)?);
     note(&format!(
-        "{what}: RssShmem {} MiB, resident {} MiB; guest has {} MiB free; balloon {} pages, {} moved",
+        "{what}: RssShmem {} MiB, resident {} MiB; guest has {} MiB free; balloon {} pages, {} \
+         moved",
         guest.rss_mib()?,
         balloon.resident_mib(),
         status.num("memfree_kb")? / 1024,
@@ -221,7 +222,8 @@ fn compaction(guest: &mut Guest) -> Result<()> {
     };
     measured(guest, &format!("compacted {runs} times in {:.1} s", start.elapsed().as_secs_f64()))?;
     note(&format!(
-        "{moved} pages moved; free in blocks of 2 MiB and more: {huge_before} MiB before, {huge} MiB after; \
+        "{moved} pages moved; free in blocks of 2 MiB and more: {huge_before} MiB before, {huge} \
+         MiB after; \
          in smaller ones: {loose_before} MiB before, {loose} MiB after"
     ));
     assert!(moved > 200, "only {moved} ballooned pages moved");
@@ -280,7 +282,8 @@ fn migrates_without_hints(env: &Env, mut guest: Guest) -> Result<Guest> {
     let bytes = first["bytes"].as_u64().unwrap_or(u64::MAX);
     let allowed = 512 - pages / PAGES_PER_MIB - large;
     note(&format!(
-        "migrated without hints: round one {} MiB of {allowed}; {free} MiB free, {large} in large blocks, {resident} resident; {first}",
+        "migrated without hints: round one {} MiB of {allowed}; {free} MiB free, {large} in large \
+         blocks, {resident} resident; {first}",
         bytes >> 20
     ));
     assert_eq!(first["ballooned"].as_u64(), Some(pages));

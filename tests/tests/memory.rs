@@ -58,7 +58,8 @@ fn host_memory(env: &Env, reporting: bool) -> Result<()> {
     let mut guest = boot(env, if reporting { "reports" } else { "silent" }, features)?;
     note(&format!("{} reporting", if reporting { "with" } else { "without" }));
     note(
-        "| | RssShmem of the VMM, MiB | populated guest RAM, MiB | guest's MemFree, MiB | in the balloon, MiB |",
+        "| | RssShmem of the VMM, MiB | populated guest RAM, MiB | guest's MemFree, MiB | in the \
+         balloon, MiB |",
     );
     note("|---|---|---|---|---|");
     if reporting {
@@ -159,7 +160,8 @@ fn guest_memory(env: &Env) -> Result<()> {
     guest.ask(&format!("fill {USED_MIB}"), SOON)?;
     guest.ask(&format!("free {USED_MIB}"), SOON)?;
     note(
-        "| the migration was | MemFree before, MiB | least while hints were out, MiB | after, MiB |",
+        "| the migration was | MemFree before, MiB | least while hints were out, MiB | after, MiB \
+         |",
     );
     note("|---|---|---|---|");
     for (how, what) in [

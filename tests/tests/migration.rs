@@ -156,7 +156,8 @@ fn memfree_returns(guest: &mut Guest, before_kb: u64) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     panic!(
-        "the guest had {before_kb} KiB free and has {now} KiB: it did not get its hinted memory back"
+        "the guest had {before_kb} KiB free and has {now} KiB: it did not get its hinted memory \
+         back"
     );
 }
 

@@ -146,7 +146,8 @@ fn replays_come_close_to_what_happens() -> Result<()> {
     let nr = if std::env::var_os("WHERRY_SOAK").is_some() { CASES.len() } else { 2 };
     let mut done = BTreeMap::new();
     say(
-        "| recorded | round one | all bytes | rounds | time | downtime | replayed: round one | all bytes | time | downtime |",
+        "| recorded | round one | all bytes | rounds | time | downtime | replayed: round one | all \
+         bytes | time | downtime |",
     )?;
     say("|---|---|---|---|---|---|---|---|---|---|")?;
     for case in &CASES[..nr] {
@@ -162,7 +163,8 @@ fn replays_come_close_to_what_happens() -> Result<()> {
         let error = |what: &str| number(&replayed, &format!("/as_recorded/error_percent/{what}"));
         let mb = |what: &str| Ok::<_, anyhow::Error>(number(&recorded, &format!("/{what}"))? / 1e6);
         say(&format!(
-            "| {} | {:.1} MB | {:.1} MB | {} | {:.2} s | {:.0} ms | {:+.1} % | {:+.1} % | {:+.1} % | {:+.1} % |",
+            "| {} | {:.1} MB | {:.1} MB | {} | {:.2} s | {:.0} ms | {:+.1} % | {:+.1} % | {:+.1} % \
+             | {:+.1} % |",
             case.name,
             mb("round_one_bytes")?,
             mb("total_bytes")?,
@@ -180,7 +182,8 @@ fn replays_come_close_to_what_happens() -> Result<()> {
         done.insert(case.name, (trace, recorded));
     }
     say(
-        "| recorded | replayed with | foretold: all bytes | rounds | time | downtime | happened: all bytes | rounds | time | downtime | error of bytes | time |",
+        "| recorded | replayed with | foretold: all bytes | rounds | time | downtime | happened: \
+         all bytes | rounds | time | downtime | error of bytes | time |",
     )?;
     say("|---|---|---|---|---|---|---|---|---|---|---|---|")?;
     for (from, args, to) in CROSS {

@@ -222,7 +222,8 @@ proptest! {
     /// Looking at the dirty log and noting hints changes nothing: the oracle finds every page
     /// right.
     #[test]
-    fn a_traced_migration_loses_nothing(script in prop::collection::vec(ops(PAGES), 0..300), zeroing in any::<bool>()) {
+    fn a_traced_migration_loses_nothing(script in prop::collection::vec(ops(PAGES), 0..300),
+        zeroing in any::<bool>()) {
         let model = Model::new(PAGES, zeroing, script);
         let (report, events) = traced(&model, &config(HintMode::Auto));
         report.unwrap();

@@ -107,7 +107,8 @@ impl Image {
             if vector == BREAKPOINT {
                 image.put(handler, &[0x48, 0xCF]); // iretq
             } else {
-                image.put(handler, &[0xB0, vector as u8, 0xE6, PORT_TRAP as u8, 0xF4]); // mov al; out; hlt
+                // mov al; out; hlt
+                image.put(handler, &[0xB0, vector as u8, 0xE6, PORT_TRAP as u8, 0xF4]);
             }
         }
         image.put(DATA, &0x1F80u32.to_le_bytes());

@@ -73,7 +73,8 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
         bench.run(&format!("wherry report {} -o {}", trace.display(), other.display()));
     assert!(exit == Exit::Ok && out.contains("wrote "), "{out}");
     let text = std::fs::read_to_string(&other).unwrap();
-    let again = "wherry migrate NAME URI --hints on --downtime-limit 200000us --bandwidth 5000000B/s --compression lz4 --streams 3 --max-rounds 7 --trace FILE";
+    let again = "wherry migrate NAME URI --hints on --downtime-limit 200000us --bandwidth \
+                 5000000B/s --compression lz4 --streams 3 --max-rounds 7 --trace FILE";
     assert!(text.contains(again), "{text}");
 
     // The guest is what matters: files come after it, and what fails does so by its own code.

@@ -18,7 +18,8 @@ fn access() -> impl Strategy<Value = (u64, Vec<u8>)> {
         1 => (0u64..20).prop_map(|n| 0x100 + n),
     ];
     let word = prop_oneof![
-        3 => prop::sample::select(vec![0u32, 1, 2, 3, 4, 7, 8, 11, 15, 64, 128, 0x1000, 0x10_0000, u32::MAX]),
+        3 => prop::sample::select(vec![0u32, 1, 2, 3, 4, 7, 8, 11, 15, 64, 128, 0x1000, 0x10_0000,
+            u32::MAX]),
         1 => any::<u32>(),
     ]
     .prop_map(|w| w.to_le_bytes().to_vec());
@@ -63,7 +64,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn random_register_accesses_never_panic(accesses in prop::collection::vec(access(), 1..300), up in any::<bool>()) {
+    fn random_register_accesses_never_panic(accesses in prop::collection::vec(access(), 1..300),
+        up in any::<bool>()) {
         let mut rig = Rig::cold(BalloonConfig::default());
         if up {
             rig.probe(u64::MAX);
@@ -129,7 +131,8 @@ proptest! {
 
     #[test]
     fn random_page_numbers_keep_the_set_exact(
-        ops in prop::collection::vec((any::<bool>(), prop::collection::vec(0u32..0x2000, 1..64)), 1..30),
+        ops in prop::collection::vec((any::<bool>(), prop::collection::vec(0u32..0x2000, 1..64)),
+            1..30),
     ) {
         let mut rig = Rig::default_up();
         let mut model = std::collections::BTreeSet::new();

@@ -234,8 +234,8 @@ impl<'a> Epoch<'a> {
     /// A driver is asked to rest only when it has announced the present id. One that has not come
     /// to it, in a busy guest, would find STOP in its place and do nothing, or take STOP for an id
     /// and hint all its memory for nothing. Waiting for its first hint would let it go through two
-    /// blocks at a time, since it has begun the second when the first is seen. One that says nothing
-    /// all the same gets a new id after [`SILENT`].
+    /// blocks at a time, since it has begun the second when the first is seen. One that says
+    /// nothing all the same gets a new id after [`SILENT`].
     fn turn(&mut self, link_rate: f64) -> bool {
         let (cfg, elapsed) = (self.of.cfg, self.since.elapsed());
         match self.state {

@@ -39,13 +39,14 @@
 //!   leaves and is written is in the next harvest.
 //!
 //! # Which way
-//! [`HintMode::Auto`](crate::HintMode::Auto) starts with checked zero. If the blocks found with content are a quarter or
-//! more of those found zero, the guest does not zero: the sink raises a flag and honours nothing
-//! more, but notes what was named; the control thread publishes DONE (the guest takes its memory
-//! back, so that it can hint it again), protects what is not guarded yet, and when the driver
-//! cannot miss DONE any more publishes a new id in the protected way. In rounds from two on the
-//! harvest has protected everything: hints work in the protected way, and are asked for only if
-//! that way was used before, since a zeroing guest would dirty every page that it hints.
+//! [`HintMode::Auto`](crate::HintMode::Auto) starts with checked zero. If the blocks found with
+//! content are a quarter or more of those found zero, the guest does not zero: the sink raises a
+//! flag and honours nothing more, but notes what was named; the control thread publishes DONE (the
+//! guest takes its memory back, so that it can hint it again), protects what is not guarded yet,
+//! and when the driver cannot miss DONE any more publishes a new id in the protected way. In rounds
+//! from two on the harvest has protected everything: hints work in the protected way, and are asked
+//! for only if that way was used before, since a zeroing guest would dirty every page that it
+//! hints.
 
 pub(crate) mod epoch;
 mod pace;

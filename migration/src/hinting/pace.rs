@@ -239,7 +239,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn waiting_is_bounded_by_what_hints_save(steps in prop::collection::vec(0u64..60_000_000, 1..200)) {
+        fn waiting_is_bounded_by_what_hints_save(steps in prop::collection::vec(0u64..60_000_000,
+            1..200)) {
             let mut pacer = Pacer::new(Duration::from_millis(100));
             let (mut now, mut cleared, mut held) = (0, 0, 0);
             for step in steps {

@@ -23,9 +23,9 @@ use super::migration::Migration;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
 const PROTECT_WORDS: usize = 4096;
-/// Asking for holes looks at each page of memory (40 ns), reading a page costs some 600 ns: from this
-/// part of memory on it costs less than reading what is dirty, and a dirty set smaller than that in
-/// pages is not worth the while.
+/// Asking for holes looks at each page of memory (40 ns), reading a page costs some 600 ns: from
+/// this part of memory on it costs less than reading what is dirty, and a dirty set smaller than
+/// that in pages is not worth the while.
 const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the
 /// driver has answered.

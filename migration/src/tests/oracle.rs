@@ -316,11 +316,13 @@ proptest! {
         verify: bool,
         lz4: bool,
         streams in 1u32..5,
-        mode in prop_oneof![Just(HintMode::Auto), Just(HintMode::Protected), Just(HintMode::CheckedZero)],
+        mode in prop_oneof![Just(HintMode::Auto), Just(HintMode::Protected),
+            Just(HintMode::CheckedZero)],
     ) {
         let model = Model::new(PAGES, zeroing, script);
         let compression = if lz4 { Compression::Lz4 } else { Compression::None };
-        let (_, verdict) = migrate_model(&model, &SourceConfig { verify, compression, streams, ..config(mode) });
+        let (_, verdict) = migrate_model(&model, &SourceConfig { verify, compression, streams,
+            ..config(mode) });
         prop_assert_eq!(verdict, Ok(()));
     }
 }

@@ -52,7 +52,8 @@ fn throughput_over_a_socket_pair() {
             let gib = (report.rounds[0].sent * 4096) as f64 / f64::from(1 << 30);
             let seconds = report.rounds[0].duration_ms as f64 / 1000.0;
             println!(
-                "{}, {streams} connections: {gib:.2} GiB of memory in {seconds:.3} s, {:.2} GiB/s, {} bytes; {:?}",
+                "{}, {streams} connections: {gib:.2} GiB of memory in {seconds:.3} s, {:.2} GiB/s, \
+                 {} bytes; {:?}",
                 compression.word(),
                 gib / seconds,
                 report.round_one_bytes,

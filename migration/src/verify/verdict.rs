@@ -127,7 +127,8 @@ mod tests {
         assert_eq!(
             wrong.to_string(),
             "1000 wrong pages: page 7 at 0x7000 (sent in round 2, clean since), \
-             page 9 at 0x9000 (a hole in round 31 or later, clean since), page 10 at 0xa000 (in no round) and 997 more"
+             page 9 at 0x9000 (a hole in round 31 or later, clean since), page 10 at 0xa000 (in no \
+             round) and 997 more"
         );
     }
 }

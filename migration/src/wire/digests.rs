@@ -185,17 +185,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_differing_pages_are_found(a in prop::collection::vec(0u8..3, 150), b in prop::collection::vec(0u8..3, 150)) {
+        fn exactly_the_differing_pages_are_found(a in prop::collection::vec(0u8..3, 150),
+            b in prop::collection::vec(0u8..3, 150)) {
             let of = |values: &[u8]| {
                 let pages = values.iter().enumerate().filter(|(_, v)| **v != 0);
                 chunk(1000, 150, &pages.map(|(at, &v)| (1000 + at as u64, v)).collect::<Vec<_>>())
             };
-            let expected: Vec<u64> = (0..150).filter(|&at| a[at] != b[at]).map(|at| 1000 + at as u64).collect();
+            let differ = (0..150).filter(|&at| a[at] != b[at]);
+            let expected: Vec<u64> = differ.map(|at| 1000 + at as u64).collect();
             prop_assert_eq!(differing(&of(&a), &of(&b)), expected);
         }
 
         #[test]
-        fn no_payload_panics(raw in prop::collection::vec(any::<u8>(), 0..200), head: bool, nr in 1u32..200) {
+        fn no_payload_panics(raw in prop::collection::vec(any::<u8>(), 0..200), head: bool,
+            nr in 1u32..200) {
             let mut raw = raw;
             if head {
                 let mut new = 7u64.to_le_bytes().to_vec();

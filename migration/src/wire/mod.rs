@@ -26,10 +26,12 @@
 //!                                        <- Welcome {version, features}
 //!   Machine {nr_pages, description}      ->               builds it
 //!                                        <- Ready
-//!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many data connections are open
-//!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4 any Pages may be PagesLz4)
+//!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many data
+//!                                                         connections are open
+//!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4
+//!                                                         any Pages may be PagesLz4)
 //!   [Verify {first, nr}                  ->               digests the chunk
-//!                                        <- Digests]*     all chunks in order, if Hello asks for it
+//!                                        <- Digests]*     all chunks in order, if Hello asks so
 //!   State*  StateEnd {len, crc}          ->               loads state, runs nothing
 //!                                        <- Loaded
 //!   HandOff                              ->               runs the guest

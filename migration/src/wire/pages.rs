@@ -3,7 +3,8 @@
 //! ```text
 //! u32 number of runs (1..=MAX_RUNS)
 //! per run: u64 first page, u32 number of pages (1..), u8 kind (0 raw, 1 zero)
-//! content of all raw runs in their order, 4096 bytes a page, nothing after it; in PagesLz4 as one LZ4 block
+//! content of all raw runs in their order, 4096 bytes a page, nothing after it;
+//! in PagesLz4 as one LZ4 block
 //! ```
 //!
 //! Invariants, all checked before the first byte is written to memory ([`parse`]): runs ascend
@@ -12,8 +13,8 @@
 //! ([`parse_lz4`]): a block that has more, or less, is an error, and nothing is allocated by its
 //! word.
 //!
-//! **Zero pages.** The destination builds a new machine, whose memory is all zero. So in round one a
-//! page that is zero, or a hole, or skipped, needs no record at all. Later a page that has become
+//! **Zero pages.** The destination builds a new machine, whose memory is all zero. So in round one
+//! a page that is zero, or a hole, or skipped, needs no record at all. Later a page that has become
 //! zero needs one only if the destination may hold content there, which the source knows from a
 //! bitmap of the pages that it sent. A zero run of any length costs 13 bytes; the destination does
 //! not write zeros but gives the memory back ([`GuestRam::zero`](crate::traits::GuestRam::zero)).
@@ -242,12 +243,14 @@ mod tests {
         }
 
         #[test]
-        fn parsed_runs_always_fit(raw in prop::collection::vec(any::<u8>(), 0..80), nr in 0u8..4, pages in 0u64..1000) {
+        fn parsed_runs_always_fit(raw in prop::collection::vec(any::<u8>(), 0..80), nr in 0u8..4,
+            pages in 0u64..1000) {
             let mut raw = raw;
             raw.splice(0..raw.len().min(4), [nr, 0, 0, 0]);
             let mut runs = Vec::new();
             if let Ok(content) = parse(&raw, pages, &mut runs) {
-                let due: u64 = runs.iter().filter(|r| !r.zero).map(|r| u64::from(r.nr) * 4096).sum();
+                let raw = runs.iter().filter(|r| !r.zero);
+                let due: u64 = raw.map(|r| u64::from(r.nr) * 4096).sum();
                 prop_assert_eq!(due, content.len() as u64);
                 prop_assert!(runs.iter().all(|r| r.first + u64::from(r.nr) <= pages));
             }

@@ -202,7 +202,8 @@ fn too_little_memory(wanted: Option<&str>) -> Option<String> {
     let mib = |bytes: u64| bytes >> 20;
     (available < wanted).then(|| {
         format!(
-            "it needs a host with {} MiB available, and there are {} (the lab's size: WHERRY_LAB_MEM, in MiB)",
+            "it needs a host with {} MiB available, and there are {} (the lab's size: \
+             WHERRY_LAB_MEM, in MiB)",
             mib(wanted),
             mib(available)
         )

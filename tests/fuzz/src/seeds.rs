@@ -337,15 +337,19 @@ fn trace() -> Seeds {
         "downtime_limit_us": 300_000, "max_rounds": 30, "hints": "auto", "streams": 1,
     });
     let lines = [
-        json!({"t_us": 10, "event": "round", "round": 1, "to_send": 900, "hole": 100, "ballooned": 24, "clean": 0}),
+        json!({"t_us": 10, "event": "round", "round": 1, "to_send": 900, "hole": 100,
+        "ballooned": 24, "clean": 0}),
         json!({"t_us": 20, "event": "publish", "round": 1, "mode": "protected"}),
         json!({"t_us": 30, "event": "hints", "ranges": [[5, 10], [100, 3]], "dropped": 0}),
-        json!({"t_us": 40, "event": "slice", "round": 1, "bytes": 4_000_000, "sent": 887, "zero": 0, "hinted": 13,
+        json!({"t_us": 40, "event": "slice", "round": 1, "bytes": 4_000_000, "sent": 887,
+        "zero": 0, "hinted": 13,
                "rate": 100_000_000, "held_us": 5, "reading_us": 3, "sending_us": 9}),
         json!({"t_us": 45, "event": "dirty", "round": 1, "pages": 10, "protected": 50}),
         json!({"t_us": 50, "event": "harvest", "round": 1, "dirty": 20, "overridden": 1}),
-        json!({"t_us": 60, "event": "round", "round": 2, "to_send": 20, "hole": 0, "ballooned": 0, "clean": 1004}),
-        json!({"t_us": 90, "event": "end", "report": {"round_one_bytes": 4_000_000, "total_bytes": 4_100_000,
+        json!({"t_us": 60, "event": "round", "round": 2, "to_send": 20, "hole": 0, "ballooned": 0,
+        "clean": 1004}),
+        json!({"t_us": 90, "event": "end", "report": {"round_one_bytes": 4_000_000,
+        "total_bytes": 4_100_000,
                "total_ms": 1, "downtime": {"last_round_us": 20, "total_us": 30}}}),
     ];
     let text = |lines: &[serde_json::Value]| {

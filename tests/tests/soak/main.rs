@@ -87,7 +87,8 @@ impl<'a> Leg<'a> {
         let pages = self.guest.balloon()?.pages()?;
         ensure!(
             held == pages && pages == target_mib * PAGES_PER_MIB,
-            "{pages} pages in the host's set, the guest's kernel counts {held}, the target is {target_mib} MiB"
+            "{pages} pages in the host's set, the guest's kernel counts {held}, the target is \
+             {target_mib} MiB"
         );
         self.tally.count(tally::RESTS);
         Ok(())

@@ -50,7 +50,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Runs nothing, shows these results (files of `--json`) again; may be repeated.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "quick", "only", "peer", "resume"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "quick", "only", "peer",
+        "resume"])]
     from: Vec<PathBuf>,
     /// Ends after one lab, to go on with --resume.
     #[arg(long, hide = true)]

@@ -8,8 +8,8 @@
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
-//! - [`testing`], [`demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the tests
-//!   that is there.
+//! - [`testing`], [`demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the
+//!   tests that is there.
 
 mod bench;
 mod build;
@@ -42,8 +42,10 @@ enum Command {
     /// Install what is missing (as root), or print the one command that does; fetch kernels, build
     /// the guest images.
     #[command(
-        after_help = "Examples:\n  cargo xtask setup          # everything that tests and demo need\n  \
-                            cargo xtask setup --check  # only say what is missing; exit code 1 if anything is"
+        after_help = "Examples:\n  cargo xtask setup          # everything that tests and demo \
+                      need\n  \
+                            cargo xtask setup --check  # only say what is missing; exit code 1 if \
+                            anything is"
     )]
     Setup(setup::Args),
     /// Run a command where /dev/kvm is real; its output and exit code are the command's.
@@ -54,13 +56,17 @@ enum Command {
     /// everywhere but below --rw folders.
     #[command(after_help = "Examples:\n  cargo xtask lab -- ls -l /dev/kvm\n  \
                             cargo xtask lab --rw /tmp/out -- sh -c 'dmesg > /tmp/out/dmesg.txt'\n  \
-                            cargo xtask lab --timeout 300 --copy target/release/wherry:/run/wherry -- /run/wherry doctor\n\n\
-                            Environment: WHERRY_LAB=qemu|host chooses the lab; WHERRY_LAB_MEM (MiB) and WHERRY_LAB_CPUS size it.")]
+                            cargo xtask lab --timeout 300 --copy target/release/wherry:/run/wherry \
+                            -- /run/wherry doctor\n\n\
+                            Environment: WHERRY_LAB=qemu|host chooses the lab; WHERRY_LAB_MEM \
+                            (MiB) and WHERRY_LAB_CPUS size it.")]
     Lab(lab::Args),
     /// Build everything, run the unit tests here and the integration tests in the lab.
     #[command(
-        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter boot\n  cargo xtask test --soak\n  \
-                            cargo xtask test --soak --integration --filter soak_ --migrations 50 --minutes 10\n  \
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter boot\n  cargo \
+                      xtask test --soak\n  \
+                            cargo xtask test --soak --integration --filter soak_ --migrations 50 \
+                            --minutes 10\n  \
                             cargo xtask test --units   # only what needs no KVM"
     )]
     Test(testing::Args),
@@ -70,7 +76,8 @@ enum Command {
     /// Explore the hint race in every order, with and without deliberate mistakes, and print the
     /// tables.
     #[command(after_help = "Examples:\n  cargo xtask model\n  cargo xtask model -- list\n  \
-                            cargo xtask model -- explore checked --mistake LookBeforeProtect   # prints the way there\n  \
+                            cargo xtask model -- explore checked --mistake LookBeforeProtect   # \
+                            prints the way there\n  \
                             cargo xtask model -- walk large-checked --walks 1000000\n  \
                             cargo xtask model -- replay large-checked 17")]
     Model(model::Args),
@@ -79,8 +86,10 @@ enum Command {
         after_help = "Examples:\n  cargo xtask bench --quick --peer qemu --html bench.html\n  \
                             cargo xtask bench idle-1g --runs 5 --json idle.json\n  \
                             cargo xtask bench /tmp/my-case.toml\n  \
-                            cargo xtask bench --from old.json --html old.html   # only the report\n\n\
-                            A case is a file of a few lines: see tests/bench/cases and docs/bench/README.md."
+                            cargo xtask bench --from old.json --html old.html   # only the report\n\
+                            \n\
+                            A case is a file of a few lines: see tests/bench/cases and \
+                            docs/bench/README.md."
     )]
     Bench(bench::Args),
     /// Check the rules of the house (no circles among files, who may import whom, width of lines)

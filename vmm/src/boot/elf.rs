@@ -132,7 +132,8 @@ impl ElfKernel {
         let inside = |s: &Segment| addr >= s.addr && addr - s.addr < s.file_len;
         if !self.segments.iter().any(inside) {
             return Err(KernelError::NoEntry {
-                what: "its entry lies outside its segments; build the kernel with CONFIG_PVH, or give the bzImage",
+                what: "its entry lies outside its segments; build the kernel with CONFIG_PVH, or \
+                       give the bzImage",
             });
         }
         Ok(())

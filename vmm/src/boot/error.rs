@@ -85,7 +85,8 @@ pub enum KernelError {
     NotAFile,
     /// Neither format.
     #[error(
-        "is neither a bzImage nor an ELF vmlinux{hint}; give an x86-64 kernel, such as /boot/vmlinuz-…"
+        "is neither a bzImage nor an ELF vmlinux{hint}; give an x86-64 kernel, such as \
+         /boot/vmlinuz-…"
     )]
     UnknownFormat {
         /// What it looks like, beginning with a comma, or nothing.
@@ -162,7 +163,8 @@ pub enum InitrdError {
     Empty,
     /// It does not fit between the kernel and the end of usable RAM.
     #[error(
-        "has {} MiB, but only {} MiB of RAM is free for it above the kernel; give the guest more memory or a smaller initrd",
+        "has {} MiB, but only {} MiB of RAM is free for it above the kernel; give the guest more \
+         memory or a smaller initrd",
         size.div_ceil(1 << 20), room >> 20
     )]
     TooLarge {

@@ -11,7 +11,7 @@
 //! signals::forward_to(&vm);                          // SIGTERM and SIGINT call vm.kill()
 //! let server = Server::start(claim, vm)?;            // from now on `wherry info NAME` works
 //! …run…
-//! drop(server);                                      // last answers go out; socket and lock are removed
+//! drop(server);                                      // last answers go out; socket and lock go
 //! ```
 
 mod client;
@@ -92,18 +92,25 @@ impl From<RuntimeError> for ControlError {
         match error {
             RuntimeError::BadName(_) => ControlError::new(ErrorCode::Usage, message),
             // It may be anything: a receiver, for one, has no power button to press.
-            RuntimeError::NameInUse(name) => ControlError::new(ErrorCode::NameInUse, message).hint(format!(
-                "choose another name, or end that one with `wherry kill {name}` (with `wherry stop {name}` if a guest \
+            RuntimeError::NameInUse(name) => {
+                ControlError::new(ErrorCode::NameInUse, message).hint(format!(
+                    "choose another name, or end that one with `wherry kill {name}` (with \
+                 `wherry stop {name}` if a guest \
                  runs that should power off)"
-            )),
-            RuntimeError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                ))
+            }
+            RuntimeError::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
                 ControlError::new(ErrorCode::Failed, message).hint(
-                    "set WHERRY_RUNTIME_DIR to a folder of your own, or run as the user who owns this one",
+                    "set WHERRY_RUNTIME_DIR to a folder of your own, or run as the user who owns \
+                     this one",
                 )
             }
             RuntimeError::Io { action: "make a socket at", .. } => {
                 ControlError::new(ErrorCode::Failed, message).hint(
-                    "set WHERRY_RUNTIME_DIR to a folder on a local file system, such as /run or /dev/shm",
+                    "set WHERRY_RUNTIME_DIR to a folder on a local file system, such as /run or \
+                     /dev/shm",
                 )
             }
             _ => ControlError::new(ErrorCode::Failed, message),

@@ -35,7 +35,8 @@ pub enum RuntimeError {
     #[error("a VM named \"{0}\" runs already")]
     NameInUse(String),
     /// The folder belongs to someone else or others may write to it.
-    #[error("{} is not safe to use: {reason}; set WHERRY_RUNTIME_DIR to a folder of your own", .path.display())]
+    #[error("{} is not safe to use: {reason}; set WHERRY_RUNTIME_DIR to a folder of your own",
+        .path.display())]
     Unsafe {
         /// The folder.
         path: PathBuf,
@@ -43,10 +44,12 @@ pub enum RuntimeError {
         reason: &'static str,
     },
     /// The folder is not an absolute path.
-    #[error("the runtime folder \"{}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or XDG_RUNTIME_DIR", .0.display())]
+    #[error("the runtime folder \"{}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or \
+             XDG_RUNTIME_DIR", .0.display())]
     Relative(PathBuf),
     /// The socket's path does not fit into a socket address.
-    #[error("{} is too long for a socket path (107 bytes); set WHERRY_RUNTIME_DIR to a shorter one", .0.display())]
+    #[error("{} is too long for a socket path (107 bytes); set WHERRY_RUNTIME_DIR to a \
+             shorter one", .0.display())]
     PathTooLong(PathBuf),
     /// A file operation failed.
     #[error("cannot {action} {}", .path.display())]

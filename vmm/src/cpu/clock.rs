@@ -130,14 +130,16 @@ fn behind(tsc: u64, other: u64) -> u64 {
 pub enum ClockWarning {
     /// The state comes from the future.
     #[error(
-        "this host's real-time clock is at least {:.1} s behind the source's: the guest's time stood \
+        "this host's real-time clock is at least {:.1} s behind the source's: the guest's time \
+         stood \
          still while it moved; let NTP keep both hosts' clocks",
         .0.as_secs_f64()
     )]
     Behind(Duration),
     /// The state was read before the source even connected.
     #[error(
-        "this host's real-time clock is at least {:.1} s ahead of the source's: the guest's time went \
+        "this host's real-time clock is at least {:.1} s ahead of the source's: the guest's time \
+         went \
          on by no more than the migration took; let NTP keep both hosts' clocks",
         .0.as_secs_f64()
     )]

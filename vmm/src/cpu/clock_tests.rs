@@ -131,7 +131,8 @@ proptest! {
     /// Whatever a peer says: time goes on by no less than nothing and by no more than the migration
     /// took.
     #[test]
-    fn time_passes_within_the_migration(source in any::<u64>(), here in any::<u64>(), ns in any::<u64>()) {
+    fn time_passes_within_the_migration(source in any::<u64>(), here in any::<u64>(),
+        ns in any::<u64>()) {
         let (from, _) = since(source, here, Duration::from_nanos(ns));
         prop_assert!(from <= here && here - from <= ns);
     }

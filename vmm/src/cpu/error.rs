@@ -39,7 +39,8 @@ pub enum StateError {
     Cpuid(#[source] CpuidError),
     /// KVM cannot give the guest its TSC frequency.
     #[error(
-        "this host cannot give the guest a TSC of {wanted} kHz; its own has {host} kHz and cannot be scaled"
+        "this host cannot give the guest a TSC of {wanted} kHz; its own has {host} kHz and cannot \
+         be scaled"
     )]
     TscFrequency {
         /// Frequency on the source, kHz.

@@ -89,14 +89,17 @@ pub(super) const WORDS: &[Word] = &[
         1,
         0,
         Reg::Ecx,
-        "sse3 pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - pcid dca sse4_1
-         sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave !osxsave avx f16c rdrand !hypervisor",
+        "sse3 pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - \
+         pcid dca sse4_1
+         sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave !osxsave avx f16c rdrand \
+         !hypervisor",
     ),
     word(
         1,
         0,
         Reg::Edx,
-        "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - dts acpi mmx fxsr sse
+        "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - \
+         dts acpi mmx fxsr sse
          sse2 ss !ht tm ia64 pbe",
     ),
     word(6, 0, Reg::Eax, "dtherm ida arat"),
@@ -104,31 +107,39 @@ pub(super) const WORDS: &[Word] = &[
         7,
         0,
         Reg::Ebx,
-        "fsgsbase tsc_adjust sgx bmi1 hle avx2 !fdp_excptn_only smep bmi2 erms invpcid rtm cqm !zero_fcs_fds mpx rdt_a
-         avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt avx512pf avx512er avx512cd sha_ni
+        "fsgsbase tsc_adjust sgx bmi1 hle avx2 !fdp_excptn_only smep bmi2 erms invpcid rtm cqm \
+         !zero_fcs_fds mpx rdt_a
+         avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt avx512pf avx512er \
+         avx512cd sha_ni
          avx512bw avx512vl",
     ),
     word(
         7,
         0,
         Reg::Ecx,
-        "prefetchwt1 avx512vbmi umip pku !ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq avx512_vnni
-         avx512_bitalg tme avx512_vpopcntdq - la57 - - - - - rdpid key_locker bus_lock_detect cldemote - movdiri
+        "prefetchwt1 avx512vbmi umip pku !ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq \
+         avx512_vnni
+         avx512_bitalg tme avx512_vpopcntdq - la57 - - - - - rdpid key_locker bus_lock_detect \
+         cldemote - movdiri
          movdir64b enqcmd sgx_lc pks",
     ),
     word(
         7,
         0,
         Reg::Edx,
-        "- sgx_keys avx512_4vnniw avx512_4fmaps fsrm uintr - - avx512_vp2intersect srbds_ctrl md_clear
-         rtm_always_abort - tsx_force_abort serialize hybrid_cpu tsxldtrk - pconfig arch_lbr ibt - amx_bf16 avx512_fp16
-         amx_tile amx_int8 spec_ctrl intel_stibp flush_l1d arch_capabilities core_capabilities spec_ctrl_ssbd",
+        "- sgx_keys avx512_4vnniw avx512_4fmaps fsrm uintr - - avx512_vp2intersect srbds_ctrl \
+         md_clear
+         rtm_always_abort - tsx_force_abort serialize hybrid_cpu tsxldtrk - pconfig arch_lbr ibt - \
+         amx_bf16 avx512_fp16
+         amx_tile amx_int8 spec_ctrl intel_stibp flush_l1d arch_capabilities core_capabilities \
+         spec_ctrl_ssbd",
     ),
     word(
         7,
         1,
         Reg::Eax,
-        "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd arch_perfmon_ext - fzrm fsrs fsrc - - - - fred lkgs
+        "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd arch_perfmon_ext - fzrm fsrs \
+         fsrc - - - - fred lkgs
          wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam msrlist - - - movrs",
     ),
     word(7, 1, Reg::Ebx, "intel_ppin"),
@@ -137,7 +148,8 @@ pub(super) const WORDS: &[Word] = &[
         7,
         1,
         Reg::Edx,
-        "- - - - avx_vnni_int8 avx_ne_convert - - amx_complex - avx_vnni_int16 - - - prefetchi - - - cet_sss avx10",
+        "- - - - avx_vnni_int8 avx_ne_convert - - amx_complex - avx_vnni_int16 - - - prefetchi - - \
+         - cet_sss avx10",
     ),
     word(7, 2, Reg::Edx, "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no"),
     word(0xD, 1, Reg::Eax, "xsaveopt xsavec xgetbv1 xsaves xfd"),
@@ -146,22 +158,28 @@ pub(super) const WORDS: &[Word] = &[
         0x4000_0001,
         0,
         Reg::Eax,
-        "kvmclock kvm_nopiodelay kvm_mmu kvmclock2 kvm_asyncpf kvm_steal_time kvm_pv_eoi kvm_pv_unhalt -
-         kvm_pv_tlb_flush kvm_asyncpf_vmexit kvm_pv_ipi kvm_poll_control kvm_pv_sched_yield kvm_asyncpf_int
-         kvm_msi_ext_dest_id kvm_hc_map_gpa_range kvm_migration_control - - - - - - kvmclock_stable",
+        "kvmclock kvm_nopiodelay kvm_mmu kvmclock2 kvm_asyncpf kvm_steal_time kvm_pv_eoi \
+         kvm_pv_unhalt -
+         kvm_pv_tlb_flush kvm_asyncpf_vmexit kvm_pv_ipi kvm_poll_control kvm_pv_sched_yield \
+         kvm_asyncpf_int
+         kvm_msi_ext_dest_id kvm_hc_map_gpa_range kvm_migration_control - - - - - - \
+         kvmclock_stable",
     ),
     word(
         0x8000_0001,
         0,
         Reg::Ecx,
-        "lahf_lm !cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs xop skinit wdt - lwp
-         fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext ptsc perfctr_llc mwaitx",
+        "lahf_lm !cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs \
+         xop skinit wdt - lwp
+         fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext ptsc perfctr_llc \
+         mwaitx",
     ),
     word(
         0x8000_0001,
         0,
         Reg::Edx,
-        "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - mmxext mmx fxsr
+        "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - \
+         mmxext mmx fxsr
          fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     ),
     word(0x8000_0007, 0, Reg::Ebx, "overflow_recov succor - smca"),
@@ -170,7 +188,8 @@ pub(super) const WORDS: &[Word] = &[
         0x8000_0008,
         0,
         Reg::Ebx,
-        "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs stibp - stibp_always_on - ibrs_same_mode
+        "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs stibp - stibp_always_on \
+         - ibrs_same_mode
          !efer_lmsle_mbz - - amd_ppin ssbd virt_ssbd ssb_no cppc psfd btc_no ibpb_ret",
     ),
     word(
@@ -178,7 +197,8 @@ pub(super) const WORDS: &[Word] = &[
         0,
         Reg::Eax,
         "no_nested_data_bp wrmsr_xx_base_ns lfence_rdtsc - - verw_clear null_sel_clr_base - autoibrs
-         no_smm_ctl_msr - - - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no srso_user_kernel_no",
+         no_smm_ctl_msr - - - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no \
+         srso_user_kernel_no",
     ),
     word(0x8000_0021, 0, Reg::Ecx, "- tsa_sq_no tsa_l1_no"),
     // VIA's and Zhaoxin's.

@@ -7,8 +7,8 @@
 //!   the names of bits
 //! - [`regs`]: registers at boot
 //! - [`clock`]: kvmclock and the TSCs, read as one
-//! - [`state`], [`vm_state`]: state of a vCPU and of the VM, to save and to restore; [`error`]: what
-//!   goes wrong with it
+//! - [`state`], [`vm_state`]: state of a vCPU and of the VM, to save and to restore; [`error`]:
+//!   what goes wrong with it
 //!
 //! Every function here wants the vCPU not to be in `KVM_RUN`: KVM serialises vCPU ioctls with it,
 //! so a call on a running vCPU blocks until the next exit.

@@ -52,7 +52,8 @@ fn impossible_lengths_are_refused() {
 proptest! {
     /// Damage is refused or decodes to something that encodes to the same bytes; nothing panics.
     #[test]
-    fn damaged_state_never_panics(at in 0usize..7000, value in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn damaged_state_never_panics(at in 0usize..7000, value in any::<u8>(),
+        cut in any::<prop::sample::Index>()) {
         let mut bytes = encode(&sample()).unwrap();
         if let Some(byte) = bytes.get_mut(at) {
             *byte = value;

@@ -25,7 +25,8 @@ pub struct VmError {
 /// The host's CPU has too few physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} MiB of guest RAM are too many: the {bits}-bit physical addresses of this host's CPU have room for {} MiB",
+    "{} MiB of guest RAM are too many: the {bits}-bit physical addresses of this host's CPU have \
+     room for {} MiB",
     .ram_bytes >> 20, .most_bytes >> 20
 )]
 pub struct NoAddresses {

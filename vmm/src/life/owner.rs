@@ -23,8 +23,8 @@ pub trait Vcpus: Send + Sync {
     /// Stops vCPUs, then devices. Returns when they stand still.
     ///
     /// # Errors
-    /// A device has work that does not end. The machine stands still all the same, as far as it can:
-    /// [`go`](Self::go) lets it go on.
+    /// A device has work that does not end. The machine stands still all the same, as far as it
+    /// can: [`go`](Self::go) lets it go on.
     fn halt(&self) -> Result<(), Unfinished>;
 
     /// Starts devices, then vCPUs.
@@ -252,7 +252,8 @@ impl<M: Vcpus> Owner<M> {
         let before = (*gate, inner.hold.clone());
         match gate.apply(&mut inner.hold, act)? {
             Some(true) => machine.go(),
-            // One that is to go on, here or elsewhere, does so as before; one that is over does not.
+            // One that is to go on, here or elsewhere, does so as before; one that is over does
+            // not.
             Some(false) if machine.halt().is_err() && goes_on => {
                 (*gate, inner.hold) = before;
                 machine.go();

@@ -196,7 +196,8 @@ pub fn receive(
     let received = receive_from(source, &mut arriving, &config, &say, cancel)?;
     if !received.acknowledged {
         eprintln!(
-            "wherry: the guest runs here, but the source could not be told: end it there with `wherry kill`"
+            "wherry: the guest runs here, but the source could not be told: end it there with \
+             `wherry kill`"
         );
     }
     match arriving.machine {

@@ -47,7 +47,8 @@ pub fn listen(uri: &str, runtime: &Path) -> anyhow::Result<Listener> {
         && is_of_a_vm(path, runtime)
     {
         anyhow::bail!(
-            "{endpoint} is the place of a VM's control files; use another folder or a name that does not \
+            "{endpoint} is the place of a VM's control files; use another folder or a name that \
+             does not \
              end in .sock"
         );
     }
@@ -80,7 +81,8 @@ fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     let least = LEAST_BANDWIDTH * u64::from(request.streams);
     if let Some(cap) = request.bandwidth_bytes_s.filter(|cap| *cap < least) {
         return Err(bad(format!(
-            "bandwidth: {cap} bytes a second are too few for {} connections, which take {least} at least",
+            "bandwidth: {cap} bytes a second are too few for {} connections, which take {least} at \
+             least",
             request.streams
         )));
     }
@@ -186,13 +188,16 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
         }
         Error::Panicked => error.hint("this is a defect of Wherry: please report it"),
         Error::NotConverging { .. } => error.hint(
-            "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over regardless",
+            "allow a longer --downtime-limit, more bandwidth, or --max-rounds N to switch over \
+             regardless",
         ),
         Error::PauseLimit(_) => error.hint(
-            "the guest goes on here; allow a longer --pause-limit, or more bandwidth, and try again",
+            "the guest goes on here; allow a longer --pause-limit, or more bandwidth, and try \
+             again",
         ),
         Error::Wrong(_) => error.hint(
-            "the guest goes on here with all of its memory; this is a defect of Wherry, of a host or of its RAM: please report it",
+            "the guest goes on here with all of its memory; this is a defect of Wherry, of a host \
+             or of its RAM: please report it",
         ),
         _ => error,
     }

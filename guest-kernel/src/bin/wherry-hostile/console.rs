@@ -60,7 +60,8 @@ fn answer(command: &str, guest: &mut Attacker) {
             let (counts, tally) = (&guest.counts, &guest.tally);
             let (resets, written) = second::counts();
             say!(
-                "status steps={} ids={} open_steps={} hints={} resets={} reinits={} checked={} bad={} second_wrote={written}",
+                "status steps={} ids={} open_steps={} hints={} resets={} reinits={} checked={} \
+                 bad={} second_wrote={written}",
                 counts.steps,
                 counts.ids,
                 counts.open_steps,

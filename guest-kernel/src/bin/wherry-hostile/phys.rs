@@ -191,7 +191,8 @@ pub fn mmio_write(at: u64, width: u64, value: u64) {
     unsafe {
         match width {
             1 => {
-                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at, options(nostack))
+                asm!("mov byte ptr [{1}], {0}", in(reg_byte) value as u8, in(reg) at,
+                    options(nostack))
             }
             2 => asm!("mov word ptr [{1}], {0:x}", in(reg) value, in(reg) at, options(nostack)),
             4 => asm!("mov dword ptr [{1}], {0:e}", in(reg) value, in(reg) at, options(nostack)),

@@ -8,7 +8,8 @@ pub fn write(port: u16, value: u8) {
     // SAFETY: the guest's ports are a serial port and power registers; nothing there touches
     // memory.
     unsafe {
-        asm!("out dx, al", inout("dx") port => _, in("al") value, out("rcx") _, options(nomem, nostack));
+        asm!("out dx, al", inout("dx") port => _, in("al") value, out("rcx") _, options(nomem,
+            nostack));
     }
 }
 
@@ -17,7 +18,8 @@ pub fn read(port: u16) -> u8 {
     let value: u8;
     // SAFETY: as in `write`.
     unsafe {
-        asm!("in al, dx", inout("dx") port => _, out("al") value, out("rcx") _, options(nomem, nostack));
+        asm!("in al, dx", inout("dx") port => _, out("al") value, out("rcx") _, options(nomem,
+            nostack));
     }
     value
 }

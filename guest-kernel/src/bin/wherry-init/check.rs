@@ -87,7 +87,8 @@ impl State {
             let gpa = self.memory.physical(page).unwrap_or(0);
             let area = if page < self.read_only_from { "rw" } else { "ro" };
             say(&format!(
-                "BAD page={page} area={area} gpa={gpa:#x} expected=version-{version} found={found} first_bad_word={word}"
+                "BAD page={page} area={area} gpa={gpa:#x} expected=version-{version} found={found} \
+                 first_bad_word={word}"
             ));
         }
         write_page(self.memory.page(page), page, version);

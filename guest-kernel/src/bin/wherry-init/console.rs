@@ -104,7 +104,8 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             write_answer(command, "/proc/sysrq-trigger", "c");
         }
         "help" => say(
-            "help status verify floor resetgap drop compact vmstat buddyinfo dmesg write fill free tmpfs hog writer churn cache scatter eat huge \
+            "help status verify floor resetgap drop compact vmstat buddyinfo dmesg write fill free \
+             tmpfs hog writer churn cache scatter eat huge \
               surge compaction sleep spoil cat echo poweroff reboot crash",
         ),
         _ => say(&format!("error unknown command {command}")),

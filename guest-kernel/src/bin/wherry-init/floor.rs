@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let text = "00000000-00000fff : Reserved\n00001000-0009fbff : System RAM\n  00002000-00002fff : Kernel code\n\
+        let text = "00000000-00000fff : Reserved\n00001000-0009fbff : System RAM\n  \
+                    00002000-00002fff : Kernel code\n\
                     100000000-10fffffff : System RAM\n";
         assert_eq!(ram(text), [(1, 0x9f), (0x100000, 0x110000)]);
     }

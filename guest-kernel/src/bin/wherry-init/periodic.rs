@@ -56,7 +56,8 @@ pub fn status() -> String {
         [&COMPACTION.turns, &SURGE.turns, &SURGED_MIB, &SURGE_FAILED, &SURGE_BAD]
             .map(|n| n.load(Relaxed));
     format!(
-        "compactions={compactions} surges={surges} surged_mib={mib} surge_failed={killed} surge_bad={bad}"
+        "compactions={compactions} surges={surges} surged_mib={mib} surge_failed={killed} \
+         surge_bad={bad}"
     )
 }
 

@@ -29,7 +29,8 @@ pub fn ready_line() -> String {
     let balloon = balloon_features().map_or_else(|| "none".into(), |bits| format!("{bits:#x}"));
     let clock = read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
     format!(
-        "kernel={} cpus={cpus} memtotal_kb={} memfree_kb={} memavailable_kb={} clocksource={} balloon={balloon} \
+        "kernel={} cpus={cpus} memtotal_kb={} memfree_kb={} memavailable_kb={} clocksource={} \
+         balloon={balloon} \
          uptime_ms={}",
         sys::kernel_release(),
         lookup(&mem, "MemTotal").unwrap_or(0),
@@ -46,7 +47,8 @@ pub fn status_line() -> String {
     let (beats, gap, gap_at) = heartbeat::read();
     let (checked, bad) = check::counts();
     let mut line = format!(
-        "uptime_ms={} beats={beats} longest_gap_ms={gap:.1} longest_gap_at_ms={gap_at} checked={checked} bad={bad} \
+        "uptime_ms={} beats={beats} longest_gap_ms={gap:.1} longest_gap_at_ms={gap_at} \
+         checked={checked} bad={bad} \
          memtotal_kb={} memfree_kb={} memavailable_kb={}",
         sys::monotonic_ns() / 1_000_000,
         lookup(&mem, "MemTotal").unwrap_or(0),
@@ -93,7 +95,8 @@ mod tests {
 
     #[test]
     fn zones_are_summed() {
-        let text = "Node 0, zone      DMA      1      0      2 \nNode 0, zone    DMA32    300      1      0 \n";
+        let text = "Node 0, zone      DMA      1      0      2 \nNode 0, zone    DMA32    300      \
+                    1      0 \n";
         assert_eq!(free_blocks(text), [301, 1, 2]);
     }
 }

@@ -35,7 +35,8 @@ pub fn status() -> String {
     let [filled, hogged, writer, written] =
         [&FILLED, &HOGGED, &WRITER_MIB, &WRITTEN].map(|counter| counter.load(Relaxed));
     format!(
-        "work={work} filled_mib={filled} hogged_mib={hogged} writer_mib={writer} written_mib={written} churned={}",
+        "work={work} filled_mib={filled} hogged_mib={hogged} writer_mib={writer} \
+         written_mib={written} churned={}",
         churn::done()
     )
 }

@@ -10,7 +10,8 @@ use crate::entry::Entry;
 use crate::spread;
 
 const HEADER: &str = "\
-| guest | init_on_alloc | reporting | hints | total | / idle | time | / best | sent, later hinted | memory of the source | hints, by the VMM |
+| guest | init_on_alloc | reporting | hints | total | / idle | time | / best | sent, later hinted \
+| memory of the source | hints, by the VMM |
 |---|---|---|---|---|---|---|---|---|---|---|
 ";
 

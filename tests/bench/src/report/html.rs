@@ -26,12 +26,17 @@ pub fn page(entries: &[Entry], traces: &Traces) -> Result<String> {
     write!(body, "<h1>Migrations, measured</h1>{}", about(entries))?;
     write!(body, "<h2>At a glance</h2>{}", headline(&groups))?;
     body.push_str(
-        "<p class=note>Really used: pages that the guest's kernel did not have in its free lists and that were not zero, counted one by one just before the \
-         migration. Each cell: all bytes on the wire, and the whole time. Per cents: hints on against off, same VMM.</p>",
+        "<p class=note>Really used: pages that the guest's kernel did not have in its free lists \
+         and that were not zero, counted one by one just before the \
+         migration. Each cell: all bytes on the wire, and the whole time. Per cents: hints on \
+         against off, same VMM.</p>",
     );
     let published = published::rows(&groups);
     if !published.is_empty() {
-        body.push_str("<h2>Beside published figures</h2><p class=note>Those are of real machines: only the reductions compare.</p>");
+        body.push_str(
+            "<h2>Beside published figures</h2><p class=note>Those are of real machines: \
+                       only the reductions compare.</p>",
+        );
         body.push_str(&html::table(&published::HEAD, &published, true));
     }
     for (index, (_, members)) in groups.iter().enumerate() {
@@ -173,7 +178,10 @@ fn over_time(body: &mut String, entry: &Entry, traces: &Traces) -> Result<()> {
     }
     body.push_str(&wherry_report::timeline(&trace)?);
     if map.is_empty() {
-        body.push_str("<p class=note>Bytes were read every 50 ms from outside. This VMM does not tell what became of each page.</p>");
+        body.push_str(
+            "<p class=note>Bytes were read every 50 ms from outside. This VMM does not \
+                       tell what became of each page.</p>",
+        );
     }
     write!(body, "{map}</details>")?;
     Ok(())
@@ -233,7 +241,10 @@ fn fate(round: &Round) -> [u64; 9] {
 
 fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
     if members.iter().any(|e| e.spread.is_some()) {
-        body.push_str("<p class=note>Of several runs the one with the median time is shown, with minimum to maximum below.</p>");
+        body.push_str(
+            "<p class=note>Of several runs the one with the median time is shown, with \
+                       minimum to maximum below.</p>",
+        );
     }
     body.push_str("<h3>Figures</h3><div class=wide><table><thead><tr><th>");
     for entry in members {
@@ -354,7 +365,10 @@ fn downtime_parts(entry: &Entry) -> String {
 }
 
 fn rounds_table(body: &mut String, good: &[&Entry]) -> Result<()> {
-    body.push_str("<details><summary>Rounds, in pages of 4 KiB</summary><div class=wide><table><thead><tr><th><th class=n>round");
+    body.push_str(
+        "<details><summary>Rounds, in pages of 4 KiB</summary><div \
+                   class=wide><table><thead><tr><th><th class=n>round",
+    );
     for name in [
         "bytes",
         "time",
@@ -412,7 +426,10 @@ fn failures(body: &mut String, entries: &[Entry]) {
     if failed.is_empty() {
         return;
     }
-    body.push_str("<section><h2>Not measured</h2><div class=wide><table><thead><tr><th>run<th>outcome<th>why<th>log</thead><tbody>");
+    body.push_str(
+        "<section><h2>Not measured</h2><div \
+                   class=wide><table><thead><tr><th>run<th>outcome<th>why<th>log</thead><tbody>",
+    );
     for entry in failed {
         let text = |text: &Option<String>| escape(text.as_deref().unwrap_or(""));
         let _ = write!(

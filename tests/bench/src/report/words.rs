@@ -121,7 +121,8 @@ fn distinct(entries: &[Entry], what: impl Fn(&Entry) -> Option<String>) -> Vec<S
 }
 
 /// What a reader has to know of emulated hosts.
-pub const EMULATED: &str = "The host is software emulation, and source and destination share it: compare \
+pub const EMULATED: &str = "The host is software emulation, and source and destination share it: \
+                            compare \
                             figures with each other, not with those of real machines.";
 
 /// Whether one of the hosts was emulated.

@@ -325,7 +325,11 @@ mod tests {
 
     #[test]
     fn rounds_are_differences() {
-        let state = |bytes: u64, normal: u64, zero: u64| json!({ "ram": { "total": 4096 * 100, "transferred": bytes, "normal": normal, "duplicate": zero }, "total-time": bytes / 10, "downtime": 7 });
+        let state = |bytes: u64, normal: u64, zero: u64| {
+            json!({ "ram": { "total": 4096 * 100,
+            "transferred": bytes, "normal": normal, "duplicate": zero }, "total-time": bytes / 10,
+            "downtime": 7 })
+        };
         let mut passes = Passes::default();
         passes.next(1, &state(0, 0, 0));
         passes.next(2, &state(100, 10, 80));

@@ -75,7 +75,8 @@ impl Recording {
             .map(|r| json!({ "round": r.round, "bytes": r.bytes, "sent": r.sent, "zero": r.zero }))
             .collect();
         let report = json!({
-            "total_bytes": figures.total_bytes, "total_ms": figures.total_ms, "rounds": rounds, "downtime": { "total_us": down },
+            "total_bytes": figures.total_bytes, "total_ms": figures.total_ms, "rounds": rounds,
+            "downtime": { "total_us": down },
         });
         self.add(What::End { report });
         self.events

@@ -167,16 +167,22 @@ fn row_faults(house: &House, from: &str, to: &str, soon: bool) -> Vec<String> {
     }
 }
 
-/// Lines of Rust and Markdown that are too wide. Tables are free, and so are lines of one link or
-/// word, which cannot be broken.
+/// Lines of Rust and Markdown that are too wide. Tables and printed output are free, and so are
+/// lines of one link or word, which cannot be broken.
 fn wide_lines(root: &Path) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for kind in ["rs", "md"] {
         for file in files(root, kind)? {
             let text =
                 std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            let mut printed = false;
             for (index, line) in text.lines().enumerate() {
-                let free = kind == "md" && (line.trim_start().starts_with('|') || is_link(line));
+                // A block of a kind is what a program printed; one without is typed.
+                if let Some(kind) = line.trim_start().strip_prefix("```") {
+                    printed = !kind.is_empty();
+                }
+                let table = line.trim_start_matches(['/', '!', ' ']).starts_with('|');
+                let free = table || printed && kind == "md" || is_link(line);
                 let width = line.chars().count();
                 if width > WIDTH && !free {
                     let place = file.strip_prefix(root).unwrap_or(&file).display();
@@ -335,9 +341,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let wide = "word ".repeat(21);
         std::fs::write(dir.path().join("a.rs"), format!("\n// {wide}\n")).unwrap();
-        let page = format!("| {wide}|\n{wide}\n[x]({}) {wide}\n", "y".repeat(60));
+        let link = "y".repeat(60);
+        let page = format!("| {wide}|\n{wide}\n[x]({link}) {wide}\n```text\n{wide}\n```\n{wide}\n");
         std::fs::write(dir.path().join("b.md"), page).unwrap();
         let faults = wide_lines(dir.path()).unwrap();
-        assert_eq!(faults, ["a.rs:2: 108 columns", "b.md:2: 105 columns"]);
+        let seen = ["a.rs:2: 108 columns", "b.md:2: 105 columns", "b.md:7: 105 columns"];
+        assert_eq!(faults, seen);
     }
 }

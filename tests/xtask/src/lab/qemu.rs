@@ -81,7 +81,8 @@ fn scratch() -> Result<tempfile::TempDir> {
 
 fn not_started(error: std::io::Error) -> anyhow::Error {
     anyhow!(
-        "cannot start qemu-system-x86_64: {error}; the Debian package is qemu-system-x86 (`cargo xtask setup`)"
+        "cannot start qemu-system-x86_64: {error}; the Debian package is qemu-system-x86 \
+         (`cargo xtask setup`)"
     )
 }
 
@@ -127,7 +128,8 @@ fn memory() -> Result<u64> {
     let mib = kib.context("/proc/meminfo has no MemAvailable")? / 1024 * 3 / 4;
     if mib < MIN_MIB {
         bail!(
-            "the lab needs {MIN_MIB} MiB and can have {mib}; free some memory, or force it with WHERRY_LAB_MEM"
+            "the lab needs {MIN_MIB} MiB and can have {mib}; free some memory, or force it with \
+             WHERRY_LAB_MEM"
         );
     }
     Ok(mib.min(MAX_MIB))
