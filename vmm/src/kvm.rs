@@ -75,7 +75,10 @@ impl Finding {
     /// Adds the way without KVM.
     #[must_use]
     pub fn advise_lab(self) -> Self {
-        self.advise("to try Wherry without it: cargo xtask lab -- COMMAND runs COMMAND where KVM is emulated")
+        self.advise(
+            "to try Wherry without it: cargo xtask lab -- COMMAND runs COMMAND where KVM \
+                     is emulated",
+        )
     }
 }
 
@@ -121,9 +124,12 @@ pub fn open(path: &Path) -> Result<Kvm, Finding> {
         }
     })?;
     if !fs::metadata(path).is_ok_and(|meta| meta.file_type().is_char_device()) {
-        return Err(Finding::new(Verdict::Broken, format!("{name} is not a device")).advise(format!(
-            "remove it and load the module: sudo rm {name}; sudo modprobe kvm_intel || sudo modprobe kvm_amd"
-        )));
+        return Err(Finding::new(Verdict::Broken, format!("{name} is not a device")).advise(
+            format!(
+                "remove it and load the module: sudo rm {name}; sudo modprobe kvm_intel || sudo \
+             modprobe kvm_amd"
+            ),
+        ));
     }
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
@@ -147,13 +153,19 @@ fn absent(cpu: Cpu, what: &str) -> Finding {
     let report = Finding::new(Verdict::Absent, format!("no KVM here: {what}"));
     let report = match (cpu.virtualisation, cpu.guest) {
         (true, _) => report
-            .advise("the CPU has VMX or SVM; load the module: sudo modprobe kvm_intel || sudo modprobe kvm_amd")
+            .advise(
+                "the CPU has VMX or SVM; load the module: sudo modprobe kvm_intel || sudo \
+                     modprobe kvm_amd",
+            )
             .advise("if that fails, enable virtualisation (VT-x, AMD-V) in the firmware"),
         (false, true) => report.advise(
-            "this is a virtual machine without nested virtualisation: enable it at its host, or use a bare-metal host",
+            "this is a virtual machine without nested virtualisation: enable it at its host, or \
+             use a bare-metal host",
         ),
-        (false, false) => report
-            .advise("the CPU offers neither VMX nor SVM: enable virtualisation (VT-x, AMD-V) in the firmware, if it has it"),
+        (false, false) => report.advise(
+            "the CPU offers neither VMX nor SVM: enable virtualisation (VT-x, AMD-V) in \
+                     the firmware, if it has it",
+        ),
     };
     report.advise("in a container, pass the device in: --device /dev/kvm").advise_lab()
 }
@@ -166,14 +178,19 @@ fn no_permission(path: &Path) -> Finding {
     let group_may = meta.mode() & 0o060 == 0o060;
     match group {
         Some(group) if group_may && group != "root" => report
-            .advise(format!("join the group {group}: sudo usermod -aG {group} \"$USER\", then log in again"))
+            .advise(format!(
+                "join the group {group}: sudo usermod -aG {group} \"$USER\", then log \
+                             in again"
+            ))
             .advise(format!("for this shell only: newgrp {group}")),
         None if group_may => report.advise(format!(
-            "its group has the number {} and no name here; run with it as an extra group (in a container: --group-add {0})",
+            "its group has the number {} and no name here; run with it as an extra group (in a \
+             container: --group-add {0})",
             meta.gid()
         )),
         _ => report.advise(format!(
-            "give it to a group that you are in: sudo chgrp kvm {name}; sudo chmod 660 {name}; or run as root"
+            "give it to a group that you are in: sudo chgrp kvm {name}; sudo chmod 660 {name}; or \
+             run as root"
         )),
     }
 }

@@ -57,10 +57,13 @@ impl Report {
             );
             let found = match Cpu::read() {
                 Cpu { virtualisation: true, .. } => found.advise(
-                    "the CPU has VMX or SVM: load kvm_intel or kvm_amd instead of the module that is loaded",
+                    "the CPU has VMX or SVM: load kvm_intel or kvm_amd instead of the module that \
+                     is loaded",
                 ),
-                Cpu { guest: true, .. } => found
-                    .advise("this is a virtual machine without nested virtualisation: enable it at its host"),
+                Cpu { guest: true, .. } => found.advise(
+                    "this is a virtual machine without nested virtualisation: enable it at \
+                             its host",
+                ),
                 _ => found.advise("use a host whose CPU has VMX or SVM, enabled in the firmware"),
             };
             found.advise_lab()

@@ -35,7 +35,8 @@ pub fn balloon_info(machine: &Machine) -> Option<BalloonInfo> {
         features: features.map(|(_, name)| (*name).to_owned()).collect(),
         counters: serde_json::json!({
             "guest": statistics,
-            "guest_statistics_age_ms": age.map(|a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX)),
+            "guest_statistics_age_ms":
+                age.map(|a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX)),
             // What a migration leaves out; null if it is not certain which pages those are.
             "ballooned_bytes": figures.ballooned_pages.map(|nr| nr * PAGE),
             "resident_bytes": machine.ram().resident_bytes(),
