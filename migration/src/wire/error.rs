@@ -82,7 +82,8 @@ pub enum WireError {
     /// Both sides know the protocol, but one needs what the other lacks.
     #[error("unsupported features {0:#x}")]
     Features(u64),
-    /// State longer than [`max_state`](super::max_state), or not of the announced length or checksum.
+    /// State longer than [`max_state`](super::max_state), or not of the announced length or
+    /// checksum.
     #[error("machine state: {0}")]
     State(&'static str),
     /// Data connections that cannot be.
