@@ -128,6 +128,9 @@ pub struct RunArgs {
     /// What the balloon offers, separated by commas
     #[arg(long, value_enum, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub balloon_features: Vec<BalloonFeature>,
+    /// Whether the machine has an entropy device: random numbers from the host
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub rng: Switch,
 }
 
 /// Options of `run` and `receive` alike.

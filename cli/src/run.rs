@@ -171,6 +171,7 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
         serial: args.console.serial,
         reboot: !args.no_reboot,
         balloon,
+        rng: args.rng == args::Switch::On,
     })
 }
 
@@ -328,7 +329,7 @@ mod tests {
         assert_eq!((config.name.as_str(), config.ram_bytes, config.nr_vcpus), ("web", 2 << 30, 4));
         assert_eq!(config.cmdline, "console=ttyS0 quiet init=/x");
         let balloon = config.balloon.as_ref().unwrap();
-        assert!(!config.reboot && balloon.stats && !balloon.reporting);
+        assert!(!config.reboot && balloon.stats && !balloon.reporting && config.rng);
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<RunConfig>(&json).unwrap(), config);
     }

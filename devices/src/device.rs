@@ -29,6 +29,7 @@ use wherry_codec::records::{Record, RecordError};
 use crate::kinds::Handles;
 use crate::power::PowerSink;
 use crate::virtio::balloon::BalloonBackend;
+use crate::virtio::rng::{Entropy, OsEntropy};
 use crate::{BusDevice, GuestMemory, InterruptLine};
 
 /// See the module's text. Called from any thread.
@@ -159,6 +160,13 @@ pub trait Host {
     fn power(&self) -> Arc<dyn PowerSink>;
     /// Takes guest memory back.
     fn balloon(&self) -> Arc<dyn BalloonBackend>;
+    /// Where random bytes come from.
+    ///
+    /// # Errors
+    /// There is no source.
+    fn entropy(&self) -> io::Result<Box<dyn Entropy>> {
+        Ok(Box::new(OsEntropy::open()?))
+    }
 }
 
 /// What a device is built from.

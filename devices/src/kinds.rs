@@ -6,9 +6,10 @@ use crate::device::Kind;
 use crate::power::{self, Power};
 use crate::serial::{self, Serial};
 use crate::virtio::balloon::{self, BalloonHandle};
+use crate::virtio::rng;
 
 /// All kinds. A new device is a folder and a line here.
-pub const KINDS: &[&Kind] = &[&serial::KIND, &power::KIND, &balloon::KIND];
+pub const KINDS: &[&Kind] = &[&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND];
 
 /// Devices with which somebody does more than the list does: given out once, when they are built.
 #[derive(Default)]

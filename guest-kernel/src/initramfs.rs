@@ -14,7 +14,8 @@ use crate::modules::{Module, ModuleTree};
 
 /// What a guest loads. The PCI transport is for other VMMs: init loads it only where there is a PCI
 /// bus.
-const GUEST: [&str; 5] = ["virtio_mmio", "virtio_balloon", "button", "evdev", "virtio_pci"];
+const GUEST: [&str; 6] =
+    ["virtio_mmio", "virtio_balloon", "virtio_rng", "button", "evdev", "virtio_pci"];
 /// What a guest loads when a step of its work needs it.
 const ON_DEMAND: [&str; 1] = ["loop"];
 /// What the lab's KVM host loads.

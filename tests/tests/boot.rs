@@ -26,6 +26,10 @@ fn boots(kernel: &str, cpus: u32, memory: &str, total_kb: std::ops::Range<u64>) 
     for f in ["free_page_hint", "page_reporting", "stats", "deflate_on_oom"] {
         assert!(features.contains(f), "the driver did not take {f}: {features}");
     }
+    // The host's random numbers are the guest's first choice.
+    let current = guest.ask("cat /sys/class/misc/hw_random/rng_current", SOON)?;
+    let current = current.0.get("text").cloned().unwrap_or_default();
+    assert!(current.starts_with("virtio_rng"), "{current}");
     // The power button, through ACPI and the guest's input layer.
     let status = env.command(&["stop", "guest", "--timeout", "60s"]).output()?.status;
     assert!(status.success(), "stop: {status}; {}", guest.log());

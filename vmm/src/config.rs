@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::balloon::{self, BalloonConfig};
+use wherry_devices::virtio::rng;
 use wherry_devices::{power, serial};
 
 pub use crate::boot::layout::{MAX_VCPUS, MIN_RAM_BYTES};
@@ -42,6 +43,8 @@ pub struct RunConfig {
     pub reboot: bool,
     /// What the balloon offers, if there is one.
     pub balloon: Option<BalloonConfig>,
+    /// Whether there is an entropy device.
+    pub rng: bool,
 }
 
 impl RunConfig {
@@ -50,7 +53,7 @@ impl RunConfig {
     /// # Errors
     /// None: plain data can always be encoded.
     pub fn devices(&self) -> Result<Vec<Spec>, CodecError> {
-        devices(self.balloon.as_ref())
+        devices(self.balloon.as_ref(), self.rng)
     }
 }
 
@@ -59,8 +62,11 @@ impl RunConfig {
 ///
 /// # Errors
 /// None: plain data can always be encoded.
-pub fn devices(balloon: Option<&BalloonConfig>) -> Result<Vec<Spec>, CodecError> {
-    let virtio = [balloon.map(|config| Spec::new(&balloon::KIND, &config))];
+pub fn devices(balloon: Option<&BalloonConfig>, rng: bool) -> Result<Vec<Spec>, CodecError> {
+    let virtio = [
+        balloon.map(|config| Spec::new(&balloon::KIND, &config)),
+        rng.then(|| Spec::new(&rng::KIND, &())),
+    ];
     let mut all = vec![Spec::new(&serial::KIND, &())?, Spec::new(&power::KIND, &())?];
     for (slot, spec) in (0..).zip(virtio) {
         all.extend(spec.transpose()?.map(|spec| spec.in_slot(slot)));

@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod mmio;
+pub mod rng;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;

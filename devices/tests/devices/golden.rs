@@ -7,7 +7,7 @@ use wherry_devices::serial::SerialStateV1;
 use wherry_devices::virtio::balloon::{
     BalloonConfig, BalloonDeviceStateV1, BalloonStateV1, HintStateV1, PageSetV1,
 };
-use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1};
+use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
 
 fn mmio(device_type: u32) -> MmioStateV1 {
     MmioStateV1 {
@@ -88,6 +88,7 @@ fn golden_bytes_of_every_kind_of_state() {
             ("serial", 1) => serial(),
             ("power", 1) => power(),
             ("virtio-balloon", 1) => balloon(),
+            ("virtio-rng", 1) => encode(&VirtioStateV1 { mmio: mmio(4), device: () }).unwrap(),
             (name, version) => panic!("no golden bytes for version {version} of {name}"),
         };
         let name = format!("state-{}-{}.bin", kind.name, kind.version);

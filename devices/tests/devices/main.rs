@@ -15,6 +15,7 @@ mod identity;
 mod inflate;
 mod ports;
 mod reporting;
+mod rng;
 mod state;
 mod stats;
 mod transport;

@@ -10,7 +10,7 @@ use wherry_devices::device::{Saved, Spec};
 use wherry_devices::power::PowerStateV1;
 use wherry_devices::serial::SerialStateV1;
 use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceStateV1, PageSetV1};
-use wherry_devices::virtio::mmio::QueueStateV1;
+use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
 use wherry_migration::wire::digests::Digests;
 use wherry_migration::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use wherry_migration::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
@@ -300,7 +300,7 @@ fn machine() -> Seeds {
     let cpuid = vec![kvm_cpuid_entry2 { function: 1, ecx: 5, ..Default::default() }];
     let cpu = CpuDescriptionV1 { cpuid, tsc_khz: 2_000_000, arch_capabilities: 0 };
     let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: "quiet".into() };
-    let devices = devices(Some(&BalloonConfig::default())).expect("plain data");
+    let devices = devices(Some(&BalloonConfig::default()), true).expect("plain data");
     let saved = |spec: &Spec, bytes| Saved { id: spec.id.clone(), kind: spec.kind, bytes };
     let description = Description { ram_bytes: 1 << 30, nr_vcpus: 2, cpu, kernel, devices };
     let chip = |chip_id| kvm_irqchip { chip_id, ..Default::default() };
@@ -315,8 +315,10 @@ fn machine() -> Seeds {
     let typed =
         SerialStateV1 { fifo: b"typed".to_vec(), backlog: vec![7; 100], ..Default::default() };
     let (power, balloon) = (PowerStateV1::default(), live_balloon());
+    let rng = MmioStateV1 { device_type: 4, ..balloon.mmio.clone() };
+    let rng = VirtioStateV1 { mmio: rng, device: () };
     let vcpus = vec![vcpu(0), vcpu(1)];
-    let parts = [encode(&typed), encode(&power), encode(&balloon)];
+    let parts = [encode(&typed), encode(&power), encode(&balloon), encode(&rng)];
     let devices = description.devices.iter().zip(parts).map(|(spec, bytes)| saved(spec, bytes));
     let state = MachineState { running: true, vm, vcpus, devices: devices.collect() };
     let with = |kind: u8, bytes: Result<Vec<u8>, wherry_codec::CodecError>| {

@@ -73,7 +73,7 @@ fn description() -> Description {
             initrd: Some("/boot/initrd".into()),
             cmdline: "quiet".into(),
         },
-        devices: devices(Some(&config)).unwrap(),
+        devices: devices(Some(&config), true).unwrap(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::machine::{Kernel, MachineHooks};
 
 fn paused() -> Option<(Controller, Arc<Machine>)> {
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let devices = devices(Some(&BalloonConfig::default())).ok()?;
+    let devices = devices(Some(&BalloonConfig::default()), true).ok()?;
     let description = Description::new(128 << 20, 1, devices, kernel).ok()?;
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let identity =

@@ -2,7 +2,7 @@
 //! [`KINDS`]: one in a virtio-mmio slot needs nothing else, another a [`Side`] of its own.
 
 mod slow;
-mod virtio;
+pub mod virtio;
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use wherry_devices::device::{Build, Built, Devices, Host, Kind, Saved, Spec, Sub
 use wherry_devices::kinds::{Handles, KINDS};
 use wherry_devices::power::{self, PowerSink};
 use wherry_devices::virtio::balloon::{BalloonBackend, BalloonConfig};
+use wherry_devices::virtio::rng::Entropy;
 use wherry_devices::{BusDevice, GuestMemory, serial};
 
 use crate::driver::{Host as NoDiscards, Line};
@@ -31,7 +32,7 @@ fn kinds() -> impl Iterator<Item = &'static Kind> {
 
 /// A small generator of numbers; the same for the same seed.
 #[derive(Clone)]
-struct Rng(u64);
+pub struct Rng(u64);
 impl Rng {
     fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -63,6 +64,18 @@ impl PowerSink for Out {
     }
 }
 
+/// Random bytes that are always the same.
+pub struct Fixed;
+impl Fixed {
+    pub const BYTE: u8 = 0x5a;
+}
+impl Entropy for Fixed {
+    fn fill(&mut self, out: &mut [u8]) -> io::Result<()> {
+        out.fill(Self::BYTE);
+        Ok(())
+    }
+}
+
 struct TestHost(Arc<GuestMemory>, Out);
 impl Host for TestHost {
     fn memory(&self) -> Arc<GuestMemory> {
@@ -77,12 +90,15 @@ impl Host for TestHost {
     fn balloon(&self) -> Arc<dyn BalloonBackend> {
         Arc::<NoDiscards>::default()
     }
+    fn entropy(&self) -> io::Result<Box<dyn Entropy>> {
+        Ok(Box::new(Fixed))
+    }
 }
 
 /// A machine with one device.
-struct Bench {
+pub struct Bench {
     kind: &'static Kind,
-    mem: Arc<GuestMemory>,
+    pub mem: Arc<GuestMemory>,
     out: Out,
     line: Arc<Line>,
     devices: Devices,
@@ -92,7 +108,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(kind: &'static Kind) -> Self {
+    pub fn new(kind: &'static Kind) -> Self {
         let bench = Self::build(kind, &[0; RAM], None);
         bench.devices.resume();
         bench
@@ -155,7 +171,7 @@ impl Bench {
         self.events.run_with_timeout(0).unwrap() > 0
     }
 
-    fn run(&mut self) {
+    pub fn run(&mut self) {
         loop {
             // Looked at first: what ends after it is seen by the turn.
             let idle = slow::idle(self);
@@ -167,7 +183,7 @@ impl Bench {
 }
 
 /// The guest's driver, and what people do to the device from outside.
-trait Side {
+pub trait Side {
     /// The driver comes up.
     fn up(&mut self, _bench: &mut Bench) {}
     /// Anything. Returns what was seen of it.

@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::virtio::mmio::regs::{offset, status};
 
 use super::{Bench, Rng, Side};
-use crate::driver::{NEXT, WRITE};
+use crate::driver::{Buf, NEXT, WRITE};
 
 const RINGS: u64 = 0x1_0000;
 const RING: u64 = 0x4000;
@@ -95,16 +95,26 @@ impl Driver {
         let head = self.free(queue)?;
         let nr = 1 + rng.below(CHAIN.into()) as u16;
         let readable = rng.below(u64::from(nr) + 1) as u16;
-        for nth in 0..nr {
-            let index = head + nth;
-            let at = BUFFERS + (queue as u64 * 0x100 + u64::from(index)) * BUFFER;
-            // Page numbers, commands, lengths: small numbers mean something to many a device.
-            let words: Vec<u8> =
-                (0..BUFFER / 4).flat_map(|_| (rng.below(1024) as u32).to_le_bytes()).collect();
-            bench.mem.write_slice(&words, GuestAddress(at)).unwrap();
-            let more = if nth + 1 < nr { NEXT } else { 0 };
-            let flags = more | if nth >= readable { WRITE } else { 0 };
-            let len = 4 * (1 + rng.below(BUFFER / 4)) as u32;
+        let bufs: Vec<Buf> = (0..nr)
+            .map(|nth| {
+                let index = queue as u64 * 0x100 + u64::from(head + nth);
+                let at = BUFFERS + index * BUFFER;
+                // Page numbers, commands, lengths: small numbers mean something to many a device.
+                let words: Vec<u8> =
+                    (0..BUFFER / 4).flat_map(|_| (rng.below(1024) as u32).to_le_bytes()).collect();
+                bench.mem.write_slice(&words, GuestAddress(at)).unwrap();
+                Buf(at, 4 * (1 + rng.below(BUFFER / 4)) as u32, nth >= readable)
+            })
+            .collect();
+        self.chain(bench, queue, &bufs)
+    }
+
+    /// Makes this chain available, and kicks. `None`: there is no room.
+    pub fn chain(&mut self, bench: &Bench, queue: usize, bufs: &[Buf]) -> Option<u32> {
+        let head = self.free(queue)?;
+        for (index, (nth, Buf(at, len, write))) in (head..).zip(bufs.iter().enumerate()) {
+            let more = if nth + 1 < bufs.len() { NEXT } else { 0 };
+            let flags = more | if *write { WRITE } else { 0 };
             let slot = desc(queue) + 16 * u64::from(index);
             let bytes = [
                 &at.to_le_bytes()[..],

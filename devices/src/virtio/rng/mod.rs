@@ -1,0 +1,145 @@
+//! The entropy device (virtio 1.3, section 5.4): fills what the driver sends with random bytes.
+//!
+//! It keeps nothing: what is saved of it is its transport.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use vm_memory::Bytes;
+
+use super::mmio::{MmioDevice, MmioStateV1, regs};
+use super::{Chain, Completion, VirtioDevice};
+use crate::GuestMemory;
+use crate::device::Kind;
+
+/// Device id (section 5).
+pub const DEVICE_ID: u32 = 4;
+/// Size of the only queue. Linux has one request out at a time.
+pub const QUEUE_SIZE: u16 = 64;
+/// Most bytes for one request: nobody waits for more while the device is locked.
+pub const MAX_REQUEST: usize = 64 << 10;
+/// Most descriptors taken from one chain.
+const MAX_CHAIN: usize = 2 * QUEUE_SIZE as usize;
+/// Bytes taken from the source at once.
+const PIECE: usize = 4 << 10;
+/// Chains in one batch.
+const BATCH: usize = 4;
+
+/// Where random bytes come from.
+pub trait Entropy: Send {
+    /// Fills all of `out`.
+    ///
+    /// # Errors
+    /// The source gives nothing.
+    fn fill(&mut self, out: &mut [u8]) -> io::Result<()>;
+}
+
+/// The host's kernel: opened once, and never asked to wait.
+pub struct OsEntropy(File);
+
+impl OsEntropy {
+    /// Opens the source.
+    ///
+    /// # Errors
+    /// The host has no such device.
+    pub fn open() -> io::Result<Self> {
+        File::open("/dev/urandom").map(Self)
+    }
+}
+
+impl Entropy for OsEntropy {
+    fn fill(&mut self, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact(out)
+    }
+}
+
+/// The kind.
+pub static KIND: Kind = Kind {
+    name: "virtio-rng",
+    id: "rng",
+    options: 1,
+    version: 1,
+    virtio: true,
+    build: |build| {
+        let () = build.options()?;
+        let source = build.host.entropy().map_err(|e| build.refuse(e))?;
+        let rng = Rng { mem: build.host.memory(), source };
+        Ok(MmioDevice::built(MmioDevice::build(&build, rng)?))
+    },
+};
+
+/// The device behind the transport.
+pub struct Rng {
+    mem: Arc<GuestMemory>,
+    source: Box<dyn Entropy>,
+}
+
+impl Rng {
+    /// Fills the device-writable part of a chain, in order. Returns how many bytes of it were
+    /// filled: fewer than it has if it is too long, leaves RAM, or the source fails.
+    fn fill(&mut self, chain: Chain<'_>) -> usize {
+        let mut filled = 0;
+        let mut piece = [0; PIECE];
+        for desc in chain.take(MAX_CHAIN).filter(|desc| desc.is_write_only()) {
+            let end = filled + (desc.len() as usize).min(MAX_REQUEST - filled);
+            let mut at = desc.addr();
+            while filled < end {
+                let Some(part) = piece.get_mut(..PIECE.min(end - filled)) else { return filled };
+                if self.source.fill(part).is_err() || self.mem.write_slice(part, at).is_err() {
+                    return filled;
+                }
+                filled += part.len();
+                at.0 = at.0.saturating_add(part.len() as u64);
+            }
+        }
+        filled
+    }
+}
+
+impl VirtioDevice for Rng {
+    type State = ();
+
+    fn device_type(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        regs::F_VERSION_1 | regs::F_EVENT_IDX | regs::F_INDIRECT_DESC
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE]
+    }
+
+    fn read_config(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn negotiated(&mut self, _features: u64) {}
+
+    fn activate(&mut self) {}
+
+    fn reset(&mut self) {}
+
+    fn batch(&self, _queue: usize) -> usize {
+        BATCH
+    }
+
+    fn queue_stopped(&mut self, _queue: usize) {}
+
+    fn handle(&mut self, _queue: usize, chain: Chain<'_>) -> Completion {
+        // At most MAX_REQUEST.
+        Completion::Used(self.fill(chain) as u32)
+    }
+
+    fn state(&self) {}
+
+    fn load(
+        &mut self,
+        _mmio: &MmioStateV1,
+        _state: &(),
+    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(false)
+    }
+}
