@@ -139,10 +139,11 @@ impl Sink {
         self.round.left_of(&self.named)
     }
 
-    /// Pages that were named and could not be honoured, and were not named again.
+    /// Pages that were named, could not be honoured, were not named again in time, and so were sent
+    /// with their content.
     pub(crate) fn not_honoured(&self) -> u64 {
         let mut named = self.named.snapshot();
-        named.and_not(&self.round.hinted_pages());
+        named.and(&self.round.sent_pages());
         named.count()
     }
 

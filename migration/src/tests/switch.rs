@@ -9,6 +9,8 @@ use super::dest::Dest;
 use super::model::Model;
 use super::oracle::{config, pair};
 use crate::bitmap::Bitmap;
+use crate::hinting::sink::{Sink, word_map};
+use crate::round::{Plan, Round};
 use crate::traits::{HintSink, HintSource, PAGE_SIZE, SourceVm};
 use crate::*;
 
@@ -239,4 +241,22 @@ fn a_driver_that_holds_on_to_what_was_not_honoured_is_told_again() {
     let (report, nr_done) = moved(driver, 4);
     assert!(report.rounds[0].bytes * 10 < BEST * 12, "{}", report.hints);
     assert_eq!(nr_done, 3);
+}
+
+#[test]
+fn what_was_named_and_needed_no_sending_is_not_missed() {
+    let vm = Model::new(192, false, vec![]).vm();
+    let mut to_send = Bitmap::new(192);
+    to_send.set_range(0, 64);
+    let round = Arc::new(Round::new(1, 192, &Plan::of(to_send)));
+    let guarded = Arc::new(word_map(192));
+    let sink = Sink::checked_zero(&round, &vm.ram, &vm.log, &guarded, true);
+    // Content, so this guest does not zero; what follows is noted and not looked at.
+    sink.hint(0, 64);
+    assert!(sink.not_zeroing());
+    sink.hint(64, 128);
+    assert_eq!(sink.not_honoured(), 0);
+    let sent = round.claim(0);
+    round.mark_sent(0, sent);
+    assert_eq!(sink.not_honoured(), u64::from(sent.count_ones()));
 }
