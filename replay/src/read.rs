@@ -1,23 +1,17 @@
 //! Reading a trace file. Nothing in it is believed: lines, counts and numbers are bounded before
 //! anything is kept.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use serde::Deserialize;
 use thiserror::Error;
 
 use wherry_migration::wire::MAX_STREAMS;
+use wherry_trace::read::{Bad, Lines, MAX_ROUNDS, MAX_TIME_US, next_line};
 use wherry_trace::{Event, FATES, MAX_CELLS, Start, What};
 
-/// Longest line in bytes: a map of 4096 cells in a guest of 16 TiB has a tenth of it.
-pub const MAX_LINE: u64 = 4 << 20;
 /// 256 TiB of guest RAM.
 const MAX_PAGES: u64 = 1 << 36;
-/// A year.
-const MAX_TIME_US: u64 = 365 * 86_400 * 1_000_000;
-/// Samples (slices and looks at the dirty log) that are kept: about 6 hours.
-const MAX_SAMPLES: usize = 500_000;
-const MAX_ROUNDS: usize = 100_000;
 const MAX_HINTS: usize = 1_000_000;
 /// Hints may name each page so often.
 const MAX_NAMED: u64 = 64;
@@ -127,7 +121,6 @@ pub struct Trace {
     /// Whether its last line is only half there.
     pub cut: bool,
     named: u64,
-    samples: usize,
     last_us: u64,
 }
 
@@ -137,31 +130,24 @@ impl Trace {
     /// # Errors
     /// Not a trace, a trace that contradicts itself, or one that ends before round one did.
     pub fn read(mut input: impl BufRead) -> Result<Self, ReadError> {
-        let mut trace = Self::default();
-        let (mut raw, mut line) = (Vec::new(), 0);
-        loop {
-            line += 1;
-            raw.clear();
-            input.by_ref().take(MAX_LINE).read_until(b'\n', &mut raw)?;
-            if raw.is_empty() {
-                break;
-            }
-            let whole = raw.ends_with(b"\n");
-            if !whole && raw.len() as u64 == MAX_LINE {
-                return Err(ReadError::Wrong { line, what: "it is longer than 4 MiB" });
-            }
-            match serde_json::from_slice::<Event>(&raw) {
-                Ok(event) => {
-                    trace.take(line, event).map_err(|what| ReadError::Wrong { line, what })?;
-                }
-                Err(_) if !whole && line > 1 => trace.cut = true,
-                Err(e) => return Err(ReadError::Line { line, what: cut(&e.to_string()) }),
+        let (mut trace, mut lines, mut raw) = (Self::default(), Lines::default(), Vec::new());
+        while next_line(&mut input, &mut raw)? {
+            let event = lines.event(&raw);
+            let line = lines.number();
+            let wrong = |what| ReadError::Wrong { line, what };
+            match event {
+                Ok(None) => {}
+                Ok(Some(event)) => trace.take(event).map_err(wrong)?,
+                Err(Bad::NoEvent(_)) if !raw.ends_with(b"\n") && line > 1 => trace.cut = true,
+                Err(Bad::NoEvent(what)) => return Err(ReadError::Line { line, what: cut(&what) }),
+                Err(Bad::TooLong) => return Err(wrong("it is longer than 4 MiB")),
+                Err(Bad::TooMany) => return Err(wrong("there are more than 400000 before it")),
             }
         }
         trace.finish()
     }
 
-    fn take(&mut self, line: u64, event: Event) -> Result<(), &'static str> {
+    fn take(&mut self, event: Event) -> Result<(), &'static str> {
         if event.t_us > MAX_TIME_US {
             return Err("its time is more than a year");
         }
@@ -169,7 +155,8 @@ impl Trace {
             return Err("its time is before the line above");
         }
         self.last_us = event.t_us;
-        if line == 1 {
+        // No trace that is taken has version 0.
+        if self.start.version == 0 {
             return self.start(event.what);
         }
         self.go_on(event.t_us, event.what)
@@ -241,12 +228,10 @@ impl Trace {
                     sending_us,
                 };
                 now.slices.push(slice);
-                self.sample()?;
             }
             What::Dirty { round, pages, .. } => {
                 self.check(pages)?;
                 self.round(round)?.looks.push((t_us, pages));
-                self.sample()?;
             }
             What::Harvest { round, dirty, overridden } => {
                 self.check(dirty)?;
@@ -283,11 +268,6 @@ impl Trace {
             .last_mut()
             .filter(|_| present)
             .ok_or("it is of another round than the present one")
-    }
-
-    fn sample(&mut self) -> Result<(), &'static str> {
-        self.samples += 1;
-        if self.samples > MAX_SAMPLES { Err("more than 500000 samples") } else { Ok(()) }
     }
 
     fn hint(&mut self, t_us: u64, ranges: &[(u64, u64)]) -> Result<(), &'static str> {

@@ -1,28 +1,23 @@
-//! Reading a trace for drawing.
+//! A trace as it is drawn.
 //!
-//! A trace comes from a file that anybody may have written: lines, line lengths and lists are
-//! limited, time never goes back, a line that cannot be understood is counted and left out, and
-//! numbers are added without overflow.
+//! It comes from a file that anybody may have written: beside what [`wherry_trace::read`] limits,
+//! lists are limited, time never goes back, a line that cannot be understood is counted and left
+//! out, and numbers are added without overflow.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 use serde_json::Value;
+use wherry_trace::read::{Bad, Lines, MAX_LINES, MAX_ROUNDS, MAX_TIME_US, next_line};
 use wherry_trace::{Event, FATES, MAX_CELLS, Start, What};
 
 use crate::Error;
 
-/// Limits: enough for hours of migration.
-const MAX_LINES: u64 = 400_000;
-const MAX_LINE: u64 = 4 << 20;
-const MAX_ROUNDS: usize = 1000;
 /// Remarks (decisions, ids) that are kept.
 const MAX_REMARKS: usize = 2000;
 const MAX_PROBLEMS: usize = 50;
 /// Characters of a text that are kept.
 const MAX_TEXT: usize = 200;
-/// No migration takes longer than a year.
-const MAX_TIME_US: u64 = 366 * 24 * 3600 * 1_000_000;
 
 /// Pages by class, in the order of [`FATES`].
 pub type Fates = [u64; FATES.len()];
@@ -128,7 +123,7 @@ pub struct Slice {
 pub struct Reader {
     trace: Trace,
     started: bool,
-    lines: u64,
+    lines: Lines,
     bad: u64,
 }
 
@@ -138,26 +133,22 @@ impl Reader {
     /// # Errors
     /// If the first line is not that of a trace.
     pub fn line(&mut self, line: &[u8]) -> Result<bool, Error> {
-        if line.len() as u64 >= MAX_LINE {
-            self.trace.problem(format!(
-                "line {} is too long; it and what follows is left out",
-                self.lines + 1
-            ));
-            return Ok(false);
-        }
-        if self.lines == MAX_LINES {
-            self.trace.problem(format!("only the first {MAX_LINES} lines are shown"));
-            return Ok(false);
-        }
-        self.lines += 1;
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return Ok(true);
-        }
-        match serde_json::from_slice::<Event>(line) {
-            Ok(event) if self.started => self.trace.event(event),
-            Ok(event) => self.trace.start(event)?,
-            Err(_) if self.started => self.bad += 1,
-            Err(error) => return Err(Error::NoTrace(error.to_string())),
+        match self.lines.event(line) {
+            Ok(None) => return Ok(true),
+            Ok(Some(event)) if self.started => self.trace.event(event),
+            Ok(Some(event)) => self.trace.start(event)?,
+            Err(Bad::NoEvent(_)) if self.started => self.bad += 1,
+            Err(Bad::NoEvent(what)) => return Err(Error::NoTrace(what)),
+            Err(Bad::TooLong) => {
+                let number = self.lines.number();
+                self.trace
+                    .problem(format!("line {number} is too long; it and what follows is left out"));
+                return Ok(false);
+            }
+            Err(Bad::TooMany) => {
+                self.trace.problem(format!("only the first {MAX_LINES} lines are shown"));
+                return Ok(false);
+            }
         }
         self.started = true;
         Ok(true)
@@ -187,14 +178,8 @@ impl Trace {
     /// If it cannot be read, or begins with something else than a trace does.
     pub fn read(mut from: impl BufRead) -> Result<Self, Error> {
         let (mut reader, mut line) = (Reader::default(), Vec::new());
-        loop {
-            line.clear();
-            if from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0
-                || !reader.line(&line)?
-            {
-                return reader.finish();
-            }
-        }
+        while next_line(&mut from, &mut line)? && reader.line(&line)? {}
+        reader.finish()
     }
 
     fn start(&mut self, event: Event) -> Result<(), Error> {

@@ -8,10 +8,11 @@
 //!
 //! Counts are pages unless the name says bytes; times are microseconds since the migration began.
 //!
-//! [`event`] has the lines, [`record`] writes them.
+//! [`event`] has the lines, [`record`] writes and [`read`] reads them.
 #![forbid(unsafe_code)]
 
 pub mod event;
+pub mod read;
 pub mod record;
 
 // The engine's model guest, which the tests use, says `crate` of the engine.
