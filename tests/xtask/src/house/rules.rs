@@ -53,6 +53,7 @@ pub const CIRCLES: &[(&str, &str)] = &[
     ("devices/src/device.rs", "devices/src/kinds.rs"),
     ("devices/src/device.rs", "devices/src/power/mod.rs"),
     ("devices/src/device.rs", "devices/src/virtio/balloon/mod.rs"),
+    ("devices/src/device.rs", "devices/src/virtio/rng/mod.rs"),
     ("devices/src/virtio/balloon/control.rs", "devices/src/virtio/balloon/state.rs"),
     ("devices/src/virtio/balloon/hinting.rs", "devices/src/virtio/balloon/mod.rs"),
     ("devices/src/virtio/balloon/mod.rs", "devices/src/virtio/balloon/control.rs"),
