@@ -129,7 +129,7 @@ impl VirtioDevice for Slow {
         self.completer = Some(completer);
     }
     fn host_fds(&self) -> Vec<HostFd> {
-        self.tap.iter().map(|tap| -> HostFd { tap.clone() }).collect()
+        self.tap.iter().map(|tap| Arc::clone(tap) as HostFd).collect()
     }
     fn host_ready(&mut self, nth: usize) -> Option<usize> {
         assert_eq!(nth, 0);
