@@ -1,5 +1,5 @@
 //! The `wherry` command: parses, talks to VMs through their control sockets, and says what
-//! happened.
+//! happened. A VM itself is another program, `wherry-vm`.
 
 mod args;
 mod console;
@@ -13,7 +13,6 @@ mod page;
 mod replay;
 mod report;
 mod run;
-mod terminal;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -27,6 +26,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use wherry_vmm::control::{ControlError, ErrorCode, RuntimeDir, RuntimeError};
+use wherry_vmm::terminal;
 
 use args::{Cli, Command};
 use context::Context;

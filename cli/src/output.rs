@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 use wherry_vmm::control::ControlError;
+use wherry_vmm::exit::say;
 
 /// Standard output and error. A reader that went away (`wherry ls | head -1`) is not an error: what
 /// follows is dropped.
@@ -68,14 +69,7 @@ impl Output {
 
     /// An error: for people on standard error, or as JSON on standard output.
     pub fn error(&mut self, error: &ControlError) {
-        if self.json {
-            self.document(&serde_json::json!({"error": error}));
-            return;
-        }
-        let _ = writeln!(self.stderr, "wherry: {error}");
-        if let Some(hint) = &error.hint {
-            let _ = writeln!(self.stderr, "  {hint}");
-        }
+        say(error, self.json, &mut self.stdout, &mut self.stderr);
     }
 
     /// Columns, each as wide as its widest cell. Cells that begin with a digit are set flush right,

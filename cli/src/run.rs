@@ -1,29 +1,24 @@
-//! `wherry run` and `wherry receive`
+//! `wherry run` and `wherry receive`: what can be refused is refused here; then the process goes on
+//! as `wherry-vm`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use kvm_ioctls::Kvm;
 use wherry_vmm::config::{
-    DEFAULT_CMDLINE, ExitReason, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES,
-    ReceiveConfig, RunConfig, SerialSink,
+    DEFAULT_CMDLINE, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ReceiveConfig,
+    RunConfig, SerialSink,
 };
-use wherry_vmm::control::{ControlError, ErrorCode, signals};
+use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::kvm::{self, DEV_KVM};
-use wherry_vmm::process;
+use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 
 use super::args::{self, ReceiveArgs, RunArgs};
 use super::doctor::no_kvm;
 use super::exit::{Exit, Failure};
-use super::terminal::{self, ESCAPE, RawMode};
 use super::units::show_bytes;
 use super::{Context, output::Output};
-
-/// The signal that asked us to end; 0 if none did.
-static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 /// `wherry run`
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
@@ -36,9 +31,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
         check_file("initrd", initrd)?;
     }
     drop(kvm);
-    let name = config.name.clone();
-    let serial = config.serial.clone();
-    supervise(context, &name, &serial, || process::run(config))
+    become_vm(context, Machine::Run(config))
 }
 
 /// `wherry receive`
@@ -55,9 +48,7 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure
     };
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
-    let name = config.name.clone();
-    let serial = config.serial.clone();
-    supervise(context, &name, &serial, || process::receive(config))
+    become_vm(context, Machine::Receive(config))
 }
 
 /// Opens KVM, or says what to do about it.
@@ -65,52 +56,16 @@ fn open_kvm() -> Result<Kvm, Failure> {
     kvm::open(Path::new(DEV_KVM)).map_err(|found| no_kvm(&found))
 }
 
-/// Runs a machine with signals and the terminal taken care of, and says how it ended.
-fn supervise(
-    context: &mut Context,
-    name: &str,
-    serial: &SerialSink,
-    machine: impl FnOnce() -> anyhow::Result<ExitReason>,
-) -> Result<Exit, Failure> {
-    let failed = |e: io::Error| {
-        ControlError::new(ErrorCode::Failed, format!("cannot set up the terminal: {e}"))
-    };
-    // Before any other thread, so that all of them leave these signals to the watcher.
-    signals::watch(|signal| {
-        // The first asks the machine to end; without a machine, or the second time, that is that.
-        if SIGNAL.swap(signal, Ordering::SeqCst) != 0 || !signals::end_vm() {
-            terminal::exit_for_signal(signal);
-        }
-    })
-    .map_err(failed)?;
-    let raw = match serial {
-        SerialSink::Stdio => raw_console(context, name).map_err(failed)?,
-        _ => None,
-    };
-    let result = machine();
-    drop(raw);
-    let reason = result?;
-    let signal = SIGNAL.load(Ordering::SeqCst);
-    if context.out.json {
-        context.out.document(&reason);
-    }
-    let (text, exit) = match &reason {
-        ExitReason::PoweredOff => ("the guest powered off".to_owned(), Exit::Ok),
-        ExitReason::Rebooted => ("the guest rebooted".to_owned(), Exit::Ok),
-        ExitReason::Migrated => ("the guest runs at its destination".to_owned(), Exit::Ok),
-        ExitReason::Killed => ("ended".to_owned(), Exit::GuestEnded),
-        ExitReason::Crashed(why) => {
-            let text = format!(
-                "the guest crashed: {why}; `wherry doctor` tells whether this host can run Linux"
-            );
-            (text, Exit::GuestEnded)
-        }
-    };
-    context.out.remark(format!("wherry: {name}: {text}"));
-    if reason == ExitReason::Killed && signal != 0 {
-        terminal::exit_for_signal(signal);
-    }
-    Ok(exit)
+/// Goes on as the VM's process; returns only if that cannot be.
+fn become_vm(context: &Context, machine: Machine) -> Result<Exit, Failure> {
+    let failed = |what: String| ControlError::new(ErrorCode::Failed, what);
+    let own = std::env::current_exe()
+        .map_err(|e| failed(format!("cannot find my own executable: {e}")))?;
+    let program = own.with_file_name(PROGRAM);
+    let start = Start { machine, json: context.out.json, quiet: context.out.quiet };
+    let error = start.exec(&program);
+    let what = format!("cannot start {}: {error}", program.display());
+    Err(failed(what).hint("install wherry and wherry-vm of one build in one folder").into())
 }
 
 fn check_output(out: &Output, serial: &SerialSink) -> Result<(), Failure> {
@@ -221,77 +176,6 @@ fn check_file(what: &str, path: &Path) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Where typed bytes go.
-#[derive(Debug, PartialEq, Eq)]
-enum Typed {
-    /// To the guest.
-    Guest(u8),
-    /// Nowhere; tell what Ctrl-] can do.
-    Ask,
-    /// The VM is to end.
-    Quit,
-}
-
-/// Finds Ctrl-] in what is typed: followed by q it ends the VM, typed twice it is sent once.
-#[derive(Default)]
-struct Escape(bool);
-
-impl Escape {
-    fn see(&mut self, byte: u8) -> Typed {
-        match (std::mem::take(&mut self.0), byte) {
-            (false, ESCAPE) => {
-                self.0 = true;
-                Typed::Ask
-            }
-            (true, b'q') => Typed::Quit,
-            (_, byte) => Typed::Guest(byte),
-        }
-    }
-}
-
-/// Makes the terminal raw, if there is one, and puts the search for Ctrl-] between it and standard
-/// input.
-fn raw_console(context: &mut Context, name: &str) -> io::Result<Option<RawMode>> {
-    if !io::stdin().is_terminal() {
-        return Ok(None);
-    }
-    context.out.remark(format!("wherry: console of {name}; Ctrl-] then q ends the VM"));
-    let mut keyboard = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let Some(raw) = RawMode::enter()? else { return Ok(None) };
-    let (reader, mut guest) = io::pipe()?;
-    // SAFETY: fcntl with F_SETFL on a descriptor of ours; no memory is passed.
-    if unsafe { libc::fcntl(guest.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: both are open descriptors; the terminal stays open as `keyboard`.
-    if unsafe { libc::dup2(reader.as_raw_fd(), libc::STDIN_FILENO) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    std::thread::Builder::new().name("keyboard".into()).spawn(move || {
-        let mut escape = Escape::default();
-        let mut buffer = [0; 256];
-        let mut lossy = false;
-        while let Ok(n @ 1..) = keyboard.read(&mut buffer) {
-            for byte in &buffer[..n] {
-                match escape.see(*byte) {
-                    // A guest that takes no input loses it; else Ctrl-] would not be seen.
-                    Typed::Guest(byte) => {
-                        let lost = guest.write(&[byte]).is_err();
-                        if lost && !std::mem::replace(&mut lossy, lost) {
-                            eprint!("{}", terminal::INPUT_LOST);
-                        }
-                        lossy = lost;
-                    }
-                    Typed::Ask => eprint!("\r\n[wherry: q ends the VM, Ctrl-] is sent to it]\r\n"),
-                    Typed::Quit if signals::end_vm() => {}
-                    Typed::Quit => terminal::exit_for_signal(libc::SIGINT),
-                }
-            }
-        }
-    })?;
-    Ok(Some(raw))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -372,26 +256,5 @@ mod tests {
             let error = check_file("kernel", &path).unwrap_err().message;
             assert!(error.starts_with("kernel ") && error.contains(reason), "{error}");
         }
-    }
-
-    #[test]
-    fn escape_is_found() {
-        let mut escape = Escape::default();
-        let seen: Vec<Typed> = b"a\x1d\x1db\x1dxq\x1dq".iter().map(|b| escape.see(*b)).collect();
-        use Typed::*;
-        assert_eq!(
-            seen,
-            [
-                Guest(b'a'),
-                Ask,
-                Guest(ESCAPE),
-                Guest(b'b'),
-                Ask,
-                Guest(b'x'),
-                Guest(b'q'),
-                Ask,
-                Quit
-            ]
-        );
     }
 }

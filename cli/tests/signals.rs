@@ -30,6 +30,20 @@ fn wherry(dir: &Path, ignored: &str, args: &[&str]) -> Child {
         .unwrap()
 }
 
+/// Builds `wherry-vm` beside `wherry`: Cargo does that for the tests of its own package alone.
+fn build_vm() {
+    let folder = Path::new(env!("CARGO_BIN_EXE_wherry")).parent().unwrap();
+    let target = folder.parent().unwrap();
+    let profile = if folder.ends_with("debug") { "dev" } else { "release" };
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", "wherry-vmm", "--bin", "wherry-vm"])
+        .args(["--profile", profile, "--target-dir"])
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(built.unwrap().success());
+}
+
 fn send(child: &Child, signal: i32) {
     // SAFETY: the child has not been waited for, so its id is its own.
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
@@ -101,6 +115,7 @@ fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
         println!("not run: this machine has no KVM, and `wherry receive` wants it");
         return;
     }
+    build_vm();
     let temp = tempfile::tempdir().unwrap();
     let dir = RuntimeDir::at(temp.path().join("run"));
     let uri = format!("unix:{}", temp.path().join("move.sock").display());

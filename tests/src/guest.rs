@@ -12,7 +12,7 @@ use crate::{Console, Fields, Result};
 /// What every guest of a test needs.
 #[derive(Debug, Clone)]
 pub struct Env {
-    /// The `wherry` binary.
+    /// The `wherry` binary; `wherry-vm` is beside it.
     pub wherry: PathBuf,
     /// Stock kernel, or the bare-metal guest.
     pub kernel: PathBuf,
@@ -51,7 +51,9 @@ impl Env {
     /// # Errors
     /// No room.
     pub fn on_fast_storage(mut self) -> Result<Self> {
-        for file in [&mut self.wherry, &mut self.kernel].into_iter().chain(&mut self.initrd) {
+        let mut vm = self.wherry.with_file_name("wherry-vm");
+        let programs = [&mut self.wherry, &mut vm, &mut self.kernel];
+        for file in programs.into_iter().chain(&mut self.initrd) {
             let name = file.file_name().context("not a file")?;
             let copy = self.dir.join(name);
             if !copy.exists() {

@@ -28,8 +28,10 @@ pub struct RunConfig {
     /// Name for the control socket.
     pub name: String,
     /// bzImage or ELF kernel.
+    #[serde(with = "path")]
     pub kernel: PathBuf,
     /// Initial RAM disk.
+    #[serde(with = "path")]
     pub initrd: Option<PathBuf>,
     /// Complete kernel command line.
     pub cmdline: String,
@@ -99,6 +101,7 @@ pub enum SerialSink {
     /// Output is appended to a file; no input.
     File {
         /// The file.
+        #[serde(with = "path")]
         path: PathBuf,
         /// Bytes that it may have; further output is lost.
         max: Option<u64>,
@@ -137,4 +140,52 @@ pub enum ExitReason {
     Migrated,
     /// The guest cannot go on: triple fault, or KVM gave up. With the reason.
     Crashed(String),
+}
+
+/// Paths as the bytes that they are; serde takes text alone.
+mod path {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// A path, or one that may be missing.
+    pub trait AsBytes: Sized {
+        /// What serde knows.
+        type Bytes: Serialize + for<'de> Deserialize<'de>;
+        fn bytes(&self) -> Self::Bytes;
+        fn path(bytes: Self::Bytes) -> Self;
+    }
+
+    impl AsBytes for PathBuf {
+        type Bytes = OsString;
+
+        fn bytes(&self) -> OsString {
+            self.clone().into()
+        }
+
+        fn path(bytes: OsString) -> Self {
+            bytes.into()
+        }
+    }
+
+    impl AsBytes for Option<PathBuf> {
+        type Bytes = Option<OsString>;
+
+        fn bytes(&self) -> Option<OsString> {
+            self.as_ref().map(PathBuf::bytes)
+        }
+
+        fn path(bytes: Option<OsString>) -> Self {
+            bytes.map(PathBuf::from)
+        }
+    }
+
+    pub fn serialize<T: AsBytes, S: Serializer>(path: &T, to: S) -> Result<S::Ok, S::Error> {
+        path.bytes().serialize(to)
+    }
+
+    pub fn deserialize<'de, T: AsBytes, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        T::Bytes::deserialize(from).map(T::path)
+    }
 }

@@ -115,9 +115,17 @@ impl Workspace {
         Ok(self.target.join(STATIC_TARGET).join("release").join(name))
     }
 
-    /// Builds the release binary `wherry`.
+    /// Builds the release binaries `wherry` and, beside it, `wherry-vm`.
     pub fn wherry(&self) -> Result<PathBuf> {
-        self.cargo(&["build", "--release", "--package", "wherry-cli"])?;
+        self.cargo(&[
+            "build",
+            "--release",
+            "--package",
+            "wherry-cli",
+            "--package",
+            "wherry-vmm",
+            "--bins",
+        ])?;
         Ok(self.wherry_path())
     }
 

@@ -116,7 +116,7 @@ fn run(executable: &Path, name: &str, limit: Duration) -> Result<bool> {
     let passed = status.is_some_and(|s| s.success());
     if !passed && lab::is_emulated() {
         // What the test left behind must not disturb the next one, and there are no VMs but ours.
-        let _ = Command::new("pkill").args(["-KILL", "-x", "wherry"]).status();
+        let _ = Command::new("pkill").args(["-KILL", "-x", "wherry|wherry-vm"]).status();
     }
     let word = if passed { "ok" } else { "FAILED" };
     note(&format!("{name} ... {word} ({:.1} s)", started.elapsed().as_secs_f64()));
@@ -134,13 +134,17 @@ fn wait(test: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     Ok(None)
 }
 
+fn is_ours(program: &str) -> bool {
+    program.ends_with("wherry") || program.ends_with("wherry-vm")
+}
+
 /// Where the threads of all `wherry` processes are: command line, thread, and the kernel's stack
 /// (as root).
 fn print_tasks() {
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path()) {
         let command = read(process.join("cmdline")).replace('\0', " ");
-        if !command.split(' ').next().is_some_and(|program| program.ends_with("wherry")) {
+        if !command.split(' ').next().is_some_and(is_ours) {
             continue;
         }
         eprintln!("{command}");

@@ -3,6 +3,8 @@
 
 mod balloon;
 mod controller;
+pub mod keyboard;
+pub mod start;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

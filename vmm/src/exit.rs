@@ -1,0 +1,111 @@
+//! Exit codes, and errors on their way out: of `wherry` and of `wherry-vm`, which goes on in its place.
+
+use std::io::Write;
+
+use crate::control::{ControlError, ErrorCode, RuntimeError};
+
+/// How the command ends. The numbers are part of the interface; `wherry --help` says them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// Failed for a reason that has no number of its own.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// No VM of that name.
+    NoSuchVm = 3,
+    /// KVM is absent, forbidden or cannot run Linux.
+    Kvm = 4,
+    /// The migration failed or was cancelled; the guest is at the source.
+    MigrationFailed = 5,
+    /// Nobody knows where the guest is.
+    MigrationUnknown = 6,
+    /// The guest crashed or was killed.
+    GuestEnded = 7,
+    /// The guest was migrated, but a file that was asked for is not whole.
+    FileIncomplete = 8,
+}
+
+/// An error and the exit code that it leads to.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What to say.
+    pub error: ControlError,
+}
+
+impl Failure {
+    /// A wrong command line that the parser could not see.
+    pub fn usage(message: impl Into<String>) -> Self {
+        ControlError::new(ErrorCode::Usage, message).into()
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let exit = match error.code {
+            ErrorCode::Usage => Exit::Usage,
+            ErrorCode::NoSuchVm => Exit::NoSuchVm,
+            ErrorCode::Kvm => Exit::Kvm,
+            ErrorCode::MigrationFailed | ErrorCode::Cancelled => Exit::MigrationFailed,
+            ErrorCode::MigrationUnknown => Exit::MigrationUnknown,
+            ErrorCode::TraceIncomplete => Exit::FileIncomplete,
+            _ => Exit::Failed,
+        };
+        Self { exit, error }
+    }
+}
+
+impl From<RuntimeError> for Failure {
+    fn from(error: RuntimeError) -> Self {
+        ControlError::from(error).into()
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    /// Keeps the code and the hint of a [`ControlError`] or [`RuntimeError`] anywhere in the chain.
+    fn from(error: anyhow::Error) -> Self {
+        let error = match error.downcast::<RuntimeError>() {
+            Ok(runtime) => return runtime.into(),
+            Err(error) => error,
+        };
+        let message = format!("{error:#}");
+        match error.downcast::<ControlError>() {
+            Ok(control) => ControlError { message, ..control }.into(),
+            Err(_) => ControlError::new(ErrorCode::Failed, message).into(),
+        }
+    }
+}
+
+/// Says an error: to people on `err`, or as JSON on `out`. A reader that went away is none.
+pub fn say(error: &ControlError, json: bool, out: &mut dyn Write, err: &mut dyn Write) {
+    let _ = if json {
+        let document = serde_json::json!({"error": error});
+        writeln!(out, "{document:#}").and_then(|()| out.flush())
+    } else {
+        let hint = error.hint.iter().map(|hint| format!("  {hint}\n")).collect::<String>();
+        write!(err, "wherry: {error}\n{hint}")
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn codes_survive_context() {
+        let error = ControlError::new(ErrorCode::Kvm, "no VMX").hint("buy a CPU");
+        let failure = Failure::from(Err::<(), _>(error).context("cannot start").unwrap_err());
+        assert_eq!(failure.exit, Exit::Kvm);
+        assert_eq!(failure.error.message, "cannot start: no VMX");
+        assert_eq!(failure.error.hint.as_deref(), Some("buy a CPU"));
+        let failure = Failure::from(anyhow::Error::from(RuntimeError::NameInUse("a".into())));
+        assert_eq!(failure.error.code, ErrorCode::NameInUse);
+        assert_eq!(Failure::from(anyhow::anyhow!("x")).exit, Exit::Failed);
+    }
+}

@@ -1,0 +1,91 @@
+//! `wherry-vm`: the process of one VM. `wherry run` and `wherry receive` become it; it has no
+//! command line of its own.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use wherry_vmm::config::{ExitReason, SerialSink};
+use wherry_vmm::control::{ControlError, ErrorCode, signals};
+use wherry_vmm::exit::{Exit, Failure, say};
+use wherry_vmm::process::keyboard::raw_console;
+use wherry_vmm::process::start::{Machine, Start};
+use wherry_vmm::{process, terminal};
+
+/// The signal that asked us to end; 0 if none did.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+fn main() -> ExitCode {
+    // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a
+    // full disk: not the end of a guest because its console's log has grown. SAFETY: ignoring a
+    // signal installs no code; no other thread runs yet.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let (json, ended) = match Start::of_this_process(&args) {
+        Ok(start) => (start.json, supervise(start)),
+        Err(error) => (false, Err(error.into())),
+    };
+    ExitCode::from(match ended {
+        Ok(exit) => exit as u8,
+        Err(failure) => {
+            say(&failure.error, json, &mut io::stdout(), &mut io::stderr());
+            failure.exit as u8
+        }
+    })
+}
+
+/// Runs a machine with signals and the terminal taken care of, and says how it ended.
+fn supervise(start: Start) -> Result<Exit, Failure> {
+    let Start { machine, json, quiet } = start;
+    let (name, serial) = match &machine {
+        Machine::Run(config) => (config.name.clone(), &config.serial),
+        Machine::Receive(config) => (config.name.clone(), &config.serial),
+    };
+    let failed = |e: io::Error| {
+        ControlError::new(ErrorCode::Failed, format!("cannot set up the terminal: {e}"))
+    };
+    // Before any other thread, so that all of them leave these signals to the watcher.
+    signals::watch(|signal| {
+        // The first asks the machine to end; without a machine, or the second time, that is that.
+        if SIGNAL.swap(signal, Ordering::SeqCst) != 0 || !signals::end_vm() {
+            terminal::exit_for_signal(signal);
+        }
+    })
+    .map_err(failed)?;
+    let raw = match serial {
+        SerialSink::Stdio => raw_console(&name, quiet).map_err(failed)?,
+        _ => None,
+    };
+    let result = match machine {
+        Machine::Run(config) => process::run(config),
+        Machine::Receive(config) => process::receive(config),
+    };
+    drop(raw);
+    let reason = result?;
+    let signal = SIGNAL.load(Ordering::SeqCst);
+    if json {
+        let document = serde_json::to_value(&reason).map_err(anyhow::Error::from)?;
+        // Fails only if nobody reads it.
+        let _ = writeln!(io::stdout(), "{document:#}");
+    }
+    let (text, exit) = match &reason {
+        ExitReason::PoweredOff => ("the guest powered off".to_owned(), Exit::Ok),
+        ExitReason::Rebooted => ("the guest rebooted".to_owned(), Exit::Ok),
+        ExitReason::Migrated => ("the guest runs at its destination".to_owned(), Exit::Ok),
+        ExitReason::Killed => ("ended".to_owned(), Exit::GuestEnded),
+        ExitReason::Crashed(why) => {
+            let text = format!(
+                "the guest crashed: {why}; `wherry doctor` tells whether this host can run Linux"
+            );
+            (text, Exit::GuestEnded)
+        }
+    };
+    if !quiet {
+        let _ = writeln!(io::stderr(), "wherry: {name}: {text}");
+    }
+    if reason == ExitReason::Killed && signal != 0 {
+        terminal::exit_for_signal(signal);
+    }
+    Ok(exit)
+}

@@ -1,0 +1,183 @@
+//! From `wherry` to `wherry-vm`: one process that goes on as another program.
+//!
+//! `exec`, not a child: process id, signals, terminal, standard streams, umask and exit code are
+//! those of the command that a user typed. What the VM is to be is handed over in a sealed memory
+//! file, with the build in front: of another build nothing further is read.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::config::{ReceiveConfig, RunConfig};
+use crate::control::{ControlError, ErrorCode};
+
+/// File name of the VM's program.
+pub const PROGRAM: &str = "wherry-vm";
+
+/// Version and sources of this build.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("WHERRY_SOURCES"));
+
+/// More bytes than any hand-over has: two paths and a kernel command line.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What a process is to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The VM.
+    pub machine: Machine,
+    /// How it ended, or why it cannot run, as JSON on standard output.
+    pub json: bool,
+    /// No remarks.
+    pub quiet: bool,
+}
+
+/// How a VM begins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Machine {
+    /// It boots.
+    Run(RunConfig),
+    /// It is received.
+    Receive(ReceiveConfig),
+}
+
+/// A [`Start`] in its envelope.
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    build: String,
+    start: Box<RawValue>,
+}
+
+fn all_seals() -> SealFlags {
+    SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL
+}
+
+impl Start {
+    /// Replaces this process by `program`, which gets this. Returns why that cannot be.
+    pub fn exec(&self, program: &Path) -> io::Error {
+        let name = match &self.machine {
+            Machine::Run(config) => &config.name,
+            Machine::Receive(config) => &config.name,
+        };
+        match self.seal(BUILD) {
+            // The name is for people who list processes.
+            Ok(file) => Command::new(program)
+                .arg0(PROGRAM)
+                .args([name, &file.as_raw_fd().to_string()])
+                .exec(),
+            Err(e) => e,
+        }
+    }
+
+    /// The file that is handed over.
+    fn seal(&self, build: &str) -> io::Result<File> {
+        let start = serde_json::value::to_raw_value(self)?;
+        // Not closed on exec: that is what it is for.
+        let mut file = File::from(memfd_create(PROGRAM, MemfdFlags::ALLOW_SEALING)?);
+        serde_json::to_writer(&file, &Envelope { build: build.to_owned(), start })?;
+        file.flush()?;
+        file.rewind()?;
+        fcntl_add_seals(&file, all_seals())?;
+        Ok(file)
+    }
+
+    /// What this process, started with `args`, is to be.
+    ///
+    /// # Errors
+    /// It was not started by `wherry`, or by one of another build.
+    pub fn of_this_process(args: &[OsString]) -> Result<Self, ControlError> {
+        let [_, _name, fd] = args else { return Err(by_hand()) };
+        let fd = fd.to_str().and_then(|fd| fd.parse::<RawFd>().ok()).filter(|fd| *fd > 2);
+        let fd = fd.ok_or_else(by_hand)?;
+        // SAFETY: fcntl with F_GETFD takes any number.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(by_hand());
+        }
+        // SAFETY: it is open, and nothing else in this process, which has just begun, uses it.
+        Self::read(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn read(file: File) -> Result<Self, ControlError> {
+        let sealed = fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(all_seals()));
+        let len = file.metadata().map_or(u64::MAX, |meta| meta.len());
+        if !sealed || len > MAX_BYTES {
+            return Err(by_hand());
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|_| by_hand())?;
+        let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|_| by_hand())?;
+        if envelope.build != BUILD {
+            let text = format!(
+                "wherry and wherry-vm are of two builds, {} and {BUILD}",
+                envelope.build.escape_debug()
+            );
+            return Err(ControlError::new(ErrorCode::Failed, text)
+                .hint("install both from one build, in one folder"));
+        }
+        serde_json::from_str(envelope.start.get()).map_err(|_| by_hand())
+    }
+}
+
+fn by_hand() -> ControlError {
+    ControlError::new(ErrorCode::Usage, "wherry-vm is started by `wherry`, not by hand")
+        .hint("see wherry run --help")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::SerialSink;
+
+    fn start() -> Start {
+        // A path is bytes, not text.
+        let path = |name: &[u8]| PathBuf::from(OsString::from_vec(name.to_vec()));
+        let machine = Machine::Run(RunConfig {
+            name: "web".into(),
+            kernel: path(b"/k\xff"),
+            initrd: Some(path(b"i\xfe")),
+            cmdline: "console=ttyS0".into(),
+            nr_vcpus: 1,
+            ram_bytes: 1 << 30,
+            serial: SerialSink::File { path: path(b"\xfd"), max: Some(1) },
+            reboot: true,
+            balloon: None,
+            rng: false,
+        });
+        Start { machine, json: false, quiet: true }
+    }
+
+    #[test]
+    fn what_is_handed_over_arrives() {
+        assert_eq!(Start::read(start().seal(BUILD).unwrap()).unwrap(), start());
+    }
+
+    #[test]
+    fn another_build_is_refused_by_name_and_what_is_not_sealed_is_not_read() {
+        let refused = Start::read(start().seal("0.0.9+old").unwrap()).unwrap_err();
+        assert!(refused.message.contains("0.0.9+old") && refused.message.contains(BUILD));
+        let open = File::from(memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap());
+        assert_eq!(Start::read(open).unwrap_err().code, ErrorCode::Usage);
+        let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        for by_hand in [
+            &["wherry-vm"][..],
+            &["wherry-vm", "web"],
+            &["wherry-vm", "web", "x"],
+            &["wherry-vm", "web", "0"],
+            &["wherry-vm", "web", "99999"],
+            &["wherry-vm", "--help"],
+        ] {
+            let error = Start::of_this_process(&args(by_hand)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Usage, "{by_hand:?}");
+        }
+    }
+}
