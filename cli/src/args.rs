@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_migration::HintPolicy;
 use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
-use wherry_vmm::control::{HintMode, check_name};
+use wherry_vmm::control::check_name;
 
 use super::exit::EXIT_CODES;
 use super::{units, uri};
@@ -193,8 +195,8 @@ pub struct MigrateArgs {
     #[arg(value_parser = uri::parse)]
     pub uri: String,
     /// Ask the guest which memory is free: where it pays, always, or never
-    #[arg(long, value_enum, default_value_t = Hints::Auto)]
-    pub hints: Hints,
+    #[arg(long, value_parser = hints(), default_value = HintPolicy::default().as_str())]
+    pub hints: HintPolicy,
     /// Pause the guest when the rest would take no longer than this
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::millis)]
     pub downtime_limit: u64,
@@ -359,22 +361,11 @@ pub enum Switch {
     Off,
 }
 
-/// `--hints`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Hints {
-    Auto,
-    On,
-    Off,
-}
-
-impl From<Hints> for HintMode {
-    fn from(hints: Hints) -> Self {
-        match hints {
-            Hints::Auto => HintMode::Auto,
-            Hints::On => HintMode::On,
-            Hints::Off => HintMode::Off,
-        }
-    }
+/// `--hints`: the engine's own type, which cannot be one of clap's.
+fn hints() -> impl TypedValueParser<Value = HintPolicy> {
+    let all = [HintPolicy::Auto, HintPolicy::On, HintPolicy::Off];
+    PossibleValuesParser::new(all.map(HintPolicy::as_str))
+        .map(move |word| all.into_iter().find(|p| p.as_str() == word).unwrap_or_default())
 }
 
 /// `--compression`

@@ -49,7 +49,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
     }
     let request = MigrateRequest {
         uri: args.uri,
-        hints: args.hints.into(),
+        hints: args.hints,
         downtime_limit_ms: args.downtime_limit,
         pause_limit_ms: args.pause_limit,
         bandwidth_bytes_s: args.bandwidth,

@@ -9,7 +9,7 @@ use wherry_report::{Error, Reader, Trace, migration_page};
 use wherry_vmm::control::{ControlError, ErrorCode};
 
 use super::Context;
-use super::args::{Compression, Hints, MigrateArgs, ReportArgs};
+use super::args::{Compression, MigrateArgs, ReportArgs};
 use super::exit::{Exit, Failure};
 use super::file::{OutputFile, same};
 
@@ -122,14 +122,9 @@ impl ReportFile {
 
 /// What was typed, to be typed again.
 fn command(args: &MigrateArgs) -> String {
-    let hints = match args.hints {
-        Hints::Auto => "auto",
-        Hints::On => "on",
-        Hints::Off => "off",
-    };
     let mut words =
         vec!["wherry".to_owned(), "migrate".into(), args.name.clone(), args.uri.clone()];
-    words.push(format!("--hints={hints}"));
+    words.push(format!("--hints={}", args.hints.as_str()));
     words.push(format!("--downtime-limit={}ms", args.downtime_limit));
     words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));
     words.extend((args.compression == Compression::Lz4).then(|| "--compression=lz4".to_owned()));

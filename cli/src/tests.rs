@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wherry_migration::Compression;
+use wherry_migration::{Compression, HintPolicy};
 use wherry_trace::{Event, Start, What};
 use wherry_vmm::control::*;
 
@@ -303,7 +303,7 @@ fn migrating() {
     assert!(out.contains("downtime: 25.0 ms (pause 0.3 ms"), "{out}");
     assert!(err.contains("round 1: 1.0 MiB sent, 1.0 MiB left"), "{err}");
     let sent = bench.vm.last.lock().unwrap().clone().unwrap();
-    assert_eq!((sent.hints, sent.downtime_limit_ms), (HintMode::On, 100));
+    assert_eq!((sent.hints, sent.downtime_limit_ms), (HintPolicy::On, 100));
     assert_eq!((sent.bandwidth_bytes_s, sent.compression), (Some(125_000_000), Compression::None));
     let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --compression lz4");
     assert!(out.contains("\ncompression: lz4, 78.1 MiB of memory in "), "{out}");

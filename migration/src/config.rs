@@ -34,6 +34,17 @@ pub enum HintPolicy {
     Off,
 }
 
+impl HintPolicy {
+    /// The word for it, on the command line and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// What to do when the guest does not converge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnTimeout {

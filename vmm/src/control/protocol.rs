@@ -23,7 +23,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
-use wherry_migration::Compression;
+use wherry_migration::{Compression, HintPolicy};
 
 /// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be
 /// longer ([`MAX_REPLY_LINE`]).
@@ -78,30 +78,6 @@ pub struct BalloonSetRequest {
     pub target_bytes: u64,
 }
 
-/// Whether to ask the guest for free page hints.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HintMode {
-    /// Where they pay.
-    #[default]
-    Auto,
-    /// Always, if the guest's driver offers them.
-    On,
-    /// Never.
-    Off,
-}
-
-impl HintMode {
-    /// The word used on the command line and in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            HintMode::Auto => "auto",
-            HintMode::On => "on",
-            HintMode::Off => "off",
-        }
-    }
-}
-
 /// Fields of [`Request::Migrate`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,7 +86,7 @@ pub struct MigrateRequest {
     pub uri: String,
     /// Free page hints.
     #[serde(default)]
-    pub hints: HintMode,
+    pub hints: HintPolicy,
     /// Longest acceptable predicted downtime in milliseconds.
     #[serde(default = "default_downtime_ms")]
     pub downtime_limit_ms: u64,
@@ -164,7 +140,7 @@ impl MigrateRequest {
     pub fn new(uri: impl Into<String>) -> Self {
         Self {
             uri: uri.into(),
-            hints: HintMode::default(),
+            hints: HintPolicy::default(),
             downtime_limit_ms: DEFAULT_DOWNTIME_MS,
             pause_limit_ms: None,
             bandwidth_bytes_s: None,

@@ -15,11 +15,11 @@ use wherry_migration::error::describe;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
-    CancelToken, Endpoint, Error, HintPolicy, Listener, OnTimeout, Ownership, SourceConfig,
-    TransportError, connect,
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError,
+    connect,
 };
 
-use crate::control::{ControlError, ErrorCode, HintMode, MigrateRequest, Update};
+use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
 use crate::life::owner::Owner;
 use crate::life::{Event, Touch};
 use crate::machine::Machine;
@@ -135,7 +135,7 @@ pub fn to(
     };
     let defaults = SourceConfig { versions: newer::versions(), ..SourceConfig::default() };
     let config = SourceConfig {
-        hints: hint_policy(request.hints),
+        hints: request.hints,
         bandwidth: request.bandwidth_bytes_s,
         compression: request.compression,
         streams: request.streams,
@@ -200,15 +200,6 @@ fn explain(failure: &wherry_migration::Failure) -> ControlError {
              or of its RAM: please report it",
         ),
         _ => error,
-    }
-}
-
-/// The engine's word for the API's.
-fn hint_policy(mode: HintMode) -> HintPolicy {
-    match mode {
-        HintMode::Auto => HintPolicy::Auto,
-        HintMode::On => HintPolicy::On,
-        HintMode::Off => HintPolicy::Off,
     }
 }
 
