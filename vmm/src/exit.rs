@@ -1,4 +1,5 @@
-//! Exit codes, and errors on their way out: of `wherry` and of `wherry-vm`, which goes on in its place.
+//! Exit codes, and errors on their way out: of `wherry` and of `wherry-vm`, which goes on in its
+//! place.
 
 use std::io::Write;
 
