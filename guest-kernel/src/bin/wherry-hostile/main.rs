@@ -32,6 +32,7 @@ use core::panic::PanicInfo;
 
 use crate::attacks::{Attacker, Scenario};
 use crate::console::Console;
+use crate::serial::say;
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
