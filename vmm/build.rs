@@ -6,8 +6,8 @@ use std::io;
 use std::path::Path;
 
 /// What is compiled into the VM's program, from this folder.
-const SOURCES: [&str; 5] =
-    ["src", "../codec/src", "../devices/src", "../migration/src", "../Cargo.lock"];
+const SOURCES: [&str; 6] =
+    ["src", "../codec/src", "../devices/src", "../migration/src", "../trace/src", "../Cargo.lock"];
 
 fn main() -> io::Result<()> {
     let mut hasher = DefaultHasher::new();

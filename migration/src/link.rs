@@ -129,7 +129,8 @@ pub struct FrameWriter {
     pub frame_limit: FrameLimit,
     /// When the present frame has taken too long.
     late: Deadline,
-    interrupt: Interrupt,
+    /// Reasons to give up earlier.
+    pub interrupt: Interrupt,
     last: Instant,
     /// Part of a frame is out: nothing that follows would be understood.
     broken: bool,

@@ -8,7 +8,7 @@
 //!
 //! Memory may come over data connections beside the first (module `lanes`).
 //!
-//! Phases: greeting → memory (rounds of pages) → (digests of it, if the source wants to verify) →
+//! Phases: introduction → memory (rounds of pages) → (digests of it, if the source wants to verify) →
 //! state → loaded, waiting → **HandOff** → running.
 //!
 //! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without
@@ -30,7 +30,7 @@ use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::observe::Progress;
 use crate::report::{HintFigures, Snapshot};
 use crate::traits::{DestinationVm, GuestRam};
-use crate::transport::{Connections, Listener, TICK, Transport, TransportError, WriteHalf};
+use crate::transport::{Connections, Listener, TICK, Transport, TransportError};
 use crate::verify::digester::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::version::{Agreed, Hello, Welcome};
@@ -52,18 +52,20 @@ pub struct Received {
     pub acknowledged: bool,
 }
 
-/// A source that has connected and said Hello.
+/// A source that has connected, agreed on a version and described its machine.
 pub struct Arrival {
     agreed: Agreed,
+    machine: wire::Machine,
     reader: FrameReader,
-    output: Box<dyn WriteHalf>,
+    writer: FrameWriter,
     /// Where data connections come from.
     connections: Option<Box<dyn Connections>>,
 }
 
-/// Waits for a source: the first to say a whole and valid Hello. Everybody else is turned away, one
-/// beside the other, and told to `turned_away` with who it was and why. Once the source is there
-/// nobody listens any more, but for its data connections.
+/// Waits for a source: the first that both sides' versions suit and that describes its machine, in
+/// whole and valid frames. Everybody else is turned away, one beside the other, and told to
+/// `turned_away` with who it was and why. Once the source is there nobody listens any more, but for
+/// its data connections.
 ///
 /// # Errors
 /// Cancelled.
@@ -88,7 +90,7 @@ pub fn await_source(
     }
 }
 
-/// Hears a Hello, or turns whoever it is away.
+/// Hears a source out, or turns whoever it is away.
 fn hear(
     transport: Box<dyn Transport>,
     cfg: &DestinationConfig,
@@ -99,16 +101,14 @@ fn hear(
     let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
     reader.frame_limit = cfg.frame_limit;
     reader.within(cfg.hello_timeout);
-    let heard = reader.next(&[Kind::Hello], "as a greeting");
-    let agreed = heard.and_then(|_| Ok(Hello::decode(reader.payload())?.agree(&cfg.versions)?));
-    match agreed {
-        Ok(agreed) => {
+    let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
+    writer.frame_limit = cfg.frame_limit;
+    match introduce(&mut reader, &mut writer, cfg) {
+        Ok((agreed, machine)) => {
             reader.deadline = None;
-            reader.version = agreed.version;
-            Ok(Arrival { agreed, reader, output, connections })
+            Ok(Arrival { agreed, machine, reader, writer, connections })
         }
         Err(cause) => {
-            let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
             if let Error::Version { version, .. } = cause {
                 // So that it can read why.
                 writer.version = version;
@@ -117,6 +117,24 @@ fn hear(
             Err(cause)
         }
     }
+}
+
+/// Agrees on a version and on features, and hears what machine it is.
+fn introduce(
+    reader: &mut FrameReader,
+    writer: &mut FrameWriter,
+    cfg: &DestinationConfig,
+) -> Result<(Agreed, wire::Machine), Error> {
+    reader.next(&[Kind::Hello], "as a greeting")?;
+    let agreed = Hello::decode(reader.payload())?.agree(&cfg.versions)?;
+    (reader.version, writer.version) = (agreed.version, agreed.version);
+    writer.send_control(Kind::Welcome, "welcome", &Welcome::new(agreed))?;
+    reader.next(&[Kind::Machine], "before a machine")?;
+    let machine: wire::Machine = reader.control("machine")?;
+    if machine.nr_pages == 0 || machine.nr_pages > MAX_PAGES {
+        return Err(WireError::Payload("machine").into());
+    }
+    Ok((agreed, machine))
 }
 
 /// Ends the connection and says why, to a peer that may understand it.
@@ -154,12 +172,10 @@ pub fn receive_from(
     progress: &dyn Progress,
     cancel: &CancelToken,
 ) -> Result<Received, Failure> {
-    let Arrival { agreed, mut reader, output, connections } = arrival;
+    let Arrival { agreed, machine, mut reader, mut writer, connections } = arrival;
     let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
     reader.interrupt = interrupt.clone();
-    let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
-    writer.frame_limit = cfg.frame_limit;
-    writer.version = agreed.version;
+    writer.interrupt = interrupt.clone();
     let mut receiver = Receiver {
         reader,
         writer,
@@ -178,7 +194,7 @@ pub fn receive_from(
         pages: 0,
         last_progress: Instant::now(),
     };
-    let result = receiver.receive(vm).map_err(|cause| receiver.explain(cause));
+    let result = receiver.receive(machine, vm).map_err(|cause| receiver.explain(cause));
     match &result {
         Ok(_) => receiver.writer.shutdown(),
         Err(cause) => give_up(&mut receiver.writer, cause),
@@ -209,8 +225,12 @@ struct Receiver<'a> {
 }
 
 impl Receiver<'_> {
-    fn receive(&mut self, vm: &mut dyn DestinationVm) -> Result<Received, Error> {
-        let ram = self.greet(vm)?;
+    fn receive(
+        &mut self,
+        machine: wire::Machine,
+        vm: &mut dyn DestinationVm,
+    ) -> Result<Received, Error> {
+        let ram = self.greet(machine, vm)?;
         if self.uses(FEATURE_STREAMS) {
             self.accept_lanes(&ram)?;
         }
@@ -240,15 +260,13 @@ impl Receiver<'_> {
     }
 
     /// Builds the machine. Returns guest RAM.
-    fn greet(&mut self, vm: &mut dyn DestinationVm) -> Result<Arc<dyn GuestRam>, Error> {
+    fn greet(
+        &mut self,
+        machine: wire::Machine,
+        vm: &mut dyn DestinationVm,
+    ) -> Result<Arc<dyn GuestRam>, Error> {
         self.enter(Phase::Handshake);
-        let welcome = Welcome::new(self.agreed);
-        self.writer.send_control(Kind::Welcome, "welcome", &welcome)?;
-        self.reader.next(&[Kind::Machine], "before a machine")?;
-        let wire::Machine { nr_pages, description } = self.reader.control("machine")?;
-        if nr_pages == 0 || nr_pages > MAX_PAGES {
-            return Err(WireError::Payload("machine").into());
-        }
+        let wire::Machine { nr_pages, description } = machine;
         if nr_pages > self.cfg.max_pages {
             return Err(Error::TooLarge { pages: nr_pages, most: self.cfg.max_pages });
         }

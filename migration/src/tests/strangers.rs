@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use super::dest::Dest;
 use super::handoff::{PAGES, script};
-use super::hostile::frame;
+use super::hostile::{frame, hello, stream};
 use super::model::Model;
 use super::oracle::config;
 use crate::wire::{Abort, Kind, codec};
@@ -128,6 +128,20 @@ fn who_does_not_say_hello_in_time_is_turned_away() {
     });
     assert!(host.turned_away().contains("longer than 300 ms"));
     assert!(dripping.join().unwrap() < 1000);
+    drop(silent);
+    host.takes_the_source(1);
+}
+
+#[test]
+fn who_says_hello_and_brings_no_machine_is_turned_away() {
+    let host = host(Duration::from_millis(300));
+    let mut silent = host.visit();
+    silent.write_all(&stream(&[hello(0)])).unwrap();
+    assert!(host.turned_away().contains("longer than 300 ms"));
+    let mut gone = host.visit();
+    gone.write_all(&stream(&[hello(0)])).unwrap();
+    drop(gone);
+    host.turned_away();
     drop(silent);
     host.takes_the_source(1);
 }
