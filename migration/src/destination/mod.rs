@@ -8,8 +8,8 @@
 //!
 //! Memory may come over data connections beside the first (module `lanes`).
 //!
-//! Phases: introduction → memory (rounds of pages) → (digests of it, if the source wants to verify) →
-//! state → loaded, waiting → **HandOff** → running.
+//! Phases: introduction → memory (rounds of pages) → (digests of it, if the source wants to verify)
+//! → state → loaded, waiting → **HandOff** → running.
 //!
 //! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without
 //! it. Ownership in a [`Failure`]: until this side has said Loaded the source cannot have sent
