@@ -237,7 +237,7 @@ pub struct MigrateArgs {
 /// `wherry replay`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The guest is taken to do the same things at the same times; docs/trace.md says \
+    after_help = "The guest is taken to do the same things at the same times; docs/replay.md says \
                   what a replay can know and how far it was \
     off. The last line is the error of replaying with the settings of the recording.\n\n\
     Examples:\n  \

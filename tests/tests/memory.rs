@@ -1,5 +1,5 @@
 //! Where memory is: the host's share before use, in use, freed, in the balloon; and the guest's own
-//! after every kind of end of a migration. Printed as the tables of docs/testing.md.
+//! after every kind of end of a migration. Printed as the tables of docs/soak.md.
 
 use std::time::Duration;
 

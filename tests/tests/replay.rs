@@ -1,7 +1,7 @@
 //! `wherry migrate --trace` and `wherry replay`: what a replay says against what happens.
 //!
 //! Bytes are exact and asserted on; times are the lab's and only shown. `cargo xtask test
-//! --integration --soak --filter replay` makes the tables of docs/trace.md again; with
+//! --integration --soak --filter replay` makes the tables of docs/replay.md again; with
 //! `WHERRY_TRACES=DIR` the traces are kept (DIR must be one that the lab can write).
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //! and says where it hung.
 //!
 //! **A second attempt, in emulation only.** The emulated KVM host loses interrupts and now and then
-//! a guest (docs/testing.md). There, and nowhere else, a failed test is tried once more. Both
+//! a guest (docs/lab.md). There, and nowhere else, a failed test is tried once more. Both
 //! outcomes are printed and the summary names each test that needed it: one that needs it often has
 //! something to say. On a real KVM host a failure is a failure.
 

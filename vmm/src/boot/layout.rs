@@ -1,4 +1,4 @@
-//! The guest-physical address map: one place for every constant (`docs/architecture.md` has it as a
+//! The guest-physical address map: one place for every constant (`docs/machine.md` has it as a
 //! table).
 //!
 //! All addresses are guest-physical, all lengths are bytes.

@@ -1,4 +1,4 @@
-//! Commands over the serial port, as `wherry-init` has them (docs/testing.md).
+//! Commands over the serial port, as `wherry-init` has them (docs/guest-init.md).
 
 use crate::attacks::Attacker;
 use crate::pages;

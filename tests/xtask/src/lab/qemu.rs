@@ -148,7 +148,7 @@ fn command(
     job: &Job,
 ) -> Result<Command> {
     // One: with more, each in a thread of QEMU's own, nested guests and now and then the lab's
-    // kernel itself lost memory (docs/testing.md).
+    // kernel itself lost memory (docs/lab.md).
     let cpus = env_number("WHERRY_LAB_CPUS")?.unwrap_or(1);
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
