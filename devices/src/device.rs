@@ -2,21 +2,22 @@
 //! by name.
 //!
 //! A device is built from its part of the machine's description ([`Spec`]) and from what the host
-//! gives ([`Host`]), fresh or as saved ([`Saved`]), or refused by name. [`crate::kinds`] lists the
-//! kinds that there are.
+//! gives ([`Host`]), fresh or as saved ([`Saved`]), or refused by name. `kinds.rs` lists the kinds
+//! that there are.
 //!
 //! # Rules
 //! - **Pausing drains.** When [`Device::pause`] has returned, nothing of the device is in flight
 //!   and nothing writes guest memory. If that cannot be had in time, it says so and goes on as
 //!   before.
 //! - **Guest memory is marked dirty after it was written, whatever the result.** What goes through
-//!   [`GuestMemory`] is; whoever has the kernel write into guest memory marks it when the kernel is
-//!   through, and before the driver is told.
+//!   [`GuestMemory`](crate::GuestMemory) is; whoever has the kernel write into guest memory marks
+//!   it when the kernel is through, and before the driver is told.
 //! - **Resuming looks at everything again**: each queue, and the interrupt line. So no kick is lost
 //!   to a pause or a move.
 //! - **Nothing of the host's crosses over**: no path, no descriptor.
 
-use std::io::{self, Write};
+use std::any::Any;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -24,16 +25,12 @@ use event_manager::MutEventSubscriber;
 use serde::{Serialize, de::DeserializeOwned};
 use vmm_sys_util::eventfd::EventFd;
 use wherry_codec::CodecError;
-use wherry_codec::records::{Record, RecordError};
 
-use crate::kinds::Handles;
-use crate::power::PowerSink;
-use crate::virtio::balloon::BalloonBackend;
-use crate::virtio::rng::{Entropy, OsEntropy};
-use crate::{BusDevice, GuestMemory, InterruptLine};
+use crate::host::Host;
+use crate::{BusDevice, InterruptLine};
 
 /// See the module's text. Called from any thread.
-pub trait Device: Send + Sync {
+pub trait Device: Any + Send + Sync {
     /// Takes no new work, and waits until nothing is in flight. Idempotent.
     ///
     /// # Errors
@@ -136,39 +133,6 @@ impl PartialEq for Kind {
 }
 impl Eq for Kind {}
 
-impl Kind {
-    /// The kind of a record of `what` that is a device.
-    ///
-    /// # Errors
-    /// There is no such kind.
-    pub fn of(record: &Record<'_>, what: &'static str) -> Result<&'static Self, RecordError> {
-        let known = crate::kinds::KINDS.iter().find(|kind| kind.name == record.kind);
-        known.copied().ok_or_else(|| {
-            let (id, kind) = (record.id.into(), record.kind.into());
-            RecordError::UnknownKind { what, id, kind }
-        })
-    }
-}
-
-/// What a host gives to devices. The VMM implements it.
-pub trait Host {
-    /// Guest RAM.
-    fn memory(&self) -> Arc<GuestMemory>;
-    /// Where the guest's console output goes.
-    fn console(&self) -> Box<dyn Write + Send>;
-    /// Who is told that the guest ends itself.
-    fn power(&self) -> Arc<dyn PowerSink>;
-    /// Takes guest memory back.
-    fn balloon(&self) -> Arc<dyn BalloonBackend>;
-    /// Where random bytes come from.
-    ///
-    /// # Errors
-    /// There is no source.
-    fn entropy(&self) -> io::Result<Box<dyn Entropy>> {
-        Ok(Box::new(OsEntropy::open()?))
-    }
-}
-
 /// What a device is built from.
 pub struct Build<'a> {
     /// Its part of the description.
@@ -179,8 +143,6 @@ pub struct Build<'a> {
     pub irq: Arc<dyn InterruptLine>,
     /// What the host gives.
     pub host: &'a dyn Host,
-    /// For those who do more with a device than the list does.
-    pub handles: &'a mut Handles,
 }
 
 /// Why a device could not be built.
@@ -246,6 +208,14 @@ impl Devices {
     /// One more.
     pub fn push(&mut self, spec: Spec, device: Arc<dyn Device>) {
         self.0.push((spec, device));
+    }
+
+    /// The first of this type, for who does more with it than the list does.
+    pub fn find<D: Device>(&self) -> Option<Arc<D>> {
+        self.0.iter().find_map(|(_, device)| {
+            let any: Arc<dyn Any + Send + Sync> = device.clone();
+            any.downcast().ok()
+        })
     }
 
     /// Pauses all, in order.

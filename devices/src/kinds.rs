@@ -1,23 +1,22 @@
 //! The kinds of devices that there are.
 
-use std::sync::{Arc, Mutex};
+use wherry_codec::records::{Record, RecordError};
 
 use crate::device::Kind;
-use crate::power::{self, Power};
-use crate::serial::{self, Serial};
-use crate::virtio::balloon::{self, BalloonHandle};
-use crate::virtio::rng;
+use crate::virtio::{balloon, rng};
+use crate::{power, serial};
 
 /// All kinds. A new device is a folder and a line here.
 pub const KINDS: &[&Kind] = &[&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND];
 
-/// Devices with which somebody does more than the list does: given out once, when they are built.
-#[derive(Default)]
-pub struct Handles {
-    /// For the console.
-    pub serial: Option<Arc<Mutex<Serial>>>,
-    /// For the power button.
-    pub power: Option<Arc<Mutex<Power>>>,
-    /// For hints, targets and statistics.
-    pub balloon: Option<BalloonHandle>,
+/// The kind of a record of `what` that is a device.
+///
+/// # Errors
+/// There is no such kind.
+pub fn of(record: &Record<'_>, what: &'static str) -> Result<&'static Kind, RecordError> {
+    let known = KINDS.iter().find(|kind| kind.name == record.kind);
+    known.copied().ok_or_else(|| {
+        let (id, kind) = (record.id.into(), record.kind.into());
+        RecordError::UnknownKind { what, id, kind }
+    })
 }

@@ -1,9 +1,8 @@
 //! Wherry's devices.
 //!
 //! This crate knows guest memory, interrupts and eventfds; it knows neither KVM nor the migration
-//! protocol. The VMM implements [`InterruptLine`],
-//! [`BalloonBackend`](virtio::balloon::BalloonBackend) and [`PowerSink`](power::PowerSink), puts
-//! the devices on a [`Bus`] and runs the event loop.
+//! protocol. The VMM implements [`InterruptLine`] and [`Host`](host::Host), builds each device as
+//! its [`Kind`](device::Kind) says, puts it on a [`Bus`] and runs the event loop.
 //!
 //! # Wiring
 //!
@@ -11,7 +10,8 @@
 //! use std::{io, sync::{Arc, Mutex}};
 //! use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 //! use vm_memory::GuestAddress;
-//! use wherry_devices::virtio::balloon::{Balloon, BalloonBackend, BalloonConfig, HintRange};
+//! use wherry_devices::host::BalloonBackend;
+//! use wherry_devices::virtio::balloon::{Balloon, BalloonConfig, HintRange};
 //! use wherry_devices::{Bus, GuestMemory, InterruptLine, serial::Serial};
 //!
 //! struct Gsi(u32); // KVM_IRQ_LINE
@@ -64,6 +64,7 @@
 
 pub mod bus;
 pub mod device;
+pub mod host;
 pub mod interrupt;
 pub mod kinds;
 pub mod power;

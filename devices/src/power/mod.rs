@@ -19,6 +19,7 @@ use wherry_codec::CodecError;
 
 use crate::bus::BusDevice;
 use crate::device::{Build, BuildError, Built, Busy, Device, Kind};
+use crate::host::PowerSink;
 use crate::interrupt::{InterruptLine, Level};
 
 /// The kind.
@@ -43,15 +44,6 @@ pub const EVENT_POWER_BUTTON: u32 = 1;
 pub const SLP_TYP_S5: u8 = 5;
 /// `SLP_EN`: act on the sleep type now.
 pub const SLP_EN: u8 = 1 << 5;
-
-/// Told when the guest ends itself. Called on the vCPU thread that wrote the register, with the
-/// device locked: set a flag and wake somebody, do not call back.
-pub trait PowerSink: Send + Sync {
-    /// The guest powered itself off.
-    fn power_off(&self);
-    /// The guest asked for a reset.
-    fn reset(&self);
-}
 
 /// Saved registers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,7 +127,6 @@ fn build(build: Build<'_>) -> Result<Built, BuildError> {
     let () = build.options()?;
     let state = build.state()?.unwrap_or_default();
     let power = Arc::new(Mutex::new(Power::restore(state, build.irq, build.host.power())));
-    build.handles.power = Some(power.clone());
     Ok(Built { device: power.clone(), bus: power, kicks: Vec::new(), subscriber: None })
 }
 

@@ -268,7 +268,6 @@ fn build(build: Build<'_>) -> Result<Built, BuildError> {
     };
     serial.set_paused(true);
     let serial = Arc::new(Mutex::new(serial));
-    build.handles.serial = Some(serial.clone());
     Ok(Built { device: serial.clone(), bus: serial, kicks: Vec::new(), subscriber: None })
 }
 

@@ -9,12 +9,21 @@ use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 
 use self::mmio::{Completer, MmioStateV1};
 use crate::GuestMemory;
 
 /// One chain of descriptors, as the transport hands it to the device.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
+
+/// The first `most` descriptors of a chain, and whether that is all of it. It is not if it has
+/// none, is longer, loops, or leads out of its table.
+pub(crate) fn descriptors(chain: Chain<'_>, most: usize) -> (Vec<Descriptor>, bool) {
+    let descs: Vec<_> = chain.take(most).collect();
+    let complete = descs.last().is_some_and(|last| !last.has_next());
+    (descs, complete)
+}
 
 /// What became of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
+use wherry_devices::host::BalloonBackend;
 use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::balloon::{
-    Balloon, BalloonBackend, BalloonConfig, BalloonDeviceStateV1, BalloonHandle, HintRange,
+    Balloon, BalloonConfig, BalloonDeviceStateV1, BalloonHandle, HintRange,
 };
 use wherry_devices::virtio::mmio::regs::{
     F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, offset, status,

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use wherry_devices::power::{self, Power, PowerSink};
+use wherry_devices::host::PowerSink;
+use wherry_devices::power::{self, Power};
 use wherry_devices::serial::{MAX_BACKLOG, Serial, SerialError, SerialStateV1};
 use wherry_devices::{BusDevice, InterruptLine};
 

@@ -1,10 +1,12 @@
 //! The entropy device (virtio 1.3, section 5.4).
 
+use std::io::Read;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, MmapRegion};
-use wherry_devices::virtio::rng::{Entropy, KIND, MAX_REQUEST, OsEntropy};
+use wherry_devices::virtio::rng::{KIND, MAX_REQUEST, os_entropy};
 
 use crate::conformance::virtio::Driver;
-use crate::conformance::{Bench, Fixed};
+use crate::conformance::{Bench, ENTROPY};
 use crate::driver::{Buf, PAGE, inb, out};
 
 /// Memory that no ring is in, to the end of RAM.
@@ -30,7 +32,7 @@ fn ask(bench: &mut Bench, driver: &mut Driver, bufs: &[Buf]) -> u32 {
 fn filled(bench: &Bench, from: u64, len: usize) -> usize {
     let mut bytes = vec![0; len];
     bench.mem.read_slice(&mut bytes, GuestAddress(from)).unwrap();
-    bytes.iter().filter(|byte| **byte == Fixed::BYTE).count()
+    bytes.iter().filter(|byte| **byte == ENTROPY).count()
 }
 
 #[test]
@@ -75,8 +77,8 @@ fn a_request_that_leaves_ram_ends_there() {
 
 #[test]
 fn the_host_gives_bytes_that_differ() {
-    let mut source = OsEntropy::open().unwrap();
+    let mut source = os_entropy().unwrap();
     let mut bytes = [[0; 32]; 2];
-    bytes.iter_mut().for_each(|b| source.fill(b).unwrap());
+    bytes.iter_mut().for_each(|b| source.read_exact(b).unwrap());
     assert_ne!(bytes[0], bytes[1]);
 }

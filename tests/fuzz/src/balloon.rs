@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes as _, GuestAddress};
+use wherry_devices::host::BalloonBackend;
 use wherry_devices::virtio::balloon::constants::*;
-use wherry_devices::virtio::balloon::{
-    Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintRange,
-};
+use wherry_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, HintRange};
 use wherry_devices::virtio::mmio::regs::{offset, status};
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
 

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
 use wherry_devices::device::Saved;
+use wherry_devices::host::BalloonBackend;
 use wherry_devices::serial::{Serial, SerialStateV1};
 use wherry_devices::virtio::balloon::{
-    Balloon, BalloonBackend, BalloonConfig, BalloonDeviceStateV1, BalloonHandle,
+    Balloon, BalloonConfig, BalloonDeviceStateV1, BalloonHandle,
 };
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
 use wherry_migration::wire::version::NEWEST;

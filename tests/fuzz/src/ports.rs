@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use wherry_devices::power::{Power, PowerSink};
+use wherry_devices::host::PowerSink;
+use wherry_devices::power::Power;
 use wherry_devices::serial::{MAX_BACKLOG, Serial};
 use wherry_devices::{BusDevice, InterruptLine};
 

@@ -258,7 +258,8 @@ fn vcpu(id: u32) -> VcpuStateV1 {
 
 /// A live balloon with everything in use.
 fn live_balloon() -> BalloonDeviceStateV1 {
-    use wherry_devices::virtio::balloon::{Balloon, BalloonBackend};
+    use wherry_devices::host::BalloonBackend;
+    use wherry_devices::virtio::balloon::Balloon;
     struct Nobody;
     impl wherry_devices::InterruptLine for Nobody {
         fn set(&self, _: bool) -> std::io::Result<()> {

@@ -1,15 +1,14 @@
 //! Builds the devices of a description and puts them where the layout says.
 
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use anyhow::Context;
 use kvm_ioctls::{IoEventAddress, VmFd};
-use wherry_devices::device::{Build, Devices, Host, Subscriber};
-use wherry_devices::kinds::Handles;
-use wherry_devices::power::PowerSink;
-use wherry_devices::virtio::balloon::BalloonBackend;
+use wherry_devices::device::{Build, Devices, Subscriber};
+use wherry_devices::host::{BalloonBackend, Host, PowerSink};
 use wherry_devices::virtio::mmio::regs::offset::QUEUE_NOTIFY;
+use wherry_devices::virtio::rng::os_entropy;
 use wherry_devices::{Bus, GuestMemory};
 
 use super::irq::KvmIrqLine;
@@ -23,7 +22,6 @@ use crate::memory::Ram;
 #[derive(Default)]
 pub(super) struct Assembly {
     pub(super) devices: Devices,
-    pub(super) handles: Handles,
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) subscribers: Vec<Subscriber>,
@@ -65,6 +63,10 @@ impl Host for Giver<'_> {
     fn balloon(&self) -> Arc<dyn BalloonBackend> {
         self.ram.clone()
     }
+
+    fn entropy(&self) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(os_entropy()?))
+    }
 }
 
 /// Builds them all, paused. With a state each takes its part of it, and nothing of it is left.
@@ -79,8 +81,7 @@ pub(super) fn assemble(
         let place = place.with_context(|| format!("there is no place for `{}`", spec.id))?;
         let saved = state.as_mut().map(|state| state.take_device(spec)).transpose()?;
         let irq = Arc::new(KvmIrqLine { vm: host.vm.clone(), gsi: place.gsi });
-        let (saved, handles) = (saved.as_ref(), &mut all.handles);
-        let built = (spec.kind.build)(Build { spec, saved, irq, host, handles })?;
+        let built = (spec.kind.build)(Build { spec, saved: saved.as_ref(), irq, host })?;
         let bus = if spec.kind.virtio { &mut all.mmio } else { &mut all.ports };
         bus.insert(place.base, place.len, built.bus)?;
         for (index, kick) in (0u32..).zip(&built.kicks) {

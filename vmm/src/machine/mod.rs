@@ -24,7 +24,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use wherry_devices::device::Devices;
-use wherry_devices::kinds::Handles;
+use wherry_devices::power::Power;
+use wherry_devices::serial::Serial;
 use wherry_devices::virtio::balloon::BalloonHandle;
 
 pub use hooks::MachineHooks;
@@ -53,7 +54,7 @@ pub struct Machine {
     access: StateAccess,
     _event_loop: EventLoop,
     devices: Devices,
-    handles: Handles,
+    balloon: Option<BalloonHandle>,
     description: Description,
     log: Arc<DirtySources>,
     ram: Arc<Ram>,
@@ -120,7 +121,7 @@ impl Machine {
 
         let ending = Arc::new(Ending::new(hooks.wake.clone()));
         let giver = Giver { vm: &vm, ram: &ram, ending: &ending, hooks };
-        let Assembly { devices, handles, ports, mmio, subscribers } =
+        let Assembly { devices, ports, mmio, subscribers } =
             devices::assemble(description, &giver, restored.as_mut())?;
         let restored = restored.as_ref();
 
@@ -139,7 +140,7 @@ impl Machine {
             s.vm.restore_chips(&vm).context("cannot restore the interrupt controllers")?;
             devices.after_restore().context("cannot set a device's interrupt")?;
         }
-        if let Some(serial) = handles.serial.clone() {
+        if let Some(serial) = devices.find::<Mutex<Serial>>() {
             let mut port = serial.lock().unwrap_or_else(PoisonError::into_inner);
             port.on_room(hooks.console.room());
             drop(port);
@@ -152,8 +153,8 @@ impl Machine {
             access,
             _event_loop: EventLoop::spawn(subscribers, move |why| failed.note(End::Fatal, why))
                 .context("cannot start the device thread")?,
+            balloon: devices.find().map(BalloonHandle::new),
             devices,
-            handles,
             description: description.clone(),
             log,
             ram,
@@ -210,7 +211,7 @@ impl Machine {
 
     /// Presses the ACPI power button.
     pub fn press_power_button(&self) {
-        if let Some(power) = &self.handles.power {
+        if let Some(power) = self.devices.find::<Mutex<Power>>() {
             // The guest's word for a failing interrupt line is silence; `stop` times out and says
             // so.
             let _ = power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
@@ -219,7 +220,7 @@ impl Machine {
 
     /// The balloon, if there is one.
     pub fn balloon(&self) -> Option<&BalloonHandle> {
-        self.handles.balloon.as_ref()
+        self.balloon.as_ref()
     }
 
     /// The guest has arrived and runs here.

@@ -11,7 +11,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 use wherry_codec::records::{Format, Record, RecordError, Records, Writer};
 use wherry_codec::{CodecError, encode};
-use wherry_devices::device::{Kind, Saved, Spec};
+use wherry_devices::device::{Saved, Spec};
+use wherry_devices::kinds;
 
 use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
 use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
@@ -147,7 +148,7 @@ impl Description {
         let kernel: Kernel = records.take("kernel", "kernel", 1)?;
         let mut devices: Vec<Spec> = Vec::new();
         for record in records.take_rest() {
-            let kind = Kind::of(&record, DESCRIPTION.what)?;
+            let kind = kinds::of(&record, DESCRIPTION.what)?;
             let DeviceV1 { slot, options } =
                 record.decode(DESCRIPTION.what, kind.name, kind.options)?;
             let free =
@@ -220,7 +221,7 @@ impl MachineState {
         }
         let mut devices = Vec::new();
         for record in records.take_rest() {
-            let kind = Kind::of(&record, STATE.what)?;
+            let kind = kinds::of(&record, STATE.what)?;
             record.is(STATE.what, kind.name, kind.version)?;
             devices.push(Saved { id: record.id.into(), kind, bytes: record.bytes.to_vec() });
         }

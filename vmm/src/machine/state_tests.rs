@@ -3,6 +3,7 @@
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
 use serde::de::DeserializeOwned;
 use wherry_codec::{decode, golden};
+use wherry_devices::device::Kind;
 use wherry_devices::kinds::KINDS;
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::wire::version::NEWEST;

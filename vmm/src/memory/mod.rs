@@ -25,7 +25,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
 use wherry_devices::GuestMemory;
-use wherry_devices::virtio::balloon::BalloonBackend;
+use wherry_devices::host::BalloonBackend;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{GuestRam, PAGE_SIZE};
 

@@ -1,7 +1,7 @@
 //! Config space (virtio 1.3, section 5.5.4): little-endian, 16 bytes.
 
-use super::Balloon;
 use super::constants::*;
+use super::device::Balloon;
 
 impl Balloon {
     fn config_bytes(&self) -> [u8; CONFIG_LEN] {

@@ -5,13 +5,19 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::config::{BalloonConfig, Role};
 use super::constants::*;
-use super::hinting::SeenGate;
-use super::{
-    Balloon, BalloonDeviceStateV1, BalloonStats, BalloonTelemetry, HintError, HintRange, Role,
-};
+use super::device::Balloon;
+use super::hinting::{HintError, HintRange, SeenGate};
+use super::state::BalloonDeviceStateV1;
+use super::stats::BalloonStats;
+use super::telemetry::BalloonTelemetry;
+use crate::GuestMemory;
 use crate::bus::BusDevice;
-use crate::virtio::mmio::{MmioDevice, MmioPort, Shared, Subscriber};
+use crate::host::BalloonBackend;
+use crate::interrupt::InterruptLine;
+use crate::sync::TwoLane;
+use crate::virtio::mmio::{MmioDevice, MmioError, MmioPort, Shared, Subscriber};
 
 /// What a balloon says about itself, all of one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +46,39 @@ pub struct BalloonHandle {
     gate: Arc<SeenGate>,
 }
 
+impl Balloon {
+    /// A balloon on its transport, after power on.
+    pub fn create(
+        cfg: BalloonConfig,
+        mem: Arc<GuestMemory>,
+        irq: Arc<dyn InterruptLine>,
+        backend: Arc<dyn BalloonBackend>,
+    ) -> Result<BalloonHandle, MmioError> {
+        let device = MmioDevice::new(Self::new(&cfg, mem.clone(), backend), mem, irq)?;
+        Ok(BalloonHandle::new(Arc::new(TwoLane::new(device))))
+    }
+
+    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its
+    /// target is ignored. The device comes paused: resume it after the interrupt controller was
+    /// restored and when the guest may run. If the driver may hold hinted pages, the field shows
+    /// DONE; [`BalloonHandle::announce_done`] tells it.
+    pub fn restore(
+        cfg: BalloonConfig,
+        mem: Arc<GuestMemory>,
+        irq: Arc<dyn InterruptLine>,
+        backend: Arc<dyn BalloonBackend>,
+        state: &BalloonDeviceStateV1,
+    ) -> Result<BalloonHandle, MmioError> {
+        let balloon = Self::new(&cfg, mem.clone(), backend);
+        let device = MmioDevice::restore(balloon, mem, irq, state)?;
+        Ok(BalloonHandle::new(Arc::new(TwoLane::new(device))))
+    }
+}
+
 impl BalloonHandle {
-    pub(super) fn new(device: Shared<Balloon>) -> Self {
+    /// For a balloon that the machine's list has
+    /// ([`Devices::find`](crate::device::Devices::find)).
+    pub fn new(device: Shared<Balloon>) -> Self {
         let gate = Arc::clone(&device.urgent().device().hinting.gate);
         Self { device, gate }
     }

@@ -15,15 +15,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vm_memory::Bytes;
 
 use super::constants::*;
-use super::{Balloon, descriptors};
-use crate::virtio::Chain;
-
-/// After this long the remaining blocks of a chain are dropped, which is always safe, so that a
-/// guest with a chain of huge overlapping blocks cannot keep the lock.
-const CHAIN_TIME: Duration = Duration::from_millis(20);
+use super::telemetry::BalloonTelemetry;
 
 /// Receives hints.
 pub trait HintRange: Send + Sync {
@@ -291,78 +285,39 @@ impl Hinting {
             self.gate.read(bytes);
         }
     }
-}
 
-impl Balloon {
-    /// One chain of the hint queue: commands and pages are told apart by direction, never by
-    /// length.
-    pub(super) fn hinted(&mut self, chain: Chain<'_>) {
-        let until = self.backend.now() + CHAIN_TIME;
-        let (descs, complete) = descriptors(chain);
-        self.telemetry.hints_malformed += u64::from(!complete);
-        for (nth, desc) in descs.into_iter().enumerate() {
-            if !desc.is_write_only() {
-                let mut word = [0; 4];
-                match desc.len() == 4 && self.mem.read_slice(&mut word, desc.addr()).is_ok() {
-                    true => self.command(u32::from_le_bytes(word)),
-                    false => self.telemetry.hints_malformed += 1,
-                }
-            } else if nth > 0 && self.backend.now() > until {
-                self.telemetry.hints_dropped += 1;
-            } else {
-                self.block(desc.addr().0, u64::from(desc.len()));
-            }
-        }
-    }
-
-    fn command(&mut self, id: u32) {
-        let hinting = &mut self.hinting.state;
-        hinting.open = false;
-        hinting.in_session = id != CMD_STOP;
+    /// The driver sent a command.
+    pub(super) fn command(&mut self, id: u32, telemetry: &mut BalloonTelemetry) {
+        let state = &mut self.state;
+        state.open = false;
+        state.in_session = id != CMD_STOP;
         // It has yet to come to the start of its work item.
-        hinting.one_look_left = false;
+        state.one_look_left = false;
         match id {
             CMD_STOP => {
-                self.telemetry.stops += 1;
-                hinting.saved.stop_seen = true;
-                hinting.owes_stop = false;
+                telemetry.stops += 1;
+                state.saved.stop_seen = true;
+                state.owes_stop = false;
                 // If it was asked to rest it stopped for that, or at the same time by itself: the
                 // next id will tell. Else it is through, even if a wrong id came last: or this one
                 // could be replayed after its STOP.
-                if hinting.resting.take().is_none() {
-                    hinting.finished |= hinting.announced;
+                if state.resting.take().is_none() {
+                    state.finished |= state.announced;
                 }
             }
-            CMD_DONE => self.telemetry.hints_malformed += 1,
+            CMD_DONE => telemetry.hints_malformed += 1,
             id => {
-                self.telemetry.ids_announced += 1;
-                if id != hinting.saved.field {
-                    self.telemetry.ids_stale += 1;
-                } else if hinting.finished {
+                telemetry.ids_announced += 1;
+                if id != state.saved.field {
+                    telemetry.ids_stale += 1;
+                } else if state.finished {
                     // The driver said that it was through with this id. Opening it again would let
                     // a guest restart hinting at any later time.
-                    self.telemetry.ids_replayed += 1;
+                    telemetry.ids_replayed += 1;
                 } else {
-                    (hinting.open, hinting.announced) = (true, true);
+                    (state.open, state.announced) = (true, true);
                 }
             }
-        }
-    }
-
-    fn block(&mut self, gpa: u64, len: u64) {
-        let parts: Vec<_> = self.ram.clip(gpa, len).collect();
-        if parts.is_empty() {
-            self.telemetry.hints_malformed += 1;
-            return;
-        }
-        let Some(sink) = self.hinting.sink.as_ref().filter(|_| self.hinting.state.open) else {
-            self.telemetry.hints_stale += 1;
-            return;
-        };
-        self.telemetry.hints_received += 1;
-        for (gpa, len) in parts {
-            self.telemetry.hinted_bytes += len;
-            sink.range(gpa, len);
         }
     }
 }

@@ -13,9 +13,9 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::Bytes;
 
 use super::constants::*;
+use super::device::Balloon;
 use super::reporting::CHAIN_TIME;
-use super::{Balloon, descriptors};
-use crate::virtio::{Chain, Completion};
+use crate::virtio::{Chain, Completion, descriptors};
 
 /// Into or out of the balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl Balloon {
 
     /// The pages that went into the balloon; none for the other direction.
     fn page_numbers(&mut self, direction: Direction, chain: Chain<'_>) -> Vec<u64> {
-        let (descs, complete) = descriptors(chain);
+        let (descs, complete) = descriptors(chain, MAX_CHAIN);
         if !complete {
             self.malformed(direction);
         }

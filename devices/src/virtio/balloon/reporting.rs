@@ -4,7 +4,6 @@
 //! Without PAGE_POISON a reported page may read as anything afterwards, so it is given to the host.
 //! With it the driver expects `poison_val`: zero is what a discarded page reads as, any other value
 //! forbids discarding.
-
 //!
 //! A chain may name 4 GiB, whose pages take longer to give back than anybody should wait for the
 //! device's lock: then the device goes on with the same chain after others had the lock.
@@ -14,8 +13,8 @@ use std::time::{Duration, Instant};
 use virtio_queue::desc::split::Descriptor;
 
 use super::constants::*;
-use super::{Balloon, descriptors};
-use crate::virtio::{Chain, Completion};
+use super::device::Balloon;
+use crate::virtio::{Chain, Completion, descriptors};
 
 /// How long one request may go on discarding.
 pub(super) const CHAIN_TIME: Duration = Duration::from_millis(5);
@@ -25,7 +24,7 @@ const PIECE: u64 = 4 << 20;
 
 impl Balloon {
     pub(super) fn reported(&mut self, chain: Chain<'_>) -> Completion {
-        let (descs, complete) = descriptors(chain);
+        let (descs, complete) = descriptors(chain, MAX_CHAIN);
         let before = self.reported.take();
         let ranges: Vec<_> = descs.iter().map(|desc| self.reported_range(desc)).collect();
         if before.is_none() {

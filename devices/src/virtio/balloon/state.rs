@@ -1,17 +1,14 @@
 //! Saved state of the balloon.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
-use super::hinting::Hinting;
-use super::ram::PageSet;
-use super::{Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintStateV1, PageSetV1, Role};
-use crate::GuestMemory;
-use crate::interrupt::InterruptLine;
-use crate::sync::TwoLane;
+use super::config::Role;
+use super::constants::{F_FREE_PAGE_HINT, F_PAGE_POISON};
+use super::device::Balloon;
+use super::hinting::{HintStateV1, Hinting};
+use super::ram::{PageSet, PageSetV1};
 use crate::virtio::mmio::regs::status;
-use crate::virtio::mmio::{MmioDevice, MmioError, MmioStateV1, VirtioStateV1};
+use crate::virtio::mmio::{MmioStateV1, VirtioStateV1};
 
 /// Why a saved balloon was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,22 +60,6 @@ pub struct BalloonStateV1 {
 pub type BalloonDeviceStateV1 = VirtioStateV1<BalloonStateV1>;
 
 impl Balloon {
-    /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its
-    /// target is ignored. The device comes paused: resume it after the interrupt controller was
-    /// restored and when the guest may run. If the driver may hold hinted pages, the field shows
-    /// DONE; [`BalloonHandle::announce_done`] tells it.
-    pub fn restore(
-        cfg: BalloonConfig,
-        mem: Arc<GuestMemory>,
-        irq: Arc<dyn InterruptLine>,
-        backend: Arc<dyn BalloonBackend>,
-        state: &BalloonDeviceStateV1,
-    ) -> Result<BalloonHandle, MmioError> {
-        let balloon = Self::new(cfg, Arc::clone(&mem), backend);
-        let device = MmioDevice::restore(balloon, mem, irq, state)?;
-        Ok(BalloonHandle::new(Arc::new(TwoLane::new(device))))
-    }
-
     pub(super) fn save(&self) -> BalloonStateV1 {
         BalloonStateV1 {
             num_pages: self.num_pages,
@@ -110,11 +91,11 @@ impl Balloon {
             return Err(BalloonStateError::PageSet);
         }
         self.hinting = Hinting::restore(saved.hinting).ok_or(BalloonStateError::Hinting)?;
-        let hints = self.live && self.negotiated & super::constants::F_FREE_PAGE_HINT != 0;
+        let hints = self.live && self.negotiated & F_FREE_PAGE_HINT != 0;
         if saved.hinting.issued && !hints {
             return Err(BalloonStateError::Hinting);
         }
-        if saved.poison_val != 0 && self.negotiated & super::constants::F_PAGE_POISON == 0 {
+        if saved.poison_val != 0 && self.negotiated & F_PAGE_POISON == 0 {
             return Err(BalloonStateError::Poison);
         }
         if !self.held_is_possible(saved.held_stats, mmio) {

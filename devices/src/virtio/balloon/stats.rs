@@ -6,8 +6,9 @@ use std::time::Instant;
 use vm_memory::Bytes;
 
 use super::constants::*;
-use super::{Balloon, descriptors};
-use crate::virtio::{Chain, Completion};
+use super::telemetry::BalloonTelemetry;
+use crate::GuestMemory;
+use crate::virtio::{Chain, Completion, descriptors};
 
 /// The guest's last statistics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,23 +34,29 @@ pub(super) struct Stats {
     pub(super) last: BalloonStats,
 }
 
-impl Balloon {
-    pub(super) fn statistics(&mut self, chain: Chain<'_>) -> Completion {
+impl Stats {
+    /// One chain of the statistics queue.
+    pub(super) fn handle(
+        &mut self,
+        chain: Chain<'_>,
+        mem: &GuestMemory,
+        telemetry: &mut BalloonTelemetry,
+    ) -> Completion {
         let head = chain.head_index();
-        if self.stats.held.is_some() {
+        if self.held.is_some() {
             // Section 5.5.6.3: one buffer at a time. A second one goes back unread; holding both
             // would lose one.
-            self.telemetry.stats_malformed += 1;
+            telemetry.stats_malformed += 1;
             return Completion::Used(0);
         }
-        let (descs, complete) = descriptors(chain);
+        let (descs, complete) = descriptors(chain, MAX_CHAIN);
         let mut bytes = Vec::new();
         let mut usable = complete;
         for desc in descs {
             let room = MAX_STATS * STAT_LEN - bytes.len();
             let len = (desc.len() as usize).min(room);
             let mut part = vec![0; len];
-            if desc.is_write_only() || self.mem.read_slice(&mut part, desc.addr()).is_err() {
+            if desc.is_write_only() || mem.read_slice(&mut part, desc.addr()).is_err() {
                 usable = false;
                 continue;
             }
@@ -57,10 +64,10 @@ impl Balloon {
             bytes.append(&mut part);
         }
         usable &= bytes.len().is_multiple_of(STAT_LEN);
-        self.stats.last = BalloonStats { values: parse(&bytes), updated: Some(Instant::now()) };
-        self.telemetry.stats_updates += 1;
-        self.telemetry.stats_malformed += u64::from(!usable);
-        self.stats.held = Some(head);
+        self.last = BalloonStats { values: parse(&bytes), updated: Some(Instant::now()) };
+        telemetry.stats_updates += 1;
+        telemetry.stats_malformed += u64::from(!usable);
+        self.held = Some(head);
         Completion::Held
     }
 }

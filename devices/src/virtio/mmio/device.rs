@@ -5,20 +5,19 @@ use std::time::Instant;
 
 use wherry_codec::CodecError;
 
-use super::{MmioDevice, MmioPort, Subscriber, VirtioStateV1};
+use super::saved::VirtioStateV1;
+use super::subscriber::Subscriber;
+use super::{MmioDevice, MmioPort};
 use crate::device::{Build, BuildError, Built, Busy, Device};
 use crate::sync::TwoLane;
 use crate::virtio::VirtioDevice;
 
-/// A device on its transport, shared between the bus, the event loop and its handle.
-pub type Shared<D> = Arc<TwoLane<MmioDevice<D>>>;
-
 impl<D: VirtioDevice + 'static> MmioDevice<D> {
-    /// Puts `device` on a transport, both fresh or both as saved. It comes paused.
+    /// Puts `device` on a transport, both fresh or both as saved.
     ///
     /// # Errors
     /// The saved state is refused, or the host has no descriptors left.
-    pub fn build(build: &Build<'_>, device: D) -> Result<Shared<D>, BuildError> {
+    pub fn build(build: &Build<'_>, device: D) -> Result<Built, BuildError> {
         let (mem, irq) = (build.host.memory(), build.irq.clone());
         let built = match build.state::<VirtioStateV1<D::State>>()? {
             None => Self::new(device, mem, irq),
@@ -26,19 +25,15 @@ impl<D: VirtioDevice + 'static> MmioDevice<D> {
         };
         let mut mmio = built.map_err(|e| build.refuse(e))?;
         mmio.set_paused(true);
-        Ok(Arc::new(TwoLane::new(mmio)))
-    }
-
-    /// What the machine has to connect.
-    pub fn built(device: Shared<D>) -> Built {
-        let kicks = device.urgent().queue_events();
+        let kicks = mmio.queue_events();
+        let device = Arc::new(TwoLane::new(mmio));
         let subscriber = Box::new(Subscriber::new(device.clone()));
         let bus = MmioPort::shared(device.clone());
-        Built { device, bus, kicks, subscriber: Some(subscriber) }
+        Ok(Built { device, bus, kicks, subscriber: Some(subscriber) })
     }
 }
 
-impl<D: VirtioDevice> Device for TwoLane<MmioDevice<D>> {
+impl<D: VirtioDevice + 'static> Device for TwoLane<MmioDevice<D>> {
     fn pause(&self, deadline: Instant) -> Result<(), Busy> {
         let completions = {
             let mut device = self.urgent();

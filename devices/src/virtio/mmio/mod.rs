@@ -16,6 +16,7 @@ mod completions;
 mod device;
 mod process;
 pub mod regs;
+mod saved;
 mod state;
 mod subscriber;
 
@@ -34,8 +35,7 @@ use crate::sync::TwoLane;
 
 use self::completions::Completions;
 pub use self::completions::{Completer, Ticket};
-pub use self::device::Shared;
-pub use self::state::{MmioStateV1, QueueStateV1, VirtioStateV1};
+pub use self::saved::{MmioStateV1, QueueStateV1, VirtioStateV1};
 pub use self::subscriber::Subscriber;
 
 /// Why a transport could not be built.
@@ -102,6 +102,9 @@ pub struct MmioDevice<D> {
     config_generation: u32,
     interrupts: u64,
 }
+
+/// A device on its transport, shared between the bus, the event loop and its handle.
+pub type Shared<D> = Arc<TwoLane<MmioDevice<D>>>;
 
 impl<D: VirtioDevice> MmioDevice<D> {
     /// The device after power on.
@@ -444,11 +447,11 @@ impl<D: VirtioDevice> BusDevice for MmioDevice<D> {
 
 /// The bus's end of a shared device: every register access takes the fast lane of the device's
 /// lock.
-pub struct MmioPort<D>(Arc<TwoLane<MmioDevice<D>>>);
+pub struct MmioPort<D>(Shared<D>);
 
 impl<D: VirtioDevice + 'static> MmioPort<D> {
     /// For `Bus::insert`.
-    pub fn shared(device: Arc<TwoLane<MmioDevice<D>>>) -> Arc<Mutex<dyn BusDevice>> {
+    pub fn shared(device: Shared<D>) -> Arc<Mutex<dyn BusDevice>> {
         Arc::new(Mutex::new(Self(device)))
     }
 }

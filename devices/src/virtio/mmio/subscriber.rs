@@ -6,8 +6,8 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Shared;
 use super::completions::Completions;
-use super::device::Shared;
 use crate::virtio::{HostFd, VirtioDevice};
 
 /// Waits for kicks, completions and the device's host descriptors. Queues are processed one batch

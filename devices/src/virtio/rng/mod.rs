@@ -26,32 +26,12 @@ const PIECE: usize = 4 << 10;
 /// Chains in one batch.
 const BATCH: usize = 4;
 
-/// Where random bytes come from.
-pub trait Entropy: Send {
-    /// Fills all of `out`.
-    ///
-    /// # Errors
-    /// The source gives nothing.
-    fn fill(&mut self, out: &mut [u8]) -> io::Result<()>;
-}
-
-/// The host's kernel: opened once, and never asked to wait.
-pub struct OsEntropy(File);
-
-impl OsEntropy {
-    /// Opens the source.
-    ///
-    /// # Errors
-    /// The host has no such device.
-    pub fn open() -> io::Result<Self> {
-        File::open("/dev/urandom").map(Self)
-    }
-}
-
-impl Entropy for OsEntropy {
-    fn fill(&mut self, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact(out)
-    }
+/// The host's kernel as a source: opened once, and never asked to wait.
+///
+/// # Errors
+/// The host has no such device.
+pub fn os_entropy() -> io::Result<File> {
+    File::open("/dev/urandom")
 }
 
 /// The kind.
@@ -64,15 +44,14 @@ pub static KIND: Kind = Kind {
     build: |build| {
         let () = build.options()?;
         let source = build.host.entropy().map_err(|e| build.refuse(e))?;
-        let rng = Rng { mem: build.host.memory(), source };
-        Ok(MmioDevice::built(MmioDevice::build(&build, rng)?))
+        MmioDevice::build(&build, Rng { mem: build.host.memory(), source })
     },
 };
 
 /// The device behind the transport.
 pub struct Rng {
     mem: Arc<GuestMemory>,
-    source: Box<dyn Entropy>,
+    source: Box<dyn Read + Send>,
 }
 
 impl Rng {
@@ -86,7 +65,8 @@ impl Rng {
             let mut at = desc.addr();
             while filled < end {
                 let Some(part) = piece.get_mut(..PIECE.min(end - filled)) else { return filled };
-                if self.source.fill(part).is_err() || self.mem.write_slice(part, at).is_err() {
+                if self.source.read_exact(part).is_err() || self.mem.write_slice(part, at).is_err()
+                {
                     return filled;
                 }
                 filled += part.len();

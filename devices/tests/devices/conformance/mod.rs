@@ -4,7 +4,7 @@
 mod slow;
 pub mod virtio;
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
 use wherry_codec::encode;
-use wherry_devices::device::{Build, Built, Devices, Host, Kind, Saved, Spec, Subscriber};
-use wherry_devices::kinds::{Handles, KINDS};
-use wherry_devices::power::{self, PowerSink};
-use wherry_devices::virtio::balloon::{BalloonBackend, BalloonConfig};
-use wherry_devices::virtio::rng::Entropy;
-use wherry_devices::{BusDevice, GuestMemory, serial};
+use wherry_devices::device::{Build, Built, Device, Devices, Kind, Saved, Spec, Subscriber};
+use wherry_devices::host::{BalloonBackend, Host, PowerSink};
+use wherry_devices::kinds::KINDS;
+use wherry_devices::power::{self, Power};
+use wherry_devices::serial::{self, Serial};
+use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_devices::{BusDevice, GuestMemory};
 
 use crate::driver::{Host as NoDiscards, Line};
 
@@ -65,16 +66,7 @@ impl PowerSink for Out {
 }
 
 /// Random bytes that are always the same.
-pub struct Fixed;
-impl Fixed {
-    pub const BYTE: u8 = 0x5a;
-}
-impl Entropy for Fixed {
-    fn fill(&mut self, out: &mut [u8]) -> io::Result<()> {
-        out.fill(Self::BYTE);
-        Ok(())
-    }
-}
+pub const ENTROPY: u8 = 0x5a;
 
 struct TestHost(Arc<GuestMemory>, Out);
 impl Host for TestHost {
@@ -90,8 +82,8 @@ impl Host for TestHost {
     fn balloon(&self) -> Arc<dyn BalloonBackend> {
         Arc::<NoDiscards>::default()
     }
-    fn entropy(&self) -> io::Result<Box<dyn Entropy>> {
-        Ok(Box::new(Fixed))
+    fn entropy(&self) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(io::repeat(ENTROPY)))
     }
 }
 
@@ -102,7 +94,6 @@ pub struct Bench {
     out: Out,
     line: Arc<Line>,
     devices: Devices,
-    handles: Handles,
     bus: Arc<Mutex<dyn BusDevice>>,
     events: EventManager<Subscriber>,
 }
@@ -122,10 +113,9 @@ impl Bench {
         let spec = Spec { id: kind.id.into(), kind, slot: None, options };
         let mem = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap());
         mem.write_slice(ram, GuestAddress(0)).unwrap();
-        let (out, line, mut handles) = (Out::default(), Arc::<Line>::default(), Handles::default());
+        let (out, line) = (Out::default(), Arc::<Line>::default());
         let host = TestHost(mem.clone(), out.clone());
-        let (irq, all) = (line.clone(), &mut handles);
-        let build = Build { spec: &spec, saved, irq, host: &host, handles: all };
+        let build = Build { spec: &spec, saved, irq: line.clone(), host: &host };
         let Built { device, bus, subscriber, .. } = (kind.build)(build).unwrap();
         let mut devices = Devices::default();
         devices.push(spec, device);
@@ -133,7 +123,12 @@ impl Bench {
         if let Some(subscriber) = subscriber {
             events.add_subscriber(subscriber);
         }
-        Self { kind, mem, out, line, devices, handles, bus, events }
+        Self { kind, mem, out, line, devices, bus, events }
+    }
+
+    /// Its device, which is one of this type.
+    fn device<D: Device>(&self) -> Arc<D> {
+        self.devices.find().unwrap()
     }
 
     fn ram(&self) -> Vec<u8> {
@@ -215,7 +210,7 @@ impl Typing {
     const LSR: u64 = 5;
 
     fn enter(bench: &Bench, bytes: &[u8]) -> usize {
-        bench.handles.serial.as_ref().unwrap().lock().unwrap().enqueue(bytes)
+        bench.device::<Mutex<Serial>>().lock().unwrap().enqueue(bytes)
     }
 }
 impl Side for Typing {
@@ -260,12 +255,17 @@ impl Side for Typing {
 struct Button {
     pressed: Option<u32>,
 }
+impl Button {
+    fn press(bench: &Bench) {
+        bench.device::<Mutex<Power>>().lock().unwrap().press_power_button().unwrap();
+    }
+}
 impl Side for Button {
     fn step(&mut self, bench: &mut Bench, rng: &mut Rng) -> Vec<u64> {
         let (port, len) = (rng.below(power::POWER_PORTS - 4), [1, 2, 4][rng.below(3) as usize]);
         match rng.below(3) {
             0 => {
-                bench.handles.power.as_ref().unwrap().lock().unwrap().press_power_button().unwrap();
+                Self::press(bench);
                 vec![]
             }
             1 => {
@@ -281,7 +281,7 @@ impl Side for Button {
             return false;
         }
         self.pressed = Some(piece);
-        bench.handles.power.as_ref().unwrap().lock().unwrap().press_power_button().unwrap();
+        Self::press(bench);
         true
     }
 

@@ -23,9 +23,8 @@ const KIND: Kind = Kind {
     virtio: true,
     build: |build| {
         let (to, work) = channel();
-        let device = MmioDevice::build(&build, Slow::new(to))?;
         std::thread::spawn(move || answer(work));
-        Ok(MmioDevice::built(device))
+        MmioDevice::build(&build, Slow::new(to))
     },
 };
 
@@ -41,8 +40,7 @@ static HELD: Kind = Kind {
         // Each read takes one.
         let tap = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_SEMAPHORE).unwrap());
         LAST.set(Some((work, tap.clone())));
-        let device = MmioDevice::build(&build, Slow { tap: Some(tap), ..Slow::new(to) })?;
-        Ok(MmioDevice::built(device))
+        MmioDevice::build(&build, Slow { tap: Some(tap), ..Slow::new(to) })
     },
     name: "held",
     ..KIND

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use vm_memory::{Bytes, GuestAddress};
+use wherry_devices::virtio::balloon::BalloonHandle;
 use wherry_devices::virtio::mmio::regs::{offset, status};
 
 use super::{Bench, Rng, Side};
@@ -219,7 +220,7 @@ impl Side for Driver {
     }
 
     fn finish(&mut self, bench: &mut Bench) {
-        if let Some(balloon) = &bench.handles.balloon {
+        if let Some(balloon) = bench.devices.find().map(BalloonHandle::new) {
             // It keeps a buffer until it wants statistics.
             let _ = balloon.request_stats();
         }

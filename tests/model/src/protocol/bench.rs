@@ -12,9 +12,10 @@ use std::time::Instant;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use wherry_devices::host::BalloonBackend;
 use wherry_devices::virtio::balloon::constants::{CMD_DONE, CMD_STOP};
 use wherry_devices::virtio::balloon::{
-    Balloon, BalloonBackend, BalloonConfig, BalloonHandle, HintRange, HintState, Hinting,
+    Balloon, BalloonConfig, BalloonHandle, HintRange, HintState, Hinting,
 };
 use wherry_devices::virtio::{Completion, VirtioDevice};
 use wherry_devices::{GuestMemory, InterruptLine};

@@ -234,13 +234,11 @@ fn resolve(
     Some((place.file.clone(), next.clone()))
 }
 
-/// Groups of files of one crate each of which leads to all others, without the arrows `known`.
-pub fn circles(house: &House, known: &[(&str, &str)]) -> Vec<Vec<String>> {
+/// Groups of files of one crate each of which leads to all others.
+pub fn circles(house: &House) -> Vec<Vec<String>> {
     let mut next: HashMap<&str, Vec<&str>> = HashMap::new();
     for (from, to) in house.arrows.keys() {
-        if !known.contains(&(from, to)) {
-            next.entry(from).or_default().push(to);
-        }
+        next.entry(from).or_default().push(to);
     }
     let reach: BTreeMap<&str, BTreeSet<&str>> =
         next.keys().map(|from| (*from, reached(&next, from))).collect();

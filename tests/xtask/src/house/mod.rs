@@ -42,7 +42,6 @@ struct Rules<'a> {
     crates: &'a [(&'a str, &'a [&'a str])],
     never: &'a [(&'a str, &'a str)],
     soon: &'a [(&'a str, &'a str)],
-    circles: &'a [(&'a str, &'a str)],
 }
 
 /// Runs `cargo xtask house`.
@@ -56,12 +55,7 @@ pub fn main(args: &Args) -> Result<u8> {
     if args.count {
         return Ok(0);
     }
-    let rules = Rules {
-        crates: rules::CRATES,
-        never: rules::NEVER,
-        soon: rules::SOON,
-        circles: rules::CIRCLES,
-    };
+    let rules = Rules { crates: rules::CRATES, never: rules::NEVER, soon: rules::SOON };
     let mut faults = faults(&house, &rules);
     faults.extend(wide_lines(&root)?);
     faults.iter().for_each(|fault| note(fault));
@@ -79,7 +73,7 @@ fn files_of(house: &House) -> impl Iterator<Item = &String> {
 /// What breaks a rule, and what is left in a table though nothing needs it any more.
 fn faults(house: &House, rules: &Rules) -> Vec<String> {
     let mut faults = Vec::new();
-    for circle in graph::circles(house, rules.circles) {
+    for circle in graph::circles(house) {
         let mut text = format!("a circle of {} files:", circle.len());
         for ((from, to), names) in &house.arrows {
             if circle.contains(from) && circle.contains(to) {
@@ -88,17 +82,6 @@ fn faults(house: &House, rules: &Rules) -> Vec<String> {
             }
         }
         faults.push(text);
-    }
-    for known in rules.circles {
-        let others: Vec<_> = rules.circles.iter().filter(|one| *one != known).copied().collect();
-        let closes = graph::circles(house, &others)
-            .iter()
-            .any(|circle| [known.0, known.1].iter().all(|end| circle.iter().any(|f| f == end)));
-        let there = house.arrows.contains_key(&(known.0.into(), known.1.into()));
-        if !(closes && there) {
-            faults
-                .push(format!("{} -> {} closes no circle: take it from CIRCLES", known.0, known.1));
-        }
     }
     faults.extend(crate_faults(house, rules));
     for (rows, soon) in [(rules.never, false), (rules.soon, true)] {
@@ -276,7 +259,7 @@ mod tests {
         graph::read(dir.path()).unwrap()
     }
 
-    const FREE: Rules = Rules { crates: &[("rooms", &[])], never: &[], soon: &[], circles: &[] };
+    const FREE: Rules = Rules { crates: &[("rooms", &[])], never: &[], soon: &[] };
 
     const LIB: (&str, &str) = ("lib.rs", "mod a;\nmod b;\n");
 
@@ -311,16 +294,6 @@ mod tests {
         assert_eq!(faults(&house(&files), &FREE), Vec::<String>::new());
         let files = [LIB, ("a/mod.rs", a), ("b.rs", ""), ("a/inner.rs", "use super::go;")];
         assert_eq!(faults(&house(&files), &FREE).len(), 1);
-    }
-
-    #[test]
-    fn a_known_circle_is_let_pass_until_it_is_gone() {
-        let rules = Rules { circles: &[("rooms/src/b.rs", "rooms/src/a.rs")], ..FREE };
-        let files = [LIB, ("a.rs", "use crate::b::B;"), ("b.rs", "use crate::a::A;")];
-        assert_eq!(faults(&house(&files), &rules), Vec::<String>::new());
-        let files = [LIB, ("a.rs", "use crate::b::B;"), ("b.rs", "")];
-        let faults = faults(&house(&files), &rules);
-        assert!(faults.len() == 1 && faults[0].contains("closes no circle"), "{faults:?}");
     }
 
     #[test]

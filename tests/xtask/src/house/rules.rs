@@ -46,19 +46,3 @@ pub const NEVER: &[(&str, &str)] = &[
 
 /// Rows that do not hold yet. One that does has to move to `NEVER`.
 pub const SOON: &[(&str, &str)] = &[];
-
-/// Arrows, from file to file, that close a circle today. Each has to be there and to close one: the
-/// table can only get shorter.
-pub const CIRCLES: &[(&str, &str)] = &[
-    ("devices/src/device.rs", "devices/src/kinds.rs"),
-    ("devices/src/device.rs", "devices/src/power/mod.rs"),
-    ("devices/src/device.rs", "devices/src/virtio/balloon/mod.rs"),
-    ("devices/src/device.rs", "devices/src/virtio/rng/mod.rs"),
-    ("devices/src/virtio/balloon/control.rs", "devices/src/virtio/balloon/state.rs"),
-    ("devices/src/virtio/balloon/hinting.rs", "devices/src/virtio/balloon/mod.rs"),
-    ("devices/src/virtio/balloon/mod.rs", "devices/src/virtio/balloon/control.rs"),
-    ("devices/src/virtio/balloon/mod.rs", "devices/src/virtio/balloon/state.rs"),
-    ("devices/src/virtio/balloon/stats.rs", "devices/src/virtio/balloon/mod.rs"),
-    ("devices/src/virtio/mmio/device.rs", "devices/src/virtio/mmio/subscriber.rs"),
-    ("devices/src/virtio/mod.rs", "devices/src/virtio/mmio/state.rs"),
-];
