@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
-use wherry_migration::HintPolicy;
+use wherry_migration::{Compression, HintPolicy};
 use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::check_name;
 
@@ -207,8 +207,9 @@ pub struct MigrateArgs {
     /// Send no faster than this, such as 1Gbit or 125MB/s
     #[arg(long, value_name = "RATE", value_parser = units::rate)]
     pub bandwidth: Option<u64>,
-    /// Compress what is sent: pays where the link is slower than one CPU compresses, a few Gbit/s
-    #[arg(long, value_enum, default_value_t = Compression::None)]
+    /// Compress what is sent, where that saves anything: pays where the link is slower than one CPU
+    /// compresses, a few Gbit/s
+    #[arg(long, value_parser = compression(), default_value = Compression::None.word())]
     pub compression: Compression,
     /// Send memory over this many connections side by side, 1 to 16: pays where one CPU packs and
     /// sends more slowly than the link carries
@@ -361,29 +362,21 @@ pub enum Switch {
     Off,
 }
 
-/// `--hints`: the engine's own type, which cannot be one of clap's.
+/// One of a few words, each for a value of a type that is none of clap's.
+fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    all: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.map(|(word, _)| word)).try_map(move |given| {
+        all.into_iter().find(|(word, _)| *word == given).map(|(_, value)| value).ok_or("unknown")
+    })
+}
+
 fn hints() -> impl TypedValueParser<Value = HintPolicy> {
-    let all = [HintPolicy::Auto, HintPolicy::On, HintPolicy::Off];
-    PossibleValuesParser::new(all.map(HintPolicy::as_str))
-        .map(move |word| all.into_iter().find(|p| p.as_str() == word).unwrap_or_default())
+    one_of([HintPolicy::Auto, HintPolicy::On, HintPolicy::Off].map(|hints| (hints.as_str(), hints)))
 }
 
-/// `--compression`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Compression {
-    /// Nothing
-    None,
-    /// LZ4, where it saves anything
-    Lz4,
-}
-
-impl From<Compression> for wherry_migration::Compression {
-    fn from(compression: Compression) -> Self {
-        match compression {
-            Compression::None => Self::None,
-            Compression::Lz4 => Self::Lz4,
-        }
-    }
+fn compression() -> impl TypedValueParser<Value = Compression> {
+    one_of([Compression::None, Compression::Lz4].map(|kind| (kind.word(), kind)))
 }
 
 /// `--balloon-features`
@@ -465,61 +458,5 @@ fn file_sink(text: &str) -> Result<SerialSink, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_grammar_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_command_has_examples() {
-        for command in Cli::command().get_subcommands() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Examples:\n  wherry "), "{}", command.get_name());
-        }
-    }
-
-    #[test]
-    fn limits_that_let_nothing_through_are_refused() {
-        let parsed = |line: &str| {
-            Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|e| e.to_string())
-        };
-        let receive = "wherry receive web tcp:b:9 --max-memory";
-        let migrate = "wherry migrate web tcp:b:9";
-        for (line, reason) in [
-            (format!("{receive} 0"), "every guest has 128 MiB or more"),
-            (format!("{receive} 127MiB"), "every guest has 128 MiB or more"),
-            (format!("{migrate} --pause-limit 0s"), "1ms or more"),
-            (format!("{migrate} --downtime-limit 0ms"), "1ms or more"),
-            (format!("{migrate} --bandwidth 0bit"), "1 byte a second or more"),
-            (format!("{migrate} --streams 0"), "1..=16"),
-            (format!("{migrate} --max-rounds 0"), "1.."),
-            ("wherry replay t --bandwidth 0B/s".into(), "1 byte a second or more"),
-        ] {
-            let error = parsed(&line).expect_err(&line);
-            assert!(error.contains(reason), "{line}: {error}");
-        }
-        parsed(&format!("{receive} 128MiB")).unwrap();
-    }
-
-    #[test]
-    fn sinks_and_features() {
-        let file = |path: &str, max| Ok(SerialSink::File { path: path.into(), max });
-        assert_eq!(serial("file:a b"), file("a b", None));
-        assert_eq!(serial("file:a,b,max=64MiB"), file("a,b", Some(64 << 20)));
-        assert!(serial("file:a,max=64").is_err());
-        assert!(serial("file:,max=1MiB").is_err());
-        assert!(serial("file:a,max=0").is_err(), "a file that takes nothing");
-        assert!(serial("file:").is_err());
-        assert!(serial("tty").is_err());
-        assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(Some(BalloonConfig::default())));
-        let some = balloon(Switch::On, &[BalloonFeature::Stats]).unwrap().unwrap();
-        assert!(some.stats && !some.hinting);
-        assert_eq!(balloon(Switch::Off, &[BalloonFeature::All]), Ok(None));
-        assert!(balloon(Switch::On, &[BalloonFeature::None, BalloonFeature::Stats]).is_err());
-    }
-}
+#[path = "args_tests.rs"]
+mod tests;

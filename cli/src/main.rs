@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use wherry_vmm::control::{ControlError, ErrorCode, RuntimeDir, RuntimeError};
+use wherry_vmm::control::{ControlError, ErrorCode, RuntimeDir};
 use wherry_vmm::terminal;
 
 use args::{Cli, Command};
@@ -43,13 +43,13 @@ fn main() -> ExitCode {
     ExitCode::from(run_with(Output::standard(), RuntimeDir::from_env(), &args) as u8)
 }
 
-fn run_with(mut out: Output, dir: Result<RuntimeDir, RuntimeError>, args: &[OsString]) -> Exit {
+fn run_with(mut out: Output, dir: Result<RuntimeDir, ControlError>, args: &[OsString]) -> Exit {
     match dir {
         Ok(dir) => execute(&mut Context { out, dir }, args),
         // As for any other failure, the command line says how to say it.
         Err(error) => match parse(&mut out, args) {
             Ok(_) => {
-                out.error(&error.into());
+                out.error(&error);
                 Exit::Failed
             }
             Err(exit) => exit,

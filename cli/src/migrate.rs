@@ -1,10 +1,12 @@
 //! `wherry migrate` and `wherry cancel`
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use wherry_vmm::control::{
     Client, ControlError, ErrorCode, MigrateRequest, MigrationState, MigrationStatus, Request,
@@ -13,6 +15,7 @@ use wherry_vmm::control::{
 
 use super::args::MigrateArgs;
 use super::exit::{Exit, Failure};
+use super::file::OutputFile;
 use super::page::ReportFile;
 use super::report::{self, Progress};
 use super::trace::TraceFile;
@@ -26,38 +29,29 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// `wherry migrate NAME URI`
 pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure> {
-    if args.detach && args.trace.is_some() {
-        return Err(Failure::usage(
-            "--trace and --detach exclude each other: this command writes the trace while the \
-             migration runs",
-        ));
-    }
-    if args.detach && args.report.is_some() {
-        return Err(Failure::usage(
-            "--report and --detach exclude each other: this command writes the report when the \
-             migration is over",
-        ));
+    for (option, path, when) in [
+        ("trace", &args.trace, "trace while the migration runs"),
+        ("report", &args.report, "report when the migration is over"),
+    ] {
+        if args.detach && path.is_some() {
+            return Err(Failure::usage(format!(
+                "--{option} and --detach exclude each other: this command writes the {when}"
+            )));
+        }
     }
     let mut client = context.client(&args.name)?;
-    let mut page =
-        args.report.as_deref().map(|path| ReportFile::create(path, &args)).transpose()?;
-    let mut trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
-    if let (Some(page), Some(trace)) = (&page, &trace)
-        && page.file().is(trace.file())
-    {
-        return Err(Failure::usage("--trace and --report name the same file"));
-    }
+    let mut files = Files::create(&args)?;
     let request = MigrateRequest {
         uri: args.uri,
         hints: args.hints,
         downtime_limit_ms: args.downtime_limit,
         pause_limit_ms: args.pause_limit,
         bandwidth_bytes_s: args.bandwidth,
-        compression: args.compression.into(),
+        compression: args.compression,
         streams: args.streams,
         max_rounds: args.max_rounds,
         verify: args.verify,
-        trace: trace.is_some() || page.is_some(),
+        trace: files.trace.is_some() || files.page.is_some(),
         detach: args.detach,
     };
     if args.detach {
@@ -68,53 +62,95 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
     let answer = client.call_with_events(&Request::Migrate(request), &mut |update| match update {
         Update::Progress(event) => show.update(context, &event),
         Update::Trace(line) => {
-            if let Some(page) = &mut page {
-                page.line(&line);
-            }
-            if let Some(Err(why)) = trace.as_mut().map(|trace| trace.write(&line)) {
+            if let Err(why) = files.write(&line) {
                 show.say(context, &format!("{why}; the migration goes on"));
             }
         }
     });
     show.finish();
-    if answer.is_err() {
+    match answer {
+        Ok(report) => migrated(context, report, files.finish()),
+        Err(error) => {
+            files.failed(context);
+            Err(explain(&args.name, error).into())
+        }
+    }
+}
+
+/// Shows the report, and what is wrong with the files beside it.
+fn migrated(
+    context: &mut Context,
+    mut report: Value,
+    mut wrong: Vec<(&str, ControlError)>,
+) -> Result<Exit, Failure> {
+    if context.out.json {
+        // One document: the report, which says that the guest was migrated, and what is wrong
+        // beside it.
+        for (key, error) in &wrong {
+            if let Some(report) = report.as_object_mut() {
+                report.insert((*key).into(), json!(error));
+            }
+        }
+        context.out.document(&report);
+        return Ok(if wrong.is_empty() { Exit::Ok } else { Exit::FileIncomplete });
+    }
+    report::print(&mut context.out, &report);
+    let Some((_, last)) = wrong.pop() else { return Ok(Exit::Ok) };
+    wrong.iter().for_each(|(_, error)| context.out.error(error));
+    Err(last.into())
+}
+
+/// What is written beside a migration.
+struct Files {
+    page: Option<ReportFile>,
+    trace: Option<TraceFile>,
+}
+
+impl Files {
+    fn create(args: &MigrateArgs) -> Result<Self, Failure> {
+        let create = |option: &str, path: &Option<PathBuf>| {
+            path.as_deref().map(|path| OutputFile::create(option, path)).transpose()
+        };
+        let (page, trace) = (create("report", &args.report)?, create("trace", &args.trace)?);
+        if let (Some(page), Some(trace)) = (&page, &trace)
+            && page.is(trace)
+        {
+            return Err(Failure::usage("--trace and --report name the same file"));
+        }
+        let page = page.map(|file| ReportFile::new(file, args));
+        Ok(Self { page, trace: trace.map(TraceFile::new) })
+    }
+
+    /// Takes a line of the trace. `Err`, once, if the file cannot be written.
+    fn write(&mut self, line: &RawValue) -> Result<(), String> {
+        if let Some(page) = &mut self.page {
+            page.line(line);
+        }
+        self.trace.as_mut().map_or(Ok(()), |trace| trace.write(line))
+    }
+
+    /// What is wrong with them after a migration that succeeded.
+    fn finish(self) -> Vec<(&'static str, ControlError)> {
+        let page = self.page.and_then(|page| page.finish().err());
+        let trace = self.trace.and_then(|trace| trace.finish().err());
+        let page = page.map(|error| ("report_error", error));
+        page.into_iter().chain(trace.map(|error| ("trace_error", error))).collect()
+    }
+
+    /// What becomes of them after one that failed.
+    fn failed(self, context: &mut Context) {
         // One that did not begin: there is nothing to write, and what the files held stays.
-        let page = page.as_ref().filter(|page| !page.heard()).map(|page| page.file());
-        let trace = trace.as_ref().map(|trace| trace.file()).filter(|file| !file.is_written());
+        let page = self.page.as_ref().filter(|page| !page.heard()).map(|page| page.file());
+        let trace = self.trace.as_ref().map(|trace| trace.file()).filter(|file| !file.is_written());
         for file in page.into_iter().chain(trace) {
             let path = file.path().display();
             context
                 .out
                 .remark(format!("wherry: the migration did not begin; {path} was not written"));
         }
-    }
-    // A migration that failed has a report, too.
-    let unwritten =
-        page.filter(|page| answer.is_ok() || page.heard()).and_then(|page| page.finish().err());
-    if let (Err(_), Some(error)) = (&answer, &unwritten) {
-        context.out.remark(format!("wherry: {error}"));
-    }
-    let mut report = answer.map_err(|error| explain(&args.name, error))?;
-    let incomplete = trace.and_then(|trace| trace.finish().err());
-    if context.out.json {
-        // One document: the report, which says that the guest was migrated, and what is wrong
-        // beside it.
-        for (key, error) in [("trace_error", &incomplete), ("report_error", &unwritten)] {
-            if let (Some(error), Some(report)) = (error, report.as_object_mut()) {
-                report.insert(key.into(), json!(error));
-            }
-        }
-        context.out.document(&report);
-        let whole = incomplete.is_none() && unwritten.is_none();
-        return Ok(if whole { Exit::Ok } else { Exit::FileIncomplete });
-    }
-    report::print(&mut context.out, &report);
-    match (incomplete, unwritten) {
-        (None, None) => Ok(Exit::Ok),
-        (Some(error), None) | (None, Some(error)) => Err(error.into()),
-        (Some(error), Some(other)) => {
-            context.out.error(&other);
-            Err(error.into())
+        // Else it has a report, too.
+        if let Some(Err(error)) = self.page.filter(|page| page.heard()).map(ReportFile::finish) {
+            context.out.remark(format!("wherry: {error}"));
         }
     }
 }

@@ -9,7 +9,7 @@ use wherry_report::{Error, Reader, Trace, migration_page};
 use wherry_vmm::control::{ControlError, ErrorCode};
 
 use super::Context;
-use super::args::{Compression, MigrateArgs, ReportArgs};
+use super::args::{MigrateArgs, ReportArgs};
 use super::exit::{Exit, Failure};
 use super::file::{OutputFile, same};
 
@@ -67,20 +67,10 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    /// Opens it, before anything else is done.
-    pub fn create(path: &Path, args: &MigrateArgs) -> Result<Self, Failure> {
-        if path.as_os_str() == "-" {
-            return Err(Failure::usage(
-                "--report -: standard output is for the summary; name a file",
-            ));
-        }
-        let file = OutputFile::open(path).map_err(|e| {
-            let text = format!("cannot create the report file {}: {e}", path.display());
-            ControlError::new(ErrorCode::Failed, text)
-                .hint("nothing was started; the guest goes on as before")
-        })?;
+    /// Nothing is heard yet.
+    pub fn new(file: OutputFile, args: &MigrateArgs) -> Self {
         let reader = Some(Reader::default());
-        Ok(Self { file, command: command(args), heard: false, reader })
+        Self { file, command: command(args), heard: false, reader }
     }
 
     /// The file.
@@ -127,7 +117,8 @@ fn command(args: &MigrateArgs) -> String {
     words.push(format!("--hints={}", args.hints.as_str()));
     words.push(format!("--downtime-limit={}ms", args.downtime_limit));
     words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));
-    words.extend((args.compression == Compression::Lz4).then(|| "--compression=lz4".to_owned()));
+    let compression = args.compression;
+    words.extend((!compression.is_none()).then(|| format!("--compression={}", compression.word())));
     words.extend((args.streams > 1).then(|| format!("--streams={}", args.streams)));
     words.extend(args.max_rounds.map(|rounds| format!("--max-rounds={rounds}")));
     words.extend(args.verify.then(|| "--verify".to_owned()));

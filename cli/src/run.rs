@@ -26,9 +26,9 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
     check_output(&context.out, &config.serial)?;
     let kvm = open_kvm()?;
     check_host(&config, &kvm)?;
-    check_file("kernel", &config.kernel)?;
+    check_file("kernel", config.kernel.as_ref())?;
     if let Some(initrd) = &config.initrd {
-        check_file("initrd", initrd)?;
+        check_file("initrd", initrd.as_ref())?;
     }
     drop(kvm);
     become_vm(context, Machine::Run(config))
@@ -118,8 +118,8 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
     let balloon = args::balloon(args.balloon, &args.balloon_features).map_err(Failure::usage)?;
     Ok(RunConfig {
         name: args.name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
-        kernel: args.kernel,
-        initrd: args.initrd,
+        kernel: args.kernel.into(),
+        initrd: args.initrd.map(Into::into),
         cmdline,
         nr_vcpus: args.cpus,
         ram_bytes: args.memory,

@@ -407,7 +407,8 @@ fn a_runtime_folder_that_is_no_good_is_an_error_like_any_other() {
         let (stdout, stderr) = (Sink::default(), Sink::default());
         let out = Output::to(Box::new(stdout.clone()), Box::new(stderr.clone()));
         let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        let exit = run_with(out, Err(RuntimeError::Relative("rel".into())), &args);
+        let error = ControlError::new(ErrorCode::Failed, "it is not an absolute path");
+        let exit = run_with(out, Err(error), &args);
         let text = |sink: Sink| String::from_utf8(sink.0.borrow().clone()).unwrap();
         (exit, text(stdout), text(stderr))
     };
@@ -417,12 +418,6 @@ fn a_runtime_folder_that_is_no_good_is_an_error_like_any_other() {
     assert_eq!(value["error"]["code"], "failed");
     assert!(run("wherry ls").2.contains("is not an absolute path"));
     assert_eq!(run("wherry --help").0, Exit::Ok);
-}
-
-#[test]
-fn advice_for_a_name_in_use_works_for_a_receiver_too() {
-    let error = ControlError::from(RuntimeError::NameInUse("web".into()));
-    assert!(error.hint.unwrap().contains("`wherry kill web`"));
 }
 
 fn start() -> What {

@@ -5,13 +5,11 @@
 //! and the command says so and ends with a code of its own.
 
 use std::io;
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use wherry_vmm::control::{ControlError, ErrorCode};
 
-use super::exit::Failure;
 use super::file::OutputFile;
 
 /// A trace that is being written.
@@ -31,19 +29,9 @@ struct Kind<'a> {
 }
 
 impl TraceFile {
-    /// Opens it, before anything else is done.
-    pub fn create(path: &Path) -> Result<Self, Failure> {
-        if path.as_os_str() == "-" {
-            return Err(Failure::usage(
-                "--trace -: standard output is for the report; name a file, a FIFO, or /dev/stderr",
-            ));
-        }
-        let file = OutputFile::open(path).map_err(|e| {
-            let text = format!("cannot create the trace file {}: {e}", path.display());
-            ControlError::new(ErrorCode::Failed, text)
-                .hint("nothing was started; the guest goes on as before")
-        })?;
-        Ok(Self { file, broken: None, lost: 0, complete: false })
+    /// None of it is written yet.
+    pub fn new(file: OutputFile) -> Self {
+        Self { file, broken: None, lost: 0, complete: false }
     }
 
     /// The file.
@@ -73,25 +61,21 @@ impl TraceFile {
 
     /// What is wrong with the trace of a migration that succeeded, if anything is.
     pub fn finish(self) -> Result<(), ControlError> {
-        let missing = if self.broken.is_some() {
-            self.broken
-        } else if self.lost > 0 {
-            let text = format!("{} events did not reach it in time", self.lost);
-            Some(format!("the trace in {} has gaps: {text}", self.file.path().display()))
-        } else if !self.complete {
-            let why = "the VM's process told no end of it; it may be of another version";
-            Some(format!("the trace in {} is incomplete: {why}", self.file.path().display()))
-        } else {
-            None
-        };
-        match missing {
-            None => Ok(()),
-            Some(why) => {
-                let text = format!("the guest was migrated, but {why}");
-                Err(ControlError::new(ErrorCode::TraceIncomplete, text).hint(
-                    "the guest runs at its destination; only the file is not what was asked for",
-                ))
+        let path = self.file.path().display();
+        let why = match self.broken {
+            Some(why) => why,
+            None if self.lost > 0 => {
+                let text = format!("{} events did not reach it in time", self.lost);
+                format!("the trace in {path} has gaps: {text}")
             }
-        }
+            None if !self.complete => {
+                let why = "the VM's process told no end of it; it may be of another version";
+                format!("the trace in {path} is incomplete: {why}")
+            }
+            None => return Ok(()),
+        };
+        let text = format!("the guest was migrated, but {why}");
+        Err(ControlError::new(ErrorCode::TraceIncomplete, text)
+            .hint("the guest runs at its destination; only the file is not what was asked for"))
     }
 }

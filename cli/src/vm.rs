@@ -3,10 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wherry_vmm::control::{
-    BalloonInfo, BalloonSetRequest, ControlError, ErrorCode, Info, MigrationState, Request,
-    ResumeRequest,
-};
+use wherry_vmm::control::{BalloonInfo, ControlError, ErrorCode, Info, MigrationState, Request};
 
 use super::args::{BalloonAction, BalloonArgs, ResumeArgs, StopArgs};
 use super::exit::{Exit, Failure};
@@ -134,51 +131,52 @@ pub fn pause(context: &mut Context, name: &str) -> Result<Exit, Failure> {
 
 /// `wherry resume NAME`
 pub fn resume(context: &mut Context, args: &ResumeArgs) -> Result<Exit, Failure> {
-    let request = Request::Resume(ResumeRequest { force: args.force });
-    let _: Value = context.client(&args.name)?.call(&request)?;
+    let _: Value = context.client(&args.name)?.call(&Request::Resume { force: args.force })?;
     context.out.done(format!("{} runs", args.name));
     Ok(Exit::Ok)
 }
 
 /// `wherry stop NAME`
 pub fn stop(context: &mut Context, args: &StopArgs) -> Result<Exit, Failure> {
-    let name = &args.name;
-    let mut client = context.client(name)?;
-    let info: Info = client.call(&Request::Info {})?;
-    ended(client.call::<Value>(&Request::Stop {}))?;
-    if !wait_for_end(context, name, info.pid, args.timeout) {
-        let text = format!(
-            "{name} has not powered off within {}",
-            show_millis(args.timeout.as_millis() as f64)
-        );
-        let hint =
-            format!("the guest may ignore its power button; `wherry kill {name}` ends it at once");
-        return Err(ControlError::new(ErrorCode::Timeout, text).hint(hint).into());
-    }
-    context.out.done(format!("{name} has ended"));
-    Ok(Exit::Ok)
+    let StopArgs { name, timeout } = args;
+    end(context, name, &Request::Stop {}, *timeout, |_| {
+        let patience = show_millis(timeout.as_millis() as f64);
+        let text = format!("{name} has not powered off within {patience}");
+        ControlError::new(ErrorCode::Timeout, text).hint(format!(
+            "the guest may ignore its power button; `wherry kill {name}` ends it at once"
+        ))
+    })
 }
 
 /// `wherry kill NAME`
 pub fn kill(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+    end(context, name, &Request::Kill {}, KILL_PATIENCE, |pid| {
+        let text = format!("{name} has not ended within {} s", KILL_PATIENCE.as_secs());
+        ControlError::new(ErrorCode::Timeout, text)
+            .hint(format!("end its process: kill -KILL {pid}"))
+    })
+}
+
+/// Asks a VM to end and waits for that; `late` says of which process it did not come in time.
+fn end(
+    context: &mut Context,
+    name: &str,
+    request: &Request,
+    limit: Duration,
+    late: impl FnOnce(u32) -> ControlError,
+) -> Result<Exit, Failure> {
     let mut client = context.client(name)?;
     let info: Info = client.call(&Request::Info {})?;
-    ended(client.call::<Value>(&Request::Kill {}))?;
-    if !wait_for_end(context, name, info.pid, KILL_PATIENCE) {
-        let text = format!("{name} has not ended within {} s", KILL_PATIENCE.as_secs());
-        let hint = format!("end its process: kill -KILL {}", info.pid);
-        return Err(ControlError::new(ErrorCode::Timeout, text).hint(hint).into());
+    match client.call::<Value>(request) {
+        // A VM that ended before it could answer has done what was asked.
+        Err(e) if e.code != ErrorCode::ConnectionLost => return Err(e.into()),
+        _ => {}
+    }
+    if !wait_for_end(context, name, info.pid, limit) {
+        return Err(late(info.pid).into());
     }
     context.out.done(format!("{name} has ended"));
     Ok(Exit::Ok)
-}
-
-/// A VM that ended before it could answer has done what was asked.
-fn ended(answer: Result<Value, ControlError>) -> Result<(), ControlError> {
-    match answer {
-        Err(e) if e.code != ErrorCode::ConnectionLost => Err(e),
-        _ => Ok(()),
-    }
 }
 
 /// Waits until the VM of that name and process is gone.
@@ -203,8 +201,7 @@ fn wait_for_end(context: &Context, name: &str, pid: u32, limit: Duration) -> boo
 pub fn balloon(context: &mut Context, args: &BalloonArgs) -> Result<Exit, Failure> {
     let mut client = context.client(&args.name)?;
     if let Some(BalloonAction::Target { size }) = args.action {
-        let _: Value =
-            client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: size }))?;
+        let _: Value = client.call(&Request::BalloonSet { target_bytes: size })?;
         context.out.done(format!("the balloon of {} is to hold {}", args.name, show_bytes(size)));
         return Ok(Exit::Ok);
     }

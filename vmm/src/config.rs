@@ -1,7 +1,7 @@
 //! What a machine is built from. Filled in by the command line, read by the machine.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
@@ -27,12 +27,10 @@ pub const MAX_CMDLINE: usize = 2047;
 pub struct RunConfig {
     /// Name for the control socket.
     pub name: String,
-    /// bzImage or ELF kernel.
-    #[serde(with = "path")]
-    pub kernel: PathBuf,
+    /// bzImage or ELF kernel. No `PathBuf`, of which serde takes text alone.
+    pub kernel: OsString,
     /// Initial RAM disk.
-    #[serde(with = "path")]
-    pub initrd: Option<PathBuf>,
+    pub initrd: Option<OsString>,
     /// Complete kernel command line.
     pub cmdline: String,
     /// Number of vCPUs, 1 ..= [`MAX_VCPUS`].
@@ -47,16 +45,6 @@ pub struct RunConfig {
     pub balloon: Option<BalloonConfig>,
     /// Whether there is an entropy device.
     pub rng: bool,
-}
-
-impl RunConfig {
-    /// The machine's devices.
-    ///
-    /// # Errors
-    /// None: plain data can always be encoded.
-    pub fn devices(&self) -> Result<Vec<Spec>, CodecError> {
-        devices(self.balloon.as_ref(), self.rng)
-    }
 }
 
 /// The devices of a new machine. A virtio device's slot is its place in the list, whether those
@@ -101,8 +89,7 @@ pub enum SerialSink {
     /// Output is appended to a file; no input.
     File {
         /// The file.
-        #[serde(with = "path")]
-        path: PathBuf,
+        path: OsString,
         /// Bytes that it may have; further output is lost.
         max: Option<u64>,
     },
@@ -140,52 +127,4 @@ pub enum ExitReason {
     Migrated,
     /// The guest cannot go on: triple fault, or KVM gave up. With the reason.
     Crashed(String),
-}
-
-/// Paths as the bytes that they are; serde takes text alone.
-mod path {
-    use std::ffi::OsString;
-    use std::path::PathBuf;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    /// A path, or one that may be missing.
-    pub trait AsBytes: Sized {
-        /// What serde knows.
-        type Bytes: Serialize + for<'de> Deserialize<'de>;
-        fn bytes(&self) -> Self::Bytes;
-        fn path(bytes: Self::Bytes) -> Self;
-    }
-
-    impl AsBytes for PathBuf {
-        type Bytes = OsString;
-
-        fn bytes(&self) -> OsString {
-            self.clone().into()
-        }
-
-        fn path(bytes: OsString) -> Self {
-            bytes.into()
-        }
-    }
-
-    impl AsBytes for Option<PathBuf> {
-        type Bytes = Option<OsString>;
-
-        fn bytes(&self) -> Option<OsString> {
-            self.as_ref().map(PathBuf::bytes)
-        }
-
-        fn path(bytes: Option<OsString>) -> Self {
-            bytes.map(PathBuf::from)
-        }
-    }
-
-    pub fn serialize<T: AsBytes, S: Serializer>(path: &T, to: S) -> Result<S::Ok, S::Error> {
-        path.bytes().serialize(to)
-    }
-
-    pub fn deserialize<'de, T: AsBytes, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
-        T::Bytes::deserialize(from).map(T::path)
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use crate::control::{ControlError, ErrorCode, RuntimeError};
+use crate::control::{ControlError, ErrorCode};
 
 /// How the command ends. The numbers are part of the interface; `wherry --help` says them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,19 +60,9 @@ impl From<ControlError> for Failure {
     }
 }
 
-impl From<RuntimeError> for Failure {
-    fn from(error: RuntimeError) -> Self {
-        ControlError::from(error).into()
-    }
-}
-
 impl From<anyhow::Error> for Failure {
-    /// Keeps the code and the hint of a [`ControlError`] or [`RuntimeError`] anywhere in the chain.
+    /// Keeps the code and the hint of a [`ControlError`] anywhere in the chain.
     fn from(error: anyhow::Error) -> Self {
-        let error = match error.downcast::<RuntimeError>() {
-            Ok(runtime) => return runtime.into(),
-            Err(error) => error,
-        };
         let message = format!("{error:#}");
         match error.downcast::<ControlError>() {
             Ok(control) => ControlError { message, ..control }.into(),
@@ -105,8 +95,6 @@ mod tests {
         assert_eq!(failure.exit, Exit::Kvm);
         assert_eq!(failure.error.message, "cannot start: no VMX");
         assert_eq!(failure.error.hint.as_deref(), Some("buy a CPU"));
-        let failure = Failure::from(anyhow::Error::from(RuntimeError::NameInUse("a".into())));
-        assert_eq!(failure.error.code, ErrorCode::NameInUse);
         assert_eq!(Failure::from(anyhow::anyhow!("x")).exit, Exit::Failed);
     }
 }

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod memory;
 pub mod migrate;
 mod newer;
+mod poll;
 pub mod process;
 mod sync;
 pub mod terminal;

@@ -22,10 +22,9 @@ fn main() -> ExitCode {
     // signal installs no code; no other thread runs yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let args: Vec<OsString> = std::env::args_os().collect();
-    let (json, ended) = match Start::of_this_process(&args) {
-        Ok(start) => (start.json, supervise(start)),
-        Err(error) => (false, Err(error.into())),
-    };
+    let mut json = false;
+    let start = Start::of_this_process(&args, &mut json);
+    let ended = start.map_err(Failure::from).and_then(supervise);
     ExitCode::from(match ended {
         Ok(exit) => exit as u8,
         Err(failure) => {

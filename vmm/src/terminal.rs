@@ -1,7 +1,12 @@
 //! The terminal in raw mode, and back on every path out.
 
-use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+
+use crate::sync::lock;
 
 /// Leaves the console.
 pub const ESCAPE: u8 = 0x1D;
@@ -11,7 +16,7 @@ pub const INPUT_LOST: &str =
     "\r\n[wherry: the guest takes no input; what is typed now is lost]\r\n";
 
 /// The terminal's state before raw mode, with its descriptor.
-static ORIGINAL: Mutex<Option<(i32, libc::termios)>> = Mutex::new(None);
+static ORIGINAL: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
 /// While this lives the terminal is raw.
 #[must_use]
@@ -20,34 +25,20 @@ pub struct RawMode(());
 impl RawMode {
     /// Makes the terminal on standard input raw. `None` if it is not a terminal.
     pub fn enter() -> io::Result<Option<Self>> {
-        const FD: i32 = libc::STDIN_FILENO;
-        // SAFETY: isatty takes any number.
-        if unsafe { libc::isatty(FD) } != 1 {
+        if !io::stdin().is_terminal() {
             return Ok(None);
         }
-        let mut original = std::mem::MaybeUninit::uninit();
-        // SAFETY: `original` has room for one termios, which tcgetattr fills in.
-        if unsafe { libc::tcgetattr(FD, original.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: tcgetattr succeeded.
-        let original: libc::termios = unsafe { original.assume_init() };
-        // A descriptor of our own: standard input may be replaced later.
-        // SAFETY: dup takes any number.
-        let fd = unsafe { libc::fcntl(FD, libc::F_DUPFD_CLOEXEC, 3) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let mut raw = original;
-        // SAFETY: `raw` is an initialised termios.
-        unsafe { libc::cfmakeraw(&mut raw) };
+        // Descriptors of our own: standard input may be replaced later.
+        let fd = io::stdin().as_fd().try_clone_to_owned()?;
+        let terminal = fd.try_clone()?;
+        let original = tcgetattr(&fd)?;
+        let mut raw = original.clone();
+        raw.make_raw();
         // Before the change, so that a signal in between restores.
-        *ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some((fd, original));
-        // SAFETY: `raw` is an initialised termios and outlives the call.
-        if unsafe { libc::tcsetattr(fd, libc::TCSADRAIN, &raw) } != 0 {
-            let error = io::Error::last_os_error();
+        *lock(&ORIGINAL) = Some((fd, original));
+        if let Err(e) = tcsetattr(&terminal, OptionalActions::Drain, &raw) {
             restore();
-            return Err(error);
+            return Err(e.into());
         }
         Ok(Some(Self(())))
     }
@@ -62,13 +53,8 @@ impl Drop for RawMode {
 /// Puts the terminal back as it was before raw mode. From any thread; without effect if it is not
 /// raw.
 pub fn restore() {
-    if let Some((fd, original)) = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        // SAFETY: `original` is an initialised termios that outlives the call; `fd` is ours, and
-        // closed once.
-        unsafe {
-            libc::tcsetattr(fd, libc::TCSADRAIN, &original);
-            libc::close(fd);
-        }
+    if let Some((fd, original)) = lock(&ORIGINAL).take() {
+        let _ = tcsetattr(&fd, OptionalActions::Drain, &original);
     }
 }
 

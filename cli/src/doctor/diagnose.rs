@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use wherry_vmm::kvm::{Cpu, Finding, Verdict, open};
 
@@ -22,24 +22,16 @@ use super::probe::{self, Detail, Status};
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the doctor says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// In one word.
-    pub verdict: Verdict,
-    /// In one line.
-    pub summary: String,
-    /// What to do about it, one step each.
-    pub advice: Vec<String>,
+    /// In short, and what to do about it.
+    #[serde(flatten)]
+    pub found: Finding,
     /// What was looked at.
     pub details: Vec<Detail>,
 }
 
 impl Report {
-    fn new(found: Finding, details: Vec<Detail>) -> Self {
-        let Finding { verdict, summary, advice } = found;
-        Self { verdict, summary, advice, details }
-    }
-
     /// Builds the verdict from what the probe found; `ended` says how it ended if not well.
     fn conclude(details: Vec<Detail>, ended: Result<(), String>) -> Self {
         let names = |status| -> Vec<&str> {
@@ -77,7 +69,7 @@ impl Report {
         } else {
             Finding::new(Verdict::Good, "KVM is good: Wherry can run and migrate Linux here")
         };
-        Self::new(found, details)
+        Self { found, details }
     }
 }
 
@@ -85,7 +77,7 @@ impl Report {
 /// standard output.
 pub fn diagnose(path: &Path, probe: Command) -> Report {
     match open(path) {
-        Err(found) => Report::new(found, Vec::new()),
+        Err(found) => Report { found, details: Vec::new() },
         Ok(kvm) => {
             let opened = Detail {
                 check: path.display().to_string(),
@@ -166,13 +158,13 @@ mod tests {
     #[test]
     fn verdicts_follow_from_what_was_found() {
         let verdict = |list: &[Status]| {
-            Report::conclude(list.iter().copied().map(detail).collect(), Ok(())).verdict
+            Report::conclude(list.iter().copied().map(detail).collect(), Ok(())).found.verdict
         };
         assert_eq!(verdict(&[Status::Ok, Status::Note]), Verdict::Good);
         assert_eq!(verdict(&[Status::Ok, Status::Bad]), Verdict::Broken);
         assert_eq!(verdict(&[Status::Bad, Status::Software]), Verdict::Software);
         let died = Report::conclude(vec![detail(Status::Ok)], Err("the probe died".into()));
-        assert_eq!(died.verdict, Verdict::Broken);
+        assert_eq!(died.found.verdict, Verdict::Broken);
         for verdict in [
             Verdict::Good,
             Verdict::Software,

@@ -3,16 +3,14 @@
 //! It reports through two ports: [`PORT_DONE`] at its end, [`PORT_TRAP`] (with the vector) when an
 //! exception was raised.
 
-use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVMIO,
-    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_regs, kvm_segment,
-    kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vmm_sys_util::errno::Error as Errno;
-use vmm_sys_util::ioctl::ioctl_with_ref;
+use std::io;
 
-vmm_sys_util::ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
+    kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Error as Errno, Kvm, VcpuExit, VcpuFd, VmFd};
+use wherry_vmm::memory::clear_dirty_log;
 
 /// Guest RAM in bytes: one large page of the guest's page tables.
 pub(crate) const RAM: usize = 2 << 20;
@@ -215,20 +213,8 @@ impl Guest {
     }
 
     /// Write-protects all pages and forgets that they are dirty ([`Log::Manual`] only).
-    pub(crate) fn protect_all(&self) -> Result<(), Errno> {
-        let mut bitmap = [u64::MAX; NR_PAGES / 64];
-        let clear = kvm_clear_dirty_log {
-            slot: 0,
-            num_pages: NR_PAGES as u32,
-            first_page: 0,
-            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
-                dirty_bitmap: bitmap.as_mut_ptr().cast(),
-            },
-        };
-        // SAFETY: `clear` is what the ioctl expects; its bitmap has one bit for each of `num_pages`
-        // pages and outlives the call.
-        let result = unsafe { ioctl_with_ref(&self.vm, KVM_CLEAR_DIRTY_LOG(), &clear) };
-        if result < 0 { Err(Errno::last()) } else { Ok(()) }
+    pub(crate) fn protect_all(&self) -> io::Result<()> {
+        clear_dirty_log(&self.vm, 0, 0, NR_PAGES as u64, &[u64::MAX; NR_PAGES / 64])
     }
 }
 

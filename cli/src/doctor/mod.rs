@@ -31,7 +31,8 @@ pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure>
     if context.out.json {
         context.out.document(&report);
     } else {
-        context.out.line(format!("{}: {}", report.verdict.as_str(), report.summary));
+        let Finding { verdict, summary, .. } = &report.found;
+        context.out.line(format!("{}: {summary}", verdict.as_str()));
         if !report.details.is_empty() {
             context.out.line("");
         }
@@ -45,14 +46,14 @@ pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure>
             };
             context.out.line(format!("  {mark:<4}  {:<width$}  {}", detail.check, detail.text));
         }
-        if !report.advice.is_empty() {
+        if !report.found.advice.is_empty() {
             context.out.line("\nWhat to do:");
         }
-        for advice in &report.advice {
+        for advice in &report.found.advice {
             context.out.line(format!("  - {advice}"));
         }
     }
-    Ok(if report.verdict == Verdict::Good { Exit::Ok } else { Exit::Kvm })
+    Ok(if report.found.verdict == Verdict::Good { Exit::Ok } else { Exit::Kvm })
 }
 
 /// The error of a command that needs KVM.

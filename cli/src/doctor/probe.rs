@@ -94,8 +94,11 @@ const INSTRUCTIONS: &[(&str, &[u8])] = &[
     ("int3 and iretq", &[0xCC]),
 ];
 
-fn found(check: impl Into<String>, status: Status, text: impl Into<String>) -> Detail {
-    Detail { check: check.into(), status, text: text.into() }
+/// What a step found, in a word and for people. An error: it could not be tried.
+type Found = anyhow::Result<(Status, String)>;
+
+fn found(status: Status, text: impl Into<String>) -> Found {
+    Ok((status, text.into()))
 }
 
 /// Runs all steps, writing one line of JSON for each. Fails only if `out` does.
@@ -103,11 +106,12 @@ pub fn run(kvm: &Kvm, out: &mut dyn Write) -> io::Result<()> {
     // With the last VM KVM turns virtualisation off on every CPU, with the next one on again: spare
     // the host that between steps.
     let _on = kvm.create_vm();
-    let mut step = |check: &str, probe: &dyn Fn() -> Detail| -> io::Result<Status> {
+    let mut step = |check: &str, probe: &dyn Fn() -> Found| -> io::Result<Status> {
         emit(out, &Line::Begin(check.to_owned()))?;
-        let detail = probe();
-        let status = detail.status;
-        emit(out, &Line::Found(detail))?;
+        let found = probe();
+        let (status, text) =
+            found.unwrap_or_else(|e| (Status::Bad, format!("cannot be tried: {e:#}")));
+        emit(out, &Line::Found(Detail { check: check.to_owned(), status, text }))?;
         Ok(status)
     };
     step("capabilities", &|| capabilities(kvm))?;
@@ -115,8 +119,7 @@ pub fn run(kvm: &Kvm, out: &mut dyn Write) -> io::Result<()> {
     // If not even an empty guest runs, all the rest would fail the same way.
     if step("64-bit guest", &|| empty(kvm))? == Status::Ok {
         for (name, code) in INSTRUCTIONS {
-            let check = format!("instruction {name}");
-            step(&check, &|| instruction(kvm, &check, name, code))?;
+            step(&format!("instruction {name}"), &|| instruction(kvm, name, code))?;
         }
         step("speed", &|| speed(kvm))?;
         step("dirty log", &|| plain_log(kvm))?;
@@ -138,7 +141,7 @@ fn missing(kvm: &Kvm, list: &[(u32, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
-fn capabilities(kvm: &Kvm) -> Detail {
+fn capabilities(kvm: &Kvm) -> Found {
     let mut missing = missing(kvm, NEEDED);
     // XCR0 exists only where XSAVE does.
     if has_xsave(kvm).unwrap_or(true) && kvm.check_extension_raw(u64::from(KVM_CAP_XCRS)) <= 0 {
@@ -149,57 +152,44 @@ fn capabilities(kvm: &Kvm) -> Detail {
         missing.push("MANUAL_DIRTY_LOG_PROTECT2 with INITIALLY_SET");
     }
     if missing.is_empty() {
-        found("capabilities", Status::Ok, "all that Wherry needs")
-    } else {
-        found("capabilities", Status::Bad, format!("missing: {}", missing.join(", ")))
+        return found(Status::Ok, "all that Wherry needs");
     }
+    found(Status::Bad, format!("missing: {}", missing.join(", ")))
 }
 
-fn optional(kvm: &Kvm) -> Detail {
+fn optional(kvm: &Kvm) -> Found {
     let missing = missing(kvm, USEFUL);
     if missing.is_empty() {
-        found("optional capabilities", Status::Ok, "all")
-    } else {
-        found("optional capabilities", Status::Note, format!("missing: {}", missing.join(", ")))
+        return found(Status::Ok, "all");
+    }
+    found(Status::Note, format!("missing: {}", missing.join(", ")))
+}
+
+fn empty(kvm: &Kvm) -> Found {
+    match Guest::new(kvm, &[], Log::Off)?.run() {
+        Outcome::Done => found(Status::Ok, "runs at CPL 0"),
+        Outcome::NotEmulated => {
+            found(Status::Software, "KVM cannot emulate its first instructions")
+        }
+        other => found(Status::Bad, format!("does not run: {other:?}")),
     }
 }
 
-fn empty(kvm: &Kvm) -> Detail {
-    let check = "64-bit guest";
-    match Guest::new(kvm, &[], Log::Off) {
-        Err(e) => found(check, Status::Bad, format!("cannot be made: {e}")),
-        Ok(mut guest) => match guest.run() {
-            Outcome::Done => found(check, Status::Ok, "runs at CPL 0"),
-            Outcome::NotEmulated => {
-                found(check, Status::Software, "KVM cannot emulate its first instructions")
-            }
-            other => found(check, Status::Bad, format!("does not run: {other:?}")),
-        },
-    }
-}
-
-fn instruction(kvm: &Kvm, check: &str, name: &str, code: &[u8]) -> Detail {
+fn instruction(kvm: &Kvm, name: &str, code: &[u8]) -> Found {
     let offered = match name {
         "xrstor" => has_xsave(kvm),
         "stac and clac" => has_smap(kvm),
         _ => Ok(true),
     };
     if let Ok(false) = offered {
-        return found(check, Status::Note, "not tried: KVM offers guests no such feature");
+        return found(Status::Note, "not tried: KVM offers guests no such feature");
     }
-    match Guest::new(kvm, code, Log::Off) {
-        Err(e) => found(check, Status::Bad, format!("cannot be tried: {e}")),
-        Ok(mut guest) => match guest.run() {
-            Outcome::Done => found(check, Status::Ok, "runs"),
-            Outcome::NotEmulated => found(check, Status::Software, "not emulated"),
-            Outcome::Trap(6) => {
-                found(check, Status::Software, "raises an invalid-opcode exception")
-            }
-            Outcome::Trap(vector) => {
-                found(check, Status::Software, format!("raises exception {vector}"))
-            }
-            Outcome::Other(text) => found(check, Status::Software, text),
-        },
+    match Guest::new(kvm, code, Log::Off)?.run() {
+        Outcome::Done => found(Status::Ok, "runs"),
+        Outcome::NotEmulated => found(Status::Software, "not emulated"),
+        Outcome::Trap(6) => found(Status::Software, "raises an invalid-opcode exception"),
+        Outcome::Trap(vector) => found(Status::Software, format!("raises exception {vector}")),
+        Outcome::Other(text) => found(Status::Software, text),
     }
 }
 
@@ -211,20 +201,16 @@ fn looping(iterations: u64) -> Vec<u8> {
     code
 }
 
-fn speed(kvm: &Kvm) -> Detail {
-    let check = "speed";
+fn speed(kvm: &Kvm) -> Found {
     // Enough to time well where it is fast, short enough not to wait where it is slow.
     let mut measured = None;
     for iterations in [100_000u64, 10_000_000] {
-        let mut guest = match Guest::new(kvm, &looping(iterations), Log::Off) {
-            Ok(guest) => guest,
-            Err(e) => return found(check, Status::Bad, format!("cannot be measured: {e}")),
-        };
+        let mut guest = Guest::new(kvm, &looping(iterations), Log::Off)?;
         let start = Instant::now();
         let outcome = guest.run();
         let elapsed = start.elapsed().as_secs_f64().max(1e-9);
         if outcome != Outcome::Done {
-            return found(check, Status::Bad, format!("a loop does not end well: {outcome:?}"));
+            return found(Status::Bad, format!("a loop does not end well: {outcome:?}"));
         }
         measured = Some(2.0 * iterations as f64 / elapsed);
         if elapsed > 0.01 {
@@ -234,9 +220,9 @@ fn speed(kvm: &Kvm) -> Detail {
     let rate = measured.unwrap_or(0.0);
     let text = format!("{:.1} million instructions a second at CPL 0", rate / 1e6);
     if rate < SLOW {
-        found(check, Status::Software, format!("{text}: they are emulated"))
+        found(Status::Software, format!("{text}: they are emulated"))
     } else {
-        found(check, Status::Ok, text)
+        found(Status::Ok, text)
     }
 }
 
@@ -251,45 +237,37 @@ fn writer() -> Vec<u8> {
     code
 }
 
-fn plain_log(kvm: &Kvm) -> Detail {
-    let check = "dirty log";
-    let probe = || -> Result<Detail, vmm_sys_util::errno::Error> {
-        let mut guest = Guest::new(kvm, &writer(), Log::Plain)?;
-        let outcome = guest.run();
-        let (first, second) = (guest.dirty()?, guest.dirty()?);
-        Ok(if outcome != Outcome::Done {
-            found(check, Status::Bad, format!("a guest that writes does not run: {outcome:?}"))
-        } else if !first.contains(&WRITTEN) {
-            found(check, Status::Bad, "a written page is not in it")
-        } else if first.len() > NR_PAGES / 2 || !second.is_empty() {
-            found(check, Status::Bad, "pages that were not written are in it")
-        } else {
-            found(check, Status::Ok, "a written page is in it, others are not")
-        })
-    };
-    probe().unwrap_or_else(|e| found(check, Status::Bad, format!("does not work: {e}")))
+fn plain_log(kvm: &Kvm) -> Found {
+    let mut guest = Guest::new(kvm, &writer(), Log::Plain)?;
+    let outcome = guest.run();
+    let (first, second) = (guest.dirty()?, guest.dirty()?);
+    if outcome != Outcome::Done {
+        found(Status::Bad, format!("a guest that writes does not run: {outcome:?}"))
+    } else if !first.contains(&WRITTEN) {
+        found(Status::Bad, "a written page is not in it")
+    } else if first.len() > NR_PAGES / 2 || !second.is_empty() {
+        found(Status::Bad, "pages that were not written are in it")
+    } else {
+        found(Status::Ok, "a written page is in it, others are not")
+    }
 }
 
-fn manual_log(kvm: &Kvm) -> Detail {
-    let check = "manual dirty log";
-    let probe = || -> Result<Detail, vmm_sys_util::errno::Error> {
-        let mut guest = Guest::new(kvm, &writer(), Log::Manual)?;
-        let all = guest.dirty()?.len() == NR_PAGES;
-        guest.protect_all()?;
-        let none = guest.dirty()?.is_empty();
-        let outcome = guest.run();
-        let after = guest.dirty()?;
-        Ok(if !all {
-            found(check, Status::Bad, "does not begin with all pages set")
-        } else if !none {
-            found(check, Status::Bad, "clearing has no effect")
-        } else if outcome != Outcome::Done {
-            found(check, Status::Bad, format!("a guest that writes does not run: {outcome:?}"))
-        } else if !after.contains(&WRITTEN) {
-            found(check, Status::Bad, "a page written after it was protected is not in it")
-        } else {
-            found(check, Status::Ok, "begins full; a page written after it was protected is in it")
-        })
-    };
-    probe().unwrap_or_else(|e| found(check, Status::Bad, format!("does not work: {e}")))
+fn manual_log(kvm: &Kvm) -> Found {
+    let mut guest = Guest::new(kvm, &writer(), Log::Manual)?;
+    let all = guest.dirty()?.len() == NR_PAGES;
+    guest.protect_all()?;
+    let none = guest.dirty()?.is_empty();
+    let outcome = guest.run();
+    let after = guest.dirty()?;
+    if !all {
+        found(Status::Bad, "does not begin with all pages set")
+    } else if !none {
+        found(Status::Bad, "clearing has no effect")
+    } else if outcome != Outcome::Done {
+        found(Status::Bad, format!("a guest that writes does not run: {outcome:?}"))
+    } else if !after.contains(&WRITTEN) {
+        found(Status::Bad, "a page written after it was protected is not in it")
+    } else {
+        found(Status::Ok, "begins full; a page written after it was protected is in it")
+    }
 }

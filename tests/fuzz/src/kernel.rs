@@ -6,7 +6,7 @@ use std::io::{Seek, SeekFrom, Write};
 use vm_memory::GuestAddress;
 use wherry_devices::GuestMemory;
 use wherry_vmm::boot::layout::ram_regions;
-use wherry_vmm::boot::loader::{BootSource, Entry, load};
+use wherry_vmm::boot::loader::{Entry, Kernel, load};
 
 /// Guest RAM. Only what is written to is populated.
 const RAM: u64 = 128 << 20;
@@ -22,10 +22,10 @@ pub fn kernel(data: &[u8]) {
     let ranges: Vec<_> =
         ram_regions(RAM).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
     let mem = GuestMemory::from_ranges(&ranges).expect("memory");
-    let source = BootSource {
-        kernel: file.path(),
-        initrd: (len > 0).then(|| initrd.path()),
-        cmdline: "console=ttyS0",
+    let source = Kernel {
+        path: file.path().into(),
+        initrd: (len > 0).then(|| initrd.path().into()),
+        cmdline: "console=ttyS0".into(),
     };
     let Ok(loaded) = load(&mem, &source, 0xe_0000) else { return };
     let inside = |(start, len): (u64, u64)| start.checked_add(len).is_some_and(|end| end <= RAM);

@@ -11,11 +11,10 @@
 //! override, and each device's `_CRS` says level, active high, in an extended descriptor, which
 //! Linux takes as it is (COM1's GSI 4 too).
 
-use super::BootError;
-use super::dsdt::{self, VirtioSlot};
+use super::dsdt;
 use super::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT,
-    ACPI_START, IOAPIC_BASE, LAPIC_BASE, MAX_VCPUS, virtio_mmio,
+    ACPI_START, IOAPIC_BASE, LAPIC_BASE, MAX_VCPUS, Place, virtio_mmio,
 };
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
@@ -23,6 +22,7 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use anyhow::{Context, ensure};
 use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::GuestMemory;
 
@@ -42,35 +42,32 @@ const IOAPIC_ID: u8 = 0xFF;
 /// Tables begin on this boundary (the RSDP needs it).
 const TABLE_ALIGN: u64 = 16;
 
-/// What the tables have to describe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AcpiConfig {
-    /// vCPUs, 1 to [`MAX_VCPUS`]; vCPU n has APIC id n.
-    pub vcpus: u32,
-    /// virtio-mmio slots with a device behind them, each below
-    /// [`super::layout::VIRTIO_MMIO_SLOTS`].
-    pub virtio_slots: Vec<u32>,
-}
-
-/// Writes all tables into the ACPI area and returns the guest address of the RSDP.
-pub fn write_tables(mem: &GuestMemory, config: &AcpiConfig) -> Result<u64, BootError> {
-    let image = build(config)?;
+/// Writes all tables into the ACPI area and returns the guest address of the RSDP. There are 1 to
+/// [`MAX_VCPUS`] vCPUs, of which number n has APIC id n; `slots` are the virtio-mmio slots with a
+/// device behind them.
+pub fn write_tables(mem: &GuestMemory, vcpus: u32, slots: &[u32]) -> anyhow::Result<u64> {
+    let image = build(vcpus, slots)?;
     let write = mem.write_slice(&image, GuestAddress(ACPI_START));
-    write.map_err(|source| BootError::GuestMemory { what: "the ACPI tables", source })?;
+    write.context("cannot write the ACPI tables into guest memory")?;
     Ok(ACPI_START)
 }
 
 /// The bytes of the ACPI area, the RSDP first, for loading at [`ACPI_START`].
-fn build(config: &AcpiConfig) -> Result<Vec<u8>, BootError> {
-    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
-        return Err(BootError::VcpuCount { have: config.vcpus, max: MAX_VCPUS });
-    }
-    let slots = config.virtio_slots.iter().map(|&n| slot(n)).collect::<Result<Vec<_>, _>>()?;
+fn build(vcpus: u32, slots: &[u32]) -> anyhow::Result<Vec<u8>> {
+    ensure!(
+        (1..=MAX_VCPUS).contains(&vcpus),
+        "{vcpus} vCPUs cannot be described; use 1 to {MAX_VCPUS}"
+    );
+    let slots = slots.iter().map(|&index| {
+        let place = virtio_mmio(index);
+        Ok((index, place.with_context(|| format!("there is no virtio-mmio slot {index}"))?))
+    });
+    let slots = slots.collect::<anyhow::Result<Vec<_>>>()?;
 
     let mut area = Area { bytes: vec![0; Rsdp::len()] };
-    let dsdt_addr = area.push(&dsdt(config.vcpus, &slots));
+    let dsdt_addr = area.push(&dsdt(vcpus, &slots));
     let fadt_addr = area.push(&fadt(dsdt_addr));
-    let madt_addr = area.push(&madt(config.vcpus));
+    let madt_addr = area.push(&madt(vcpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt_addr);
     xsdt.add_entry(madt_addr);
@@ -79,7 +76,8 @@ fn build(config: &AcpiConfig) -> Result<Vec<u8>, BootError> {
     area.bytes[..rsdp.len()].copy_from_slice(&rsdp);
 
     let (need, have) = (area.bytes.len() as u64, ACPI_END - ACPI_START);
-    if need > have { Err(BootError::AcpiTooLarge { need, have }) } else { Ok(area.bytes) }
+    ensure!(need <= have, "the ACPI tables need {need} bytes, their area has {have}");
+    Ok(area.bytes)
 }
 
 /// Tables laid out one after the other.
@@ -97,18 +95,13 @@ impl Area {
     }
 }
 
-fn slot(index: u32) -> Result<VirtioSlot, BootError> {
-    let place = virtio_mmio(index).ok_or(BootError::VirtioSlot { slot: index })?;
-    Ok(VirtioSlot { index, place })
-}
-
 fn bytes_of(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     table.to_aml_bytes(&mut bytes);
     bytes
 }
 
-fn dsdt(vcpus: u32, slots: &[VirtioSlot]) -> Vec<u8> {
+fn dsdt(vcpus: u32, slots: &[(u32, Place)]) -> Vec<u8> {
     let mut table =
         Sdt::new(*b"DSDT", TABLE_HEADER, DSDT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&dsdt::body(vcpus, slots));
@@ -169,8 +162,8 @@ fn madt(vcpus: u32) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn config(vcpus: u32) -> AcpiConfig {
-        AcpiConfig { vcpus, virtio_slots: (0..8).collect() }
+    fn full(vcpus: u32) -> anyhow::Result<Vec<u8>> {
+        build(vcpus, &[0, 1, 2, 3, 4, 5, 6, 7])
     }
 
     fn sum(bytes: &[u8]) -> u8 {
@@ -199,7 +192,7 @@ mod tests {
 
     #[test]
     fn tables_are_linked_and_sum_to_zero() {
-        let image = build(&config(4)).unwrap();
+        let image = full(4).unwrap();
         assert_eq!(&image[..8], b"RSD PTR ");
         assert_eq!(sum(&image[..20]), 0, "first RSDP checksum");
         assert_eq!(sum(&image[..36]), 0, "extended RSDP checksum");
@@ -213,7 +206,7 @@ mod tests {
 
     #[test]
     fn fadt_has_the_power_registers() {
-        let image = build(&config(1)).unwrap();
+        let image = full(1).unwrap();
         let fadt = walk(&image)[1];
         assert_eq!((fadt.len(), fadt[8]), (276, 6));
         let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
@@ -226,7 +219,7 @@ mod tests {
 
     #[test]
     fn madt_lists_every_vcpu() {
-        let image = build(&config(254)).unwrap();
+        let image = full(254).unwrap();
         let madt = walk(&image)[2];
         assert_eq!(madt.len(), 44 + 254 * 8 + 12 + 6);
         assert_eq!(madt[44 + 253 * 8..44 + 254 * 8], [0, 8, 253, 253, 1, 0, 0, 0]);
@@ -234,7 +227,7 @@ mod tests {
 
     #[test]
     fn every_device_interrupt_is_level_triggered_and_active_high() {
-        let image = build(&config(1)).unwrap();
+        let image = full(1).unwrap();
         let dsdt = walk(&image)[3];
         // Extended interrupt descriptors (ACPI 6.5, 6.4.3.6) of one interrupt each.
         let found: Vec<(u8, u8)> = dsdt
@@ -248,12 +241,16 @@ mod tests {
 
     #[test]
     fn limits_are_refused() {
-        assert!(matches!(build(&config(0)), Err(BootError::VcpuCount { have: 0, .. })));
-        assert!(matches!(build(&config(255)), Err(BootError::VcpuCount { have: 255, .. })));
-        let slots = AcpiConfig { vcpus: 1, virtio_slots: vec![8] };
-        assert!(matches!(build(&slots), Err(BootError::VirtioSlot { slot: 8 })));
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-        assert!(matches!(write_tables(&memory, &config(1)), Err(BootError::GuestMemory { .. })));
+        for (refused, why) in [
+            (build(0, &[]).map(drop), "0 vCPUs cannot be described"),
+            (build(255, &[]).map(drop), "255 vCPUs cannot be described"),
+            (build(1, &[8]).map(drop), "no virtio-mmio slot 8"),
+            (write_tables(&memory, 1, &[]).map(drop), "into guest memory"),
+        ] {
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains(why), "{text}");
+        }
     }
 
     /// Writes the tables to a directory named by `WHERRY_ACPI_DUMP`, for `iasl -d`; does nothing
@@ -263,7 +260,7 @@ mod tests {
         let Some(dir) = std::env::var_os("WHERRY_ACPI_DUMP") else { return };
         let dir = std::path::PathBuf::from(dir);
         for vcpus in [1, 64] {
-            for t in walk(&build(&config(vcpus)).unwrap()) {
+            for t in walk(&full(vcpus).unwrap()) {
                 let name = format!("{}-{vcpus}.dat", String::from_utf8_lossy(&t[..4]));
                 std::fs::write(dir.join(name), t).unwrap();
             }

@@ -10,8 +10,9 @@
 //! the preferred address, where the kernel then has to move itself), does not look at `init_size`,
 //! and has one error for all damage.
 
-use super::KernelError;
+use super::error::{READ, corrupt, foreign, truncated};
 use super::layout::HIGH_MEMORY_START;
+use anyhow::{Context, bail};
 use std::io::{Read, Seek, SeekFrom};
 
 /// Offset of the setup header in the file and in `boot_params`.
@@ -61,10 +62,10 @@ impl BzImage {
     pub(super) fn parse<F: Read + Seek>(
         file: &mut F,
         file_len: u64,
-    ) -> Result<Option<Self>, KernelError> {
+    ) -> anyhow::Result<Option<Self>> {
         let mut head = Vec::with_capacity(SETUP_HEADER_MAX);
-        file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
-        file.take(SETUP_HEADER_MAX as u64).read_to_end(&mut head).map_err(KernelError::Read)?;
+        file.seek(SeekFrom::Start(0)).context(READ)?;
+        file.take(SETUP_HEADER_MAX as u64).read_to_end(&mut head).context(READ)?;
         if head.get(0x202..0x206) != Some(&HEADER_MAGIC.to_le_bytes()[..]) {
             return Ok(None);
         }
@@ -78,15 +79,17 @@ impl BzImage {
         }
         let version = field.u16(0x206)?;
         if version < PROTOCOL_MIN {
-            return Err(KernelError::OldProtocol { version });
+            bail!(
+                "speaks boot protocol {}.{:02}; 2.12 (Linux 3.8) is the oldest supported",
+                version >> 8,
+                version & 0xFF
+            );
         }
         if field.u8(0x211)? & LOADED_HIGH == 0 {
-            return Err(KernelError::NotX86_64 { what: "a zImage that loads below 1 MiB" });
+            return Err(foreign("a zImage that loads below 1 MiB"));
         }
         if field.u16(0x236)? & XLF_KERNEL_64 == 0 {
-            return Err(KernelError::NotX86_64 {
-                what: "it has no 64-bit entry, so it is a 32-bit x86 kernel",
-            });
+            return Err(foreign("it has no 64-bit entry, so it is a 32-bit x86 kernel"));
         }
         let header = head[SETUP_HEADER..header_end].to_vec();
         if header.len() > HEADER_ROOM {
@@ -139,28 +142,20 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn array<const N: usize>(&self, offset: usize) -> Result<[u8; N], KernelError> {
+    fn array<const N: usize>(&self, offset: usize) -> anyhow::Result<[u8; N]> {
         let bytes = self.bytes.get(offset..offset + N).and_then(|b| b.try_into().ok());
-        bytes.ok_or(corrupt("the setup header is too short for its version"))
+        bytes.ok_or_else(|| corrupt("the setup header is too short for its version"))
     }
-    fn u8(&self, offset: usize) -> Result<u8, KernelError> {
+    fn u8(&self, offset: usize) -> anyhow::Result<u8> {
         self.array(offset).map(u8::from_le_bytes)
     }
-    fn u16(&self, offset: usize) -> Result<u16, KernelError> {
+    fn u16(&self, offset: usize) -> anyhow::Result<u16> {
         self.array(offset).map(u16::from_le_bytes)
     }
-    fn u32(&self, offset: usize) -> Result<u32, KernelError> {
+    fn u32(&self, offset: usize) -> anyhow::Result<u32> {
         self.array(offset).map(u32::from_le_bytes)
     }
-    fn u64(&self, offset: usize) -> Result<u64, KernelError> {
+    fn u64(&self, offset: usize) -> anyhow::Result<u64> {
         self.array(offset).map(u64::from_le_bytes)
     }
-}
-
-fn corrupt(what: &'static str) -> KernelError {
-    KernelError::Corrupt { what }
-}
-
-fn truncated(what: &'static str, need: u64, have: u64) -> KernelError {
-    KernelError::Truncated { what, need, have }
 }

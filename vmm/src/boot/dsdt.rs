@@ -19,23 +19,16 @@ const POWER_BUTTON_PRESSED: u8 = 0x80;
 /// Bit of the event register that stands for the power button.
 const EVENT_POWER_BUTTON: u8 = power::EVENT_POWER_BUTTON as u8;
 
-/// A virtio-mmio slot as the guest sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct VirtioSlot {
-    pub(super) index: u32,
-    pub(super) place: Place,
-}
-
 /// The body of the DSDT (without its header) for `vcpus` vCPUs (below 255) and these virtio-mmio
 /// slots.
-pub(super) fn body(vcpus: u32, slots: &[VirtioSlot]) -> Vec<u8> {
+pub(super) fn body(vcpus: u32, slots: &[(u32, Place)]) -> Vec<u8> {
     let mut children = Vec::new();
     for cpu in 0..vcpus {
         processor(cpu, &mut children);
     }
     com1(&mut children);
-    for slot in slots {
-        virtio_mmio(slot, &mut children);
+    for (slot, place) in slots {
+        virtio_mmio(*slot, place, &mut children);
     }
     power_button(&mut children);
     event_device(&mut children);
@@ -76,18 +69,17 @@ fn com1(out: &mut Vec<u8>) {
     Device::new(path("COM1"), vec![&hid, &uid, &crs]).to_aml_bytes(out);
 }
 
-fn virtio_mmio(slot: &VirtioSlot, out: &mut Vec<u8>) {
+fn virtio_mmio(slot: u32, place: &Place, out: &mut Vec<u8>) {
     let hid = Name::new(path("_HID"), &"LNRO0005");
-    let uid = Name::new(path("_UID"), &slot.index);
+    let uid = Name::new(path("_UID"), &slot);
     // Device DMA goes through the same caches as the CPU.
     let cca = Name::new(path("_CCA"), &ONE);
     // The hole ends at 4 GiB, so the base fits 32 bits.
-    let window = Memory32Fixed::new(true, slot.place.base as u32, slot.place.len as u32);
-    let irq = level(slot.place.gsi);
+    let window = Memory32Fixed::new(true, place.base as u32, place.len as u32);
+    let irq = level(place.gsi);
     let crs = ResourceTemplate::new(vec![&window, &irq]);
     let crs = Name::new(path("_CRS"), &crs);
-    Device::new(path(&format!("VR{:02X}", slot.index)), vec![&hid, &uid, &cca, &crs])
-        .to_aml_bytes(out);
+    Device::new(path(&format!("VR{slot:02X}")), vec![&hid, &uid, &cca, &crs]).to_aml_bytes(out);
 }
 
 fn power_button(out: &mut Vec<u8>) {

@@ -8,8 +8,9 @@
 //! Every number in the file may be hostile: additions are checked and nothing is allocated by a
 //! size from the file beyond 64 KiB.
 
-use super::KernelError;
+use super::error::{READ, corrupt, foreign, truncated};
 use super::layout::HIGH_MEMORY_START;
+use anyhow::{Context, anyhow};
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr};
 use std::io::{Read, Seek, SeekFrom};
 use vm_memory::ByteValued;
@@ -61,10 +62,10 @@ impl ElfKernel {
     pub(super) fn parse<F: Read + Seek>(
         file: &mut F,
         file_len: u64,
-    ) -> Result<Option<Self>, KernelError> {
+    ) -> anyhow::Result<Option<Self>> {
         let mut ident = Vec::new();
-        file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
-        file.by_ref().take(4).read_to_end(&mut ident).map_err(KernelError::Read)?;
+        file.seek(SeekFrom::Start(0)).context(READ)?;
+        file.by_ref().take(4).read_to_end(&mut ident).context(READ)?;
         if ident != b"\x7fELF" {
             return Ok(None);
         }
@@ -78,8 +79,7 @@ impl ElfKernel {
             entry: ElfEntry::Linux64(ehdr.e_entry),
         };
         for i in 0..u64::from(ehdr.e_phnum) {
-            let offset = ehdr.e_phoff.checked_add(i * size_of::<Elf64_Phdr>() as u64);
-            let offset = offset.ok_or(corrupt("its program headers lie outside the file"))?;
+            let offset = ehdr.e_phoff.saturating_add(i * size_of::<Elf64_Phdr>() as u64);
             let phdr: Elf64_Phdr = read_at(file, offset, file_len, "its program headers")?;
             match phdr.p_type {
                 PT_LOAD if phdr.p_memsz > 0 => kernel.add_segment(&phdr, file_len)?,
@@ -95,20 +95,12 @@ impl ElfKernel {
         Ok(Some(kernel))
     }
 
-    fn add_segment(&mut self, phdr: &Elf64_Phdr, file_len: u64) -> Result<(), KernelError> {
-        let file_end =
-            phdr.p_offset.checked_add(phdr.p_filesz).ok_or(corrupt("a segment wraps around"))?;
-        let end =
-            phdr.p_paddr.checked_add(phdr.p_memsz).ok_or(corrupt("a segment wraps around"))?;
+    fn add_segment(&mut self, phdr: &Elf64_Phdr, file_len: u64) -> anyhow::Result<()> {
+        end_within(file_len, "a segment", phdr.p_offset, phdr.p_filesz)?;
+        let end = phdr.p_paddr.checked_add(phdr.p_memsz);
+        let end = end.ok_or_else(|| corrupt("a segment wraps around"))?;
         if phdr.p_filesz > phdr.p_memsz {
             return Err(corrupt("a segment is larger in the file than in memory"));
-        }
-        if file_end > file_len {
-            return Err(KernelError::Truncated {
-                what: "a segment",
-                need: file_end,
-                have: file_len,
-            });
         }
         if phdr.p_paddr < HIGH_MEMORY_START {
             return Err(corrupt("a segment lies below 1 MiB"));
@@ -122,33 +114,31 @@ impl ElfKernel {
         Ok(())
     }
 
-    fn check_entry(&self) -> Result<(), KernelError> {
+    fn check_entry(&self) -> anyhow::Result<()> {
         if self.segments.is_empty() {
-            return Err(KernelError::NoEntry {
-                what: "no segment is to be loaded; is this an object file?",
-            });
+            return Err(no_entry("no segment is to be loaded; is this an object file?"));
         }
         let (ElfEntry::Pvh(addr) | ElfEntry::Linux64(addr)) = self.entry;
         let inside = |s: &Segment| addr >= s.addr && addr - s.addr < s.file_len;
         if !self.segments.iter().any(inside) {
-            return Err(KernelError::NoEntry {
-                what: "its entry lies outside its segments; build the kernel with CONFIG_PVH, or \
-                       give the bzImage",
-            });
+            return Err(no_entry(
+                "its entry lies outside its segments; build the kernel with CONFIG_PVH, or give \
+                 the bzImage",
+            ));
         }
         Ok(())
     }
 }
 
-fn check_header(ehdr: &Elf64_Ehdr) -> Result<(), KernelError> {
+fn check_header(ehdr: &Elf64_Ehdr) -> anyhow::Result<()> {
     if ehdr.e_ident[4] != ELFCLASS64 {
-        return Err(KernelError::NotX86_64 { what: "a 32-bit ELF file" });
+        return Err(foreign("a 32-bit ELF file"));
     }
     if ehdr.e_ident[5] != ELFDATA2LSB || ehdr.e_machine != EM_X86_64 {
-        return Err(KernelError::NotX86_64 { what: "an ELF file for another architecture" });
+        return Err(foreign("an ELF file for another architecture"));
     }
     if ehdr.e_type != ET_EXEC && ehdr.e_type != ET_DYN {
-        return Err(KernelError::NoEntry { what: "an ELF object or core file is no kernel" });
+        return Err(no_entry("an ELF object or core file is no kernel"));
     }
     if usize::from(ehdr.e_phentsize) != size_of::<Elf64_Phdr>() || ehdr.e_phnum > MAX_SEGMENTS {
         return Err(corrupt("its program headers have the wrong size or number"));
@@ -161,18 +151,14 @@ fn find_pvh_note<F: Read + Seek>(
     file: &mut F,
     phdr: &Elf64_Phdr,
     file_len: u64,
-) -> Result<Option<u64>, KernelError> {
-    let end =
-        phdr.p_offset.checked_add(phdr.p_filesz).ok_or(corrupt("a note segment wraps around"))?;
-    if end > file_len {
-        return Err(KernelError::Truncated { what: "a note segment", need: end, have: file_len });
-    }
+) -> anyhow::Result<Option<u64>> {
+    end_within(file_len, "a note segment", phdr.p_offset, phdr.p_filesz)?;
     if phdr.p_filesz > MAX_NOTES {
         return Ok(None);
     }
     let mut notes = Vec::new();
-    file.seek(SeekFrom::Start(phdr.p_offset)).map_err(KernelError::Read)?;
-    file.by_ref().take(phdr.p_filesz).read_to_end(&mut notes).map_err(KernelError::Read)?;
+    file.seek(SeekFrom::Start(phdr.p_offset)).context(READ)?;
+    file.by_ref().take(phdr.p_filesz).read_to_end(&mut notes).context(READ)?;
 
     let mut rest = notes.as_slice();
     while let Some((head, tail)) = rest.split_at_checked(size_of::<Elf64_Nhdr>()) {
@@ -201,25 +187,29 @@ fn split_padded(bytes: &[u8], len: u32) -> Option<(&[u8], &[u8])> {
     Some((item, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
+/// Refuses a part that does not end within the file.
+fn end_within(file_len: u64, what: &str, offset: u64, len: u64) -> anyhow::Result<()> {
+    match offset.checked_add(len) {
+        None => Err(corrupt(&format!("{what} wraps around"))),
+        Some(end) if end > file_len => Err(truncated(what, end, file_len)),
+        Some(_) => Ok(()),
+    }
+}
+
 /// Reads a plain structure at `offset`.
 fn read_at<F: Read + Seek, T: ByteValued + Default>(
     file: &mut F,
     offset: u64,
     file_len: u64,
     what: &'static str,
-) -> Result<T, KernelError> {
-    let end = offset
-        .checked_add(size_of::<T>() as u64)
-        .ok_or(corrupt("its headers lie outside the file"))?;
-    if end > file_len {
-        return Err(KernelError::Truncated { what, need: end, have: file_len });
-    }
+) -> anyhow::Result<T> {
+    end_within(file_len, what, offset, size_of::<T>() as u64)?;
     let mut value = T::default();
-    file.seek(SeekFrom::Start(offset)).map_err(KernelError::Read)?;
-    file.read_exact(value.as_mut_slice()).map_err(KernelError::Read)?;
+    file.seek(SeekFrom::Start(offset)).context(READ)?;
+    file.read_exact(value.as_mut_slice()).context(READ)?;
     Ok(value)
 }
 
-fn corrupt(what: &'static str) -> KernelError {
-    KernelError::Corrupt { what }
+fn no_entry(what: &str) -> anyhow::Error {
+    anyhow!("has no entry point that can be used: {what}")
 }

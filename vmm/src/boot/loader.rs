@@ -7,12 +7,14 @@
 
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
+use super::error::READ;
 use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM_BYTES, RAM_GRANULE};
 use super::params::{Handover, low_ram_end, write_reset_vector, write_start_info, write_zero_page};
-use super::{BootError, InitrdError, KernelError};
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 use wherry_devices::GuestMemory;
 
@@ -21,15 +23,19 @@ const LINUX_CMDLINE_MAX: usize = 2047;
 /// Highest initrd byte for a kernel that does not say: what x86 Linux puts in its setup header.
 const LINUX_INITRD_ADDR_MAX: u64 = 0x7FFF_FFFF;
 
-/// What to boot.
-#[derive(Debug, Clone, Copy)]
-pub struct BootSource<'a> {
-    /// A bzImage or an ELF `vmlinux`.
-    pub kernel: &'a Path,
-    /// Initial RAM file system, if any.
-    pub initrd: Option<&'a Path>,
-    /// Kernel command line, without NUL.
-    pub cmdline: &'a str,
+/// Reading a file into guest memory failed.
+const COPY: &str = "cannot be copied into guest memory";
+
+/// What to boot, and to boot again at a reset. At a destination these are the source's paths, kept
+/// for the next migration but never opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// bzImage or ELF kernel.
+    pub path: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Complete command line.
+    pub cmdline: String,
 }
 
 /// Where the boot CPU starts and in which state; see [`crate::cpu::regs::setup_boot_vcpu`].
@@ -64,36 +70,36 @@ pub struct LoadedKernel {
 
 /// Loads everything into fresh (zero) guest memory. `rsdp` comes from
 /// [`super::acpi::write_tables`].
-pub fn load(
-    mem: &GuestMemory,
-    source: &BootSource<'_>,
-    rsdp: u64,
-) -> Result<LoadedKernel, BootError> {
+pub fn load(mem: &GuestMemory, source: &Kernel, rsdp: u64) -> anyhow::Result<LoadedKernel> {
     let ram: u64 = mem.iter().map(|r| r.len()).sum();
-    if ram < MIN_RAM_BYTES {
-        return Err(BootError::RamTooSmall { have: ram });
-    }
-    let bad_kernel = |e| BootError::Kernel { path: source.kernel.into(), source: e };
-    let (mut file, len) = open(source.kernel)
-        .map_err(KernelError::Read)
-        .and_then(|f| f.ok_or(KernelError::NotAFile))
-        .map_err(bad_kernel)?;
-    let image = Image::parse(&mut file, len).map_err(bad_kernel)?;
-    let kernel = image.check_fits(low_ram_end(mem)).map_err(bad_kernel)?;
-    check_cmdline(source.cmdline, image.cmdline_max())?;
+    ensure!(
+        ram >= MIN_RAM_BYTES,
+        "{} MiB of guest RAM is too little; give it at least 128 MiB",
+        ram >> 20
+    );
+    let bad_kernel = || format!("kernel {}", source.path.display());
+    let (image, mut file) = open_kernel(&source.path).with_context(bad_kernel)?;
+    let kernel = image.check_fits(low_ram_end(mem)).with_context(bad_kernel)?;
+    check_cmdline(&source.cmdline, image.cmdline_max())?;
 
-    image.copy(mem, &mut file).map_err(bad_kernel)?;
+    image.copy(mem, &mut file).with_context(bad_kernel)?;
     let kernel_end = kernel.0 + kernel.1;
-    let initrd = source.initrd.map(|path| {
+    let initrd = source.initrd.as_ref().map(|path| {
         load_initrd(mem, path, kernel_end, image.initrd_addr_max())
-            .map_err(|e| BootError::Initrd { path: path.into(), source: e })
+            .with_context(|| format!("initrd {}", path.display()))
     });
     let initrd = initrd.transpose()?;
-    write_cmdline(mem, source.cmdline)?;
+    write_cmdline(mem, &source.cmdline)?;
     write_reset_vector(mem)?;
     let handover = Handover { initrd, rsdp };
     let entry = image.write_params(mem, &handover)?;
     Ok(LoadedKernel { entry, kernel, initrd })
+}
+
+fn open_kernel(path: &Path) -> anyhow::Result<(Image, File)> {
+    let (mut file, len) = open(path)?
+        .context("is not a regular file; give the path of a bzImage (vmlinuz) or an ELF vmlinux")?;
+    Ok((Image::parse(&mut file, len)?, file))
 }
 
 /// A kernel file whose headers have been checked.
@@ -104,27 +110,32 @@ enum Image {
 }
 
 impl Image {
-    fn parse<F: Read + Seek>(file: &mut F, len: u64) -> Result<Self, KernelError> {
+    fn parse<F: Read + Seek>(file: &mut F, len: u64) -> anyhow::Result<Self> {
         if let Some(kernel) = ElfKernel::parse(file, len)? {
             return Ok(Self::Elf(kernel));
         }
         if let Some(kernel) = BzImage::parse(file, len)? {
             return Ok(Self::Bz(kernel));
         }
-        Err(KernelError::UnknownFormat { hint: guess(file) })
+        let hint = guess(file);
+        bail!(
+            "is neither a bzImage nor an ELF vmlinux{hint}; give an x86-64 kernel, such as \
+             /boot/vmlinuz-…"
+        )
     }
 
     /// Address and length of what the kernel occupies, if that is all RAM below the hole.
-    fn check_fits(&self, ram_end: u64) -> Result<(u64, u64), KernelError> {
+    fn check_fits(&self, ram_end: u64) -> anyhow::Result<(u64, u64)> {
         let (start, end) = match self {
             Self::Bz(k) => (k.load_addr, k.end),
             Self::Elf(k) => (k.start, k.end),
         };
-        if end > ram_end {
-            Err(KernelError::TooLarge { start, end, ram_end })
-        } else {
-            Ok((start, end - start))
-        }
+        ensure!(
+            end <= ram_end,
+            "needs RAM from {start:#x} to {end:#x}, RAM there ends at {ram_end:#x}; give the guest \
+             more memory"
+        );
+        Ok((start, end - start))
     }
 
     fn cmdline_max(&self) -> usize {
@@ -142,15 +153,10 @@ impl Image {
         }
     }
 
-    fn copy<F: Seek + ReadVolatile>(
-        &self,
-        mem: &GuestMemory,
-        file: &mut F,
-    ) -> Result<(), KernelError> {
+    fn copy<F: Seek + ReadVolatile>(&self, mem: &GuestMemory, file: &mut F) -> anyhow::Result<()> {
         let mut copy = |offset, addr, len: u64| {
-            file.seek(SeekFrom::Start(offset)).map_err(KernelError::Read)?;
-            mem.read_exact_volatile_from(GuestAddress(addr), file, len as usize)
-                .map_err(KernelError::Copy)
+            file.seek(SeekFrom::Start(offset)).context(READ)?;
+            mem.read_exact_volatile_from(GuestAddress(addr), file, len as usize).context(COPY)
         };
         match self {
             Self::Bz(k) => copy(k.payload_offset, k.load_addr, k.payload_len),
@@ -160,7 +166,7 @@ impl Image {
         }
     }
 
-    fn write_params(&self, mem: &GuestMemory, handover: &Handover) -> Result<Entry, BootError> {
+    fn write_params(&self, mem: &GuestMemory, handover: &Handover) -> anyhow::Result<Entry> {
         Ok(match self {
             Self::Bz(k) => {
                 let boot_params = write_zero_page(mem, Some(&k.header), handover)?;
@@ -177,13 +183,13 @@ impl Image {
 }
 
 /// Opens a file for reading, with its length; `None` if it is not a regular file.
-fn open(path: &Path) -> std::io::Result<Option<(File, u64)>> {
-    let meta = std::fs::metadata(path)?;
+fn open(path: &Path) -> anyhow::Result<Option<(File, u64)>> {
+    let meta = std::fs::metadata(path).context(READ)?;
     if !meta.is_file() {
         return Ok(None);
     }
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
+    let file = File::open(path).context(READ)?;
+    let len = file.metadata().context(READ)?.len();
     Ok(Some((file, len)))
 }
 
@@ -194,36 +200,40 @@ fn load_initrd(
     path: &Path,
     floor: u64,
     addr_max: u64,
-) -> Result<(u64, u64), InitrdError> {
-    let (mut file, size) =
-        open(path).map_err(InitrdError::Read).and_then(|f| f.ok_or(InitrdError::NotAFile))?;
+) -> anyhow::Result<(u64, u64)> {
+    let (mut file, size) = open(path)?.context("is not a regular file")?;
     let addr = place_initrd(size, floor, low_ram_end(mem).min(addr_max.saturating_add(1)))?;
-    mem.read_exact_volatile_from(GuestAddress(addr), &mut file, size as usize)
-        .map_err(InitrdError::Copy)?;
+    // It may have shrunk meanwhile.
+    mem.read_exact_volatile_from(GuestAddress(addr), &mut file, size as usize).context(COPY)?;
     Ok((addr, size))
 }
 
 /// Highest page-aligned address for `size` bytes between `floor` and `ceiling`.
-fn place_initrd(size: u64, floor: u64, ceiling: u64) -> Result<u64, InitrdError> {
-    if size == 0 {
-        return Err(InitrdError::Empty);
-    }
+fn place_initrd(size: u64, floor: u64, ceiling: u64) -> anyhow::Result<u64> {
+    ensure!(size > 0, "is empty; leave it out or build it again");
     let room = ceiling.saturating_sub(floor);
     let addr = ceiling.checked_sub(size).map(|a| a - a % RAM_GRANULE);
-    addr.filter(|&a| a >= floor).ok_or(InitrdError::TooLarge { size, room })
+    addr.filter(|&a| a >= floor).with_context(|| {
+        format!(
+            "has {} MiB, but only {} MiB of RAM is free for it above the kernel; give the guest \
+             more memory or a smaller initrd",
+            size.div_ceil(1 << 20),
+            room >> 20
+        )
+    })
 }
 
-fn check_cmdline(cmdline: &str, max: usize) -> Result<(), BootError> {
-    if cmdline.len() > max {
-        return Err(BootError::CmdlineTooLong { len: cmdline.len(), max });
-    }
-    if cmdline.contains('\0') { Err(BootError::CmdlineNul) } else { Ok(()) }
+fn check_cmdline(cmdline: &str, max: usize) -> anyhow::Result<()> {
+    let len = cmdline.len();
+    ensure!(len <= max, "the kernel command line has {len} bytes; this kernel takes at most {max}");
+    ensure!(!cmdline.contains('\0'), "the kernel command line contains a NUL byte");
+    Ok(())
 }
 
-fn write_cmdline(mem: &GuestMemory, cmdline: &str) -> Result<(), BootError> {
+fn write_cmdline(mem: &GuestMemory, cmdline: &str) -> anyhow::Result<()> {
     let bytes: Vec<u8> = cmdline.bytes().chain([0]).collect();
     let write = mem.write_slice(&bytes, GuestAddress(CMDLINE));
-    write.map_err(|source| BootError::GuestMemory { what: "the command line", source })
+    write.context("cannot write the command line into guest memory")
 }
 
 /// A hint at what a file is that is no kernel.

@@ -5,8 +5,7 @@
 //! ACPI, and [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
 //!
 //! Everything here runs once, before any vCPU, on freshly mapped (zero) guest memory. The files are
-//! not trusted: a corrupt one gives a [`BootError`], never a panic, and never a write outside guest
-//! RAM.
+//! not trusted: a corrupt one gives an error, never a panic, and never a write outside guest RAM.
 
 pub mod acpi;
 mod bzimage;
@@ -16,5 +15,3 @@ mod error;
 pub mod layout;
 pub mod loader;
 mod params;
-
-pub use error::{BootError, InitrdError, KernelError};

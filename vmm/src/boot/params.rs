@@ -1,13 +1,13 @@
 //! What a kernel is told at entry: the memory map, `boot_params` (64-bit entry) or `hvm_start_info`
 //! (PVH entry).
 
-use super::BootError;
 use super::bzimage::SETUP_HEADER;
 use super::layout::{
     ACPI_END, ACPI_RESET_PORT, ACPI_RESET_VALUE, ACPI_START, CMDLINE, EBDA_START,
     HIGH_MEMORY_START, HIGH_RAM_START, IOAPIC_BASE, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO,
     RESET_VECTOR, ZERO_PAGE,
 };
+use anyhow::Context;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -23,14 +23,6 @@ const MAP_ACPI: u32 = 3;
 const LOADER_UNDEFINED: u8 = 0xFF;
 /// XEN_HVM_START_MAGIC_VALUE, xen/include/public/arch-x86/hvm/start_info.h
 const PVH_MAGIC: u32 = 0x336E_C578;
-
-/// One range of the memory map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct MapEntry {
-    pub(super) addr: u64,
-    pub(super) len: u64,
-    pub(super) kind: u32,
-}
 
 /// Addresses of what the kernel has to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +44,11 @@ pub(super) fn low_ram_end(mem: &GuestMemory) -> u64 {
 /// tables in the last 128 KiB up to the reset vector's page. In the hole only the interrupt
 /// controllers and KVM's own pages up to 4 GiB are listed; the rest, virtio-mmio included, is left
 /// out of the map, which makes it free for devices and never RAM.
-pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
-    let range =
-        |start: u64, end: u64, kind| MapEntry { addr: start, len: end.saturating_sub(start), kind };
+pub(super) fn memory_map(mem: &GuestMemory) -> Vec<boot_e820_entry> {
+    let range = |addr: u64, end: u64, r#type| {
+        let size = end.saturating_sub(addr);
+        boot_e820_entry { addr, size, r#type }
+    };
     let mut map = vec![
         range(0, EBDA_START, MAP_RAM),
         range(EBDA_START, ACPI_START, MAP_RESERVED),
@@ -64,9 +58,10 @@ pub(super) fn memory_map(mem: &GuestMemory) -> Vec<MapEntry> {
         range(IOAPIC_BASE, HIGH_RAM_START, MAP_RESERVED),
     ];
     for region in mem.iter().filter(|r| r.start_addr().0 >= HIGH_RAM_START) {
-        map.push(MapEntry { addr: region.start_addr().0, len: region.len(), kind: MAP_RAM });
+        let start = region.start_addr().0;
+        map.push(range(start, start + region.len(), MAP_RAM));
     }
-    map.retain(|e| e.len > 0);
+    map.retain(|e| e.size > 0);
     map
 }
 
@@ -76,7 +71,7 @@ pub(super) fn write_zero_page(
     mem: &GuestMemory,
     header: Option<&[u8]>,
     handover: &Handover,
-) -> Result<u64, BootError> {
+) -> anyhow::Result<u64> {
     let mut params = boot_params::default();
     match header {
         Some(bytes) => {
@@ -102,12 +97,10 @@ pub(super) fn write_zero_page(
     params.acpi_rsdp_addr = handover.rsdp;
 
     let map = memory_map(mem);
-    for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
-        *slot = boot_e820_entry { addr: entry.addr, size: entry.len, r#type: entry.kind };
-    }
+    params.e820_table[..map.len()].copy_from_slice(&map);
     params.e820_entries = map.len() as u8;
     let write = mem.write_slice(params.as_slice(), GuestAddress(ZERO_PAGE));
-    write.map_err(|source| BootError::GuestMemory { what: "boot_params", source })?;
+    write.context("cannot write boot_params into guest memory")?;
     Ok(ZERO_PAGE)
 }
 
@@ -129,15 +122,15 @@ const RESET_CODE: [u8; 9] = [
 ];
 
 /// Puts the code at the reset vector.
-pub(super) fn write_reset_vector(mem: &GuestMemory) -> Result<(), BootError> {
+pub(super) fn write_reset_vector(mem: &GuestMemory) -> anyhow::Result<()> {
     let write = mem.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR));
-    write.map_err(|source| BootError::GuestMemory { what: "the reset vector", source })
+    write.context("cannot write the reset vector into guest memory")
 }
 
 /// Writes PVH start info, module list and memory map (version 1 of the structure). Returns its
 /// address.
-pub(super) fn write_start_info(mem: &GuestMemory, handover: &Handover) -> Result<u64, BootError> {
-    let failed = |source| BootError::GuestMemory { what: "the PVH start info", source };
+pub(super) fn write_start_info(mem: &GuestMemory, handover: &Handover) -> anyhow::Result<u64> {
+    const FAILED: &str = "cannot write the PVH start info into guest memory";
     let map = memory_map(mem);
     let mut info = hvm_start_info {
         magic: PVH_MAGIC,
@@ -150,20 +143,15 @@ pub(super) fn write_start_info(mem: &GuestMemory, handover: &Handover) -> Result
     };
     if let Some((paddr, size)) = handover.initrd {
         let module = hvm_modlist_entry { paddr, size, ..Default::default() };
-        mem.write_obj(module, GuestAddress(PVH_MODULES)).map_err(failed)?;
+        mem.write_obj(module, GuestAddress(PVH_MODULES)).context(FAILED)?;
         info.nr_modules = 1;
         info.modlist_paddr = PVH_MODULES;
     }
-    for (i, entry) in map.iter().enumerate() {
-        let row = hvm_memmap_table_entry {
-            addr: entry.addr,
-            size: entry.len,
-            type_: entry.kind,
-            reserved: 0,
-        };
+    for (i, boot_e820_entry { addr, size, r#type }) in map.into_iter().enumerate() {
+        let row = hvm_memmap_table_entry { addr, size, type_: r#type, reserved: 0 };
         let addr = PVH_MEMMAP + (i * size_of::<hvm_memmap_table_entry>()) as u64;
-        mem.write_obj(row, GuestAddress(addr)).map_err(failed)?;
+        mem.write_obj(row, GuestAddress(addr)).context(FAILED)?;
     }
-    mem.write_obj(info, GuestAddress(PVH_START_INFO)).map_err(failed)?;
+    mem.write_obj(info, GuestAddress(PVH_START_INFO)).context(FAILED)?;
     Ok(PVH_START_INFO)
 }

@@ -1,7 +1,5 @@
-//! Waiting with input: for room in the port, and for clients to leave.
+//! Waiting with input for room in the port.
 
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,20 +31,4 @@ impl Room {
         let wait = self.changed.wait_timeout_while(turn, LOOK, |turn| *turn == seen);
         *wait.unwrap_or_else(PoisonError::into_inner).0 != seen
     }
-}
-
-fn poll_for_end(stream: &UnixStream, timeout: i32) -> i16 {
-    let mut fd = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: `fd` is a valid pollfd that outlives the call.
-    unsafe { libc::poll(&mut fd, 1, timeout) };
-    fd.revents & (libc::POLLHUP | libc::POLLERR)
-}
-
-/// Whether the peer is gone altogether (having shut down only its sending side, it may still read).
-pub(super) fn hung_up(stream: &UnixStream) -> bool {
-    poll_for_end(stream, 0) != 0
-}
-
-pub(super) fn wait_until_hung_up(stream: &UnixStream) {
-    while poll_for_end(stream, -1) == 0 {}
 }

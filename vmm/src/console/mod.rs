@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use self::input::Room;
 use self::outbox::Outbox;
 use crate::config::SerialSink;
+use crate::poll::{hung_up, wait_until_hung_up};
 
 /// Bytes of output kept for a client that attaches later.
 const HISTORY: usize = 16 << 10;
@@ -73,7 +74,7 @@ pub struct ConsoleOut(Console);
 impl Inner {
     fn is_full(&self) -> bool {
         // Those who left and whose reading thread has not seen it yet do not count.
-        let here = self.clients.iter().filter(|client| !input::hung_up(&client.stream));
+        let here = self.clients.iter().filter(|client| !hung_up(&client.stream));
         here.count() >= MAX_CLIENTS
     }
 
@@ -98,7 +99,7 @@ impl Console {
             SerialSink::None => {}
             SerialSink::Stdio => console.join(Some(Box::new(io::stdin())), io::stdout())?,
             SerialSink::File { path, max } => {
-                console.join(None, file::Limited::append(path, *max)?)?;
+                console.join(None, file::Limited::append(path.as_ref(), *max)?)?;
             }
             SerialSink::Pty => {
                 let (master, path) = pty::open()?;
@@ -204,9 +205,9 @@ impl Console {
         };
         let console = self.clone();
         let spawned = std::thread::Builder::new().name("console-client".into()).spawn(move || {
-            console.pump(&reader, &|| input::hung_up(&reader));
+            console.pump(&reader, &|| hung_up(&reader));
             // Who has said all may still listen.
-            input::wait_until_hung_up(&reader);
+            wait_until_hung_up(&reader);
             console.lock().forget(|client| client.id == id);
         });
         spawned.map(drop).inspect_err(|_| self.lock().forget(|client| client.id == id))

@@ -279,7 +279,8 @@ fn a_late_client_sees_what_was_printed_and_can_type() {
 fn the_last_words_reach_everybody_and_then_comes_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    let (console, _) = Console::open(&SerialSink::File { path: path.clone(), max: None }).unwrap();
+    let (console, _) =
+        Console::open(&SerialSink::File { path: path.clone().into(), max: None }).unwrap();
     let mut client = attach(&console);
     console.output().write_all(b"power down\n").unwrap();
     console.finish();

@@ -30,7 +30,7 @@ use serde_json::Value;
 
 pub use client::Client;
 pub use protocol::*;
-pub use runtime::{NameClaim, RuntimeDir, RuntimeError, check_name};
+pub use runtime::{NameClaim, RuntimeDir, check_name};
 pub use server::{MAX_CLIENTS, Server};
 
 /// What the control server needs from the machine. Every method may be called from any thread at
@@ -81,39 +81,4 @@ pub trait VmControl: Send + Sync {
     /// set) from here on, must not be held up by a client that does not read, and shuts the stream
     /// down when the guest ends.
     fn attach_console(&self, client: UnixStream) -> Result<(), ControlError>;
-}
-
-impl From<RuntimeError> for ControlError {
-    fn from(error: RuntimeError) -> Self {
-        let message = match &error {
-            RuntimeError::Io { source, .. } => format!("{error}: {source}"),
-            _ => error.to_string(),
-        };
-        match error {
-            RuntimeError::BadName(_) => ControlError::new(ErrorCode::Usage, message),
-            // It may be anything: a receiver, for one, has no power button to press.
-            RuntimeError::NameInUse(name) => {
-                ControlError::new(ErrorCode::NameInUse, message).hint(format!(
-                    "choose another name, or end that one with `wherry kill {name}` (with \
-                 `wherry stop {name}` if a guest \
-                 runs that should power off)"
-                ))
-            }
-            RuntimeError::Io { source, .. }
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                ControlError::new(ErrorCode::Failed, message).hint(
-                    "set WHERRY_RUNTIME_DIR to a folder of your own, or run as the user who owns \
-                     this one",
-                )
-            }
-            RuntimeError::Io { action: "make a socket at", .. } => {
-                ControlError::new(ErrorCode::Failed, message).hint(
-                    "set WHERRY_RUNTIME_DIR to a folder on a local file system, such as /run or \
-                     /dev/shm",
-                )
-            }
-            _ => ControlError::new(ErrorCode::Failed, message),
-        }
-    }
 }

@@ -20,69 +20,53 @@ use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RawMode};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::{ControlError, ErrorCode};
+
 /// Longest socket path in bytes (`sun_path` less its final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Why a name or the runtime folder cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// See [`check_name`].
-    #[error(
-        "\"{0}\" is not a VM name: use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -"
-    )]
-    BadName(String),
-    /// Another process holds the name.
-    #[error("a VM named \"{0}\" runs already")]
-    NameInUse(String),
-    /// The folder belongs to someone else or others may write to it.
-    #[error("{} is not safe to use: {reason}; set WHERRY_RUNTIME_DIR to a folder of your own",
-        .path.display())]
-    Unsafe {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        reason: &'static str,
-    },
-    /// The folder is not an absolute path.
-    #[error("the runtime folder \"{}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or \
-             XDG_RUNTIME_DIR", .0.display())]
-    Relative(PathBuf),
-    /// The socket's path does not fit into a socket address.
-    #[error("{} is too long for a socket path (107 bytes); set WHERRY_RUNTIME_DIR to a \
-             shorter one", .0.display())]
-    PathTooLong(PathBuf),
-    /// A file operation failed.
-    #[error("cannot {action} {}", .path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// How it failed.
-        #[source]
-        source: io::Error,
-    },
+fn failed(message: String) -> ControlError {
+    ControlError::new(ErrorCode::Failed, message)
 }
 
-fn io_error<E: Into<io::Error>>(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> RuntimeError {
-    let path = path.to_path_buf();
-    move |source| RuntimeError::Io { action, path, source: source.into() }
+fn io_error<E: Into<io::Error>>(action: &str, path: &Path) -> impl FnOnce(E) -> ControlError {
+    let text = format!("cannot {action} {}", path.display());
+    move |source| {
+        let source = source.into();
+        let error = failed(format!("{text}: {source}"));
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => error.hint(
+                "set WHERRY_RUNTIME_DIR to a folder of your own, or run as the user who owns this \
+                 one",
+            ),
+            _ => error,
+        }
+    }
+}
+
+fn name_in_use(name: &str) -> ControlError {
+    let text = format!("a VM named \"{name}\" runs already");
+    // It may be anything: a receiver, for one, has no power button to press.
+    ControlError::new(ErrorCode::NameInUse, text).hint(format!(
+        "choose another name, or end that one with `wherry kill {name}` (with `wherry stop {name}` \
+         if a guest runs that should power off)"
+    ))
 }
 
 /// Accepts 1 to 64 characters of `A-Z a-z 0-9 . _ -`, not beginning with `.` or `-`.
-pub fn check_name(name: &str) -> Result<(), RuntimeError> {
+pub fn check_name(name: &str) -> Result<(), ControlError> {
     let fits = (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         && !name.starts_with(['.', '-']);
     if fits {
-        Ok(())
-    } else {
-        // What a terminal would interpret must not reach it through an error text.
-        Err(RuntimeError::BadName(name.chars().take(80).flat_map(char::escape_default).collect()))
+        return Ok(());
     }
+    // What a terminal would interpret must not reach it through an error text.
+    let name: String = name.chars().take(80).flat_map(char::escape_default).collect();
+    let text = format!(
+        "\"{name}\" is not a VM name: use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -"
+    );
+    Err(ControlError::new(ErrorCode::Usage, text))
 }
 
 /// The folder in which running VMs are found.
@@ -119,11 +103,18 @@ impl RuntimeDir {
     ///
     /// # Errors
     /// The variable holds a relative path: two commands could mean two folders by it.
-    pub fn from_env() -> Result<Self, RuntimeError> {
+    pub fn from_env() -> Result<Self, ControlError> {
         let var = |name| std::env::var_os(name).filter(|v| !v.is_empty());
         let uid = rustix::process::geteuid().as_raw();
         let dir = Self::choose(var("WHERRY_RUNTIME_DIR"), var("XDG_RUNTIME_DIR"), uid);
-        if dir.path.is_absolute() { Ok(dir) } else { Err(RuntimeError::Relative(dir.path)) }
+        if dir.path.is_absolute() {
+            return Ok(dir);
+        }
+        let path = dir.path.display();
+        Err(failed(format!(
+            "the runtime folder \"{path}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or \
+             XDG_RUNTIME_DIR"
+        )))
     }
 
     fn choose(own: Option<std::ffi::OsString>, xdg: Option<std::ffi::OsString>, uid: u32) -> Self {
@@ -153,7 +144,7 @@ impl RuntimeDir {
     }
 
     /// Names that have a socket and a lock here, sorted. Some may be stale.
-    pub fn names(&self) -> Result<Vec<String>, RuntimeError> {
+    pub fn names(&self) -> Result<Vec<String>, ControlError> {
         let Some(folder) = self.look()? else { return Ok(Vec::new()) };
         let entries = Dir::read_from(&folder).map_err(io_error("list", &self.path))?;
         let files: Vec<String> = entries
@@ -173,55 +164,62 @@ impl RuntimeDir {
 
     /// Opens the folder to find VMs in it; `None` if there is none. Refuses one in which another
     /// user could plant or replace sockets.
-    pub(crate) fn look(&self) -> Result<Option<OwnedFd>, RuntimeError> {
-        match self.open(Use::Look) {
-            Err(RuntimeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(None)
-            }
-            other => other.map(Some),
-        }
+    pub(crate) fn look(&self) -> Result<Option<OwnedFd>, ControlError> {
+        self.open(Use::Look)
     }
 
-    fn open(&self, what: Use) -> Result<OwnedFd, RuntimeError> {
+    fn open(&self, what: Use) -> Result<Option<OwnedFd>, ControlError> {
         self.open_as(rustix::process::geteuid().as_raw(), what)
     }
 
-    fn open_as(&self, uid: u32, what: Use) -> Result<OwnedFd, RuntimeError> {
-        let refuse = |reason| RuntimeError::Unsafe { path: self.path.clone(), reason };
+    fn open_as(&self, uid: u32, what: Use) -> Result<Option<OwnedFd>, ControlError> {
+        let refuse = |reason: &str| {
+            let path = self.path.display();
+            Err(failed(format!(
+                "{path} is not safe to use: {reason}; set WHERRY_RUNTIME_DIR to a folder of your \
+                 own"
+            )))
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|e| match e {
-            Errno::LOOP | Errno::NOTDIR if self.path.is_symlink() => {
-                refuse("it is a symbolic link")
+        let folder = match rustix::fs::open(&self.path, flags, Mode::empty()) {
+            Ok(folder) => folder,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NOTDIR) if self.path.is_symlink() => {
+                return refuse("it is a symbolic link");
             }
-            Errno::LOOP | Errno::NOTDIR => refuse("it is not a folder"),
-            e => io_error("open", &self.path)(e),
-        })?;
+            Err(Errno::LOOP | Errno::NOTDIR) => return refuse("it is not a folder"),
+            Err(e) => return Err(io_error("open", &self.path)(e)),
+        };
         let stat = rustix::fs::fstat(&folder).map_err(io_error("inspect", &self.path))?;
         match objection(stat.st_uid, stat.st_mode, uid, self.named, what) {
-            Some(reason) => Err(refuse(reason)),
-            None => Ok(folder),
+            Some(reason) => refuse(reason),
+            None => Ok(Some(folder)),
         }
     }
 
-    fn create(&self) -> Result<OwnedFd, RuntimeError> {
+    fn create(&self) -> Result<OwnedFd, ControlError> {
         match fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error("create the runtime folder", &self.path)(e));
             }
             _ => {}
         }
-        self.open(Use::Claim)
+        self.open(Use::Claim)?.ok_or_else(|| io_error("open", &self.path)(Errno::NOENT))
     }
 
     /// Makes `name` this process's own until the claim is dropped or the process ends. Clears what
     /// a crashed process of that name left behind.
-    pub fn claim(&self, name: &str) -> Result<NameClaim, RuntimeError> {
+    pub fn claim(&self, name: &str) -> Result<NameClaim, ControlError> {
         check_name(name)?;
         let folder = self.create()?;
         let socket = self.socket(name);
         let staging = self.path.join(staging(name));
         if staging.as_os_str().len().max(socket.as_os_str().len()) > MAX_SOCKET_PATH {
-            return Err(RuntimeError::PathTooLong(socket));
+            return Err(failed(format!(
+                "{} is too long for a socket path (107 bytes); set WHERRY_RUNTIME_DIR to a \
+                 shorter one",
+                socket.display()
+            )));
         }
         let lock_path = self.path.join(lock_file(name));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -230,7 +228,7 @@ impl RuntimeDir {
                 .map_err(io_error("open", &lock_path))?;
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Err(RuntimeError::NameInUse(name.to_owned())),
+                Err(Errno::WOULDBLOCK) => return Err(name_in_use(name)),
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(io_error("lock", &lock_path)(e)),
             }
@@ -287,7 +285,7 @@ impl NameClaim {
         format!("{}.sock", self.name)
     }
 
-    fn remove_sockets(&self) -> Result<(), RuntimeError> {
+    fn remove_sockets(&self) -> Result<(), ControlError> {
         for file in [self.socket_file(), staging(&self.name)] {
             match rustix::fs::unlinkat(&self.folder, &file, AtFlags::empty()) {
                 Err(e) if e != Errno::NOENT => {
@@ -301,12 +299,21 @@ impl NameClaim {
 
     /// Listens on the control socket. It appears under its name complete: bound, listening and with
     /// mode 0600.
-    pub fn listen(&self) -> Result<UnixListener, RuntimeError> {
-        let new = self.dir.path.join(staging(&self.name));
-        let listener = private_listener(&new).map_err(io_error("make a socket at", &new))?;
+    pub fn listen(&self) -> Result<UnixListener, ControlError> {
+        let hint = |error: ControlError| match error.hint {
+            Some(_) => error,
+            None => error.hint(
+                "set WHERRY_RUNTIME_DIR to a folder on a local file system, such as /run or \
+                 /dev/shm",
+            ),
+        };
+        let action = "make a socket at";
         let (from, to) = (staging(&self.name), self.socket_file());
+        let new = self.dir.path.join(&from);
+        let listener = private_listener(&new).map_err(io_error(action, &new)).map_err(hint)?;
         rustix::fs::renameat(&self.folder, from, &self.folder, to)
-            .map_err(io_error("make a socket at", &self.socket()))?;
+            .map_err(io_error(action, &self.socket()))
+            .map_err(hint)?;
         Ok(listener)
     }
 }
@@ -331,177 +338,5 @@ impl Drop for NameClaim {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-    use std::os::unix::net::UnixStream;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-
-    fn dir() -> (tempfile::TempDir, RuntimeDir) {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = RuntimeDir::at(temp.path().join("run"));
-        (temp, dir)
-    }
-
-    #[test]
-    fn names() {
-        for good in ["a", "web-1", "A.b_c", &"x".repeat(64)] {
-            check_name(good).unwrap();
-        }
-        for bad in ["", ".", "..", ".a", "-a", "a/b", "a b", "ä", "a\n", "a\0", &"x".repeat(65)] {
-            assert!(check_name(bad).is_err(), "{bad:?}");
-        }
-        let text = check_name("\x1b[2J").unwrap_err().to_string();
-        assert!(!text.contains('\x1b'), "{text}");
-    }
-
-    #[test]
-    fn folder_choice() {
-        let choose = |own: Option<&str>, xdg: Option<&str>, uid| {
-            RuntimeDir::choose(own.map(Into::into), xdg.map(Into::into), uid).path
-        };
-        assert_eq!(choose(Some("/a"), Some("/b"), 0), Path::new("/a"));
-        assert_eq!(choose(None, Some("/b"), 5), Path::new("/b/wherry"));
-        assert_eq!(choose(None, None, 0), Path::new("/run/wherry"));
-        assert_eq!(choose(None, None, 5), Path::new("/tmp/wherry-5"));
-    }
-
-    #[test]
-    fn a_name_has_one_owner_and_is_free_afterwards() {
-        let (_temp, dir) = dir();
-        let claim = dir.claim("vm").unwrap();
-        assert!(matches!(dir.claim("vm"), Err(RuntimeError::NameInUse(_))));
-        let other = dir.claim("vm2").unwrap();
-        let _listener = claim.listen().unwrap();
-        assert_eq!(dir.names().unwrap(), ["vm"]);
-        UnixStream::connect(dir.socket("vm")).unwrap();
-        assert_eq!(fs::metadata(dir.socket("vm")).unwrap().mode() & 0o777, 0o600);
-        drop(claim);
-        drop(other);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        dir.claim("vm").unwrap();
-    }
-
-    #[test]
-    fn what_a_crash_left_is_replaced() {
-        let (_temp, dir) = dir();
-        dir.create().unwrap();
-        drop(UnixListener::bind(dir.socket("vm")).unwrap());
-        fs::write(dir.path().join("vm.lock"), "999999999\n").unwrap();
-        let claim = dir.claim("vm").unwrap();
-        let _listener = claim.listen().unwrap();
-        UnixStream::connect(dir.socket("vm")).unwrap();
-    }
-
-    #[test]
-    fn claims_race_without_two_winners() {
-        let (_temp, dir) = dir();
-        let owners = AtomicU32::new(0);
-        let wins = AtomicU32::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        if let Ok(claim) = dir.claim("vm") {
-                            assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
-                            wins.fetch_add(1, Ordering::SeqCst);
-                            owners.fetch_sub(1, Ordering::SeqCst);
-                            drop(claim);
-                        }
-                    }
-                });
-            }
-        });
-        assert!(wins.load(Ordering::SeqCst) > 0);
-    }
-
-    #[test]
-    fn unsafe_folders_and_long_paths_are_refused() {
-        let (_temp, dir) = dir();
-        dir.create().unwrap();
-        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(dir.claim("vm"), Err(RuntimeError::Unsafe { .. })));
-        let temp = tempfile::tempdir().unwrap();
-        let long = RuntimeDir::at(temp.path().join("d".repeat(100)));
-        assert!(matches!(long.claim("vm"), Err(RuntimeError::PathTooLong(_))));
-    }
-    #[test]
-    fn a_folder_behind_a_link_is_not_used() {
-        let (temp, dir) = dir();
-        dir.create().unwrap();
-        let victim = dir.path().join("vm.lock");
-        fs::write(&victim, "keep").unwrap();
-        let _other = UnixListener::bind(dir.socket("vm")).unwrap();
-        let link = temp.path().join("link");
-        symlink(dir.path(), &link).unwrap();
-        for path in [link.clone(), link.join(""), link.join(".")] {
-            let linked = RuntimeDir::at(&path);
-            let text = linked.claim("vm").unwrap_err().to_string();
-            assert!(text.contains("it is a symbolic link"), "{text}");
-            assert!(matches!(linked.names(), Err(RuntimeError::Unsafe { .. })), "{path:?}");
-            assert!(super::super::Client::connect(&linked, "vm").is_err());
-        }
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "keep");
-        assert!(dir.socket("vm").exists());
-        // Nor one that leads nowhere yet.
-        symlink(temp.path().join("later"), temp.path().join("dangling")).unwrap();
-        assert!(RuntimeDir::at(temp.path().join("dangling")).claim("vm").is_err());
-        assert!(!temp.path().join("later").exists());
-    }
-
-    #[test]
-    fn a_lock_that_is_a_link_is_not_followed() {
-        let (temp, dir) = dir();
-        dir.create().unwrap();
-        let victim = temp.path().join("victim");
-        fs::write(&victim, "keep").unwrap();
-        symlink(&victim, dir.path().join("vm.lock")).unwrap();
-        assert!(dir.claim("vm").is_err());
-        assert_eq!(fs::read_to_string(&victim).unwrap(), "keep");
-    }
-
-    #[test]
-    fn whose_folder_may_be_used() {
-        let (me, other, root) = (5, 6, 0);
-        for (owner, mode, uid, named, look, claim) in [
-            (me, 0o700, me, false, true, true),
-            (me, 0o755, me, false, true, true),
-            (me, 0o775, me, true, false, false),
-            (me, 0o702, me, true, false, false),
-            (other, 0o700, me, true, false, false),
-            (root, 0o755, me, true, false, false),
-            (root, 0o700, root, false, true, true),
-            (other, 0o700, root, true, true, false),
-            // Not the one that root looks for by itself: someone was there first.
-            (other, 0o700, root, false, false, false),
-            (other, 0o777, root, true, false, false),
-        ] {
-            let may = |what| objection(owner, mode, uid, named, what).is_none();
-            assert_eq!((may(Use::Look), may(Use::Claim)), (look, claim), "{owner} {mode:o} {uid}");
-        }
-    }
-
-    #[test]
-    fn root_makes_no_files_in_the_folder_of_another_user() {
-        let (_temp, dir) = dir();
-        dir.create().unwrap();
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(dir.path(), Some(1234), None).unwrap();
-            assert!(matches!(dir.claim("vm"), Err(RuntimeError::Unsafe { .. })));
-            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        }
-        dir.open_as(0, Use::Look).unwrap();
-        assert!(dir.open_as(0, Use::Claim).is_err());
-    }
-
-    #[test]
-    fn sockets_without_a_lock_are_nobodys_name() {
-        let (_temp, dir) = dir();
-        let claim = dir.claim("vm").unwrap();
-        let _listener = claim.listen().unwrap();
-        let _move = UnixListener::bind(dir.socket("move")).unwrap();
-        assert_eq!(dir.names().unwrap(), ["vm"]);
-    }
-}
+#[path = "runtime_tests.rs"]
+mod tests;

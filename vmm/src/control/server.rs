@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::RecvTimeoutError;
@@ -11,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,8 +18,9 @@ use super::line::{LineError, LineReader, write_line};
 use super::updates;
 use super::{
     ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus,
-    NameClaim, Reply, Request, RuntimeError, Update, VmControl,
+    NameClaim, Reply, Request, Update, VmControl,
 };
+use crate::poll::hung_up;
 use crate::sync::lock;
 
 /// Most connections at a time; further ones are told so and closed.
@@ -79,7 +80,7 @@ struct Clients {
 
 impl Server {
     /// Listens on the claimed name's socket and serves `vm`.
-    pub fn start(claim: NameClaim, vm: Arc<dyn VmControl>) -> Result<Self, RuntimeError> {
+    pub fn start(claim: NameClaim, vm: Arc<dyn VmControl>) -> Result<Self, ControlError> {
         Self::start_with(claim, vm, Limits::default())
     }
 
@@ -87,9 +88,12 @@ impl Server {
         claim: NameClaim,
         vm: Arc<dyn VmControl>,
         limits: Limits,
-    ) -> Result<Self, RuntimeError> {
+    ) -> Result<Self, ControlError> {
         let listener = claim.listen()?;
-        let failed = |source| RuntimeError::Io { action: "serve", path: claim.socket(), source };
+        let failed = |e: io::Error| {
+            let text = format!("cannot serve {}: {e}", claim.socket().display());
+            ControlError::new(ErrorCode::Failed, text)
+        };
         listener.set_nonblocking(true).map_err(failed)?;
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let shared = Arc::new(Shared {
@@ -131,14 +135,8 @@ impl Drop for Server {
 
 /// Waits until one of the two can be read; false when it was `woken`.
 fn wait_for_client(listener: &UnixListener, woken: &UnixStream) -> bool {
-    let mut fds = [listener.as_raw_fd(), woken.as_raw_fd()].map(|fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    });
-    // SAFETY: `fds` is an array of two valid pollfd that outlives the call.
-    unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
-    fds[1].revents == 0
+    let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(woken, PollFlags::IN)];
+    poll(&mut fds, None).is_err() || fds[1].revents().is_empty()
 }
 
 fn accept_loop(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream) {
@@ -273,14 +271,14 @@ impl Shared {
                 to_value(info)
             }
             Request::Pause {} => vm.pause().map(|()| Value::Null),
-            Request::Resume(request) => vm.resume(request.force).map(|()| Value::Null),
+            Request::Resume { force } => vm.resume(force).map(|()| Value::Null),
             Request::Stop {} => vm.stop().map(|()| Value::Null),
             Request::Kill {} => {
                 vm.kill();
                 Ok(Value::Null)
             }
-            Request::BalloonSet(request) => {
-                vm.balloon_set(request.target_bytes).map(|()| Value::Null)
+            Request::BalloonSet { target_bytes } => {
+                vm.balloon_set(target_bytes).map(|()| Value::Null)
             }
             Request::BalloonStats {} => to_value(vm.balloon_stats()?),
             Request::MigrateCancel {} => vm.migrate_cancel().map(|()| Value::Null),
@@ -409,12 +407,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// Whether the peer is gone altogether (having shut down only its sending side, it may still read).
-fn hung_up(stream: &UnixStream) -> bool {
-    let mut fd = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: `fd` is a valid pollfd that outlives the call, which does not wait.
-    unsafe { libc::poll(&mut fd, 1, 0) };
-    fd.revents & (libc::POLLHUP | libc::POLLERR) != 0
 }

@@ -166,9 +166,8 @@ fn requests_reach_the_machine() {
     let mut client = fixture.client();
     let info: Info = client.call(&Request::Info {}).unwrap();
     assert_eq!((info.name.as_str(), info.nr_vcpus), ("vm", 2));
-    let _: Value = client.call(&Request::Resume(ResumeRequest { force: true })).unwrap();
-    let _: Value =
-        client.call(&Request::BalloonSet(BalloonSetRequest { target_bytes: 9 })).unwrap();
+    let _: Value = client.call(&Request::Resume { force: true }).unwrap();
+    let _: Value = client.call(&Request::BalloonSet { target_bytes: 9 }).unwrap();
     let stats: BalloonInfo = client.call(&Request::BalloonStats {}).unwrap();
     assert_eq!(stats.actual_bytes, 4096);
     let error = client.call::<Value>(&Request::Stop {}).unwrap_err();

@@ -5,7 +5,7 @@
 //! another host all that it was promised must hold. KVM takes any value for a vCPU; what guests get
 //! is decided here.
 
-use super::cpuid::CpuidError;
+use anyhow::Context;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 
@@ -79,14 +79,15 @@ fn filter(host: u64) -> u64 {
 }
 
 /// What a new guest gets on this host; 0 if its KVM does not know the MSR.
-pub(super) fn offered(kvm: &Kvm) -> Result<u64, CpuidError> {
-    let list = kvm.get_msr_feature_index_list().map_err(CpuidError::Features)?;
+pub(super) fn offered(kvm: &Kvm) -> anyhow::Result<u64> {
+    const FAILED: &str = "cannot read the feature MSRs";
+    let list = kvm.get_msr_feature_index_list().context(FAILED)?;
     if !list.as_slice().contains(&ARCH_CAPABILITIES) {
         return Ok(0);
     }
     let wanted = [kvm_msr_entry { index: ARCH_CAPABILITIES, ..Default::default() }];
-    let mut msrs = Msrs::from_entries(&wanted).map_err(|_| CpuidError::TooMany(wanted.len()))?;
-    kvm.get_msrs(&mut msrs).map_err(CpuidError::Features)?;
+    let mut msrs = Msrs::from_entries(&wanted).context(FAILED)?;
+    kvm.get_msrs(&mut msrs).context(FAILED)?;
     Ok(filter(msrs.as_slice().first().map_or(0, |m| m.data)))
 }
 

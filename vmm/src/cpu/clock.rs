@@ -10,8 +10,8 @@
 //!   arch/x86/kvm/x86.c): read during a pause it lacks the pause. So it is read when the vCPU has
 //!   just parked, too.
 
-use super::error::StateError;
 use super::msrs;
+use anyhow::Context;
 use kvm_bindings::KVM_CLOCK_REALTIME;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,9 +38,8 @@ pub struct ClockReading {
 
 impl ClockReading {
     /// Now.
-    pub fn read(vm: &VmFd) -> Result<Self, StateError> {
-        let clock =
-            vm.get_clock().map_err(|source| StateError::Get { what: "the clock", source })?;
+    pub fn read(vm: &VmFd) -> anyhow::Result<Self> {
+        let clock = vm.get_clock().context("cannot read the clock")?;
         // With the flag KVM has read both at one instant (Linux 5.16, a host that runs on its TSC).
         let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
         let realtime_ns = if paired { clock.realtime } else { realtime_ns() };
@@ -59,7 +58,7 @@ pub struct TscReading {
 
 impl TscReading {
     /// Now.
-    pub(super) fn read(vm: &VmFd, vcpu: &VcpuFd) -> Result<Self, StateError> {
+    pub(super) fn read(vm: &VmFd, vcpu: &VcpuFd) -> anyhow::Result<Self> {
         let clock = || ClockReading::read(vm).map(|c| c.clock_ns);
         let tsc = || Ok(msrs::read(vcpu, &[msrs::TSC])?.first().map_or(0, |m| m.data));
         Self::between(clock, tsc)
@@ -67,9 +66,9 @@ impl TscReading {
 
     /// The TSC between two readings of the clock, as of their middle; the closest pair of a few.
     fn between(
-        clock: impl Fn() -> Result<u64, StateError>,
-        tsc: impl Fn() -> Result<u64, StateError>,
-    ) -> Result<Self, StateError> {
+        clock: impl Fn() -> anyhow::Result<u64>,
+        tsc: impl Fn() -> anyhow::Result<u64>,
+    ) -> anyhow::Result<Self> {
         let mut best = (u64::MAX, Self { clock_ns: 0, tsc: 0 });
         for _ in 0..TRIES {
             let (before, tsc, after) = (clock()?, tsc()?, clock()?);

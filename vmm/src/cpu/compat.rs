@@ -4,9 +4,10 @@
 //! destination. What is missing is said by name, before any memory is sent.
 
 use super::arch_caps::{self, ARCH_CAPABILITIES};
-use super::cpuid::{self, CpuidError, host_supported, vendor};
-use super::features::{Reg, WORDS, xcr0_name};
+use super::cpuid::{self, host_supported, vendor};
+use super::features::{Reg, Register, Word, xcr0_name};
 use super::{msrs, rules};
+use anyhow::Context;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
@@ -28,17 +29,6 @@ pub struct CpuDescriptionV1 {
     pub tsc_khz: u32,
 }
 
-/// Why a guest cannot run here.
-#[derive(Debug, thiserror::Error)]
-pub enum CompatError {
-    /// This host lacks features that the guest has seen.
-    #[error("this host's CPU or KVM lacks {}; move the guest to a host with these", list(.0))]
-    Missing(Vec<String>),
-    /// KVM did not say what it supports.
-    #[error("cannot find out what this host supports")]
-    Cpuid(#[source] CpuidError),
-}
-
 /// Most names in one message; a peer could make it list thousands.
 const MAX_NAMES: usize = 50;
 
@@ -52,9 +42,9 @@ fn list(names: &[String]) -> String {
 
 impl CpuDescriptionV1 {
     /// What a new guest gets on this host. `probe` is a vCPU without a purpose.
-    pub fn new(kvm: &Kvm, probe: &VcpuFd) -> Result<Self, CpuidError> {
+    pub fn new(kvm: &Kvm, probe: &VcpuFd) -> anyhow::Result<Self> {
         let cpuid = cpuid::template(kvm)?.as_slice().to_vec();
-        let tsc_khz = probe.get_tsc_khz().map_err(CpuidError::Tsc)?;
+        let tsc_khz = tsc_khz(probe)?;
         let mut new = Self { cpuid, arch_capabilities: 0, tsc_khz };
         if new.has_arch_capabilities() {
             new.arch_capabilities = arch_caps::offered(kvm)?;
@@ -78,7 +68,7 @@ impl CpuDescriptionV1 {
     }
 
     /// CPUID of vCPU `id` of `count`.
-    pub fn vcpu_cpuid(&self, id: u32, count: u32) -> Result<CpuId, CpuidError> {
+    pub fn vcpu_cpuid(&self, id: u32, count: u32) -> anyhow::Result<CpuId> {
         cpuid::per_vcpu(&cpuid::to_cpuid(&self.cpuid)?, id, count)
     }
 
@@ -89,15 +79,25 @@ impl CpuDescriptionV1 {
 
     /// Refuses if this host cannot offer what the guest has seen. `probe` is a vCPU without a
     /// purpose.
-    pub fn check(&self, kvm: &Kvm, probe: &VcpuFd) -> Result<(), CompatError> {
-        let host = host_supported(kvm).map_err(CompatError::Cpuid)?;
-        let host_khz = probe.get_tsc_khz().map_err(CpuidError::Tsc).map_err(CompatError::Cpuid)?;
+    pub fn check(&self, kvm: &Kvm, probe: &VcpuFd) -> anyhow::Result<()> {
+        let missing =
+            self.missing(kvm, probe).context("cannot find out what this host supports")?;
+        if !missing.is_empty() {
+            let list = list(&missing);
+            anyhow::bail!(
+                "this host's CPU or KVM lacks {list}; move the guest to a host with these"
+            );
+        }
+        Ok(())
+    }
+
+    fn missing(&self, kvm: &Kvm, probe: &VcpuFd) -> anyhow::Result<Vec<String>> {
+        let (host, host_khz) = (host_supported(kvm)?, tsc_khz(probe)?);
         if let Some(problem) = list_problem(&self.cpuid) {
-            return Err(CompatError::Missing(vec![problem]));
+            return Ok(vec![problem]);
         }
         let mut missing = missing_features(&self.cpuid, host.as_slice());
-        let promised = arch_caps::offered(kvm).map_err(CompatError::Cpuid)?;
-        missing.extend(arch_caps::missing(self.arch_capabilities, promised));
+        missing.extend(arch_caps::missing(self.arch_capabilities, arch_caps::offered(kvm)?));
         missing.extend(tsc_problem(self.tsc_khz, host_khz, kvm.check_extension(Cap::TscControl)));
         if missing.is_empty() {
             match (self.has_arch_capabilities(), self.arch_capabilities) {
@@ -109,8 +109,12 @@ impl CpuDescriptionV1 {
                 (true, caps) => missing.push(format!("IA32_ARCH_CAPABILITIES of {caps:#x}")),
             }
         }
-        if missing.is_empty() { Ok(()) } else { Err(CompatError::Missing(missing)) }
+        Ok(missing)
     }
+}
+
+fn tsc_khz(vcpu: &VcpuFd) -> anyhow::Result<u32> {
+    vcpu.get_tsc_khz().context("cannot read the TSC frequency")
 }
 
 /// What `source` has and `host` has not, by name; empty if the guest can run.
@@ -133,25 +137,26 @@ pub fn missing_features(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) 
 }
 
 /// One register by its rule ([`super::rules`]): the guest's value and the host's.
-fn register_problems((leaf, index, reg): (u32, u32, Reg), guest: u32, host: u32) -> Vec<String> {
-    if rules::is_data(leaf, index, reg) {
+fn register_problems(register: Register, guest: u32, host: u32) -> Vec<String> {
+    if rules::is_data(register) {
         return Vec::new();
     }
     let mut problems = Vec::new();
-    let level = rules::level(leaf, index, reg);
+    let level = rules::level(register);
     if let Some(level) = level {
         let (guest, host) = (guest & level.mask, host & level.mask);
         if guest > host {
             problems.push(format!("{} {guest} (it has {host})", level.name));
         }
     }
-    let Some(word) = WORDS.iter().find(|w| (w.leaf, w.index, w.reg) == (leaf, index, reg)) else {
+    let Some(word) = Word::at(register) else {
         if guest != 0 {
+            let (leaf, index, reg) = register;
             problems.push(format!("cpuid {leaf:#x}.{index} {}", reg.name()));
         }
         return problems;
     };
-    let here = (host | !word.required()) & rules::allowed(leaf, index, reg);
+    let here = (host | !word.required()) & rules::allowed(register);
     let lacking = guest & !here & !level.map_or(0, |l| l.mask);
     problems.extend(bits(lacking).map(|bit| word.bit_name(bit)));
     problems
@@ -302,8 +307,8 @@ mod tests {
         assert_eq!(empty.len(), 1, "{empty:?}");
         let all: Vec<_> = [1, 7, 0xD, 0x8000_0008].map(|l| leaf(l, 0, [u32::MAX; 4])).to_vec();
         assert!(missing_features(&all, &cpu()).len() > 50);
-        let long = CompatError::Missing(vec!["x".into(); 1000]).to_string();
-        assert!(long.contains("x, x and 950 more;"), "{long}");
+        let long = list(&vec!["x".into(); 1000]);
+        assert!(long.ends_with("x, x and 950 more"), "{long}");
     }
 
     /// KVM would look at another entry than the comparison does.

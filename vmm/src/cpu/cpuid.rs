@@ -25,27 +25,11 @@
 
 use super::features::Reg;
 use super::rules;
+use anyhow::Context;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
 use kvm_ioctls::{Cap, Kvm};
-
-/// Why a CPUID could not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum CpuidError {
-    /// KVM refused to say what it supports.
-    #[error("KVM_GET_SUPPORTED_CPUID failed")]
-    Supported(#[source] kvm_ioctls::Error),
-    /// KVM refused to say what the CPU's feature MSRs hold.
-    #[error("cannot read the feature MSRs")]
-    Features(#[source] kvm_ioctls::Error),
-    /// KVM did not say the TSC's frequency.
-    #[error("cannot read the TSC frequency")]
-    Tsc(#[source] kvm_ioctls::Error),
-    /// More entries than KVM takes.
-    #[error("CPUID has {0} entries, more than the {KVM_MAX_CPUID_ENTRIES} that KVM takes")]
-    TooMany(usize),
-}
 
 /// Leaf 1 ECX: x2APIC, TSC deadline timer, hypervisor.
 const X2APIC: u32 = 1 << 21;
@@ -64,9 +48,9 @@ const XSAVE_MIN: u32 = 576;
 
 /// All that KVM and Wherry can give a guest on this host. Migration compares with this
 /// ([`super::compat`]).
-pub fn host_supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
+pub fn host_supported(kvm: &Kvm) -> anyhow::Result<CpuId> {
     let mut cpuid =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID failed")?;
     // The in-kernel local APIC offers these, but older kernels leave them to userspace to announce.
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
     for entry in cpuid.as_mut_slice() {
@@ -80,15 +64,15 @@ pub fn host_supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
 }
 
 /// The CPUID of a guest that starts on this host, before [`per_vcpu`] gives it an identity.
-pub fn template(kvm: &Kvm) -> Result<CpuId, CpuidError> {
+pub fn template(kvm: &Kvm) -> anyhow::Result<CpuId> {
     filter(host_supported(kvm)?.as_slice())
 }
 
-fn filter(supported: &[kvm_cpuid_entry2]) -> Result<CpuId, CpuidError> {
+fn filter(supported: &[kvm_cpuid_entry2]) -> anyhow::Result<CpuId> {
     let mut entries = supported.to_vec();
     for entry in &mut entries {
         for reg in Reg::ALL {
-            *reg.of_mut(entry) &= rules::allowed(entry.function, entry.index, reg);
+            *reg.of_mut(entry) &= rules::allowed((entry.function, entry.index, reg));
         }
         if entry.function == 0x8000_0008 {
             // Widths of physical and linear addresses; that of a hypervisor's guest concerns only
@@ -98,14 +82,14 @@ fn filter(supported: &[kvm_cpuid_entry2]) -> Result<CpuId, CpuidError> {
     }
     // A leaf that is not there reads as zero, too. Leaf 0xD's subleaves are counted by what it
     // lists.
-    entries.retain(|e| Reg::ALL.iter().any(|&r| rules::allowed(e.function, e.index, r) != 0));
+    entries.retain(|e| Reg::ALL.iter().any(|&r| rules::allowed((e.function, e.index, r)) != 0));
     limit_xsave(&mut entries);
     raise_basic_limit(&mut entries, 0xB);
     to_cpuid(&entries)
 }
 
 /// The CPUID of vCPU `id` (its APIC id) of `count` vCPUs.
-pub fn per_vcpu(template: &CpuId, id: u32, count: u32) -> Result<CpuId, CpuidError> {
+pub fn per_vcpu(template: &CpuId, id: u32, count: u32) -> anyhow::Result<CpuId> {
     let topology = Topology { id, count };
     let amd = is_amd(template.as_slice());
     let has = |leaf| template.as_slice().iter().any(|e| e.function == 0 && e.eax >= leaf);
@@ -124,8 +108,11 @@ pub fn per_vcpu(template: &CpuId, id: u32, count: u32) -> Result<CpuId, CpuidErr
 }
 
 /// Converts entries, for instance from a saved state, to what KVM takes.
-pub fn to_cpuid(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, CpuidError> {
-    CpuId::from_entries(entries).map_err(|_| CpuidError::TooMany(entries.len()))
+pub fn to_cpuid(entries: &[kvm_cpuid_entry2]) -> anyhow::Result<CpuId> {
+    CpuId::from_entries(entries).with_context(|| {
+        let have = entries.len();
+        format!("CPUID has {have} entries, more than the {KVM_MAX_CPUID_ENTRIES} that KVM takes")
+    })
 }
 
 /// Whether the vendor is AMD or Hygon, whose topology leaves differ from Intel's.

@@ -107,7 +107,8 @@ fn every_vcpu_has_its_own_ids() {
 fn an_empty_host_does_no_harm() {
     let cpuid = filter(&[]).unwrap();
     assert!(per_vcpu(&cpuid, 0, 1).unwrap().as_slice().is_empty());
-    assert!(matches!(to_cpuid(&[kvm_cpuid_entry2::default(); 300]), Err(CpuidError::TooMany(300))));
+    let refused = to_cpuid(&[kvm_cpuid_entry2::default(); 300]).unwrap_err().to_string();
+    assert!(refused.contains("300 entries"), "{refused}");
 }
 
 proptest! {
@@ -139,7 +140,7 @@ proptest! {
             for reg in Reg::ALL {
                 let mut more = cpuid.clone();
                 *reg.of_mut(&mut more[at]) |= 1 << bit;
-                let hidden = rules::allowed(more[at].function, more[at].index, reg) >> bit & 1 == 0;
+                let hidden = rules::allowed((more[at].function, more[at].index, reg)) >> bit & 1 == 0;
                 prop_assert!(!hidden || !missing_features(&more, &host).is_empty());
             }
         }

@@ -45,167 +45,141 @@ impl Reg {
     }
 }
 
+/// A register: leaf, subleaf, output.
+pub(super) type Register = (u32, u32, Reg);
+
 /// One register full of feature bits.
 pub(super) struct Word {
-    pub(super) leaf: u32,
-    pub(super) index: u32,
-    pub(super) reg: Reg,
-    /// Names from bit 0 up, separated by white space. `-`: a bit without a name. A leading `!`: a
-    /// bit that does not have to be there on another host, because the guest's state or the
-    /// topology sets it, or because it only says that something is missing. Bits after the last
-    /// name have no name. Guests do not get bits without a name.
+    at: Register,
+    /// Names from bit 0 up, separated by white space; bits after the last name have none.
+    ///
+    /// - `-`: a bit without a name. Guests do not get it.
+    /// - `~` in front: guests do not get it either, though it has a name.
+    /// - `!` in front: it does not have to be there on another host, because the guest's state or
+    ///   the topology sets it, or because it only says that something is missing.
     names: &'static str,
 }
 
 impl Word {
-    /// The bits that another host must have too.
-    pub(super) fn required(&self) -> u32 {
-        let free = self.names.split_whitespace().enumerate().filter(|(_, n)| n.starts_with('!'));
-        free.fold(u32::MAX, |mask, (bit, _)| mask & !(1 << bit))
+    /// The word of a register, if it holds features.
+    pub(super) fn at(register: Register) -> Option<&'static Self> {
+        WORDS.iter().find(|word| word.at == register)
     }
 
-    /// The bits that have a name.
-    pub(super) fn known(&self) -> u32 {
-        let named = self.names.split_whitespace().enumerate().filter(|(_, n)| *n != "-");
-        named.fold(0, |mask, (bit, _)| mask | 1 << bit)
+    fn bits(&self, which: impl Fn(&str) -> bool) -> u32 {
+        let names = self.names.split_whitespace().enumerate().filter(|(_, name)| which(name));
+        names.fold(0, |mask, (bit, _)| mask | 1 << bit)
+    }
+
+    /// The bits that another host must have too.
+    pub(super) fn required(&self) -> u32 {
+        !self.bits(|name| name.starts_with('!'))
+    }
+
+    /// The bits that guests may get.
+    pub(super) fn offered(&self) -> u32 {
+        self.bits(|name| !name.starts_with(['-', '~']))
     }
 
     /// What to call a bit.
     pub(super) fn bit_name(&self, bit: u32) -> String {
+        let (leaf, index, reg) = self.at;
         match self.names.split_whitespace().nth(bit as usize) {
-            Some(name) if name != "-" => name.trim_start_matches('!').to_owned(),
-            _ => format!("cpuid {:#x}.{} {} bit {bit}", self.leaf, self.index, self.reg.name()),
+            Some(name) if name != "-" => name.trim_start_matches(['!', '~']).to_owned(),
+            _ => format!("cpuid {leaf:#x}.{index} {} bit {bit}", reg.name()),
         }
     }
 }
 
-const fn word(leaf: u32, index: u32, reg: Reg, names: &'static str) -> Word {
-    Word { leaf, index, reg, names }
+const fn word(at: Register, names: &'static str) -> Word {
+    Word { at, names }
 }
 
 /// Every register that holds nothing but feature bits.
-pub(super) const WORDS: &[Word] = &[
+const WORDS: &[Word] = &[
     word(
-        1,
-        0,
-        Reg::Ecx,
-        "sse3 pclmulqdq dtes64 monitor ds_cpl vmx smx est tm2 ssse3 cid sdbg fma cx16 xtpr pdcm - \
-         pcid dca sse4_1
-         sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave !osxsave avx f16c rdrand \
-         !hypervisor",
+        (1, 0, Reg::Ecx),
+        "sse3 pclmulqdq ~dtes64 ~monitor ~ds_cpl ~vmx ~smx ~est ~tm2 ssse3 cid sdbg fma cx16 xtpr \
+         ~pdcm - pcid dca sse4_1 sse4_2 x2apic movbe popcnt tsc_deadline_timer aes xsave !osxsave \
+         avx f16c rdrand !hypervisor",
     ),
     word(
-        1,
-        0,
-        Reg::Edx,
+        (1, 0, Reg::Edx),
         "fpu vme de pse tsc msr pae mce cx8 apic - sep mtrr pge mca cmov pat pse36 pn clflush - \
-         dts acpi mmx fxsr sse
-         sse2 ss !ht tm ia64 pbe",
+         ~dts acpi mmx fxsr sse sse2 ss !ht ~tm ia64 pbe",
     ),
-    word(6, 0, Reg::Eax, "dtherm ida arat"),
+    word((6, 0, Reg::Eax), "~dtherm ~ida arat"),
     word(
-        7,
-        0,
-        Reg::Ebx,
-        "fsgsbase tsc_adjust sgx bmi1 hle avx2 !fdp_excptn_only smep bmi2 erms invpcid rtm cqm \
-         !zero_fcs_fds mpx rdt_a
-         avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb intel_pt avx512pf avx512er \
-         avx512cd sha_ni
-         avx512bw avx512vl",
+        (7, 0, Reg::Ebx),
+        "fsgsbase tsc_adjust ~sgx bmi1 hle avx2 !fdp_excptn_only smep bmi2 erms invpcid rtm ~cqm \
+         !zero_fcs_fds ~mpx ~rdt_a avx512f avx512dq rdseed adx smap avx512ifma - clflushopt clwb \
+         ~intel_pt avx512pf avx512er avx512cd sha_ni avx512bw avx512vl",
     ),
     word(
-        7,
-        0,
-        Reg::Ecx,
-        "prefetchwt1 avx512vbmi umip pku !ospke waitpkg avx512_vbmi2 shstk gfni vaes vpclmulqdq \
-         avx512_vnni
-         avx512_bitalg tme avx512_vpopcntdq - la57 - - - - - rdpid key_locker bus_lock_detect \
-         cldemote - movdiri
-         movdir64b enqcmd sgx_lc pks",
+        (7, 0, Reg::Ecx),
+        "prefetchwt1 avx512vbmi umip pku !ospke waitpkg avx512_vbmi2 ~shstk gfni vaes vpclmulqdq \
+         avx512_vnni avx512_bitalg ~tme avx512_vpopcntdq - la57 - - - - - rdpid ~key_locker \
+         bus_lock_detect cldemote - movdiri movdir64b ~enqcmd ~sgx_lc ~pks",
     ),
     word(
-        7,
-        0,
-        Reg::Edx,
-        "- sgx_keys avx512_4vnniw avx512_4fmaps fsrm uintr - - avx512_vp2intersect srbds_ctrl \
-         md_clear
-         rtm_always_abort - tsx_force_abort serialize hybrid_cpu tsxldtrk - pconfig arch_lbr ibt - \
-         amx_bf16 avx512_fp16
-         amx_tile amx_int8 spec_ctrl intel_stibp flush_l1d arch_capabilities core_capabilities \
-         spec_ctrl_ssbd",
+        (7, 0, Reg::Edx),
+        "- ~sgx_keys avx512_4vnniw avx512_4fmaps fsrm ~uintr - - avx512_vp2intersect srbds_ctrl \
+         md_clear rtm_always_abort - tsx_force_abort serialize ~hybrid_cpu tsxldtrk - ~pconfig \
+         ~arch_lbr ~ibt - ~amx_bf16 avx512_fp16 ~amx_tile ~amx_int8 spec_ctrl intel_stibp \
+         flush_l1d arch_capabilities ~core_capabilities spec_ctrl_ssbd",
     ),
     word(
-        7,
-        1,
-        Reg::Eax,
-        "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd arch_perfmon_ext - fzrm fsrs \
-         fsrc - - - - fred lkgs
-         wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam msrlist - - - movrs",
+        (7, 1, Reg::Eax),
+        "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd ~arch_perfmon_ext - fzrm fsrs \
+         fsrc - - - - ~fred lkgs wrmsrns nmi_src ~amx_fp16 ~hreset avx_ifma - - lam msrlist - - - \
+         movrs",
     ),
-    word(7, 1, Reg::Ebx, "intel_ppin"),
-    word(7, 1, Reg::Ecx, "- - - - - msr_imm"),
+    word((7, 1, Reg::Ebx), "~intel_ppin"),
+    word((7, 1, Reg::Ecx), "- - - - - msr_imm"),
     word(
-        7,
-        1,
-        Reg::Edx,
-        "- - - - avx_vnni_int8 avx_ne_convert - - amx_complex - avx_vnni_int16 - - - prefetchi - - \
-         - cet_sss avx10",
+        (7, 1, Reg::Edx),
+        "- - - - avx_vnni_int8 avx_ne_convert - - ~amx_complex - avx_vnni_int16 - - - prefetchi - \
+         - - ~cet_sss avx10",
     ),
-    word(7, 2, Reg::Edx, "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no"),
-    word(0xD, 1, Reg::Eax, "xsaveopt xsavec xgetbv1 xsaves xfd"),
-    word(0x24, 0, Reg::Ebx, "- - - - - - - - - - - - - - - - avx10_128 avx10_256 avx10_512"),
+    word((7, 2, Reg::Edx), "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no"),
+    word((0xD, 1, Reg::Eax), "xsaveopt xsavec xgetbv1 xsaves ~xfd"),
+    word((0x24, 0, Reg::Ebx), "- - - - - - - - - - - - - - - - avx10_128 avx10_256 avx10_512"),
     word(
-        0x4000_0001,
-        0,
-        Reg::Eax,
-        "kvmclock kvm_nopiodelay kvm_mmu kvmclock2 kvm_asyncpf kvm_steal_time kvm_pv_eoi \
-         kvm_pv_unhalt -
-         kvm_pv_tlb_flush kvm_asyncpf_vmexit kvm_pv_ipi kvm_poll_control kvm_pv_sched_yield \
-         kvm_asyncpf_int
-         kvm_msi_ext_dest_id kvm_hc_map_gpa_range kvm_migration_control - - - - - - \
-         kvmclock_stable",
+        (0x4000_0001, 0, Reg::Eax),
+        "kvmclock kvm_nopiodelay kvm_mmu kvmclock2 ~kvm_asyncpf kvm_steal_time kvm_pv_eoi \
+         ~kvm_pv_unhalt - kvm_pv_tlb_flush ~kvm_asyncpf_vmexit kvm_pv_ipi kvm_poll_control \
+         kvm_pv_sched_yield ~kvm_asyncpf_int kvm_msi_ext_dest_id ~kvm_hc_map_gpa_range \
+         ~kvm_migration_control - - - - - - kvmclock_stable",
     ),
     word(
-        0x8000_0001,
-        0,
-        Reg::Ecx,
-        "lahf_lm !cmp_legacy svm extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw ibs \
-         xop skinit wdt - lwp
-         fma4 tce - nodeid_msr - tbm topoext perfctr_core perfctr_nb - bpext ptsc perfctr_llc \
-         mwaitx",
+        (0x8000_0001, 0, Reg::Ecx),
+        "lahf_lm !cmp_legacy ~svm ~extapic cr8_legacy abm sse4a misalignsse 3dnowprefetch osvw \
+         ~ibs xop ~skinit ~wdt - ~lwp fma4 tce - ~nodeid_msr - tbm topoext ~perfctr_core \
+         ~perfctr_nb - bpext ~ptsc ~perfctr_llc ~mwaitx",
     ),
     word(
-        0x8000_0001,
-        0,
-        Reg::Edx,
+        (0x8000_0001, 0, Reg::Edx),
         "fpu vme de pse tsc msr pae mce cx8 apic - syscall mtrr pge mca cmov pat pse36 - mp nx - \
-         mmxext mmx fxsr
-         fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
+         mmxext mmx fxsr fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow",
     ),
-    word(0x8000_0007, 0, Reg::Ebx, "overflow_recov succor - smca"),
-    word(0x8000_0007, 0, Reg::Edx, "- - - - - - - - constant_tsc"),
+    word((0x8000_0007, 0, Reg::Ebx), "overflow_recov succor - smca"),
+    word((0x8000_0007, 0, Reg::Edx), "- - - - - - - - ~constant_tsc"),
     word(
-        0x8000_0008,
-        0,
-        Reg::Ebx,
-        "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs stibp - stibp_always_on \
-         - ibrs_same_mode
-         !efer_lmsle_mbz - - amd_ppin ssbd virt_ssbd ssb_no cppc psfd btc_no ibpb_ret",
+        (0x8000_0008, 0, Reg::Ebx),
+        "clzero irperf xsaveerptr - ~rdpru - - - - wbnoinvd - - ibpb - ibrs stibp - \
+         stibp_always_on - ibrs_same_mode !efer_lmsle_mbz - - ~amd_ppin ssbd virt_ssbd ssb_no \
+         ~cppc psfd btc_no ibpb_ret",
     ),
     word(
-        0x8000_0021,
-        0,
-        Reg::Eax,
-        "no_nested_data_bp wrmsr_xx_base_ns lfence_rdtsc - - verw_clear null_sel_clr_base - autoibrs
-         no_smm_ctl_msr - - - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no \
+        (0x8000_0021, 0, Reg::Eax),
+        "no_nested_data_bp wrmsr_xx_base_ns lfence_rdtsc - - verw_clear null_sel_clr_base - \
+         autoibrs no_smm_ctl_msr - - - - - - - - - - - - - - - - - sbpb ibpb_brtype srso_no \
          srso_user_kernel_no",
     ),
-    word(0x8000_0021, 0, Reg::Ecx, "- tsa_sq_no tsa_l1_no"),
+    word((0x8000_0021, 0, Reg::Ecx), "- tsa_sq_no tsa_l1_no"),
     // VIA's and Zhaoxin's.
     word(
-        0xC000_0001,
-        0,
-        Reg::Edx,
+        (0xC000_0001, 0, Reg::Edx),
         "- - xstore xstore_en - - xcrypt xcrypt_en ace2 ace2_en phe phe_en pmm pmm_en",
     ),
 ];
@@ -222,7 +196,7 @@ mod tests {
     use super::*;
 
     fn find(leaf: u32, index: u32, reg: Reg) -> &'static Word {
-        WORDS.iter().find(|w| (w.leaf, w.index, w.reg) == (leaf, index, reg)).unwrap()
+        Word::at((leaf, index, reg)).unwrap()
     }
 
     /// Spot checks against the manuals: a slip in a list shifts every later name.

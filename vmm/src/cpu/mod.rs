@@ -7,8 +7,7 @@
 //!   the names of bits
 //! - [`regs`]: registers at boot
 //! - [`clock`]: kvmclock and the TSCs, read as one
-//! - [`state`], [`vm_state`]: state of a vCPU and of the VM, to save and to restore; [`error`]:
-//!   what goes wrong with it
+//! - [`state`], [`vm_state`]: state of a vCPU and of the VM, to save and to restore
 //!
 //! Every function here wants the vCPU not to be in `KVM_RUN`: KVM serialises vCPU ioctls with it,
 //! so a call on a running vCPU blocks until the next exit.
@@ -17,7 +16,6 @@ mod arch_caps;
 pub mod clock;
 pub mod compat;
 pub mod cpuid;
-pub mod error;
 mod features;
 mod msrs;
 pub mod regs;

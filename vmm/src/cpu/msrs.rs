@@ -1,7 +1,7 @@
 //! Which MSRs belong to a vCPU's state, and how to read and write them.
 
 use super::arch_caps::ARCH_CAPABILITIES;
-use super::error::StateError;
+use anyhow::{Context, anyhow, ensure};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::collections::HashSet;
@@ -44,9 +44,8 @@ fn is_skipped(index: u32) -> bool {
 }
 
 /// The MSRs to save on this host, ascending. `vcpu` is any vCPU of the VM.
-pub(super) fn saved_indices(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, StateError> {
-    let list = kvm.get_msr_index_list();
-    let list = list.map_err(|source| StateError::Get { what: "the list of MSRs", source })?;
+pub(super) fn saved_indices(kvm: &Kvm, vcpu: &VcpuFd) -> anyhow::Result<Vec<u32>> {
+    let list = kvm.get_msr_index_list().context("cannot read the list of MSRs")?;
     let mut indices: Vec<u32> =
         list.as_slice().iter().copied().filter(|&i| !is_skipped(i)).collect();
     indices.extend(MTRRS.into_iter().flatten());
@@ -58,7 +57,7 @@ pub(super) fn saved_indices(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, StateE
 }
 
 /// Reads those of `indices` that this vCPU has.
-pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, StateError> {
+pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> anyhow::Result<Vec<kvm_msr_entry>> {
     let mut found = Vec::with_capacity(indices.len());
     for chunk in indices.chunks(CHUNK) {
         let mut rest = chunk;
@@ -66,9 +65,7 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>,
             let wanted: Vec<_> =
                 rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
             let mut msrs = wrap(&wanted)?;
-            let n = vcpu
-                .get_msrs(&mut msrs)
-                .map_err(|source| StateError::Get { what: "MSRs", source })?;
+            let n = vcpu.get_msrs(&mut msrs).context("cannot read MSRs")?;
             found.extend(msrs.as_slice().iter().take(n));
             // KVM stops at the first that it does not have: leave that one out and go on behind it.
             rest = rest.get(n + 1..).unwrap_or_default();
@@ -81,17 +78,15 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>,
 ///
 /// A write that KVM refuses is no error if the register holds the value already, or if it was zero
 /// and this host's KVM does not know the register: some are read-only, and newer kernels list more.
-pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
+pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> anyhow::Result<()> {
     for chunk in entries.chunks(CHUNK) {
         let mut rest = chunk;
         while !rest.is_empty() {
-            let n = vcpu
-                .set_msrs(&wrap(rest)?)
-                .map_err(|source| StateError::Set { what: "MSRs", source })?;
+            let n = vcpu.set_msrs(&wrap(rest)?).context("KVM refuses the saved MSRs")?;
             let Some(refused) = rest.get(n) else { break };
             let current = read(vcpu, &[refused.index])?.first().map_or(0, |m| m.data);
             if current != refused.data {
-                return Err(StateError::Msr { index: refused.index, value: refused.data });
+                return Err(cannot_be(refused.index, refused.data));
             }
             rest = &rest[n + 1..];
         }
@@ -107,30 +102,31 @@ pub(super) fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), Stat
 pub(super) fn accepted(
     entries: &[kvm_msr_entry],
     listed: &[u32],
-) -> Result<Vec<kvm_msr_entry>, StateError> {
+) -> anyhow::Result<Vec<kvm_msr_entry>> {
     let mut seen = HashSet::new();
     let mut accepted = Vec::with_capacity(entries.len());
     for &kvm_msr_entry { index, data, .. } in entries {
-        if !seen.insert(index) {
-            return Err(StateError::MsrTwice(index));
-        }
+        ensure!(seen.insert(index), "the saved state has MSR {index:#x} twice");
         if listed.binary_search(&index).is_ok() {
             accepted.push(kvm_msr_entry { index, data, ..Default::default() });
         } else if data != 0 {
-            return Err(StateError::Msr { index, value: data });
+            return Err(cannot_be(index, data));
         }
     }
     Ok(accepted)
 }
 
 /// One entry by itself.
-pub(super) fn write_one(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), StateError> {
+pub(super) fn write_one(vcpu: &VcpuFd, index: u32, data: u64) -> anyhow::Result<()> {
     write(vcpu, &[kvm_msr_entry { index, data, ..Default::default() }])
 }
 
-fn wrap(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
-    Msrs::from_entries(entries)
-        .map_err(|_| StateError::Size { what: "MSR list", have: entries.len() })
+fn cannot_be(index: u32, value: u64) -> anyhow::Error {
+    anyhow!("KVM refuses MSR {index:#x} = {value:#x}; the hosts' CPUs or kernels differ too much")
+}
+
+fn wrap(entries: &[kvm_msr_entry]) -> anyhow::Result<Msrs> {
+    Msrs::from_entries(entries).context("the MSR list has an impossible length")
 }
 
 #[cfg(test)]

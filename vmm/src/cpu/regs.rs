@@ -5,9 +5,9 @@
 
 use super::arch_caps::ARCH_CAPABILITIES;
 use super::compat::CpuDescriptionV1;
-use super::cpuid::CpuidError;
 use crate::boot::layout::{BOOT_GDT, BOOT_IDT, BOOT_PAGE_TABLES};
 use crate::boot::loader::Entry;
+use anyhow::{Context, ensure};
 use kvm_bindings::{
     Msrs, kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
 };
@@ -52,64 +52,28 @@ const LVT_MASKED: u32 = 1 << 16;
 const LVT_EXTINT: u32 = 7 << 8;
 const LVT_NMI: u32 = 4 << 8;
 
-/// Why a vCPU could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum RegsError {
-    /// KVM refused an ioctl.
-    #[error("{what} failed")]
-    Kvm {
-        /// The ioctl.
-        what: &'static str,
-        /// Its error.
-        #[source]
-        source: kvm_ioctls::Error,
-    },
-    /// The description's CPUID is too long.
-    #[error("cannot give a vCPU its CPUID")]
-    Cpuid(#[source] CpuidError),
-    /// KVM refused an MSR.
-    #[error("KVM refuses MSR {0:#x}")]
-    Msr(u32),
-    /// Boot structures do not fit guest memory.
-    #[error("cannot write descriptor and page tables")]
-    GuestMemory(#[source] vm_memory::GuestMemoryError),
-}
-
-fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegsError {
-    move |source| RegsError::Kvm { what, source }
-}
-
 /// Gives vCPU `id` of `count`, which is new, what its description says, and the state that firmware
 /// would leave: FPU, MSRs and local interrupt pins. Needs the in-kernel irqchip. Not for vCPUs that
 /// are restored.
-pub fn init_vcpu(
-    vcpu: &VcpuFd,
-    cpu: &CpuDescriptionV1,
-    id: u32,
-    count: u32,
-) -> Result<(), RegsError> {
-    let cpuid = cpu.vcpu_cpuid(id, count).map_err(RegsError::Cpuid)?;
-    vcpu.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+pub fn init_vcpu(vcpu: &VcpuFd, cpu: &CpuDescriptionV1, id: u32, count: u32) -> anyhow::Result<()> {
+    let cpuid = cpu.vcpu_cpuid(id, count)?;
+    vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2 failed")?;
     let fpu = kvm_fpu { fcw: 0x37F, mxcsr: 0x1F80, ..Default::default() };
-    vcpu.set_fpu(&fpu).map_err(kvm("KVM_SET_FPU"))?;
+    vcpu.set_fpu(&fpu).context("KVM_SET_FPU failed")?;
     let caps = cpu.has_arch_capabilities().then_some((ARCH_CAPABILITIES, cpu.arch_capabilities));
     let msrs = [(MSR_MISC_ENABLE, MISC_ENABLE_BOOT), (MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK)];
     for (index, data) in msrs.into_iter().chain(caps) {
         let entry = kvm_msr_entry { index, data, ..Default::default() };
-        // One entry always fits.
-        let msrs = Msrs::from_entries(&[entry]).map_err(|_| RegsError::Msr(index))?;
-        match vcpu.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))? {
-            1 => {}
-            _ => return Err(RegsError::Msr(index)),
-        }
+        let set = vcpu.set_msrs(&Msrs::from_entries(&[entry])?).context("KVM_SET_MSRS failed")?;
+        ensure!(set == 1, "KVM refuses MSR {index:#x}");
     }
-    let mut lapic = vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?;
+    let mut lapic = vcpu.get_lapic().context("KVM_GET_LAPIC failed")?;
     // The 8259 is wired to LINT0, but masked: the machine is hardware-reduced, no guest expects it
     // to be live. Linux without ACPI unmasks it itself (virtual wire mode). NMIs come in at LINT1,
     // as the MADT says.
     set_lapic_reg(&mut lapic, APIC_LVT0, LVT_EXTINT | LVT_MASKED);
     set_lapic_reg(&mut lapic, APIC_LVT1, LVT_NMI);
-    vcpu.set_lapic(&lapic).map_err(kvm("KVM_SET_LAPIC"))
+    vcpu.set_lapic(&lapic).context("KVM_SET_LAPIC failed")
 }
 
 fn set_lapic_reg(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
@@ -118,14 +82,16 @@ fn set_lapic_reg(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
     }
 }
 
+const TABLES: &str = "cannot write descriptor and page tables";
+
 /// Points the boot vCPU at what [`crate::boot::loader::load`] has loaded; writes descriptor and
 /// page tables.
-pub fn setup_boot_vcpu(vcpu: &VcpuFd, mem: &GuestMemory, entry: &Entry) -> Result<(), RegsError> {
-    let mut sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+pub fn setup_boot_vcpu(vcpu: &VcpuFd, mem: &GuestMemory, entry: &Entry) -> anyhow::Result<()> {
+    let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS failed")?;
     let regs = match *entry {
         Entry::Linux64 { rip, boot_params } => {
-            write_page_tables(mem).map_err(RegsError::GuestMemory)?;
-            set_segments(&mut sregs, code_segment(true), 11);
+            write_page_tables(mem).context(TABLES)?;
+            set_segments(&mut sregs, code_segment(true));
             sregs.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_PG;
             sregs.cr3 = BOOT_PAGE_TABLES;
             sregs.cr4 = CR4_PAE;
@@ -133,16 +99,16 @@ pub fn setup_boot_vcpu(vcpu: &VcpuFd, mem: &GuestMemory, entry: &Entry) -> Resul
             kvm_regs { rip, rsi: boot_params, rflags: RFLAGS_RESERVED, ..Default::default() }
         }
         Entry::Pvh { rip, start_info } => {
-            set_segments(&mut sregs, code_segment(false), 11);
+            set_segments(&mut sregs, code_segment(false));
             sregs.cr0 = CR0_PE | CR0_ET;
             sregs.cr4 = 0;
             sregs.efer = 0;
             kvm_regs { rip, rbx: start_info, rflags: RFLAGS_RESERVED, ..Default::default() }
         }
     };
-    write_gdt(mem, &sregs).map_err(RegsError::GuestMemory)?;
-    vcpu.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?;
-    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
+    write_gdt(mem, &sregs).context(TABLES)?;
+    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS failed")?;
+    vcpu.set_regs(&regs).context("KVM_SET_REGS failed")
 }
 
 /// A flat code segment: 64-bit, or 32-bit with a 4 GiB limit.
@@ -162,7 +128,7 @@ fn code_segment(long: bool) -> kvm_segment {
     }
 }
 
-fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, tss_type: u8) {
+fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment) {
     // Read, write, accessed; 32-bit operand size.
     let data = kvm_segment { selector: BOOT_DS, type_: 3, db: 1, l: 0, ..code };
     sregs.cs = code;
@@ -172,7 +138,7 @@ fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment, tss_type: u8) {
     // VMX wants a busy TSS at entry, of the 64-bit or 32-bit kind (both have type 11).
     sregs.tr = kvm_segment {
         selector: BOOT_TSS,
-        type_: tss_type,
+        type_: 11,
         limit: 0x67,
         present: 1,
         ..Default::default()
@@ -237,7 +203,7 @@ mod tests {
     #[test]
     fn descriptors_are_the_well_known_ones() {
         let mut sregs = kvm_sregs::default();
-        set_segments(&mut sregs, code_segment(true), 11);
+        set_segments(&mut sregs, code_segment(true));
         assert_eq!(descriptor(&sregs.cs), 0x00AF_9B00_0000_FFFF);
         assert_eq!(descriptor(&sregs.ds), 0x00CF_9300_0000_FFFF);
         assert_eq!(descriptor(&sregs.tr), 0x0000_8B00_0000_0067);

@@ -42,8 +42,8 @@
 use super::arch_caps::ARCH_CAPABILITIES;
 use super::clock::{self, ClockReading, TscReading};
 use super::compat::CpuDescriptionV1;
-use super::error::StateError;
 use super::msrs;
+use anyhow::{Context, bail, ensure};
 use kvm_bindings::{
     KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -61,14 +61,6 @@ const MAX_XSAVE: usize = 64 << 10;
 const TSC_FAR: u64 = 1 << 60;
 /// The XSAVE area that every kernel has, bytes.
 const XSAVE_BASE: usize = size_of::<kvm_xsave>();
-
-fn get(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
-    move |source| StateError::Get { what, source }
-}
-
-fn set(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
-    move |source| StateError::Set { what, source }
-}
 
 /// Everything about one vCPU, as it goes over the wire. Decode it with [`wherry_codec::decode`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,7 +120,7 @@ pub struct StateAccess {
 
 impl StateAccess {
     /// Asks KVM; `vcpu` is any vCPU of `vm`.
-    pub fn new(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<Self, StateError> {
+    pub fn new(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> anyhow::Result<Self> {
         // The capability's value is the length of the area, at least that of kvm_xsave (api.rst,
         // KVM_GET_XSAVE2).
         let xsave2 = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
@@ -166,24 +158,24 @@ impl StateAccess {
         vcpu: &VcpuFd,
         id: u32,
         clock_ns: u64,
-    ) -> Result<VcpuStateV1, StateError> {
-        let mp_state = vcpu.get_mp_state().map_err(get("mp_state"))?;
-        let khz = vcpu.get_tsc_khz().map_err(get("the TSC frequency"))?;
+    ) -> anyhow::Result<VcpuStateV1> {
+        let mp_state = vcpu.get_mp_state().context("cannot read mp_state")?;
+        let khz = vcpu.get_tsc_khz().context("cannot read the TSC frequency")?;
         let parked = self.lock_parked().get(&id).copied();
         let deadline = msrs::read(vcpu, &[msrs::TSC_DEADLINE])?;
         Ok(VcpuStateV1 {
             id,
             tsc: clock::guest_tsc(clock_ns, khz, TscReading::read(vm, vcpu)?, parked),
             tsc_deadline: deadline.first().map_or(0, |m| m.data),
-            regs: vcpu.get_regs().map_err(get("registers"))?,
-            sregs: vcpu.get_sregs().map_err(get("system registers"))?,
-            xcrs: vcpu.get_xcrs().map_err(get("XCRs"))?,
+            regs: vcpu.get_regs().context("cannot read registers")?,
+            sregs: vcpu.get_sregs().context("cannot read system registers")?,
+            xcrs: vcpu.get_xcrs().context("cannot read XCRs")?,
             xsave: self.get_xsave(vcpu)?,
-            debug_regs: vcpu.get_debug_regs().map_err(get("debug registers"))?,
-            lapic: vcpu.get_lapic().map_err(get("the local APIC"))?,
+            debug_regs: vcpu.get_debug_regs().context("cannot read debug registers")?,
+            lapic: vcpu.get_lapic().context("cannot read the local APIC")?,
             msrs: msrs::read(vcpu, &self.msrs)?,
             mp_state,
-            events: vcpu.get_vcpu_events().map_err(get("events"))?,
+            events: vcpu.get_vcpu_events().context("cannot read events")?,
         })
     }
 
@@ -196,31 +188,32 @@ impl StateAccess {
         vcpu: &VcpuFd,
         state: &VcpuStateV1,
         to: &Destination<'_>,
-    ) -> Result<(), StateError> {
+    ) -> anyhow::Result<()> {
         state.check()?;
         let msrs = msrs::accepted(&state.msrs, &self.msrs)?;
-        let cpuid = to.cpu.vcpu_cpuid(state.id, to.nr_vcpus).map_err(StateError::Cpuid)?;
-        vcpu.set_cpuid2(&cpuid).map_err(set("CPUID"))?;
+        let cpuid =
+            to.cpu.vcpu_cpuid(state.id, to.nr_vcpus).context("cannot give a vCPU its CPUID")?;
+        vcpu.set_cpuid2(&cpuid).context("KVM refuses the saved CPUID")?;
         if to.cpu.has_arch_capabilities() {
             msrs::write_one(vcpu, ARCH_CAPABILITIES, to.cpu.arch_capabilities)?;
         }
         set_tsc_khz(vcpu, to.cpu.tsc_khz)?;
-        vcpu.set_sregs(&state.sregs).map_err(set("system registers"))?;
-        vcpu.set_regs(&state.regs).map_err(set("registers"))?;
+        vcpu.set_sregs(&state.sregs).context("KVM refuses the saved system registers")?;
+        vcpu.set_regs(&state.regs).context("KVM refuses the saved registers")?;
         // A CPU without XSAVE has none, and KVM then refuses even an empty set.
         if state.xcrs.nr_xcrs > 0 {
-            vcpu.set_xcrs(&state.xcrs).map_err(set("XCRs"))?;
+            vcpu.set_xcrs(&state.xcrs).context("KVM refuses the saved XCRs")?;
         }
         self.set_xsave(vcpu, &state.xsave)?;
-        vcpu.set_debug_regs(&state.debug_regs).map_err(set("debug registers"))?;
+        vcpu.set_debug_regs(&state.debug_regs).context("KVM refuses the saved debug registers")?;
         self.set_tsc(vcpu, TscReading { clock_ns: to.clock_ns, tsc: state.tsc }, to)?;
         msrs::write(vcpu, &msrs)?;
-        vcpu.set_lapic(&state.lapic).map_err(set("local APIC"))?;
+        vcpu.set_lapic(&state.lapic).context("KVM refuses the saved local APIC")?;
         if state.tsc_deadline != 0 {
             msrs::write_one(vcpu, msrs::TSC_DEADLINE, state.tsc_deadline)?;
         }
-        vcpu.set_mp_state(state.mp_state).map_err(set("mp_state"))?;
-        vcpu.set_vcpu_events(&state.events).map_err(set("events"))?;
+        vcpu.set_mp_state(state.mp_state).context("KVM refuses the saved mp_state")?;
+        vcpu.set_vcpu_events(&state.events).context("KVM refuses the saved events")?;
         // It may move on without having run here.
         self.note_parked(to.vm, vcpu, state.id);
         Ok(())
@@ -239,7 +232,7 @@ impl StateAccess {
         vcpu: &VcpuFd,
         saved: TscReading,
         to: &Destination<'_>,
-    ) -> Result<(), StateError> {
+    ) -> anyhow::Result<()> {
         let mut restored = self.tsc_restored.lock().unwrap_or_else(PoisonError::into_inner);
         if !*restored {
             msrs::write_one(vcpu, msrs::TSC, saved.tsc.wrapping_add(TSC_FAR))?;
@@ -250,15 +243,15 @@ impl StateAccess {
         msrs::write_one(vcpu, msrs::TSC, saved.at(clock_ns, to.cpu.tsc_khz))
     }
 
-    fn get_xsave(&self, vcpu: &VcpuFd) -> Result<Vec<u8>, StateError> {
+    fn get_xsave(&self, vcpu: &VcpuFd) -> anyhow::Result<Vec<u8>> {
         let mut area = self.new_xsave()?;
         if self.has_xsave2 {
             // SAFETY: the area has `xsave_len` bytes, which is at least what KVM_CAP_XSAVE2 said
             // that KVM writes; this process never asks arch_prctl for dynamic features, so that
             // size has not grown since.
-            unsafe { vcpu.get_xsave2(&mut area) }.map_err(get("XSAVE state"))?;
+            unsafe { vcpu.get_xsave2(&mut area) }.context("cannot read XSAVE state")?;
         } else {
-            let xsave = vcpu.get_xsave().map_err(get("XSAVE state"))?;
+            let xsave = vcpu.get_xsave().context("cannot read XSAVE state")?;
             // SAFETY: only the fixed part is changed, the length of the flexible part stays as
             // allocated.
             unsafe { area.as_mut_fam_struct() }.xsave.region = xsave.region;
@@ -267,14 +260,12 @@ impl StateAccess {
         Ok(fixed.iter().chain(area.as_slice()).flat_map(|word| word.to_le_bytes()).collect())
     }
 
-    fn set_xsave(&self, vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), StateError> {
+    fn set_xsave(&self, vcpu: &VcpuFd, bytes: &[u8]) -> anyhow::Result<()> {
         let mut area = self.new_xsave()?;
         let (bytes, rest) = bytes.split_at(bytes.len().min(self.xsave_len));
         if rest.iter().any(|&b| b != 0) {
-            return Err(StateError::XsaveTooLarge {
-                have: bytes.len() + rest.len(),
-                max: self.xsave_len,
-            });
+            let (have, max) = (bytes.len() + rest.len(), self.xsave_len);
+            bail!("the saved XSAVE area has {have} bytes, this host's only {max}");
         }
         // What the source did not have stays zero, which is the initial state of a component.
         let mut words = bytes.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]));
@@ -285,56 +276,50 @@ impl StateAccess {
         area.as_mut_slice().iter_mut().zip(&mut words).for_each(|(slot, word)| *slot = word);
         // SAFETY: the area has `xsave_len` bytes, which is at least what KVM_CAP_XSAVE2 said that
         // KVM reads (and at least kvm_xsave, which it reads without that capability).
-        unsafe { vcpu.set_xsave2(&area) }.map_err(set("XSAVE state"))
+        unsafe { vcpu.set_xsave2(&area) }.context("KVM refuses the saved XSAVE state")
     }
 
-    fn new_xsave(&self) -> Result<Xsave, StateError> {
+    fn new_xsave(&self) -> anyhow::Result<Xsave> {
         let extra = (self.xsave_len - XSAVE_BASE) / 4;
-        Xsave::new(extra).map_err(|_| StateError::Size { what: "XSAVE area", have: self.xsave_len })
+        Xsave::new(extra).context("this host's XSAVE area has an impossible length")
     }
 }
 
 impl VcpuStateV1 {
     /// Bounds on what comes from a peer, before any of it reaches KVM.
-    fn check(&self) -> Result<(), StateError> {
-        for (what, have, good) in [
-            ("MSR list", self.msrs.len(), self.msrs.len() <= MAX_MSRS),
-            (
-                "XSAVE area",
-                self.xsave.len(),
-                (XSAVE_BASE..=MAX_XSAVE).contains(&self.xsave.len())
-                    && self.xsave.len().is_multiple_of(4),
-            ),
-        ] {
-            if !good {
-                return Err(StateError::Size { what, have });
-            }
-        }
+    fn check(&self) -> anyhow::Result<()> {
+        let (msrs, xsave) = (self.msrs.len(), self.xsave.len());
+        ensure!(msrs <= MAX_MSRS, "the saved MSR list has an impossible length, {msrs}");
+        let possible = (XSAVE_BASE..=MAX_XSAVE).contains(&xsave) && xsave.is_multiple_of(4);
+        ensure!(possible, "the saved XSAVE area has an impossible length, {xsave}");
         // KVM stores any number and wonders about it later, in the host's kernel log.
-        if self.mp_state.mp_state > KVM_MP_STATE_SIPI_RECEIVED {
-            return Err(StateError::MpState(self.mp_state.mp_state));
-        }
+        let mp_state = self.mp_state.mp_state;
+        let exists = mp_state <= KVM_MP_STATE_SIPI_RECEIVED;
+        ensure!(exists, "the saved mp_state, {mp_state}, does not exist");
         Ok(())
     }
 }
 
 /// Gives a vCPU a TSC frequency, if it has another one.
-fn set_tsc_khz(vcpu: &VcpuFd, wanted: u32) -> Result<(), StateError> {
-    let host = vcpu.get_tsc_khz().map_err(get("the TSC frequency"))?;
+fn set_tsc_khz(vcpu: &VcpuFd, wanted: u32) -> anyhow::Result<()> {
+    let host = vcpu.get_tsc_khz().context("cannot read the TSC frequency")?;
     if host == wanted || (wanted != 0 && vcpu.set_tsc_khz(wanted).is_ok()) {
         return Ok(());
     }
-    Err(StateError::TscFrequency { wanted, host })
+    bail!(
+        "this host cannot give the guest a TSC of {wanted} kHz; its own has {host} kHz and cannot \
+         be scaled"
+    )
 }
 
 /// Tells the guest that it was stopped, so that its soft-lockup watchdogs start over
 /// (KVM_KVMCLOCK_CTRL). Call it on each vCPU after a pause, before it runs again, on whichever
 /// host; for a restored one after [`StateAccess::restore`].
-pub fn note_pause(vcpu: &VcpuFd) -> Result<(), StateError> {
+pub fn note_pause(vcpu: &VcpuFd) -> anyhow::Result<()> {
     match vcpu.kvmclock_ctrl() {
         // The guest does not use kvmclock.
         Err(e) if e.errno() == libc::EINVAL => Ok(()),
-        other => other.map_err(set("pause notice")),
+        other => other.context("KVM refuses the pause notice"),
     }
 }
 

@@ -12,14 +12,13 @@
 //!    must land in the restored local APICs; before them it would be overwritten
 
 use super::clock::{self, ClockReading, ClockWarning, realtime_ns};
-use super::error::StateError;
+use anyhow::{Context, ensure};
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, VmFd};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::time::Duration;
 
 /// The highest kvmclock that is taken from a peer, nanoseconds.
@@ -42,19 +41,10 @@ pub struct VmStateV1 {
     pub pit: Option<kvm_pit_state2>,
 }
 
-impl fmt::Debug for VmStateV1 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = f.debug_struct("VmStateV1");
-        out.field("clock_ns", &self.clock_ns)
-            .field("realtime_ns", &self.realtime_ns)
-            .finish_non_exhaustive()
-    }
-}
-
 impl VmStateV1 {
     /// Reads everything but the clock, which was read before the vCPUs, since their TSCs go with
     /// it.
-    pub fn save(vm: &VmFd, clock: ClockReading) -> Result<Self, StateError> {
+    pub fn save(vm: &VmFd, clock: ClockReading) -> anyhow::Result<Self> {
         Ok(Self {
             clock_ns: clock.clock_ns,
             realtime_ns: clock.realtime_ns,
@@ -76,11 +66,10 @@ impl VmStateV1 {
 
     /// Sets kvmclock to where it would be had it run on: by the downtime so far as the hosts'
     /// real-time clocks tell it, and not at all if this host's is behind the source's.
-    pub fn restore_clock(&self, vm: &VmFd) -> Result<(), StateError> {
+    pub fn restore_clock(&self, vm: &VmFd) -> anyhow::Result<()> {
         // Centuries; and far from where KVM's arithmetic would wrap.
-        if self.clock_ns > MAX_CLOCK {
-            return Err(StateError::Impossible { what: "clock", have: self.clock_ns });
-        }
+        let have = self.clock_ns;
+        ensure!(have <= MAX_CLOCK, "the saved clock has an impossible value, {have:#x}");
         // The capability's value is the set of flags that KVM_SET_CLOCK may use.
         let flags = vm.check_extension_int(Cap::AdjustClock).max(0) as u32 & KVM_CLOCK_REALTIME;
         let data = if flags != 0 {
@@ -94,44 +83,38 @@ impl VmStateV1 {
             let elapsed = realtime_ns().saturating_sub(self.realtime_ns);
             kvm_clock_data { clock: self.clock_ns.saturating_add(elapsed), ..Default::default() }
         };
-        vm.set_clock(&data).map_err(|source| StateError::Set { what: "clock", source })
+        vm.set_clock(&data).context("KVM refuses the saved clock")
     }
 
     /// Writes PIC, IOAPIC and PIT to a VM whose vCPUs have been restored.
-    pub fn restore_chips(&self, vm: &VmFd) -> Result<(), StateError> {
+    pub fn restore_chips(&self, vm: &VmFd) -> anyhow::Result<()> {
         for (chip, id) in [
             (&self.pic_master, KVM_IRQCHIP_PIC_MASTER),
             (&self.pic_slave, KVM_IRQCHIP_PIC_SLAVE),
             (&self.ioapic, KVM_IRQCHIP_IOAPIC),
         ] {
-            if chip.chip_id != id {
-                return Err(StateError::Size {
-                    what: "interrupt controller's number",
-                    have: chip.chip_id as usize,
-                });
-            }
-            vm.set_irqchip(chip)
-                .map_err(|source| StateError::Set { what: "interrupt controller", source })?;
+            let have = chip.chip_id;
+            ensure!(have == id, "the saved interrupt controller {id} has the number {have}");
+            vm.set_irqchip(chip).context("KVM refuses the saved interrupt controller")?;
         }
         if let Some(pit) = &self.pit {
-            vm.set_pit2(pit).map_err(|source| StateError::Set { what: "PIT", source })?;
+            vm.set_pit2(pit).context("KVM refuses the saved PIT")?;
         }
         Ok(())
     }
 }
 
-fn get_chip(vm: &VmFd, chip_id: u32) -> Result<kvm_irqchip, StateError> {
+fn get_chip(vm: &VmFd, chip_id: u32) -> anyhow::Result<kvm_irqchip> {
     let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-    vm.get_irqchip(&mut chip)
-        .map_err(|source| StateError::Get { what: "an interrupt controller", source })?;
+    vm.get_irqchip(&mut chip).context("cannot read an interrupt controller")?;
     Ok(chip)
 }
 
-fn get_pit(vm: &VmFd) -> Result<Option<kvm_pit_state2>, StateError> {
+fn get_pit(vm: &VmFd) -> anyhow::Result<Option<kvm_pit_state2>> {
     match vm.get_pit2() {
         Ok(pit) => Ok(Some(pit)),
         // There is none.
         Err(e) if e.errno() == libc::ENXIO => Ok(None),
-        Err(source) => Err(StateError::Get { what: "the PIT", source }),
+        Err(e) => Err(e).context("cannot read the PIT"),
     }
 }

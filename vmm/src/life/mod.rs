@@ -96,17 +96,6 @@ pub enum Life {
     Rebooting,
 }
 
-/// What a command wants to touch. See [`Event::Touch`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Touch {
-    /// Press the power button.
-    PowerButton,
-    /// Change the balloon's target.
-    BalloonTarget,
-    /// Ask the guest for statistics.
-    Statistics,
-}
-
 /// What happens to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -125,8 +114,8 @@ pub enum Event {
         /// Also after a migration whose outcome is unknown.
         force: bool,
     },
-    /// A command that changes the machine.
-    Touch(Touch),
+    /// A command that changes the machine: its power button, its balloon.
+    Touch,
     /// `migrate`.
     Migrate,
     /// The engine stops the machine for good unless the migration fails.
@@ -188,9 +177,6 @@ pub enum Refusal {
     /// A device has work that does not end; the guest goes on.
     #[error("a device is busy: its requests do not end")]
     Unfinished,
-    /// Only `resume --force`.
-    #[error("the guest may run at the destination")]
-    NeedsForce,
 }
 
 impl fmt::Display for Life {
@@ -213,88 +199,96 @@ impl fmt::Display for Life {
 /// # Errors
 /// The event is not for this state.
 pub fn step(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
-    use Life::{Ended, Migrated, Migrating, Paused, Rebooting, Receiving, Running, Unknown};
-    use Phase::{HandingOver, Held, Live};
-    let no = Err(Refusal::State(life));
-    let next = match (event, life) {
-        // A new machine.
+    match event {
+        Event::Arrived { .. } | Event::Stillborn(_) | Event::Reboot => machine(life, event),
+        Event::Pause | Event::Resume { .. } | Event::Touch | Event::Migrate => command(life, event),
+        Event::End(end) => Ok(ended(life, end)),
+        _ => engine(life, event),
+    }
+}
+
+/// A new machine.
+fn machine(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
+    use Life::{Ended, Paused, Rebooting, Receiving, Running};
+    Ok(match (event, life) {
         (Event::Arrived { run: true }, Receiving | Rebooting) => (Running, Act::Start),
         (Event::Arrived { run: false }, Receiving) => (Paused, Act::Nothing),
         (Event::Reboot, Ended(End::Reset)) => (Rebooting, Act::Nothing),
         (Event::Stillborn(end), Receiving | Rebooting) => (Ended(end), Act::Nothing),
-        (Event::Arrived { .. } | Event::Stillborn(_) | Event::Reboot, _) => return no,
+        _ => return Err(Refusal::State(life)),
+    })
+}
 
-        // Commands.
+fn command(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
+    use Life::{Migrating, Paused, Running, Unknown};
+    use Phase::{HandingOver, Held, Live};
+    Ok(match (event, life) {
         (Event::Pause, Running) => (Paused, Act::Stop),
         (Event::Pause, Paused) | (Event::Resume { .. }, Running) => (life, Act::Nothing),
         (Event::Resume { .. }, Paused) => (Running, Act::Start),
         (Event::Resume { force: true }, Unknown) => (Running, Act::StartAnyway),
-        (Event::Resume { force: false }, Unknown) => return Err(Refusal::NeedsForce),
         (Event::Migrate, Running | Paused) => {
             (Migrating { run: life == Running, phase: Live, ended: None }, Act::Nothing)
         }
         (Event::Migrate, Migrating { .. }) => return Err(Refusal::Busy),
-        (Event::Touch(_), Running | Migrating { run: true, phase: Live, ended: None }) => {
+        (Event::Touch, Running | Migrating { run: true, phase: Live, ended: None }) => {
             (life, Act::Nothing)
         }
-        (Event::Touch(_), Migrating { phase: Held | HandingOver, .. }) => {
+        (Event::Touch, Migrating { phase: Held | HandingOver, .. }) => {
             return Err(Refusal::BeingHandedOver);
         }
         // A paused machine stays as it is.
-        (Event::Touch(_), Migrating { run: false, .. }) => return Err(Refusal::State(Paused)),
-        (Event::Pause | Event::Resume { .. } | Event::Migrate | Event::Touch(_), _) => return no,
+        (Event::Touch, Migrating { run: false, .. }) => return Err(Refusal::State(Paused)),
+        _ => return Err(Refusal::State(life)),
+    })
+}
 
-        // The engine.
-        (Event::Hold, Migrating { run, phase: Live | Held, ended: None }) => {
-            (Migrating { run, phase: Held, ended: None }, Act::Hold)
-        }
+fn engine(life: Life, event: Event) -> Result<(Life, Act), Refusal> {
+    use Life::{Ended, Migrated, Migrating, Paused, Running, Unknown};
+    use Phase::{HandingOver, Held, Live};
+    let Migrating { run, phase, ended } = life else { return Err(Refusal::State(life)) };
+    let at = |phase| Migrating { run, phase, ended };
+    Ok(match (event, phase, ended) {
+        (Event::Hold, Live | Held, None) => (at(Held), Act::Hold),
         // After its success, to be quite sure.
-        (Event::Hold, Migrating { phase: HandingOver, .. }) => (life, Act::Stop),
-        (Event::HandOver, Migrating { run, phase: Held, ended: None }) => {
-            (Migrating { run, phase: HandingOver, ended: None }, Act::HandOver)
-        }
-        (Event::TakeBack, Migrating { run, phase: HandingOver, ended }) => {
-            (Migrating { run, phase: Held, ended }, Act::TakeBack)
-        }
-        (Event::Release, Migrating { run, phase: Held, ended }) => {
-            let act = if run && ended.is_none() { Act::Release } else { Act::LetGo };
-            (Migrating { run, phase: Live, ended }, act)
-        }
-        (Event::Release, Migrating { phase: Live, .. }) => (life, Act::Nothing),
-        (Event::Hold | Event::HandOver | Event::TakeBack | Event::Release, _) => return no,
-        (Event::EngineEnded { moved: true }, Migrating { phase: HandingOver, .. }) => {
-            (Migrated, Act::Stop)
-        }
-        (Event::EngineEnded { moved: false }, Migrating { phase: HandingOver, ended, .. }) => {
-            (ended.map_or(Unknown, Ended), Act::Stop)
-        }
+        (Event::Hold, HandingOver, _) => (life, Act::Stop),
+        (Event::HandOver, Held, None) => (at(HandingOver), Act::HandOver),
+        (Event::TakeBack, HandingOver, _) => (at(Held), Act::TakeBack),
+        (Event::Release, Held, None) if run => (at(Live), Act::Release),
+        (Event::Release, Held, _) => (at(Live), Act::LetGo),
+        (Event::Release, Live, _) => (life, Act::Nothing),
+        (Event::EngineEnded { moved: true }, HandingOver, _) => (Migrated, Act::Stop),
         // It cannot have moved without a hand-off; if it says so, the guest does not run here
         // either.
-        (Event::EngineEnded { moved: true }, Migrating { .. }) => (Unknown, Act::Stop),
-        (Event::EngineEnded { .. }, Migrating { ended: Some(end), .. }) => (Ended(end), Act::Stop),
+        (Event::EngineEnded { moved: true }, ..) => (Unknown, Act::Stop),
+        (Event::EngineEnded { .. }, _, Some(end)) => (Ended(end), Act::Stop),
+        (Event::EngineEnded { .. }, HandingOver, None) => (Unknown, Act::Stop),
         // The engine died holding it: stopped and ours.
-        (Event::EngineEnded { .. }, Migrating { phase: Held, .. }) => (Paused, Act::LetGo),
-        (Event::EngineEnded { .. }, Migrating { run: true, .. }) => (Running, Act::Nothing),
-        (Event::EngineEnded { .. }, Migrating { run: false, .. }) => (Paused, Act::Nothing),
-        (Event::EngineEnded { .. }, _) => return no,
+        (Event::EngineEnded { .. }, Held, None) => (Paused, Act::LetGo),
+        (Event::EngineEnded { .. }, Live, None) => {
+            (if run { Running } else { Paused }, Act::Nothing)
+        }
+        _ => return Err(Refusal::State(life)),
+    })
+}
 
-        // Ends.
-        (Event::End(end), Running | Paused) => (Ended(end), Act::Stop),
-        (Event::End(End::Kill), Receiving | Unknown | Rebooting) => (Ended(End::Kill), Act::Stop),
-        (Event::End(end), Migrating { run, phase: phase @ (Live | Held), ended }) => {
+fn ended(life: Life, end: End) -> (Life, Act) {
+    use Life::{Ended, Migrating, Paused, Rebooting, Receiving, Running, Unknown};
+    use Phase::{HandingOver, Held, Live};
+    match life {
+        Running | Paused => (Ended(end), Act::Stop),
+        Receiving | Unknown | Rebooting if end == End::Kill => (Ended(end), Act::Stop),
+        Migrating { run, phase: phase @ (Live | Held), ended } => {
             let act = if ended.is_none() { Act::StopAndCancel } else { Act::Nothing };
             (Migrating { run, phase, ended: Some(End::or(ended, end)) }, act)
         }
-        (Event::End(End::Kill), Migrating { run, phase: HandingOver, .. }) => {
-            (Migrating { run, phase: HandingOver, ended: Some(End::Kill) }, Act::Nothing)
+        Migrating { run, phase: HandingOver, .. } if end == End::Kill => {
+            (Migrating { run, phase: HandingOver, ended: Some(end) }, Act::Nothing)
         }
-        (Event::End(end), Ended(End::Reset)) => {
-            (Ended(End::or(Some(End::Reset), end)), Act::Nothing)
-        }
+        Ended(End::Reset) => (Ended(End::or(Some(End::Reset), end)), Act::Nothing),
         // Over already, or the guest's life goes on elsewhere.
-        (Event::End(_), _) => (life, Act::Nothing),
-    };
-    Ok(next)
+        _ => (life, Act::Nothing),
+    }
 }
 
 /// Whether a machine runs, and who may start it. The machine's own, below the owner: a second wall.
@@ -312,22 +306,8 @@ pub struct Hold {
     starts: u32,
 }
 
-/// The machine may not be started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Shut {
-    /// By a migration's switchover.
-    #[error("a migration holds the machine")]
-    Held,
-    /// For good.
-    #[error("the guest was handed over and may run at the destination")]
-    HandedOver,
-    /// It could not be stopped, and goes on.
-    #[error("a device is busy: its requests do not end")]
-    Unfinished,
-    /// Not as it was when it was stopped for the hand-off.
-    #[error("the guest ran after it was stopped for the hand-off")]
-    Moved,
-}
+/// What a machine says that is shut for good.
+const HANDED_OVER: Refusal = Refusal::State(Life::Unknown);
 
 impl Gate {
     /// What an [`Act`] does to the machine: `Some(true)`: now start its vCPUs, `Some(false)`: now
@@ -335,7 +315,7 @@ impl Gate {
     ///
     /// # Errors
     /// The machine is held, handed over, or not as it was held. Nothing has changed then.
-    pub fn apply(&mut self, hold: &mut Option<Hold>, act: Act) -> Result<Option<bool>, Shut> {
+    pub fn apply(&mut self, hold: &mut Option<Hold>, act: Act) -> Result<Option<bool>, Refusal> {
         match act {
             Act::Nothing => Ok(None),
             Act::Stop | Act::StopAndCancel => Ok(self.stop()),
@@ -345,7 +325,7 @@ impl Gate {
                 (self.held, self.handed_over) = (false, false);
                 self.start()
             }
-            Act::Hold if self.handed_over => Err(Shut::HandedOver),
+            Act::Hold if self.handed_over => Err(HANDED_OVER),
             Act::Hold => {
                 self.held = true;
                 *hold = Some(Hold { starts: self.starts });
@@ -354,7 +334,8 @@ impl Gate {
             Act::HandOver => {
                 let since = hold.as_ref().map(|h| h.starts);
                 if self.running || !self.held || since != Some(self.starts) {
-                    return Err(Shut::Moved);
+                    // It ran after it was stopped for the hand-off.
+                    return Err(Refusal::BeingHandedOver);
                 }
                 self.handed_over = true;
                 Ok(None)
@@ -375,10 +356,10 @@ impl Gate {
         std::mem::take(&mut self.running).then_some(false)
     }
 
-    fn start(&mut self) -> Result<Option<bool>, Shut> {
+    fn start(&mut self) -> Result<Option<bool>, Refusal> {
         match (self.handed_over, self.held) {
-            (true, _) => Err(Shut::HandedOver),
-            (_, true) => Err(Shut::Held),
+            (true, _) => Err(HANDED_OVER),
+            (_, true) => Err(Refusal::BeingHandedOver),
             _ if self.running => Ok(None),
             _ => {
                 self.running = true;

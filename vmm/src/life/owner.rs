@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use wherry_migration::CancelToken;
 
-use super::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Shut, step};
+use super::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, step};
 use crate::sync::lock;
 
 /// A machine as its owner sees it.
@@ -23,9 +23,9 @@ pub trait Vcpus: Send + Sync {
     /// Stops vCPUs, then devices. Returns when they stand still.
     ///
     /// # Errors
-    /// A device has work that does not end. The machine stands still all the same, as far as it
-    /// can: [`go`](Self::go) lets it go on.
-    fn halt(&self) -> Result<(), Unfinished>;
+    /// [`Refusal::Unfinished`]. The machine stands still all the same, as far as it can:
+    /// [`go`](Self::go) lets it go on.
+    fn halt(&self) -> Result<(), Refusal>;
 
     /// Starts devices, then vCPUs.
     fn go(&self);
@@ -33,10 +33,6 @@ pub trait Vcpus: Send + Sync {
     /// What the guest did to end itself.
     fn ended(&self) -> Option<End>;
 }
-
-/// A device has work that does not end, so its machine cannot be saved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unfinished;
 
 struct Inner<M> {
     life: Life,
@@ -228,19 +224,13 @@ impl<M: Vcpus> Owner<M> {
     fn apply(&self, inner: &mut Inner<M>, event: Event) -> Result<(), Refusal> {
         let (next, act) = step(inner.life, event)?;
         let goes_on = matches!(event, Event::Pause | Event::Hold);
-        if let Err(shut) = self.act(inner, act, goes_on) {
-            // The machine's own wall: what it says is final.
-            return Err(match shut {
-                Shut::Held | Shut::Moved => Refusal::BeingHandedOver,
-                Shut::HandedOver => Refusal::State(Life::Unknown),
-                Shut::Unfinished => Refusal::Unfinished,
-            });
-        }
+        // The machine's own wall: what it says is final.
+        self.act(inner, act, goes_on)?;
         inner.life = next;
         Ok(())
     }
 
-    fn act(&self, inner: &mut Inner<M>, act: Act, goes_on: bool) -> Result<(), Shut> {
+    fn act(&self, inner: &mut Inner<M>, act: Act, goes_on: bool) -> Result<(), Refusal> {
         if act == Act::StopAndCancel
             && let Some(cancel) = &*lock(&self.cancel)
         {
@@ -252,14 +242,18 @@ impl<M: Vcpus> Owner<M> {
         let before = (*gate, inner.hold.clone());
         match gate.apply(&mut inner.hold, act)? {
             Some(true) => machine.go(),
-            // One that is to go on, here or elsewhere, does so as before; one that is over does
-            // not.
-            Some(false) if machine.halt().is_err() && goes_on => {
-                (*gate, inner.hold) = before;
-                machine.go();
-                return Err(Shut::Unfinished);
+            Some(false) => {
+                // One that is to go on, here or elsewhere, does so as before; one that is over
+                // does not.
+                if let Err(refusal) = machine.halt()
+                    && goes_on
+                {
+                    (*gate, inner.hold) = before;
+                    machine.go();
+                    return Err(refusal);
+                }
             }
-            Some(false) | None => {}
+            None => {}
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
 use super::*;
-use crate::life::{Phase, Touch};
+use crate::life::Phase;
 
 /// A machine that says when it halts or goes, and does it only then.
 #[derive(Default)]
@@ -30,7 +30,7 @@ impl Fake {
         self.runs.store(runs, SeqCst);
     }
 
-    fn start_from_outside(&self) -> Result<Option<bool>, Shut> {
+    fn start_from_outside(&self) -> Result<Option<bool>, Refusal> {
         lock(&self.gate).apply(&mut None, Act::Start)
     }
 
@@ -51,9 +51,9 @@ impl Vcpus for Fake {
         &self.gate
     }
 
-    fn halt(&self) -> Result<(), Unfinished> {
+    fn halt(&self) -> Result<(), Refusal> {
         self.turn(false);
-        if self.busy.load(SeqCst) { Err(Unfinished) } else { Ok(()) }
+        if self.busy.load(SeqCst) { Err(Refusal::Unfinished) } else { Ok(()) }
     }
 
     fn go(&self) {
@@ -120,7 +120,7 @@ fn pause_beside_migrate_then_resume_never_runs_what_was_handed_over() {
         assert!(owner.event(Event::Resume { force }).is_err());
     }
     assert_eq!(owner.engine_ended(false).0, Life::Unknown);
-    assert_eq!(owner.event(Event::Resume { force: false }), Err(Refusal::NeedsForce));
+    assert_eq!(owner.event(Event::Resume { force: false }), Err(Refusal::State(Life::Unknown)));
     assert!(!machine.runs());
     owner.event(Event::Resume { force: true }).unwrap();
     assert!(machine.runs());
@@ -149,12 +149,12 @@ fn a_resume_that_meets_a_migrate_counts() {
 fn a_machine_that_is_held_is_started_by_nobody_else() {
     let (owner, machine) = running();
     held(&owner);
-    assert_eq!(machine.start_from_outside(), Err(Shut::Held));
+    assert_eq!(machine.start_from_outside(), Err(Refusal::BeingHandedOver));
     owner.event(Event::HandOver).unwrap();
-    assert_eq!(machine.start_from_outside(), Err(Shut::HandedOver));
+    assert_eq!(machine.start_from_outside(), Err(Refusal::State(Life::Unknown)));
     assert!(!machine.runs());
     assert_eq!(owner.engine_ended(true), (Life::Migrated, None));
-    assert_eq!(machine.start_from_outside(), Err(Shut::HandedOver), "for good");
+    assert_eq!(machine.start_from_outside(), Err(Refusal::State(Life::Unknown)), "for good");
 }
 
 #[test]
@@ -302,8 +302,7 @@ fn kill_and_cancel_get_through_while_the_machine_is_being_stopped() {
 #[test]
 fn commands_that_would_be_lost_are_refused_by_name() {
     let (owner, _machine) = running();
-    let button = Event::Touch(Touch::PowerButton);
-    let touched = |owner: &Owner<Fake>| owner.touch(button, |_| ()).map(|_| ());
+    let touched = |owner: &Owner<Fake>| owner.touch(Event::Touch, |_| ()).map(|_| ());
     assert_eq!(touched(&owner), Ok(()));
     owner.migrate(&CancelToken::new()).unwrap();
     assert_eq!(touched(&owner), Ok(()), "the state that is sent later has it");

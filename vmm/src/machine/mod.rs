@@ -37,8 +37,8 @@ use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
 use crate::kvm::open_kvm;
 use crate::life::ending::Ending;
-use crate::life::owner::{Unfinished, Vcpus};
-use crate::life::{End, Gate};
+use crate::life::owner::Vcpus;
+use crate::life::{End, Gate, Refusal};
 use crate::memory::{DirtySources, KvmLog, Ram};
 use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
 use devices::{Assembly, Giver};
@@ -168,17 +168,11 @@ impl Machine {
     ///
     /// # Errors
     /// The kernel, initrd or command line cannot be loaded.
-    pub fn boot(&self, kernel: &Kernel) -> anyhow::Result<()> {
+    pub fn boot(&self) -> anyhow::Result<()> {
         let mem = self.ram.memory();
-        let virtio_slots = self.description.devices.iter().filter_map(|d| d.slot).collect();
-        let config = acpi::AcpiConfig { vcpus: self.description.nr_vcpus, virtio_slots };
-        let rsdp = acpi::write_tables(mem, &config)?;
-        let source = loader::BootSource {
-            kernel: &kernel.path,
-            initrd: kernel.initrd.as_deref(),
-            cmdline: &kernel.cmdline,
-        };
-        let loaded = loader::load(mem, &source, rsdp)?;
+        let slots: Vec<u32> = self.description.devices.iter().filter_map(|d| d.slot).collect();
+        let rsdp = acpi::write_tables(mem, self.description.nr_vcpus, &slots)?;
+        let loaded = loader::load(mem, &self.description.kernel, rsdp)?;
         let first = self.vcpus.first().context("a machine has at least one vCPU")?;
         cpu::regs::setup_boot_vcpu(&first.fd(), mem, &loaded.entry)
             .context("cannot set up the first vCPU")?;
@@ -242,11 +236,6 @@ impl Machine {
     pub fn description(&self) -> &Description {
         &self.description
     }
-
-    /// Number of vCPUs.
-    pub fn nr_vcpus(&self) -> u32 {
-        self.description.nr_vcpus
-    }
 }
 
 impl Vcpus for Machine {
@@ -254,7 +243,7 @@ impl Vcpus for Machine {
         &self.gate
     }
 
-    fn halt(&self) -> Result<(), Unfinished> {
+    fn halt(&self) -> Result<(), Refusal> {
         for v in &self.vcpus {
             v.request_park();
         }
@@ -264,7 +253,7 @@ impl Vcpus for Machine {
         }
         self.devices.pause(Instant::now() + DRAIN).map_err(|why| {
             eprintln!("wherry: cannot stop the machine: {why}");
-            Unfinished
+            Refusal::Unfinished
         })
     }
 

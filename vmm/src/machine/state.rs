@@ -15,6 +15,7 @@ use wherry_devices::device::{Saved, Spec};
 use wherry_devices::kinds;
 
 use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
+pub use crate::boot::loader::Kernel;
 use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
@@ -40,18 +41,6 @@ const STATE: Format = Format {
 };
 /// Flag of [`STATE`]: the guest was running.
 const RUNNING: u32 = 1;
-
-/// What a reboot needs. At a destination these are the source's paths, kept for the next migration
-/// but never opened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kernel {
-    /// bzImage or ELF kernel.
-    pub path: PathBuf,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Complete command line.
-    pub cmdline: String,
-}
 
 /// The record `machine`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -127,7 +116,12 @@ impl Description {
         let mut out = Writer::new(&DESCRIPTION, 0);
         push(&mut out, "machine", "machine", 1, &shape)?;
         push(&mut out, "cpu", "cpu", 1, &self.cpu)?;
-        push(&mut out, "kernel", "kernel", 1, &self.kernel)?;
+        // Nobody opens these paths where they arrive, and the wire has text alone.
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned().into();
+        let Kernel { path, initrd, cmdline } = &self.kernel;
+        let (path, initrd) = (text(path), initrd.as_ref().map(text));
+        let kernel = Kernel { path, initrd, cmdline: cmdline.clone() };
+        push(&mut out, "kernel", "kernel", 1, &kernel)?;
         for Spec { id, kind, slot, options } in &self.devices {
             let device = DeviceV1 { slot: *slot, options: options.clone() };
             push(&mut out, id, kind.name, kind.options, &device)?;
@@ -177,7 +171,7 @@ impl Description {
     /// # Errors
     /// Features are missing, or KVM does not say what it supports.
     pub fn check_cpu(&self, kvm: &Kvm) -> anyhow::Result<()> {
-        Ok(self.cpu.check(kvm, &probe(kvm)?)?)
+        self.cpu.check(kvm, &probe(kvm)?)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Golden bytes of each record, and how descriptions and states are refused.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
 use serde::de::DeserializeOwned;
 use wherry_codec::{decode, golden};
@@ -193,4 +196,14 @@ fn a_scattered_balloon_of_a_large_guest_fits() {
     let set = vec![0x5555_5555_5555_5555u64; (nr_pages / 64) as usize];
     assert!(encode(&set).unwrap().len() < max_state(nr_pages));
     assert!(max_state(MAX_PAGES) as u64 > (32 << 20) + MAX_PAGES / 8);
+}
+
+#[test]
+fn a_kernel_whose_path_is_not_text_does_not_keep_its_guest_from_moving() {
+    let mut description = description();
+    let path = PathBuf::from(OsStr::from_bytes(b"/boot/\xff"));
+    (description.kernel.path, description.kernel.initrd) = (path.clone(), Some(path));
+    let there = Description::decode(&description.encode(NEWEST).unwrap()).unwrap().kernel;
+    assert_eq!(there.path, PathBuf::from("/boot/\u{fffd}"));
+    assert_eq!((there.initrd, there.cmdline), (Some(there.path), description.kernel.cmdline));
 }

@@ -156,19 +156,6 @@ impl KvmLog {
         Ok(())
     }
 
-    /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot)
-    /// whose bit is set in `bits`.
-    fn clear(&self, slot: u32, first: u64, nr: u64, bits: &[u64]) -> io::Result<()> {
-        let num_pages = checked_pages(nr, bits)?;
-        let mut arg =
-            kvm_clear_dirty_log { slot, num_pages, first_page: first, ..Default::default() };
-        arg.__bindgen_anon_1.dirty_bitmap = bits.as_ptr() as *mut libc::c_void;
-        // SAFETY: `checked_pages` has seen that `bits` holds at least `num_pages` bits, which is
-        // what KVM reads (it never writes it), and it outlives the call.
-        let r = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &arg) };
-        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
     /// Calls `f(slot, region, first, nr)` for the parts of a page range, `first` counted within the
     /// slot.
     fn for_slots(
@@ -186,6 +173,21 @@ impl KvmLog {
         }
         Ok(())
     }
+}
+
+/// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose bit
+/// is set in `bits`.
+///
+/// # Errors
+/// There are fewer bits than pages, or KVM refuses.
+pub fn clear_dirty_log(vm: &VmFd, slot: u32, first: u64, nr: u64, bits: &[u64]) -> io::Result<()> {
+    let num_pages = checked_pages(nr, bits)?;
+    let mut arg = kvm_clear_dirty_log { slot, num_pages, first_page: first, ..Default::default() };
+    arg.__bindgen_anon_1.dirty_bitmap = bits.as_ptr() as *mut libc::c_void;
+    // SAFETY: `checked_pages` has seen that `bits` holds at least `num_pages` bits, which is what
+    // KVM reads (it never writes it), and it outlives the call.
+    let r = unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &arg) };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A number of pages as KVM takes it, if `bits` has a bit for each.
@@ -210,7 +212,7 @@ impl DirtyLog for KvmLog {
         self.for_slots(first, nr, |slot, _, mut first, mut nr| {
             while nr > 0 {
                 let n = nr.min(CLEAR_CHUNK);
-                self.clear(slot, first, n, &ones)?;
+                clear_dirty_log(&self.vm, slot, first, n, &ones)?;
                 first += n;
                 nr -= n;
             }
@@ -227,7 +229,7 @@ impl DirtyLog for KvmLog {
                 let n = (nr - at).min(CLEAR_CHUNK);
                 let words = bits.get((at / 64) as usize..).unwrap_or_default();
                 if words.iter().take(n.div_ceil(64) as usize).any(|&w| w != 0) {
-                    self.clear(slot, at, n, words)?;
+                    clear_dirty_log(&self.vm, slot, at, n, words)?;
                 }
                 at += n;
             }

@@ -17,10 +17,12 @@ mod dirty;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use anyhow::Context;
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
+use rustix::io::Errno;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
@@ -29,7 +31,7 @@ use wherry_devices::host::BalloonBackend;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{GuestRam, PAGE_SIZE};
 
-pub use dirty::{DirtySource, DirtySources, KvmLog};
+pub use dirty::{DirtySource, DirtySources, KvmLog, clear_dirty_log};
 
 use crate::boot::layout::ram_regions;
 
@@ -55,47 +57,33 @@ pub struct Ram {
     mem: Arc<GuestMemory>,
 }
 
-/// Why RAM could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum RamError {
-    /// The memfd could not be made or sized.
-    #[error("cannot reserve {0} MiB of guest memory")]
-    Reserve(u64, #[source] io::Error),
-    /// The host refused the mapping.
-    #[error(
-        "the host cannot map {0} MiB of guest memory: use a smaller --memory, or raise `ulimit -v`"
-    )]
-    Map(u64, #[source] vm_memory::mmap::MmapRegionError),
-    /// Regions do not form a guest memory.
-    #[error("guest memory layout is invalid")]
-    Layout,
-}
-
 impl Ram {
     /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing but
     /// two bits a page.
-    pub fn new(bytes: u64) -> Result<Self, RamError> {
+    pub fn new(bytes: u64) -> anyhow::Result<Self> {
         let mib = bytes >> 20;
-        // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
-        let fd = unsafe { libc::memfd_create(c"wherry-guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(RamError::Reserve(mib, io::Error::last_os_error()));
-        }
-        // SAFETY: `fd` was just returned by memfd_create and nothing else owns it.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(bytes).map_err(|e| RamError::Reserve(mib, e))?;
+        let reserve = || format!("cannot reserve {mib} MiB of guest memory");
+        let file = memfd_create("wherry-guest-ram", MemfdFlags::CLOEXEC).with_context(reserve)?;
+        let file = File::from(file);
+        file.set_len(bytes).with_context(reserve)?;
 
         let mut regions = Vec::new();
         let mut mapped = Vec::new();
         let mut offset = 0;
         for (gpa, len) in ram_regions(bytes) {
-            let copy = file.try_clone().map_err(|e| RamError::Reserve(mib, e))?;
-            mapped.push(map_region(copy, offset, gpa, len).map_err(|e| RamError::Map(mib, e))?);
+            let copy = file.try_clone().with_context(reserve)?;
+            mapped.push(map_region(copy, offset, gpa, len).with_context(|| {
+                format!(
+                    "the host cannot map {mib} MiB of guest memory: use a smaller --memory, or \
+                     raise `ulimit -v`"
+                )
+            })?);
             regions.push(Region { gpa, len, first_page: offset / PAGE });
             offset += len;
         }
-        let mem = GuestMemory::from_arc_regions(mapped).map_err(|_| RamError::Layout)?;
-        Ok(Self { file, regions, mem: Arc::new(mem) })
+        let mem = GuestMemory::from_arc_regions(mapped);
+        let mem = Arc::new(mem.context("guest memory layout is invalid")?);
+        Ok(Self { file, regions, mem })
     }
 
     /// The memory as devices and the loader see it; writes through it are tracked.
@@ -121,7 +109,8 @@ impl Ram {
 
     /// The VMM's own dirty bits of a region.
     fn vmm_bitmap(&self, region: &Region) -> Option<&AtomicBitmap> {
-        Some(self.mem.find_region(GuestAddress(region.gpa))?.bitmap_ref())
+        // The mapping's own method: that of vm-memory's trait gives slices alone.
+        Some(MmapRegion::bitmap(self.mem.find_region(GuestAddress(region.gpa))?))
     }
 
     /// Calls `f(first_page, nr_pages)` for the RAM parts of a guest-physical byte range, whole
@@ -144,35 +133,21 @@ impl Ram {
         (off < r.len).then_some(r.gpa + off)
     }
 
-    /// Punches a hole: the pages read as zero and their memory is the host's again.
+    /// Punches a hole: the pages read as zero and their memory is the host's again. The mapping
+    /// stays valid: a later access sees fresh zero pages, which guest memory users (volatile
+    /// accesses only) must expect anyway.
     fn punch(&self, first: u64, nr: u64) -> io::Result<()> {
-        let (off, len) = (to_off(first * PAGE)?, to_off(nr * PAGE)?);
-        // SAFETY: fallocate on a file that we own; no memory arguments. The mapping stays valid: a
-        // later access sees fresh zero pages, which guest memory users (volatile accesses only)
-        // must expect anyway.
-        let r = unsafe {
-            libc::fallocate(
-                self.file.as_raw_fd(),
-                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                off,
-                len,
-            )
-        };
-        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.file, flags, first * PAGE, nr * PAGE)?)
     }
 
-    /// Next extent boundary at or after `offset`: data (`SEEK_DATA`) or hole (`SEEK_HOLE`). `None`:
-    /// no more data.
-    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-        // SAFETY: lseek on a file that we own; nobody depends on its position (pread and pwrite
-        // only).
-        let r = unsafe { libc::lseek(self.file.as_raw_fd(), to_off(offset)?, whence) };
-        if r >= 0 {
-            return Ok(Some(r as u64));
-        }
-        match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-            e => Err(e),
+    /// Next extent boundary, data or hole. `None`: no more data. Nobody depends on the file's
+    /// position (pread and pwrite only).
+    fn seek(&self, to: SeekFrom) -> io::Result<Option<u64>> {
+        match seek(&self.file, to) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -181,10 +156,6 @@ impl Ram {
         use std::os::unix::fs::MetadataExt;
         self.file.metadata().map_or(0, |m| m.blocks() * 512)
     }
-}
-
-fn to_off(v: u64) -> io::Result<libc::off_t> {
-    libc::off_t::try_from(v).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 type MappedRegion = Arc<GuestRegionMmap<AtomicBitmap>>;
@@ -236,8 +207,8 @@ impl GuestRam for Ram {
         let end = self.bytes();
         let mut at = 0;
         while at < end {
-            let Some(data) = self.seek(at, libc::SEEK_DATA)? else { break };
-            let hole = self.seek(data, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
+            let Some(data) = self.seek(SeekFrom::Data(at))? else { break };
+            let hole = self.seek(SeekFrom::Hole(data))?.unwrap_or(end).min(end);
             let (first, last) = (data / PAGE, hole.div_ceil(PAGE));
             out.set_range(first, last - first);
             at = hole.max(data + PAGE);
@@ -271,19 +242,6 @@ impl BalloonBackend for Ram {
             }
         });
         result
-    }
-}
-
-/// Gives the region's own bitmap; vm-memory only hands out slices of it through the trait.
-trait BitmapRef {
-    fn bitmap_ref(&self) -> &AtomicBitmap;
-}
-
-impl BitmapRef for GuestRegionMmap<AtomicBitmap> {
-    fn bitmap_ref(&self) -> &AtomicBitmap {
-        // `GuestRegionMmap` derefs to its `MmapRegion`, whose inherent method returns the bitmap
-        // itself.
-        MmapRegion::bitmap(self)
     }
 }
 

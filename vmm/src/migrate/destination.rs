@@ -13,6 +13,7 @@ use wherry_migration::{
     CancelToken, DestinationConfig, Error, Listener, Phase, Snapshot, await_source, receive_from,
 };
 
+use crate::config::ReceiveConfig;
 use crate::kvm::open_kvm;
 use crate::life::owner::{Owner, Vcpus};
 use crate::machine::{Description, Machine, MachineHooks, MachineState};
@@ -148,15 +149,6 @@ impl DestinationVm for Arriving<'_> {
     }
 }
 
-/// What a receiver's user wants.
-pub struct Receiving {
-    /// Lines of progress on standard error.
-    pub progress: bool,
-    /// Most bytes of RAM that a guest may have; by default what the host has available when it
-    /// comes.
-    pub max_memory: Option<u64>,
-}
-
 /// Waits for a source, takes its guest over and runs it (unless it was paused there). Whoever else
 /// connects is turned away, and the wait goes on, until `cancel` ends it.
 ///
@@ -166,10 +158,10 @@ pub fn receive(
     listener: Listener,
     hooks: MachineHooks,
     owner: &Owner<Machine>,
-    wanted: &Receiving,
+    wanted: &ReceiveConfig,
     cancel: &CancelToken,
 ) -> anyhow::Result<Arc<Machine>> {
-    let &Receiving { progress, max_memory } = wanted;
+    let &ReceiveConfig { progress, max_memory, .. } = wanted;
     let mut strangers = Strangers::new(Instant::now());
     let mut turned_away = |peer: &str, why: &Error| {
         if let Some(line) = strangers.line(Instant::now(), peer, why) {

@@ -20,12 +20,12 @@ use wherry_migration::{
 };
 
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
+use crate::life::Event;
 use crate::life::owner::Owner;
-use crate::life::{Event, Touch};
 use crate::machine::Machine;
 use crate::newer;
 use adapters::{Hints, Pausing};
-pub use destination::{Receiving, receive};
+pub use destination::receive;
 
 /// Patience with a destination that does not answer a connection request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,7 +113,7 @@ pub fn to(
     let endpoint = check(request)?;
     // Before anybody listens for what comes next: a destination waits for the greeting of whoever
     // has connected.
-    let asked = owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
+    let asked = owner.touch(Event::Touch, Machine::ask_for_statistics);
     if let Ok((_, Some(before))) = asked {
         machine.await_statistics(before, STATISTICS_TIMEOUT);
     }

@@ -9,13 +9,12 @@ use serde_json::Value;
 use wherry_migration::CancelToken;
 
 use super::balloon::balloon_info;
-use crate::config::SerialSink;
 use crate::console::Console;
 use crate::control::{
     BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, Update, VmControl, VmState,
 };
 use crate::life::owner::Owner;
-use crate::life::{End, Event, Life, Refusal, Touch};
+use crate::life::{End, Event, Life, Refusal};
 use crate::machine::{Description, Machine};
 use crate::memory::PAGE;
 use crate::migrate;
@@ -40,9 +39,9 @@ pub struct Identity {
 
 /// Implements [`VmControl`] on whatever machine runs now.
 pub struct Controller {
-    identity: Identity,
+    pub(super) identity: Identity,
     started: Instant,
-    console: Console,
+    pub(super) console: Console,
     owner: Arc<Owner<Machine>>,
     /// vCPUs and bytes of RAM, once a machine was replaced by one like it.
     shape: OnceLock<(u32, u64)>,
@@ -71,12 +70,7 @@ impl Controller {
         self.owner.clear();
     }
 
-    /// Name for the sink in `info`.
-    pub fn describe_sink(sink: &SerialSink, pty: Option<&std::path::Path>) -> String {
-        pty.map_or_else(|| sink.to_string(), |p| format!("pty {}", p.display()))
-    }
-
-    /// The machine, for a command; `what` as in [`refused`].
+    /// The machine, for a command; `what` as in [`refused`](Self::refused).
     fn machine(&self, what: &str) -> Result<Arc<Machine>, ControlError> {
         match self.owner.machine() {
             (Some(machine), _) => Ok(machine),
@@ -98,15 +92,24 @@ impl Controller {
         }
     }
 
+    /// `what` is an infinitive, for "cannot … a VM that is …".
     fn refused(&self, what: &str, refusal: Refusal) -> ControlError {
-        refused(
-            what,
-            if let Refusal::State(life) = refusal {
-                Refusal::State(self.seen(life))
-            } else {
-                refusal
-            },
-        )
+        let state = |state: &str| {
+            let text = format!("cannot {what} a VM that is {state}");
+            ControlError::new(ErrorCode::InvalidState, text)
+        };
+        match refusal {
+            Refusal::State(Life::Unknown) => state(&Life::Unknown.to_string()).hint(FORCE),
+            Refusal::State(life) => state(&self.seen(life).to_string()),
+            Refusal::Busy => ControlError::new(ErrorCode::Busy, refusal.to_string())
+                .hint("`wherry cancel` stops it"),
+            Refusal::BeingHandedOver => state("being handed over to its destination")
+                .hint("ask the destination, or again here if the migration fails"),
+            Refusal::Unfinished => {
+                ControlError::new(ErrorCode::Failed, format!("cannot {what} the VM: {refusal}"))
+                    .hint("try again; the guest goes on")
+            }
+        }
     }
 
     /// What the guest, or `kill`, did in the middle of a migration, for who asked for it.
@@ -167,33 +170,10 @@ fn shown(life: Life) -> VmState {
     }
 }
 
-/// `what` is an infinitive, for "cannot … a VM that is …".
-fn refused(what: &str, refusal: Refusal) -> ControlError {
-    let state = |life: Life| {
-        ControlError::new(ErrorCode::InvalidState, format!("cannot {what} a VM that is {life}"))
-    };
-    match refusal {
-        Refusal::State(Life::Unknown) => state(Life::Unknown).hint(FORCE),
-        Refusal::State(life) => state(life),
-        Refusal::Busy => ControlError::new(ErrorCode::Busy, "a migration is under way")
-            .hint("`wherry cancel` stops it"),
-        Refusal::BeingHandedOver => ControlError::new(
-            ErrorCode::InvalidState,
-            format!("cannot {what} a VM that is being handed over to its destination"),
-        )
-        .hint("ask the destination, or again here if the migration fails"),
-        Refusal::Unfinished => {
-            ControlError::new(ErrorCode::Failed, format!("cannot {what} the VM: {refusal}"))
-                .hint("try again; the guest goes on")
-        }
-        Refusal::NeedsForce => state(Life::Unknown).hint(FORCE),
-    }
-}
-
 impl VmControl for Controller {
     fn info(&self) -> Info {
         let (machine, life) = self.owner.machine();
-        let shape = |m: &Arc<Machine>| (m.nr_vcpus(), m.ram().bytes());
+        let shape = |m: &Arc<Machine>| (m.description().nr_vcpus, m.ram().bytes());
         let shape = machine.as_ref().map(shape).or_else(|| self.shape.get().copied());
         let (nr_vcpus, ram_bytes) = shape.unwrap_or_default();
         Info {
@@ -221,8 +201,7 @@ impl VmControl for Controller {
 
     fn stop(&self) -> Result<(), ControlError> {
         self.machine("stop")?;
-        let pressed =
-            self.owner.touch(Event::Touch(Touch::PowerButton), Machine::press_power_button);
+        let pressed = self.owner.touch(Event::Touch, Machine::press_power_button);
         pressed.map(|_| ()).map_err(|refusal| {
             let error = self.refused("stop", refusal);
             match refusal {
@@ -245,8 +224,7 @@ impl VmControl for Controller {
                 format!("the target is larger than guest RAM ({} MiB)", m.ram().bytes() >> 20),
             ));
         }
-        let touch = Event::Touch(Touch::BalloonTarget);
-        let set = self.owner.touch(touch, |m| m.set_balloon_target(target_bytes));
+        let set = self.owner.touch(Event::Touch, |m| m.set_balloon_target(target_bytes));
         set.map(|_| ()).map_err(|refusal| {
             let error = self.refused(what, refusal);
             match refusal {
@@ -260,7 +238,7 @@ impl VmControl for Controller {
         let m = self.balloon("look at the balloon of")?;
         // A machine that stands still is not asked, which would write to its memory; what it said
         // last is shown.
-        let asked = self.owner.touch(Event::Touch(Touch::Statistics), Machine::ask_for_statistics);
+        let asked = self.owner.touch(Event::Touch, Machine::ask_for_statistics);
         if let Ok((_, Some(before))) = asked {
             m.await_statistics(before, STATISTICS_TIMEOUT);
         }

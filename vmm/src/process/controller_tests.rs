@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_devices::virtio::balloon::BalloonConfig;
 
 use super::*;
-use crate::config::devices;
+use crate::config::{SerialSink, devices};
 use crate::machine::{Kernel, MachineHooks};
 
 fn paused() -> Option<(Controller, Arc<Machine>)> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use crate::control::signals;
 use crate::terminal::{self, ESCAPE, RawMode};
@@ -47,14 +47,9 @@ pub fn raw_console(name: &str, quiet: bool) -> io::Result<Option<RawMode>> {
     let mut keyboard = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let Some(raw) = RawMode::enter()? else { return Ok(None) };
     let (reader, mut guest) = io::pipe()?;
-    // SAFETY: fcntl with F_SETFL on a descriptor of ours; no memory is passed.
-    if unsafe { libc::fcntl(guest.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: both are open descriptors; the terminal stays open as `keyboard`.
-    if unsafe { libc::dup2(reader.as_raw_fd(), libc::STDIN_FILENO) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    rustix::io::ioctl_fionbio(&guest, true)?;
+    // The terminal stays open as `keyboard`.
+    rustix::stdio::dup2_stdin(&reader)?;
     std::thread::Builder::new().name("keyboard".into()).spawn(move || {
         let mut escape = Escape::default();
         let mut buffer = [0; 256];

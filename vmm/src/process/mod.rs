@@ -8,6 +8,7 @@ pub mod start;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wherry_migration::CancelToken;
 
-use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink};
+use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices};
 use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
 use crate::life::owner::Owner;
@@ -33,11 +34,9 @@ const BRAKE_WITHIN: Duration = Duration::from_secs(10);
 /// The wait before each further one.
 const BRAKE_PAUSE: Duration = Duration::from_secs(1);
 
-/// A VM process: its name, its control socket, its console.
+/// A VM process: its control socket, and what stands behind it.
 struct Host {
     controller: Arc<Controller>,
-    console: Console,
-    reboot: bool,
     /// Last, so that the socket and the lock go after everything else.
     _server: Server,
 }
@@ -52,16 +51,19 @@ impl Host {
         let name = claim.name().to_owned();
         let (console, pty) = Console::open(serial)
             .with_context(|| format!("cannot open the serial console {serial}"))?;
-        let serial = Controller::describe_sink(serial, pty.as_deref());
-        if let Some(path) = pty {
-            eprintln!("wherry: the serial console of {name} is {}", path.display());
-        }
+        let serial = pty.as_deref().map(Path::display).map_or_else(
+            || serial.to_string(),
+            |path| {
+                eprintln!("wherry: the serial console of {name} is {path}");
+                format!("pty {path}")
+            },
+        );
         let identity = Identity { name, kernel, serial, reboot };
-        let controller = Arc::new(Controller::new(identity, console.clone()));
+        let controller = Arc::new(Controller::new(identity, console));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
-        Ok(Self { controller, console, reboot, _server: server })
+        Ok(Self { controller, _server: server })
     }
 
     fn owner(&self) -> &Arc<Owner<Machine>> {
@@ -69,20 +71,20 @@ impl Host {
     }
 
     fn hooks(&self) -> MachineHooks {
-        let owner = self.owner().clone();
-        MachineHooks { console: self.console.clone(), wake: Arc::new(move || owner.poke()) }
+        let (console, owner) = (self.controller.console.clone(), self.owner().clone());
+        MachineHooks { console, wake: Arc::new(move || owner.poke()) }
     }
 
-    fn boot(&self, kernel: &Kernel, description: &Description) -> anyhow::Result<Arc<Machine>> {
+    fn boot(&self, description: &Description) -> anyhow::Result<Arc<Machine>> {
         let machine = Machine::build(description, self.hooks())?;
-        machine.boot(kernel)?;
+        machine.boot()?;
         Ok(Arc::new(machine))
     }
 
     /// Runs `machine`, through reboots, until the VM ends, and lets all answers and the last words
     /// of the guest out.
     fn run(self, machine: Arc<Machine>) -> anyhow::Result<ExitReason> {
-        let console = self.console.clone();
+        let console = self.controller.console.clone();
         let result = self.serve(machine);
         // The server goes first: nobody is to wait for an answer, or for the name, while RAM is
         // given back (a second for a few GiB).
@@ -100,7 +102,7 @@ impl Host {
                 Life::Ended(end) => Some(Some(end)),
                 _ => None,
             });
-            if end == Some(End::Reset) && self.reboot {
+            if end == Some(End::Reset) && self.controller.identity.reboot {
                 machine = self.reboot(machine, &mut brake)?;
                 continue;
             }
@@ -125,8 +127,7 @@ impl Host {
         let description = old.description().clone();
         self.controller.replace(&description);
         drop(old);
-        let kernel = description.kernel.clone();
-        let booted = self.boot(&kernel, &description);
+        let booted = self.boot(&description);
         let machine = booted.context("the guest rebooted and cannot be started again")?;
         // Refused if it was killed meanwhile, which the run loop sees.
         let _ = owner.arrive(machine.clone(), true);
@@ -156,12 +157,13 @@ impl Brake {
 /// cannot map.
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
-    let devices = config.devices()?;
-    let kernel = Kernel { path: config.kernel, initrd: config.initrd, cmdline: config.cmdline };
+    let devices = devices(config.balloon.as_ref(), config.rng)?;
+    let (path, initrd) = (config.kernel.into(), config.initrd.map(Into::into));
+    let kernel = Kernel { path, initrd, cmdline: config.cmdline };
     let shown = kernel.path.display().to_string();
-    let description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel.clone())?;
+    let description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     let host = Host::start(claim, Some(shown), &config.serial, config.reboot)?;
-    let machine = host.boot(&kernel, &description)?;
+    let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
     host.run(machine)
@@ -186,9 +188,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         let killed = CancelToken::new();
         let cancel = killed.clone();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let what =
-                migrate::Receiving { progress: config.progress, max_memory: config.max_memory };
-            let received = || migrate::receive(listener, hooks, &owner, &what, &cancel);
+            let received = || migrate::receive(listener, hooks, &owner, &config, &cancel);
             // Also if it panics: nobody must wait for it.
             let got = catch_unwind(AssertUnwindSafe(received)).unwrap_or_else(|_| {
                 Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry"))

@@ -48,10 +48,12 @@ pub enum Machine {
     Receive(ReceiveConfig),
 }
 
-/// A [`Start`] in its envelope.
+/// A [`Start`] in its envelope. What another build reads of it, to say that it is another.
 #[derive(Serialize, Deserialize)]
 struct Envelope {
     build: String,
+    #[serde(default)]
+    json: bool,
     start: Box<RawValue>,
 }
 
@@ -79,20 +81,21 @@ impl Start {
     /// The file that is handed over.
     fn seal(&self, build: &str) -> io::Result<File> {
         let start = serde_json::value::to_raw_value(self)?;
+        let envelope = Envelope { build: build.to_owned(), json: self.json, start };
         // Not closed on exec: that is what it is for.
         let mut file = File::from(memfd_create(PROGRAM, MemfdFlags::ALLOW_SEALING)?);
-        serde_json::to_writer(&file, &Envelope { build: build.to_owned(), start })?;
-        file.flush()?;
+        file.write_all(&serde_json::to_vec(&envelope)?)?;
         file.rewind()?;
         fcntl_add_seals(&file, all_seals())?;
         Ok(file)
     }
 
-    /// What this process, started with `args`, is to be.
+    /// What this process, started with `args`, is to be. `json` is set as soon as that is known,
+    /// for the error, too.
     ///
     /// # Errors
     /// It was not started by `wherry`, or by one of another build.
-    pub fn of_this_process(args: &[OsString]) -> Result<Self, ControlError> {
+    pub fn of_this_process(args: &[OsString], json: &mut bool) -> Result<Self, ControlError> {
         let [_, _name, fd] = args else { return Err(by_hand()) };
         let fd = fd.to_str().and_then(|fd| fd.parse::<RawFd>().ok()).filter(|fd| *fd > 2);
         let fd = fd.ok_or_else(by_hand)?;
@@ -101,10 +104,10 @@ impl Start {
             return Err(by_hand());
         }
         // SAFETY: it is open, and nothing else in this process, which has just begun, uses it.
-        Self::read(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Self::read(File::from(unsafe { OwnedFd::from_raw_fd(fd) }), json)
     }
 
-    fn read(file: File) -> Result<Self, ControlError> {
+    fn read(file: File, json: &mut bool) -> Result<Self, ControlError> {
         let sealed = fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(all_seals()));
         let len = file.metadata().map_or(u64::MAX, |meta| meta.len());
         if !sealed || len > MAX_BYTES {
@@ -113,6 +116,7 @@ impl Start {
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|_| by_hand())?;
         let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|_| by_hand())?;
+        *json = envelope.json;
         if envelope.build != BUILD {
             let text = format!(
                 "wherry and wherry-vm are of two builds, {} and {BUILD}",
@@ -133,14 +137,13 @@ fn by_hand() -> ControlError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
-    use std::path::PathBuf;
 
     use super::*;
     use crate::config::SerialSink;
 
     fn start() -> Start {
         // A path is bytes, not text.
-        let path = |name: &[u8]| PathBuf::from(OsString::from_vec(name.to_vec()));
+        let path = |name: &[u8]| OsString::from_vec(name.to_vec());
         let machine = Machine::Run(RunConfig {
             name: "web".into(),
             kernel: path(b"/k\xff"),
@@ -158,15 +161,20 @@ mod tests {
 
     #[test]
     fn what_is_handed_over_arrives() {
-        assert_eq!(Start::read(start().seal(BUILD).unwrap()).unwrap(), start());
+        let mut json = true;
+        let read = Start::read(start().seal(BUILD).unwrap(), &mut json).unwrap();
+        assert_eq!((read, json), (start(), false));
     }
 
     #[test]
     fn another_build_is_refused_by_name_and_what_is_not_sealed_is_not_read() {
-        let refused = Start::read(start().seal("0.0.9+old").unwrap()).unwrap_err();
+        let mut json = false;
+        let old = Start { json: true, ..start() }.seal("0.0.9+old").unwrap();
+        let refused = Start::read(old, &mut json).unwrap_err();
         assert!(refused.message.contains("0.0.9+old") && refused.message.contains(BUILD));
+        assert!(json, "who asked for JSON gets the refusal as JSON");
         let open = File::from(memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap());
-        assert_eq!(Start::read(open).unwrap_err().code, ErrorCode::Usage);
+        assert_eq!(Start::read(open, &mut json).unwrap_err().code, ErrorCode::Usage);
         let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         for by_hand in [
             &["wherry-vm"][..],
@@ -176,7 +184,7 @@ mod tests {
             &["wherry-vm", "web", "99999"],
             &["wherry-vm", "--help"],
         ] {
-            let error = Start::of_this_process(&args(by_hand)).unwrap_err();
+            let error = Start::of_this_process(&args(by_hand), &mut json).unwrap_err();
             assert_eq!(error.code, ErrorCode::Usage, "{by_hand:?}");
         }
     }

@@ -11,7 +11,7 @@ mod words;
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use wherry_vmm::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, Touch, step};
+use wherry_vmm::life::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, step};
 
 use words::COMMANDS;
 pub use words::{Action, Command, Mistake, Wrong};
@@ -155,7 +155,7 @@ impl System {
             Command::Pause => Event::Pause,
             Command::Resume => Event::Resume { force: false },
             Command::Force => Event::Resume { force: true },
-            Command::Stop => Event::Touch(Touch::PowerButton),
+            Command::Stop => Event::Touch,
             Command::Migrate => Event::Migrate,
             Command::Kill => {
                 w.killed = true;
