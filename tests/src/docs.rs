@@ -21,12 +21,13 @@ pub fn root() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
-/// Commands of `program` (one or more words) in README.md and docs.
+/// Commands of `program` (one or more words) in the pages at the root and in docs.
 ///
 /// # Errors
 /// A file cannot be read.
 pub fn commands(program: &[&str]) -> std::io::Result<Vec<Shown>> {
-    let mut files = vec![root().join("README.md")];
+    let pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"];
+    let mut files: Vec<PathBuf> = pages.iter().map(|page| root().join(page)).collect();
     files_below(&root().join("docs"), "md", &mut files)?;
     let mut all = Vec::new();
     for file in files {
