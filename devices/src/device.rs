@@ -7,8 +7,7 @@
 //!
 //! # Rules
 //! - **Pausing drains.** When [`Device::pause`] has returned, nothing of the device is in flight
-//!   and nothing writes guest memory. If that cannot be had in time, it says so and goes on as
-//!   before.
+//!   and nothing writes guest memory. If that is not so in time, it says so and goes on as before.
 //! - **Guest memory is marked dirty after it was written, whatever the result.** What goes through
 //!   [`GuestMemory`](crate::GuestMemory) is; whoever has the kernel write into guest memory marks
 //!   it when the kernel is through, and before the driver is told.

@@ -95,7 +95,7 @@ pub struct SourceConfig {
     /// Whether to compress. The destination must be able to unpack it, or refuses.
     pub compression: Compression,
     /// Connections that carry memory, 1 to [`MAX_STREAMS`](crate::wire::MAX_STREAMS). With 1 the
-    /// first connection carries it; with more, so many further ones do.
+    /// first connection carries it; with more, as many data connections beside the first do.
     pub streams: u32,
     /// Switch over when the predicted downtime is at most this.
     pub downtime_limit: Duration,
@@ -105,7 +105,7 @@ pub struct SourceConfig {
     pub total_timeout: Option<Duration>,
     /// What then.
     pub on_timeout: OnTimeout,
-    /// Give a peer up that neither takes nor sends anything for this long.
+    /// Give up on a peer that neither takes nor sends anything for this long.
     pub stall_timeout: Duration,
     /// How long a frame may take, once begun.
     pub frame_limit: FrameLimit,
@@ -160,10 +160,10 @@ impl Default for SourceConfig {
 /// How to receive.
 #[derive(Clone, Debug)]
 pub struct DestinationConfig {
-    /// Give a source up that sends nothing for this long. The source shows signs of life every
-    /// second.
+    /// Give up on a source that sends nothing for this long. A source that is idle sends an Idle
+    /// every second.
     pub stall_timeout: Duration,
-    /// Time that somebody who connects has to say in one whole frame who it is.
+    /// Time that a peer has, from connecting on, for its whole introduction.
     pub hello_timeout: Duration,
     /// Time for all data connections of the source, which it opens before it announces them.
     pub streams_timeout: Duration,

@@ -152,7 +152,7 @@ pub enum Error {
     /// What the peer sent is not valid.
     #[error("invalid data from the peer")]
     Wire(#[source] WireError),
-    /// A data connection could not be had.
+    /// A data connection could not be made.
     #[error("no data connection")]
     Stream(#[source] TransportError),
     /// The connection failed.

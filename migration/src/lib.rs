@@ -2,13 +2,13 @@
 //!
 //! [`source::migrate`] moves a running guest to a [`destination::receive`] at the other end of a
 //! [`transport::Transport`], in rounds: everything once, then what was written meanwhile, until the
-//! rest is small enough to be sent while the guest is paused. Pages that the guest's balloon driver
-//! hints free are skipped.
+//! rest is small enough to be sent while the guest is paused. Pages are skipped that the guest's
+//! balloon driver names as free.
 //!
 //! Read in this order: [`traits`] (what a machine must offer), [`round`] and [`hinting`] (why
 //! skipping is safe), [`source`] (the sequence, and who owns the guest when it breaks), [`wire`]
-//! (the protocol), [`destination`] (what it takes to believe it), [`verify`] (proof of one
-//! migration, on request).
+//! (the protocol), [`destination`] (how to trust none of it), [`verify`] (proof of one migration,
+//! on request).
 #![forbid(unsafe_code)]
 
 pub mod bitmap;

@@ -1,7 +1,7 @@
 //! Frames over a transport: what both sides share.
 //!
-//! [`FrameWriter`] numbers, checksums, counts and throttles what goes out; [`FrameReader`] believes
-//! nothing of what comes in until the checks listed in [`crate::wire`] have passed. Both wait in
+//! [`FrameWriter`] numbers, checksums, counts and throttles what goes out. [`FrameReader`] uses
+//! nothing of what comes in before the checks listed in [`crate::wire`] have passed. Both wait in
 //! ticks (see [`crate::transport`]) and give up when cancelled, when told to stop, or when nothing
 //! has moved for the stall time.
 

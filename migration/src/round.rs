@@ -1,19 +1,20 @@
 //! One round: which pages are still to be sent, who takes them, and what became of each.
 //!
 //! # Invariants
-//! 1. **A page leaves the to-send bitmap once.** The sender takes whole words with one swap, a hint
-//!    clears bits with one fetch_and (or takes whole words to check them and puts back what it does
-//!    not skip). Whoever got the bit counts the page. No mutex stands between hints and sending.
+//! 1. **A page leaves the to-send bitmap once.** The sender takes whole words with one swap. A hint
+//!    clears bits with one `fetch_and`, or takes whole words to check them and puts back what it
+//!    does not skip. Whoever gets the bit counts the page. No mutex stands between hints and
+//!    sending.
 //! 2. **After [`Gate::close`] returned no hint has any effect.** The gate is one atomic: a closed
-//!    flag and the number of hints under way. A hint enters by adding one and looks at the flag *in
-//!    the value that it replaced*, so it either counted itself in before the close, and is waited
-//!    for, or sees the flag and leaves.
+//!    flag and the number of hints under way. A hint enters by adding one, and looks at the flag
+//!    *in the value that it replaced*. So it either entered before the close and is waited for, or
+//!    it sees the flag and leaves.
 //! 3. `sent + zero + hole + hinted + ballooned + clean = pages`, checked in [`Round::account`].
 //!
 //! # Hazard
-//! A round that ends while a hint is half-way could lose the page: the hint takes the word, the
+//! A round that ended while a hint is half done could lose a page: the hint takes the word, the
 //! sender sees an empty bitmap and ends the round, the hint puts the word back. So the gate is
-//! closed first, then the bitmap is swept once more.
+//! closed first, and then the bitmap is swept once more.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};

@@ -1,8 +1,8 @@
-//! What the sender and the hints' thread share memory by: std's primitives.
+//! The types through which the sender and the hints' thread share memory: std's.
 //!
-//! Under `cfg(loom)` loom's, which try every order of accesses. Only
-//! `tests/model/interleaved` is built so: a package of its own around these sources, beside which
-//! the product and all dependencies are built as ever.
+//! Under `cfg(loom)` they are loom's, which try every order of accesses. Only
+//! `tests/model/interleaved`, a package of its own around these sources, is built with it; the
+//! product and all dependencies are not.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{

@@ -4,8 +4,8 @@
 //! Contract of the halves of a [`Transport`]: `read` and `write` block for at most about [`TICK`]
 //! and then return `WouldBlock` or `TimedOut`. The layer above ([`crate::link`]) loops, and between
 //! two ticks looks whether it was cancelled, whether the peer gave up, and whether nothing has
-//! moved for the stall time. So nobody is ever stuck in a system call, no signals are needed, and
-//! nothing spins.
+//! moved for the stall time. So no thread is ever stuck in a system call, no signals are needed,
+//! and nothing spins.
 
 mod dial;
 mod listen;

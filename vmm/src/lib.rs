@@ -1,7 +1,7 @@
 //! Wherry: a small KVM virtual machine monitor that live-migrates what the guest uses, not what it
 //! owns.
 //!
-//! See `docs/architecture.md` for the way through the code.
+//! `docs/architecture.md` is the map of the code.
 
 pub mod boot;
 pub mod config;

@@ -1,11 +1,13 @@
-//! Asks everybody who connects who it is, all side by side.
+//! Asks every peer that connects who it is, all side by side.
 //!
-//! Ports are probed, scanned and mistaken for others. Until it has said in one whole, valid frame
-//! who it is, a connection is nobody's. It is turned away when it says something else, ends, or
-//! takes too long, and holds up nobody meanwhile: each has a thread of its own for that time. There
-//! are at most [`MAX_WAITING`]. For a newcomer one is put out, of the host that has the most here
-//! the one that has waited longest: whoever probes a port makes room himself. One that was put out
-//! and has said who it is all the same is heard.
+//! Ports are probed, scanned and mistaken for others. Until a peer has introduced itself in whole,
+//! valid frames, it counts for nothing. It is turned away when it says something else, ends, or
+//! takes too long. Meanwhile it holds up nobody, since each peer has a thread of its own for that
+//! time.
+//!
+//! At most [`MAX_WAITING`] peers wait. A newcomer then replaces the one that has waited longest of
+//! the host that has the most of them, so whoever probes a port makes room itself. A peer that was
+//! replaced but had introduced itself by then is still heard.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! From a checked frame to memory.
+//! Writes the pages of a frame to memory, after checking its whole table of runs.
 
 use crate::error::Error;
 use crate::link::FrameReader;

@@ -1,10 +1,10 @@
 //! The destination's side of a migration.
 //!
-//! It trusts nothing that comes over the wire: every frame passes the checks in [`crate::wire`],
-//! only the kinds that are legal in the present phase are let in, page runs are checked against
-//! guest RAM before a byte is written, the state's length is limited and its checksum compared.
-//! Whatever is wrong ends the migration with an error, told to the source in an Abort; nothing
-//! panics and nothing is allocated beyond the frame limits and [`max_state`].
+//! It trusts nothing that comes over the wire. Every frame passes the checks in [`crate::wire`];
+//! only the kinds that are legal in the present phase are let in; page runs are checked against
+//! guest RAM before a byte is written; the state's length is limited and its checksum compared.
+//! Whatever is wrong ends the migration with an error, which an Abort tells to the source. Nothing
+//! panics, and nothing is allocated beyond the frame limits and [`max_state`].
 //!
 //! Memory may come over data connections beside the first (module `lanes`).
 //!
@@ -12,9 +12,11 @@
 //! → state → loaded, waiting → **HandOff** → running.
 //!
 //! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without
-//! it. Ownership in a [`Failure`]: until this side has said Loaded the source cannot have sent
-//! HandOff, so the guest is the source's. After that, an Abort from the source still proves it (the
-//! source aborts only before HandOff); a broken connection proves nothing.
+//! it.
+//!
+//! Ownership in a [`Failure`]: until this side has said Loaded the source cannot have sent HandOff,
+//! so the guest is the source's. After that, an Abort from the source still proves it (the source
+//! aborts only before HandOff); a broken connection proves nothing.
 
 mod door;
 mod lanes;

@@ -1,17 +1,17 @@
 //! An epoch: the time from publishing an id until STOP, in which hints count.
 //!
-//! **Hinting in bursts.** Linux's driver allocates and hints block after block without giving way,
-//! so a guest with one vCPU does nothing else until it is through: seconds, if it zeroes. It looks
-//! at the id after each block, though. So each id is good for a short burst; then the driver is
-//! asked to rest, the guest's other work runs, and a new id follows. The driver keeps what it has
-//! hinted and goes on with what is left. Its hints count during the rest as before: the epoch is
-//! open until the round ends.
+//! **Hinting in bursts.** Linux's driver allocates and hints block after block without yielding, so
+//! a guest with one vCPU does nothing else until it has finished: seconds, if it zeroes. But it
+//! looks at the id after each block. So each id is good for a short burst; then the driver is asked
+//! to rest, the guest's other work runs, and a new id follows. The driver keeps what it has hinted
+//! and goes on with what is left. Its hints count during the rest, too: the epoch is open until the
+//! round ends.
 //!
-//! **Taking back.** What could not be honoured is named again only if the driver got it back. DONE
-//! makes it take everything back, but only when it comes to that, and a new id published before
+//! **Taking back.** The driver names what could not be honoured again only if it got it back. DONE
+//! makes it take everything back, but only once its work item runs. A new id published before that
 //! would take DONE's place: the driver would go on, still hold what it named, and never name it
 //! again. So no new id is published before the device says that the driver cannot miss DONE any
-//! more, however long that takes. The sink is closed meanwhile, and the sender waits, or sends, as
+//! more, however long that takes. The sink is closed meanwhile, and the sender waits or sends, as
 //! the policy says.
 
 use std::sync::Arc;
@@ -233,9 +233,9 @@ impl<'a> Epoch<'a> {
     ///
     /// A driver is asked to rest only when it has announced the present id. One that has not come
     /// to it, in a busy guest, would find STOP in its place and do nothing, or take STOP for an id
-    /// and hint all its memory for nothing. Waiting for its first hint would let it go through two
-    /// blocks at a time, since it has begun the second when the first is seen. One that says
-    /// nothing all the same gets a new id after [`SILENT`].
+    /// and hint all its memory for nothing. Waiting for its first hint instead would make every
+    /// burst two blocks long: the driver has begun the second when the first is seen. One that
+    /// still says nothing gets a new id after [`SILENT`].
     fn turn(&mut self, link_rate: f64) -> bool {
         let (cfg, elapsed) = (self.of.cfg, self.since.elapsed());
         match self.state {

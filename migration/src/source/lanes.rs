@@ -1,14 +1,13 @@
 //! Sending over several connections at once.
 //!
-//! The engine's thread claims, protects and reads as ever (module `sender`). With further
-//! connections it writes nothing of that itself: each chunk goes to a lane, a thread that
-//! compresses it, checksums it and writes it to a connection of its own. So packing and the
-//! network's work are spread over CPUs and connections, while everything that races with the guest
-//! stays on one thread.
+//! The engine's thread claims, protects and reads pages (module `sender`). With data connections it
+//! does not write them itself: each chunk goes to a *lane*, a thread that compresses it, checksums
+//! it and writes it to a connection of its own. So packing and network work are spread over CPUs
+//! and connections, while everything that races with the guest stays on one thread.
 //!
 //! # Invariant
-//! A page that is sent in one round and again in a later one is applied in this order, though it
-//! may travel over two connections.
+//! A page that is sent in one round and again in a later one is applied in that order, even if it
+//! travels over two connections.
 //!
 //! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between
 //! two rounds stands a Sync, sent on every connection, the first included, behind all of its chunks
@@ -16,8 +15,8 @@
 //! ahead of it on all connections. What becomes zero between two rounds goes over the first
 //! connection, behind one Sync and ahead of the next, and is not in the round between.
 //!
-//! The first connection carries everything else, HandOff included, so who owns the guest is decided
-//! as ever: lanes end before the state is sent.
+//! The first connection carries everything else, HandOff included, and lanes end before the state
+//! is sent. So lanes have no part in who owns the guest.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -37,8 +36,8 @@ use super::meter::Meter;
 
 /// Chunks of a lane: one on its way, one ready.
 const CHUNKS: u32 = 2;
-/// Patience with a destination that does not take all data connections: less than the other side
-/// has with a silent one.
+/// How long a destination may take to accept all data connections: less than it waits for a peer
+/// that says nothing.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks with less content than this say little about the link.
 pub(super) const MEASURE: usize = 256 << 10;
@@ -242,7 +241,7 @@ impl Lanes {
             self.nr_under_way += 1;
             return Ok(());
         }
-        // It ended: it has said why.
+        // The lane has ended, and has reported why.
         self.hear(TICK, &mut Meter::default())?;
         Err(Error::Closed)
     }

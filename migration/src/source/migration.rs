@@ -142,8 +142,8 @@ impl<'a> Migration<'a> {
         Ok(())
     }
 
-    /// Bytes on the wire so far, of all connections. Of further ones those that are known to be
-    /// written.
+    /// Bytes on the wire so far, of all connections; of data connections, those that are known to
+    /// be written.
     pub(super) fn bytes(&self) -> u64 {
         self.peer.writer.bytes() + self.sender.lane_bytes()
     }

@@ -18,21 +18,21 @@
 //! | Running lost on its way | as above | runs |
 //! | Running arrived | success: paused for good | runs |
 //!
-//! So never both, and where neither may run by itself both sides say so. The source counts HandOff
-//! as sent as soon as the transport took its first byte. [`CancelToken::cancel`] and the hand-off
-//! exclude each other by one atomic.
+//! So the two never both run, and where neither may run by itself both sides say so. The source
+//! counts HandOff as sent as soon as the transport took its first byte. One atomic decides between
+//! [`CancelToken::cancel`] and the hand-off.
 //!
-//! From the pause to HandOff there is a limit on the whole, [`SourceConfig::pause_limit`]: after it
-//! the guest resumes.
+//! [`SourceConfig::pause_limit`] limits the whole time from the pause to HandOff; after it the guest
+//! resumes.
 //!
 //! Undoing is the work of a drop guard (module `guard`): it publishes DONE, resumes and stops the
 //! log on every way out, a panic included.
 //!
 //! # Threads
 //! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one
-//! blocks in reading the destination's answers, so that an Abort interrupts sending within a
+//! blocks reading the destination's answers, so that an Abort interrupts sending within a
 //! [`TICK`](crate::transport::TICK). Hints come on the device's thread. With several connections
-//! for memory each has a thread that packs and writes (module `lanes`). Nothing spins.
+//! for memory, each has a thread that packs and writes (module `lanes`). No thread spins.
 
 mod guard;
 mod lanes;

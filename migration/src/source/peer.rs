@@ -38,7 +38,7 @@ pub(super) struct Peer {
     /// Where data connections come from.
     connections: Option<Box<dyn Connections>>,
     cap: Option<Cap>,
-    /// Patience with an answer.
+    /// How long to wait for an answer.
     stall: Duration,
     answers: Receiver<Answer>,
     /// Answers that were read and not yet expected.

@@ -23,9 +23,9 @@ use super::migration::Migration;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
 const PROTECT_WORDS: usize = 4096;
-/// Asking for holes looks at each page of memory (40 ns), reading a page costs some 600 ns: from
-/// this part of memory on it costs less than reading what is dirty, and a dirty set smaller than
-/// that in pages is not worth the while.
+/// Asking for holes looks at each page of memory (40 ns), reading a page costs some 600 ns. So
+/// asking costs less than reading if this part of memory is dirty, and it is not worth it for fewer
+/// dirty pages than this.
 const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the
 /// driver has answered.
@@ -124,8 +124,8 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
 
 /// Sends what is dirty with the guest paused: no hints, no harvest. No memory follows.
 ///
-/// Nobody asks for holes: the time for that grows with all of memory, is not foretold, and what is
-/// dirty has to be read in any case.
+/// Holes are not asked for: that takes time in proportion to all of memory, which the predicted
+/// downtime does not include, and what is dirty has to be read in any case.
 pub(super) fn last(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<(), Error> {
     let plan = Plan::of_dirty(dirty, ballooned(m));
     let round = m.begin(&plan);

@@ -1,10 +1,10 @@
 //! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane
 //! (module `lanes`) if there are any.
 //!
-//! The order is the whole point. A page's to-send bit is taken first, so that nobody else deals
-//! with it; in round one its word is protected next if nobody has yet; only then is it read. A
-//! write after the protection is in the next harvest, a write before it is in what was read. (In
-//! later rounds the harvest has protected everything.)
+//! The order is what makes it safe. A page's to-send bit is taken first, so that nobody else deals
+//! with the page. In round one its word is protected next, if it is not yet; only then is the page
+//! read. A write after the protection is in the next harvest, a write before it is in what was
+//! read. (In later rounds the harvest has protected everything.)
 //!
 //! A chunk is up to 256 pages: big enough that the protection's ioctl and the socket's write cost
 //! little per page, small enough that a slice or a cancel is never late by more than a few
@@ -234,7 +234,7 @@ impl Sender {
     }
 
     /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and
-    /// `buffers.content`. Returns the length of the content.
+    /// `buffers.chunk`. Returns the length of the content.
     fn read_claimed(&mut self, round: &Round) -> Result<usize, Error> {
         let Buffers { words, spans, runs, chunk: Chunk { content, .. }, .. } = &mut self.buffers;
         spans.clear();

@@ -1,8 +1,8 @@
 //! The one owner of "who runs": the state of a VM and its machine, under one lock.
 //!
-//! Every change of state is one breath: look, decide ([`step`]), act on the machine, note. What the
-//! guest did to itself is looked at first, so no decision is made on a machine that is over
-//! already.
+//! Every change of state is done under the lock without a gap: look, decide ([`step`]), act on the
+//! machine, note. The guest's own end is looked at first, so no decision is made on a machine that
+//! is over already.
 //!
 //! Three things do not wait for that lock, so that they get through whatever holds it: the guest's
 //! end (a slot of the machine), `kill` (a flag), and `cancel` (the token's atomic).

@@ -1,9 +1,9 @@
-//! The dirty log of a machine: a list of those who write guest memory and say where.
+//! The dirty log of a machine: a list of all that write guest memory, each with a log of its own.
 //!
 //! KVM sees what vCPUs write ([`KvmLog`]); vm-memory's bitmap sees what devices write through it,
 //! used rings and discards among it ([`DeviceLog`]). Either alone loses pages, so
-//! [`DirtySources`] always asks all. A kernel thread that writes on a device's behalf would be
-//! one more.
+//! [`DirtySources`] always asks all of them. A kernel thread that writes on a device's behalf would
+//! be one more source.
 //!
 //! KVM runs in manual-protect mode with all bits initially set
 //! (`KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET`, Linux 5.7): turning the
@@ -11,9 +11,9 @@
 //! clears its bits.
 //!
 //! Why no write is lost: vm-memory marks a page *after* writing it, so a write whose mark misses
-//! one harvest is in the next; `KVM_CLEAR_DIRTY_LOG` clears a bit and removes write access under
-//! the MMU lock, then flushes TLBs, so a vCPU write after it faults and sets the bit. Whoever reads
-//! a page reads it after `protect`/`harvest` returned.
+//! one harvest is in the next. `KVM_CLEAR_DIRTY_LOG` clears a bit and removes write access under
+//! the MMU lock, then flushes TLBs, so a vCPU write after it faults and sets the bit. A page is
+//! read only after `protect` or `harvest` has returned.
 
 use std::io;
 use std::sync::Arc;
@@ -37,14 +37,14 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 /// throughout, and a vCPU that faults waits for it: short calls let it in between.
 const CLEAR_CHUNK: u64 = 8192;
 
-/// One who writes guest memory.
+/// Something that writes guest memory.
 pub trait DirtySource: DirtyLog {
     /// Sets in `out` the bits of all pages written since they were last protected, and changes
     /// nothing.
     fn peek(&self, out: &mut Bitmap) -> io::Result<()>;
 }
 
-/// All who write guest memory, as one.
+/// All that write guest memory, as one log.
 pub struct DirtySources(Vec<Box<dyn DirtySource>>);
 
 impl DirtySources {

@@ -1,4 +1,4 @@
-//! The source's machine in the engine's terms.
+//! The source's machine as the engine's traits want it: hints, and pausing.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The destination's machine in the engine's terms.
+//! The destination's machine as the engine's traits want it.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

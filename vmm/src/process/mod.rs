@@ -1,5 +1,5 @@
-//! From the command line to the end of the guest: claim the name, build, boot, wait, reboot or
-//! leave.
+//! The process of a VM, from its configuration to the end of the guest: claim the name, build,
+//! boot, wait, reboot or leave.
 
 mod balloon;
 mod controller;
