@@ -36,21 +36,21 @@ pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, Failure>
 /// The command whose trace this is, as far as a trace tells.
 fn again(trace: &Trace) -> String {
     let mut command = String::from("wherry migrate NAME URI");
-    if let "auto" | "on" | "off" = trace.start.hints.as_str() {
-        command.push_str(&format!(" --hints {}", trace.start.hints));
+    if let "auto" | "on" | "off" = trace.history.start.hints.as_str() {
+        command.push_str(&format!(" --hints {}", trace.history.start.hints));
     }
-    command.push_str(&format!(" --downtime-limit {}us", trace.start.downtime_limit_us));
-    if let Some(rate) = trace.start.bandwidth {
+    command.push_str(&format!(" --downtime-limit {}us", trace.history.start.downtime_limit_us));
+    if let Some(rate) = trace.history.start.bandwidth {
         command.push_str(&format!(" --bandwidth {rate}B/s"));
     }
-    if trace.start.compression.as_deref() == Some("lz4") {
+    if trace.history.start.compression.as_deref() == Some("lz4") {
         command.push_str(" --compression lz4");
     }
-    if trace.start.streams > 1 {
-        command.push_str(&format!(" --streams {}", trace.start.streams));
+    if trace.history.start.streams > 1 {
+        command.push_str(&format!(" --streams {}", trace.history.start.streams));
     }
-    if trace.start.force {
-        command.push_str(&format!(" --max-rounds {}", trace.start.max_rounds));
+    if trace.history.start.force {
+        command.push_str(&format!(" --max-rounds {}", trace.history.start.max_rounds));
     }
     command + " --trace FILE"
 }

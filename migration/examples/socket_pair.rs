@@ -127,7 +127,7 @@ impl DirtyLog for Guest {
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
         if let Some(dirty) = &mut *self.dirty.lock().unwrap() {
             out.or(dirty);
-            dirty.clear_all();
+            *dirty = Bitmap::new(dirty.len());
         }
         Ok(())
     }

@@ -15,9 +15,6 @@ use std::sync::atomic::Ordering;
 
 use crate::sync::AtomicU64;
 
-/// Pages per word: the unit in which the sender claims pages and the dirty log protects them.
-pub const WORD_PAGES: u64 = 64;
-
 /// Mask with the bits `from..to` set; `from <= to <= 64`.
 fn bits(from: u64, to: u64) -> u64 {
     if from >= to {
@@ -125,20 +122,9 @@ impl Bitmap {
         self.trim();
     }
 
-    /// Clears every bit.
-    pub fn clear_all(&mut self) {
-        self.words.fill(0);
-    }
-
     /// Number of set bits.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
-    }
-
-    /// Number of bits set in both maps.
-    pub fn count_and(&self, other: &Self) -> u64 {
-        let pairs = self.words.iter().zip(&other.words);
-        pairs.map(|(a, b)| u64::from((a & b).count_ones())).sum()
     }
 
     /// Sets the bits that are set in `other`. Maps are of the same length.

@@ -25,7 +25,7 @@ pub enum HintMode {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HintPolicy {
-    /// Where they pay; see [`worthwhile`](crate::hinting::worth::worthwhile).
+    /// Where they pay.
     #[default]
     Auto,
     /// Always, if the guest's driver can.
@@ -101,8 +101,6 @@ pub struct SourceConfig {
     pub downtime_limit: Duration,
     /// Rounds with the guest running, at most. At least 1.
     pub max_rounds: u32,
-    /// Time for these rounds; `None` for no limit. Looked at between rounds.
-    pub total_timeout: Option<Duration>,
     /// What then.
     pub on_timeout: OnTimeout,
     /// Give up on a peer that neither takes nor sends anything for this long.
@@ -141,7 +139,6 @@ impl Default for SourceConfig {
             streams: 1,
             downtime_limit: Duration::from_millis(300),
             max_rounds: 30,
-            total_timeout: None,
             on_timeout: OnTimeout::Fail,
             stall_timeout: Duration::from_secs(30),
             frame_limit: FrameLimit::default(),

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
+
 const OPEN: u8 = 0;
 const CANCELLED: u8 = 1;
 const COMMITTED: u8 = 2;
@@ -34,7 +36,7 @@ impl CancelToken {
     /// hand-off has begun.
     pub fn cancel(&self) -> bool {
         let won = self.turn(CANCELLED);
-        let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = lock(&self.0.lock);
         self.0.changed.notify_all();
         won
     }
@@ -53,16 +55,14 @@ impl CancelToken {
     /// Sleeps for `time`, less if cancelled.
     pub(crate) fn sleep(&self, time: Duration) {
         let until = Instant::now() + time;
-        let mut guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.0.lock);
         while !self.is_cancelled() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            guard = match self.0.changed.wait_timeout(guard, left) {
-                Ok((guard, _)) => guard,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
+            let woken = self.0.changed.wait_timeout(guard, left);
+            guard = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

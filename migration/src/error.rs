@@ -15,10 +15,11 @@ use crate::verify::verdict::WrongPages;
 use crate::wire::WireError;
 
 /// Where a migration was when it failed (or is, in a progress snapshot).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Hello and Welcome; the destination builds its machine.
+    /// From Hello to Ready: the destination builds its machine. Then data connections.
+    #[default]
     Handshake,
     /// Turning on the log and planning round one.
     Prepare,

@@ -22,7 +22,7 @@ pub mod observe;
 pub mod report;
 pub mod round;
 pub mod source;
-mod sync;
+pub mod sync;
 pub mod traits;
 pub mod transport;
 pub mod units;

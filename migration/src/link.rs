@@ -7,7 +7,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -15,11 +15,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::config::FrameLimit;
 use crate::control::CancelToken;
 use crate::error::Error;
-use crate::transport::{Throttle, WriteHalf};
+use crate::sync::lock;
+use crate::transport::{TICK, Throttle, WriteHalf};
 use crate::wire::pages::pack_lz4;
 use crate::wire::text::printable;
 use crate::wire::version::{FIRST, NEWEST};
-use crate::wire::{HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
+use crate::wire::{Abort, HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 
 /// Reasons to leave a wait early. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -64,28 +65,23 @@ pub struct PauseLimit(Arc<Mutex<Option<Deadline>>>);
 impl PauseLimit {
     /// The pause begins and may last for `time`.
     pub fn begin(&self, time: Duration) {
-        self.set(Deadline::after(time));
+        *lock(&self.0) = Deadline::after(time);
     }
 
     /// So much more is to be sent in it than was known when it began.
     pub fn extend(&self, more: Duration) {
-        let mut limit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limit = lock(&self.0);
         *limit = limit.and_then(|limit| limit.extended(more));
     }
 
     /// It ends in time: there is no limit any more.
     pub fn lift(&self) {
-        self.set(None);
-    }
-
-    fn set(&self, limit: Option<Deadline>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+        *lock(&self.0) = None;
     }
 
     /// `Err` once the time is over.
     pub fn check(&self) -> Result<(), Error> {
-        let limit = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match limit {
+        match *lock(&self.0) {
             Some(limit) if limit.is_over() => Err(Error::PauseLimit(limit.time)),
             _ => Ok(()),
         }
@@ -126,7 +122,7 @@ pub struct FrameWriter {
     pub version: u16,
     stall: Duration,
     /// How long a frame may take; waiting for the cap does not count.
-    pub frame_limit: FrameLimit,
+    frame_limit: FrameLimit,
     /// When the present frame has taken too long.
     late: Deadline,
     /// Reasons to give up earlier.
@@ -142,7 +138,7 @@ impl FrameWriter {
     pub fn new(
         out: Box<dyn WriteHalf>,
         throttle: Option<Cap>,
-        stall: Duration,
+        (stall, frame_limit): (Duration, FrameLimit),
         interrupt: Interrupt,
     ) -> Self {
         let now = Instant::now();
@@ -153,7 +149,7 @@ impl FrameWriter {
             throttle,
             version: NEWEST,
             stall,
-            frame_limit: FrameLimit::default(),
+            frame_limit,
             late: Deadline { until: now, time: Duration::ZERO },
             interrupt,
             last: now,
@@ -230,8 +226,7 @@ impl FrameWriter {
         self.stall = Duration::from_millis(200);
         self.frame_limit = FrameLimit { time: 2 * self.stall, rate: u64::MAX };
         self.throttle = None;
-        let payload = crate::wire::Abort::new(reason);
-        let _ = self.send_control(Kind::Abort, "abort", &payload);
+        let _ = self.send_control(Kind::Abort, "abort", &Abort::new(reason));
     }
 
     /// From here on neither a cancel nor the stop flag keeps frames from being sent.
@@ -251,7 +246,7 @@ impl FrameWriter {
             let mut piece = rest;
             if let Some(throttle) = &self.throttle {
                 let wait = {
-                    let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut throttle = lock(throttle);
                     piece = rest.get(..throttle.piece()).unwrap_or(rest);
                     throttle.charge(piece.len(), Instant::now())
                 };
@@ -299,7 +294,7 @@ impl FrameWriter {
             if left.is_zero() {
                 return Ok(());
             }
-            self.interrupt.cancel.sleep(left.min(crate::transport::TICK));
+            self.interrupt.cancel.sleep(left.min(TICK));
         }
     }
 }
@@ -311,11 +306,11 @@ pub struct FrameReader {
     /// Version of all frames, but for those with which one is agreed on.
     pub version: u16,
     /// Give up after this long without a byte; `None` waits for ever.
-    pub stall: Option<Duration>,
+    stall: Option<Duration>,
     /// Give up at this time, whatever comes.
     pub deadline: Option<Deadline>,
     /// How long a frame may take.
-    pub frame_limit: FrameLimit,
+    frame_limit: FrameLimit,
     /// When the present frame has taken too long. `None` before its first byte.
     late: Option<Deadline>,
     /// Reasons to give up earlier.
@@ -326,14 +321,18 @@ pub struct FrameReader {
 
 impl FrameReader {
     /// Reads from `input`.
-    pub fn new(input: Box<dyn Read + Send>, stall: Option<Duration>, interrupt: Interrupt) -> Self {
+    pub fn new(
+        input: Box<dyn Read + Send>,
+        (stall, frame_limit): (Option<Duration>, FrameLimit),
+        interrupt: Interrupt,
+    ) -> Self {
         Self {
             input,
             seq: 0,
             version: NEWEST,
             stall,
             deadline: None,
-            frame_limit: FrameLimit::default(),
+            frame_limit,
             late: None,
             interrupt,
             payload: Vec::new(),
@@ -357,7 +356,7 @@ impl FrameReader {
     pub fn next(&mut self, legal: &[Kind], during: &'static str) -> Result<Kind, Error> {
         let mut raw = [0; HEADER_LEN];
         self.late = None;
-        self.fill(Target::Header(&mut raw))?;
+        self.fill(&mut raw, &MAGIC)?;
         let header = Header::decode(&raw)?;
         let agreed = match Kind::from_u16(header.kind) {
             Some(Kind::Abort) => true,
@@ -381,8 +380,10 @@ impl FrameReader {
         let time = self.frame_limit.of(header.len);
         self.late = Some(Deadline { until: begun + time, time });
         // Bounded by the kind's limit, about 1 MiB, and kept for the next frame.
-        self.payload.resize(header.len as usize, 0);
-        self.fill(Target::Payload)?;
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.resize(header.len as usize, 0);
+        self.fill(&mut payload, &[])?;
+        self.payload = payload;
         if checksum(&[&self.payload]) != header.sum {
             return Err(WireError::PayloadSum.into());
         }
@@ -391,7 +392,7 @@ impl FrameReader {
         }
         self.seq += 1;
         if kind == Kind::Abort {
-            let abort: crate::wire::Abort = codec::decode(&self.payload, "abort")?;
+            let abort = Abort::decode(&self.payload)?;
             // It goes to a terminal in the end.
             return Err(Error::PeerAbort(printable(&abort.reason)));
         }
@@ -408,18 +409,11 @@ impl FrameReader {
         Ok(codec::decode(&self.payload, name)?)
     }
 
-    fn fill(&mut self, mut target: Target<'_>) -> Result<(), Error> {
+    /// Fills `buf`, whose first bytes have to be these.
+    fn fill(&mut self, buf: &mut [u8], first: &[u8]) -> Result<(), Error> {
         let mut done = 0;
         let mut moved = Instant::now();
-        loop {
-            let is_header = matches!(target, Target::Header(_));
-            let buf = match &mut target {
-                Target::Header(raw) => raw.as_mut_slice(),
-                Target::Payload => self.payload.as_mut_slice(),
-            };
-            let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) else {
-                return Ok(());
-            };
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             for deadline in [self.deadline, self.late].into_iter().flatten() {
                 if deadline.is_over() {
                     return Err(Error::Late(deadline.time));
@@ -435,8 +429,8 @@ impl FrameReader {
                     self.late.get_or_insert(Deadline { until: moved + time, time });
                     // Say so at once when it is something else that answers, however little it
                     // says.
-                    let seen = buf.get(..done.min(MAGIC.len())).unwrap_or_default();
-                    if is_header && !MAGIC.starts_with(seen) {
+                    let seen = buf.get(..done.min(first.len())).unwrap_or_default();
+                    if !first.starts_with(seen) {
                         return Err(WireError::Magic.into());
                     }
                     continue;
@@ -451,10 +445,6 @@ impl FrameReader {
                 _ => {}
             }
         }
+        Ok(())
     }
-}
-
-enum Target<'a> {
-    Header(&'a mut [u8; HEADER_LEN]),
-    Payload,
 }

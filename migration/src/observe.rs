@@ -32,8 +32,6 @@ pub struct EpochId {
 pub enum Event<'a> {
     /// A phase begins.
     Phase(Phase),
-    /// The dirty log is on: every page counts as dirty, none is protected.
-    LogStarted,
     /// These words of 64 pages have been write-protected, and their dirty bits forgotten. Any
     /// thread.
     Protected(Range<u64>),
@@ -107,11 +105,6 @@ pub trait Observer: Send + Sync {
     fn observe(&self, event: &Event<'_>);
 }
 
-/// Nobody watches.
-impl Observer for () {
-    fn observe(&self, _: &Event<'_>) {}
-}
-
 /// All of these watch, in this order.
 impl Observer for Vec<Arc<dyn Observer>> {
     fn observe(&self, event: &Event<'_>) {
@@ -156,9 +149,7 @@ struct WatchedLog {
 
 impl DirtyLog for WatchedLog {
     fn start(&self) -> io::Result<()> {
-        self.inner.start()?;
-        self.observer.observe(&Event::LogStarted);
-        Ok(())
+        self.inner.start()
     }
 
     fn protect(&self, first: u64, nr: u64) -> io::Result<()> {

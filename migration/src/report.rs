@@ -38,31 +38,15 @@ pub struct RoundReport {
     pub zero: u64,
     /// Pages that the host never populated: zero without reading.
     pub hole: u64,
-    /// Pages skipped because of a hint.
-    pub hinted: u64,
     /// Pages skipped because they are in the balloon.
     pub ballooned: u64,
     /// Pages that did not need this round.
     pub clean: u64,
-    /// Hinted pages that were not skipped: sent before the hint came, or the epoch was closed.
-    pub hinted_too_late: u64,
-    /// The part of `hinted_too_late` that was sent in this round before its hint came: bytes that
-    /// more patience had saved.
-    pub sent_then_hinted: u64,
-    /// Pages skipped for a hint and found in the next harvest: written since.
-    pub overridden: u64,
-    /// Bytes named by all hints of the round, useful or not.
-    pub hint_bytes: u64,
+    /// What hints did.
+    #[serde(flatten)]
+    pub hinting: HintFigures,
     /// Length of the round in milliseconds.
     pub duration_ms: u64,
-    /// From publishing the id to the first hint, in milliseconds; `None` without a hint.
-    pub time_to_first_hint_ms: Option<u64>,
-    /// Bytes named by hints per second, from the first hint to the last; 0 with fewer than two.
-    pub hint_rate: u64,
-    /// Bytes that were not sent thanks to hints: see the module's text.
-    pub saved_bytes: u64,
-    /// Time that this saved in milliseconds: see the module's text.
-    pub saved_ms: i64,
     /// How hints were honoured; `None` if none were asked for.
     pub hint_mode: Option<HintMode>,
     /// Milliseconds that the sender held back for hints.
@@ -81,9 +65,10 @@ pub struct HintFigures {
     pub hinted: u64,
     /// Hinted pages that were not skipped: sent before the hint came, or the epoch was closed.
     pub hinted_too_late: u64,
-    /// The part of `hinted_too_late` that was sent before its hint came, in the same round.
+    /// The part of `hinted_too_late` that was sent before its hint came, in the same round: bytes
+    /// that more patience had saved.
     pub sent_then_hinted: u64,
-    /// Pages skipped for a hint and written before the round ended.
+    /// Pages skipped for a hint and found in the next harvest: written since.
     pub overridden: u64,
     /// From asking to the first hint, in milliseconds; of several rounds, in the first that got
     /// one.
@@ -115,24 +100,10 @@ impl HintFigures {
 impl RoundReport {
     /// Fills in what hints saved, at a link rate in bytes per second.
     pub fn set_savings(&mut self, link_rate: f64) {
-        self.saved_bytes = self.hinted.saturating_sub(self.overridden) * PAGE_SIZE as u64;
-        let saved = self.saved_bytes as f64 * 1000.0 / link_rate.max(1.0);
-        self.saved_ms = (saved - self.held_ms as f64) as i64;
-    }
-
-    /// What hints did in this round.
-    pub fn hint_figures(&self) -> HintFigures {
-        HintFigures {
-            hint_bytes: self.hint_bytes,
-            hinted: self.hinted,
-            hinted_too_late: self.hinted_too_late,
-            sent_then_hinted: self.sent_then_hinted,
-            overridden: self.overridden,
-            time_to_first_hint_ms: self.time_to_first_hint_ms,
-            hint_rate: self.hint_rate,
-            saved_bytes: self.saved_bytes,
-            saved_ms: self.saved_ms,
-        }
+        let hints = &mut self.hinting;
+        hints.saved_bytes = hints.hinted.saturating_sub(hints.overridden) * PAGE_SIZE as u64;
+        let saved = hints.saved_bytes as f64 * 1000.0 / link_rate.max(1.0);
+        hints.saved_ms = (saved - self.held_ms as f64) as i64;
     }
 }
 
@@ -265,7 +236,7 @@ pub struct Report {
 }
 
 /// A moment of a running migration.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Snapshot {
     /// Where it is.
     pub phase: Phase,
@@ -293,23 +264,18 @@ mod tests {
 
     #[test]
     fn what_hints_saved() {
-        let mut round =
-            RoundReport { hinted: 1000, overridden: 200, held_ms: 30, ..Default::default() };
+        let hinting = HintFigures { hinted: 1000, overridden: 200, ..Default::default() };
+        let mut round = RoundReport { hinting, held_ms: 30, ..Default::default() };
         round.set_savings(4_096_000.0);
-        assert_eq!((round.saved_bytes, round.saved_ms), (800 * 4096, 770));
+        assert_eq!((round.hinting.saved_bytes, round.hinting.saved_ms), (800 * 4096, 770));
         // Waiting for nothing.
         let mut vain = RoundReport { held_ms: 250, ..Default::default() };
         vain.set_savings(4_096_000.0);
-        assert_eq!((vain.saved_bytes, vain.saved_ms), (0, -250));
-        let first =
-            HintFigures { time_to_first_hint_ms: Some(7), hint_rate: 5, ..vain.hint_figures() };
+        assert_eq!((vain.hinting.saved_bytes, vain.hinting.saved_ms), (0, -250));
+        let first = HintFigures { time_to_first_hint_ms: Some(7), hint_rate: 5, ..vain.hinting };
         let mut all = HintFigures::default();
         all.add(&first);
-        all.add(&HintFigures {
-            time_to_first_hint_ms: Some(9),
-            hint_rate: 3,
-            ..round.hint_figures()
-        });
+        all.add(&HintFigures { time_to_first_hint_ms: Some(9), hint_rate: 3, ..round.hinting });
         assert_eq!(all.time_to_first_hint_ms, Some(7));
         assert_eq!(
             (all.hint_rate, all.saved_bytes, all.saved_ms, all.hinted),

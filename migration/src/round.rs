@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::error::Error;
-use crate::report::RoundReport;
+use crate::report::{HintFigures, RoundReport};
 use crate::sync::{AtomicU64, Condvar, Mutex};
 use crate::units::{PAGE_SIZE, millis};
 
@@ -75,7 +75,7 @@ impl Drop for Pass<'_> {
 }
 
 /// Why a page does not need sending, decided before the round starts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Pages to send: disjoint from the two below.
     pub to_send: Bitmap,
@@ -139,19 +139,9 @@ pub fn words_with_a_hole(populated: &Bitmap) -> Bitmap {
     found
 }
 
-/// One round of pre-copy. Shared by the sender and the hint sink.
-#[derive(Debug)]
-pub struct Round {
-    /// From 1.
-    pub number: u32,
-    nr_pages: u64,
-    ballooned: u64,
-    hole: u64,
-    clean: u64,
-    to_send: AtomicBitmap,
-    sent_map: AtomicBitmap,
-    hinted_map: AtomicBitmap,
-    started: Instant,
+/// What became of its pages so far, and what its hints said.
+#[derive(Debug, Default)]
+struct Counts {
     sent: AtomicU64,
     zero: AtomicU64,
     hinted: AtomicU64,
@@ -159,17 +149,22 @@ pub struct Round {
     sent_then_hinted: AtomicU64,
     hints: AtomicU64,
     hint_bytes: AtomicU64,
-    first_hint_us: AtomicU64,
     last_hint_us: AtomicU64,
 }
 
-/// Hints of a round.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HintCount {
-    /// How many.
-    pub hints: u64,
-    /// Pages that they named.
-    pub pages: u64,
+/// One round of pre-copy. Shared by the sender and the hint sink.
+#[derive(Debug)]
+pub struct Round {
+    /// From 1.
+    pub number: u32,
+    nr_pages: u64,
+    left_out: LeftOut,
+    to_send: AtomicBitmap,
+    sent_map: AtomicBitmap,
+    hinted_map: AtomicBitmap,
+    started: Instant,
+    counts: Counts,
+    first_hint_us: AtomicU64,
 }
 
 /// Pages that a round's plan left out.
@@ -188,25 +183,17 @@ impl Round {
     pub fn new(number: u32, nr_pages: u64, plan: &Plan) -> Self {
         let (ballooned, hole) = (plan.ballooned.count(), plan.hole.count());
         let planned = plan.to_send.count() + ballooned + hole;
+        let clean = nr_pages.saturating_sub(planned);
         Self {
             number,
             nr_pages,
-            ballooned,
-            hole,
-            clean: nr_pages.saturating_sub(planned),
+            left_out: LeftOut { hole, ballooned, clean },
             to_send: AtomicBitmap::from(&plan.to_send),
             sent_map: AtomicBitmap::new(nr_pages),
             hinted_map: AtomicBitmap::new(nr_pages),
             started: Instant::now(),
-            sent: AtomicU64::new(0),
-            zero: AtomicU64::new(0),
-            hinted: AtomicU64::new(0),
-            too_late: AtomicU64::new(0),
-            sent_then_hinted: AtomicU64::new(0),
-            hints: AtomicU64::new(0),
-            hint_bytes: AtomicU64::new(0),
+            counts: Counts::default(),
             first_hint_us: AtomicU64::new(u64::MAX),
-            last_hint_us: AtomicU64::new(0),
         }
     }
 
@@ -237,27 +224,27 @@ impl Round {
 
     /// Pages still to be dealt with: derived from the counters, so that asking costs nothing.
     pub fn remaining(&self) -> u64 {
-        let done = self.ballooned + self.hole + self.clean;
-        let done = done + self.sent.load(Relaxed) + self.zero.load(Relaxed);
-        self.nr_pages.saturating_sub(done + self.hinted())
+        let LeftOut { hole, ballooned, clean } = self.left_out;
+        let done = self.sent() + self.zero() + self.hinted();
+        self.nr_pages.saturating_sub(hole + ballooned + clean + done)
     }
 
     /// Claimed pages of `word` were sent with content.
     pub fn mark_sent(&self, word: usize, mask: u64) {
         self.sent_map.set_mask(word, mask);
-        self.sent.fetch_add(u64::from(mask.count_ones()), Relaxed);
+        self.counts.sent.fetch_add(u64::from(mask.count_ones()), Relaxed);
     }
 
     /// Claimed pages were read and are zero.
     pub fn mark_zero(&self, nr: u64) {
-        self.zero.fetch_add(nr, Relaxed);
+        self.counts.zero.fetch_add(nr, Relaxed);
     }
 
     /// Claimed pages of `word` are skipped for a hint.
     pub fn mark_hinted(&self, word: usize, mask: u64) {
         self.hinted_map.set_mask(word, mask);
         let nr = u64::from(mask.count_ones());
-        self.hinted.fetch_add(nr, Relaxed);
+        self.counts.hinted.fetch_add(nr, Relaxed);
     }
 
     /// A hint clears the bits of `mask`: the protected way. Returns how many pages it skipped.
@@ -274,8 +261,8 @@ impl Round {
     pub fn note_sent_before(&self, word: usize, mask: u64) {
         let nr = u64::from((self.sent_map.load(word) & mask).count_ones());
         if nr > 0 {
-            self.sent_then_hinted.fetch_add(nr, Relaxed);
-            self.too_late.fetch_add(nr, Relaxed);
+            self.counts.sent_then_hinted.fetch_add(nr, Relaxed);
+            self.counts.too_late.fetch_add(nr, Relaxed);
         }
     }
 
@@ -283,41 +270,45 @@ impl Round {
     pub fn note_hint(&self, pages: u64) {
         let us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.first_hint_us.fetch_min(us, Relaxed);
-        self.last_hint_us.fetch_max(us, Relaxed);
-        self.hints.fetch_add(1, Relaxed);
+        self.counts.last_hint_us.fetch_max(us, Relaxed);
+        self.counts.hints.fetch_add(1, Relaxed);
         let bytes = pages * PAGE_SIZE as u64;
-        self.hint_bytes.fetch_add(bytes, Relaxed);
+        self.counts.hint_bytes.fetch_add(bytes, Relaxed);
     }
 
     /// Notes a hint that found the gate closed.
     pub fn note_late(&self, pages: u64) {
-        self.too_late.fetch_add(pages, Relaxed);
+        self.counts.too_late.fetch_add(pages, Relaxed);
     }
 
     /// Hints so far.
-    pub fn hints(&self) -> HintCount {
-        let pages = self.hint_bytes.load(Relaxed) / PAGE_SIZE as u64;
-        HintCount { hints: self.hints.load(Relaxed), pages }
+    pub fn hints(&self) -> u64 {
+        self.counts.hints.load(Relaxed)
+    }
+
+    /// Bytes that they named.
+    pub fn hint_bytes(&self) -> u64 {
+        self.counts.hint_bytes.load(Relaxed)
     }
 
     /// Pages skipped for hints so far.
     pub fn hinted(&self) -> u64 {
-        self.hinted.load(Relaxed)
+        self.counts.hinted.load(Relaxed)
     }
 
     /// Pages sent with content so far.
     pub fn sent(&self) -> u64 {
-        self.sent.load(Relaxed)
+        self.counts.sent.load(Relaxed)
     }
 
     /// Pages read and found zero so far.
     pub fn zero(&self) -> u64 {
-        self.zero.load(Relaxed)
+        self.counts.zero.load(Relaxed)
     }
 
     /// Pages that the plan left out.
     pub fn left_out(&self) -> LeftOut {
-        LeftOut { hole: self.hole, ballooned: self.ballooned, clean: self.clean }
+        self.left_out
     }
 
     /// Pages of a word that were sent with content so far.
@@ -339,23 +330,26 @@ impl Round {
     /// Its report so far; exact once the round is over.
     pub fn figures(&self) -> RoundReport {
         let first_hint = self.first_hint_us.load(Relaxed);
-        let hinting = self.last_hint_us.load(Relaxed).saturating_sub(first_hint);
-        let hint_bytes = self.hint_bytes.load(Relaxed);
+        let hinting = self.counts.last_hint_us.load(Relaxed).saturating_sub(first_hint);
+        let (hint_bytes, LeftOut { hole, ballooned, clean }) = (self.hint_bytes(), self.left_out);
         let rate = u128::from(hint_bytes) * 1_000_000 / u128::from(hinting.max(1));
         RoundReport {
             round: self.number,
-            sent: self.sent.load(Relaxed),
-            zero: self.zero.load(Relaxed),
-            hole: self.hole,
-            hinted: self.hinted.load(Relaxed),
-            ballooned: self.ballooned,
-            clean: self.clean,
-            hinted_too_late: self.too_late.load(Relaxed),
-            sent_then_hinted: self.sent_then_hinted.load(Relaxed),
-            hint_bytes,
-            hint_rate: if hinting == 0 { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) },
+            sent: self.sent(),
+            zero: self.zero(),
+            hole,
+            ballooned,
+            clean,
+            hinting: HintFigures {
+                hint_bytes,
+                hinted: self.hinted(),
+                hinted_too_late: self.counts.too_late.load(Relaxed),
+                sent_then_hinted: self.counts.sent_then_hinted.load(Relaxed),
+                time_to_first_hint_ms: (first_hint != u64::MAX).then_some(first_hint / 1000),
+                hint_rate: if hinting == 0 { 0 } else { u64::try_from(rate).unwrap_or(u64::MAX) },
+                ..HintFigures::default()
+            },
             duration_ms: millis(self.started.elapsed()),
-            time_to_first_hint_ms: (first_hint != u64::MAX).then_some(first_hint / 1000),
             ..RoundReport::default()
         }
     }
@@ -364,7 +358,7 @@ impl Round {
     /// send left.
     pub fn account(&self) -> Result<RoundReport, Error> {
         let report = self.figures();
-        let skipped = report.zero + report.hole + report.hinted + report.ballooned;
+        let skipped = report.zero + report.hole + report.hinting.hinted + report.ballooned;
         let counted = report.sent + skipped + report.clean;
         // Two things that must agree: the bitmap is empty, and the counters sum up.
         let left = self.to_send.count();
@@ -376,7 +370,9 @@ impl Round {
 
     /// How many pages that were skipped for hints are in `harvest`: written since.
     pub fn overridden(&self, harvest: &Bitmap) -> u64 {
-        self.hinted_map.snapshot().count_and(harvest)
+        let mut overridden = self.hinted_pages();
+        overridden.and(harvest);
+        overridden.count()
     }
 
     /// Pages of this round that were skipped for hints.
@@ -447,7 +443,7 @@ mod tests {
             }
             hinter.join().unwrap();
             let report = round.account().unwrap();
-            assert_eq!(report.sent + report.hinted, pages);
+            assert_eq!(report.sent + report.hinting.hinted, pages);
         }
     }
 

@@ -1,10 +1,10 @@
 //! What a trace tells about its guest and its link.
 
 use wherry_migration::units::PAGE_SIZE;
-use wherry_trace::Start;
+use wherry_trace::{Harvest, Round, Slice, Start};
 
 use crate::growth::{Exposure, Growth, Seen, least_squares};
-use crate::read::{Round, Slice, Trace};
+use crate::read::Trace;
 use crate::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
@@ -100,14 +100,14 @@ impl Replay {
         let mut replay = Self {
             link,
             growth: Growth::default(),
-            exposure: exposure(&trace, trace.rounds.first().map_or(0, harvested)),
+            exposure: exposure(&trace, trace.rounds().first().map_or(0, harvested)),
             dirty_one: Dirty::default(),
             other_bytes: 0.0,
             trace,
         };
         replay.dirty_one = replay.split_dirty();
         replay.growth = Growth::fit(&replay.seen());
-        let of_rounds = replay.trace.rounds.iter().map(bytes).fold(0, u64::saturating_add);
+        let of_rounds = replay.trace.rounds().iter().map(bytes).fold(0, u64::saturating_add);
         replay.other_bytes = (replay.all_bytes() as f64 - of_rounds as f64).max(0.0);
         replay
     }
@@ -115,12 +115,12 @@ impl Replay {
     /// The settings that it was recorded with. Hints are on if the guest was asked for any.
     pub fn settings(&self) -> Settings {
         Settings {
-            bandwidth: self.trace.start.bandwidth,
-            streams: self.trace.start.streams,
-            downtime_limit_us: self.trace.start.downtime_limit_us,
+            bandwidth: self.trace.history.start.bandwidth,
+            streams: self.trace.history.start.streams,
+            downtime_limit_us: self.trace.history.start.downtime_limit_us,
             hints: self.has_hints(),
-            max_rounds: self.trace.start.max_rounds,
-            force: self.trace.start.force,
+            max_rounds: self.trace.history.start.max_rounds,
+            force: self.trace.history.start.force,
         }
     }
 
@@ -136,19 +136,22 @@ impl Replay {
 
     /// What was recorded.
     pub fn recorded(&self) -> Outcome {
-        let ending = self.trace.ending.clone().unwrap_or_default();
-        let one = self.trace.rounds.first().map_or(0, bytes);
+        let trace = &self.trace;
+        let one = trace.rounds().first().map_or(0, bytes);
         Outcome {
-            converged: self.trace.ending.is_some(),
-            round_one_bytes: if ending.round_one_bytes > 0 { ending.round_one_bytes } else { one },
-            total_bytes: self.all_bytes(),
-            rounds: self.trace.rounds.len() as u32,
-            dirty_pages: self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1),
-            total_ms: match self.trace.ending {
-                Some(_) => ending.total_ms as f64,
-                None => seconds(self.trace.rounds.last().map_or(0, harvested)) * 1e3,
+            converged: trace.has_end(),
+            round_one_bytes: match trace.reported("/round_one_bytes") {
+                0 => one,
+                reported => reported,
             },
-            downtime_ms: seconds(ending.downtime.total_us) * 1e3,
+            total_bytes: self.all_bytes(),
+            rounds: trace.rounds().len() as u32,
+            dirty_pages: self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1.dirty),
+            total_ms: match trace.has_end() {
+                true => trace.reported("/total_ms") as f64,
+                false => seconds(trace.rounds().last().map_or(0, harvested)) * 1e3,
+            },
+            downtime_ms: seconds(trace.reported("/downtime/total_us")) * 1e3,
         }
     }
 
@@ -156,7 +159,7 @@ impl Replay {
     pub fn notes(&self, settings: &Settings) -> Vec<String> {
         let mut notes = Vec::new();
         let trace = &self.trace;
-        if let (Some(old), Some(new)) = (trace.start.bandwidth, settings.bandwidth)
+        if let (Some(old), Some(new)) = (trace.history.start.bandwidth, settings.bandwidth)
             && new > old
         {
             notes.push(
@@ -164,16 +167,16 @@ impl Replay {
                     .into(),
             );
         }
-        if settings.streams != trace.start.streams {
+        if settings.streams != trace.history.start.streams {
             notes.push(match self.link.work {
-                None if limited(self.link.byte_s, trace.start.bandwidth) => {
+                None if limited(self.link.byte_s, trace.history.start.bandwidth) => {
                     "connections change nothing here: the cap was what limited it, and it holds \
                      for all of them"
                         .into()
                 }
                 None => "connections change nothing here: the trace does not say what sending cost"
                     .into(),
-                Some(_) if settings.streams < trace.start.streams => {
+                Some(_) if settings.streams < trace.history.start.streams => {
                     "fewer connections, at worst: what each of the others waited for is taken to \
                      have been work"
                         .into()
@@ -188,21 +191,21 @@ impl Replay {
         if !settings.hints && self.has_hints() {
             notes.push("hints off: all that was skipped for hints counts as content".into());
         }
-        if !settings.hints && self.has_hints() && trace.start.compression.is_some() {
+        if !settings.hints && self.has_hints() && trace.history.start.compression.is_some() {
             notes.push(
                 "hints off: it is taken to compress like the rest, which may be far from true"
                     .into(),
             );
         }
-        if trace.lost > 0 {
-            notes.push(format!("{} events are missing from the trace", trace.lost));
+        if trace.history.lost > 0 {
+            notes.push(format!("{} events are missing from the trace", trace.history.lost));
         }
         if trace.cut {
             notes.push("the last line of the trace is cut off".into());
         }
-        if let Some(error) = &trace.failed {
+        if let Some(error) = trace.failed() {
             notes.push(format!("the recorded migration failed: {error}"));
-        } else if trace.ending.is_none() {
+        } else if !trace.has_end() {
             notes.push("the trace has no end: downtime and total time are estimates".into());
         }
         notes
@@ -210,29 +213,29 @@ impl Replay {
 
     /// Rounds with the guest running.
     pub(crate) fn running(&self) -> &[Round] {
-        let rounds = &self.trace.rounds;
-        let paused = usize::from(self.trace.ending.is_some() && rounds.len() > 1);
+        let rounds = self.trace.rounds();
+        let paused = usize::from(self.trace.has_end() && rounds.len() > 1);
         &rounds[..rounds.len() - paused]
     }
 
     /// The last round, with the guest paused.
     pub(crate) fn paused(&self) -> Option<&Round> {
-        self.trace.rounds.get(self.running().len())
+        self.trace.rounds().get(self.running().len())
     }
 
     fn all_bytes(&self) -> u64 {
         let last =
-            self.trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.bytes);
-        self.trace.ending.as_ref().map_or(last, |e| e.total_bytes.max(last))
+            self.trace.rounds().iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.1.bytes);
+        self.trace.reported("/total_bytes").max(last)
     }
 
     /// A guest that zeroes what it hints makes it dirty: pages of the first dirty set that had been
     /// hinted, or are zero.
     fn split_dirty(&self) -> Dirty {
-        let (_, dirty, overridden) =
-            self.trace.rounds.first().and_then(|r| r.harvest).unwrap_or_default();
+        let one = self.trace.rounds().first();
+        let Harvest { dirty, overridden, .. } = one.and_then(|r| r.harvest).unwrap_or_default().1;
         let free = self.free(1).min(dirty);
-        let zero = self.trace.rounds.get(1).map_or(0, |two| last(two).1);
+        let zero = self.trace.rounds().get(1).map_or(0, |two| two.last().zero);
         let hinted = if self.has_hints() { overridden.max(zero).min(dirty - free) } else { 0 };
         let guest = dirty - free - hinted;
         Dirty { hinted: hinted as f64, free: free as f64, guest: guest as f64 }
@@ -240,13 +243,13 @@ impl Replay {
 
     /// Pages of a round (by index) that were dirty and that the host has back.
     pub(crate) fn free(&self, at: usize) -> u64 {
-        self.trace.rounds.get(at).map_or(0, |round| round.hole.saturating_add(round.ballooned))
+        self.trace.rounds().get(at).map_or(0, |r| r.plan.hole.saturating_add(r.plan.ballooned))
     }
 
     /// The harvest of a round (by index): when, and how many pages the guest had written.
     pub(crate) fn written(&self, at: usize) -> Option<(u64, u64)> {
-        let (t_us, dirty, _) = self.trace.rounds.get(at)?.harvest?;
-        Some((t_us, dirty.saturating_sub(self.free(at + 1))))
+        let (t_us, found) = self.trace.rounds().get(at)?.harvest?;
+        Some((t_us, found.dirty.saturating_sub(self.free(at + 1))))
     }
 
     /// All observations of growth.
@@ -254,7 +257,7 @@ impl Replay {
         let mut seen = Vec::new();
         let Dirty { hinted, guest, .. } = self.dirty_one;
         let share = if guest > 0.0 { guest / (hinted + guest) } else { 0.0 };
-        if let Some(one) = self.trace.rounds.first() {
+        if let Some(one) = self.trace.rounds().first() {
             for &(t_us, pages) in thin(&one.looks) {
                 seen.push(Seen {
                     exposure: exposure(&self.trace, t_us),
@@ -265,7 +268,7 @@ impl Replay {
         }
         let later: Vec<usize> = (1..self.running().len()).collect();
         for &at in thin(&later) {
-            let (Some(round), Some(since)) = (self.trace.rounds.get(at), self.protected_at(at))
+            let (Some(round), Some(since)) = (self.trace.rounds().get(at), self.protected_at(at))
             else {
                 continue;
             };
@@ -281,7 +284,7 @@ impl Replay {
 
     /// Since when the writes of a later round (by index) are seen.
     pub(crate) fn protected_at(&self, at: usize) -> Option<u64> {
-        let before = self.trace.rounds.get(at.checked_sub(1)?)?;
+        let before = self.trace.rounds().get(at.checked_sub(1)?)?;
         before.harvest.map(|h| h.0)
     }
 }
@@ -292,44 +295,39 @@ fn thin<T>(all: &[T]) -> impl Iterator<Item = &T> {
     all.iter().rev().step_by(step)
 }
 
-/// Sent, zero and hinted pages at a round's end.
-pub(crate) fn last(round: &Round) -> (u64, u64, u64) {
-    round.slices.last().map_or((0, 0, 0), |s| (s.sent, s.zero, s.hinted))
-}
-
 fn harvested(round: &Round) -> u64 {
-    let end = round.slices.last().map_or(round.t_us, |s| s.t_us);
+    let end = round.slices.last().map_or(round.at_us, |s| s.0);
     round.harvest.map_or(end, |h| h.0)
 }
 
 /// A round's bytes on the wire.
 pub(crate) fn bytes(round: &Round) -> u64 {
     match (round.slices.first(), round.slices.last()) {
-        (Some(first), Some(last)) => last.bytes.saturating_sub(first.bytes),
+        (Some((_, first)), Some((_, last))) => last.bytes.saturating_sub(first.bytes),
         _ => 0,
     }
 }
 
 /// How long round one's pages had been watched at a time.
 fn exposure(trace: &Trace, t_us: u64) -> Exposure {
-    let Some(one) = trace.rounds.first() else { return Vec::new() };
+    let Some(one) = trace.rounds().first() else { return Vec::new() };
     let until = |since: u64| seconds(t_us.saturating_sub(since));
     if trace.publishes.last().is_some_and(|(_, protected)| *protected) {
-        return vec![(1.0, until(one.t_us))];
+        return vec![(1.0, until(one.at_us))];
     }
-    let total = one.to_send.max(1) as f64;
-    let (mut parts, mut before) = (Vec::new(), (one.t_us, 0));
-    let slices: Vec<_> = one.slices.iter().filter(|s| s.t_us <= t_us).collect();
+    let total = one.plan.to_send.max(1) as f64;
+    let (mut parts, mut before) = (Vec::new(), (one.at_us, 0));
+    let slices: Vec<_> = one.slices.iter().filter(|s| s.0 <= t_us).collect();
     let mut points: Vec<_> = thin(&slices).collect();
     points.reverse();
-    for slice in points {
+    for (t_us, slice) in points {
         let done = slice.sent.saturating_add(slice.zero).saturating_add(slice.hinted);
         if done > before.1 {
             // In the middle of the time in which they were dealt with.
-            let since = before.0 + (slice.t_us - before.0) / 2;
+            let since = before.0 + (t_us - before.0) / 2;
             parts.push(((done - before.1) as f64 / total, until(since)));
         }
-        before = (slice.t_us, done.max(before.1));
+        before = (*t_us, done.max(before.1));
     }
     parts
 }
@@ -337,18 +335,18 @@ fn exposure(trace: &Trace, t_us: u64) -> Exposure {
 impl Link {
     fn learn(trace: &Trace) -> Self {
         let (quiet, hinting): (Vec<_>, Vec<_>) =
-            trace.rounds.iter().flat_map(|round| round.slices.windows(2)).partition(|pair| {
-                let asked = |at: u64| (pair[0].t_us..pair[1].t_us).contains(&at);
-                pair[0].hinted == pair[1].hinted
+            trace.rounds().iter().flat_map(|round| round.slices.windows(2)).partition(|pair| {
+                let asked = |at: u64| (pair[0].0..pair[1].0).contains(&at);
+                pair[0].1.hinted == pair[1].1.hinted
                     && !trace.publishes.iter().any(|(at, _)| asked(*at))
             });
-        let row = |pair: &&[Slice]| {
-            let (a, b) = (pair[0], pair[1]);
-            let time = (b.t_us - a.t_us).saturating_sub(b.held_us - a.held_us);
+        let row = |pair: &&[(u64, Slice)]| {
+            let ((from, a), (to, b)) = (pair[0], pair[1]);
+            let time = (to - from).saturating_sub(b.held_us - a.held_us);
             [(b.bytes - a.bytes) as f64, (b.zero - a.zero) as f64, seconds(time)]
         };
         // While hints come the sender also waits for the driver: that says little about the link.
-        let all: Vec<_> = if quiet.iter().any(|pair| pair[1].bytes > pair[0].bytes) {
+        let all: Vec<_> = if quiet.iter().any(|pair| pair[1].1.bytes > pair[0].1.bytes) {
             quiet.iter().map(row).collect()
         } else {
             quiet.iter().chain(&hinting).map(row).collect()
@@ -366,12 +364,14 @@ impl Link {
         let asking_s = (was - is * scale).max(0.0);
         let (byte_s, zero_s) = (byte_s * scale, zero_s * scale);
         // Nothing was sent: the cap, or as fast as the engine assumes.
-        let fallback = 1.0 / trace.start.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
+        let fallback =
+            1.0 / trace.history.start.bandwidth.map_or((1u64 << 30) as f64, |b| b as f64);
         let byte_s = if byte_s > 0.0 { byte_s.clamp(1e-12, 1e3) } else { fallback };
-        let rate = trace.rounds.iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.rate);
+        let rate =
+            trace.rounds().iter().rev().find_map(|r| r.slices.last()).map_or(0, |s| s.1.rate);
         let (page_bytes, later_page_bytes, zero_bytes) = wire_costs(trace);
         let meter = if rate > 0 { (rate as f64 * byte_s).clamp(0.5, 2.0) } else { 1.0 };
-        let work = work(trace, zero_s).filter(|_| !limited(byte_s, trace.start.bandwidth));
+        let work = work(trace, zero_s).filter(|_| !limited(byte_s, trace.history.start.bandwidth));
         Self {
             page_bytes,
             later_page_bytes,
@@ -383,7 +383,7 @@ impl Link {
             rate: 0.0,
             work,
         }
-        .capped(trace.start.bandwidth)
+        .capped(trace.history.start.bandwidth)
     }
 
     fn capped(mut self, cap: Option<u64>) -> Self {
@@ -418,7 +418,7 @@ impl Link {
     /// Bytes of guest memory that a byte on the wire is taken to carry, which is 1 where nothing is
     /// compressed.
     pub(crate) fn packing(&self, trace: &Trace) -> f64 {
-        if trace.start.compression.is_some() { PAGE / self.page_bytes } else { 1.0 }
+        if trace.history.start.compression.is_some() { PAGE / self.page_bytes } else { 1.0 }
     }
 
     /// Seconds for these pages.
@@ -434,13 +434,12 @@ fn limited(byte_s: f64, cap: Option<u64>) -> bool {
 
 /// What a wire byte cost on both sides of the lanes.
 fn work(trace: &Trace, zero_s: f64) -> Option<Work> {
-    let (first, last) = (
-        trace.rounds.first()?.slices.first()?,
-        trace.rounds.iter().rev().find_map(|r| r.slices.last())?,
-    );
+    let rounds = trace.rounds();
+    let (_, first) = rounds.first()?.slices.first()?;
+    let (_, last) = rounds.iter().rev().find_map(|r| r.slices.last())?;
     let bytes = last.bytes.checked_sub(first.bytes).filter(|&bytes| bytes > 0)? as f64;
     let sending = seconds(last.sending_us.checked_sub(first.sending_us).filter(|&us| us > 0)?);
-    let zero = trace.rounds.iter().map(|round| self::last(round).1 as f64).sum::<f64>();
+    let zero = rounds.iter().map(|round| round.last().zero as f64).sum::<f64>();
     let reading = seconds(last.reading_us.saturating_sub(first.reading_us)) - zero * zero_s;
     Some(Work { reading: reading.max(0.0) / bytes, sending: sending / bytes })
 }
@@ -450,22 +449,22 @@ fn work(trace: &Trace, zero_s: f64) -> Option<Work> {
 fn wire_costs(trace: &Trace) -> (f64, f64, f64) {
     // Pages that `bytes` are the price of: nobody knows what the ones before the first slice cost.
     let sent = |round: &Round| {
-        let before = round.slices.first().map_or(0, |slice| slice.sent);
-        last(round).0.saturating_sub(before) as f64
+        let before = round.slices.first().map_or(0, |slice| slice.1.sent);
+        round.last().sent.saturating_sub(before) as f64
     };
-    let least = if trace.start.compression.is_some() { 1.0 } else { PAGE };
+    let least = if trace.history.start.compression.is_some() { 1.0 } else { PAGE };
     let price = |bytes: f64, sent: f64| (bytes / sent).clamp(least, 2.0 * PAGE);
-    let page = match trace.rounds.first() {
+    let page = match trace.rounds().first() {
         Some(one) if sent(one) > 0.0 => price(bytes(one) as f64, sent(one)),
         _ => PAGE,
     };
-    let later = || trace.rounds.iter().skip(1);
+    let later = || trace.rounds().iter().skip(1);
     let (all, pages): (f64, f64) =
         (later().map(|r| bytes(r) as f64).sum(), later().map(sent).sum());
-    if trace.start.compression.is_some() {
+    if trace.history.start.compression.is_some() {
         // Zero pages cost little beside what is not known about the others.
         return (page, if pages >= ENOUGH { price(all, pages) } else { page }, 0.0);
     }
-    let zeros: f64 = later().map(|r| last(r).1 as f64).sum();
+    let zeros: f64 = later().map(|r| r.last().zero as f64).sum();
     (page, page, if zeros > 0.0 { ((all - pages * page) / zeros).clamp(0.0, 64.0) } else { 0.0 })
 }

@@ -3,12 +3,11 @@
 
 use std::io::{self, BufRead};
 
-use serde::Deserialize;
 use thiserror::Error;
 
 use wherry_migration::wire::MAX_STREAMS;
-use wherry_trace::read::{Bad, Lines, MAX_ROUNDS, MAX_TIME_US, next_line};
-use wherry_trace::{Event, FATES, MAX_CELLS, Start, What};
+use wherry_trace::read::{Bad, Lines, MAX_TIME_US, next_line};
+use wherry_trace::{Event, History, MAX_CELLS, Map, Round, Start, What};
 
 /// 256 TiB of guest RAM.
 const MAX_PAGES: u64 = 1 << 36;
@@ -43,34 +42,6 @@ pub enum ReadError {
     Useless(&'static str),
 }
 
-/// Where a round stood.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Slice {
-    pub t_us: u64,
-    pub bytes: u64,
-    pub sent: u64,
-    pub zero: u64,
-    pub hinted: u64,
-    pub rate: u64,
-    pub held_us: u64,
-    pub reading_us: u64,
-    pub sending_us: u64,
-}
-
-/// A round.
-#[derive(Clone, Debug, Default)]
-pub struct Round {
-    pub t_us: u64,
-    pub to_send: u64,
-    pub hole: u64,
-    pub ballooned: u64,
-    pub slices: Vec<Slice>,
-    /// Times and distinct dirty pages.
-    pub looks: Vec<(u64, u64)>,
-    /// Time, dirty and overridden pages.
-    pub harvest: Option<(u64, u64, u64)>,
-}
-
 /// A hint of round one.
 #[derive(Clone, Copy, Debug)]
 pub struct Hint {
@@ -79,49 +50,16 @@ pub struct Hint {
     pub nr: u64,
 }
 
-/// Round one's map.
-#[derive(Clone, Debug, Default)]
-pub struct Cells {
-    pub cell_pages: u64,
-    pub fates: Vec<[u64; FATES.len()]>,
-}
-
-/// Parts of the report, all zero where absent.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Ending {
-    pub round_one_bytes: u64,
-    pub total_bytes: u64,
-    pub total_ms: u64,
-    pub downtime: Downtime,
-}
-
-/// Parts of the downtime.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Downtime {
-    pub last_round_us: u64,
-    pub total_us: u64,
-}
-
 /// A trace as far as a replay needs it.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    pub(crate) start: Start,
-    pub(crate) rounds: Vec<Round>,
+    pub(crate) history: History,
     pub(crate) hints: Vec<Hint>,
     /// Ids of round one: when, and whether in the protected way.
     pub(crate) publishes: Vec<(u64, bool)>,
-    pub(crate) cells: Cells,
-    pub(crate) ending: Option<Ending>,
-    /// Why it failed, if it says so.
-    pub failed: Option<String>,
-    /// Events and hints that did not reach it.
-    pub lost: u64,
     /// Whether its last line is only half there.
     pub cut: bool,
     named: u64,
-    last_us: u64,
 }
 
 impl Trace {
@@ -147,19 +85,50 @@ impl Trace {
         trace.finish()
     }
 
-    fn take(&mut self, event: Event) -> Result<(), &'static str> {
+    /// Whether the migration succeeded, and it says so.
+    pub(crate) fn has_end(&self) -> bool {
+        self.history.report.is_some()
+    }
+
+    /// A number of the migration's own report, 0 if it is not there.
+    pub(crate) fn reported(&self, pointer: &str) -> u64 {
+        self.history.reported(pointer).unwrap_or(0)
+    }
+
+    pub(crate) fn rounds(&self) -> &[Round] {
+        &self.history.rounds
+    }
+
+    /// Why it failed, if it says so.
+    pub(crate) fn failed(&self) -> Option<String> {
+        self.history.failed.as_ref().map(|(_, error)| cut(error))
+    }
+
+    fn take(&mut self, mut event: Event) -> Result<(), &'static str> {
         if event.t_us > MAX_TIME_US {
             return Err("its time is more than a year");
         }
-        if event.t_us < self.last_us {
+        if event.t_us < self.history.end_us {
             return Err("its time is before the line above");
         }
-        self.last_us = event.t_us;
+        let t_us = self.history.now(event.t_us);
         // No trace that is taken has version 0.
-        if self.start.version == 0 {
+        if self.history.start.version == 0 {
             return self.start(event.what);
         }
-        self.go_on(event.t_us, event.what)
+        self.check(&event.what)?;
+        match &mut event.what {
+            // A later id of the same round is good for the rest of it: two at most in a round.
+            What::Publish { round: 1, mode } if self.publishes.len() < 16 => {
+                self.publishes.push((t_us, mode == "protected"));
+            }
+            What::Hints { ranges, .. } if self.history.rounds.len() <= 1 => {
+                self.hint(t_us, ranges)?;
+            }
+            What::Harvest(found) => found.overridden = found.overridden.min(found.dirty),
+            _ => {}
+        }
+        self.history.take(event)
     }
 
     fn start(&mut self, what: What) -> Result<(), &'static str> {
@@ -172,113 +141,72 @@ impl Trace {
         start.streams = start.streams.clamp(1, MAX_STREAMS);
         start.downtime_limit_us = start.downtime_limit_us.min(MAX_TIME_US);
         start.switchover_estimate_us = start.switchover_estimate_us.min(MAX_TIME_US);
-        self.start = start;
+        self.history.start = start;
         Ok(())
     }
 
-    fn go_on(&mut self, t_us: u64, what: What) -> Result<(), &'static str> {
+    /// Whether this can be, after all that was before.
+    fn check(&self, what: &What) -> Result<(), &'static str> {
+        let nr_pages = self.history.start.nr_pages;
         match what {
             What::Start(_) => return Err("a second start"),
-            What::Round { round, to_send, hole, ballooned, clean } => {
-                let sum =
-                    [hole, ballooned, clean].iter().try_fold(to_send, |sum, &n| sum.checked_add(n));
-                if sum != Some(self.start.nr_pages) {
+            What::Round(plan) => {
+                if sum([plan.to_send, plan.hole, plan.ballooned, plan.clean]) != Some(nr_pages) {
                     return Err("the classes of the round do not sum up to guest RAM");
                 }
-                if round as usize != self.rounds.len() + 1 || self.rounds.len() == MAX_ROUNDS {
-                    return Err("rounds out of order, or too many");
+                if plan.round as usize != self.history.rounds.len() + 1 {
+                    return Err("rounds out of order");
                 }
-                self.rounds.push(Round { t_us, to_send, hole, ballooned, ..Round::default() });
             }
-            What::Slice {
-                round,
-                bytes,
-                sent,
-                zero,
-                hinted,
-                remaining,
-                rate,
-                held_us,
-                reading_us,
-                sending_us,
-            } => {
-                let sum =
-                    [sent, zero, hinted].iter().try_fold(remaining, |sum, &n| sum.checked_add(n));
-                let now = self.round(round)?;
-                if sum.is_none_or(|sum| sum > now.to_send) {
+            What::Slice(now) => {
+                let round = self.round(now.round)?;
+                let pages = sum([now.sent, now.zero, now.hinted, now.remaining]);
+                if pages.is_none_or(|pages| pages > round.plan.to_send) {
                     return Err("more pages than the round has");
                 }
-                if now.slices.last().is_some_and(|last| {
-                    bytes < last.bytes
-                        || sent < last.sent
-                        || zero < last.zero
-                        || held_us < last.held_us
-                }) {
+                let before = round.last();
+                if now.bytes < before.bytes
+                    || now.sent < before.sent
+                    || now.zero < before.zero
+                    || now.held_us < before.held_us
+                {
                     return Err("counts that fall");
                 }
-                let slice = Slice {
-                    t_us,
-                    bytes,
-                    sent,
-                    zero,
-                    hinted,
-                    rate,
-                    held_us,
-                    reading_us,
-                    sending_us,
-                };
-                now.slices.push(slice);
             }
             What::Dirty { round, pages, .. } => {
-                self.check(pages)?;
-                self.round(round)?.looks.push((t_us, pages));
-            }
-            What::Harvest { round, dirty, overridden } => {
-                self.check(dirty)?;
-                self.round(round)?.harvest = Some((t_us, dirty, overridden.min(dirty)));
-            }
-            What::Publish { round, mode } => {
-                // A later id of the same round is good for the rest of it: two at most in a round.
-                if round == 1 && self.publishes.len() < 16 {
-                    self.publishes.push((t_us, mode == "protected"));
+                self.round(*round)?;
+                if *pages > nr_pages {
+                    return Err("more pages than guest RAM has");
                 }
             }
-            What::Hints { ranges, dropped } => {
-                self.lost = self.lost.saturating_add(dropped);
-                if self.rounds.len() <= 1 {
-                    self.hint(t_us, &ranges)?;
+            What::Harvest(found) => {
+                self.round(found.round)?;
+                if found.dirty > nr_pages {
+                    return Err("more pages than guest RAM has");
                 }
             }
-            What::Map { round: 1, cell_pages, cells } => self.map(cell_pages, cells)?,
-            What::Lost { events } => self.lost = self.lost.saturating_add(events),
-            What::Failed { error, .. } => self.failed = Some(cut(&error)),
-            What::End { report } => self.ending = Ending::deserialize(&report).ok(),
-            What::Map { .. } | What::Phase { .. } | What::Decision { .. } | What::Unknown => {}
+            What::Map(map) if map.round == 1 => check_map(map, nr_pages)?,
+            _ => {}
         }
         Ok(())
     }
 
-    fn check(&self, pages: u64) -> Result<(), &'static str> {
-        if pages > self.start.nr_pages { Err("more pages than guest RAM has") } else { Ok(()) }
-    }
-
-    fn round(&mut self, number: u32) -> Result<&mut Round, &'static str> {
-        let present = self.rounds.len() == number as usize;
-        self.rounds
-            .last_mut()
-            .filter(|_| present)
-            .ok_or("it is of another round than the present one")
+    /// The present round, if it has this number.
+    fn round(&self, number: u32) -> Result<&Round, &'static str> {
+        let present = self.history.rounds.last().filter(|round| round.plan.round == number);
+        present.ok_or("it is of another round than the present one")
     }
 
     fn hint(&mut self, t_us: u64, ranges: &[(u64, u64)]) -> Result<(), &'static str> {
+        let nr_pages = self.history.start.nr_pages;
         for &(first, nr) in ranges {
             // Guests may hint what they like: only what lies in RAM counts.
-            let nr = nr.min(self.start.nr_pages.saturating_sub(first));
+            let nr = nr.min(nr_pages.saturating_sub(first));
             if nr == 0 {
                 continue;
             }
             self.named = self.named.saturating_add(nr);
-            if self.named / MAX_NAMED > self.start.nr_pages || self.hints.len() == MAX_HINTS {
+            if self.named / MAX_NAMED > nr_pages || self.hints.len() == MAX_HINTS {
                 return Err("too many hints");
             }
             self.hints.push(Hint { t_us, first, nr });
@@ -286,42 +214,43 @@ impl Trace {
         Ok(())
     }
 
-    fn map(&mut self, cell_pages: u64, fates: Vec<[u64; FATES.len()]>) -> Result<(), &'static str> {
-        if cell_pages == 0 || fates.len() as u64 > MAX_CELLS {
-            return Err("not a map");
-        }
-        if self.start.nr_pages.div_ceil(cell_pages) != fates.len() as u64 {
-            return Err("the map has not the size of guest RAM");
-        }
-        for cell in &fates {
-            let sum = cell.iter().try_fold(0u64, |sum, &n| sum.checked_add(n));
-            if sum.is_none_or(|sum| sum > cell_pages) {
-                return Err("more pages in a cell of the map than it has");
-            }
-        }
-        self.cells = Cells { cell_pages, fates };
-        Ok(())
-    }
-
     fn finish(mut self) -> Result<Self, ReadError> {
-        let Some(one) = self.rounds.first() else {
+        let Some(one) = self.history.rounds.first() else {
             return Err(ReadError::Useless(
                 "the trace ends before round one: there is nothing to replay",
             ));
         };
-        let Some(last) = one.slices.last().copied().filter(|_| one.harvest.is_some()) else {
+        if one.slices.is_empty() || one.harvest.is_none() {
             return Err(ReadError::Useless(
                 "the trace ends within round one: there is not enough to replay",
             ));
-        };
-        if self.cells.fates.is_empty() {
+        }
+        if self.history.map.cells.is_empty() {
             // Without a map all of RAM is one cell.
-            let left = self.start.nr_pages.saturating_sub(last.sent + last.zero + last.hinted);
-            let fates = vec![[last.sent, 0, last.zero, left, last.hinted, 0, 0, 0]];
-            self.cells = Cells { cell_pages: self.start.nr_pages, fates };
+            let (last, nr_pages) = (one.last(), self.history.start.nr_pages);
+            let left = nr_pages.saturating_sub(last.sent + last.zero + last.hinted);
+            let cells = vec![[last.sent, 0, last.zero, left, last.hinted, 0, 0, 0]];
+            self.history.map = Map { round: 1, cell_pages: nr_pages, cells };
         }
         Ok(self)
     }
+}
+
+fn check_map(map: &Map, nr_pages: u64) -> Result<(), &'static str> {
+    if map.cell_pages == 0 || map.cells.len() as u64 > MAX_CELLS {
+        return Err("not a map");
+    }
+    if nr_pages.div_ceil(map.cell_pages) != map.cells.len() as u64 {
+        return Err("the map has not the size of guest RAM");
+    }
+    if map.cells.iter().any(|&cell| sum(cell).is_none_or(|pages| pages > map.cell_pages)) {
+        return Err("more pages in a cell of the map than it has");
+    }
+    Ok(())
+}
+
+fn sum<const N: usize>(parts: [u64; N]) -> Option<u64> {
+    parts.iter().try_fold(0u64, |sum, &part| sum.checked_add(part))
 }
 
 /// Texts of a trace are shown: short, and without control characters.

@@ -6,11 +6,10 @@ use wherry_migration::config::SourceConfig;
 use wherry_migration::hinting::policy::{Action, Asking, Driver, Seen};
 use wherry_migration::transport::Throttle;
 use wherry_migration::units::PAGE_SIZE;
-use wherry_trace::FATES;
+use wherry_trace::{FATES, Fates, Round};
 
 use crate::growth::Exposure;
-use crate::model::{Dirty, Link, Replay, bytes, last, seconds};
-use crate::read::Round;
+use crate::model::{Dirty, Link, Replay, bytes, seconds};
 use crate::{Outcome, Settings};
 
 const PAGE: f64 = PAGE_SIZE as f64;
@@ -31,7 +30,7 @@ struct RoundOne {
 impl Replay {
     /// The migration under these settings.
     pub fn simulate(&self, settings: &Settings) -> Outcome {
-        let link = self.link.under(&self.trace.start, settings);
+        let link = self.link.under(&self.trace.history.start, settings);
         let hints = settings.hints && self.has_hints();
         let one = self.round_one(hints, &link);
         let round_one_bytes = one.sent * link.page_bytes;
@@ -44,7 +43,7 @@ impl Replay {
         let limit = seconds(settings.downtime_limit_us);
         let converged = loop {
             if dirty.pages() * PAGE / (link.rate * packing)
-                + seconds(self.trace.start.switchover_estimate_us)
+                + seconds(self.trace.history.start.switchover_estimate_us)
                 <= limit
             {
                 break true;
@@ -89,8 +88,8 @@ impl Replay {
     fn round_one(&self, hints: bool, link: &Link) -> RoundOne {
         let mut cells = Cells::new(self, hints);
         let total = cells.total().max(1.0);
-        let first = self.trace.rounds.first().and_then(|r| r.slices.first());
-        let mut now = first.map_or(0.0, |s| seconds(s.t_us));
+        let first = self.trace.rounds().first().and_then(|r| r.slices.first());
+        let mut now = first.map_or(0.0, |s| seconds(s.0));
         let mut done = Vec::new();
         if hints {
             now += link.asking_s;
@@ -171,7 +170,7 @@ impl Replay {
         let Dirty { hinted, free, guest } = self.dirty_one;
         // Protected all at once, or page by page as they go out.
         let at_once = hints && self.trace.publishes.last().is_some_and(|(_, protected)| *protected);
-        let start = self.trace.rounds.first().map_or(0.0, |r| seconds(r.t_us));
+        let start = self.trace.rounds().first().map_or(0.0, |r| seconds(r.at_us));
         let exposure: Exposure = if at_once {
             vec![(1.0, one.end - start)]
         } else {
@@ -183,7 +182,7 @@ impl Replay {
     }
 
     fn at_most_all(&self, pages: f64) -> f64 {
-        pages.clamp(0.0, self.trace.start.nr_pages as f64)
+        pages.clamp(0.0, self.trace.history.start.nr_pages as f64)
     }
 
     /// Pages that are dirty after a later round (by index) in which they were watched for so long.
@@ -213,17 +212,17 @@ impl Replay {
     /// Pages with content, and pages that are read and found zero, in the round (by index) that
     /// sends this dirty set.
     fn content(&self, at: usize, dirty: Dirty, hints: bool) -> (f64, f64) {
-        let rounds = &self.trace.rounds;
+        let rounds = self.trace.rounds();
         let recorded = rounds.get(at).or(rounds.last().filter(|_| rounds.len() > 1));
         let Some(round) = recorded else { return (dirty.guest, dirty.hinted) };
         let of_hints = if at == 1 { self.dirty_one.hinted } else { 0.0 };
-        let own = round.to_send as f64 - of_hints;
-        let (sent, zero, hinted) = last(round);
-        let sent = sent + if hints { 0 } else { hinted };
+        let (to_send, last) = (round.plan.to_send, round.last());
+        let own = to_send as f64 - of_hints;
+        let sent = last.sent + if hints { 0 } else { last.hinted };
         // A handful of pages says nothing about others.
         let content = if own >= 16.0 { (sent as f64 / own).min(1.0) } else { 1.0 };
-        let rest = round.to_send.saturating_sub(sent);
-        let read = if rest > 0 { (zero as f64 / rest as f64).min(1.0) } else { 0.0 };
+        let rest = to_send.saturating_sub(sent);
+        let read = if rest > 0 { (last.zero as f64 / rest as f64).min(1.0) } else { 0.0 };
         let cheap = dirty.hinted + dirty.guest * (1.0 - content);
         (dirty.guest * content, cheap * read)
     }
@@ -233,7 +232,7 @@ impl Replay {
         let running = self.running();
         let gap = |at: usize| {
             let first = running.get(at)?.slices.first()?;
-            Some(seconds(first.t_us.saturating_sub(self.protected_at(at)?)))
+            Some(seconds(first.0.saturating_sub(self.protected_at(at)?)))
         };
         gap(at).or_else(|| gap(running.len().saturating_sub(1))).unwrap_or(0.0)
     }
@@ -243,12 +242,14 @@ impl Replay {
         let running = self.running();
         let round = running.get(at).or(running.last());
         let ends = round.and_then(|r| r.slices.last().zip(r.harvest));
-        ends.map_or(0.0, |(slice, harvest)| seconds(harvest.0.saturating_sub(slice.t_us)))
+        ends.map_or(0.0, |(slice, harvest)| seconds(harvest.0.saturating_sub(slice.0)))
     }
 
     fn written_while_pausing(&self) -> f64 {
-        let dirty = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1);
-        let planned = |p: &Round| p.to_send.saturating_add(p.hole).saturating_add(p.ballooned);
+        let dirty = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.1.dirty);
+        let planned = |Round { plan: p, .. }: &Round| {
+            p.to_send.saturating_add(p.hole).saturating_add(p.ballooned)
+        };
         self.paused().map_or(0.0, |p| planned(p).saturating_sub(dirty) as f64)
     }
 
@@ -256,20 +257,20 @@ impl Replay {
     /// link, for a capped sender may make up for a short rest; and seconds that are neither
     /// downtime nor a round.
     fn fixed_ending(&self) -> (f64, f64, f64) {
-        let (Some(ending), Some(paused)) = (&self.trace.ending, self.paused()) else {
-            return (seconds(self.trace.start.switchover_estimate_us), 0.0, 0.0);
+        let Some(paused) = self.paused() else {
+            return (seconds(self.trace.history.start.switchover_estimate_us), 0.0, 0.0);
         };
         let (mut sending, mut credit) = (0.0, 0.0);
         if let (Some(first), Some(last)) = (paused.slices.first(), paused.slices.last()) {
             let long =
-                self.link.time(bytes(paused) as f64 / self.link.page_bytes, last.zero as f64);
-            let took = seconds(last.t_us - first.t_us);
+                self.link.time(bytes(paused) as f64 / self.link.page_bytes, last.1.zero as f64);
+            let took = seconds(last.0 - first.0);
             credit = (long - took).clamp(0.0, Throttle::BURST.as_secs_f64());
-            sending = (long - credit).min(seconds(ending.downtime.last_round_us));
+            sending = (long - credit).min(seconds(self.trace.reported("/downtime/last_round_us")));
         }
-        let all = seconds(ending.downtime.total_us);
+        let all = seconds(self.trace.reported("/downtime/total_us"));
         let until = self.running().last().and_then(|r| r.harvest).map_or(0, |h| h.0);
-        let tail = ending.total_ms as f64 / 1e3 - seconds(until) - all;
+        let tail = self.trace.reported("/total_ms") as f64 / 1e3 - seconds(until) - all;
         ((all - sending).max(0.0), credit, tail.max(0.0))
     }
 }
@@ -301,12 +302,12 @@ struct Cell {
 
 impl Cells {
     fn new(replay: &Replay, hints: bool) -> Self {
-        let map = &replay.trace.cells;
-        let fate = |cell: &[u64; FATES.len()], name: &str| {
+        let map = &replay.trace.history.map;
+        let fate = |cell: &Fates, name: &str| {
             FATES.iter().position(|fate| *fate == name).map_or(0.0, |at| cell[at] as f64)
         };
         let mut left: Vec<Cell> = map
-            .fates
+            .cells
             .iter()
             .map(|cell| {
                 let named =

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::growth::Growth;
 use super::*;
-use wherry_trace::{Event, Start, What};
+use wherry_trace::{Event, Harvest, Map, RoundPlan, Slice, Start, What};
 
 const PAGES: u64 = 1 << 18;
 const WIRE: f64 = 4100.0;
@@ -89,7 +89,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let begin = 0.2;
     out.tell(
         begin,
-        What::Round { round: 1, to_send, hole: PAGES - to_send, ballooned: 0, clean: 0 },
+        What::Round(RoundPlan { round: 1, to_send, hole: PAGES - to_send, ballooned: 0, clean: 0 }),
     );
     let mut cells = vec![[0u64; 8]; 4096];
     let used = guest.content + guest.zero;
@@ -121,7 +121,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
         let done = (sent as f64 * at) as u64;
         out.tell(
             t,
-            What::Slice {
+            What::Slice(Slice {
                 round: 1,
                 bytes: 1000 + (done as f64 * one) as u64,
                 sent: done,
@@ -132,7 +132,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
                 held_us: ((t - begin).min(hold) * 1e6) as u64,
                 reading_us: work.0(done as f64 * one),
                 sending_us: work.1(done as f64 * one),
-            },
+            }),
         );
     };
     slice(begin, &mut out, 0, 0.0);
@@ -166,29 +166,33 @@ fn happen(guest: &Invented) -> (String, Outcome) {
     let mut wire = 1000.0 + sent as f64 * one;
     let round_one_bytes = (sent as f64 * one) as u64;
     let (mut now, mut round) = (end, 1u32);
-    out.tell(now, What::Harvest { round, dirty, overridden: 0 });
-    out.tell(now, What::Map { round: 1, cell_pages: 64, cells });
+    out.tell(now, What::Harvest(Harvest { round, dirty, overridden: 0 }));
+    out.tell(now, What::Map(Map { round: 1, cell_pages: 64, cells }));
     let one_round = |out: &mut Lines, now: f64, round: u32, dirty: u64, wire: &mut f64| -> f64 {
         out.tell(
             now,
-            What::Round { round, to_send: dirty, hole: 0, ballooned: 0, clean: PAGES - dirty },
+            What::Round(RoundPlan {
+                round,
+                to_send: dirty,
+                hole: 0,
+                ballooned: 0,
+                clean: PAGES - dirty,
+            }),
         );
         let took = dirty as f64 * later / guest.link;
         for (at, done) in [(0.0, 0), (0.5, dirty / 2), (1.0, dirty)] {
             out.tell(
                 now + at * took,
-                What::Slice {
+                What::Slice(Slice {
                     round,
                     bytes: (*wire + done as f64 * later) as u64,
                     sent: done,
-                    zero: 0,
-                    hinted: 0,
                     remaining: dirty - done,
                     rate: guest.link as u64,
-                    held_us: 0,
                     reading_us: work.0(*wire - 1000.0 + done as f64 * later),
                     sending_us: work.1(*wire - 1000.0 + done as f64 * later),
-                },
+                    ..Slice::default()
+                }),
             );
         }
         *wire += dirty as f64 * later;
@@ -217,7 +221,7 @@ fn happen(guest: &Invented) -> (String, Outcome) {
         let since = now;
         now = one_round(&mut out, now, round, dirty, &mut wire);
         dirty = (guest.growth.at(now - since) as u64).min(PAGES);
-        out.tell(now, What::Harvest { round, dirty, overridden: 0 });
+        out.tell(now, What::Harvest(Harvest { round, dirty, overridden: 0 }));
     }
     let paused = now;
     let left = dirty;
@@ -444,7 +448,7 @@ fn what_can_be_borne_is_borne() {
     lines.insert(3, r#"{"t_us":200000,"event":"hints","ranges":[[18446744073709551615,18446744073709551615]],"dropped":2}"#.into());
     lines.retain(|line| !line.contains("\"map\""));
     let lines = replay(&lines.join("\n"));
-    assert_eq!(lines.trace().lost, 7);
+    assert_eq!(lines.trace().history.lost, 7);
     close(&lines.simulate(&lines.settings()), &outcome, 0.02, 0.05);
 }
 

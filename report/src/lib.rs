@@ -26,7 +26,7 @@ pub mod units;
 pub use map::memory_map;
 pub use page::migration_page;
 pub use timeline::timeline;
-pub use trace::{Fates, Reader, Round, Slice, Trace};
+pub use trace::{Reader, Round, Trace};
 
 /// Classes of pages in a round: style class and name, in the order of
 /// [`wherry_trace::FATES`], and one for VMMs that do not tell why a page was neither

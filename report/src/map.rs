@@ -3,8 +3,10 @@
 
 use std::fmt::Write;
 
+use wherry_trace::Fates;
+
 use crate::svg::{WIDTH, open};
-use crate::trace::{Fates, Trace};
+use crate::trace::Trace;
 use crate::units::{PAGE, memory, pages, share};
 use crate::{CLASSES, html};
 
@@ -21,16 +23,16 @@ const STRIP_COLUMNS: usize = 360;
 
 /// Both figures as HTML; nothing if the trace has no map.
 pub fn memory_map(trace: &Trace) -> String {
-    if trace.cells.is_empty() {
+    if trace.history.map.cells.is_empty() {
         return String::new();
     }
-    let cell_bytes = trace.cell_pages.saturating_mul(PAGE);
+    let cell_bytes = trace.history.map.cell_pages.saturating_mul(PAGE);
     let mut caption = format!(
         "Guest memory in round one, from address 0 at the top left on; a cell is {}. Its colour is \
          the class that most of its pages are in<br>",
         memory(cell_bytes)
     );
-    let fates: Vec<usize> = trace.cells.iter().map(main_fate).collect();
+    let fates: Vec<usize> = trace.history.map.cells.iter().map(main_fate).collect();
     for (class, (colour, name)) in
         CLASSES.iter().enumerate().filter(|(class, _)| fates.contains(class))
     {
@@ -59,8 +61,8 @@ fn class_name(class: usize) -> &'static str {
 
 fn address(trace: &Trace, cell: usize) -> String {
     let bytes = (cell as u64)
-        .saturating_mul(trace.cell_pages)
-        .min(trace.start.nr_pages)
+        .saturating_mul(trace.history.map.cell_pages)
+        .min(trace.history.start.nr_pages)
         .saturating_mul(PAGE);
     // Cells may be small: no rounding to tenths.
     if bytes < 1 << 30 {
@@ -143,8 +145,8 @@ fn strips_svg(trace: &Trace) -> String {
         (0..CLASSES.len()).filter(|&class| trace.fate_sum(class) > 0).collect();
     let height = STRIP_HEIGHT * classes.len() as u32 + 24;
     let mut out = open(height, "Classes of pages by place in guest memory", &counts(trace));
-    let per_column = trace.cells.len().div_ceil(STRIP_COLUMNS);
-    let columns: Vec<&[Fates]> = trace.cells.chunks(per_column).collect();
+    let per_column = trace.history.map.cells.len().div_ceil(STRIP_COLUMNS);
+    let columns: Vec<&[Fates]> = trace.history.map.cells.chunks(per_column).collect();
     let (left, width) = (f64::from(LEFT + 60), f64::from(WIDTH - LEFT - 60 - RIGHT));
     let step = width / columns.len() as f64;
     let room = f64::from(STRIP_HEIGHT - 6);
@@ -177,7 +179,7 @@ fn strips_svg(trace: &Trace) -> String {
         "<text class=\"ink small\" x=\"{left:.1}\" y=\"{y}\">0</text><text class=\"ink small\" \
          text-anchor=\"end\" x=\"{:.1}\" y=\"{y}\">{}</text></svg>",
         left + width,
-        address(trace, trace.cells.len())
+        address(trace, trace.history.map.cells.len())
     );
     out
 }

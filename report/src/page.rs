@@ -2,9 +2,11 @@
 
 use std::fmt::Write;
 
+use wherry_trace::Fates;
+
 use crate::bars::{Bar, Chart, Part};
 use crate::html::{self, escape, table};
-use crate::trace::{Fates, Round, Trace};
+use crate::trace::{Round, Trace};
 use crate::units::{mb, memory, ms, pages, share, time};
 use crate::{CLASSES, Error, map, timeline};
 
@@ -21,7 +23,7 @@ const DEALT_WITH: [usize; 5] = [0, 1, 2, 4, 5];
 /// # Errors
 /// If the drawing library fails.
 pub fn migration_page(trace: &Trace, command: &str) -> Result<String, Error> {
-    let title = format!("Migration of a guest with {}", pages(trace.start.nr_pages));
+    let title = format!("Migration of a guest with {}", pages(trace.history.start.nr_pages));
     let mut body = String::new();
     let _ =
         write!(body, "<h1>{}</h1><p class=note>{}</p>", escape(&title), escape(&settings(trace)));
@@ -42,17 +44,19 @@ pub fn migration_page(trace: &Trace, command: &str) -> Result<String, Error> {
 }
 
 fn settings(trace: &Trace) -> String {
-    let mut parts = vec![format!("hints {}", trace.start.hints)];
-    parts.push(match trace.start.bandwidth {
+    let mut parts = vec![format!("hints {}", trace.history.start.hints)];
+    parts.push(match trace.history.start.bandwidth {
         Some(rate) => format!("at most {} a second", mb(Some(rate))),
         None => "no cap on bandwidth".into(),
     });
-    parts.extend(trace.start.compression.iter().map(|word| format!("compressed with {word}")));
-    if trace.start.streams > 1 {
-        parts.push(format!("{} connections", trace.start.streams));
+    parts.extend(
+        trace.history.start.compression.iter().map(|word| format!("compressed with {word}")),
+    );
+    if trace.history.start.streams > 1 {
+        parts.push(format!("{} connections", trace.history.start.streams));
     }
-    parts.push(format!("downtime limit {}", time(trace.start.downtime_limit_us)));
-    parts.push(format!("at most {} rounds", trace.start.max_rounds));
+    parts.push(format!("downtime limit {}", time(trace.history.start.downtime_limit_us)));
+    parts.push(format!("at most {} rounds", trace.history.start.max_rounds));
     parts.join(" · ")
 }
 
@@ -62,9 +66,9 @@ fn state(trace: &Trace) -> String {
     let mut say = |text: &str| {
         let _ = write!(out, "<p class=bad>{}</p>", escape(text));
     };
-    if let Some(why) = &trace.failed {
-        say(why);
-    } else if trace.report.is_none() {
+    if let Some(why) = trace.failed() {
+        say(&why);
+    } else if trace.history.report.is_none() {
         say("The trace has no end: the migration failed or was cancelled, or the trace was cut \
              off.");
     }
@@ -74,7 +78,7 @@ fn state(trace: &Trace) -> String {
 
 fn headline(trace: &Trace) -> String {
     let first = trace.rounds.get(&1).cloned().unwrap_or_default();
-    let ram = trace.start.nr_pages;
+    let ram = trace.history.start.nr_pages;
     let mut tiles = vec![
         (mb(Some(trace.total_bytes())), "on the wire".to_owned()),
         (mb(Some(first.bytes)), "of it in round one".to_owned()),
@@ -86,11 +90,12 @@ fn headline(trace: &Trace) -> String {
     let dealt = |class: usize| first.fates()[class];
     tiles.push((
         pages(dealt(0) + dealt(1)),
-        format!("sent in round one: {:.1} % of guest RAM", share(first.sent, ram)),
+        format!("sent in round one: {:.1} % of guest RAM", share(first.last.sent, ram)),
     ));
-    if trace.start.hints != "off" {
-        let what = format!("skipped for hints: {:.1} % of guest RAM", share(first.hinted, ram));
-        tiles.push((pages(first.hinted), what));
+    if trace.history.start.hints != "off" {
+        let what =
+            format!("skipped for hints: {:.1} % of guest RAM", share(first.last.hinted, ram));
+        tiles.push((pages(first.last.hinted), what));
     }
     let tile = |(value, name): &(String, String)| {
         format!("<div><b>{}</b><span>{}</span></div>", escape(value), escape(name))
@@ -99,7 +104,7 @@ fn headline(trace: &Trace) -> String {
 }
 
 fn total_us(trace: &Trace) -> u64 {
-    trace.reported("/total_ms").map_or(trace.end_us, |ms| ms.saturating_mul(1000))
+    trace.history.reported("/total_ms").map_or(trace.history.end_us, |ms| ms.saturating_mul(1000))
 }
 
 fn parts(fates: &Fates, classes: &[usize], value: impl Fn(u64) -> f64) -> Vec<Part> {
@@ -159,13 +164,13 @@ fn remarks(trace: &Trace) -> String {
 fn totals(trace: &Trace) -> String {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
-        row("guest RAM", pages(trace.start.nr_pages)),
+        row("guest RAM", pages(trace.history.start.nr_pages)),
         row("all bytes", mb(Some(trace.total_bytes()))),
         row(
             "bytes of guest RAM",
             format!(
                 "{:.1} %",
-                share(trace.total_bytes(), trace.start.nr_pages.saturating_mul(4096))
+                share(trace.total_bytes(), trace.history.start.nr_pages.saturating_mul(4096))
             ),
         ),
         row("total time", time(total_us(trace))),
@@ -174,22 +179,22 @@ fn totals(trace: &Trace) -> String {
         rows.push(row("downtime", time(down)));
     }
     for part in ["pause", "last_round", "verify", "state", "commit", "resume"] {
-        if let Some(us) =
-            trace.reported(&format!("/downtime/{part}_us")).filter(|&us| us > 0 || part != "verify")
+        if let Some(us) = trace
+            .history
+            .reported(&format!("/downtime/{part}_us"))
+            .filter(|&us| us > 0 || part != "verify")
         {
             rows.push(row(&format!("of it {}", part.replace('_', " ")), time(us)));
         }
     }
     rows.extend(timeline::extremes(trace));
-    if let Some(text) = trace.report.as_ref().and_then(|r| r["hints"].as_str()) {
+    if let Some(text) = trace.history.report.as_ref().and_then(|r| r["hints"].as_str()) {
         rows.push(row("hints", text.chars().take(300).collect()));
     }
-    rows.extend(
-        trace
-            .cells
-            .first()
-            .map(|_| row("cell of the map", memory(trace.cell_pages.saturating_mul(4096)))),
-    );
+    let map = &trace.history.map;
+    if !map.cells.is_empty() {
+        rows.push(row("cell of the map", memory(map.cell_pages.saturating_mul(4096))));
+    }
     table(&["", "value"], &rows, false)
 }
 
@@ -212,18 +217,18 @@ fn rounds_table(trace: &Trace) -> String {
     let row = |(number, r): (&u32, &Round)| {
         let mut row = vec![number.to_string(), mb(Some(r.bytes)), time(r.duration_us)];
         let counts = [
-            r.sent,
+            r.last.sent,
             r.sent_then_hinted,
-            r.zero,
-            r.hole,
-            r.hinted,
-            r.overridden,
-            r.ballooned,
-            r.clean,
-            r.dirty,
+            r.last.zero,
+            r.plan.hole,
+            r.last.hinted,
+            r.harvest.overridden,
+            r.plan.ballooned,
+            r.plan.clean,
+            r.harvest.dirty,
         ];
         row.extend(counts.map(|count| count.to_string()));
-        row.push(ms(Some(r.held_us as f64 / 1000.0)));
+        row.push(ms(Some(r.last.held_us as f64 / 1000.0)));
         row
     };
     let rows: Vec<Vec<String>> = trace.rounds.iter().take(MAX_ROWS).map(row).collect();

@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use crate::svg::{GRID, INK, WIDTH, colour, most, restyle, tame, tick};
 use crate::trace::Trace;
-use crate::units::{PAGE, memory, pages, time};
+use crate::units::{PAGE, pages, time};
 use crate::{Error, html};
 
 /// Style classes: rounds (odd and even), holding back, pause, bandwidth, dirty memory, hints.
@@ -59,7 +59,7 @@ pub fn timeline(trace: &Trace) -> Result<String, Error> {
     if panels.iter().any(|p| p.limit.is_some()) {
         caption.push_str("The level line is the cap on the link. ");
     }
-    if trace.start.hints == "off" {
+    if trace.history.start.hints == "off" {
         caption.push_str("No hints were asked for. ");
     } else if trace.asked && trace.hinted.is_empty() {
         caption.push_str("No hint came. ");
@@ -72,7 +72,7 @@ pub fn timeline(trace: &Trace) -> Result<String, Error> {
 }
 
 fn words(trace: &Trace) -> String {
-    let mut out = format!("{} rounds in {}", trace.rounds.len(), time(trace.end_us));
+    let mut out = format!("{} rounds in {}", trace.rounds.len(), time(trace.history.end_us));
     if let Some((from, to)) = trace.pause() {
         out.push_str(&format!(
             "; paused from {} for {}",
@@ -80,17 +80,21 @@ fn words(trace: &Trace) -> String {
             time(trace.downtime_us().unwrap_or(to - from))
         ));
     }
-    let hinted = trace.hinted.iter().fold(0, |sum: u64, (_, pages)| sum.saturating_add(*pages));
     if let (Some((first, _)), Some((last, _))) = (trace.hinted.first(), trace.hinted.last()) {
         out.push_str(&format!(
             "; {} hinted between {} and {}",
-            pages(hinted),
+            pages(hinted(trace)),
             time(*first),
             time(*last)
         ));
     }
     let peak = trace.dirty.iter().map(|(_, count)| *count).max();
     out + &peak.map_or_else(String::new, |count| format!("; at most {} dirty", pages(count)))
+}
+
+/// Pages that hints named in all.
+fn hinted(trace: &Trace) -> u64 {
+    trace.hinted.iter().fold(0, |sum, (_, pages)| sum.saturating_add(*pages))
 }
 
 fn seconds(us: u64) -> f64 {
@@ -132,17 +136,17 @@ fn held(trace: &Trace) -> Vec<(f64, f64, f64, u8, String)> {
     let mut bars = Vec::new();
     let (mut at, mut before, mut round) = (0, 0, 0);
     let step = trace.slices.len().div_ceil(POINTS).max(1);
-    for slice in trace.slices.chunks(step).filter_map(|chunk| chunk.last()) {
+    for &(t_us, slice) in trace.slices.chunks(step).filter_map(|chunk| chunk.last()) {
         if slice.round != round {
             let begin = trace.rounds.get(&slice.round).map_or(at, |r| r.at_us);
-            (at, before, round) = (begin.min(slice.t_us), 0, slice.round);
+            (at, before, round) = (begin.min(t_us), 0, slice.round);
         }
-        let (held, span) = (slice.held_us.saturating_sub(before), slice.t_us - at);
+        let (held, span) = (slice.held_us.saturating_sub(before), t_us - at);
         if held > 0 && span > 0 {
             let share = (held as f64 / span as f64).clamp(0.05, 1.0);
-            bars.push((seconds(at), seconds(slice.t_us), share, HELD, String::new()));
+            bars.push((seconds(at), seconds(t_us), share, HELD, String::new()));
         }
-        (at, before) = (slice.t_us, slice.held_us);
+        (at, before) = (t_us, slice.held_us);
     }
     bars
 }
@@ -154,7 +158,7 @@ fn panels(trace: &Trace) -> Vec<Panel> {
         colour: SENT,
         points: bandwidth(trace),
         area: true,
-        limit: trace.start.bandwidth.map(|rate| tame(rate as f64 / 1e6)),
+        limit: trace.history.start.bandwidth.map(|rate| tame(rate as f64 / 1e6)),
     }];
     let mib = |pages: u64| tame(pages as f64 * PAGE as f64 / f64::from(1 << 20));
     if !trace.dirty.is_empty() {
@@ -182,7 +186,7 @@ fn panels(trace: &Trace) -> Vec<Panel> {
             points.extend(part.last().map(|(t, _)| (seconds(*t), mib(sum))));
         }
         let last = points.last().map_or(0.0, |p| p.1);
-        points.push((seconds(trace.end_us), last));
+        points.push((seconds(trace.history.end_us), last));
         panels.push(Panel {
             name: "Hinted so far",
             unit: "MiB",
@@ -200,15 +204,15 @@ fn bandwidth(trace: &Trace) -> Vec<(f64, f64)> {
     let step = trace.slices.len().div_ceil(POINTS).max(1);
     let (mut at, mut bytes) = (0, 0);
     let mut points = Vec::new();
-    for slice in trace.slices.chunks(step).filter_map(|chunk| chunk.last()) {
-        let span = slice.t_us - at;
+    for &(t_us, slice) in trace.slices.chunks(step).filter_map(|chunk| chunk.last()) {
+        let span = t_us - at;
         // Two slices at almost the same time say nothing about a rate.
         if span < 1000 {
             continue;
         }
         let rate = tame((slice.bytes - bytes) as f64 / span as f64);
-        points.extend([(seconds(at), rate), (seconds(slice.t_us), rate)]);
-        (at, bytes) = (slice.t_us, slice.bytes);
+        points.extend([(seconds(at), rate), (seconds(t_us), rate)]);
+        (at, bytes) = (t_us, slice.bytes);
     }
     points.push((seconds(at), 0.0));
     points
@@ -216,7 +220,7 @@ fn bandwidth(trace: &Trace) -> Vec<(f64, f64)> {
 
 fn draw(trace: &Trace, lanes: &[Lane], panels: &[Panel], height: u32, text: &mut String) -> Drawn {
     let root = SVGBackend::with_string(text, (WIDTH, height)).into_drawing_area();
-    let end = most(std::iter::once(seconds(trace.end_us)));
+    let end = most(std::iter::once(seconds(trace.history.end_us)));
     let (top, mut rest) = root.split_vertically(LANE * lanes.len() as u32 + 10);
     draw_lanes(&top, lanes, end)?;
     for (index, panel) in panels.iter().enumerate() {
@@ -323,9 +327,8 @@ pub fn extremes(trace: &Trace) -> Vec<Vec<String>> {
         rows.push(row("most dirty memory", pages(most)));
     }
     if let Some((first, _)) = trace.hinted.first() {
-        let sum = trace.hinted.iter().fold(0, |sum: u64, (_, pages)| sum.saturating_add(*pages));
         rows.push(row("first hint", format!("after {}", time(*first))));
-        rows.push(row("hinted in all", memory(sum.saturating_mul(PAGE))));
+        rows.push(row("hinted in all", pages(hinted(trace))));
     }
     rows
 }

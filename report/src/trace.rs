@@ -1,15 +1,14 @@
 //! A trace as it is drawn.
 //!
-//! It comes from a file that anybody may have written: beside what [`wherry_trace::read`] limits,
-//! lists are limited, time never goes back, a line that cannot be understood is counted and left
-//! out, and numbers are added without overflow.
+//! It comes from a file that anybody may have written: beside what [`wherry_trace::read`] and
+//! [`History`] limit, lists are limited, a line that cannot be understood is counted and left out,
+//! and numbers are added without overflow.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
 
-use serde_json::Value;
-use wherry_trace::read::{Bad, Lines, MAX_LINES, MAX_ROUNDS, MAX_TIME_US, next_line};
-use wherry_trace::{Event, FATES, MAX_CELLS, Start, What};
+use wherry_trace::read::{Bad, Lines, MAX_LINES, MAX_ROUNDS, next_line};
+use wherry_trace::{Event, Fates, Harvest, History, MAX_CELLS, RoundPlan, Slice, Start, What};
 
 use crate::Error;
 
@@ -19,22 +18,17 @@ const MAX_PROBLEMS: usize = 50;
 /// Characters of a text that are kept.
 const MAX_TEXT: usize = 200;
 
-/// Pages by class, in the order of [`FATES`].
-pub type Fates = [u64; FATES.len()];
-
 /// A migration as its trace tells it. Times are microseconds since it began, counts are pages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
-    /// Its settings.
-    pub start: Start,
-    /// Time of the last event.
-    pub end_us: u64,
+    /// What its events say.
+    pub history: History,
     /// When each phase began.
     pub phases: Vec<(u64, String)>,
     /// By number.
     pub rounds: BTreeMap<u32, Round>,
-    /// In order of time.
-    pub slices: Vec<Slice>,
+    /// In order of time, with bytes that do not fall.
+    pub slices: Vec<(u64, Slice)>,
     /// Whether the guest was asked for hints.
     pub asked: bool,
     /// Pages named by hints, and when.
@@ -43,79 +37,58 @@ pub struct Trace {
     pub dirty: Vec<(u64, u64)>,
     /// Decisions and ids, in words.
     pub remarks: Vec<(u64, String)>,
-    /// Pages of each cell of round one's map.
-    pub cell_pages: u64,
-    /// Round one's map; empty if the trace has none.
-    pub cells: Vec<Fates>,
-    /// The migration's own report, if it succeeded.
-    pub report: Option<Value>,
-    /// Why it failed, if it did.
-    pub failed: Option<String>,
     /// What is wrong with the trace, in words.
     pub problems: Vec<String>,
 }
 
-/// One round.
+/// What is known of a round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Round {
     /// When it was planned.
     pub at_us: u64,
-    /// Never populated.
-    pub hole: u64,
-    /// In the balloon.
-    pub ballooned: u64,
-    /// Not written since they were sent.
-    pub clean: u64,
-    /// Sent with content.
-    pub sent: u64,
-    /// Of these, hinted afterwards.
-    pub sent_then_hinted: u64,
-    /// Read and found zero.
-    pub zero: u64,
-    /// Skipped for hints.
-    pub hinted: u64,
-    /// Of these, written before the round's end.
-    pub overridden: u64,
-    /// On the wire.
-    pub bytes: u64,
     /// Its length.
     pub duration_us: u64,
-    /// Time for which the sender held back.
-    pub held_us: u64,
-    /// Pages that the harvest at its end found written.
-    pub dirty: u64,
+    /// What it left out.
+    pub plan: RoundPlan,
+    /// Where it stood at its end.
+    pub last: Slice,
+    /// What was written meanwhile.
+    pub harvest: Harvest,
+    /// Pages sent with content and hinted afterwards.
+    pub sent_then_hinted: u64,
+    /// On the wire.
+    pub bytes: u64,
 }
 
 impl Round {
+    fn of(told: &wherry_trace::Round) -> Self {
+        let (slice, (harvested, harvest)) = (told.slices.last(), told.harvest.unwrap_or_default());
+        let end_us = slice.map_or(0, |slice| slice.0).max(harvested);
+        Self {
+            at_us: told.at_us,
+            duration_us: end_us.saturating_sub(told.at_us),
+            plan: told.plan,
+            last: told.last(),
+            harvest,
+            ..Self::default()
+        }
+    }
+
     /// Pages by class.
     pub fn fates(&self) -> Fates {
-        let late = self.sent_then_hinted.min(self.sent);
-        let overridden = self.overridden.min(self.hinted);
-        let hinted = self.hinted - overridden;
+        let late = self.sent_then_hinted.min(self.last.sent);
+        let overridden = self.harvest.overridden.min(self.last.hinted);
         [
-            self.sent - late,
+            self.last.sent - late,
             late,
-            self.zero,
-            self.hole,
-            hinted,
+            self.last.zero,
+            self.plan.hole,
+            self.last.hinted - overridden,
             overridden,
-            self.ballooned,
-            self.clean,
+            self.plan.ballooned,
+            self.plan.clean,
         ]
     }
-}
-
-/// Where a round stood.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Slice {
-    /// When.
-    pub t_us: u64,
-    /// Which round.
-    pub round: u32,
-    /// All bytes since the migration began.
-    pub bytes: u64,
-    /// Time held back in this round.
-    pub held_us: u64,
 }
 
 /// Takes a trace line by line.
@@ -183,25 +156,17 @@ impl Trace {
     }
 
     fn start(&mut self, event: Event) -> Result<(), Error> {
-        self.start = Start::of(event.what).map_err(|why| Error::NoTrace(why.into()))?;
-        self.start.hints = cut(std::mem::take(&mut self.start.hints));
-        self.start.compression = self.start.compression.take().map(cut);
+        let start = Start::of(event.what).map_err(|why| Error::NoTrace(why.into()))?;
+        let (hints, compression) = (cut(&start.hints), start.compression.as_deref().map(cut));
+        self.history.start = Start { hints, compression, ..start };
         Ok(())
     }
 
     fn event(&mut self, event: Event) {
-        // Time does not go back; who says so is put where he said it.
-        self.end_us = self.end_us.max(event.t_us.min(MAX_TIME_US));
-        let t_us = self.end_us;
-        match event.what {
+        let t_us = self.history.now(event.t_us);
+        match &event.what {
             What::Phase { phase } if self.phases.len() < MAX_REMARKS => {
-                self.phases.push((t_us, cut(phase)))
-            }
-            What::Round { round, hole, ballooned, clean, .. } => {
-                if let Some(round) = self.round(round) {
-                    round.at_us = t_us;
-                    (round.hole, round.ballooned, round.clean) = (hole, ballooned, clean);
-                }
+                self.phases.push((t_us, cut(phase)));
             }
             What::Publish { round, mode } => {
                 self.asked = true;
@@ -213,36 +178,22 @@ impl Trace {
                 let pages = ranges.iter().fold(0, |sum: u64, range| sum.saturating_add(range.1));
                 self.hinted.push((t_us, pages));
             }
-            What::Slice { round, bytes, sent, zero, hinted, held_us, .. } => {
-                let before = self.slices.last().map_or(0, |last| last.bytes);
-                let bytes = bytes.max(before);
-                self.slices.push(Slice { t_us, round, bytes, held_us });
-                if let Some(round) = self.round(round) {
-                    (round.sent, round.zero, round.hinted, round.held_us) =
-                        (sent, zero, hinted, held_us);
-                    round.bytes = round.bytes.saturating_add(bytes - before);
-                    round.duration_us = t_us.saturating_sub(round.at_us);
+            What::Map(map) if map.round == 1 => {
+                let (nr_cells, cell_pages) = (map.cells.len(), map.cell_pages);
+                if nr_cells == 0 || nr_cells as u64 > MAX_CELLS || cell_pages == 0 {
+                    self.problem(format!(
+                        "its memory map has {nr_cells} cells of {cell_pages} pages, and is left out"
+                    ));
+                    return;
                 }
-            }
-            What::Dirty { pages, .. } => self.dirty.push((t_us, pages)),
-            What::Harvest { round, dirty, overridden } => {
-                self.dirty.push((t_us, dirty));
-                if let Some(round) = self.round(round) {
-                    (round.dirty, round.overridden) = (dirty, overridden);
-                    round.duration_us = t_us.saturating_sub(round.at_us);
-                }
-            }
-            What::Map { round: 1, cell_pages, cells } => self.map(cell_pages, cells),
-            What::End { report } => self.report = Some(report),
-            What::Failed { phase, error } => {
-                self.failed =
-                    Some(format!("It failed ({}): {}", cut(phase).replace('_', " "), cut(error)));
             }
             What::Lost { events } => self.problem(format!(
                 "{events} events are missing: they came faster than they were written"
             )),
-            // What later versions have, and maps of later rounds.
             _ => {}
+        }
+        if self.history.take(event).is_err() {
+            self.problem(format!("only {MAX_ROUNDS} rounds are shown"));
         }
     }
 
@@ -253,61 +204,56 @@ impl Trace {
         }
     }
 
-    fn map(&mut self, cell_pages: u64, cells: Vec<Fates>) {
-        if cells.is_empty() || cells.len() as u64 > MAX_CELLS || cell_pages == 0 {
-            let nr_cells = cells.len();
-            self.problem(format!(
-                "its memory map has {nr_cells} cells of {cell_pages} pages, and is left out"
-            ));
-            return;
-        }
-        (self.cell_pages, self.cells) = (cell_pages, cells);
-        let late = self.fate_sum(1);
-        if let Some(round) = self.round(1) {
-            round.sent_then_hinted = late;
-        }
-    }
-
-    /// All pages of a class in the map.
-    pub fn fate_sum(&self, class: usize) -> u64 {
-        self.cells
-            .iter()
-            .fold(0, |sum: u64, cell| sum.saturating_add(cell.get(class).copied().unwrap_or(0)))
-    }
-
-    fn round(&mut self, number: u32) -> Option<&mut Round> {
-        let room = self.rounds.len() < MAX_ROUNDS || self.rounds.contains_key(&number);
-        if !room {
-            self.problem(format!("only {MAX_ROUNDS} rounds are shown"));
-        }
-        room.then(|| self.rounds.entry(number).or_default())
-    }
-
     fn remark(&mut self, t_us: u64, text: String) {
         if self.remarks.len() < MAX_REMARKS {
             self.remarks.push((t_us, text));
         }
     }
 
-    /// What the migration's own report says is exact: it goes before what was seen in between.
+    /// Puts in order of time what the rounds have, and sums it up.
     fn finish(&mut self) {
-        let report = self.report.clone().unwrap_or_default();
+        let rounds = &self.history.rounds;
+        self.rounds = rounds.iter().map(|told| (told.plan.round, Round::of(told))).collect();
+        self.slices = rounds.iter().flat_map(|round| &round.slices).copied().collect();
+        self.slices.sort_by_key(|(t_us, _)| *t_us);
+        let mut before = 0;
+        for (_, slice) in &mut self.slices {
+            slice.bytes = slice.bytes.max(before);
+            if let Some(round) = self.rounds.get_mut(&slice.round) {
+                round.bytes = round.bytes.saturating_add(slice.bytes - before);
+            }
+            before = slice.bytes;
+        }
+        let harvests = rounds.iter().filter_map(|round| round.harvest);
+        let looks = rounds.iter().flat_map(|round| &round.looks).copied();
+        self.dirty = looks.chain(harvests.map(|(t_us, found)| (t_us, found.dirty))).collect();
+        self.dirty.sort_by_key(|(t_us, _)| *t_us);
+        let late = self.fate_sum(1);
+        if let Some(first) = self.rounds.get_mut(&1) {
+            first.sent_then_hinted = late;
+        }
+        self.believe_report();
+    }
+
+    /// What the migration's own report says is exact: it goes before what was seen in between.
+    fn believe_report(&mut self) {
+        let report = self.history.report.clone().unwrap_or_default();
         for own in report["rounds"].as_array().into_iter().flatten() {
             let number = |key: &str| own[key].as_u64();
-            let Some(round) =
-                number("round").and_then(|n| u32::try_from(n).ok()).and_then(|n| self.round(n))
-            else {
+            let Some(nr) = number("round").and_then(|nr| u32::try_from(nr).ok()) else { continue };
+            if self.rounds.len() >= MAX_ROUNDS && !self.rounds.contains_key(&nr) {
                 continue;
-            };
+            }
+            let round = self.rounds.entry(nr).or_default();
             for (field, key) in [
-                (&mut round.sent, "sent"),
-                (&mut round.zero, "zero"),
-                (&mut round.hole, "hole"),
-                (&mut round.hinted, "hinted"),
-                (&mut round.ballooned, "ballooned"),
-                (&mut round.clean, "clean"),
+                (&mut round.last.sent, "sent"),
+                (&mut round.last.zero, "zero"),
+                (&mut round.plan.hole, "hole"),
+                (&mut round.last.hinted, "hinted"),
+                (&mut round.plan.ballooned, "ballooned"),
+                (&mut round.plan.clean, "clean"),
                 (&mut round.sent_then_hinted, "sent_then_hinted"),
-                (&mut round.overridden, "overridden"),
+                (&mut round.harvest.overridden, "overridden"),
                 (&mut round.bytes, "bytes"),
             ] {
                 *field = number(key).unwrap_or(*field);
@@ -315,20 +261,30 @@ impl Trace {
         }
     }
 
-    /// All bytes on the wire.
-    pub fn total_bytes(&self) -> u64 {
-        self.reported("/total_bytes")
-            .unwrap_or_else(|| self.slices.last().map_or(0, |last| last.bytes))
+    /// All pages of a class in the map.
+    pub fn fate_sum(&self, class: usize) -> u64 {
+        let cells = self.history.map.cells.iter();
+        cells.fold(0, |sum: u64, cell| sum.saturating_add(cell.get(class).copied().unwrap_or(0)))
     }
 
-    /// A number of the migration's own report.
-    pub fn reported(&self, pointer: &str) -> Option<u64> {
-        self.report.as_ref()?.pointer(pointer)?.as_u64()
+    /// All bytes on the wire.
+    pub fn total_bytes(&self) -> u64 {
+        self.history
+            .reported("/total_bytes")
+            .unwrap_or_else(|| self.slices.last().map_or(0, |last| last.1.bytes))
+    }
+
+    /// Why it failed, if it did.
+    pub fn failed(&self) -> Option<String> {
+        let (phase, error) = self.history.failed.as_ref()?;
+        Some(format!("It failed ({}): {}", cut(phase).replace('_', " "), cut(error)))
     }
 
     /// How long the guest was paused: what the report says, else by the phases.
     pub fn downtime_us(&self) -> Option<u64> {
-        self.reported("/downtime/total_us").or_else(|| self.pause().map(|(from, to)| to - from))
+        self.history
+            .reported("/downtime/total_us")
+            .or_else(|| self.pause().map(|(from, to)| to - from))
     }
 
     /// From when until when the guest was paused.
@@ -336,11 +292,14 @@ impl Trace {
         let paused = |name: &str| ["last_round", "verify", "state", "commit"].contains(&name);
         let first = self.phases.iter().position(|(_, name)| paused(name))?;
         let rest = &self.phases[first..];
-        let end = rest.iter().find(|(_, name)| !paused(name)).map_or(self.end_us, |(at, _)| *at);
-        Some((rest.first()?.0, end))
+        let end = rest.iter().find(|(_, name)| !paused(name));
+        Some((rest.first()?.0, end.map_or(self.history.end_us, |(at, _)| *at)))
     }
 }
 
-fn cut(text: String) -> String {
-    if text.len() <= MAX_TEXT { text } else { text.chars().take(MAX_TEXT).chain(['…']).collect() }
+fn cut(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.into();
+    }
+    text.chars().take(MAX_TEXT).chain(['…']).collect()
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use proptest::prelude::*;
 use wherry_report::{Trace, migration_page};
-use wherry_trace::{Event, FATES, MAX_CELLS, Start, VERSION, What};
+use wherry_trace::{Event, FATES, Harvest, MAX_CELLS, Map, RoundPlan, Slice, Start, VERSION, What};
 
 const PAGES: u64 = 262_144;
 
@@ -30,14 +30,17 @@ fn example() -> Vec<Event> {
     let mut at = |ms: u64, what: What| events.push(Event { t_us: ms * 1000, what });
     at(0, start());
     at(1, What::Phase { phase: "rounds".into() });
-    at(2, What::Round { round: 1, to_send: 200_000, hole: 62_144, ballooned: 0, clean: 0 });
+    at(
+        2,
+        What::Round(RoundPlan { round: 1, to_send: 200_000, hole: 62_144, ballooned: 0, clean: 0 }),
+    );
     at(3, What::Publish { round: 1, mode: "checked_zero".into() });
     for step in 1..20 {
         let n = step.min(10) * 15_000;
         at(50 * step, What::Hints { ranges: vec![(step * 4096, 15_000)], dropped: 0 });
         at(
             50 * step,
-            What::Slice {
+            What::Slice(Slice {
                 round: 1,
                 bytes: step * 6_000_000,
                 sent: step * 1_400,
@@ -48,12 +51,12 @@ fn example() -> Vec<Event> {
                 held_us: step.min(5) * 40_000,
                 reading_us: step * 10_000,
                 sending_us: step * 30_000,
-            },
+            }),
         );
         at(50 * step, What::Dirty { round: 1, pages: step * 50, protected: n });
     }
     at(960, What::Decision { what: "hints <used>".into() });
-    at(970, What::Harvest { round: 1, dirty: 1_300, overridden: 20 });
+    at(970, What::Harvest(Harvest { round: 1, dirty: 1_300, overridden: 20 }));
     let cells = (0..MAX_CELLS)
         .map(|cell| match cell {
             0..900 => [40, 4, 10, 10, 0, 0, 0, 0],
@@ -61,11 +64,23 @@ fn example() -> Vec<Event> {
             _ => [0, 0, 0, 64, 0, 0, 0, 0],
         })
         .collect();
-    at(971, What::Map { round: 1, cell_pages: 64, cells });
-    at(980, What::Round { round: 2, to_send: 1_300, hole: 0, ballooned: 0, clean: PAGES - 1_300 });
+    at(971, What::Map(Map { round: 1, cell_pages: 64, cells }));
+    at(
+        980,
+        What::Round(RoundPlan {
+            round: 2,
+            to_send: 1_300,
+            hole: 0,
+            ballooned: 0,
+            clean: PAGES - 1_300,
+        }),
+    );
     at(1020, slice(2, 117_000_000));
     at(1021, What::Phase { phase: "last_round".into() });
-    at(1022, What::Round { round: 3, to_send: 90, hole: 0, ballooned: 0, clean: PAGES - 90 });
+    at(
+        1022,
+        What::Round(RoundPlan { round: 3, to_send: 90, hole: 0, ballooned: 0, clean: PAGES - 90 }),
+    );
     at(1040, slice(3, 117_400_000));
     at(1041, What::Phase { phase: "state".into() });
     at(1060, What::Phase { phase: "done".into() });
@@ -82,18 +97,7 @@ fn example() -> Vec<Event> {
 }
 
 fn slice(round: u32, bytes: u64) -> What {
-    What::Slice {
-        round,
-        bytes,
-        sent: 900,
-        zero: 400,
-        hinted: 0,
-        remaining: 0,
-        rate: 1,
-        held_us: 0,
-        reading_us: 0,
-        sending_us: 0,
-    }
+    What::Slice(Slice { round, bytes, sent: 900, zero: 400, rate: 1, ..Slice::default() })
 }
 
 fn text(events: &[Event]) -> String {
@@ -159,9 +163,7 @@ fn what_is_missing_is_named() {
     );
     let quiet: Vec<Event> = all
         .iter()
-        .filter(|e| {
-            !matches!(e.what, What::Hints { .. } | What::Dirty { .. } | What::Harvest { .. })
-        })
+        .filter(|e| !matches!(e.what, What::Hints { .. } | What::Dirty { .. } | What::Harvest(_)))
         .cloned()
         .collect();
     let page = migration_page(&read(&text(&quiet)), "").unwrap();
@@ -195,13 +197,13 @@ fn a_hostile_trace_is_bounded() {
     let evil = "</pre><script>alert(1)</script>\u{1b}[31m".repeat(100);
     for round in 0..3000 {
         add(
-            What::Round {
+            What::Round(RoundPlan {
                 round,
                 to_send: u64::MAX,
                 hole: u64::MAX,
                 ballooned: u64::MAX,
                 clean: u64::MAX,
-            },
+            }),
             u64::MAX,
         );
         add(What::Decision { what: evil.clone() }, 0);
@@ -209,22 +211,22 @@ fn a_hostile_trace_is_bounded() {
         add(slice(round, u64::MAX), 1);
         add(What::Hints { ranges: vec![(u64::MAX, u64::MAX); 2], dropped: u64::MAX }, 5);
         add(What::Dirty { round, pages: u64::MAX, protected: 0 }, 7);
-        add(What::Harvest { round, dirty: u64::MAX, overridden: u64::MAX }, 7);
+        add(What::Harvest(Harvest { round, dirty: u64::MAX, overridden: u64::MAX }), 7);
     }
     add(
-        What::Map {
+        What::Map(Map {
             round: 1,
             cell_pages: u64::MAX,
             cells: vec![[u64::MAX; FATES.len()]; MAX_CELLS as usize],
-        },
+        }),
         8,
     );
     add(
-        What::Map {
+        What::Map(Map {
             round: 1,
             cell_pages: 1,
             cells: vec![[1; FATES.len()]; MAX_CELLS as usize + 1],
-        },
+        }),
         8,
     );
     let trace = read(&hostile);
@@ -255,45 +257,40 @@ fn any_event() -> impl Strategy<Value = Event> {
     let number = || prop_oneof![0u64..3, 0u64..1_000_000, any::<u64>()];
     let round = || prop_oneof![0u32..4, any::<u32>()];
     let phase = prop::sample::select(vec!["rounds", "last_round", "state", "done", "x"]);
-    let what = prop_oneof![
-        phase.prop_map(|phase| What::Phase { phase: phase.into() }),
-        (round(), number(), number()).prop_map(|(round, to_send, hole)| What::Round {
-            round,
-            to_send,
-            hole,
-            ballooned: hole,
-            clean: to_send
-        }),
-        (round(), number(), number(), number()).prop_map(|(round, bytes, sent, held_us)| {
-            What::Slice {
+    let what =
+        prop_oneof![
+            phase.prop_map(|phase| What::Phase { phase: phase.into() }),
+            (round(), number(), number()).prop_map(|(round, to_send, hole)| What::Round(
+                RoundPlan { round, to_send, hole, ballooned: hole, clean: to_send }
+            )),
+            (round(), number(), number(), number()).prop_map(|(round, bytes, sent, held_us)| {
+                What::Slice(Slice {
+                    round,
+                    bytes,
+                    sent,
+                    zero: sent,
+                    hinted: sent,
+                    remaining: bytes,
+                    rate: sent,
+                    held_us,
+                    reading_us: sent,
+                    sending_us: bytes,
+                })
+            }),
+            (number(), number()).prop_map(|(first, len)| What::Hints {
+                ranges: vec![(first, len), (len, first)],
+                dropped: 0
+            }),
+            (round(), number()).prop_map(|(round, pages)| What::Dirty {
                 round,
-                bytes,
-                sent,
-                zero: sent,
-                hinted: sent,
-                remaining: bytes,
-                rate: sent,
-                held_us,
-                reading_us: sent,
-                sending_us: bytes,
-            }
-        }),
-        (number(), number()).prop_map(|(first, len)| What::Hints {
-            ranges: vec![(first, len), (len, first)],
-            dropped: 0
-        }),
-        (round(), number()).prop_map(|(round, pages)| What::Dirty {
-            round,
-            pages,
-            protected: pages
-        }),
-        (round(), number(), number()).prop_map(|(round, dirty, overridden)| What::Harvest {
-            round,
-            dirty,
-            overridden
-        }),
-        (number(), prop::collection::vec(prop::array::uniform8(number()), 0..9))
-            .prop_map(|(cell_pages, cells)| What::Map { round: 1, cell_pages, cells }),
-    ];
+                pages,
+                protected: pages
+            }),
+            (round(), number(), number()).prop_map(|(round, dirty, overridden)| What::Harvest(
+                Harvest { round, dirty, overridden }
+            )),
+            (number(), prop::collection::vec(prop::array::uniform8(number()), 0..9))
+                .prop_map(|(cell_pages, cells)| What::Map(Map { round: 1, cell_pages, cells })),
+        ];
     (number(), what).prop_map(|(t_us, what)| Event { t_us, what })
 }

@@ -58,6 +58,80 @@ impl Start {
     }
 }
 
+/// A round as it is planned: the four classes sum up to guest RAM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RoundPlan {
+    /// From 1.
+    pub round: u32,
+    /// Pages to deal with.
+    pub to_send: u64,
+    /// Never populated.
+    pub hole: u64,
+    /// In the balloon.
+    pub ballooned: u64,
+    /// Not written since they were sent.
+    pub clean: u64,
+}
+
+/// Where a round stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Slice {
+    /// From 1.
+    pub round: u32,
+    /// All bytes on the wire since the migration began.
+    pub bytes: u64,
+    /// Pages of this round sent with content.
+    pub sent: u64,
+    /// Pages of this round read and found zero.
+    pub zero: u64,
+    /// Pages of this round skipped for hints.
+    pub hinted: u64,
+    /// Pages of this round still to deal with.
+    pub remaining: u64,
+    /// Measured link rate in bytes per second; 0 until measured.
+    pub rate: u64,
+    /// Microseconds held back for hints in this round.
+    pub held_us: u64,
+    /// Microseconds since the migration began that went into claiming, protecting and reading
+    /// pages.
+    pub reading_us: u64,
+    /// The same for compressing, checksumming and writing them, of all connections together.
+    pub sending_us: u64,
+}
+
+/// What was written while a round was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Harvest {
+    /// From 1.
+    pub round: u32,
+    /// Distinct pages written since the round's plan.
+    pub dirty: u64,
+    /// Of these, pages that had been skipped for a hint.
+    pub overridden: u64,
+}
+
+/// What became of guest RAM in a round, cell by cell from address 0 on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Map {
+    /// From 1.
+    pub round: u32,
+    /// Pages of each cell (the last may be short).
+    pub cell_pages: u64,
+    /// Pages by class and cell.
+    pub cells: Vec<Fates>,
+}
+
+/// Classes of [`Map`], in order. They sum up to the cell's pages.
+pub const FATES: [&str; 8] =
+    ["sent", "sent_then_hinted", "zero", "hole", "hinted", "overridden", "ballooned", "clean"];
+
+/// Pages by class, in the order of [`FATES`].
+pub type Fates = [u64; FATES.len()];
+
 /// What a line tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -70,24 +144,8 @@ pub enum What {
         #[serde(default)]
         phase: String,
     },
-    /// A round is planned: the four classes sum up to guest RAM.
-    Round {
-        /// From 1.
-        #[serde(default)]
-        round: u32,
-        /// Pages to deal with.
-        #[serde(default)]
-        to_send: u64,
-        /// Never populated.
-        #[serde(default)]
-        hole: u64,
-        /// In the balloon.
-        #[serde(default)]
-        ballooned: u64,
-        /// Not written since they were sent.
-        #[serde(default)]
-        clean: u64,
-    },
+    /// A round is planned.
+    Round(RoundPlan),
     /// An id was published: hints may come.
     Publish {
         /// The round that it belongs to.
@@ -114,39 +172,7 @@ pub enum What {
         dropped: u64,
     },
     /// Where the round stands; about every 50 ms and at its end.
-    Slice {
-        /// From 1.
-        #[serde(default)]
-        round: u32,
-        /// All bytes on the wire since the migration began.
-        #[serde(default)]
-        bytes: u64,
-        /// Pages of this round sent with content.
-        #[serde(default)]
-        sent: u64,
-        /// Pages of this round read and found zero.
-        #[serde(default)]
-        zero: u64,
-        /// Pages of this round skipped for hints.
-        #[serde(default)]
-        hinted: u64,
-        /// Pages of this round still to deal with.
-        #[serde(default)]
-        remaining: u64,
-        /// Measured link rate in bytes per second; 0 until measured.
-        #[serde(default)]
-        rate: u64,
-        /// Microseconds held back for hints in this round.
-        #[serde(default)]
-        held_us: u64,
-        /// Microseconds since the migration began that went into claiming, protecting and reading
-        /// pages.
-        #[serde(default)]
-        reading_us: u64,
-        /// The same for compressing, checksumming and writing them, of all connections together.
-        #[serde(default)]
-        sending_us: u64,
-    },
+    Slice(Slice),
     /// The dirty log was looked at, not consumed: distinct pages written since they were last
     /// protected, as far as KVM's own log has them. In round one only pages that are protected
     /// already count, which are `protected` pages.
@@ -162,29 +188,9 @@ pub enum What {
         protected: u64,
     },
     /// The harvest that ended a round.
-    Harvest {
-        /// From 1.
-        #[serde(default)]
-        round: u32,
-        /// Distinct pages written since the round's plan.
-        #[serde(default)]
-        dirty: u64,
-        /// Of these, pages that had been skipped for a hint.
-        #[serde(default)]
-        overridden: u64,
-    },
+    Harvest(Harvest),
     /// What became of guest RAM in a round, cell by cell from address 0 on.
-    Map {
-        /// From 1.
-        #[serde(default)]
-        round: u32,
-        /// Pages of each cell (the last may be short).
-        #[serde(default)]
-        cell_pages: u64,
-        /// Pages by class and cell, in the order of [`FATES`].
-        #[serde(default)]
-        cells: Vec<[u64; FATES.len()]>,
-    },
+    Map(Map),
     /// So many events are missing here: they came faster than their reader took them.
     Lost {
         /// Events.
@@ -210,7 +216,3 @@ pub enum What {
     #[serde(other)]
     Unknown,
 }
-
-/// Classes of [`What::Map`], in order. They sum up to the cell's pages.
-pub const FATES: [&str; 8] =
-    ["sent", "sent_then_hinted", "zero", "hole", "hinted", "overridden", "ballooned", "clean"];

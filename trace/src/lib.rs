@@ -8,19 +8,24 @@
 //!
 //! Counts are pages unless the name says bytes; times are microseconds since the migration began.
 //!
-//! [`event`] has the lines, [`record`] writes and [`read`] reads them.
+//! [`event`] has the lines, [`record`] writes and [`read`] reads them; [`history`] is what they say
+//! together.
 #![forbid(unsafe_code)]
 
 pub mod event;
+pub mod history;
 pub mod read;
 pub mod record;
 
 // The engine's model guest, which the tests use, says `crate` of the engine.
 #[cfg(test)]
-use wherry_migration::{bitmap, traits};
+use wherry_migration::{bitmap, config, traits};
 
 #[cfg(test)]
 mod tests;
 
-pub use event::{Event, FATES, MAX_CELLS, Start, VERSION, What};
+pub use event::{
+    Event, FATES, Fates, Harvest, MAX_CELLS, Map, RoundPlan, Slice, Start, VERSION, What,
+};
+pub use history::{History, Round};
 pub use record::Recording;

@@ -4,18 +4,19 @@
 //! the guest does.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wherry_migration::bitmap::{Bitmap, word_masks};
-use wherry_migration::config::{HintMode, HintPolicy, OnTimeout, SourceConfig};
+use wherry_migration::config::{HintMode, OnTimeout, SourceConfig};
 use wherry_migration::error::{Phase, describe};
-use wherry_migration::observe::{self, Observer, Slice};
+use wherry_migration::observe::{self, Observer};
 use wherry_migration::report::HintUse;
 use wherry_migration::round::{LeftOut, Plan, Round};
+use wherry_migration::sync::lock;
 use wherry_migration::units::micros;
 
-use crate::event::{Event, FATES, MAX_CELLS, Start, VERSION, What};
+use crate::event::{Event, FATES, Harvest, MAX_CELLS, Map, RoundPlan, Slice, Start, VERSION, What};
 
 /// Time between two slices, and between flushes of hints.
 const SLICE: Duration = Duration::from_millis(50);
@@ -46,7 +47,8 @@ pub struct Recording {
 struct State {
     /// The round that has not been harvested.
     round: Option<Arc<Round>>,
-    map: Option<Map>,
+    /// Round one's.
+    plan: Option<Plan>,
     hints: Option<HintUse>,
     /// Words of 64 pages that are write-protected; all of them since the first harvest.
     protected: Bitmap,
@@ -63,10 +65,6 @@ struct Hints {
     round: Option<(Arc<Round>, Bitmap)>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Recording {
     /// Begins a trace with its first line. Without `look` nothing is told of what is dirty during a
     /// round.
@@ -79,7 +77,7 @@ impl Recording {
             started: now,
             state: Mutex::new(State {
                 round: None,
-                map: None,
+                plan: None,
                 hints: None,
                 protected: Bitmap::new(nr_pages.div_ceil(64)),
                 next_slice: now,
@@ -87,15 +85,10 @@ impl Recording {
             }),
             hints: Mutex::default(),
         };
-        let hints = match cfg.hints {
-            HintPolicy::Auto => "auto",
-            HintPolicy::On => "on",
-            HintPolicy::Off => "off",
-        };
         recording.tell(What::Start(Start {
             version: VERSION,
             nr_pages,
-            hints: hints.into(),
+            hints: cfg.hints.as_str().into(),
             bandwidth: cfg.bandwidth,
             compression: (!cfg.compression.is_none()).then(|| cfg.compression.word().into()),
             streams: cfg.streams,
@@ -141,25 +134,26 @@ impl Recording {
     fn round(&self, round: &Arc<Round>, plan: &Plan) {
         let LeftOut { hole, ballooned, clean } = round.left_out();
         let to_send = round.nr_pages().saturating_sub(hole + ballooned + clean);
-        self.tell(What::Round { round: round.number, to_send, hole, ballooned, clean });
+        let number = round.number;
+        self.tell(What::Round(RoundPlan { round: number, to_send, hole, ballooned, clean }));
         let now = Instant::now();
         let mut state = lock(&self.state);
         state.round = Some(round.clone());
         (state.next_slice, state.next_look) = (now, now + LOOK);
-        if round.number == 1 {
+        if number == 1 {
             lock(&self.hints).round = Some((round.clone(), Bitmap::new(round.nr_pages())));
-            state.map = Some(Map::new(plan));
+            state.plan = Some(plan.clone());
         }
     }
 
-    fn slice(&self, slice: &Slice<'_>) {
+    fn slice(&self, slice: &observe::Slice<'_>) {
         let now = Instant::now();
         let mut state = lock(&self.state);
         let round = slice.round;
         if slice.over || now >= state.next_slice {
             state.next_slice = now + SLICE;
             self.flush_hints();
-            self.tell(What::Slice {
+            self.tell(What::Slice(Slice {
                 round: round.number,
                 bytes: slice.bytes,
                 sent: round.sent(),
@@ -170,7 +164,7 @@ impl Recording {
                 held_us: micros(slice.held),
                 reading_us: micros(slice.reading),
                 sending_us: micros(slice.sending),
-            });
+            }));
         }
         if !slice.over && now >= state.next_look {
             self.look(round.number, &state.protected);
@@ -198,12 +192,11 @@ impl Recording {
         state.protected.set_all();
         // None: the last harvest, with the guest paused.
         let Some(round) = state.round.take() else { return };
-        let overridden = round.overridden(dirty);
-        self.tell(What::Harvest { round: round.number, dirty: dirty.count(), overridden });
+        let (number, overridden) = (round.number, round.overridden(dirty));
+        self.tell(What::Harvest(Harvest { round: number, dirty: dirty.count(), overridden }));
         let late = lock(&self.hints).round.take();
-        if let (Some(map), Some((_, late))) = (state.map.take(), late) {
-            let cells = map.cells(&round, dirty, &late);
-            self.tell(What::Map { round: round.number, cell_pages: map.cell_pages, cells });
+        if let (Some(plan), Some((_, late))) = (state.plan.take(), late) {
+            self.tell(What::Map(map(&round, &plan, dirty, &late)));
         }
     }
 
@@ -251,53 +244,40 @@ impl Observer for Recording {
                 self.flush_hints();
                 self.tell(What::Failed { phase: name(*phase), error: describe(*cause) });
             }
-            E::LogStarted | E::Ballooned(_) | E::Publishing { .. } | E::Closed => {}
+            E::Ballooned(_) | E::Publishing { .. } | E::Closed => {}
         }
     }
 }
 
-/// Round one's plan, cell by cell.
-struct Map {
-    cell_pages: u64,
-    to_send: Bitmap,
-    ballooned: Bitmap,
-}
-
-impl Map {
-    fn new(plan: &Plan) -> Self {
-        let (to_send, ballooned) = (plan.to_send.clone(), plan.ballooned.clone());
-        // Cells of whole words.
-        let cell_pages = to_send.len().div_ceil(MAX_CELLS).next_multiple_of(64);
-        Self { cell_pages, to_send, ballooned }
-    }
-
-    fn cells(&self, round: &Round, dirty: &Bitmap, late: &Bitmap) -> Vec<[u64; FATES.len()]> {
-        let (sent, hinted) = (round.sent_pages(), round.hinted_pages());
-        let nr_pages = round.nr_pages();
-        let mut cells = vec![[0; FATES.len()]; nr_pages.div_ceil(self.cell_pages) as usize];
-        for (word, all) in word_masks(nr_pages, 0, nr_pages) {
-            let of = |map: &Bitmap| map.words().get(word).copied().unwrap_or(0);
-            let (to_send, ballooned) = (of(&self.to_send), of(&self.ballooned));
-            let (sent, hinted, late) = (of(&sent), of(&hinted), of(late));
-            // In the order of FATES; round one has no clean pages.
-            let classes = [
-                sent & !late,
-                sent & late,
-                to_send & !sent & !hinted,
-                all & !to_send & !ballooned,
-                hinted & !of(dirty),
-                hinted & of(dirty),
-                ballooned,
-                0,
-            ];
-            if let Some(cell) = cells.get_mut((word as u64 * 64 / self.cell_pages) as usize) {
-                for (count, mask) in cell.iter_mut().zip(classes) {
-                    *count += u64::from(mask.count_ones());
-                }
+/// Round one, cell by cell. `late`: pages that were sent when a hint named them.
+fn map(round: &Round, plan: &Plan, dirty: &Bitmap, late: &Bitmap) -> Map {
+    let (sent, hinted) = (round.sent_pages(), round.hinted_pages());
+    let nr_pages = round.nr_pages();
+    // Cells of whole words.
+    let cell_pages = nr_pages.div_ceil(MAX_CELLS).next_multiple_of(64);
+    let mut cells = vec![[0; FATES.len()]; nr_pages.div_ceil(cell_pages) as usize];
+    for (word, all) in word_masks(nr_pages, 0, nr_pages) {
+        let of = |map: &Bitmap| map.words().get(word).copied().unwrap_or(0);
+        let (to_send, ballooned) = (of(&plan.to_send), of(&plan.ballooned));
+        let (sent, hinted, late) = (of(&sent), of(&hinted), of(late));
+        // In the order of FATES; round one has no clean pages.
+        let classes = [
+            sent & !late,
+            sent & late,
+            to_send & !sent & !hinted,
+            all & !to_send & !ballooned,
+            hinted & !of(dirty),
+            hinted & of(dirty),
+            ballooned,
+            0,
+        ];
+        if let Some(cell) = cells.get_mut((word as u64 * 64 / cell_pages) as usize) {
+            for (count, mask) in cell.iter_mut().zip(classes) {
+                *count += u64::from(mask.count_ones());
             }
         }
-        cells
     }
+    Map { round: round.number, cell_pages, cells }
 }
 
 fn name(phase: Phase) -> String {

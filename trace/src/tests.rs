@@ -22,32 +22,11 @@ use wherry_migration::*;
 
 use self::dest::Dest;
 use self::model::{Model, Trigger};
-use self::ops::{Op, ops};
+use self::ops::{Op, config, hinting, ops};
 use crate::record::Recording;
-use crate::{Event, FATES, Start, What};
+use crate::{Event, FATES, RoundPlan, Slice, Start, What};
 
 const PAGES: u64 = 64 * 12;
-
-/// Three rounds, then switched over whatever is left: the script decides what is dirty when.
-fn config(mode: HintMode) -> SourceConfig {
-    SourceConfig {
-        hints: HintPolicy::On,
-        hint_mode: mode,
-        downtime_limit: Duration::ZERO,
-        max_rounds: 3,
-        on_timeout: OnTimeout::Force,
-        first_hint_wait: Duration::from_millis(1),
-        slice: Duration::from_micros(100),
-        hint_time: Duration::from_micros(200),
-        hint_rest: Duration::from_micros(100),
-        stall_timeout: Duration::from_secs(10),
-        ..SourceConfig::default()
-    }
-}
-
-fn hinting(nr_words: u64) -> Vec<Op> {
-    (0..nr_words).flat_map(|word| [Op::Hint(word * 64, 64), Op::Deliver]).collect()
-}
 
 struct Traced(Arc<Recording>);
 
@@ -94,11 +73,9 @@ fn traced(model: &Arc<Model>, cfg: &SourceConfig) -> (Result<Report, Failure>, V
     (report, events)
 }
 
-fn last_slice(events: &[Event], number: u32) -> (u64, u64, u64, u64, u64) {
+fn last_slice(events: &[Event], number: u32) -> Slice {
     let mut slices = events.iter().filter_map(|e| match e.what {
-        What::Slice { round, bytes, sent, zero, hinted, remaining, .. } if round == number => {
-            Some((bytes, sent, zero, hinted, remaining))
-        }
+        What::Slice(slice) if slice.round == number => Some(slice),
         _ => None,
     });
     slices.next_back().unwrap()
@@ -138,24 +115,21 @@ fn events_agree_with_the_report() {
             let hints = events.iter().position(|e| matches!(e.what, What::Hints { .. })).unwrap();
             assert!(publish < hints, "{events:#?}");
             for round in &report.rounds {
-                let (.., sent, zero, hinted, remaining) = last_slice(&events, round.round);
+                let last = last_slice(&events, round.round);
                 assert_eq!(
-                    (sent, zero, hinted, remaining),
-                    (round.sent, round.zero, round.hinted, 0)
+                    (last.sent, last.zero, last.hinted, last.remaining),
+                    (round.sent, round.zero, round.hinting.hinted, 0)
                 );
                 let planned = events.iter().find_map(|e| match e.what {
-                    What::Round { round: r, to_send, hole, ballooned, clean }
-                        if r == round.round =>
-                    {
-                        Some((to_send, hole, ballooned, clean))
-                    }
+                    What::Round(plan) if plan.round == round.round => Some(plan),
                     _ => None,
                 });
-                let to_send = round.sent + round.zero + round.hinted;
-                assert_eq!(planned, Some((to_send, round.hole, round.ballooned, round.clean)));
+                let to_send = round.sent + round.zero + round.hinting.hinted;
+                let &RoundReport { round, hole, ballooned, clean, .. } = round;
+                assert_eq!(planned, Some(RoundPlan { round, to_send, hole, ballooned, clean }));
             }
             let Some(cells) = events.iter().find_map(|e| match &e.what {
-                What::Map { round: 1, cells, .. } => Some(cells),
+                What::Map(map) if map.round == 1 => Some(&map.cells),
                 _ => None,
             }) else {
                 panic!("no map")
@@ -167,8 +141,8 @@ fn events_agree_with_the_report() {
             let one = &report.rounds[0];
             assert_eq!(cells.iter().flatten().sum::<u64>(), PAGES);
             assert_eq!(sum("sent") + sum("sent_then_hinted"), one.sent);
-            assert_eq!(sum("hinted") + sum("overridden"), one.hinted);
-            assert_eq!(sum("overridden"), one.overridden);
+            assert_eq!(sum("hinted") + sum("overridden"), one.hinting.hinted);
+            assert_eq!(sum("overridden"), one.hinting.overridden);
             assert_eq!(
                 (sum("zero"), sum("hole"), sum("ballooned")),
                 (one.zero, one.hole, one.ballooned)
@@ -183,7 +157,10 @@ fn events_agree_with_the_report() {
                     _ => 0,
                 })
                 .sum();
-            assert_eq!(hinted * 4096, report.rounds.iter().map(|r| r.hint_bytes).sum::<u64>());
+            assert_eq!(
+                hinted * 4096,
+                report.rounds.iter().map(|r| r.hinting.hint_bytes).sum::<u64>()
+            );
         }
     }
 }
@@ -210,9 +187,7 @@ fn unknown_events_and_absent_fields_are_borne() {
     let read = |line: &str| serde_json::from_str::<Event>(line).unwrap();
     assert_eq!(read(r#"{"t_us":5,"event":"moon_phase","full":true}"#).what, What::Unknown);
     let event = read(r#"{"event":"slice","round":2,"bytes":7,"colour":"red","t_us":9}"#);
-    let What::Slice { round: 2, bytes: 7, sent: 0, rate: 0, .. } = event.what else {
-        panic!("{event:?}")
-    };
+    assert_eq!(event.what, What::Slice(Slice { round: 2, bytes: 7, ..Slice::default() }));
     assert_eq!(event.t_us, 9);
 }
 

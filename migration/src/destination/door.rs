@@ -24,12 +24,8 @@ use crate::transport::{Connections, TICK, Transport, TransportError};
 /// Connections that are being asked at one time.
 pub(super) const MAX_WAITING: usize = 64;
 
-/// What one that was asked said.
-struct Answer<T> {
-    nr: u64,
-    peer: String,
-    said: Result<T, Error>,
-}
+/// Which one of those that were asked, and what it said.
+type Answer<T> = (u64, Heard<T>);
 
 type Ask<T> = dyn Fn(Box<dyn Transport>, &Interrupt) -> Result<T, Error> + Send + Sync;
 
@@ -121,11 +117,11 @@ impl<'a, T: Send + 'static> Door<'a, T> {
         let spawned = thread::Builder::new().name("migration-greet".into()).spawn(move || {
             // Fails only when nobody waits any more.
             let said = ask(transport, &theirs);
-            let _ = tell.send(Answer { nr, peer: name, said });
+            let _ = tell.send((nr, Heard { peer: name, said }));
         });
         if let Err(e) = spawned {
-            let said = Err(Error::Connection(e));
-            let _ = self.tell.send(Answer { nr, peer: peer.clone(), said });
+            let heard = Heard { peer: peer.clone(), said: Err(Error::Connection(e)) };
+            let _ = self.tell.send((nr, heard));
         }
         self.waiting.push_back(Caller { nr, peer, interrupt });
         put_out
@@ -150,10 +146,10 @@ impl<'a, T: Send + 'static> Door<'a, T> {
     }
 
     /// `None`: it was put out before it answered, which has been told, and it is a stranger.
-    fn done(&mut self, Answer { nr, peer, said }: Answer<T>) -> Option<Heard<T>> {
+    fn done(&mut self, (nr, heard): Answer<T>) -> Option<Heard<T>> {
         let at = self.waiting.iter().position(|caller| caller.nr == nr);
         let waited = at.and_then(|at| self.waiting.remove(at)).is_some();
-        (waited || said.is_ok()).then_some(Heard { peer, said })
+        (waited || heard.said.is_ok()).then_some(heard)
     }
 }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::config::DestinationConfig;
 use crate::error::Error;
 use crate::link::{FrameReader, Interrupt};
+use crate::sync::lock;
 use crate::traits::GuestRam;
 use crate::transport::{Connections, TICK, Transport, TransportError, WriteHalf};
 use crate::wire::version::Agreed;
@@ -61,7 +62,7 @@ struct State {
 
 impl Barrier {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The Sync of this round was read: returns when that is so everywhere.
@@ -85,10 +86,7 @@ impl Barrier {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        match self.changed.wait_timeout(state, TICK) {
-            Ok((state, _)) => state,
-            Err(poisoned) => poisoned.into_inner().0,
-        }
+        self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -108,14 +106,6 @@ impl Drop for End<'_> {
         }
         self.barrier.changed.notify_all();
     }
-}
-
-/// What came over data connections.
-pub(super) struct Taken {
-    /// Pages with content of this round.
-    pub(super) pages: u64,
-    /// Bytes of all rounds.
-    pub(super) bytes: u64,
 }
 
 /// What the threads of one migration share.
@@ -216,10 +206,14 @@ impl Lanes {
         &self.barrier
     }
 
-    /// What came over data connections.
-    pub(super) fn received(&self) -> Taken {
-        let (pages, bytes) = (&self.barrier.pages, &self.barrier.bytes);
-        Taken { pages: pages.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
+    /// Pages with content of this round that came over data connections.
+    pub(super) fn pages(&self) -> u64 {
+        self.barrier.pages.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all rounds that came over them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.barrier.bytes.load(Ordering::Relaxed)
     }
 
     /// Waits until all connections have ended in order: nobody here writes memory any more.
@@ -266,8 +260,8 @@ fn hear(
     interrupt: &Interrupt,
 ) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
     let (input, output) = transport.split().map_err(Error::Connection)?;
-    let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
-    reader.frame_limit = cfg.frame_limit;
+    let patience = (Some(cfg.stall_timeout), cfg.frame_limit);
+    let mut reader = FrameReader::new(input, patience, interrupt.clone());
     reader.version = version;
     reader.within(cfg.hello_timeout);
     reader.next(&[Kind::Join], "on a data connection")?;

@@ -30,7 +30,7 @@ use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase, describe};
 use crate::link::{FrameReader, FrameWriter, Interrupt};
 use crate::observe::Progress;
-use crate::report::{HintFigures, Snapshot};
+use crate::report::Snapshot;
 use crate::traits::{DestinationVm, GuestRam};
 use crate::transport::{Connections, Listener, TICK, Transport, TransportError};
 use crate::verify::digester::{Digester, chunk_at};
@@ -100,11 +100,10 @@ fn hear(
 ) -> Result<Arrival, Error> {
     let connections = transport.data_connections();
     let (input, output) = transport.split().map_err(Error::Connection)?;
-    let mut reader = FrameReader::new(input, Some(cfg.stall_timeout), interrupt.clone());
-    reader.frame_limit = cfg.frame_limit;
+    let (stall, frame) = (cfg.stall_timeout, cfg.frame_limit);
+    let mut reader = FrameReader::new(input, (Some(stall), frame), interrupt.clone());
     reader.within(cfg.hello_timeout);
-    let mut writer = FrameWriter::new(output, None, cfg.stall_timeout, interrupt.clone());
-    writer.frame_limit = cfg.frame_limit;
+    let mut writer = FrameWriter::new(output, None, (stall, frame), interrupt.clone());
     match introduce(&mut reader, &mut writer, cfg) {
         Ok((agreed, machine)) => {
             reader.deadline = None;
@@ -177,11 +176,10 @@ pub fn receive_from(
     let Arrival { agreed, machine, mut reader, mut writer, connections } = arrival;
     let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
     reader.interrupt = interrupt.clone();
-    writer.interrupt = interrupt.clone();
+    writer.interrupt = interrupt;
     let mut receiver = Receiver {
         reader,
         writer,
-        interrupt,
         connections,
         lanes: None,
         cfg,
@@ -207,7 +205,6 @@ pub fn receive_from(
 struct Receiver<'a> {
     reader: FrameReader,
     writer: FrameWriter,
-    interrupt: Interrupt,
     /// Where data connections come from.
     connections: Option<Box<dyn Connections>>,
     /// Data connections that carry memory, until they have ended.
@@ -291,7 +288,8 @@ impl Receiver<'_> {
         let Some(connections) = &self.connections else {
             return Err(Error::Stream(TransportError::Single));
         };
-        let shared = Shared { ram, interrupt: &self.interrupt, cfg: self.cfg, agreed: self.agreed };
+        let interrupt = &self.reader.interrupt;
+        let shared = Shared { ram, interrupt, cfg: self.cfg, agreed: self.agreed };
         self.lanes = Some(Lanes::accept(&announced, &**connections, &shared)?);
         Ok(())
     }
@@ -326,7 +324,7 @@ impl Receiver<'_> {
 
     /// Bytes received, over all connections.
     fn bytes(&self) -> u64 {
-        self.reader.bytes() + self.lanes.as_ref().map_or(0, |lanes| lanes.received().bytes)
+        self.reader.bytes() + self.lanes.as_ref().map_or(0, Lanes::bytes)
     }
 
     /// Takes rounds of pages, then the state. Returns the state.
@@ -465,13 +463,9 @@ impl Receiver<'_> {
         self.progress.update(&Snapshot {
             phase: self.phase,
             round: self.round,
-            sent: self.pages + self.lanes.as_ref().map_or(0, |lanes| lanes.received().pages),
-            remaining: 0,
-            hinted: 0,
-            round_hinting: HintFigures::default(),
-            hinting: HintFigures::default(),
+            sent: self.pages + self.lanes.as_ref().map_or(0, Lanes::pages),
             bytes: self.bytes(),
-            rate: 0,
+            ..Snapshot::default()
         });
     }
 }

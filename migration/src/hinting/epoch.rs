@@ -21,7 +21,7 @@ use crate::bitmap::AtomicBitmap;
 use crate::config::{HintMode, HintPolicy, SourceConfig};
 use crate::observe::{EpochId, Event, Observer};
 use crate::report::Reason;
-use crate::round::{HintCount, Round};
+use crate::round::Round;
 use crate::traits::{HintSource, SourceVm};
 use crate::units::PAGE_SIZE;
 
@@ -298,7 +298,7 @@ impl<'a> Epoch<'a> {
     fn seen(&self, link_rate: f64) -> Seen {
         let (round, page) = (&self.of.round, PAGE_SIZE as u64);
         // In this order: hints that come between the readings must not count as idle.
-        let HintCount { hints, pages } = round.hints();
+        let (hints, named) = (round.hints(), round.hint_bytes());
         let cleared = round.hinted() * page;
         Seen {
             now: self.began.elapsed(),
@@ -308,7 +308,7 @@ impl<'a> Epoch<'a> {
                 _ => Driver::Hinting,
             },
             hints,
-            named: pages * page,
+            named,
             cleared,
             zero: round.zero() * page,
             remaining: round.remaining() * page,

@@ -54,4 +54,4 @@ pub(crate) mod epoch;
 mod pace;
 pub mod policy;
 pub mod sink;
-pub mod worth;
+pub(crate) mod worth;

@@ -62,7 +62,7 @@ const OF_SAVED: f64 = 1.0 / 8.0;
 const OF_SENDING: f64 = 1.0 / 20.0;
 
 /// Decides slice by slice.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pacer {
     first_wait: Duration,
     /// The last samples, oldest first; starts with the first hint.
@@ -82,17 +82,7 @@ pub struct Pacer {
 impl Pacer {
     /// Waits up to `first_wait` for the first hint.
     pub fn new(first_wait: Duration) -> Self {
-        let zero = Duration::ZERO;
-        let window = Vec::new();
-        Self {
-            first_wait,
-            window,
-            first_hint: None,
-            last: None,
-            paid: zero,
-            unpaid: zero,
-            sending: zero,
-        }
+        Self { first_wait, ..Self::default() }
     }
 
     /// Decides the next slice.

@@ -102,7 +102,7 @@ pub enum Action {
 }
 
 /// The hints of one round.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Asking {
     pacer: Pacer,
     judges: bool,
@@ -133,23 +133,7 @@ impl Asking {
     /// `expected`: bytes that are to be sent and free, by the guest's statistics; 0 if they do not
     /// tell. With `judges`, hints must pay for what they cost the guest.
     pub fn new(expected: u64, judges: bool) -> Self {
-        Self {
-            pacer: Pacer::new(Duration::ZERO),
-            judges,
-            expected,
-            at_first: None,
-            whole: 0,
-            last: None,
-            cleared: 0,
-            silence: 0.0,
-            debt: 0.0,
-            since: Duration::ZERO,
-            hints_before: 0,
-            judged: Tally::default(),
-            useful: Tally::default(),
-            not_idle_before: 0,
-            take_backs: 0,
-        }
+        Self { judges, expected, ..Self::default() }
     }
 
     /// An id was published, whose first hint may be waited for so long even if nothing is known to

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::observe::{EpochId, Event, Observer};
-use crate::round::Round;
+use crate::round::{Gate, Round};
 use crate::sync::{AtomicBool, AtomicU64, Mutex};
 use crate::traits::{DirtyLog, GuestRam, HintSink};
 use crate::units::{PAGE_SIZE, is_zero};
@@ -21,15 +21,20 @@ pub fn word_map(nr_pages: u64) -> AtomicBitmap {
     AtomicBitmap::new(nr_pages.div_ceil(64))
 }
 
-/// Protects words, clipping the last one to memory.
+/// Protects words, clipping the last one to memory, and then marks them in `guarded`.
 pub fn protect_words(
     log: &dyn DirtyLog,
+    guarded: &AtomicBitmap,
     nr_pages: u64,
     words: Range<usize>,
 ) -> std::io::Result<()> {
     let first = words.start as u64 * 64;
     let end = (words.end as u64 * 64).min(nr_pages);
-    log.protect(first, end.saturating_sub(first))
+    log.protect(first, end.saturating_sub(first))?;
+    words.for_each(|word| {
+        guarded.set(word as u64);
+    });
+    Ok(())
 }
 
 enum Method {
@@ -37,23 +42,35 @@ enum Method {
     CheckedZero { early: Bitmap, guarded: Arc<AtomicBitmap> },
 }
 
+impl Method {
+    fn checked_zero(guarded: &Arc<AtomicBitmap>) -> Self {
+        Self::CheckedZero { early: guarded.snapshot(), guarded: guarded.clone() }
+    }
+}
+
+/// What is found out about the guest, from the first id to the switch and from there on.
+#[derive(Default)]
+struct Found {
+    zero_blocks: AtomicU64,
+    content_blocks: AtomicU64,
+    not_zeroing: AtomicBool,
+    /// A page that could not be honoured was named again, and honoured.
+    renamed: AtomicBool,
+}
+
 /// The sink of one epoch: one published id.
 pub struct Sink {
     round: Arc<Round>,
-    gate: crate::round::Gate,
+    gate: Gate,
     method: Method,
     ram: Arc<dyn GuestRam>,
     log: Arc<dyn DirtyLog>,
     /// Only hint threads share it, never the sender.
     buffer: Mutex<Vec<u8>>,
-    zero_blocks: AtomicU64,
-    content_blocks: AtomicU64,
-    not_zeroing: AtomicBool,
     probe: bool,
+    found: Arc<Found>,
     /// Pages that were named and could not be honoured, because the guest does not zero.
     named: Arc<AtomicBitmap>,
-    /// A page of these was named again, and honoured.
-    renamed: AtomicBool,
 }
 
 impl Sink {
@@ -68,6 +85,17 @@ impl Sink {
         Self { named: self.named.clone(), ..next }
     }
 
+    /// The sink for the next id of the same round, this one being closed. What was protected
+    /// meanwhile was so before that id is published. The probe goes on where it was.
+    pub fn renew(&self) -> Self {
+        let method = match &self.method {
+            Method::Protected => Method::Protected,
+            Method::CheckedZero { guarded, .. } => Method::checked_zero(guarded),
+        };
+        let next = Self::new(&self.round, &self.ram, &self.log, method, self.probe);
+        Self { found: self.found.clone(), named: self.named.clone(), ..next }
+    }
+
     /// Hints are checked. What is in `guarded` now was protected before the id is published. With
     /// `probe`, a guest that does not zero raises [`not_zeroing`](Self::not_zeroing).
     pub fn checked_zero(
@@ -77,8 +105,7 @@ impl Sink {
         guarded: &Arc<AtomicBitmap>,
         probe: bool,
     ) -> Self {
-        let method = Method::CheckedZero { early: guarded.snapshot(), guarded: guarded.clone() };
-        Self::new(round, ram, log, method, probe)
+        Self::new(round, ram, log, Method::checked_zero(guarded), probe)
     }
 
     fn new(
@@ -90,38 +117,15 @@ impl Sink {
     ) -> Self {
         Self {
             round: round.clone(),
-            gate: crate::round::Gate::default(),
+            gate: Gate::default(),
             method,
             ram: ram.clone(),
             log: log.clone(),
             buffer: Mutex::default(),
-            zero_blocks: AtomicU64::new(0),
-            content_blocks: AtomicU64::new(0),
-            not_zeroing: AtomicBool::new(false),
             probe,
+            found: Arc::default(),
             named: Arc::new(AtomicBitmap::new(round.nr_pages())),
-            renamed: AtomicBool::new(false),
         }
-    }
-
-    /// The sink for the next id of the same round, this one being closed. What was protected
-    /// meanwhile was so before that id is published. The probe goes on where it was.
-    pub fn renew(&self) -> Self {
-        let next = match &self.method {
-            Method::Protected => self.switched(),
-            Method::CheckedZero { guarded, .. } => {
-                let next =
-                    Self::checked_zero(&self.round, &self.ram, &self.log, guarded, self.probe);
-                Self { named: self.named.clone(), ..next }
-            }
-        };
-        next.renamed.store(self.renamed(), Ordering::Relaxed);
-        for (new, old) in
-            [(&next.zero_blocks, &self.zero_blocks), (&next.content_blocks, &self.content_blocks)]
-        {
-            new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        next
     }
 
     /// After this returned no hint of this epoch has any effect.
@@ -131,7 +135,7 @@ impl Sink {
 
     /// Whether the probe found a guest that does not zero what it hints.
     pub fn not_zeroing(&self) -> bool {
-        self.not_zeroing.load(Ordering::Acquire)
+        self.found.not_zeroing.load(Ordering::Acquire)
     }
 
     /// Pages still to be sent that were named and could not be honoured.
@@ -149,7 +153,7 @@ impl Sink {
 
     /// Whether the driver has named some of these again since it was to take its memory back.
     pub(crate) fn renamed(&self) -> bool {
-        self.renamed.load(Ordering::Relaxed)
+        self.found.renamed.load(Ordering::Relaxed)
     }
 
     /// Notes a hint that is not honoured.
@@ -163,7 +167,7 @@ impl Sink {
         self.round.note_sent_before(word, mask);
         self.round.clear_hinted(word, mask);
         if self.named.load(word) & mask != 0 {
-            self.renamed.store(true, Ordering::Relaxed);
+            self.found.renamed.store(true, Ordering::Relaxed);
         }
     }
 
@@ -211,8 +215,8 @@ impl Sink {
         let (Some(&(start, _)), Some(&(last, _))) = (batch.first(), batch.last()) else {
             return;
         };
-        let nr_pages = self.round.nr_pages();
-        if protect_words(&*self.log, nr_pages, start..last + 1).is_err() {
+        let words = start..last + 1;
+        if protect_words(&*self.log, guarded, self.round.nr_pages(), words).is_err() {
             // Not guarded: the sender will protect them itself, and report the error.
             for (word, taken) in batch.drain(..) {
                 self.round.put_back(word, taken);
@@ -222,7 +226,6 @@ impl Sink {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.resize(BUFFER_PAGES * PAGE_SIZE, 0);
         for (word, taken) in batch.drain(..) {
-            guarded.set(word as u64);
             let zero = if scan.content { 0 } else { self.zero_pages(word, taken, &mut buffer) };
             self.round.mark_hinted(word, zero);
             if taken & !zero != 0 {
@@ -259,11 +262,12 @@ impl Sink {
         if !scan.looked {
             return;
         }
-        let counter = if scan.content { &self.content_blocks } else { &self.zero_blocks };
+        let Found { zero_blocks, content_blocks, not_zeroing, .. } = &*self.found;
+        let counter = if scan.content { content_blocks } else { zero_blocks };
         counter.fetch_add(1, Ordering::Relaxed);
-        let content = self.content_blocks.load(Ordering::Relaxed);
-        if self.probe && does_not_zero(content, self.zero_blocks.load(Ordering::Relaxed)) {
-            self.not_zeroing.store(true, Ordering::Release);
+        let content = content_blocks.load(Ordering::Relaxed);
+        if self.probe && does_not_zero(content, zero_blocks.load(Ordering::Relaxed)) {
+            not_zeroing.store(true, Ordering::Release);
         }
     }
 }

@@ -15,8 +15,10 @@ pub(super) struct Guard {
     hints: Option<Arc<dyn HintSource>>,
     log: Arc<dyn DirtyLog>,
     machine: Arc<dyn Machine>,
-    log_on: bool,
-    paused: bool,
+    /// The log is on, or about to be turned on.
+    pub(super) log_on: bool,
+    /// The machine is paused, or about to be.
+    pub(super) paused: bool,
     handed_off: bool,
     over: bool,
 }
@@ -34,28 +36,11 @@ impl Guard {
         }
     }
 
-    /// The log is about to be turned on.
-    pub(super) fn log_started(&mut self) {
-        self.log_on = true;
-    }
-
-    /// The machine is about to be paused.
-    pub(super) fn pausing(&mut self) {
-        self.paused = true;
-    }
-
-    /// HandOff is about to be sent. An error: the machine is not as it was paused, and it must not
-    /// be.
-    pub(super) fn hand_over(&mut self) -> io::Result<()> {
-        self.machine.hand_over(true)?;
-        self.handed_off = true;
-        Ok(())
-    }
-
-    /// Not a byte of HandOff was sent.
-    pub(super) fn take_back(&mut self) -> io::Result<()> {
-        self.machine.hand_over(false)?;
-        self.handed_off = false;
+    /// HandOff is about to be sent (`begun`), or not a byte of it was. An error: the machine is not
+    /// as it was paused, and HandOff must not be sent.
+    pub(super) fn hand_over(&mut self, begun: bool) -> io::Result<()> {
+        self.machine.hand_over(begun)?;
+        self.handed_off = begun;
         Ok(())
     }
 

@@ -118,6 +118,30 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
+    /// No connection but the first.
+    pub(super) fn none() -> Self {
+        Self::of(channel().1, &Interrupt::default())
+    }
+
+    fn of(reports: Receiver<Result<LaneReport, Error>>, interrupt: &Interrupt) -> Self {
+        Self {
+            lanes: Vec::new(),
+            reports,
+            idle: VecDeque::new(),
+            nr_under_way: 0,
+            bytes: 0,
+            busy: Duration::ZERO,
+            clock: Instant::now(),
+            small: Default::default(),
+            interrupt: interrupt.clone(),
+        }
+    }
+
+    /// Whether there is none (any more).
+    pub(super) fn are_none(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
     /// Opens these connections and says on each which it is.
     pub(super) fn open(
         connections: &dyn Connections,
@@ -128,17 +152,7 @@ impl Lanes {
         version: u16,
     ) -> Result<Self, Error> {
         let (tell, reports) = channel();
-        let mut lanes = Self {
-            lanes: Vec::new(),
-            reports,
-            idle: VecDeque::new(),
-            nr_under_way: 0,
-            bytes: 0,
-            busy: Duration::ZERO,
-            clock: Instant::now(),
-            small: Default::default(),
-            interrupt: interrupt.clone(),
-        };
+        let mut lanes = Self::of(reports, interrupt);
         let until = Instant::now() + OPEN_TIMEOUT;
         let &wire::Streams { nr, token } = announced;
         for stream in 0..nr {
@@ -148,9 +162,8 @@ impl Lanes {
             // Nothing comes back on it.
             let (_, output) = opened.split().map_err(Error::Connection)?;
             output.set_sharers(nr);
-            let mut writer =
-                FrameWriter::new(output, cap.cloned(), cfg.stall_timeout, interrupt.clone());
-            writer.frame_limit = cfg.frame_limit;
+            let patience = (cfg.stall_timeout, cfg.frame_limit);
+            let mut writer = FrameWriter::new(output, cap.cloned(), patience, interrupt.clone());
             writer.version = version;
             writer.send_control(Kind::Join, "join", &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
@@ -184,14 +197,14 @@ impl Lanes {
         self.busy
     }
 
-    /// A chunk to fill, if a lane has one within `patience`.
+    /// A chunk to fill, if there is a lane that has one within `patience`.
     pub(super) fn take(
         &mut self,
         patience: Duration,
         meter: &mut Meter,
     ) -> Result<Option<Idle>, Error> {
         self.hear(Duration::ZERO, meter)?;
-        if self.idle.is_empty() {
+        if self.idle.is_empty() && !self.are_none() {
             self.hear(patience, meter)?;
         }
         if self.nr_under_way == 0 {
@@ -200,9 +213,9 @@ impl Lanes {
         Ok(self.idle.pop_front())
     }
 
-    /// Gives back a chunk that was not needed.
-    pub(super) fn keep(&mut self, idle: Idle) {
-        self.idle.push_front(idle);
+    /// Gives back a chunk, if one was taken, that was not needed.
+    pub(super) fn keep(&mut self, idle: Option<Idle>) {
+        idle.into_iter().for_each(|idle| self.idle.push_front(idle));
     }
 
     /// Sends a chunk.
@@ -370,17 +383,8 @@ mod tests {
     fn small_chunks_do_not_take_their_time_away_from_big_ones() {
         let (tell, reports) = channel();
         let begun = Instant::now();
-        let mut lanes = Lanes {
-            lanes: Vec::new(),
-            reports,
-            idle: VecDeque::new(),
-            nr_under_way: 40,
-            bytes: 0,
-            busy: Duration::ZERO,
-            clock: begun,
-            small: Default::default(),
-            interrupt: Interrupt::default(),
-        };
+        let mut lanes = Lanes::of(reports, &Interrupt::default());
+        (lanes.nr_under_way, lanes.clock) = (40, begun);
         // One lane takes 10 ms for each big chunk, the other is done with a small one just before.
         for n in 1..=20 {
             for (len, before) in [(4096, 1), (MAX_CONTENT, 0)] {

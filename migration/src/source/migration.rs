@@ -145,7 +145,7 @@ impl<'a> Migration<'a> {
     /// Bytes on the wire so far, of all connections; of data connections, those that are known to
     /// be written.
     pub(super) fn bytes(&self) -> u64 {
-        self.peer.writer.bytes() + self.sender.lane_bytes()
+        self.peer.writer.bytes() + self.sender.lanes.bytes()
     }
 
     /// What the downtime would be with so many dirty pages.
@@ -223,7 +223,7 @@ impl<'a> Migration<'a> {
         let now = round.map_or_else(HintFigures::default, |round| {
             let mut so_far = round.figures();
             so_far.set_savings(self.sender.meter.memory_rate());
-            so_far.hint_figures()
+            so_far.hinting
         });
         let mut hinting = self.report.hinting;
         hinting.add(&now);

@@ -81,10 +81,10 @@ pub fn migrate(
     let observer: Arc<dyn Observer> = Arc::new(observers);
     let vm = &watched(vm, &observer);
     let mut guard = Guard::new(vm);
-    let peer = Peer::new(transport, cfg, cancel).map_err(|cause| Failure {
-        phase: Phase::Handshake,
-        ownership: Ownership::SourceRuns,
-        cause,
+    let peer = Peer::new(transport, cfg, cancel).map_err(|cause| {
+        let (phase, ownership) = (Phase::Handshake, Ownership::SourceRuns);
+        observer.observe(&Event::Failed(phase, &cause));
+        Failure { phase, ownership, cause }
     })?;
     let mut m = Migration::new(vm, cfg, peer, observer, progress);
     // A panic becomes a failure like any other, so that the guard says who owns the guest.
@@ -95,7 +95,7 @@ pub fn migrate(
             m.report.total_bytes = m.bytes();
             m.report.total_ms = millis(started.elapsed());
             m.report.sent = m.report.rounds.iter().map(|r| r.sent).sum();
-            m.report.hinted = m.report.rounds.iter().map(|r| r.hinted).sum();
+            m.report.hinted = m.report.hinting.hinted;
             m.enter(Phase::Done);
             m.tell(&Event::Succeeded(&m.report));
             return Ok(m.report);
@@ -118,7 +118,7 @@ pub fn migrate(
 /// The sequence.
 fn run(m: &mut Migration<'_>, guard: &mut Guard, shadow: Option<&Shadow>) -> Result<(), Error> {
     m.handshake()?;
-    guard.log_started();
+    guard.log_on = true;
     let dirty = rounds::converge(m)?;
     let dirty = switchover::pause(m, guard, dirty)?;
     rounds::last(m, &dirty)?;

@@ -59,8 +59,7 @@ impl Peer {
         let cap = cfg.bandwidth.map(|rate| Arc::new(Mutex::new(Throttle::new(rate))));
         let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
         let over = Interrupt::default();
-        let mut frames = FrameReader::new(input, None, over.clone());
-        frames.frame_limit = cfg.frame_limit;
+        let mut frames = FrameReader::new(input, (None, cfg.frame_limit), over.clone());
         let (tell, answers) = channel();
         let unread = Arc::new(AtomicU32::new(0));
         let (stop, queued, verify) = (interrupt.clone(), unread.clone(), cfg.verify);
@@ -68,11 +67,9 @@ impl Peer {
             .name("migration-answers".into())
             .spawn(move || read_answers(&mut frames, verify, &queued, &tell, &stop))
             .map_err(Error::Connection)?;
-        let mut writer =
-            FrameWriter::new(output, cap.clone(), cfg.stall_timeout, interrupt.clone());
-        writer.frame_limit = cfg.frame_limit;
+        let patience = (cfg.stall_timeout, cfg.frame_limit);
         Ok(Self {
-            writer,
+            writer: FrameWriter::new(output, cap.clone(), patience, interrupt.clone()),
             interrupt,
             connections,
             cap,
@@ -86,11 +83,7 @@ impl Peer {
 
     /// Agrees on a version and on features, has the machine built, and opens data connections if
     /// they are wanted.
-    pub(super) fn handshake(
-        &mut self,
-        vm: &SourceVm,
-        cfg: &SourceConfig,
-    ) -> Result<Option<Lanes>, Error> {
+    pub(super) fn handshake(&mut self, vm: &SourceVm, cfg: &SourceConfig) -> Result<Lanes, Error> {
         let wanted = [
             (cfg.verify, FEATURE_VERIFY),
             (cfg.compression == Compression::Lz4, FEATURE_LZ4),
@@ -111,7 +104,7 @@ impl Peer {
         let machine = wire::Machine { nr_pages: vm.ram.nr_pages(), description };
         self.writer.send_control(Kind::Machine, "machine", &machine)?;
         self.answer(Kind::Ready)?;
-        if cfg.streams > 1 { self.open_lanes(cfg).map(Some) } else { Ok(None) }
+        if cfg.streams > 1 { self.open_lanes(cfg) } else { Ok(Lanes::none()) }
     }
 
     /// The destination's answer, which may be that it does not take this guest.

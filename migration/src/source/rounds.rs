@@ -35,7 +35,6 @@ const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
 /// sent while the guest is paused. Returns that rest.
 pub(super) fn converge(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
     m.enter(Phase::Prepare);
-    let started = Instant::now();
     let mut dirty = first(m)?;
     loop {
         let dirty_pages = dirty.count();
@@ -45,8 +44,7 @@ pub(super) fn converge(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
             return Ok(dirty);
         }
         let rounds = m.report.rounds.len() as u32;
-        let late = m.cfg.total_timeout.is_some_and(|time| started.elapsed() >= time);
-        if rounds >= m.cfg.max_rounds || late {
+        if rounds >= m.cfg.max_rounds {
             let predicted_ms = millis(predicted);
             return match m.cfg.on_timeout {
                 OnTimeout::Force => Ok(dirty),
@@ -135,7 +133,7 @@ pub(super) fn last(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<(), Error> {
     sweep(m, &round, None)?;
     m.sync(&round)?;
     m.slice(&round, true);
-    m.sender.close_lanes()?;
+    m.sender.lanes.close()?;
     let mut done = round.account()?;
     done.bytes = m.bytes() - before;
     m.report.rounds.push(done);
@@ -193,10 +191,10 @@ fn run(
     done.bytes = m.bytes() - before;
     done.hint_mode = epoch.map(|epoch| epoch.mode());
     done.held_ms = millis(m.held);
-    done.overridden = round.overridden(&dirty);
+    done.hinting.overridden = round.overridden(&dirty);
     done.dirty_at_end = dirty.count();
     done.set_savings(m.sender.meter.memory_rate());
-    m.report.hinting.add(&done.hint_figures());
+    m.report.hinting.add(&done.hinting);
     m.report.rounds.push(done);
     Ok(dirty)
 }
@@ -217,15 +215,10 @@ fn protect(m: &mut Migration<'_>, todo: &Bitmap, guarded: &AtomicBitmap) -> Resu
     todo.and_not(&guarded.snapshot());
     for (first, nr) in todo.runs() {
         let end = (first + nr) as usize;
-        let mut start = first as usize;
-        while start < end {
-            let stop = end.min(start + PROTECT_WORDS);
-            protect_words(&*m.vm.log, m.nr_pages, start..stop)
+        for start in (first as usize..end).step_by(PROTECT_WORDS) {
+            let words = start..end.min(start + PROTECT_WORDS);
+            protect_words(&*m.vm.log, guarded, m.nr_pages, words)
                 .map_err(Error::machine("write-protect guest memory"))?;
-            for word in start..stop {
-                guarded.set(word as u64);
-            }
-            start = stop;
             m.tick(None)?;
         }
     }

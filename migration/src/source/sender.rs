@@ -25,7 +25,7 @@ use crate::units::{PAGE_SIZE, is_zero};
 use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs};
 use crate::wire::{Kind, SyncPoint};
 
-use super::lanes::{Chunk, Idle, Lanes, MEASURE, room_to_pack};
+use super::lanes::{Chunk, Lanes, MEASURE, room_to_pack};
 use super::meter::Meter;
 
 const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
@@ -75,8 +75,8 @@ pub(super) struct Sender {
     /// Pages of which the destination may hold content: those that were sent and not zeroed since.
     content: Bitmap,
     buffers: Buffers,
-    /// Data connections, for memory.
-    pub(super) lanes: Option<Lanes>,
+    /// Data connections, for memory; none if the first connection carries it.
+    pub(super) lanes: Lanes,
     pub(super) meter: Meter,
     /// Time that claiming, protecting and reading pages took.
     pub(super) reading: Duration,
@@ -93,7 +93,7 @@ impl Sender {
             nr_pages,
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(cfg.compression),
-            lanes: None,
+            lanes: Lanes::none(),
             meter: Meter::new(cfg),
             reading: Duration::ZERO,
             sending_here: Duration::ZERO,
@@ -102,32 +102,21 @@ impl Sender {
 
     /// Time that packing and writing pages took, of all connections together.
     pub(super) fn sending(&self) -> Duration {
-        self.sending_here + self.lanes.as_ref().map_or(Duration::ZERO, Lanes::busy)
-    }
-
-    /// Bytes that are known to be written to data connections.
-    pub(super) fn lane_bytes(&self) -> u64 {
-        self.lanes.as_ref().map_or(0, Lanes::bytes)
+        self.sending_here + self.lanes.busy()
     }
 
     /// The memory of this round is all sent: what follows on any connection is applied after it.
     pub(super) fn sync(&mut self, out: &mut FrameWriter, round: u32) -> Result<(), Error> {
-        let Some(lanes) = &mut self.lanes else { return Ok(()) };
-        lanes.sync(round)?;
+        if self.lanes.are_none() {
+            return Ok(());
+        }
+        self.lanes.sync(round)?;
         out.send_control(Kind::Sync, "sync", &SyncPoint { round })
     }
 
     /// Whether everything is written; waits a tick for it. Its bytes and its time are known then.
     pub(super) fn settled(&mut self) -> Result<bool, Error> {
-        match &mut self.lanes {
-            Some(lanes) => lanes.settled(TICK, &mut self.meter),
-            None => Ok(true),
-        }
-    }
-
-    /// No memory follows.
-    pub(super) fn close_lanes(&mut self) -> Result<(), Error> {
-        self.lanes.as_mut().map_or(Ok(()), Lanes::close)
+        self.lanes.settled(TICK, &mut self.meter)
     }
 
     /// Sends the next chunk from word `cursor` on. `false` when there was nothing left up to the
@@ -139,16 +128,13 @@ impl Sender {
         cursor: &mut usize,
         guarded: Option<&AtomicBitmap>,
     ) -> Result<bool, Error> {
-        let lane = match &mut self.lanes {
-            None => None,
-            Some(lanes) => match lanes.take(LANE_PATIENCE, &mut self.meter)? {
-                None => return Ok(true),
-                lane => lane,
-            },
-        };
+        let lane = self.lanes.take(LANE_PATIENCE, &mut self.meter)?;
+        if lane.is_none() && !self.lanes.are_none() {
+            return Ok(true);
+        }
         let started = Instant::now();
         if !self.claim(round, cursor) {
-            self.keep(lane);
+            self.lanes.keep(lane);
             return Ok(*cursor < round.nr_words());
         }
         if let Some(guarded) = guarded {
@@ -158,16 +144,16 @@ impl Sender {
         let read = started.elapsed();
         self.reading += read;
         if self.buffers.runs.is_empty() {
-            self.keep(lane);
+            self.lanes.keep(lane);
             return Ok(true);
         }
         let Buffers { chunk, runs, packed, .. } = &mut self.buffers;
         chunk.table.clear();
         encode_runs(runs, &mut chunk.table);
         chunk.len = len;
-        if let (Some(lanes), Some(mut idle)) = (&mut self.lanes, lane) {
+        if let Some(mut idle) = lane {
             std::mem::swap(chunk, &mut idle.chunk);
-            lanes.send(idle)?;
+            self.lanes.send(idle)?;
             return Ok(true);
         }
         let before = out.bytes();
@@ -178,13 +164,6 @@ impl Sender {
             self.meter.add(len as u64, out.bytes() - before, all);
         }
         Ok(true)
-    }
-
-    /// The lane's chunk was not needed.
-    fn keep(&mut self, lane: Option<Idle>) {
-        if let (Some(lanes), Some(lane)) = (&mut self.lanes, lane) {
-            lanes.keep(lane);
-        }
     }
 
     /// Takes up to a chunk's worth of words into `buffers.words`.
@@ -205,32 +184,17 @@ impl Sender {
     }
 
     fn protect_claimed(&mut self, guarded: &AtomicBitmap) -> Result<(), Error> {
-        let log = &*self.log;
-        let mut todo: Option<(usize, usize)> = None;
-        let protect = |words: Option<(usize, usize)>| -> Result<(), Error> {
-            let Some((start, end)) = words else {
-                return Ok(());
-            };
-            protect_words(log, self.nr_pages, start..end)
+        let words = self.buffers.words.iter().map(|&(word, _)| word);
+        let mut todo = words.filter(|&word| !guarded.test(word as u64)).peekable();
+        while let Some(start) = todo.next() {
+            let mut end = start + 1;
+            while todo.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            protect_words(&*self.log, guarded, self.nr_pages, start..end)
                 .map_err(Error::machine("write-protect guest memory"))?;
-            for word in start..end {
-                guarded.set(word as u64);
-            }
-            Ok(())
-        };
-        for &(word, _) in &self.buffers.words {
-            if guarded.test(word as u64) {
-                continue;
-            }
-            todo = match todo {
-                Some((start, end)) if end == word => Some((start, word + 1)),
-                other => {
-                    protect(other)?;
-                    Some((word, word + 1))
-                }
-            };
         }
-        protect(todo)
+        Ok(())
     }
 
     /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and

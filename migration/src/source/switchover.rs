@@ -25,7 +25,7 @@ pub(super) fn pause(
     m.paused = Stopwatch::start();
     let predicted = m.predicted_downtime(dirty.count());
     m.peer.interrupt.limit.begin(pause_limit(m.cfg, predicted, m.nr_pages));
-    guard.pausing();
+    guard.paused = true;
     m.vm.machine.pause().map_err(Error::machine("pause the guest"))?;
     m.report.downtime.pause_us = m.paused.lap();
     let mut last = Bitmap::new(m.nr_pages);
@@ -76,12 +76,12 @@ pub(super) fn hand_over(m: &mut Migration<'_>, guard: &mut Guard) -> Result<(), 
     // From here on the guest may be the destination's: what follows has limits of its own.
     m.peer.interrupt.limit.lift();
     let before = m.peer.writer.bytes();
-    guard.hand_over().map_err(Error::machine("hand over the guest as it was paused"))?;
+    guard.hand_over(true).map_err(Error::machine("hand over the guest as it was paused"))?;
     if let Err(cause) = m.peer.writer.send(Kind::HandOff, &[]) {
         // A write that fails has taken nothing, and less than a whole frame is nothing to the
         // destination; but only the first is beyond doubt, so only then does the guest stay here.
         if m.peer.writer.bytes() == before {
-            guard.take_back().map_err(Error::machine("take the guest back"))?;
+            guard.hand_over(false).map_err(Error::machine("take the guest back"))?;
         }
         return Err(cause);
     }

@@ -146,7 +146,7 @@ fn after_the_switch_it_may_name_as_much_again_before_what_it_named_first() {
     let script = vec![free.clone(), (48..64).chain(48..51).collect(), free.clone()];
     let (driver, report) = ask(HintMode::Auto, script, true);
     assert!(driver.nr_started.load(SeqCst) >= 3, "{}", report.hints);
-    assert!(report.rounds[0].hinted >= 10 * 64, "{:?}", report.rounds[0]);
+    assert!(report.rounds[0].hinting.hinted >= 10 * 64, "{:?}", report.rounds[0]);
     assert!(!driver.hurried.load(SeqCst), "it takes its memory back before it gets another id");
 }
 
@@ -163,5 +163,10 @@ fn what_it_names_again_after_the_switch_is_not_judged() {
         ..config(HintMode::Auto)
     };
     let (_, report) = ask_with(cfg, pages, script, true);
-    assert!(report.rounds[0].hinted >= 100 * 64, "{}: {:?}", report.hints, report.rounds[0]);
+    assert!(
+        report.rounds[0].hinting.hinted >= 100 * 64,
+        "{}: {:?}",
+        report.hints,
+        report.rounds[0]
+    );
 }

@@ -34,8 +34,8 @@ fn run(useful: u64) -> (Report, u64) {
     model.on(Trigger::Published, hinting(useful));
     let (report, verdict) = migrate_model(&model, &auto());
     verdict.unwrap();
-    assert_eq!(report.rounds[0].hinted, 64 * useful);
-    assert_eq!(report.rounds[0].hint_bytes, (64 * useful + 32 * (JUDGED - useful)) * 4096);
+    assert_eq!(report.rounds[0].hinting.hinted, 64 * useful);
+    assert_eq!(report.rounds[0].hinting.hint_bytes, (64 * useful + 32 * (JUDGED - useful)) * 4096);
     assert_eq!(report.hinting.saved_bytes, 64 * useful * 4096);
     (report, model.done.load(std::sync::atomic::Ordering::SeqCst))
 }

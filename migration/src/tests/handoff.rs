@@ -1,9 +1,10 @@
 //! The hand-off table: whatever breaks at whatever frame, never do both sides run the guest, and a
 //! source that still owns it runs it and can try again.
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use super::model::Model;
 use super::ops::Op;
 use super::oracle::{Outcome, config, migrate_model, migrate_over, pair};
 use super::streams::linked;
+use crate::observe::Event;
+use crate::transport::Halves;
 use crate::*;
 
 pub(super) const PAGES: u64 = 64 * 12 + 13;
@@ -338,4 +341,44 @@ fn cancelling_the_destination_ends_its_waiting() {
     let failure = receive(far, &mut dest, &cfg, &(), &cancel).unwrap_err();
     assert!(matches!(failure.cause, Error::Cancelled) && dest.runs == 0);
     assert_eq!(failure.ownership, Ownership::SourceRuns);
+}
+
+/// A connection that is gone before it begins.
+struct Gone;
+
+impl Transport for Gone {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
+        Err(io::ErrorKind::NotConnected.into())
+    }
+}
+
+/// Counts what it is told of failures.
+#[derive(Default)]
+struct Failures(AtomicU32);
+
+impl Observer for Failures {
+    fn observe(&self, event: &Event<'_>) {
+        if let Event::Failed(Phase::Handshake, _) = event {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+struct Watching(Arc<Failures>);
+
+impl Progress for Watching {
+    fn update(&self, _: &Snapshot) {}
+
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn whoever_watches_is_told_once_of_a_migration_that_never_began() {
+    let (model, watching) = (Model::new(PAGES, false, vec![]), Watching(Arc::default()));
+    let cfg = config(HintMode::Auto);
+    let failure = migrate(&model.vm(), Box::new(Gone), &cfg, &watching, &CancelToken::new());
+    assert_eq!(failure.unwrap_err().ownership, Ownership::SourceRuns);
+    assert_eq!(watching.0.0.load(SeqCst), 1);
 }

@@ -1,6 +1,10 @@
-//! What a model guest does.
+//! What a model guest does, and how it is moved.
+
+use std::time::Duration;
 
 use proptest::prelude::*;
+
+use crate::config::{HintMode, HintPolicy, OnTimeout, SourceConfig};
 
 /// One thing that a guest (or its device) does.
 #[derive(Clone, Copy, Debug)]
@@ -51,4 +55,31 @@ pub(super) fn ops(pages: u64) -> impl Strategy<Value = Op> {
         1 => range.clone().prop_map(|(f, n)| Op::Deflate(f, n)),
         1 => range.prop_map(|(f, n)| Op::Report(f, n)),
     ]
+}
+
+/// The guest hints these words, one after the other.
+pub(super) fn hinting(nr_words: u64) -> Vec<Op> {
+    let mut script = vec![];
+    for word in 0..nr_words {
+        script.push(Op::Hint(word * 64, 64));
+        script.push(Op::Deliver);
+    }
+    script
+}
+
+pub(super) fn config(mode: HintMode) -> SourceConfig {
+    SourceConfig {
+        hints: HintPolicy::On,
+        hint_mode: mode,
+        // Three rounds, then switch over whatever is left: the script decides what is dirty when.
+        downtime_limit: Duration::ZERO,
+        max_rounds: 3,
+        on_timeout: OnTimeout::Force,
+        first_hint_wait: Duration::from_millis(1),
+        slice: Duration::from_micros(100),
+        hint_time: Duration::from_micros(200),
+        hint_rest: Duration::from_micros(100),
+        stall_timeout: Duration::from_secs(10),
+        ..SourceConfig::default()
+    }
 }

@@ -12,25 +12,9 @@ use super::dest::Dest;
 use super::model::{Model, Trigger};
 use super::mutations::Gullible;
 use super::ops::{Op, ops};
+pub(super) use super::ops::{config, hinting};
 use super::streams::linked;
 use crate::*;
-
-pub(super) fn config(mode: HintMode) -> SourceConfig {
-    SourceConfig {
-        hints: HintPolicy::On,
-        hint_mode: mode,
-        // Three rounds, then switch over whatever is left: the script decides what is dirty when.
-        downtime_limit: Duration::ZERO,
-        max_rounds: 3,
-        on_timeout: OnTimeout::Force,
-        first_hint_wait: Duration::from_millis(1),
-        slice: Duration::from_micros(100),
-        hint_time: Duration::from_micros(200),
-        hint_rest: Duration::from_micros(100),
-        stall_timeout: Duration::from_secs(10),
-        ..SourceConfig::default()
-    }
-}
 
 pub(super) type Outcome = (Result<Report, Failure>, Result<Received, Failure>, Dest);
 
@@ -72,7 +56,7 @@ pub(super) fn migrate_model(
     assert_eq!(received.bytes, report.total_bytes);
     assert_eq!(dest.state.as_deref(), Some(&b"state of the model"[..]));
     for r in &report.rounds {
-        let sum = r.sent + r.zero + r.hole + r.hinted + r.ballooned + r.clean;
+        let sum = r.sent + r.zero + r.hole + r.hinting.hinted + r.ballooned + r.clean;
         assert_eq!(sum, model.pages, "{r:?}");
     }
     assert_eq!(report.verify.is_some(), cfg.verify);
@@ -86,15 +70,6 @@ pub(super) fn migrate_model(
 
 const PAGES: u64 = 64 * 12 + 13;
 
-pub(super) fn hinting(nr_words: u64) -> Vec<Op> {
-    let mut script = vec![];
-    for word in 0..nr_words {
-        script.push(Op::Hint(word * 64, 64));
-        script.push(Op::Deliver);
-    }
-    script
-}
-
 #[test]
 fn a_zeroing_guest_stays_in_checked_zero_mode_and_nothing_comes_back_dirty() {
     let model = Model::new(PAGES, true, vec![]);
@@ -104,8 +79,8 @@ fn a_zeroing_guest_stays_in_checked_zero_mode_and_nothing_comes_back_dirty() {
     verdict.unwrap();
     let first = &report.rounds[0];
     assert_eq!(first.hint_mode, Some(HintMode::CheckedZero));
-    assert!(first.hinted >= 3 * 64, "{first:?}");
-    assert_eq!(first.overridden, 0, "{first:?}");
+    assert!(first.hinting.hinted >= 3 * 64, "{first:?}");
+    assert_eq!(first.hinting.overridden, 0, "{first:?}");
 }
 
 #[test]
@@ -119,7 +94,7 @@ fn a_guest_that_does_not_zero_is_found_out_and_switched_to_protected_mode() {
     verdict.unwrap();
     let first = &report.rounds[0];
     assert_eq!(first.hint_mode, Some(HintMode::Protected));
-    assert!(first.hinted >= 3 * 64, "{first:?}");
+    assert!(first.hinting.hinted >= 3 * 64, "{first:?}");
 }
 
 #[test]
@@ -150,7 +125,7 @@ fn a_page_put_back_is_not_skipped_for_a_second_stale_hint() {
     model.on(Trigger::FirstRead, vec![Op::Deliver, Op::Deliver]);
     let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
     verdict.unwrap();
-    assert_eq!(report.rounds[0].hinted, 0);
+    assert_eq!(report.rounds[0].hinting.hinted, 0);
 }
 
 #[test]
@@ -165,7 +140,7 @@ fn a_second_hint_for_a_word_put_back_does_not_forget_what_was_written() {
     model.on(Trigger::FirstRead, vec![Op::Deliver, Op::Write(word + 3), Op::Deliver]);
     let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
     verdict.unwrap();
-    assert_eq!((report.rounds[0].hinted, report.rounds[0].overridden), (40, 1));
+    assert_eq!((report.rounds[0].hinting.hinted, report.rounds[0].hinting.overridden), (40, 1));
 }
 
 #[test]
@@ -176,8 +151,8 @@ fn a_write_between_the_check_and_the_harvest_comes_in_round_two() {
     model.on(Trigger::Published, hint);
     let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
     verdict.unwrap();
-    assert_eq!(report.rounds[0].hinted, 64);
-    assert_eq!(report.rounds[0].overridden, 1);
+    assert_eq!(report.rounds[0].hinting.hinted, 64);
+    assert_eq!(report.rounds[0].hinting.overridden, 1);
     assert_eq!(report.rounds[1].sent, 1);
 }
 
@@ -204,7 +179,7 @@ fn after_the_switch_to_protected_mode_a_hinted_page_that_is_written_is_not_lost(
     let (report, verdict) = migrate_model(&model, &config(HintMode::Auto));
     verdict.unwrap();
     assert_eq!(report.rounds[0].hint_mode, Some(HintMode::Protected));
-    assert_eq!(report.rounds[0].overridden, 1);
+    assert_eq!(report.rounds[0].hinting.overridden, 1);
 }
 
 #[test]
@@ -217,7 +192,7 @@ fn a_write_right_after_the_check_is_not_lost() {
     model.on(Trigger::FirstReadDone, vec![Op::Write(word + 5)]);
     let (report, verdict) = migrate_model(&model, &config(HintMode::CheckedZero));
     verdict.unwrap();
-    assert_eq!(report.rounds[0].overridden, 1);
+    assert_eq!(report.rounds[0].hinting.overridden, 1);
 }
 
 #[test]

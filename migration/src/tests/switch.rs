@@ -230,7 +230,7 @@ fn a_driver_that_never_takes_its_memory_back_is_given_up_and_that_is_said() {
             report.expected_unsaved_bytes
         );
         // Once at the switch, once at the end.
-        assert_eq!((nr_done, report.rounds[0].hinted), (2, 0));
+        assert_eq!((nr_done, report.rounds[0].hinting.hinted), (2, 0));
     }
 }
 

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use super::dest::Dest;
-use super::hostile::{frame_of, machine, pages, round};
+use super::hostile::{feed, frame_of, hello, machine, pages, round, stream};
 use super::model::Model;
 use super::oracle::{config, pair};
 use crate::traits::{Machine, SourceVm};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{pack_lz4, packed_room};
-use crate::wire::version::{Agreed, Hello, VERSIONS, Welcome};
+use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use crate::wire::{Abort, Join, Kind, StateEnd, Streams, SyncPoint, VerifyChunk, codec};
 use crate::*;
 
@@ -147,4 +147,14 @@ fn two_releases_too_far_apart_name_each_other_and_the_guest_stays() {
             }
         }
     }
+}
+
+#[test]
+fn what_a_later_version_adds_to_an_abort_does_not_hide_why() {
+    let mut abort = payload(Kind::Abort);
+    abort.extend([7; 5]);
+    let mut bytes = stream(&[hello(0), machine(100)]);
+    bytes.extend(frame_of(NEWEST + 1, Kind::Abort as u16, 2, &abort));
+    let cause = feed(bytes).0.unwrap_err().cause;
+    assert!(matches!(&cause, Error::PeerAbort(reason) if reason == "why"), "{cause:?}");
 }

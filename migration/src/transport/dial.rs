@@ -51,63 +51,52 @@ fn dial(
     match to {
         Endpoint::Unix(path) => {
             let address = SockAddr::unix(path).map_err(failed)?;
-            let socket = open(Domain::UNIX, &address, timeout, cancel).map_err(|e| e.of(to))?;
+            let socket = open(to, Domain::UNIX, &address, timeout, cancel)?;
             Ok((Box::new(UnixStream::from(socket)), to.clone()))
         }
         Endpoint::Tcp(address) => {
-            let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+            let mut last = failed(io::Error::new(ErrorKind::NotFound, "the name has no address"));
             for address in resolve(to, address, timeout, cancel)? {
-                match open(Domain::for_address(address), &address.into(), timeout, cancel) {
+                let domain = Domain::for_address(address);
+                match open(to, domain, &address.into(), timeout, cancel) {
                     Ok(socket) => {
                         let found = Endpoint::Tcp(address.to_string());
                         return Ok((Box::new(TcpStream::from(socket)), found));
                     }
-                    Err(Failed::Cancelled) => return Err(TransportError::Cancelled),
-                    Err(Failed::With(e)) => last = e,
+                    Err(TransportError::Cancelled) => return Err(TransportError::Cancelled),
+                    Err(e) => last = e,
                 }
             }
-            Err(failed(last))
+            Err(last)
         }
     }
 }
 
-enum Failed {
-    Cancelled,
-    With(io::Error),
-}
-
-impl Failed {
-    fn of(self, to: &Endpoint) -> TransportError {
-        match self {
-            Failed::Cancelled => TransportError::Cancelled,
-            Failed::With(e) => TransportError::Connect(to.clone(), e),
-        }
-    }
-}
-
-/// Connects to one address.
+/// Connects to one address of `to`.
 fn open(
+    to: &Endpoint,
     domain: Domain,
     address: &SockAddr,
     timeout: Duration,
     cancel: &CancelToken,
-) -> Result<Socket, Failed> {
-    let socket = Socket::new(domain, Type::STREAM, None).map_err(Failed::With)?;
-    socket.set_nonblocking(true).map_err(Failed::With)?;
+) -> Result<Socket, TransportError> {
+    let failed = |e| TransportError::Connect(to.clone(), e);
+    let socket = Socket::new(domain, Type::STREAM, None).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
     let began = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
         if cancel.is_cancelled() {
-            return Err(Failed::Cancelled);
+            return Err(TransportError::Cancelled);
         }
         // Asked again, it says what has become of the first time.
         match socket.connect(address) {
             Ok(()) => return Ok(socket),
             Err(e) if is_under_way(&e) => {}
-            Err(e) => return Err(Failed::With(e)),
+            Err(e) => return Err(failed(e)),
         }
         if began.elapsed() >= timeout {
-            return Err(Failed::With(ErrorKind::TimedOut.into()));
+            return Err(failed(ErrorKind::TimedOut.into()));
         }
         cancel.sleep(pause);
         pause = (2 * pause).min(TICK / 4);

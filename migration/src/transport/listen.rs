@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 
-use super::{Connections, Endpoint, Opened, TICK, Transport, TransportError};
+use super::{Connections, Endpoint, TICK, Transport, TransportError};
 use crate::control::CancelToken;
 
 enum Socket {
@@ -69,16 +69,10 @@ impl Listener {
             Socket::Unix(_, place) => Endpoint::Unix(place.path.clone()),
         })
     }
+}
 
-    /// Waits for somebody to connect, whoever it is.
-    pub fn accept(&self, cancel: &CancelToken) -> Result<Box<dyn Transport>, TransportError> {
-        Ok(Box::new(Opened {
-            stream: self.accept_within(cancel, Duration::MAX)?,
-            connections: self.clone(),
-        }))
-    }
-
-    fn accept_within(
+impl Connections for Listener {
+    fn next(
         &self,
         cancel: &CancelToken,
         timeout: Duration,
@@ -101,16 +95,6 @@ impl Listener {
             }
         }
         Err(TransportError::Cancelled)
-    }
-}
-
-impl Connections for Listener {
-    fn next(
-        &self,
-        cancel: &CancelToken,
-        timeout: Duration,
-    ) -> Result<Box<dyn Transport>, TransportError> {
-        self.accept_within(cancel, timeout)
     }
 }
 
@@ -186,8 +170,19 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connect;
+    use super::super::{Opened, connect};
     use super::*;
+
+    impl Listener {
+        /// Waits for somebody to connect, whoever it is.
+        pub(crate) fn accept(
+            &self,
+            cancel: &CancelToken,
+        ) -> Result<Box<dyn Transport>, TransportError> {
+            let stream = self.next(cancel, Duration::MAX)?;
+            Ok(Box::new(Opened { stream, connections: self.clone() }))
+        }
+    }
 
     #[test]
     fn unix_listener_replaces_stale_sockets_only() {
@@ -229,7 +224,7 @@ mod tests {
         let first = Listener::bind(&at).unwrap();
         assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(matches!(Listener::bind(&at), Err(TransportError::InUse(_))));
-        let none = first.accept_within(&CancelToken::new(), Duration::ZERO);
+        let none = first.next(&CancelToken::new(), Duration::ZERO);
         assert!(matches!(none, Err(TransportError::TimedOut(_))), "the second one connected");
         drop(first);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "files left behind");

@@ -10,11 +10,12 @@
 //! clears the bit or leaves it clear: then the page must be equal.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::observe::{EpochId, Event, Observer};
 use crate::round::{Plan, Round};
+use crate::sync::lock;
 
 use super::verdict::{History, PageOutcome};
 
@@ -47,10 +48,6 @@ struct Rounds {
     pages: Vec<History>,
     /// What the present round was to send.
     to_send: Bitmap,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shadow {

@@ -22,6 +22,14 @@ pub(crate) fn decode<T: Serialize + DeserializeOwned>(
     wherry_codec::decode(bytes).map_err(|_| WireError::Payload(name))
 }
 
+/// Decodes a control payload that later versions may add to: what is behind it is left.
+pub(crate) fn decode_front<T: Serialize + DeserializeOwned>(
+    bytes: &[u8],
+    name: &'static str,
+) -> Result<T, WireError> {
+    wherry_codec::decode_front(bytes).map_err(|_| WireError::Payload(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Machine, SyncPoint};

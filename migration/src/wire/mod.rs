@@ -160,35 +160,24 @@ impl Header {
 
     /// Checks magic and checksum, in this order.
     pub fn decode(raw: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
-        let mut at = Fields(raw);
-        if at.take() != MAGIC {
+        if raw[..4] != MAGIC {
             return Err(WireError::Magic);
         }
-        let version = u16::from_le_bytes(at.take());
-        let kind = u16::from_le_bytes(at.take());
-        let seq = u64::from_le_bytes(at.take());
-        let len = u32::from_le_bytes(at.take());
-        let sum = u32::from_le_bytes(at.take());
-        let own = u32::from_le_bytes(at.take());
-        if crc32fast::hash(&raw[..24]) != own {
+        if u32::from_le_bytes(field(raw, 24)) != crc32fast::hash(&raw[..24]) {
             return Err(WireError::HeaderCrc);
         }
-        Ok(Self { version, kind, seq, len, sum })
+        Ok(Self {
+            version: u16::from_le_bytes(field(raw, 4)),
+            kind: u16::from_le_bytes(field(raw, 6)),
+            seq: u64::from_le_bytes(field(raw, 8)),
+            len: u32::from_le_bytes(field(raw, 16)),
+            sum: u32::from_le_bytes(field(raw, 20)),
+        })
     }
 }
 
-/// Fields one after another; beyond the end they are zero (cannot happen on a header of the right
-/// length).
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let Some((field, rest)) = self.0.split_first_chunk::<N>() else {
-            return [0; N];
-        };
-        self.0 = rest;
-        *field
-    }
+fn field<const N: usize>(raw: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
+    std::array::from_fn(|byte| raw[at + byte])
 }
 
 /// Payload of [`Kind::Machine`].
@@ -267,6 +256,11 @@ impl Abort {
         }
         let reason = reason.get(..end).unwrap_or_default().to_owned();
         Self { reason }
+    }
+
+    /// From the wire.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        codec::decode_front(bytes, "abort")
     }
 }
 

@@ -16,6 +16,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::FEATURES;
+use super::codec::decode_front;
 use super::error::WireError;
 use super::text::printable;
 
@@ -74,7 +75,7 @@ impl Hello {
 
     /// From the wire.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let hello: Self = front(bytes, "hello")?;
+        let hello: Self = decode_front(bytes, "hello")?;
         let fine = hello.oldest <= hello.newest && hello.release.len() <= MAX_RELEASE;
         if fine { Ok(hello) } else { Err(WireError::Payload("hello")) }
     }
@@ -102,20 +103,13 @@ impl Welcome {
 
     /// From the wire, as the answer to `hello`.
     pub(crate) fn decode(bytes: &[u8], hello: &Hello) -> Result<Agreed, WireError> {
-        let Self { version, features, release } = front(bytes, "welcome")?;
+        let Self { version, features, release } = decode_front(bytes, "welcome")?;
         if !(hello.oldest..=hello.newest).contains(&version) || release.len() > MAX_RELEASE {
             return Err(WireError::Payload("welcome"));
         }
         let wrong = hello.needed & !features | features & !(hello.needed | hello.offered);
         if wrong == 0 { Ok(Agreed { version, features }) } else { Err(WireError::Features(wrong)) }
     }
-}
-
-fn front<T>(bytes: &[u8], name: &'static str) -> Result<T, WireError>
-where
-    T: Serialize + serde::de::DeserializeOwned,
-{
-    wherry_codec::decode_front(bytes).map_err(|_| WireError::Payload(name))
 }
 
 /// The error of this side, whose peer's frame is of a version that was never agreed on.

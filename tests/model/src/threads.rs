@@ -199,8 +199,7 @@ impl Migration {
         } else if checked {
             Sink::checked_zero(&round, &ram, &log, &guarded, false)
         } else {
-            protect_words(&*log, PAGES, 0..1).unwrap();
-            guarded.set(0);
+            protect_words(&*log, &guarded, PAGES, 0..1).unwrap();
             Sink::protected(&round, &ram, &log)
         };
         let own = Arc::new(word_map(PAGES));
@@ -223,8 +222,7 @@ impl Migration {
             return;
         }
         if !self.guarded.test(0) {
-            protect_words(&*self.guest, PAGES, 0..1).unwrap();
-            self.guarded.set(0);
+            protect_words(&*self.guest, &self.guarded, PAGES, 0..1).unwrap();
         }
         for (first, nr) in word_runs(taken) {
             let mut bytes = vec![0; nr as usize * PAGE_SIZE];

@@ -58,7 +58,7 @@ mod tests {
         let mut run = entry("a", "wherry", 1, 5);
         let mut found = |name: Option<&str>| {
             run.trace = name.map(str::to_owned);
-            traces.of(&run).map(|trace| trace.start.nr_pages)
+            traces.of(&run).map(|trace| trace.history.start.nr_pages)
         };
         assert_eq!(found(Some("traces/a")), Some(9));
         let absolute = dir.path().join("traces/a");

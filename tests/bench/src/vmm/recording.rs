@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use wherry_trace::{Event, Start, VERSION, What};
+use wherry_trace::{Event, RoundPlan, Slice, Start, VERSION, What};
 
 use super::api::Migration;
 use crate::entry::Figures;
@@ -43,21 +43,10 @@ impl Recording {
     /// All bytes so far, and the round that is under way.
     pub fn sample(&mut self, round: u32, bytes: u64) {
         if round > self.round {
-            self.add(What::Round { round, to_send: 0, hole: 0, ballooned: 0, clean: 0 });
+            self.add(What::Round(RoundPlan { round, ..RoundPlan::default() }));
             self.round = round;
         }
-        self.add(What::Slice {
-            round: self.round,
-            bytes,
-            sent: 0,
-            zero: 0,
-            hinted: 0,
-            remaining: 0,
-            rate: 0,
-            held_us: 0,
-            reading_us: 0,
-            sending_us: 0,
-        });
+        self.add(What::Slice(Slice { round: self.round, bytes, ..Slice::default() }));
     }
 
     /// The guest was paused.
@@ -113,7 +102,11 @@ mod tests {
         };
         let trace = wherry_report::Trace::read(recording.finish(&figures).as_bytes()).unwrap();
         assert_eq!(
-            (trace.total_bytes(), trace.start.bandwidth, trace.start.hints.as_str()),
+            (
+                trace.total_bytes(),
+                trace.history.start.bandwidth,
+                trace.history.start.hints.as_str()
+            ),
             (6100, Some(125_000_000), "on")
         );
         assert_eq!(trace.rounds.values().map(|r| r.bytes).collect::<Vec<_>>(), [5500, 1000]);
