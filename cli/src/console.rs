@@ -6,10 +6,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
-use wherry_vmm::control::{ControlError, ErrorCode, signals};
+use wherry_vmm::control::{ControlError, signals};
+use wherry_vmm::exit::Exit;
 
 use super::Context;
-use super::exit::{Exit, Failure};
 use super::terminal::{self, ESCAPE, RawMode};
 
 /// Typed bytes that wait for the guest to take them. A terminal is read all the same, or Ctrl-]
@@ -26,8 +26,8 @@ enum End {
 }
 
 /// `wherry console NAME`
-pub fn console(context: &mut Context, name: &str) -> Result<Exit, Failure> {
-    let failed = |e: io::Error| ControlError::new(ErrorCode::Failed, format!("console: {e}"));
+pub fn console(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
+    let failed = |e: io::Error| ControlError::failed(format!("console: {e}"));
     let (stream, early) = context.client(name)?.console()?;
     signals::watch(|signal| terminal::exit_for_signal(signal)).map_err(failed)?;
     let raw = RawMode::enter().map_err(failed)?;
@@ -42,7 +42,7 @@ pub fn console(context: &mut Context, name: &str) -> Result<Exit, Failure> {
             context.out.remark(format!("\nwherry: the console of {name} was closed"))
         }
         Ok(End::Left) => context.out.remark(""),
-        Err(e) => return Err(failed(e).into()),
+        Err(e) => return Err(failed(e)),
     }
     Ok(Exit::Ok)
 }

@@ -5,9 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use wherry_vmm::control::{ControlError, ErrorCode};
-
-use super::exit::Failure;
+use wherry_vmm::control::ControlError;
 
 /// A file that is opened at the start, so that one that cannot be written is found then, and holds
 /// what it held before until there is something to write. One that was made for this and is not
@@ -22,18 +20,16 @@ pub struct OutputFile {
 
 impl OutputFile {
     /// Opens or makes the file of `--option PATH`, before anything else is done.
-    pub fn create(option: &str, path: &Path) -> Result<Self, Failure> {
+    pub fn create(option: &str, path: &Path) -> Result<Self, ControlError> {
         if path.as_os_str() == "-" {
-            return Err(Failure::usage(format!(
+            return Err(ControlError::usage(format!(
                 "--{option} -: standard output is for the report; name a file, a FIFO, or \
                  /dev/stderr"
             )));
         }
         Self::open(path).map_err(|e| {
             let text = format!("cannot create the {option} file {}: {e}", path.display());
-            ControlError::new(ErrorCode::Failed, text)
-                .hint("nothing was started; the guest goes on as before")
-                .into()
+            ControlError::failed(text).hint("nothing was started; the guest goes on as before")
         })
     }
 

@@ -5,7 +5,6 @@ mod args;
 mod console;
 mod context;
 mod doctor;
-mod exit;
 mod file;
 mod migrate;
 mod output;
@@ -25,12 +24,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use wherry_vmm::control::{ControlError, ErrorCode, RuntimeDir};
+use wherry_vmm::control::{ControlError, RuntimeDir};
+use wherry_vmm::exit::Exit;
 use wherry_vmm::terminal;
 
 use args::{Cli, Command};
 use context::Context;
-use exit::{Exit, Failure};
 use output::Output;
 
 /// Runs the process's command line.
@@ -40,45 +39,31 @@ fn main() -> ExitCode {
     // because of its trace. SAFETY: ignoring a signal installs no code; no other thread runs yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let args: Vec<OsString> = std::env::args_os().collect();
-    ExitCode::from(run_with(Output::standard(), RuntimeDir::from_env(), &args) as u8)
-}
-
-fn run_with(mut out: Output, dir: Result<RuntimeDir, ControlError>, args: &[OsString]) -> Exit {
-    match dir {
-        Ok(dir) => execute(&mut Context { out, dir }, args),
-        // As for any other failure, the command line says how to say it.
-        Err(error) => match parse(&mut out, args) {
-            Ok(_) => {
-                out.error(&error);
-                Exit::Failed
-            }
-            Err(exit) => exit,
-        },
-    }
-}
-
-/// Reads the command line and its options for output. `Err` if that was all: help, or something
-/// wrong with it.
-fn parse(out: &mut Output, args: &[OsString]) -> Result<Command, Exit> {
-    let cli = Cli::try_parse_from(args).map_err(|e| refuse(out, args, &e))?;
-    out.json = cli.json;
-    out.quiet = cli.quiet;
-    Ok(cli.command)
+    ExitCode::from(execute(Output::standard(), RuntimeDir::from_env(), &args) as u8)
 }
 
 /// Runs a command line; `args` begins with the program's name.
-fn execute(context: &mut Context, args: &[OsString]) -> Exit {
-    let command = match parse(&mut context.out, args) {
-        Ok(command) => command,
-        Err(exit) => return exit,
-    };
-    match dispatch(context, command) {
-        Ok(exit) => exit,
-        Err(failure) => {
-            context.out.error(&failure.error);
-            failure.exit
+fn execute(mut out: Output, dir: Result<RuntimeDir, ControlError>, args: &[OsString]) -> Exit {
+    let command = match Cli::try_parse_from(args) {
+        Ok(cli) => {
+            (out.json, out.quiet) = (cli.json, cli.quiet);
+            cli.command
         }
-    }
+        Err(e) => return refuse(&mut out, args, &e),
+    };
+    let done = match dir {
+        Ok(dir) => {
+            let mut context = Context { out, dir };
+            let done = dispatch(&mut context, command);
+            out = context.out;
+            done
+        }
+        Err(error) => Err(error),
+    };
+    done.unwrap_or_else(|error| {
+        out.error(&error);
+        Exit::of(&error)
+    })
 }
 
 /// `--help`, `--version`, or a command line that is wrong.
@@ -93,14 +78,14 @@ fn refuse(out: &mut Output, args: &[OsString], error: &clap::Error) -> Exit {
         let text = error.to_string();
         let first = text.split("\n\n").next().unwrap_or(&text);
         let message = first.strip_prefix("error: ").unwrap_or(first).trim().replace('\n', " ");
-        out.error(&ControlError::new(ErrorCode::Usage, message).hint("see wherry --help"));
+        out.error(&ControlError::usage(message).hint("see wherry --help"));
     } else {
         let _ = error.print();
     }
     Exit::Usage
 }
 
-fn dispatch(context: &mut Context, command: Command) -> Result<Exit, Failure> {
+fn dispatch(context: &mut Context, command: Command) -> Result<Exit, ControlError> {
     match command {
         Command::Run(args) => run::run(context, args),
         Command::Receive(args) => run::receive(context, args),

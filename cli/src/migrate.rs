@@ -12,9 +12,9 @@ use wherry_vmm::control::{
     Client, ControlError, ErrorCode, MigrateRequest, MigrationState, MigrationStatus, Request,
     RuntimeDir, Update, signals,
 };
+use wherry_vmm::exit::Exit;
 
 use super::args::MigrateArgs;
-use super::exit::{Exit, Failure};
 use super::file::OutputFile;
 use super::page::ReportFile;
 use super::report::{self, Progress};
@@ -28,13 +28,13 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// `wherry migrate NAME URI`
-pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure> {
+pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, ControlError> {
     for (option, path, when) in [
         ("trace", &args.trace, "trace while the migration runs"),
         ("report", &args.report, "report when the migration is over"),
     ] {
         if args.detach && path.is_some() {
-            return Err(Failure::usage(format!(
+            return Err(ControlError::usage(format!(
                 "--{option} and --detach exclude each other: this command writes the {when}"
             )));
         }
@@ -72,7 +72,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Failure
         Ok(report) => migrated(context, report, files.finish()),
         Err(error) => {
             files.failed(context);
-            Err(explain(&args.name, error).into())
+            Err(explain(&args.name, error))
         }
     }
 }
@@ -82,7 +82,7 @@ fn migrated(
     context: &mut Context,
     mut report: Value,
     mut wrong: Vec<(&str, ControlError)>,
-) -> Result<Exit, Failure> {
+) -> Result<Exit, ControlError> {
     if context.out.json {
         // One document: the report, which says that the guest was migrated, and what is wrong
         // beside it.
@@ -97,7 +97,7 @@ fn migrated(
     report::print(&mut context.out, &report);
     let Some((_, last)) = wrong.pop() else { return Ok(Exit::Ok) };
     wrong.iter().for_each(|(_, error)| context.out.error(error));
-    Err(last.into())
+    Err(last)
 }
 
 /// What is written beside a migration.
@@ -107,7 +107,7 @@ struct Files {
 }
 
 impl Files {
-    fn create(args: &MigrateArgs) -> Result<Self, Failure> {
+    fn create(args: &MigrateArgs) -> Result<Self, ControlError> {
         let create = |option: &str, path: &Option<PathBuf>| {
             path.as_deref().map(|path| OutputFile::create(option, path)).transpose()
         };
@@ -115,7 +115,7 @@ impl Files {
         if let (Some(page), Some(trace)) = (&page, &trace)
             && page.is(trace)
         {
-            return Err(Failure::usage("--trace and --report name the same file"));
+            return Err(ControlError::usage("--trace and --report name the same file"));
         }
         let page = page.map(|file| ReportFile::new(file, args));
         Ok(Self { page, trace: trace.map(TraceFile::new) })
@@ -203,7 +203,7 @@ fn detached(
     name: &str,
     mut client: Client,
     request: MigrateRequest,
-) -> Result<Exit, Failure> {
+) -> Result<Exit, ControlError> {
     let uri = request.uri.clone();
     let (sender, first) = std::sync::mpsc::channel();
     // Left behind at the end of the process: closing the connection is what detaching means.
@@ -221,7 +221,7 @@ fn detached(
     match first.recv() {
         Ok(Some(Ok(report))) if context.out.json => context.out.document(&report),
         Ok(Some(Ok(report))) => report::print(&mut context.out, &report),
-        Ok(Some(Err(error))) => return Err(explain(name, error).into()),
+        Ok(Some(Err(error))) => return Err(explain(name, error)),
         Ok(None) if context.out.json => {
             context.out.document(&json!({"detached": true, "name": name, "uri": uri}))
         }
@@ -232,14 +232,14 @@ fn detached(
                 .remark(format!("see `wherry info {name}`; end it with `wherry cancel {name}`"));
         }
         Err(_) => {
-            return Err(ControlError::new(ErrorCode::ConnectionLost, "the VM went away").into());
+            return Err(ControlError::new(ErrorCode::ConnectionLost, "the VM went away"));
         }
     }
     Ok(Exit::Ok)
 }
 
 /// `wherry cancel NAME`
-pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
     let asked = context.client(name)?.call::<Value>(&Request::MigrateCancel {});
     asked.map_err(
         |error| if error.code == ErrorCode::Timeout { error } else { explain(name, error) },
@@ -255,9 +255,9 @@ pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
             Err(e) if matches!(e.code, ErrorCode::NoSuchVm | ErrorCode::ConnectionLost) => {
                 let text = format!("{name} ended while its migration was being cancelled");
                 let error = ControlError::new(ErrorCode::Cancelled, text);
-                return Err(error.hint("nothing runs at the destination").into());
+                return Err(error.hint("nothing runs at the destination"));
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         };
         match status.state {
             MigrationState::Running if start.elapsed() < CANCEL_PATIENCE => {
@@ -265,23 +265,23 @@ pub fn cancel(context: &mut Context, name: &str) -> Result<Exit, Failure> {
             }
             MigrationState::Running => {
                 let text = format!("asked, but the migration of {name} still goes on");
-                return Err(ControlError::new(ErrorCode::Timeout, text).into());
+                return Err(ControlError::new(ErrorCode::Timeout, text));
             }
             MigrationState::Completed => {
                 let text = format!("too late: {name} has been handed to its destination");
-                return Err(ControlError::new(ErrorCode::InvalidState, text).into());
+                return Err(ControlError::new(ErrorCode::InvalidState, text));
             }
             MigrationState::OutcomeUnknown => {
                 let text = "too late: the hand-off was sent and its outcome is unknown";
                 let error = status
                     .error
                     .unwrap_or_else(|| ControlError::new(ErrorCode::MigrationUnknown, text));
-                return Err(explain(name, error).into());
+                return Err(explain(name, error));
             }
             // Something else ended it first, perhaps the guest.
             MigrationState::Failed => match status.error {
                 Some(error) if error.code != ErrorCode::Cancelled => {
-                    return Err(explain(name, error).into());
+                    return Err(explain(name, error));
                 }
                 _ => break,
             },

@@ -7,22 +7,24 @@ use std::path::Path;
 use serde_json::value::RawValue;
 use wherry_report::{Error, Reader, Trace, migration_page};
 use wherry_vmm::control::{ControlError, ErrorCode};
+use wherry_vmm::exit::Exit;
 
 use super::Context;
 use super::args::{MigrateArgs, ReportArgs};
-use super::exit::{Exit, Failure};
 use super::file::{OutputFile, same};
 
 /// `wherry report TRACE`
-pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, Failure> {
+pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, ControlError> {
     let failed = |what: &str, path: &Path, why: &dyn std::fmt::Display| {
-        ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()))
+        ControlError::failed(format!("{what} {}: {why}", path.display()))
     };
     let file = File::open(&args.trace).map_err(|e| failed("cannot read", &args.trace, &e))?;
     if let (Ok(trace), Ok(output)) = (file.metadata(), std::fs::metadata(&args.output))
         && same(&trace, &output)
     {
-        return Err(Failure::usage("--output: that is the trace; the page would take its place"));
+        return Err(ControlError::usage(
+            "--output: that is the trace; the page would take its place",
+        ));
     }
     let trace =
         Trace::read(BufReader::new(file)).map_err(|e| failed("cannot use", &args.trace, &e))?;

@@ -5,22 +5,22 @@ use std::io::BufReader;
 
 use serde_json::json;
 use wherry_replay::{Outcome, Replay, Settings, Trace};
-use wherry_vmm::control::{ControlError, ErrorCode};
+use wherry_vmm::control::ControlError;
+use wherry_vmm::exit::Exit;
 
 use super::Context;
 use super::args::{ReplayArgs, Switch};
-use super::exit::{Exit, Failure};
 use super::units::{show_bytes, show_millis};
 
 /// `wherry replay TRACE`
-pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure> {
+pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, ControlError> {
     let path = args.trace.display();
     let cannot = |e: &dyn std::error::Error| {
         let mut text = format!("{path}: {e}");
         if let Some(cause) = e.source() {
             text.push_str(&format!(": {cause}"));
         }
-        ControlError::new(ErrorCode::Failed, text)
+        ControlError::failed(text)
     };
     let file = File::open(&args.trace).map_err(|e| cannot(&e))?;
     let trace = Trace::read(BufReader::new(file)).map_err(|e| {
@@ -57,7 +57,7 @@ pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, Failure>
     Ok(Exit::Ok)
 }
 
-fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, Failure> {
+fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, ControlError> {
     let mut settings = replay.settings();
     settings.bandwidth = args.bandwidth.or(settings.bandwidth);
     settings.streams = args.streams.unwrap_or(settings.streams);
@@ -69,7 +69,7 @@ fn settings(args: &ReplayArgs, replay: &Replay) -> Result<Settings, Failure> {
     }
     match args.hints {
         Some(Switch::On) if !replay.has_hints() => {
-            return Err(Failure::usage(
+            return Err(ControlError::usage(
                 "--hints on: the trace has no hints, so nobody knows which memory was free; record \
                  one with --hints on",
             ));

@@ -11,17 +11,17 @@ use wherry_vmm::config::{
     RunConfig, SerialSink,
 };
 use wherry_vmm::control::{ControlError, ErrorCode};
+use wherry_vmm::exit::Exit;
 use wherry_vmm::kvm::{self, DEV_KVM};
 use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 
 use super::args::{self, ReceiveArgs, RunArgs};
 use super::doctor::no_kvm;
-use super::exit::{Exit, Failure};
 use super::units::show_bytes;
 use super::{Context, output::Output};
 
 /// `wherry run`
-pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
+pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
     let config = run_config(args)?;
     check_output(&context.out, &config.serial)?;
     let kvm = open_kvm()?;
@@ -35,7 +35,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, Failure> {
 }
 
 /// `wherry receive`
-pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure> {
+pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
     let serial = args.console.serial;
     // With the guest's console on it, the terminal is the guest's.
     let progress = !context.out.quiet && serial != SerialSink::Stdio;
@@ -52,25 +52,24 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Failure
 }
 
 /// Opens KVM, or says what to do about it.
-fn open_kvm() -> Result<Kvm, Failure> {
+fn open_kvm() -> Result<Kvm, ControlError> {
     kvm::open(Path::new(DEV_KVM)).map_err(|found| no_kvm(&found))
 }
 
 /// Goes on as the VM's process; returns only if that cannot be.
-fn become_vm(context: &Context, machine: Machine) -> Result<Exit, Failure> {
-    let failed = |what: String| ControlError::new(ErrorCode::Failed, what);
+fn become_vm(context: &Context, machine: Machine) -> Result<Exit, ControlError> {
     let own = std::env::current_exe()
-        .map_err(|e| failed(format!("cannot find my own executable: {e}")))?;
+        .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
     let program = own.with_file_name(PROGRAM);
     let start = Start { machine, json: context.out.json, quiet: context.out.quiet };
     let error = start.exec(&program);
     let what = format!("cannot start {}: {error}", program.display());
-    Err(failed(what).hint("install wherry and wherry-vm of one build in one folder").into())
+    Err(ControlError::failed(what).hint("install wherry and wherry-vm of one build in one folder"))
 }
 
-fn check_output(out: &Output, serial: &SerialSink) -> Result<(), Failure> {
+fn check_output(out: &Output, serial: &SerialSink) -> Result<(), ControlError> {
     if out.json && *serial == SerialSink::Stdio {
-        return Err(Failure::usage(
+        return Err(ControlError::usage(
             "--json and --serial stdio both want standard output; add --serial none or file:PATH",
         ));
     }
@@ -78,8 +77,8 @@ fn check_output(out: &Output, serial: &SerialSink) -> Result<(), Failure> {
 }
 
 /// The configuration that the options describe, or what is wrong with them.
-fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
-    let usage = |text: String| Err(Failure::usage(text));
+fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
+    let usage = |text: String| Err(ControlError::usage(text));
     match args.memory {
         0 => return usage("--memory 0: a guest needs memory, 128 MiB or more".into()),
         n if n < MIN_RAM_BYTES => {
@@ -115,7 +114,8 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
             cmdline.len()
         ));
     }
-    let balloon = args::balloon(args.balloon, &args.balloon_features).map_err(Failure::usage)?;
+    let balloon =
+        args::balloon(args.balloon, &args.balloon_features).map_err(ControlError::usage)?;
     Ok(RunConfig {
         name: args.name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
         kernel: args.kernel.into(),
@@ -132,9 +132,8 @@ fn run_config(args: RunArgs) -> Result<RunConfig, Failure> {
 
 /// What this host cannot do, before anything is built. (Whether the memory can be mapped shows when
 /// it is.)
-fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
-    let refuse =
-        |code, text: String, hint: &str| Err(ControlError::new(code, text).hint(hint).into());
+fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), ControlError> {
+    let refuse = |code, text: String, hint: &str| Err(ControlError::new(code, text).hint(hint));
     let most = kvm.get_max_vcpus();
     if config.nr_vcpus as usize > most {
         let text = format!("--cpus: KVM here allows {most}, not {}", config.nr_vcpus);
@@ -159,9 +158,7 @@ fn check_host(config: &RunConfig, kvm: &Kvm) -> Result<(), Failure> {
 
 /// Refuses what is certainly no kernel or initrd with a text that names the file.
 fn check_file(what: &str, path: &Path) -> Result<(), ControlError> {
-    let failed = |why: String| {
-        ControlError::new(ErrorCode::Failed, format!("{what} {}: {why}", path.display()))
-    };
+    let failed = |why: String| ControlError::failed(format!("{what} {}: {why}", path.display()));
     let meta = File::open(path).and_then(|file| file.metadata()).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => failed("no such file".into()),
         io::ErrorKind::PermissionDenied => failed("no permission to read it".into()),
@@ -186,7 +183,7 @@ mod tests {
     fn config(options: &[&str]) -> Result<RunConfig, String> {
         let args = [&["wherry", "run", "--kernel", "k"], options].concat();
         match Cli::try_parse_from(args).map_err(|e| e.to_string())?.command {
-            Command::Run(args) => run_config(args).map_err(|failure| failure.error.message),
+            Command::Run(args) => run_config(args).map_err(|error| error.message),
             _ => unreachable!(),
         }
     }

@@ -203,9 +203,8 @@ impl Bench {
     fn run_words(&self, words: &[&str]) -> (Exit, String, String) {
         let (stdout, stderr) = (Sink::default(), Sink::default());
         let out = Output::to(Box::new(stdout.clone()), Box::new(stderr.clone()));
-        let mut context = Context { out, dir: self.dir.clone() };
         let args: Vec<OsString> = words.iter().map(OsString::from).collect();
-        let exit = execute(&mut context, &args);
+        let exit = execute(out, Ok(self.dir.clone()), &args);
         let text = |sink: Sink| String::from_utf8(sink.0.borrow().clone()).unwrap();
         (exit, text(stdout), text(stderr))
     }
@@ -407,8 +406,8 @@ fn a_runtime_folder_that_is_no_good_is_an_error_like_any_other() {
         let (stdout, stderr) = (Sink::default(), Sink::default());
         let out = Output::to(Box::new(stdout.clone()), Box::new(stderr.clone()));
         let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        let error = ControlError::new(ErrorCode::Failed, "it is not an absolute path");
-        let exit = run_with(out, Err(error), &args);
+        let error = ControlError::failed("it is not an absolute path");
+        let exit = execute(out, Err(error), &args);
         let text = |sink: Sink| String::from_utf8(sink.0.borrow().clone()).unwrap();
         (exit, text(stdout), text(stderr))
     };

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wherry_vmm::control::{BalloonInfo, ControlError, ErrorCode, Info, MigrationState, Request};
+use wherry_vmm::exit::Exit;
 
 use super::args::{BalloonAction, BalloonArgs, ResumeArgs, StopArgs};
-use super::exit::{Exit, Failure};
 use super::units::{show_bytes, show_millis};
 use super::{Context, report};
 
@@ -16,7 +16,7 @@ const LS_PATIENCE: Duration = Duration::from_secs(2);
 const KILL_PATIENCE: Duration = Duration::from_secs(40);
 
 /// `wherry ls`
-pub fn ls(context: &mut Context) -> Result<Exit, Failure> {
+pub fn ls(context: &mut Context) -> Result<Exit, ControlError> {
     let mut found: Vec<(String, Result<Info, ControlError>)> = Vec::new();
     for name in context.dir.names()? {
         let info = context
@@ -63,7 +63,7 @@ pub fn ls(context: &mut Context) -> Result<Exit, Failure> {
 }
 
 /// `wherry info NAME`
-pub fn info(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+pub fn info(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
     let mut client = context.client(name)?;
     if context.out.json {
         // As it came: a newer VMM may tell more than this version knows.
@@ -123,21 +123,21 @@ fn features(balloon: &BalloonInfo) -> String {
 }
 
 /// `wherry pause NAME`
-pub fn pause(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+pub fn pause(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
     let _: Value = context.client(name)?.call(&Request::Pause {})?;
     context.out.done(format!("{name} is paused"));
     Ok(Exit::Ok)
 }
 
 /// `wherry resume NAME`
-pub fn resume(context: &mut Context, args: &ResumeArgs) -> Result<Exit, Failure> {
+pub fn resume(context: &mut Context, args: &ResumeArgs) -> Result<Exit, ControlError> {
     let _: Value = context.client(&args.name)?.call(&Request::Resume { force: args.force })?;
     context.out.done(format!("{} runs", args.name));
     Ok(Exit::Ok)
 }
 
 /// `wherry stop NAME`
-pub fn stop(context: &mut Context, args: &StopArgs) -> Result<Exit, Failure> {
+pub fn stop(context: &mut Context, args: &StopArgs) -> Result<Exit, ControlError> {
     let StopArgs { name, timeout } = args;
     end(context, name, &Request::Stop {}, *timeout, |_| {
         let patience = show_millis(timeout.as_millis() as f64);
@@ -149,7 +149,7 @@ pub fn stop(context: &mut Context, args: &StopArgs) -> Result<Exit, Failure> {
 }
 
 /// `wherry kill NAME`
-pub fn kill(context: &mut Context, name: &str) -> Result<Exit, Failure> {
+pub fn kill(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
     end(context, name, &Request::Kill {}, KILL_PATIENCE, |pid| {
         let text = format!("{name} has not ended within {} s", KILL_PATIENCE.as_secs());
         ControlError::new(ErrorCode::Timeout, text)
@@ -164,16 +164,16 @@ fn end(
     request: &Request,
     limit: Duration,
     late: impl FnOnce(u32) -> ControlError,
-) -> Result<Exit, Failure> {
+) -> Result<Exit, ControlError> {
     let mut client = context.client(name)?;
     let info: Info = client.call(&Request::Info {})?;
     match client.call::<Value>(request) {
         // A VM that ended before it could answer has done what was asked.
-        Err(e) if e.code != ErrorCode::ConnectionLost => return Err(e.into()),
+        Err(e) if e.code != ErrorCode::ConnectionLost => return Err(e),
         _ => {}
     }
     if !wait_for_end(context, name, info.pid, limit) {
-        return Err(late(info.pid).into());
+        return Err(late(info.pid));
     }
     context.out.done(format!("{name} has ended"));
     Ok(Exit::Ok)
@@ -198,7 +198,7 @@ fn wait_for_end(context: &Context, name: &str, pid: u32, limit: Duration) -> boo
 }
 
 /// `wherry balloon NAME …`
-pub fn balloon(context: &mut Context, args: &BalloonArgs) -> Result<Exit, Failure> {
+pub fn balloon(context: &mut Context, args: &BalloonArgs) -> Result<Exit, ControlError> {
     let mut client = context.client(&args.name)?;
     if let Some(BalloonAction::Target { size }) = args.action {
         let _: Value = client.call(&Request::BalloonSet { target_bytes: size })?;

@@ -29,25 +29,10 @@ pub enum Exit {
     FileIncomplete = 8,
 }
 
-/// An error and the exit code that it leads to.
-#[derive(Debug)]
-pub struct Failure {
-    /// The exit code.
-    pub exit: Exit,
-    /// What to say.
-    pub error: ControlError,
-}
-
-impl Failure {
-    /// A wrong command line that the parser could not see.
-    pub fn usage(message: impl Into<String>) -> Self {
-        ControlError::new(ErrorCode::Usage, message).into()
-    }
-}
-
-impl From<ControlError> for Failure {
-    fn from(error: ControlError) -> Self {
-        let exit = match error.code {
+impl Exit {
+    /// The exit code that an error leads to.
+    pub fn of(error: &ControlError) -> Self {
+        match error.code {
             ErrorCode::Usage => Exit::Usage,
             ErrorCode::NoSuchVm => Exit::NoSuchVm,
             ErrorCode::Kvm => Exit::Kvm,
@@ -55,18 +40,17 @@ impl From<ControlError> for Failure {
             ErrorCode::MigrationUnknown => Exit::MigrationUnknown,
             ErrorCode::TraceIncomplete => Exit::FileIncomplete,
             _ => Exit::Failed,
-        };
-        Self { exit, error }
+        }
     }
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for ControlError {
     /// Keeps the code and the hint of a [`ControlError`] anywhere in the chain.
     fn from(error: anyhow::Error) -> Self {
         let message = format!("{error:#}");
-        match error.downcast::<ControlError>() {
-            Ok(control) => ControlError { message, ..control }.into(),
-            Err(_) => ControlError::new(ErrorCode::Failed, message).into(),
+        match error.downcast::<Self>() {
+            Ok(control) => Self { message, ..control },
+            Err(_) => Self::new(ErrorCode::Failed, message),
         }
     }
 }
@@ -91,10 +75,10 @@ mod tests {
     #[test]
     fn codes_survive_context() {
         let error = ControlError::new(ErrorCode::Kvm, "no VMX").hint("buy a CPU");
-        let failure = Failure::from(Err::<(), _>(error).context("cannot start").unwrap_err());
-        assert_eq!(failure.exit, Exit::Kvm);
-        assert_eq!(failure.error.message, "cannot start: no VMX");
-        assert_eq!(failure.error.hint.as_deref(), Some("buy a CPU"));
-        assert_eq!(Failure::from(anyhow::anyhow!("x")).exit, Exit::Failed);
+        let error = ControlError::from(Err::<(), _>(error).context("cannot start").unwrap_err());
+        assert_eq!(Exit::of(&error), Exit::Kvm);
+        assert_eq!(error.message, "cannot start: no VMX");
+        assert_eq!(error.hint.as_deref(), Some("buy a CPU"));
+        assert_eq!(Exit::of(&anyhow::anyhow!("x").into()), Exit::Failed);
     }
 }

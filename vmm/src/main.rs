@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use wherry_vmm::config::{ExitReason, SerialSink};
-use wherry_vmm::control::{ControlError, ErrorCode, signals};
-use wherry_vmm::exit::{Exit, Failure, say};
+use wherry_vmm::control::{ControlError, signals};
+use wherry_vmm::exit::{Exit, say};
 use wherry_vmm::process::keyboard::raw_console;
 use wherry_vmm::process::start::{Machine, Start};
 use wherry_vmm::{process, terminal};
@@ -24,26 +24,24 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let mut json = false;
     let start = Start::of_this_process(&args, &mut json);
-    let ended = start.map_err(Failure::from).and_then(supervise);
+    let ended = start.and_then(supervise);
     ExitCode::from(match ended {
         Ok(exit) => exit as u8,
-        Err(failure) => {
-            say(&failure.error, json, &mut io::stdout(), &mut io::stderr());
-            failure.exit as u8
+        Err(error) => {
+            say(&error, json, &mut io::stdout(), &mut io::stderr());
+            Exit::of(&error) as u8
         }
     })
 }
 
 /// Runs a machine with signals and the terminal taken care of, and says how it ended.
-fn supervise(start: Start) -> Result<Exit, Failure> {
+fn supervise(start: Start) -> Result<Exit, ControlError> {
     let Start { machine, json, quiet } = start;
     let (name, serial) = match &machine {
         Machine::Run(config) => (config.name.clone(), &config.serial),
         Machine::Receive(config) => (config.name.clone(), &config.serial),
     };
-    let failed = |e: io::Error| {
-        ControlError::new(ErrorCode::Failed, format!("cannot set up the terminal: {e}"))
-    };
+    let failed = |e: io::Error| ControlError::failed(format!("cannot set up the terminal: {e}"));
     // Before any other thread, so that all of them leave these signals to the watcher.
     signals::watch(|signal| {
         // The first asks the machine to end; without a machine, or the second time, that is that.

@@ -7,24 +7,23 @@ mod probe;
 use std::process::Command;
 
 use wherry_vmm::control::{ControlError, ErrorCode};
+use wherry_vmm::exit::Exit;
 use wherry_vmm::kvm::{self, Finding, Verdict};
 
 use super::Context;
 use super::args::DoctorArgs;
-use super::exit::{Exit, Failure};
 use probe::Status;
 
 /// Measures KVM and says what was found.
-pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure> {
+pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, ControlError> {
     if args.probe {
         let kvm = kvm::open(&args.device).map_err(|found| no_kvm(&found))?;
         // The parent notices how this ends.
         let _ = probe::run(&kvm, &mut std::io::stdout());
         return Ok(Exit::Ok);
     }
-    let own = std::env::current_exe().map_err(|e| {
-        ControlError::new(ErrorCode::Failed, format!("cannot find my own executable: {e}"))
-    })?;
+    let own = std::env::current_exe()
+        .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
     let mut command = Command::new(own);
     command.args(["doctor", "--probe", "--device"]).arg(&args.device);
     let report = diagnose::diagnose(&args.device, command);
@@ -57,10 +56,10 @@ pub fn doctor(context: &mut Context, args: &DoctorArgs) -> Result<Exit, Failure>
 }
 
 /// The error of a command that needs KVM.
-pub fn no_kvm(found: &Finding) -> Failure {
+pub fn no_kvm(found: &Finding) -> ControlError {
     let error = ControlError::new(ErrorCode::Kvm, found.summary.clone());
     match found.advice.first() {
-        Some(advice) => error.hint(format!("{advice} (more: wherry doctor)")).into(),
-        None => error.hint("run `wherry doctor` to see more").into(),
+        Some(advice) => error.hint(format!("{advice} (more: wherry doctor)")),
+        None => error.hint("run `wherry doctor` to see more"),
     }
 }

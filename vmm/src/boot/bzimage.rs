@@ -74,23 +74,7 @@ impl BzImage {
             return Err(truncated("the setup header", header_end as u64, file_len));
         }
         let field = Fields { bytes: &head[..header_end] };
-        if field.u16(0x1FE)? != 0xAA55 {
-            return Err(corrupt("no boot sector signature"));
-        }
-        let version = field.u16(0x206)?;
-        if version < PROTOCOL_MIN {
-            bail!(
-                "speaks boot protocol {}.{:02}; 2.12 (Linux 3.8) is the oldest supported",
-                version >> 8,
-                version & 0xFF
-            );
-        }
-        if field.u8(0x211)? & LOADED_HIGH == 0 {
-            return Err(foreign("a zImage that loads below 1 MiB"));
-        }
-        if field.u16(0x236)? & XLF_KERNEL_64 == 0 {
-            return Err(foreign("it has no 64-bit entry, so it is a 32-bit x86 kernel"));
-        }
+        field.check()?;
         let header = head[SETUP_HEADER..header_end].to_vec();
         if header.len() > HEADER_ROOM {
             return Err(corrupt("the setup header is too long"));
@@ -142,6 +126,28 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
+    /// Refuses a kernel that is not entered in 64-bit mode, or too old to say so.
+    fn check(&self) -> anyhow::Result<()> {
+        if self.u16(0x1FE)? != 0xAA55 {
+            return Err(corrupt("no boot sector signature"));
+        }
+        let version = self.u16(0x206)?;
+        if version < PROTOCOL_MIN {
+            bail!(
+                "speaks boot protocol {}.{:02}; 2.12 (Linux 3.8) is the oldest supported",
+                version >> 8,
+                version & 0xFF
+            );
+        }
+        if self.u8(0x211)? & LOADED_HIGH == 0 {
+            return Err(foreign("a zImage that loads below 1 MiB"));
+        }
+        if self.u16(0x236)? & XLF_KERNEL_64 == 0 {
+            return Err(foreign("it has no 64-bit entry, so it is a 32-bit x86 kernel"));
+        }
+        Ok(())
+    }
+
     fn array<const N: usize>(&self, offset: usize) -> anyhow::Result<[u8; N]> {
         let bytes = self.bytes.get(offset..offset + N).and_then(|b| b.try_into().ok());
         bytes.ok_or_else(|| corrupt("the setup header is too short for its version"))

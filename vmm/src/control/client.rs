@@ -40,10 +40,7 @@ impl Client {
         check_name(name)?;
         let path = dir.socket(name);
         let failed = |e: &io::Error| {
-            ControlError::new(
-                ErrorCode::Failed,
-                format!("cannot connect to {}: {e}", path.display()),
-            )
+            ControlError::failed(format!("cannot connect to {}: {e}", path.display()))
         };
         dir.look()?;
         let writer = UnixStream::connect(&path).map_err(|e| match e.kind() {
@@ -72,7 +69,7 @@ impl Client {
     ) -> Result<T, ControlError> {
         let value = self.exchange(request, Some(limit), &mut |_| {})?;
         serde_json::from_value(value).map_err(|e| {
-            ControlError::new(ErrorCode::Failed, format!("answer not understood: {e}"))
+            ControlError::failed(format!("answer not understood: {e}"))
                 .hint("the VM may run another version of wherry")
         })
     }
@@ -104,7 +101,7 @@ impl Client {
                 Ok(()) => lost(&e),
             })?;
             let reply = serde_json::from_slice(&line).map_err(|e| {
-                ControlError::new(ErrorCode::Failed, format!("answer not understood: {e}"))
+                ControlError::failed(format!("answer not understood: {e}"))
                     .hint("the VM may run another version of wherry")
             })?;
             match reply {
@@ -121,7 +118,7 @@ impl Client {
     pub fn console(mut self) -> Result<(UnixStream, Vec<u8>), ControlError> {
         self.exchange(&Request::Console {}, Some(ANSWER), &mut |_| {})?;
         let (stream, early) = self.reader.into_parts();
-        let failed = |e: io::Error| ControlError::new(ErrorCode::Failed, format!("console: {e}"));
+        let failed = |e: io::Error| ControlError::failed(format!("console: {e}"));
         stream.set_read_timeout(None).map_err(failed)?;
         stream.set_write_timeout(None).map_err(failed)?;
         Ok((stream, early))

@@ -25,15 +25,11 @@ use super::{ControlError, ErrorCode};
 /// Longest socket path in bytes (`sun_path` less its final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
-fn failed(message: String) -> ControlError {
-    ControlError::new(ErrorCode::Failed, message)
-}
-
 fn io_error<E: Into<io::Error>>(action: &str, path: &Path) -> impl FnOnce(E) -> ControlError {
     let text = format!("cannot {action} {}", path.display());
     move |source| {
         let source = source.into();
-        let error = failed(format!("{text}: {source}"));
+        let error = ControlError::failed(format!("{text}: {source}"));
         match source.kind() {
             io::ErrorKind::PermissionDenied => error.hint(
                 "set WHERRY_RUNTIME_DIR to a folder of your own, or run as the user who owns this \
@@ -66,7 +62,7 @@ pub fn check_name(name: &str) -> Result<(), ControlError> {
     let text = format!(
         "\"{name}\" is not a VM name: use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -"
     );
-    Err(ControlError::new(ErrorCode::Usage, text))
+    Err(ControlError::usage(text))
 }
 
 /// The folder in which running VMs are found.
@@ -111,7 +107,7 @@ impl RuntimeDir {
             return Ok(dir);
         }
         let path = dir.path.display();
-        Err(failed(format!(
+        Err(ControlError::failed(format!(
             "the runtime folder \"{path}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or \
              XDG_RUNTIME_DIR"
         )))
@@ -175,7 +171,7 @@ impl RuntimeDir {
     fn open_as(&self, uid: u32, what: Use) -> Result<Option<OwnedFd>, ControlError> {
         let refuse = |reason: &str| {
             let path = self.path.display();
-            Err(failed(format!(
+            Err(ControlError::failed(format!(
                 "{path} is not safe to use: {reason}; set WHERRY_RUNTIME_DIR to a folder of your \
                  own"
             )))
@@ -215,7 +211,7 @@ impl RuntimeDir {
         let socket = self.socket(name);
         let staging = self.path.join(staging(name));
         if staging.as_os_str().len().max(socket.as_os_str().len()) > MAX_SOCKET_PATH {
-            return Err(failed(format!(
+            return Err(ControlError::failed(format!(
                 "{} is too long for a socket path (107 bytes); set WHERRY_RUNTIME_DIR to a \
                  shorter one",
                 socket.display()

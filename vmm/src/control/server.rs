@@ -92,7 +92,7 @@ impl Server {
         let listener = claim.listen()?;
         let failed = |e: io::Error| {
             let text = format!("cannot serve {}: {e}", claim.socket().display());
-            ControlError::new(ErrorCode::Failed, text)
+            ControlError::failed(text)
         };
         listener.set_nonblocking(true).map_err(failed)?;
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
@@ -195,17 +195,14 @@ impl Drop for Busy<'_> {
 }
 
 fn to_value<T: Serialize>(value: T) -> Result<Value, ControlError> {
-    serde_json::to_value(value).map_err(|e| ControlError::new(ErrorCode::Failed, e.to_string()))
+    serde_json::to_value(value).map_err(|e| ControlError::failed(e.to_string()))
 }
 
 /// Runs a call of the machine; a panic in it becomes an error instead of a client that waits for
 /// ever.
 fn guarded<T>(call: impl FnOnce() -> Result<T, ControlError>) -> Result<T, ControlError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
-        Err(ControlError::new(
-            ErrorCode::Failed,
-            "internal error in the VMM; see its standard error",
-        ))
+        Err(ControlError::failed("internal error in the VMM; see its standard error"))
     })
 }
 

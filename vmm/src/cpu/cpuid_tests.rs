@@ -140,7 +140,8 @@ proptest! {
             for reg in Reg::ALL {
                 let mut more = cpuid.clone();
                 *reg.of_mut(&mut more[at]) |= 1 << bit;
-                let hidden = rules::allowed((more[at].function, more[at].index, reg)) >> bit & 1 == 0;
+                let allowed = rules::allowed((more[at].function, more[at].index, reg));
+                let hidden = allowed >> bit & 1 == 0;
                 prop_assert!(!hidden || !missing_features(&more, &host).is_empty());
             }
         }

@@ -4,8 +4,8 @@
 //!
 //! - *features*: bits with names ([`super::features`]). Another host must have each that the guest
 //!   has seen
-//! - *a level* ([`level`]): a number within such a register of which another host must have at least
-//!   as much
+//! - *a level* ([`level`]): a number within such a register of which another host must have at
+//!   least as much
 //! - *data* ([`is_data`]): what a guest may find different elsewhere, or what is compared in a way
 //!   of its own: model, caches, topology, brand, the sizes of XSAVE areas
 //!

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::Machine;
+use crate::life::Event;
+use crate::life::owner::Owner;
 use crate::memory::PAGE;
 
 impl Machine {
@@ -10,21 +12,19 @@ impl Machine {
     pub fn set_balloon_target(&self, bytes: u64) -> bool {
         self.balloon().is_none_or(|b| b.set_target(u32::try_from(bytes / PAGE).unwrap_or(u32::MAX)))
     }
+}
 
-    /// Asks the guest for fresh statistics. If that can be: when the last ones came, for
-    /// [`await_statistics`](Self::await_statistics).
-    pub fn ask_for_statistics(&self) -> Option<Option<Instant>> {
-        let b = self.balloon()?;
-        let before = b.stats().updated;
-        b.request_stats().then_some(before)
-    }
-
-    /// Waits until others come than those of `before`, at most for `timeout`.
-    pub fn await_statistics(&self, before: Option<Instant>, timeout: Duration) {
-        let Some(b) = self.balloon() else { return };
-        let asked = Instant::now();
-        while b.stats().updated == before && asked.elapsed() < timeout {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+/// Asks the guest for fresh statistics, if its machine may be touched and its balloon gives them,
+/// and waits until they come, at most for `timeout`.
+pub fn refresh_statistics(owner: &Owner<Machine>, timeout: Duration) {
+    let asked = owner.touch(Event::Touch, |machine| {
+        let balloon = machine.balloon()?;
+        let before = balloon.stats().updated;
+        balloon.request_stats().then(|| (balloon.clone(), before))
+    });
+    let Ok((_, Some((balloon, before)))) = asked else { return };
+    let asked = Instant::now();
+    while balloon.stats().updated == before && asked.elapsed() < timeout {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }

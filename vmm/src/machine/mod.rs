@@ -28,6 +28,7 @@ use wherry_devices::power::Power;
 use wherry_devices::serial::Serial;
 use wherry_devices::virtio::balloon::BalloonHandle;
 
+pub use balloon::refresh_statistics;
 pub use hooks::MachineHooks;
 pub use state::{Description, Kernel, MachineState};
 

@@ -175,8 +175,8 @@ impl KvmLog {
     }
 }
 
-/// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose bit
-/// is set in `bits`.
+/// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose
+/// bit is set in `bits`.
 ///
 /// # Errors
 /// There are fewer bits than pages, or KVM refuses.

@@ -20,9 +20,8 @@ use wherry_migration::{
 };
 
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
-use crate::life::Event;
 use crate::life::owner::Owner;
-use crate::machine::Machine;
+use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
 use adapters::{Hints, Pausing};
 pub use destination::receive;
@@ -113,10 +112,7 @@ pub fn to(
     let endpoint = check(request)?;
     // Before anybody listens for what comes next: a destination waits for the greeting of whoever
     // has connected.
-    let asked = owner.touch(Event::Touch, Machine::ask_for_statistics);
-    if let Ok((_, Some(before))) = asked {
-        machine.await_statistics(before, STATISTICS_TIMEOUT);
-    }
+    refresh_statistics(owner, STATISTICS_TIMEOUT);
     let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
         TransportError::Cancelled => {
             ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
@@ -162,9 +158,8 @@ pub fn to(
             tell(update);
         }
         match engine.join() {
-            Ok(Ok(report)) => serde_json::to_value(report).map_err(|e| {
-                ControlError::new(ErrorCode::Failed, format!("migrated, but no report: {e}"))
-            }),
+            Ok(Ok(report)) => serde_json::to_value(report)
+                .map_err(|e| ControlError::failed(format!("migrated, but no report: {e}"))),
             Ok(Err(failure)) => Err(explain(&failure)),
             // Before it began or after it was over; whoever asked for the migration knows who owns
             // the guest.

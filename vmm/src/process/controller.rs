@@ -15,7 +15,7 @@ use crate::control::{
 };
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life, Refusal};
-use crate::machine::{Description, Machine};
+use crate::machine::{Description, Machine, refresh_statistics};
 use crate::memory::PAGE;
 use crate::migrate;
 
@@ -105,10 +105,8 @@ impl Controller {
                 .hint("`wherry cancel` stops it"),
             Refusal::BeingHandedOver => state("being handed over to its destination")
                 .hint("ask the destination, or again here if the migration fails"),
-            Refusal::Unfinished => {
-                ControlError::new(ErrorCode::Failed, format!("cannot {what} the VM: {refusal}"))
-                    .hint("try again; the guest goes on")
-            }
+            Refusal::Unfinished => ControlError::failed(format!("cannot {what} the VM: {refusal}"))
+                .hint("try again; the guest goes on"),
         }
     }
 
@@ -148,7 +146,7 @@ fn rss_bytes() -> u64 {
 }
 
 fn failed(e: impl std::fmt::Display) -> ControlError {
-    ControlError::new(ErrorCode::Failed, e.to_string())
+    ControlError::failed(e.to_string())
 }
 
 fn no_guest() -> ControlError {
@@ -238,10 +236,7 @@ impl VmControl for Controller {
         let m = self.balloon("look at the balloon of")?;
         // A machine that stands still is not asked, which would write to its memory; what it said
         // last is shown.
-        let asked = self.owner.touch(Event::Touch, Machine::ask_for_statistics);
-        if let Ok((_, Some(before))) = asked {
-            m.await_statistics(before, STATISTICS_TIMEOUT);
-        }
+        refresh_statistics(&self.owner, STATISTICS_TIMEOUT);
         balloon_info(&m).ok_or_else(|| failed("the balloon is gone"))
     }
 

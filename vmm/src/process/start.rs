@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::config::{ReceiveConfig, RunConfig};
-use crate::control::{ControlError, ErrorCode};
+use crate::control::ControlError;
 
 /// File name of the VM's program.
 pub const PROGRAM: &str = "wherry-vm";
@@ -122,15 +122,16 @@ impl Start {
                 "wherry and wherry-vm are of two builds, {} and {BUILD}",
                 envelope.build.escape_debug()
             );
-            return Err(ControlError::new(ErrorCode::Failed, text)
-                .hint("install both from one build, in one folder"));
+            return Err(
+                ControlError::failed(text).hint("install both from one build, in one folder")
+            );
         }
         serde_json::from_str(envelope.start.get()).map_err(|_| by_hand())
     }
 }
 
 fn by_hand() -> ControlError {
-    ControlError::new(ErrorCode::Usage, "wherry-vm is started by `wherry`, not by hand")
+    ControlError::usage("wherry-vm is started by `wherry`, not by hand")
         .hint("see wherry run --help")
 }
 
@@ -140,6 +141,7 @@ mod tests {
 
     use super::*;
     use crate::config::SerialSink;
+    use crate::control::ErrorCode;
 
     fn start() -> Start {
         // A path is bytes, not text.
