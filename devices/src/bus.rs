@@ -1,7 +1,7 @@
 //! An address space (ports or MMIO) and the devices in it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the bus needs from a device. Offsets are in bytes from the device's base; an access never
 /// leaves the device.
@@ -10,6 +10,11 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// The guest writes `data` at `offset`.
     fn write(&mut self, offset: u64, data: &[u8]);
+    /// Whether all that was written has taken effect. The vCPU that wrote does not run before it
+    /// has; it waits without any lock, and a pause does not wait for it.
+    fn settled(&mut self) -> bool {
+        true
+    }
 }
 
 /// Why a device could not be put on the bus.
@@ -36,6 +41,12 @@ pub enum BusError {
 struct Slot {
     len: u64,
     device: Arc<Mutex<dyn BusDevice>>,
+}
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, dyn BusDevice + 'static> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Devices by address. Filled while the machine is assembled, then shared read-only by the vCPU
@@ -78,7 +89,7 @@ impl Bus {
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         match self.find(addr, data.len()) {
             Some((offset, slot)) => {
-                slot.device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+                slot.lock().read(offset, data);
                 true
             }
             None => {
@@ -93,11 +104,16 @@ impl Bus {
     pub fn write(&self, addr: u64, data: &[u8]) -> bool {
         match self.find(addr, data.len()) {
             Some((offset, slot)) => {
-                slot.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+                slot.lock().write(offset, data);
                 true
             }
             None => false,
         }
+    }
+
+    /// Whether what was written at `addr` has taken effect: see [`BusDevice::settled`].
+    pub fn settled(&self, addr: u64) -> bool {
+        self.find(addr, 1).is_none_or(|(_, slot)| slot.lock().settled())
     }
 
     fn find(&self, addr: u64, len: usize) -> Option<(u64, &Slot)> {

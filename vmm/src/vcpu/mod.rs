@@ -45,6 +45,9 @@ pub struct VcpuContext {
     pub is_over: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
+/// How often a vCPU looks whether what its guest wrote has taken effect.
+const SETTLE: Duration = Duration::from_millis(1);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     Park,
@@ -185,6 +188,7 @@ impl Drop for Panicked<'_> {
 
 fn thread_main(shared: &Shared, ctx: &VcpuContext) {
     let _panicked = Panicked(shared, ctx);
+    let mut unsettled = None;
     loop {
         let mut inner = lock(&shared.wish);
         while inner.wish == Wish::Park || (inner.dead && inner.wish != Wish::Quit) {
@@ -201,8 +205,8 @@ fn thread_main(shared: &Shared, ctx: &VcpuContext) {
         drop(inner);
 
         let mut fd = lock(&shared.fd);
-        let end =
-            run_until(&mut fd, ctx, || (ctx.is_over)() || lock(&shared.wish).wish != Wish::Run);
+        let stop = || (ctx.is_over)() || lock(&shared.wish).wish != Wish::Run;
+        let end = run_until(&mut fd, ctx, &mut unsettled, stop);
         drop(fd);
         if end.is_some() || (ctx.is_over)() {
             lock(&shared.wish).dead = true;
@@ -214,7 +218,13 @@ fn thread_main(shared: &Shared, ctx: &VcpuContext) {
 }
 
 /// Runs until `stop` says so (`None`, and whole: see the module's doc) or the vCPU cannot go on.
-fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Option<VcpuEvent> {
+/// `unsettled`: where it last wrote, if that may not have taken effect.
+fn run_until(
+    fd: &mut VcpuFd,
+    ctx: &VcpuContext,
+    unsettled: &mut Option<u64>,
+    stop: impl Fn() -> bool,
+) -> Option<VcpuEvent> {
     let page: *const kvm_bindings::kvm_run = fd.get_kvm_run();
     fd.set_kvm_immediate_exit(0);
     let mut stopping = false;
@@ -224,6 +234,13 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
             // nothing is left of it.
             stopping = true;
             fd.set_kvm_immediate_exit(1);
+        }
+        if !stopping && unsettled.is_some_and(|addr| !ctx.mmio.settled(addr)) {
+            std::thread::sleep(SETTLE);
+            continue;
+        }
+        if !stopping {
+            *unsettled = None;
         }
         match fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -241,6 +258,7 @@ fn run_until(fd: &mut VcpuFd, ctx: &VcpuContext, stop: impl Fn() -> bool) -> Opt
             }
             Ok(VcpuExit::MmioWrite(addr, data)) => {
                 ctx.mmio.write(addr, data);
+                *unsettled = Some(addr);
             }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
             Ok(VcpuExit::Shutdown) => return Some(VcpuEvent::Shutdown),
@@ -395,6 +413,52 @@ mod tests {
             1,
             "it ran on after its own end"
         );
+    }
+
+    /// Tells of its guest's write and of each look at it, until it is to be over.
+    struct Lasting(std::sync::mpsc::Sender<&'static str>, Arc<std::sync::atomic::AtomicBool>);
+
+    impl BusDevice for Lasting {
+        fn read(&mut self, _: u64, _: &mut [u8]) {}
+        fn write(&mut self, _: u64, _: &[u8]) {
+            self.0.send("write").unwrap();
+        }
+        fn settled(&mut self) -> bool {
+            let over = self.1.load(std::sync::atomic::Ordering::SeqCst);
+            self.0.send(if over { "over" } else { "not over" }).unwrap();
+            over
+        }
+    }
+
+    #[test]
+    fn a_vcpu_does_not_outrun_what_it_wrote_and_parks_meanwhile() {
+        let code = [
+            0xA2, 0x00, 0x30, // mov [0x3000], al
+            0xE6, 0x10, // out 0x10, al
+            0xEB, 0xFE, // for ever
+        ];
+        let (sender, log) = channel();
+        let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let on = sender.clone();
+        let ports = bus(move || on.send("goes on").unwrap());
+        let mut mmio = Bus::new();
+        let device = Lasting(sender, over.clone());
+        mmio.insert(0x3000, 1, Arc::new(Mutex::new(device))).unwrap();
+        let context = VcpuContext { mmio: Arc::new(mmio), ..context(ports, Arc::new(|_| {})) };
+        let Some((vcpu, _vm)) = real_mode(&code, context) else { return };
+        let next = || log.recv_timeout(Duration::from_secs(60)).unwrap();
+        vcpu.run();
+        assert_eq!([(); 3].map(|()| next()), ["write", "not over", "not over"]);
+        vcpu.request_park();
+        vcpu.wait_parked();
+        assert_eq!(vcpu.fd().get_regs().unwrap().rip, 0x1003, "whole");
+        while log.try_recv().is_ok() {}
+        vcpu.run();
+        assert_eq!(next(), "not over", "it still waits");
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        let rest: Vec<_> =
+            std::iter::repeat_with(next).skip_while(|s| *s == "not over").take(2).collect();
+        assert_eq!(rest, ["over", "goes on"]);
     }
 
     /// Tells of each access: port and width. A read gives the port's number.

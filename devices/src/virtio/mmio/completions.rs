@@ -7,21 +7,22 @@
 //! ([`Device::pause`](crate::device::Device::pause) waits), so a saved state knows of none.
 //!
 //! Write to guest memory, mark it dirty, let go of it, then complete: in this order.
+//!
+//! A driver that resets the device, or stops a queue, takes its memory back, which requests in
+//! flight may still write to. Virtio 1.3 (section 2.4.2) has a driver read the status until it is
+//! 0, but Linux's for virtio-mmio writes the register, looks at nothing, and uses the memory anew;
+//! and the one that stops a queue reads back once. So the write must not be over before the last
+//! request is. The vCPU that wrote waits for that ([`BusDevice::settled`](crate::BusDevice::settled)), with no lock, so that
+//! nobody else does; the status stays what it was for whoever reads it meanwhile.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-/// How long a driver's reset waits for work that is under way. The driver may use its memory anew
-/// as soon as the register write is over.
-const RESET_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Inner {
     in_flight: usize,
-    /// Counts resets: what was taken before one is not given back after it.
-    generation: u64,
     done: Vec<Done>,
 }
 
@@ -64,12 +65,9 @@ impl Completions {
         waited.unwrap_or_else(PoisonError::into_inner).0.in_flight
     }
 
-    /// The driver has reset the device: waits for what is in flight, and forgets it.
-    pub(super) fn forget(&self) {
-        self.wait_idle(Instant::now() + RESET_PATIENCE);
-        let mut inner = self.lock();
-        inner.generation += 1;
-        inner.done.clear();
+    /// Whether nothing is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().in_flight == 0
     }
 }
 
@@ -80,11 +78,8 @@ pub struct Completer(pub(super) Arc<Completions>);
 impl Completer {
     /// A ticket for the chain with this head. The chain counts as in flight until it is completed.
     pub fn take(&self, queue: usize, head: u16) -> Ticket {
-        let mut inner = self.0.lock();
-        inner.in_flight += 1;
-        let generation = inner.generation;
-        drop(inner);
-        Ticket { to: self.0.clone(), generation, done: Done { queue, head, len: None } }
+        self.0.lock().in_flight += 1;
+        Ticket { to: self.0.clone(), done: Done { queue, head, len: None } }
     }
 }
 
@@ -93,7 +88,6 @@ impl Completer {
 #[must_use = "the driver waits for the chain"]
 pub struct Ticket {
     to: Arc<Completions>,
-    generation: u64,
     done: Done,
 }
 
@@ -108,9 +102,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut inner = self.to.lock();
         inner.in_flight -= 1;
-        if inner.generation == self.generation {
-            inner.done.push(self.done);
-        }
+        inner.done.push(self.done);
         if inner.in_flight == 0 {
             self.to.idle.notify_all();
         }

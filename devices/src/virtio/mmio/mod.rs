@@ -82,6 +82,16 @@ pub enum MmioError {
     Device(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// What the driver takes back, and has when nothing is in flight any more; until then nothing
+/// begins. See [`completions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Withdrawal {
+    /// The memory of a queue's requests.
+    Queue,
+    /// All: it resets the device.
+    Device,
+}
+
 /// A virtio device behind its registers.
 pub struct MmioDevice<D> {
     device: D,
@@ -90,6 +100,7 @@ pub struct MmioDevice<D> {
     queues: Vec<Queue>,
     events: Vec<Arc<EventFd>>,
     completions: Arc<Completions>,
+    withdrawal: Option<Withdrawal>,
     paused: bool,
     /// The device is to announce itself on resume.
     announce_due: bool,
@@ -131,6 +142,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
             queues,
             events,
             completions,
+            withdrawal: None,
             paused: false,
             announce_due: false,
             status: 0,
@@ -251,7 +263,27 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
+    fn withdraw(&mut self, what: Withdrawal) {
+        if !self.completions.is_idle() {
+            self.withdrawal = self.withdrawal.max(Some(what));
+        } else if what == Withdrawal::Device {
+            self.reset();
+        }
+    }
+
+    /// Lets the driver have what it waits for, if nothing is in flight any more.
+    fn settle(&mut self) {
+        if self.withdrawal.is_none() || !self.completions.is_idle() {
+            return;
+        }
+        match self.withdrawal.take() {
+            Some(Withdrawal::Device) => self.reset(),
+            _ => self.kick_all(),
+        }
+    }
+
     fn reset(&mut self) {
+        self.withdrawal = None;
         self.status = 0;
         self.driver_features = 0;
         self.device_features_sel = 0;
@@ -261,7 +293,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.update_line();
         self.queues.iter_mut().for_each(QueueT::reset);
         self.device.reset();
-        self.completions.forget();
+        self.completions.take_done();
         self.config_generation = self.config_generation.wrapping_add(1);
     }
 
@@ -326,7 +358,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
     /// accepted.
     fn write_status(&mut self, value: u32) {
         if value == 0 {
-            return self.reset();
+            return self.withdraw(Withdrawal::Device);
         }
         let wanted = value & status::DRIVER_BITS;
         self.status |= wanted & (status::ACKNOWLEDGE | status::FAILED);
@@ -399,6 +431,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
                 queue.set_ready(false);
                 let index = self.queue_sel as usize;
                 self.device.queue_stopped(index);
+                self.withdraw(Withdrawal::Queue);
             }
             1 if may_start => {
                 queue.set_ready(true);
@@ -447,21 +480,35 @@ impl<D: VirtioDevice> BusDevice for MmioDevice<D> {
 
 /// The bus's end of a shared device: every register access takes the fast lane of the device's
 /// lock.
-pub struct MmioPort<D>(Shared<D>);
+pub struct MmioPort<D> {
+    device: Shared<D>,
+    settled: bool,
+}
 
 impl<D: VirtioDevice + 'static> MmioPort<D> {
     /// For `Bus::insert`.
     pub fn shared(device: Shared<D>) -> Arc<Mutex<dyn BusDevice>> {
-        Arc::new(Mutex::new(Self(device)))
+        Arc::new(Mutex::new(Self { device, settled: true }))
     }
 }
 
 impl<D: VirtioDevice> BusDevice for MmioPort<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.0.urgent().read(offset, data);
+        self.device.urgent().read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        self.0.urgent().write(offset, data);
+        let mut device = self.device.urgent();
+        device.write(offset, data);
+        self.settled = device.withdrawal.is_none();
+    }
+
+    fn settled(&mut self) -> bool {
+        if !self.settled {
+            let mut device = self.device.urgent();
+            device.finish_completed();
+            self.settled = device.withdrawal.is_none();
+        }
+        self.settled
     }
 }

@@ -30,7 +30,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
     /// Handles one batch of a queue. Returns whether there may be more: then call again, after
     /// others had the lock.
     pub fn process_queue(&mut self, index: usize) -> bool {
-        if self.paused || !self.live() || !self.queues.get(index).is_some_and(QueueT::ready) {
+        if self.paused
+            || self.withdrawal.is_some()
+            || !self.live()
+            || !self.queues.get(index).is_some_and(QueueT::ready)
+        {
             return false;
         }
         let mem = Arc::clone(&self.mem);
@@ -96,7 +100,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Ok(Batch::More)
     }
 
-    /// Gives back the chains that were completed elsewhere.
+    /// Gives back the chains that were completed elsewhere, and what waits for the last of them goes
+    /// on.
     pub(crate) fn finish_completed(&mut self) {
         let mem = Arc::clone(&self.mem);
         let mut used = BTreeSet::new();
@@ -110,6 +115,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
             }
         }
         used.into_iter().for_each(|queue| self.notify_used(queue, &mem));
+        self.settle();
     }
 
     fn notify_used(&mut self, index: usize, mem: &GuestMemory) {

@@ -161,6 +161,11 @@ impl Bench {
         self.bus.lock().unwrap().write(at, bytes);
     }
 
+    /// Whether the vCPU that wrote last may go on.
+    fn settled(&self) -> bool {
+        self.bus.lock().unwrap().settled()
+    }
+
     /// One turn of the event loop, or all that there are. Whether there was anything to do.
     fn turn(&mut self) -> bool {
         self.events.run_with_timeout(0).unwrap() > 0

@@ -196,6 +196,68 @@ fn a_reset_waits_for_what_is_in_flight_and_forgets_it() {
     assert!(driver.take_used(&bench).is_empty(), "a request of the driver before");
 }
 
+/// A device with a request in flight. Returns its head, too.
+fn in_flight() -> (Bench, virtio::Driver, Receiver<Ticket>, u32) {
+    let (mut bench, mut driver, work, _) = held();
+    let head = driver.send(&bench, 0, &mut Rng(1)).unwrap();
+    while bench.turn() {}
+    (bench, driver, work, head)
+}
+
+#[test]
+fn only_the_vcpu_that_resets_waits_for_what_is_in_flight() {
+    let (mut bench, mut driver, work, head) = in_flight();
+    let up = bench.read(offset::STATUS, 4);
+    bench.write(offset::STATUS, &[0; 4]);
+    assert_eq!(bench.read(offset::STATUS, 4), up, "a driver that looks sees that it is not over");
+    driver.send(&bench, 0, &mut Rng(2)).unwrap();
+    while bench.turn() {}
+    assert!(!bench.settled());
+    let mut tickets = work.try_iter();
+    let ticket = tickets.next().unwrap();
+    assert!(tickets.next().is_none(), "nothing begins");
+    // A pause waits for the request, as ever, and the reset is not lost if it gives up.
+    bench.devices.pause(Instant::now()).unwrap_err();
+    assert!(!bench.settled());
+    ticket.complete(0);
+    assert!(bench.settled(), "whatever the event loop does");
+    assert_eq!(driver.take_used(&bench), [(0, head, 0)]);
+    assert_eq!(bench.read(offset::STATUS, 4), 0);
+    driver.probe(&bench);
+    while bench.turn() {}
+    assert!(driver.take_used(&bench).is_empty() && work.try_recv().is_err());
+}
+
+#[test]
+fn a_paused_device_has_been_reset_if_the_driver_asked() {
+    let (bench, _, work, _) = in_flight();
+    bench.write(offset::STATUS, &[0; 4]);
+    let ticket = work.try_recv().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| ticket.complete(0));
+        bench.devices.pause(soon()).unwrap();
+    });
+    assert_eq!(bench.read(offset::STATUS, 4), 0);
+    assert!(bench.settled());
+}
+
+#[test]
+fn a_vcpu_that_stops_a_queue_waits_for_its_requests_and_the_other_queue_goes_on() {
+    let (mut bench, mut driver, work, tap) = held();
+    driver.send(&bench, 0, &mut Rng(1)).unwrap();
+    while bench.turn() {}
+    bench.write(offset::QUEUE_SEL, &[0; 4]);
+    bench.write(offset::QUEUE_READY, &[0; 4]);
+    let head = driver.send(&bench, 1, &mut Rng(2)).unwrap();
+    tap.write(1).unwrap();
+    while bench.turn() {}
+    assert!(!bench.settled());
+    work.try_recv().unwrap().complete(0);
+    while bench.turn() {}
+    assert!(bench.settled());
+    assert_eq!(driver.take_used(&bench), [(1, head, 0)], "and nothing of the queue that stopped");
+}
+
 #[test]
 fn news_of_the_host_end_a_wait() {
     let (mut bench, mut driver, _, tap) = held();

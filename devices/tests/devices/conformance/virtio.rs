@@ -51,6 +51,10 @@ fn r32(bench: &Bench, at: u64) -> u32 {
 impl Driver {
     pub fn probe(&mut self, bench: &Bench) {
         w32(bench, offset::STATUS, 0);
+        while !bench.settled() {
+            std::thread::yield_now();
+        }
+        assert_eq!(r32(bench, offset::STATUS), 0);
         w32(bench, offset::STATUS, status::ACKNOWLEDGE);
         w32(bench, offset::STATUS, status::ACKNOWLEDGE | status::DRIVER);
         for half in [0, 1] {
