@@ -167,8 +167,11 @@ impl Recording {
             }));
         }
         if !slice.over && now >= state.next_look {
-            self.look(round.number, &state.protected);
-            state.next_look = now + LOOK.max(now.elapsed() * LOOK_SHARE);
+            let protected = state.protected.clone();
+            // Whoever hints is not to wait for it.
+            drop(state);
+            self.look(round.number, &protected);
+            lock(&self.state).next_look = now + LOOK.max(now.elapsed() * LOOK_SHARE);
         }
     }
 

@@ -12,12 +12,15 @@ mod model;
 mod ops;
 
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use wherry_migration::bitmap::Bitmap;
+use wherry_migration::round::{Plan, Round};
 use wherry_migration::*;
 
 use self::dest::Dest;
@@ -180,6 +183,37 @@ fn a_failure_is_the_last_line() {
         panic!("{events:?}")
     };
     assert!(phase == "rounds" && error.contains("did not converge"), "{phase}: {error}");
+}
+
+#[test]
+fn whoever_hints_does_not_wait_for_a_look_at_the_dirty_log() {
+    let recording: Arc<OnceLock<Arc<Recording>>> = Arc::default();
+    let (of_look, waited) = (recording.clone(), Arc::new(AtomicBool::new(true)));
+    let waits = waited.clone();
+    let look = Box::new(move |_: &mut Bitmap| {
+        let (recording, (done, heard)) = (of_look.get().cloned().unwrap(), channel());
+        thread::spawn(move || {
+            recording.observe(&observe::Event::Protected(0..1));
+            let _ = done.send(());
+        });
+        waits.store(heard.recv_timeout(Duration::from_secs(60)).is_err(), Ordering::SeqCst);
+        Ok(())
+    });
+    let tell = Box::new(|_| ());
+    let recording = recording.get_or_init(|| {
+        Arc::new(Recording::new(PAGES, &SourceConfig::default(), tell, Some(look)))
+    });
+    let slice = observe::Slice {
+        round: &Round::new(1, PAGES, &Plan::of(Bitmap::full(PAGES))),
+        over: false,
+        bytes: 0,
+        rate: 0,
+        held: Duration::ZERO,
+        reading: Duration::ZERO,
+        sending: Duration::ZERO,
+    };
+    recording.observe(&observe::Event::Slice(slice));
+    assert!(!waited.load(Ordering::SeqCst));
 }
 
 #[test]
