@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::transport::TransportError;
 use crate::verify::verdict::WrongPages;
 use crate::wire::WireError;
+use crate::wire::error::NoCommonVersion;
 
 /// Where a migration was when it failed (or is, in a progress snapshot).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -105,18 +106,8 @@ pub enum Error {
     #[error("the peer is not a Wherry migration endpoint")]
     NotWherry,
     /// The peer speaks no version of the protocol that this side does.
-    #[error(
-        "the two sides have no migration protocol in common: the other has {theirs}, this one \
-         {ours}"
-    )]
-    Version {
-        /// What the peer speaks, and what it is if it says so.
-        theirs: String,
-        /// What this side speaks and is.
-        ours: String,
-        /// The version of the peer's frame, in which it understands an Abort.
-        version: u16,
-    },
+    #[error("the two sides have no migration protocol in common: {0}")]
+    Version(NoCommonVersion),
     /// The destination cannot take this guest.
     #[error("the destination refused the guest: {0}")]
     Refused(String),
@@ -222,10 +213,7 @@ impl From<WireError> for Error {
     fn from(e: WireError) -> Self {
         match e {
             WireError::Magic => Error::NotWherry,
-            WireError::Version { theirs } => crate::wire::version::not_agreed(theirs).into(),
-            WireError::NoCommonVersion { theirs, ours, version } => {
-                Error::Version { theirs, ours, version }
-            }
+            WireError::Version(versions) => Error::Version(versions),
             other => Error::Wire(other),
         }
     }

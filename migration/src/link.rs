@@ -19,7 +19,7 @@ use crate::sync::lock;
 use crate::transport::{TICK, Throttle, WriteHalf};
 use crate::wire::pages::pack_lz4;
 use crate::wire::text::printable;
-use crate::wire::version::{FIRST, NEWEST};
+use crate::wire::version::{FIRST, NEWEST, not_agreed};
 use crate::wire::{Abort, HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
 
 /// Reasons to leave a wait early. Clones share them.
@@ -364,7 +364,7 @@ impl FrameReader {
             _ => header.version == self.version,
         };
         if !agreed {
-            return Err(WireError::Version { theirs: header.version }.into());
+            return Err(not_agreed(header.version).into());
         }
         if header.seq != self.seq {
             return Err(WireError::Sequence { found: header.seq, expected: self.seq }.into());

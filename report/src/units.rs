@@ -13,18 +13,6 @@ pub fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "–".into(), |ms| format!("{ms:.0} ms"))
 }
 
-/// A number with `digits` after the point and a unit after it.
-pub fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
-    value.map_or_else(|| "–".into(), |v| format!("{v:.digits$}{unit}"))
-}
-
-/// A change in per cent: `−87 %`.
-pub fn percent(value: Option<f64>) -> String {
-    value.map_or_else(String::new, |v| {
-        format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs())
-    })
-}
-
 /// Memory: `1.5 GiB`, `640 MiB`, `14.5 MiB`, `256 KiB`.
 pub fn memory(bytes: u64) -> String {
     let (shift, unit) = match bytes {

@@ -110,9 +110,9 @@ fn hear(
             Ok(Arrival { agreed, machine, reader, writer, connections })
         }
         Err(cause) => {
-            if let Error::Version { version, .. } = cause {
+            if let Error::Version(versions) = &cause {
                 // So that it can read why.
-                writer.version = version;
+                writer.version = versions.version;
             }
             give_up(&mut writer, &cause);
             Err(cause)

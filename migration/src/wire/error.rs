@@ -4,6 +4,18 @@ use thiserror::Error;
 
 use super::kind::Kind;
 
+/// Two sides that speak no version that both know.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the other has {theirs}, this one {ours}")]
+pub struct NoCommonVersion {
+    /// What the peer speaks, and what it is if it says so.
+    pub theirs: String,
+    /// What this side speaks and is.
+    pub ours: String,
+    /// The version of the peer's frame, in which it understands an Abort.
+    pub version: u16,
+}
+
 /// Why bytes from the peer were not accepted.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -11,22 +23,9 @@ pub enum WireError {
     /// Not a frame of this protocol at all.
     #[error("not a Wherry frame")]
     Magic,
-    /// A frame of a version that was not agreed on.
-    #[error("protocol version {theirs}")]
-    Version {
-        /// The frame's version.
-        theirs: u16,
-    },
     /// The two sides speak no version that both know.
-    #[error("the other side has {theirs}, this one {ours}")]
-    NoCommonVersion {
-        /// What the peer speaks, and what it is if it says so.
-        theirs: String,
-        /// What this side speaks and is.
-        ours: String,
-        /// The version of the peer's frame, in which it understands an Abort.
-        version: u16,
-    },
+    #[error(transparent)]
+    Version(NoCommonVersion),
     /// Header damaged.
     #[error("frame header checksum does not match")]
     HeaderCrc,

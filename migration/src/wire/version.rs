@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FEATURES;
 use super::codec::decode_front;
-use super::error::WireError;
+use super::error::{NoCommonVersion, WireError};
 use super::text::printable;
 
 /// The first version in which two sides agree on one.
@@ -120,7 +120,8 @@ pub(crate) fn not_agreed(theirs: u16) -> WireError {
 fn nothing_in_common(theirs: &Speaks<'_>, ours: &RangeInclusive<u16>) -> WireError {
     let ours = Speaks { versions: ours.clone(), release: RELEASE };
     let version = *theirs.versions.end();
-    WireError::NoCommonVersion { theirs: theirs.to_string(), ours: ours.to_string(), version }
+    let (theirs, ours) = (theirs.to_string(), ours.to_string());
+    WireError::Version(NoCommonVersion { theirs, ours, version })
 }
 
 /// What a side speaks, in words.

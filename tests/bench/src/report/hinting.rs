@@ -3,8 +3,9 @@
 
 use std::fmt::Write as _;
 
-use wherry_report::units::{mb, memory, ms, number};
+use wherry_report::units::{mb, memory, ms};
 
+use super::words::number;
 use crate::case::Hints;
 use crate::entry::Entry;
 use crate::spread;

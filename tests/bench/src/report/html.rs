@@ -6,11 +6,13 @@ use anyhow::Result;
 use wherry_report::CLASSES;
 use wherry_report::bars::{Bar, Chart, Part};
 use wherry_report::html::{self, escape};
-use wherry_report::units::{mb, memory, ms, number, percent};
+use wherry_report::units::{mb, memory, ms};
 
 use super::published;
 use super::traces::Traces;
-use super::words::{EMULATED, change, emulated, facts, groups, heading, range, who};
+use super::words::{
+    EMULATED, change, emulated, facts, groups, heading, number, percent, range, who,
+};
 use crate::case::Hints;
 use crate::entry::{Entry, Round};
 

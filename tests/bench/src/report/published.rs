@@ -1,9 +1,9 @@
 //! Our figures in the form of the tables that were published with the kernel's and QEMU's support
 //! for hinting.
 
-use wherry_report::units::{mb, ms, percent};
+use wherry_report::units::{mb, ms};
 
-use super::words::{change, heading, name};
+use super::words::{change, heading, name, percent};
 use crate::case::Hints;
 use crate::entry::Entry;
 

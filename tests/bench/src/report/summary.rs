@@ -1,9 +1,11 @@
 //! The summary on the terminal.
 
-use wherry_report::units::{mb, ms, number, percent};
+use wherry_report::units::{mb, ms};
 
 use super::published;
-use super::words::{EMULATED, change, emulated, facts, groups, heading, range, who};
+use super::words::{
+    EMULATED, change, emulated, facts, groups, heading, number, percent, range, who,
+};
 use crate::case::Hints;
 use crate::entry::Entry;
 

@@ -6,6 +6,18 @@ use wherry_report::units::memory;
 use crate::entry::Entry;
 use crate::spread;
 
+/// A number with `digits` after the point and a unit after it.
+pub fn number(value: Option<f64>, digits: usize, unit: &str) -> String {
+    value.map_or_else(|| "–".into(), |v| format!("{v:.digits$}{unit}"))
+}
+
+/// A change in per cent: `−87 %`.
+pub fn percent(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |v| {
+        format!("{}{:.0} %", if v < 0.0 { "−" } else { "+" }, v.abs())
+    })
+}
+
 /// Entries of the same guest, link and settings, which differ in VMM and hints only; in order of
 /// appearance.
 pub fn groups(entries: &[Entry]) -> Vec<(String, Vec<&Entry>)> {
