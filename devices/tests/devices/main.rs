@@ -9,6 +9,7 @@ mod conformance;
 mod console;
 mod driver;
 mod golden;
+mod hint_end;
 mod hinting;
 mod hostile;
 mod identity;

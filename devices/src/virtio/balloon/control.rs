@@ -169,7 +169,11 @@ impl BalloonHandle {
     /// that is not certain (MUST_TELL_HOST was not negotiated, or a deflate request could not be
     /// read).
     pub fn ballooned(&self) -> Vec<(u64, u64)> {
-        self.device.urgent().device().ballooned()
+        let device = self.device.urgent();
+        let set = device.device().certain().then(|| device.device().set.clone());
+        // Runs of a torn set are many: they are looked for without the lock.
+        drop(device);
+        set.map_or_else(Vec::new, |set| set.ranges())
     }
 
     /// Allows or forbids giving memory to the host: forbid it during post-copy, background

@@ -1,6 +1,7 @@
 //! The balloon itself: what all of its queues share.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::config::{BalloonConfig, Role};
 use super::constants::F_MUST_TELL_HOST;
@@ -10,6 +11,10 @@ use super::stats::Stats;
 use super::telemetry::BalloonTelemetry;
 use crate::GuestMemory;
 use crate::host::BalloonBackend;
+
+/// How long one chain may keep the device's lock: nobody who waits for it, for a register or to
+/// pause, is to wait for more than 10 ms.
+const CHAIN_TIME: Duration = Duration::from_millis(5);
 
 /// The device behind the transport.
 pub struct Balloon {
@@ -77,6 +82,11 @@ impl Balloon {
         self.roles.iter().position(|r| *r == role)
     }
 
+    /// When a chain that begins now has to give up the device's lock.
+    pub(super) fn chain_ends(&self) -> Instant {
+        self.backend.now() + CHAIN_TIME
+    }
+
     pub(super) fn telemetry(&self) -> BalloonTelemetry {
         BalloonTelemetry { ballooned_pages: self.set.count(), ..self.telemetry.clone() }
     }
@@ -84,9 +94,5 @@ impl Balloon {
     /// Whether the set holds exactly the pages that the guest does not use.
     pub(super) fn certain(&self) -> bool {
         self.set_known && self.negotiated & F_MUST_TELL_HOST != 0
-    }
-
-    pub(super) fn ballooned(&self) -> Vec<(u64, u64)> {
-        if self.certain() { self.set.ranges() } else { Vec::new() }
     }
 }

@@ -14,7 +14,6 @@ use vm_memory::Bytes;
 
 use super::constants::*;
 use super::device::Balloon;
-use super::reporting::CHAIN_TIME;
 use crate::virtio::{Chain, Completion, descriptors};
 
 /// Into or out of the balloon.
@@ -113,7 +112,7 @@ impl Balloon {
 
     /// Gives ascending pages to the host until the time is up. Returns how many were dealt with.
     fn discard_pages(&mut self, gfns: &[u64]) -> usize {
-        let until = self.backend.now() + CHAIN_TIME;
+        let until = self.chain_ends();
         let mut done = 0;
         while let Some((&first, rest)) = gfns.get(done..).and_then(<[u64]>::split_first) {
             let nr = 1 + rest.iter().zip(first + 1..).take_while(|(a, b)| **a == *b).count();

@@ -65,6 +65,18 @@ impl Ram {
     }
 }
 
+/// Most bytes that are dealt with between two looks at the time: as much as Linux hints or reports
+/// in one range.
+const PIECE: u64 = 4 << 20;
+
+/// Cuts a range at multiples of [`PIECE`].
+pub(super) fn pieces((gpa, len): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
+    let end = gpa + len;
+    let cut = move |at: &u64| at - at % PIECE + PIECE;
+    let starts = std::iter::successors(Some(gpa), move |at| Some(cut(at)));
+    starts.take_while(move |at| *at < end).map(move |at| (at, cut(&at).min(end) - at))
+}
+
 /// Shrinks to page boundaries. May return an empty or inverted range.
 fn whole_pages(start: u64, end: u64) -> (u64, u64) {
     (start.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX), end & !(PAGE_SIZE - 1))

@@ -8,19 +8,14 @@
 //! A chain may name 4 GiB, whose pages take longer to give back than anybody should wait for the
 //! device's lock: then the device goes on with the same chain after others had the lock.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use virtio_queue::desc::split::Descriptor;
 
 use super::constants::*;
 use super::device::Balloon;
+use super::ram::pieces;
 use crate::virtio::{Chain, Completion, descriptors};
-
-/// How long one request may go on discarding.
-pub(super) const CHAIN_TIME: Duration = Duration::from_millis(5);
-/// Most bytes in one discard, so that the time is looked at often enough: as much as Linux reports
-/// in one range.
-const PIECE: u64 = 4 << 20;
 
 impl Balloon {
     pub(super) fn reported(&mut self, chain: Chain<'_>) -> Completion {
@@ -33,7 +28,7 @@ impl Balloon {
         if self.poisoned() {
             return Completion::Used(0);
         }
-        let until = self.backend.now() + CHAIN_TIME;
+        let until = self.chain_ends();
         let mut skip = before.unwrap_or(0);
         let mut done = skip;
         for (gpa, len) in ranges.into_iter().flatten() {
@@ -83,16 +78,14 @@ impl Balloon {
             self.telemetry.withheld_bytes += len;
             return len;
         }
-        let end = gpa + len;
-        let mut at = gpa;
-        while at < end && self.backend.now() < until {
-            let piece = (PIECE - at % PIECE).min(end - at);
-            match self.backend.discard(at, piece) {
-                Ok(()) => self.telemetry.discarded_bytes += piece,
+        let mut done = 0;
+        for (at, len) in pieces((gpa, len)).take_while(|_| self.backend.now() < until) {
+            match self.backend.discard(at, len) {
+                Ok(()) => self.telemetry.discarded_bytes += len,
                 Err(_) => self.telemetry.discard_errors += 1,
             }
-            at += piece;
+            done += len;
         }
-        at - gpa
+        done
     }
 }

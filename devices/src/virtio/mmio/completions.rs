@@ -11,9 +11,10 @@
 //! A driver that resets the device, or stops a queue, takes its memory back, which requests in
 //! flight may still write to. Virtio 1.3 (section 2.4.2) has a driver read the status until it is
 //! 0, but Linux's for virtio-mmio writes the register, looks at nothing, and uses the memory anew;
-//! and the one that stops a queue reads back once. So the write must not be over before the last
-//! request is. The vCPU that wrote waits for that ([`BusDevice::settled`](crate::BusDevice::settled)), with no lock, so that
-//! nobody else does; the status stays what it was for whoever reads it meanwhile.
+//! and when it stops a queue it reads back once. So the write must not be over before the last
+//! request is. The vCPU that wrote waits for that, with no lock, so that nobody else does
+//! ([`settled`](crate::BusDevice::settled)); the status stays what it was for whoever reads it
+//! meanwhile.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

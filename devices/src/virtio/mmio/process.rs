@@ -100,8 +100,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Ok(Batch::More)
     }
 
-    /// Gives back the chains that were completed elsewhere, and what waits for the last of them goes
-    /// on.
+    /// Gives back the chains that were completed elsewhere; what waits for the last goes on.
     pub(crate) fn finish_completed(&mut self) {
         let mem = Arc::clone(&self.mem);
         let mut used = BTreeSet::new();
