@@ -100,12 +100,15 @@ fn table(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let mut lines = Vec::new();
     for row in [&header].into_iter().chain(rows) {
         let mut line = String::new();
-        for (cell, (width, right)) in row.iter().zip(&shape) {
+        for (cell, &(width, right)) in row.iter().zip(&shape) {
             if !line.is_empty() {
                 line.push_str("  ");
             }
-            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
-            line.push_str(&if *right { padding + cell } else { cell.clone() + &padding });
+            line.push_str(&if right {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            });
         }
         lines.push(line.trim_end().to_owned());
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::BufReader;
 
+use anyhow::Context as _;
 use serde_json::json;
 use wherry_replay::{Outcome, Replay, Settings, Trace};
 use wherry_vmm::control::ControlError;
@@ -14,17 +15,10 @@ use super::units::{show_bytes, show_millis};
 
 /// `wherry replay TRACE`
 pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, ControlError> {
-    let path = args.trace.display();
-    let cannot = |e: &dyn std::error::Error| {
-        let mut text = format!("{path}: {e}");
-        if let Some(cause) = e.source() {
-            text.push_str(&format!(": {cause}"));
-        }
-        ControlError::failed(text)
-    };
-    let file = File::open(&args.trace).map_err(|e| cannot(&e))?;
-    let trace = Trace::read(BufReader::new(file)).map_err(|e| {
-        cannot(&e)
+    let path = || args.trace.display().to_string();
+    let file = File::open(&args.trace).with_context(path)?;
+    let trace = Trace::read(BufReader::new(file)).with_context(path).map_err(|e| {
+        ControlError::from(e)
             .hint("`wherry migrate --trace FILE` records what can be replayed; see docs/trace.md")
     })?;
     let replay = Replay::new(trace);

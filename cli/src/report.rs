@@ -10,7 +10,9 @@ use wherry_migration::report::{Downtime, HintFigures};
 use super::output::Output;
 use super::units::{show_bytes, show_millis};
 
-const PAGE: u64 = 4096;
+fn show_pages(nr: u64) -> String {
+    show_bytes(nr.saturating_mul(4096))
+}
 
 /// Where a running migration is.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -41,16 +43,15 @@ pub fn hint_line(hints: &HintFigures) -> Option<String> {
     if hints.hint_bytes == 0 {
         return None;
     }
-    let pages = |nr: u64| show_bytes(nr.saturating_mul(PAGE));
     let mut line =
-        format!("{} named, {} skipped", show_bytes(hints.hint_bytes), pages(hints.hinted));
+        format!("{} named, {} skipped", show_bytes(hints.hint_bytes), show_pages(hints.hinted));
     for (nr, what) in [
         (hints.overridden, "written again"),
         (hints.hinted_too_late, "too late"),
         (hints.sent_then_hinted, "sent before"),
     ] {
         if nr > 0 {
-            line.push_str(&format!(", {} {what}", pages(nr)));
+            line.push_str(&format!(", {} {what}", show_pages(nr)));
         }
     }
     if let Some(ms) = hints.time_to_first_hint_ms {
@@ -91,10 +92,10 @@ impl Progress {
     pub fn line(&self) -> String {
         let mut line = format!("{}: {} sent", self.phase(), show_bytes(self.bytes));
         if self.remaining > 0 {
-            line.push_str(&format!(", {} left", show_bytes(self.remaining.saturating_mul(PAGE))));
+            line.push_str(&format!(", {} left", show_pages(self.remaining)));
         }
         if self.hinted > 0 {
-            line.push_str(&format!(", {} skipped", show_bytes(self.hinted.saturating_mul(PAGE))));
+            line.push_str(&format!(", {} skipped", show_pages(self.hinted)));
         }
         if self.rate > 0 {
             line.push_str(&format!(", {}/s", show_bytes(self.rate)));
@@ -163,52 +164,40 @@ pub fn hint_lines(report: Option<&Value>, progress: Option<&Value>) -> Vec<(&'st
     lines
 }
 
-/// Prints a report: a table of rounds (pages), then totals.
+/// A table of rounds, in pages.
+fn print_rounds(out: &mut Output, rounds: &[Round]) {
+    let row = |r: &Round| {
+        let h = &r.hinting;
+        let pages = [r.sent, r.zero, r.hole, h.hinted, h.hinted_too_late, r.ballooned, r.clean];
+        let mut row = vec![r.round.to_string(), show_bytes(r.bytes)];
+        row.extend(pages.map(|n| n.to_string()));
+        row.push(show_millis(r.duration_ms as f64));
+        row
+    };
+    if !rounds.is_empty() {
+        let header = "ROUND BYTES SENT ZERO HOLE HINTED LATE BALLOONED CLEAN TIME";
+        let header: Vec<&str> = header.split(' ').collect();
+        out.table(&header, &rounds.iter().map(row).collect::<Vec<_>>());
+        out.line("");
+    }
+}
+
+/// Prints a report: a table of rounds, then totals.
 pub fn print(out: &mut Output, value: &Value) {
     let Ok(report) = Report::deserialize(value) else {
         // Not what this version knows: better raw than not at all.
         return out.document(value);
     };
-    let rows: Vec<Vec<String>> = report
-        .rounds
-        .iter()
-        .map(|r| {
-            let h = &r.hinting;
-            let pages = [r.sent, r.zero, r.hole, h.hinted, h.hinted_too_late, r.ballooned, r.clean];
-            let mut row = vec![r.round.to_string(), show_bytes(r.bytes)];
-            row.extend(pages.map(|n| n.to_string()));
-            row.push(show_millis(r.duration_ms as f64));
-            row
-        })
-        .collect();
-    if !rows.is_empty() {
-        let header = [
-            "ROUND",
-            "BYTES",
-            "SENT",
-            "ZERO",
-            "HOLE",
-            "HINTED",
-            "LATE",
-            "BALLOONED",
-            "CLEAN",
-            "TIME",
-        ];
-        out.table(&header, &rows);
-        out.line("");
-    }
-    let mut line = format!(
-        "migrated: {} in {}",
-        show_bytes(report.total_bytes),
-        show_millis(report.total_ms as f64)
-    );
+    print_rounds(out, &report.rounds);
+    let time = show_millis(report.total_ms as f64);
+    let mut line = format!("migrated: {} in {time}", show_bytes(report.total_bytes));
     match report.rounds.len() {
         0 => {}
         1 => line.push_str(", 1 round"),
         n => line.push_str(&format!(", {n} rounds")),
     }
     if report.nr_pages > 0 {
-        line.push_str(&format!(", guest RAM {}", show_bytes(report.nr_pages.saturating_mul(PAGE))));
+        line.push_str(&format!(", guest RAM {}", show_pages(report.nr_pages)));
     }
     out.line(line);
     let d = &report.downtime;
@@ -224,11 +213,9 @@ pub fn print(out: &mut Output, value: &Value) {
         ms(d.resume_us)
     ));
     if !["", "none"].contains(&report.compression.as_str()) {
-        let content =
-            report.rounds.iter().map(|r| r.sent.saturating_mul(PAGE)).fold(0, u64::saturating_add);
-        let bytes = report.rounds.iter().map(|r| r.bytes).fold(0, u64::saturating_add);
-        let (word, content, bytes) = (&report.compression, show_bytes(content), show_bytes(bytes));
-        out.line(format!("compression: {word}, {content} of memory in {bytes}"));
+        let all = |of: fn(&Round) -> u64| report.rounds.iter().map(of).fold(0, u64::saturating_add);
+        let (content, bytes) = (show_pages(all(|r| r.sent)), show_bytes(all(|r| r.bytes)));
+        out.line(format!("compression: {}, {content} of memory in {bytes}", report.compression));
     }
     if report.streams > 1 {
         out.line(format!("connections: {}", report.streams));

@@ -53,7 +53,8 @@ fn examples_in_help_are_understood() {
 #[test]
 fn commands_in_error_texts_are_understood() {
     let mut files = Vec::new();
-    for folder in ["cli/src", "vmm/src", "migration/src", "devices/src", "report/src"] {
+    for folder in ["cli/src", "vmm/src", "migration/src", "devices/src", "replay/src", "report/src"]
+    {
         docs::files_below(&docs::root().join(folder), "rs", &mut files).unwrap();
     }
     let mut all = Vec::new();

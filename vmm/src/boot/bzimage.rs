@@ -10,10 +10,10 @@
 //! the preferred address, where the kernel then has to move itself), does not look at `init_size`,
 //! and has one error for all damage.
 
-use super::error::{READ, corrupt, foreign, truncated};
+use super::error::{corrupt, foreign, read_part, truncated};
 use super::layout::HIGH_MEMORY_START;
-use anyhow::{Context, bail};
-use std::io::{Read, Seek, SeekFrom};
+use anyhow::bail;
+use std::io::{Read, Seek};
 
 /// Offset of the setup header in the file and in `boot_params`.
 pub(super) const SETUP_HEADER: usize = 0x1F1;
@@ -63,9 +63,7 @@ impl BzImage {
         file: &mut F,
         file_len: u64,
     ) -> anyhow::Result<Option<Self>> {
-        let mut head = Vec::with_capacity(SETUP_HEADER_MAX);
-        file.seek(SeekFrom::Start(0)).context(READ)?;
-        file.take(SETUP_HEADER_MAX as u64).read_to_end(&mut head).context(READ)?;
+        let head = read_part(file, 0, SETUP_HEADER_MAX as u64)?;
         if head.get(0x202..0x206) != Some(&HEADER_MAGIC.to_le_bytes()[..]) {
             return Ok(None);
         }

@@ -8,11 +8,11 @@
 //! Every number in the file may be hostile: additions are checked and nothing is allocated by a
 //! size from the file beyond 64 KiB.
 
-use super::error::{READ, corrupt, foreign, truncated};
+use super::error::{READ, corrupt, foreign, read_part, truncated};
 use super::layout::HIGH_MEMORY_START;
-use anyhow::{Context, anyhow};
+use anyhow::{anyhow, ensure};
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
 use vm_memory::ByteValued;
 
 const EM_X86_64: u16 = 62;
@@ -63,10 +63,7 @@ impl ElfKernel {
         file: &mut F,
         file_len: u64,
     ) -> anyhow::Result<Option<Self>> {
-        let mut ident = Vec::new();
-        file.seek(SeekFrom::Start(0)).context(READ)?;
-        file.by_ref().take(4).read_to_end(&mut ident).context(READ)?;
-        if ident != b"\x7fELF" {
+        if read_part(file, 0, 4)? != b"\x7fELF" {
             return Ok(None);
         }
         let ehdr: Elf64_Ehdr = read_at(file, 0, file_len, "the ELF header")?;
@@ -156,10 +153,7 @@ fn find_pvh_note<F: Read + Seek>(
     if phdr.p_filesz > MAX_NOTES {
         return Ok(None);
     }
-    let mut notes = Vec::new();
-    file.seek(SeekFrom::Start(phdr.p_offset)).context(READ)?;
-    file.by_ref().take(phdr.p_filesz).read_to_end(&mut notes).context(READ)?;
-
+    let notes = read_part(file, phdr.p_offset, phdr.p_filesz)?;
     let mut rest = notes.as_slice();
     while let Some((head, tail)) = rest.split_at_checked(size_of::<Elf64_Nhdr>()) {
         let mut nhdr = Elf64_Nhdr::default();
@@ -205,8 +199,9 @@ fn read_at<F: Read + Seek, T: ByteValued + Default>(
 ) -> anyhow::Result<T> {
     end_within(file_len, what, offset, size_of::<T>() as u64)?;
     let mut value = T::default();
-    file.seek(SeekFrom::Start(offset)).context(READ)?;
-    file.read_exact(value.as_mut_slice()).context(READ)?;
+    let part = read_part(file, offset, size_of::<T>() as u64)?;
+    ensure!(part.len() == size_of::<T>(), READ);
+    value.as_mut_slice().copy_from_slice(&part);
     Ok(value)
 }
 

@@ -1,7 +1,9 @@
-//! What is wrong with a kernel's file, in the words that both formats share. Each follows the
-//! file's path.
+//! Reading a kernel's file, and what is wrong with it in the words that both formats share. Each
+//! follows the file's path.
 
-use anyhow::anyhow;
+use std::io::{Read, Seek, SeekFrom};
+
+use anyhow::{Context, anyhow};
 
 /// The file cannot be opened or read.
 pub(super) const READ: &str = "cannot be read; check the path and its permissions";
@@ -19,4 +21,16 @@ pub(super) fn corrupt(what: &str) -> anyhow::Error {
 /// A kernel for another machine.
 pub(super) fn foreign(what: &str) -> anyhow::Error {
     anyhow!("is not an x86-64 kernel ({what}); give one built for x86-64")
+}
+
+/// The `len` bytes at `offset`, or what the file has of them.
+pub(super) fn read_part<F: Read + Seek>(
+    file: &mut F,
+    offset: u64,
+    len: u64,
+) -> anyhow::Result<Vec<u8>> {
+    let mut part = Vec::new();
+    file.seek(SeekFrom::Start(offset)).context(READ)?;
+    file.take(len).read_to_end(&mut part).context(READ)?;
+    Ok(part)
 }

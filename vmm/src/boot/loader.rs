@@ -7,7 +7,7 @@
 
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
-use super::error::READ;
+use super::error::{READ, read_part};
 use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM_BYTES, RAM_GRANULE};
 use super::params::{Handover, low_ram_end, write_reset_vector, write_start_info, write_zero_page};
 use anyhow::{Context, bail, ensure};
@@ -238,10 +238,7 @@ fn write_cmdline(mem: &GuestMemory, cmdline: &str) -> anyhow::Result<()> {
 
 /// A hint at what a file is that is no kernel.
 fn guess<F: Read + Seek>(file: &mut F) -> &'static str {
-    let mut head = Vec::new();
-    if file.seek(SeekFrom::Start(0)).is_err() || file.take(64).read_to_end(&mut head).is_err() {
-        return "";
-    }
+    let Ok(head) = read_part(file, 0, 64) else { return "" };
     match head.as_slice() {
         [] => ", it is empty",
         [0x1F, 0x8B, ..] => ", it is gzip-compressed (an initrd or a vmlinux.gz?)",

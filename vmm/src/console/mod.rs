@@ -20,13 +20,14 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use self::input::Room;
 use self::outbox::Outbox;
 use crate::config::SerialSink;
 use crate::poll::{hung_up, wait_until_hung_up};
+use crate::sync::lock;
 
 /// Bytes of output kept for a client that attaches later.
 const HISTORY: usize = 16 << 10;
@@ -88,7 +89,7 @@ impl Inner {
 
 impl Console {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.inner)
     }
 
     /// Opens the sink. For a pty the returned path is its user's end.

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use crate::sync::lock;
 
 /// Bytes that wait for a reader; then the oldest go, and the reader is told.
 pub(super) const LIMIT: usize = 64 << 10;
@@ -68,7 +70,7 @@ impl Outbox {
 
     /// Never waits for the reader.
     pub(super) fn push(&self, bytes: &[u8]) {
-        let mut waiting = self.shared.lock();
+        let mut waiting = lock(&self.shared.waiting);
         if waiting.closed {
             return;
         }
@@ -84,7 +86,7 @@ impl Outbox {
 
     /// What is waiting is written, nothing more is taken.
     pub(super) fn close(&self) {
-        self.shared.lock().closed = true;
+        lock(&self.shared.waiting).closed = true;
         self.shared.changed.notify_one();
     }
 
@@ -95,15 +97,10 @@ impl Outbox {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing is left half-changed under this lock.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits for bytes and takes all there are; `None` at the end.
     fn take(&self) -> Option<Vec<u8>> {
         let nothing = |w: &mut Waiting| w.bytes.is_empty() && !w.closed;
-        let wait = self.changed.wait_while(self.lock(), nothing);
+        let wait = self.changed.wait_while(lock(&self.waiting), nothing);
         let mut waiting = wait.unwrap_or_else(PoisonError::into_inner);
         if waiting.bytes.is_empty() {
             return None;
@@ -111,7 +108,7 @@ impl Shared {
         if !waiting.closed {
             drop(waiting);
             std::thread::sleep(GATHER);
-            waiting = self.lock();
+            waiting = lock(&self.waiting);
         }
         let mut batch = match std::mem::take(&mut waiting.lost) {
             0 => Vec::new(),

@@ -9,6 +9,7 @@
 //! relative to it. Sockets are bound by path, which is the same folder then: nobody else can move
 //! one of ours out of `/tmp` or out of a folder that only we write to.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -102,7 +103,21 @@ impl RuntimeDir {
     pub fn from_env() -> Result<Self, ControlError> {
         let var = |name| std::env::var_os(name).filter(|v| !v.is_empty());
         let uid = rustix::process::geteuid().as_raw();
-        let dir = Self::choose(var("WHERRY_RUNTIME_DIR"), var("XDG_RUNTIME_DIR"), uid);
+        Self::choose(var("WHERRY_RUNTIME_DIR"), var("XDG_RUNTIME_DIR"), uid)
+    }
+
+    fn choose(
+        own: Option<OsString>,
+        xdg: Option<OsString>,
+        uid: u32,
+    ) -> Result<Self, ControlError> {
+        let found = |path| Self { path, named: false };
+        let dir = match (own, xdg) {
+            (Some(own), _) => Self::at(own),
+            (None, Some(xdg)) => found(PathBuf::from(xdg).join("wherry")),
+            (None, None) if uid == 0 => found(PathBuf::from("/run/wherry")),
+            (None, None) => found(PathBuf::from(format!("/tmp/wherry-{uid}"))),
+        };
         if dir.path.is_absolute() {
             return Ok(dir);
         }
@@ -111,16 +126,6 @@ impl RuntimeDir {
             "the runtime folder \"{path}\" is not an absolute path; correct WHERRY_RUNTIME_DIR or \
              XDG_RUNTIME_DIR"
         )))
-    }
-
-    fn choose(own: Option<std::ffi::OsString>, xdg: Option<std::ffi::OsString>, uid: u32) -> Self {
-        let found = |path| Self { path, named: false };
-        match (own, xdg) {
-            (Some(own), _) => Self::at(own),
-            (None, Some(xdg)) => found(PathBuf::from(xdg).join("wherry")),
-            (None, None) if uid == 0 => found(PathBuf::from("/run/wherry")),
-            (None, None) => found(PathBuf::from(format!("/tmp/wherry-{uid}"))),
-        }
     }
 
     /// A given folder.

@@ -27,12 +27,15 @@ fn names() {
 #[test]
 fn folder_choice() {
     let choose = |own: Option<&str>, xdg: Option<&str>, uid| {
-        RuntimeDir::choose(own.map(Into::into), xdg.map(Into::into), uid).path
+        RuntimeDir::choose(own.map(Into::into), xdg.map(Into::into), uid).map(|dir| dir.path)
     };
-    assert_eq!(choose(Some("/a"), Some("/b"), 0), Path::new("/a"));
-    assert_eq!(choose(None, Some("/b"), 5), Path::new("/b/wherry"));
-    assert_eq!(choose(None, None, 0), Path::new("/run/wherry"));
-    assert_eq!(choose(None, None, 5), Path::new("/tmp/wherry-5"));
+    assert_eq!(choose(Some("/a"), Some("/b"), 0), Ok("/a".into()));
+    assert_eq!(choose(None, Some("/b"), 5), Ok("/b/wherry".into()));
+    assert_eq!(choose(None, None, 0), Ok("/run/wherry".into()));
+    assert_eq!(choose(None, None, 5), Ok("/tmp/wherry-5".into()));
+    for relative in [choose(Some("a"), None, 0), choose(None, Some("b"), 5)] {
+        assert!(relative.unwrap_err().message.contains("is not an absolute path"));
+    }
 }
 
 #[test]

@@ -267,18 +267,16 @@ impl Shared {
                     (migration.state != MigrationState::None).then_some(migration);
                 to_value(info)
             }
-            Request::Pause {} => vm.pause().map(|()| Value::Null),
-            Request::Resume { force } => vm.resume(force).map(|()| Value::Null),
-            Request::Stop {} => vm.stop().map(|()| Value::Null),
+            Request::Pause {} => to_value(vm.pause()?),
+            Request::Resume { force } => to_value(vm.resume(force)?),
+            Request::Stop {} => to_value(vm.stop()?),
             Request::Kill {} => {
                 vm.kill();
                 Ok(Value::Null)
             }
-            Request::BalloonSet { target_bytes } => {
-                vm.balloon_set(target_bytes).map(|()| Value::Null)
-            }
+            Request::BalloonSet { target_bytes } => to_value(vm.balloon_set(target_bytes)?),
             Request::BalloonStats {} => to_value(vm.balloon_stats()?),
-            Request::MigrateCancel {} => vm.migrate_cancel().map(|()| Value::Null),
+            Request::MigrateCancel {} => to_value(vm.migrate_cancel()?),
             Request::MigrateStatus {} => to_value(lock(&self.migration).clone()),
             Request::Console {} | Request::Migrate(_) => unreachable!("served before"),
         }

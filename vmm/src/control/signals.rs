@@ -9,10 +9,11 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 
 use super::VmControl;
+use crate::sync::lock;
 
 /// The signals that ask a process to end.
 const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -69,12 +70,12 @@ pub fn watch(mut handler: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
 
 /// Names the VM that an ending signal ends; the machine calls this once its [`VmControl`] exists.
 pub fn forward_to(vm: &Arc<dyn VmControl>) {
-    *VM.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(vm));
+    *lock(&VM) = Some(Arc::downgrade(vm));
 }
 
 /// Kills the VM named by [`forward_to`]; false if there is none (any more).
 pub fn end_vm() -> bool {
-    let vm = VM.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let vm = lock(&VM).clone();
     match vm.and_then(|vm| vm.upgrade()) {
         Some(vm) => {
             vm.kill();

@@ -61,6 +61,11 @@ const BITS: &[(u32, Sense, &str)] = &[
     (62, Promise, "ITS_NO"),
 ];
 
+/// The numbers of the bits that are set.
+pub(super) fn bits(word: u64) -> impl Iterator<Item = u32> {
+    (0..64).filter(move |bit| word >> bit & 1 == 1)
+}
+
 /// All bits of one sense.
 fn mask(sense: Sense) -> u64 {
     BITS.iter().filter(|b| b.1 == sense).fold(0, |all, b| all | 1 << b.0)
@@ -93,7 +98,6 @@ pub(super) fn offered(kvm: &Kvm) -> anyhow::Result<u64> {
 
 /// What a guest was told that does not hold on a host, by name; empty if all of it does.
 pub(super) fn missing(guest: u64, host: u64) -> Vec<String> {
-    let bits = |word: u64| (0..64).filter(move |bit| word >> bit & 1 == 1);
     let broken = guest & !mask(Warning) & !(host & mask(Promise));
     let unwarned = host & !guest & mask(Warning);
     let mut missing: Vec<String> = bits(broken).map(name).collect();

@@ -3,7 +3,7 @@
 //! The guest keeps the CPUID that it started with, so every feature in it must exist on the
 //! destination. What is missing is said by name, before any memory is sent.
 
-use super::arch_caps::{self, ARCH_CAPABILITIES};
+use super::arch_caps::{self, ARCH_CAPABILITIES, bits};
 use super::cpuid::{self, host_supported, vendor};
 use super::features::{Reg, Register, Word, xcr0_name};
 use super::{msrs, rules};
@@ -158,7 +158,7 @@ fn register_problems(register: Register, guest: u32, host: u32) -> Vec<String> {
     };
     let here = (host | !word.required()) & rules::allowed(register);
     let lacking = guest & !here & !level.map_or(0, |l| l.mask);
-    problems.extend(bits(lacking).map(|bit| word.bit_name(bit)));
+    problems.extend(bits(lacking.into()).map(|bit| word.bit_name(bit)));
     problems
 }
 
@@ -187,31 +187,19 @@ fn entry(entries: &[kvm_cpuid_entry2], leaf: u32, index: u32) -> Option<&kvm_cpu
     entries.iter().find(|e| (e.function, e.index) == (leaf, index))
 }
 
-fn bits(word: u32) -> impl Iterator<Item = u32> {
-    (0..32).filter(move |bit| word >> bit & 1 == 1)
-}
-
 /// Leaf 0xD: the components, and that each has the same size and place (Intel and AMD differ),
 /// since saved XSAVE state and the guest's own XSAVE areas follow that layout.
 fn xsave_problems(source: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
-    let mask = |entries, high: bool| {
-        entry(entries, 0xD, 0).map_or(0, |e: &kvm_cpuid_entry2| if high { e.edx } else { e.eax })
+    let mask = |entries| {
+        let leaf = entry(entries, 0xD, 0);
+        leaf.map_or(0, |e| u64::from(e.edx) << 32 | u64::from(e.eax))
     };
-    let mut problems = Vec::new();
-    let low = mask(source, false);
-    problems
-        .extend(bits(low & !mask(host, false)).map(|b| format!("XSAVE state {}", xcr0_name(b))));
-    problems.extend(
-        bits(mask(source, true) & !mask(host, true))
-            .map(|b| format!("XSAVE state {}", xcr0_name(b + 32))),
-    );
-    for bit in bits(low & mask(host, false)).filter(|&b| b >= 2) {
-        let place = |entries| entry(entries, 0xD, bit).map(|e| (e.eax, e.ebx, e.ecx));
-        if place(source) != place(host) {
-            problems.push(format!("the same XSAVE layout of {}", xcr0_name(bit)));
-        }
-    }
-    problems
+    let (theirs, ours) = (mask(source), mask(host));
+    let lacking = bits(theirs & !ours).map(|bit| format!("XSAVE state {}", xcr0_name(bit)));
+    let place = |entries, bit| entry(entries, 0xD, bit).map(|e| (e.eax, e.ebx, e.ecx));
+    let moved = bits(theirs & ours & !0b11).filter(|&bit| place(source, bit) != place(host, bit));
+    let moved = moved.map(|bit| format!("the same XSAVE layout of {}", xcr0_name(bit)));
+    lacking.chain(moved).collect()
 }
 
 /// Leaf 0x80000008 EAX: widths of physical and linear addresses.

@@ -43,6 +43,7 @@ use super::arch_caps::ARCH_CAPABILITIES;
 use super::clock::{self, ClockReading, TscReading};
 use super::compat::CpuDescriptionV1;
 use super::msrs;
+use crate::sync::lock;
 use anyhow::{Context, bail, ensure};
 use kvm_bindings::{
     KVM_MP_STATE_SIPI_RECEIVED, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
@@ -51,7 +52,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// More MSRs than any kernel lists.
 const MAX_MSRS: usize = 2048;
@@ -137,17 +138,13 @@ impl StateAccess {
     pub fn note_parked(&self, vm: &VmFd, vcpu: &VcpuFd, id: u32) {
         // Without it the TSC is taken as it is when the state is saved.
         if let Ok(reading) = TscReading::read(vm, vcpu) {
-            self.lock_parked().entry(id).or_insert(reading);
+            lock(&self.parked).entry(id).or_insert(reading);
         }
     }
 
     /// Call it before vCPUs run again.
     pub fn note_running(&self) {
-        self.lock_parked().clear();
-    }
-
-    fn lock_parked(&self) -> MutexGuard<'_, BTreeMap<u32, TscReading>> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.parked).clear();
     }
 
     /// Reads everything, the TSC as of the VM's clock at `clock_ns`. The vCPU is paused with no I/O
@@ -161,7 +158,7 @@ impl StateAccess {
     ) -> anyhow::Result<VcpuStateV1> {
         let mp_state = vcpu.get_mp_state().context("cannot read mp_state")?;
         let khz = vcpu.get_tsc_khz().context("cannot read the TSC frequency")?;
-        let parked = self.lock_parked().get(&id).copied();
+        let parked = lock(&self.parked).get(&id).copied();
         let deadline = msrs::read(vcpu, &[msrs::TSC_DEADLINE])?;
         Ok(VcpuStateV1 {
             id,
@@ -233,7 +230,7 @@ impl StateAccess {
         saved: TscReading,
         to: &Destination<'_>,
     ) -> anyhow::Result<()> {
-        let mut restored = self.tsc_restored.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut restored = lock(&self.tsc_restored);
         if !*restored {
             msrs::write_one(vcpu, msrs::TSC, saved.tsc.wrapping_add(TSC_FAR))?;
             *restored = true;

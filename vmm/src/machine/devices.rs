@@ -35,15 +35,13 @@ pub(super) struct Giver<'a> {
     pub(super) hooks: &'a MachineHooks,
 }
 
-struct PowerEvents(Arc<Ending>);
-
-impl PowerSink for PowerEvents {
+impl PowerSink for Ending {
     fn power_off(&self) {
-        self.0.note(End::PowerOff, "");
+        self.note(End::PowerOff, "");
     }
 
     fn reset(&self) {
-        self.0.note(End::Reset, "");
+        self.note(End::Reset, "");
     }
 }
 
@@ -57,7 +55,7 @@ impl Host for Giver<'_> {
     }
 
     fn power(&self) -> Arc<dyn PowerSink> {
-        Arc::new(PowerEvents(self.ending.clone()))
+        self.ending.clone()
     }
 
     fn balloon(&self) -> Arc<dyn BalloonBackend> {

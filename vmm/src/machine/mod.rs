@@ -14,7 +14,7 @@ mod hooks;
 mod irq;
 pub mod state;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -41,7 +41,8 @@ use crate::life::ending::Ending;
 use crate::life::owner::Vcpus;
 use crate::life::{End, Gate, Refusal};
 use crate::memory::{DirtySources, KvmLog, Ram};
-use crate::vcpu::{Vcpu, VcpuContext, VcpuEvent, install_kick_handler};
+use crate::sync::lock;
+use crate::vcpu::{Vcpu, VcpuContext, install_kick_handler};
 use devices::{Assembly, Giver};
 use event_loop::EventLoop;
 
@@ -86,16 +87,9 @@ impl Machine {
         let kvm = open_kvm()?;
         cpu::vm::check_addresses(&kvm, description.ram_bytes)?;
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
-        let cap = kvm_enable_cap {
-            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            args: [
-                u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET),
-                0,
-                0,
-                0,
-            ],
-            ..Default::default()
-        };
+        let mut cap =
+            kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
+        cap.args[0] = u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET);
         vm.enable_cap(&cap).context(
             "KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)",
         )?;
@@ -126,28 +120,17 @@ impl Machine {
             devices::assemble(description, &giver, restored.as_mut())?;
         let restored = restored.as_ref();
 
-        let (told, asked, failed) = (ending.clone(), ending.clone(), ending.clone());
-        let context = VcpuContext {
-            pio: Arc::new(ports),
-            mmio: Arc::new(mmio),
-            on_event: Arc::new(move |e| match e {
-                VcpuEvent::Shutdown => told.note(End::Reset, ""),
-                VcpuEvent::Fatal(why) => told.note(End::Fatal, &why),
-            }),
-            is_over: Arc::new(move || asked.is_over()),
-        };
+        let failed = ending.clone();
+        let (pio, mmio) = (Arc::new(ports), Arc::new(mmio));
+        let context = VcpuContext { pio, mmio, ending: ending.clone() };
         let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
         if let Some(s) = restored {
             s.vm.restore_chips(&vm).context("cannot restore the interrupt controllers")?;
             devices.after_restore().context("cannot set a device's interrupt")?;
         }
         if let Some(serial) = devices.find::<Mutex<Serial>>() {
-            let mut port = serial.lock().unwrap_or_else(PoisonError::into_inner);
-            port.on_room(hooks.console.room());
-            drop(port);
-            hooks.console.connect(Arc::new(move |bytes| {
-                serial.lock().unwrap_or_else(PoisonError::into_inner).enqueue(bytes)
-            }));
+            lock(&serial).on_room(hooks.console.room());
+            hooks.console.connect(Arc::new(move |bytes| lock(&serial).enqueue(bytes)));
         }
         Ok(Self {
             vcpus,
@@ -209,7 +192,7 @@ impl Machine {
         if let Some(power) = self.devices.find::<Mutex<Power>>() {
             // The guest's word for a failing interrupt line is silence; `stop` times out and says
             // so.
-            let _ = power.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+            let _ = lock(&power).press_power_button();
         }
     }
 

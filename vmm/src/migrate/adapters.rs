@@ -15,15 +15,10 @@ use crate::memory::Ram;
 
 /// The balloon as a source of hints: guest-physical ranges become page numbers.
 pub struct Hints {
-    ram: Arc<Ram>,
-    balloon: BalloonHandle,
-}
-
-impl Hints {
-    /// Hints of this balloon about this RAM.
-    pub fn new(ram: Arc<Ram>, balloon: BalloonHandle) -> Self {
-        Self { ram, balloon }
-    }
+    /// What the ranges are of.
+    pub ram: Arc<Ram>,
+    /// Who names them.
+    pub balloon: BalloonHandle,
 }
 
 struct Translate {
@@ -44,8 +39,7 @@ impl HintSource for Hints {
 
     fn start(&self, sink: Arc<dyn HintSink>) -> io::Result<()> {
         let sink = Arc::new(Translate { ram: self.ram.clone(), sink });
-        self.balloon.hint_start(sink).map_err(io::Error::other)?;
-        Ok(())
+        self.balloon.hint_start(sink).map(drop).map_err(io::Error::other)
     }
 
     fn rest(&self) -> bool {
@@ -99,10 +93,7 @@ pub struct Pausing {
 
 impl Pausing {
     fn event(&self, event: Event) -> io::Result<()> {
-        match self.owner.event(event) {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(io::Error::other(refusal)),
-        }
+        self.owner.event(event).map(drop).map_err(io::Error::other)
     }
 }
 

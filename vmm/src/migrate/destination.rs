@@ -1,7 +1,7 @@
 //! The destination's machine as the engine's traits want it.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -19,6 +19,7 @@ use crate::life::owner::{Owner, Vcpus};
 use crate::machine::{Description, Machine, MachineHooks, MachineState};
 use crate::memory::{PAGE, Ram};
 use crate::newer;
+use crate::sync::lock;
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
 /// touched.
@@ -82,6 +83,10 @@ fn refuse(e: anyhow::Error) -> io::Error {
     io::Error::other(format!("{e:#}"))
 }
 
+fn dead(machine: &Machine) -> io::Error {
+    io::Error::other(format!("its machine died on arrival: {}", machine.why()))
+}
+
 /// Devices announce themselves a while after the guest began to run here: it gets its hinted memory
 /// back then, and is not to stand still twice in one go.
 fn announce_later(machine: &Arc<Machine>) {
@@ -126,10 +131,7 @@ impl DestinationVm for Arriving<'_> {
         let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(state)).map_err(refuse)?;
         if machine.ended().is_some() {
             // In time for the source to keep its guest.
-            return Err(io::Error::other(format!(
-                "its machine died on arrival: {}",
-                machine.why()
-            )));
+            return Err(dead(&machine));
         }
         self.machine = Some((Arc::new(machine), running));
         Ok(())
@@ -141,7 +143,7 @@ impl DestinationVm for Arriving<'_> {
         // The machine in charge and running in one step: a command before it finds no guest, one
         // after it this one.
         self.owner.arrive(machine.clone(), *run).map_err(|refusal| match machine.ended() {
-            Some(_) => io::Error::other(format!("its machine died on arrival: {}", machine.why())),
+            Some(_) => dead(machine),
             None => io::Error::other(refusal),
         })?;
         announce_later(machine);
@@ -177,7 +179,7 @@ pub fn receive(
     }
     let said = Mutex::new((Phase::Handshake, Instant::now()));
     let say = move |now: &Snapshot| {
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&said);
         if progress && (said.0 != now.phase || said.1.elapsed() >= SAY_EVERY) {
             *said = (now.phase, Instant::now());
             eprintln!("wherry: receiving, {}: {} MB so far", now.phase, now.bytes / 1_000_000);

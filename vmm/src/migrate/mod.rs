@@ -125,7 +125,7 @@ pub fn to(
         ram: machine.ram().clone(),
         log: machine.log().clone(),
         hints: machine.balloon().map(|b| -> Arc<dyn HintSource> {
-            Arc::new(Hints::new(machine.ram().clone(), b.clone()))
+            Arc::new(Hints { ram: machine.ram().clone(), balloon: b.clone() })
         }),
         machine: Arc::new(Pausing { machine: machine.clone(), owner: owner.clone(), run }),
     };

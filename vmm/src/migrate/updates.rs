@@ -1,7 +1,7 @@
 //! What the engine tells, on its way to whoever asked for the migration.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use wherry_migration::traits::GuestRam;
 use wherry_migration::{Observer, Progress, Snapshot, SourceConfig};
@@ -10,6 +10,7 @@ use wherry_trace::Recording;
 use crate::control::Update;
 use crate::machine::Machine;
 use crate::memory::DirtySource;
+use crate::sync::lock;
 
 /// Takes progress and, if wanted, the trace on the engine's threads.
 pub struct Teller {
@@ -47,7 +48,7 @@ impl Updates {
     fn send(&self, update: Option<Update>) {
         if let Some(update) = update {
             // Fails only when nobody listens any more.
-            let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).send(update);
+            let _ = lock(&self.0).send(update);
         }
     }
 }

@@ -72,16 +72,12 @@ impl Controller {
 
     /// The machine, for a command; `what` as in [`refused`](Self::refused).
     fn machine(&self, what: &str) -> Result<Arc<Machine>, ControlError> {
-        match self.owner.machine() {
-            (Some(machine), _) => Ok(machine),
-            (None, Life::Receiving) => Err(no_guest()),
-            (None, life) => Err(self.refused(what, Refusal::State(life))),
-        }
+        let (machine, life) = self.owner.machine();
+        machine.ok_or_else(|| self.refused(what, Refusal::State(life)))
     }
 
     fn command(&self, what: &str, event: Event) -> Result<(), ControlError> {
-        self.machine(what)?;
-        self.owner.event(event).map(|_| ()).map_err(|refusal| self.refused(what, refusal))
+        self.owner.event(event).map(drop).map_err(|refusal| self.refused(what, refusal))
     }
 
     /// The state as others see it: a reset is the beginning of a reboot, if there is to be one.
@@ -99,6 +95,10 @@ impl Controller {
             ControlError::new(ErrorCode::InvalidState, text)
         };
         match refusal {
+            Refusal::State(Life::Receiving) => {
+                ControlError::new(ErrorCode::InvalidState, "no guest has arrived yet")
+                    .hint("start `wherry migrate` at the source")
+            }
             Refusal::State(Life::Unknown) => state(&Life::Unknown.to_string()).hint(FORCE),
             Refusal::State(life) => state(&self.seen(life).to_string()),
             Refusal::Busy => ControlError::new(ErrorCode::Busy, refusal.to_string())
@@ -149,11 +149,6 @@ fn failed(e: impl std::fmt::Display) -> ControlError {
     ControlError::failed(e.to_string())
 }
 
-fn no_guest() -> ControlError {
-    ControlError::new(ErrorCode::InvalidState, "no guest has arrived yet")
-        .hint("start `wherry migrate` at the source")
-}
-
 /// A state for the API.
 fn shown(life: Life) -> VmState {
     match life {
@@ -198,9 +193,8 @@ impl VmControl for Controller {
     }
 
     fn stop(&self) -> Result<(), ControlError> {
-        self.machine("stop")?;
         let pressed = self.owner.touch(Event::Touch, Machine::press_power_button);
-        pressed.map(|_| ()).map_err(|refusal| {
+        pressed.map(drop).map_err(|refusal| {
             let error = self.refused("stop", refusal);
             match refusal {
                 Refusal::BeingHandedOver => error,
@@ -223,7 +217,7 @@ impl VmControl for Controller {
             ));
         }
         let set = self.owner.touch(Event::Touch, |m| m.set_balloon_target(target_bytes));
-        set.map(|_| ()).map_err(|refusal| {
+        set.map(drop).map_err(|refusal| {
             let error = self.refused(what, refusal);
             match refusal {
                 Refusal::State(Life::Paused) => error.hint("`wherry resume` it first"),
@@ -245,7 +239,6 @@ impl VmControl for Controller {
         request: &MigrateRequest,
         tell: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
-        self.machine("migrate")?;
         let cancel = CancelToken::new();
         let began = self.owner.migrate(&cancel);
         let (m, run) = began.map_err(|refusal| self.refused("migrate", refusal))?;
