@@ -78,26 +78,6 @@ pub trait Connections: Send {
     ) -> Result<Box<dyn Transport>, TransportError>;
 }
 
-/// A connection, and where more of them come from.
-struct Opened<M> {
-    stream: Box<dyn Transport>,
-    connections: M,
-}
-
-impl<M: Connections + Clone + 'static> Transport for Opened<M> {
-    fn split(self: Box<Self>) -> io::Result<Halves> {
-        self.stream.split()
-    }
-
-    fn data_connections(&self) -> Option<Box<dyn Connections>> {
-        Some(Box::new(self.connections.clone()))
-    }
-
-    fn peer(&self) -> String {
-        self.stream.peer()
-    }
-}
-
 impl WriteHalf for UnixStream {
     fn shutdown(&self) {
         let _ = UnixStream::shutdown(self, Shutdown::Both);

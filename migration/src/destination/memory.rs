@@ -42,16 +42,31 @@ impl Memory {
         Ok((kind, self.apply(kind, reader.payload(), ram)?))
     }
 
-    /// Checks a frame and writes its pages.
+    /// Checks a frame and writes its pages. Returns the number of those with content.
     fn apply(&mut self, kind: Kind, payload: &[u8], ram: &dyn GuestRam) -> Result<u64, Error> {
         let (runs, nr_pages) = (&mut self.runs, ram.nr_pages());
-        let content = match kind {
+        let mut content = match kind {
             Kind::Pages => parse(payload, nr_pages, runs)?,
             Kind::PagesLz4 => parse_lz4(payload, nr_pages, runs, &mut self.unpacked)?,
             _ => return Ok(0),
         };
         self.since = true;
-        apply(ram, runs, content)
+        let mut pages = 0;
+        for run in runs {
+            if run.zero {
+                let zeroed = ram.zero(run.first, u64::from(run.nr));
+                zeroed.map_err(Error::machine("zero guest memory"))?;
+                continue;
+            }
+            // `parse` has checked that the content is exactly this long.
+            let (data, rest) = content
+                .split_at_checked(run.nr as usize * PAGE_SIZE)
+                .ok_or(WireError::Runs("length of content"))?;
+            content = rest;
+            ram.write(run.first, data).map_err(Error::machine("write guest memory"))?;
+            pages += u64::from(run.nr);
+        }
+        Ok(pages)
     }
 
     /// A Sync came.
@@ -67,24 +82,4 @@ impl Memory {
     pub(super) fn complete(&self) -> bool {
         self.synced > 0 && !self.since
     }
-}
-
-/// Writes checked runs to memory. Returns the number of pages with content.
-fn apply(ram: &dyn GuestRam, runs: &[Run], mut content: &[u8]) -> Result<u64, Error> {
-    let mut pages = 0;
-    for run in runs {
-        if run.zero {
-            let zeroed = ram.zero(run.first, u64::from(run.nr));
-            zeroed.map_err(Error::machine("zero guest memory"))?;
-            continue;
-        }
-        // `parse` has checked that the content is exactly this long.
-        let (data, rest) = content
-            .split_at_checked(run.nr as usize * PAGE_SIZE)
-            .ok_or(WireError::Runs("length of content"))?;
-        content = rest;
-        ram.write(run.first, data).map_err(Error::machine("write guest memory"))?;
-        pages += u64::from(run.nr);
-    }
-    Ok(pages)
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Connections, Endpoint, Opened, TICK, Transport, TransportError};
+use super::{Connections, Endpoint, Halves, TICK, Transport, TransportError};
 use crate::control::CancelToken;
 
 /// Connects to a listening destination, waiting up to `timeout` for its name and for each of its
@@ -24,11 +24,30 @@ pub fn connect(
     cancel: &CancelToken,
 ) -> Result<Box<dyn Transport>, TransportError> {
     let (stream, found) = dial(to, timeout, cancel)?;
-    Ok(Box::new(Opened { stream, connections: Dial(found) }))
+    Ok(Box::new(Dialled { stream, found }))
 }
 
-/// Where the first connection went: a name may stand for several hosts.
-#[derive(Clone)]
+/// A connection, and where it went: a name may stand for several hosts.
+struct Dialled {
+    stream: Box<dyn Transport>,
+    found: Endpoint,
+}
+
+impl Transport for Dialled {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
+        self.stream.split()
+    }
+
+    fn data_connections(&self) -> Option<Box<dyn Connections>> {
+        Some(Box::new(Dial(self.found.clone())))
+    }
+
+    fn peer(&self) -> String {
+        self.stream.peer()
+    }
+}
+
+/// Connects to where the first connection went.
 struct Dial(Endpoint);
 
 impl Connections for Dial {

@@ -170,8 +170,21 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Opened, connect};
+    use super::super::{Halves, connect};
     use super::*;
+
+    /// A connection, and the listener that it came from.
+    struct Accepted(Box<dyn Transport>, Listener);
+
+    impl Transport for Accepted {
+        fn split(self: Box<Self>) -> io::Result<Halves> {
+            self.0.split()
+        }
+
+        fn data_connections(&self) -> Option<Box<dyn Connections>> {
+            Some(Box::new(self.1.clone()))
+        }
+    }
 
     impl Listener {
         /// Waits for somebody to connect, whoever it is.
@@ -179,8 +192,7 @@ mod tests {
             &self,
             cancel: &CancelToken,
         ) -> Result<Box<dyn Transport>, TransportError> {
-            let stream = self.next(cancel, Duration::MAX)?;
-            Ok(Box::new(Opened { stream, connections: self.clone() }))
+            Ok(Box::new(Accepted(self.next(cancel, Duration::MAX)?, self.clone())))
         }
     }
 
