@@ -205,13 +205,8 @@ impl FrameWriter {
     }
 
     /// Sends a control frame.
-    pub fn send_control<T: Serialize>(
-        &mut self,
-        kind: Kind,
-        name: &'static str,
-        payload: &T,
-    ) -> Result<(), Error> {
-        let payload = codec::encode(payload, name, kind.limit())?;
+    pub fn send_control<T: Serialize>(&mut self, kind: Kind, payload: &T) -> Result<(), Error> {
+        let payload = codec::encode(payload, kind)?;
         self.send(kind, &[&payload])
     }
 
@@ -226,7 +221,7 @@ impl FrameWriter {
         self.stall = Duration::from_millis(200);
         self.frame_limit = FrameLimit { time: 2 * self.stall, rate: u64::MAX };
         self.throttle = None;
-        let _ = self.send_control(Kind::Abort, "abort", &Abort::new(reason));
+        let _ = self.send_control(Kind::Abort, &Abort::new(reason));
     }
 
     /// From here on neither a cancel nor the stop flag keeps frames from being sent.
@@ -404,9 +399,9 @@ impl FrameReader {
         &self.payload
     }
 
-    /// Payload of the last frame, decoded.
-    pub fn control<T: Serialize + DeserializeOwned>(&self, name: &'static str) -> Result<T, Error> {
-        Ok(codec::decode(&self.payload, name)?)
+    /// Payload of the last frame, which is of this kind, decoded.
+    pub fn control<T: Serialize + DeserializeOwned>(&self, kind: Kind) -> Result<T, Error> {
+        Ok(codec::decode(&self.payload, kind)?)
     }
 
     /// Fills `buf`, whose first bytes have to be these.

@@ -99,3 +99,43 @@ impl History {
         Ok(&mut self.rounds[at])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(t_us: u64, round: u32, bytes: u64) -> Event {
+        Event { t_us, what: What::Slice(Slice { round, bytes, ..Slice::default() }) }
+    }
+
+    #[test]
+    fn events_go_to_their_rounds_and_time_does_not_go_back() {
+        let mut history = History::default();
+        let plan = RoundPlan { round: 1, to_send: 9, ..RoundPlan::default() };
+        for event in [
+            slice(50, 2, 7),
+            slice(40, 1, 8),
+            Event { t_us: 60, what: What::Round(plan) },
+            slice(u64::MAX, 1, 9),
+        ] {
+            history.take(event).unwrap();
+        }
+        let told: Vec<_> = history.rounds.iter().map(|r| (r.plan.round, r.at_us)).collect();
+        assert_eq!(told, [(1, 60), (2, 0)]);
+        let times = |at: usize| history.rounds[at].slices.iter().map(|s| s.0).collect::<Vec<_>>();
+        assert_eq!((times(0), times(1)), (vec![50, MAX_TIME_US], vec![50]));
+        assert_eq!((history.rounds[0].plan, history.rounds[0].last().bytes), (plan, 9));
+    }
+
+    #[test]
+    fn rounds_are_limited_and_those_that_are_there_go_on() {
+        let mut history = History::default();
+        for round in 0..MAX_ROUNDS as u32 {
+            history.take(slice(0, 2 * round, 1)).unwrap();
+        }
+        assert!(history.take(slice(0, 1, 1)).is_err());
+        history.take(slice(0, 2, 1)).unwrap();
+        assert_eq!(history.rounds.len(), MAX_ROUNDS);
+        assert_eq!(history.rounds[1].slices.len(), 2);
+    }
+}

@@ -265,7 +265,7 @@ fn hear(
     reader.version = version;
     reader.within(cfg.hello_timeout);
     reader.next(&[Kind::Join], "on a data connection")?;
-    let join: Join = reader.control("join")?;
+    let join: Join = reader.control(Kind::Join)?;
     if join.token != token {
         return Err(WireError::Streams("one of somebody else").into());
     }
@@ -286,7 +286,7 @@ fn step(
     let (kind, pages) = memory.next(reader, legal, ram)?;
     barrier.bytes.fetch_add(reader.bytes() - before, Ordering::Relaxed);
     if kind == Kind::Sync {
-        let SyncPoint { round } = reader.control("sync")?;
+        let SyncPoint { round } = reader.control(Kind::Sync)?;
         memory.sync(round)?;
         return barrier.sync(round);
     }

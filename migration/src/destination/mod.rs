@@ -129,11 +129,11 @@ fn introduce(
     reader.next(&[Kind::Hello], "as a greeting")?;
     let agreed = Hello::decode(reader.payload())?.agree(&cfg.versions)?;
     (reader.version, writer.version) = (agreed.version, agreed.version);
-    writer.send_control(Kind::Welcome, "welcome", &Welcome::new(agreed))?;
+    writer.send_control(Kind::Welcome, &Welcome::new(agreed))?;
     reader.next(&[Kind::Machine], "before a machine")?;
-    let machine: wire::Machine = reader.control("machine")?;
+    let machine: wire::Machine = reader.control(Kind::Machine)?;
     if machine.nr_pages == 0 || machine.nr_pages > MAX_PAGES {
-        return Err(WireError::Payload("machine").into());
+        return Err(WireError::Payload(Kind::Machine).into());
     }
     Ok((agreed, machine))
 }
@@ -284,7 +284,7 @@ impl Receiver<'_> {
 
     fn accept_lanes(&mut self, ram: &Arc<dyn GuestRam>) -> Result<(), Error> {
         self.reader.next(&[Kind::Streams], "before data connections")?;
-        let announced: wire::Streams = self.reader.control("streams")?;
+        let announced: wire::Streams = self.reader.control(Kind::Streams)?;
         let Some(connections) = &self.connections else {
             return Err(Error::Stream(TransportError::Single));
         };
@@ -338,7 +338,7 @@ impl Receiver<'_> {
             self.pages += pages;
             match kind {
                 Kind::Round => {
-                    let start: RoundStart = self.reader.control("round")?;
+                    let start: RoundStart = self.reader.control(Kind::Round)?;
                     if start.round != self.round.saturating_add(1) {
                         return Err(
                             WireError::Round { found: start.round, previous: self.round }.into()
@@ -348,7 +348,7 @@ impl Receiver<'_> {
                     self.pages = 0;
                 }
                 Kind::Sync => {
-                    let SyncPoint { round } = self.reader.control("sync")?;
+                    let SyncPoint { round } = self.reader.control(Kind::Sync)?;
                     self.memory.sync(round)?;
                     if let Some(lanes) = &self.lanes {
                         lanes.barrier().sync(round)?;
@@ -367,7 +367,7 @@ impl Receiver<'_> {
                 }
                 Kind::StateEnd => {
                     self.begin_state()?;
-                    let end: StateEnd = self.reader.control("state end")?;
+                    let end: StateEnd = self.reader.control(Kind::StateEnd)?;
                     if end.len != state.len() as u64 {
                         return Err(WireError::State("not of the announced length").into());
                     }
@@ -421,7 +421,7 @@ impl Receiver<'_> {
 
     /// Digests the chunk that the source asks for: they come in order, each once.
     fn answer(&mut self, ram: &dyn GuestRam, digester: &mut Option<Digester>) -> Result<(), Error> {
-        let VerifyChunk { first, nr } = self.reader.control("verify")?;
+        let VerifyChunk { first, nr } = self.reader.control(Kind::Verify)?;
         let due = self.verified;
         if first != due || nr == 0 || nr != chunk_at(due, ram.nr_pages()) {
             return Err(WireError::Chunk { first, nr, due }.into());

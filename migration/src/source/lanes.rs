@@ -165,7 +165,7 @@ impl Lanes {
             let patience = (cfg.stall_timeout, cfg.frame_limit);
             let mut writer = FrameWriter::new(output, cap.cloned(), patience, interrupt.clone());
             writer.version = version;
-            writer.send_control(Kind::Join, "join", &Join { stream, token })?;
+            writer.send_control(Kind::Join, &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
             let (jobs, todo) = channel();
             let thread = thread::Builder::new()
@@ -333,7 +333,7 @@ fn work(
                 Done::Pages(chunk)
             }
             Ok(Job::Sync(round)) => {
-                writer.send_control(Kind::Sync, "sync", &SyncPoint { round })?;
+                writer.send_control(Kind::Sync, &SyncPoint { round })?;
                 Done::Sync
             }
             Err(RecvTimeoutError::Timeout) => {

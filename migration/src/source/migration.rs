@@ -130,7 +130,7 @@ impl<'a> Migration<'a> {
     /// Tells the destination that a round begins.
     pub(super) fn announce(&mut self, round: &Round) -> Result<(), Error> {
         let start = RoundStart { round: round.number };
-        self.peer.writer.send_control(Kind::Round, "round", &start)
+        self.peer.writer.send_control(Kind::Round, &start)
     }
 
     /// The memory of this round is all sent: returns when it is written, too.

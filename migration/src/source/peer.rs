@@ -92,17 +92,17 @@ impl Peer {
         let wanted = wanted.into_iter().filter(|(wanted, _)| *wanted);
         let needed = wanted.fold(0, |all, (_, feature)| all | feature);
         let hello = Hello::new(&cfg.versions, needed);
-        self.writer.send_control(Kind::Hello, "hello", &hello)?;
+        self.writer.send_control(Kind::Hello, &hello)?;
         let agreed = Welcome::decode(&self.answer(Kind::Welcome)?, &hello)?;
         self.writer.version = agreed.version;
 
         let description = vm.machine.describe(agreed.version);
         let description = description.map_err(Error::machine("describe the machine"))?;
         if description.len() > MAX_DESCRIPTION {
-            return Err(WireError::Payload("description").into());
+            return Err(WireError::Payload(Kind::Machine).into());
         }
         let machine = wire::Machine { nr_pages: vm.ram.nr_pages(), description };
-        self.writer.send_control(Kind::Machine, "machine", &machine)?;
+        self.writer.send_control(Kind::Machine, &machine)?;
         self.answer(Kind::Ready)?;
         if cfg.streams > 1 { self.open_lanes(cfg) } else { Ok(Lanes::none()) }
     }
@@ -125,7 +125,7 @@ impl Peer {
         let lanes = Lanes::open(&*connections, &announced, cfg, cap, &self.interrupt, version)?;
         // They wait to be accepted by then, so that a destination need not wait for one that never
         // comes.
-        self.writer.send_control(Kind::Streams, "streams", &announced)?;
+        self.writer.send_control(Kind::Streams, &announced)?;
         Ok(lanes)
     }
 

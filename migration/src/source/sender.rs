@@ -111,7 +111,7 @@ impl Sender {
             return Ok(());
         }
         self.lanes.sync(round)?;
-        out.send_control(Kind::Sync, "sync", &SyncPoint { round })
+        out.send_control(Kind::Sync, &SyncPoint { round })
     }
 
     /// Whether everything is written; waits a tick for it. Its bytes and its time are known then.

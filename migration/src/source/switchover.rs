@@ -60,7 +60,7 @@ pub(super) fn send_state(m: &mut Migration<'_>, state: &[u8]) -> Result<(), Erro
         m.peer.writer.send(Kind::State, &[part])?;
     }
     let end = StateEnd { len: state.len() as u64, crc: crc32fast::hash(state) };
-    m.peer.writer.send_control(Kind::StateEnd, "state end", &end)?;
+    m.peer.writer.send_control(Kind::StateEnd, &end)?;
     m.peer.expect(Kind::Loaded)?;
     m.report.downtime.state_us += m.paused.lap();
     Ok(())

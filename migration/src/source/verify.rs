@@ -68,6 +68,6 @@ fn ask(m: &mut Migration<'_>, first: u64) -> Result<(), Error> {
     debug_assert!(first.is_multiple_of(u64::from(CHUNK_PAGES)) || first == m.nr_pages);
     match chunk_at(first, m.nr_pages) {
         0 => Ok(()),
-        nr => m.peer.writer.send_control(Kind::Verify, "verify", &VerifyChunk { first, nr }),
+        nr => m.peer.writer.send_control(Kind::Verify, &VerifyChunk { first, nr }),
     }
 }

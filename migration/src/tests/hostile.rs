@@ -36,22 +36,22 @@ pub(super) fn frame_of(version: u16, kind: u16, seq: u64, payload: &[u8]) -> Vec
 
 pub(super) fn hello(needed: u64) -> (Kind, Vec<u8>) {
     let hello = Hello::new(&VERSIONS, needed);
-    (Kind::Hello, codec::encode(&hello, "hello", 1024).unwrap())
+    (Kind::Hello, codec::encode(&hello, Kind::Hello).unwrap())
 }
 
 pub(super) fn machine(nr_pages: u64) -> (Kind, Vec<u8>) {
     let machine = Machine { nr_pages, description: b"model".to_vec() };
-    (Kind::Machine, codec::encode(&machine, "machine", 1 << 20).unwrap())
+    (Kind::Machine, codec::encode(&machine, Kind::Machine).unwrap())
 }
 
 /// A destination's Welcome that uses these features, and its Ready.
 pub(super) fn welcome(features: u64) -> Vec<(Kind, Vec<u8>)> {
     let welcome = Welcome::new(Agreed { version: NEWEST, features });
-    vec![(Kind::Welcome, codec::encode(&welcome, "welcome", 1024).unwrap()), (Kind::Ready, vec![])]
+    vec![(Kind::Welcome, codec::encode(&welcome, Kind::Welcome).unwrap()), (Kind::Ready, vec![])]
 }
 
 pub(super) fn round(round: u32) -> Vec<u8> {
-    codec::encode(&RoundStart { round }, "round", 64).unwrap()
+    codec::encode(&RoundStart { round }, Kind::Round).unwrap()
 }
 
 pub(super) fn pages(first: u64, nr: u32, zero: bool, content: usize) -> Vec<u8> {
@@ -70,7 +70,7 @@ fn packed_pages(first: u64, nr: u32, len: usize) -> Vec<u8> {
 
 fn end(state: &[u8]) -> Vec<u8> {
     let end = StateEnd { len: state.len() as u64, crc: crc32fast::hash(state) };
-    codec::encode(&end, "end", 64).unwrap()
+    codec::encode(&end, Kind::StateEnd).unwrap()
 }
 
 /// Feeds bytes to a receiver and then ends the stream.
@@ -147,7 +147,7 @@ fn hostile_streams_are_refused() {
     let mut giant_vec = machine(100).1;
     giant_vec[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
     let later = Hello::new(&(NEWEST + 1..=NEWEST + 2), 0);
-    let later = codec::encode(&later, "hello", 1024).unwrap();
+    let later = codec::encode(&later, Kind::Hello).unwrap();
     let other = frame_of(NEWEST + 1, Kind::Round as u16, 2, &round(1));
     let mut packed = valid();
     packed[3] = (Kind::PagesLz4, packed_pages(3, 1, 4096));
@@ -236,7 +236,7 @@ fn peers_that_are_not_wherry_or_not_this_version_are_told_apart() {
     // one of this side's.
     let version = answer(frame_of(1, Kind::Welcome as u16, 0, &[0; 8])).to_string();
     assert!(version.contains("the other has version 1, this one version"), "{version}");
-    let abort = codec::encode(&crate::wire::Abort::new("speaks 1"), "abort", 64).unwrap();
+    let abort = codec::encode(&crate::wire::Abort::new("speaks 1"), Kind::Abort).unwrap();
     let refused = answer(frame_of(1, Kind::Abort as u16, 0, &abort));
     assert!(matches!(&refused, Error::Refused(why) if why == "speaks 1"), "{refused:?}");
     let unexpected = answer(frame(Kind::Running as u16, 0, &[]));

@@ -90,7 +90,7 @@ fn strangers_are_turned_away_and_the_source_is_taken() {
         // Not left hanging either.
         let _ = noise.read_to_end(&mut Vec::new());
     }
-    let abort = codec::encode(&Abort::new("no\x1b[31m"), "abort", 64).unwrap();
+    let abort = codec::encode(&Abort::new("no\x1b[31m"), Kind::Abort).unwrap();
     host.visit().write_all(&frame(Kind::Abort as u16, 0, &abort)).unwrap();
     let why = host.turned_away();
     assert!(why.contains("no\u{fffd}[31m") && !why.contains('\x1b'), "{why:?}");

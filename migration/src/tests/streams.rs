@@ -120,15 +120,15 @@ fn sockets_have_further_connections() {
 const TOKEN: u128 = 77;
 
 fn join(stream: u32, token: u128) -> Vec<u8> {
-    codec::encode(&Join { stream, token }, "join", 64).unwrap()
+    codec::encode(&Join { stream, token }, Kind::Join).unwrap()
 }
 
 fn sync(round: u32) -> (Kind, Vec<u8>) {
-    (Kind::Sync, codec::encode(&SyncPoint { round }, "sync", 64).unwrap())
+    (Kind::Sync, codec::encode(&SyncPoint { round }, Kind::Sync).unwrap())
 }
 
 fn streams(nr: u32) -> (Kind, Vec<u8>) {
-    (Kind::Streams, codec::encode(&Streams { nr, token: TOKEN }, "streams", 64).unwrap())
+    (Kind::Streams, codec::encode(&Streams { nr, token: TOKEN }, Kind::Streams).unwrap())
 }
 
 type Frames = Vec<(Kind, Vec<u8>)>;
@@ -146,7 +146,7 @@ fn valid() -> (Frames, [Frames; 2]) {
         (Kind::Round, round(2)),
         sync(2),
         (Kind::State, b"state".to_vec()),
-        (Kind::StateEnd, codec::encode(&end, "end", 64).unwrap()),
+        (Kind::StateEnd, codec::encode(&end, Kind::StateEnd).unwrap()),
         (Kind::HandOff, vec![]),
     ];
     let lane = |stream: u32| {
@@ -405,7 +405,7 @@ fn a_source_that_gave_up_is_believed_about_why() {
     let (mut first, [a, b]) = valid();
     // The first connection waits for the others when these end; the reason lies behind.
     first.truncate(4);
-    first.push((Kind::Abort, codec::encode(&Abort::new("cancelled"), "abort", 64).unwrap()));
+    first.push((Kind::Abort, codec::encode(&Abort::new("cancelled"), Kind::Abort).unwrap()));
     let (result, _) = feed(&first, vec![stream(&a[..2]), stream(&b)]);
     let cause = result.unwrap_err().cause;
     assert!(matches!(&cause, Error::PeerAbort(why) if why == "cancelled"), "{cause:?}");

@@ -162,7 +162,7 @@ fn stray_content_at_the_destination_is_wrong_and_only_sixteen_pages_are_named() 
 }
 
 fn ask(first: u64, nr: u32) -> Vec<u8> {
-    codec::encode(&VerifyChunk { first, nr }, "verify", 64).unwrap()
+    codec::encode(&VerifyChunk { first, nr }, Kind::Verify).unwrap()
 }
 
 /// A valid, verified migration of two chunks.
@@ -177,7 +177,7 @@ fn valid() -> Vec<(Kind, Vec<u8>)> {
         (Kind::Idle, vec![]),
         (Kind::Verify, ask(u64::from(CHUNK_PAGES), 9)),
         (Kind::State, b"state".to_vec()),
-        (Kind::StateEnd, codec::encode(&end, "end", 64).unwrap()),
+        (Kind::StateEnd, codec::encode(&end, Kind::StateEnd).unwrap()),
         (Kind::HandOff, vec![]),
     ]
 }

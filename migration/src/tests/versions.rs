@@ -13,13 +13,13 @@ use crate::traits::{Machine, SourceVm};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
-use crate::wire::{Abort, Join, Kind, StateEnd, Streams, SyncPoint, VerifyChunk, codec};
+use crate::wire::{Abort, Join, Kind, StateEnd, Streams, SyncPoint, VerifyChunk};
 use crate::*;
 
 /// The payload of a frame of each kind.
 fn payload(kind: Kind) -> Vec<u8> {
     fn control<T: serde::Serialize>(value: &T) -> Vec<u8> {
-        codec::encode(value, "golden", 1 << 20).unwrap()
+        wherry_codec::encode(value).unwrap()
     }
     let release = || "wherry 0.2.0".to_string();
     match kind {

@@ -60,8 +60,8 @@ pub enum WireError {
         len: u32,
     },
     /// A control payload that does not decode, or decodes and leaves bytes over.
-    #[error("malformed {0} payload")]
-    Payload(&'static str),
+    #[error("malformed payload in a {0:?} frame")]
+    Payload(Kind),
     /// A page table that lies.
     #[error("invalid page runs: {0}")]
     Runs(&'static str),

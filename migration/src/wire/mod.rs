@@ -260,7 +260,7 @@ impl Abort {
 
     /// From the wire.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        codec::decode_front(bytes, "abort")
+        codec::decode_front(bytes, Kind::Abort)
     }
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::FEATURES;
 use super::codec::decode_front;
 use super::error::{NoCommonVersion, WireError};
+use super::kind::Kind;
 use super::text::printable;
 
 /// The first version in which two sides agree on one.
@@ -75,9 +76,9 @@ impl Hello {
 
     /// From the wire.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let hello: Self = decode_front(bytes, "hello")?;
+        let hello: Self = decode_front(bytes, Kind::Hello)?;
         let fine = hello.oldest <= hello.newest && hello.release.len() <= MAX_RELEASE;
-        if fine { Ok(hello) } else { Err(WireError::Payload("hello")) }
+        if fine { Ok(hello) } else { Err(WireError::Payload(Kind::Hello)) }
     }
 
     /// What a destination that speaks `versions` agrees to.
@@ -103,9 +104,9 @@ impl Welcome {
 
     /// From the wire, as the answer to `hello`.
     pub(crate) fn decode(bytes: &[u8], hello: &Hello) -> Result<Agreed, WireError> {
-        let Self { version, features, release } = decode_front(bytes, "welcome")?;
+        let Self { version, features, release } = decode_front(bytes, Kind::Welcome)?;
         if !(hello.oldest..=hello.newest).contains(&version) || release.len() > MAX_RELEASE {
-            return Err(WireError::Payload("welcome"));
+            return Err(WireError::Payload(Kind::Welcome));
         }
         let wrong = hello.needed & !features | features & !(hello.needed | hello.offered);
         if wrong == 0 { Ok(Agreed { version, features }) } else { Err(WireError::Features(wrong)) }
