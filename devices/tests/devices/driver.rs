@@ -123,6 +123,14 @@ pub fn inb(addr: u64, len: u32) -> Buf {
     Buf(addr, len, true)
 }
 
+/// Writes a descriptor at `at`.
+pub fn write_desc(mem: &GuestMemory, at: u64, addr: u64, len: u32, flags: u16, next: u16) {
+    mem.write_obj(addr, GuestAddress(at)).unwrap();
+    mem.write_obj(len, GuestAddress(at + 8)).unwrap();
+    mem.write_obj(flags, GuestAddress(at + 12)).unwrap();
+    mem.write_obj(next, GuestAddress(at + 14)).unwrap();
+}
+
 /// The driver's side of one ring.
 #[derive(Debug, Clone, Default)]
 pub struct Ring {
@@ -313,13 +321,6 @@ impl Rig {
         at
     }
 
-    fn write_desc(&self, at: u64, addr: u64, len: u32, flags: u16, next: u16) {
-        self.mem.write_obj(addr, GuestAddress(at)).unwrap();
-        self.mem.write_obj(len, GuestAddress(at + 8)).unwrap();
-        self.mem.write_obj(flags, GuestAddress(at + 12)).unwrap();
-        self.mem.write_obj(next, GuestAddress(at + 14)).unwrap();
-    }
-
     /// Makes a chain available without a kick. Returns its head.
     pub fn add(&mut self, queue: usize, bufs: &[Buf]) -> u16 {
         let ring = self.rings[&queue].clone();
@@ -328,7 +329,8 @@ impl Rig {
             let index = (head + nth as u16) % QUEUE_SIZE;
             let more = if nth + 1 < bufs.len() { NEXT } else { 0 };
             let flags = more | if *write { WRITE } else { 0 };
-            self.write_desc(
+            write_desc(
+                &self.mem,
                 ring.desc + 16 * u64::from(index),
                 *addr,
                 *len,
@@ -347,7 +349,7 @@ impl Rig {
         for (nth, Buf(addr, len, write)) in bufs.iter().enumerate() {
             let more = if nth + 1 < bufs.len() { NEXT } else { 0 };
             let flags = more | if *write { WRITE } else { 0 };
-            self.write_desc(table + 16 * nth as u64, *addr, *len, flags, nth as u16 + 1);
+            write_desc(&self.mem, table + 16 * nth as u64, *addr, *len, flags, nth as u16 + 1);
         }
         self.add_raw(queue, table, bufs.len() as u32 * 16, INDIRECT, 0)
     }
@@ -358,7 +360,7 @@ impl Rig {
         let head = ring.next_desc;
         ring.next_desc = (head + 1) % QUEUE_SIZE;
         let at = ring.desc + 16 * u64::from(head);
-        self.write_desc(at, addr, len, flags, next);
+        write_desc(&self.mem, at, addr, len, flags, next);
         self.publish(queue, head);
         head
     }

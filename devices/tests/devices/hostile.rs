@@ -44,14 +44,7 @@ fn write_garbage(rig: &mut Rig, descs: &[(u16, u64, u32, u16, u16)], heads: &[(u
         let table = rig.rings[&queue].desc;
         for (index, addr, len, flags, next) in descs {
             let at = table + 16 * u64::from(*index);
-            let bytes = [
-                addr.to_le_bytes().to_vec(),
-                len.to_le_bytes().to_vec(),
-                flags.to_le_bytes().to_vec(),
-                next.to_le_bytes().to_vec(),
-            ]
-            .concat();
-            rig.mem.write_slice(&bytes, GuestAddress(at)).unwrap();
+            write_desc(&rig.mem, at, *addr, *len, *flags, *next);
         }
     }
     for (queue, head) in heads {

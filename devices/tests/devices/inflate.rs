@@ -88,7 +88,7 @@ fn i5_the_guest_may_deflate_below_the_target_at_any_time() {
     rig.inflate(&[pfn(FREE), pfn(FREE + PAGE)]);
     rig.deflate(&[pfn(FREE), pfn(FREE + PAGE)]);
     assert!(rig.balloon.ballooned().is_empty());
-    assert_eq!(rig.balloon.target(), 2);
+    assert_eq!(rig.balloon.figures().target_pages, 2);
 }
 
 #[test]

@@ -296,7 +296,7 @@ fn h14_done_is_forced_on_restore() {
         assert_eq!(there.interrupts(), 0, "no interrupt before the machine is resumed");
         there.balloon.set_paused(false);
         assert_eq!(there.interrupts(), 0, "nor before the guest is told");
-        there.balloon.announce_done();
+        there.balloon.device().urgent().announce();
         assert_eq!(there.config(CONFIG_CMD_ID), CMD_DONE);
         assert_eq!(there.r32(offset::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
         assert!(there.interrupts() > 0);
@@ -311,12 +311,12 @@ fn h14_done_is_forced_on_restore() {
         let mut there = there.move_to(&state).unwrap();
         there.balloon.set_paused(false);
         let edges = there.interrupts();
-        there.balloon.announce_done();
+        there.balloon.device().urgent().announce();
         assert_eq!((there.interrupts(), there.config(CONFIG_CMD_ID)), (edges + 1, CMD_DONE));
         let started = there.start_hinting().0;
         assert_eq!(started, id + 1, "ids go on");
         let edges = there.interrupts();
-        there.balloon.announce_done();
+        there.balloon.device().urgent().announce();
         assert_eq!(
             (there.interrupts(), there.config(CONFIG_CMD_ID)),
             (edges, started),

@@ -166,7 +166,7 @@ fn s3_while_paused_nothing_that_is_asked_for_changes_memory_or_state() {
     let memory = contents(&rig);
     assert!(!rig.balloon.request_stats());
     assert!(!rig.balloon.set_target(100));
-    rig.balloon.announce_done();
+    rig.balloon.device().urgent().announce();
     rig.balloon.figures();
     rig.balloon.ballooned();
     rig.run();

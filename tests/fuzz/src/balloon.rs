@@ -317,7 +317,7 @@ impl Guest {
             6 => b.set_discard_allowed(input.u8() & 1 == 0),
             7 => b.ballooned().into_iter().for_each(|(gpa, len)| assert_in_ram(gpa, len)),
             8 => drop(b.figures()),
-            9 => b.announce_done(),
+            9 => b.device().urgent().announce(),
             10 => b.set_paused(true),
             11 => b.set_paused(false),
             _ => drop((b.stats(), b.hint_rested(), b.hint_finished(), b.guest_free_bytes())),
@@ -343,7 +343,7 @@ impl Guest {
         assert_eq!(again.device.held_stats, state.device.held_stats);
         assert_eq!(again.device.ballooned, state.device.ballooned);
         there.set_paused(false);
-        there.announce_done();
+        there.device().urgent().announce();
         self.bus = there.bus_device();
         self.balloon = there;
     }

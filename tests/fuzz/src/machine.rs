@@ -89,7 +89,7 @@ fn balloon(state: &BalloonDeviceStateV1) {
     assert!(restore(&balloon.state(), &mem).is_some(), "its own state is refused");
     let bus = balloon.bus_device();
     balloon.set_paused(false);
-    balloon.announce_done();
+    balloon.device().urgent().announce();
     for queue in 0..5 {
         for _ in 0..16 {
             balloon.device().patient().process_queue(queue);

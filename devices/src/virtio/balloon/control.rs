@@ -61,7 +61,7 @@ impl Balloon {
     /// Builds the balloon as saved, or refuses. `cfg` must offer what the saved one offered; its
     /// target is ignored. The device comes paused: resume it after the interrupt controller was
     /// restored and when the guest may run. If the driver may hold hinted pages, the field shows
-    /// DONE; [`BalloonHandle::announce_done`] tells it.
+    /// DONE; [`Device::announce`](crate::device::Device::announce) tells it.
     pub fn restore(
         cfg: BalloonConfig,
         mem: Arc<GuestMemory>,
@@ -152,11 +152,6 @@ impl BalloonHandle {
             device.config_changed();
         }
         true
-    }
-
-    /// What the guest is asked for, in pages of 4096 bytes.
-    pub fn target(&self) -> u32 {
-        self.device.urgent().device().num_pages
     }
 
     /// What the driver says it gave, in pages. Its word only; see [`ballooned`](Self::ballooned).
@@ -286,22 +281,9 @@ impl BalloonHandle {
         returned
     }
 
-    /// Tells the driver of a restored balloon that it finds DONE, if it may hold hinted pages. Call
-    /// it soon after the guest runs, but not at once (while paused it is put off until the resume):
-    /// Linux takes all of its pages back with interrupts off, which touches memory that the host
-    /// has not mapped for the guest yet. Does nothing if hinting has started again meanwhile.
-    pub fn announce_done(&self) {
-        self.device.urgent().announce();
-    }
-
     /// A guard that calls [`hint_done`](Self::hint_done) when it is dropped.
     pub fn done_guard(&self) -> DoneGuard {
         DoneGuard(self.clone())
-    }
-
-    /// What free_page_hint_cmd_id shows: 0 STOP, 1 DONE, else the active id.
-    pub fn hint_field(&self) -> u32 {
-        self.device.urgent().device().hinting.field()
     }
 
     /// Whether the driver sent STOP for the id that was last published: it has no more pages to

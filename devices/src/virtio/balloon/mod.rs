@@ -159,7 +159,9 @@ impl VirtioDevice for Balloon {
         Ok(self.hinting.field() != state.hinting.field)
     }
 
-    /// The driver finds DONE, if it may hold hinted pages.
+    /// The driver finds DONE, if it may hold hinted pages. Not at once after the guest runs: Linux
+    /// takes all of its pages back with interrupts off, which touches memory that the host has not
+    /// mapped for the guest yet.
     fn announce(&mut self) -> bool {
         self.hinting.field() == CMD_DONE
     }

@@ -7,7 +7,7 @@ use wherry_devices::virtio::balloon::BalloonHandle;
 use wherry_devices::virtio::mmio::regs::{offset, status};
 
 use super::{Bench, Rng, Side};
-use crate::driver::{Buf, NEXT, WRITE};
+use crate::driver::{Buf, NEXT, WRITE, write_desc};
 
 const RINGS: u64 = 0x1_0000;
 const RING: u64 = 0x4000;
@@ -121,13 +121,7 @@ impl Driver {
             let more = if nth + 1 < bufs.len() { NEXT } else { 0 };
             let flags = more | if *write { WRITE } else { 0 };
             let slot = desc(queue) + 16 * u64::from(index);
-            let bytes = [
-                &at.to_le_bytes()[..],
-                &len.to_le_bytes(),
-                &flags.to_le_bytes(),
-                &(index + 1).to_le_bytes(),
-            ];
-            bench.mem.write_slice(&bytes.concat(), GuestAddress(slot)).unwrap();
+            write_desc(&bench.mem, slot, *at, *len, flags, index + 1);
         }
         let ring = &mut self.rings[queue];
         let slot = avail(queue) + 4 + 2 * u64::from(ring.avail % ring.size);

@@ -41,7 +41,6 @@ pub struct Args {
 struct Rules<'a> {
     crates: &'a [(&'a str, &'a [&'a str])],
     never: &'a [(&'a str, &'a str)],
-    soon: &'a [(&'a str, &'a str)],
 }
 
 /// Runs `cargo xtask house`.
@@ -55,7 +54,7 @@ pub fn main(args: &Args) -> Result<u8> {
     if args.count {
         return Ok(0);
     }
-    let rules = Rules { crates: rules::CRATES, never: rules::NEVER, soon: rules::SOON };
+    let rules = Rules { crates: rules::CRATES, never: rules::NEVER };
     let mut faults = faults(&house, &rules);
     faults.extend(wide_lines(&root)?);
     faults.iter().for_each(|fault| note(fault));
@@ -84,11 +83,7 @@ fn faults(house: &House, rules: &Rules) -> Vec<String> {
         faults.push(text);
     }
     faults.extend(crate_faults(house, rules));
-    for (rows, soon) in [(rules.never, false), (rules.soon, true)] {
-        for (from, to) in rows {
-            faults.extend(row_faults(house, from, to, soon));
-        }
-    }
+    faults.extend(rules.never.iter().flat_map(|(from, to)| row_faults(house, from, to)));
     faults
 }
 
@@ -123,31 +118,23 @@ fn crate_faults(house: &House, rules: &Rules) -> Vec<String> {
     faults
 }
 
-/// What is wrong with `from must not name to`; a row that does not hold `soon` is fine.
-fn row_faults(house: &House, from: &str, to: &str, soon: bool) -> Vec<String> {
+/// What is wrong with `from must not name to`.
+fn row_faults(house: &House, from: &str, to: &str) -> Vec<String> {
     let below = |file: &str, place: &str| {
         file.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     let lost = [from, to].into_iter().find(|place| !files_of(house).any(|file| below(file, place)));
-    if let Some(place) = lost.filter(|_| !soon) {
+    if let Some(place) = lost {
         return vec![format!("there is no {place}: mend the row {from} -> {to}")];
     }
-    if lost.is_some() {
-        return Vec::new();
-    }
-    let broken: Vec<_> = house
+    house
         .arrows
         .iter()
         .filter(|((file, target), _)| below(file, from) && below(target, to))
         .map(|((file, target), names)| {
             format!("{file} must not name {target} ({names:?}): {from} -> {to} is in NEVER")
         })
-        .collect();
-    match (soon, broken.is_empty()) {
-        (false, _) => broken,
-        (true, false) => Vec::new(),
-        (true, true) => vec![format!("{from} -> {to} holds now: move it from SOON to NEVER")],
-    }
+        .collect()
 }
 
 /// Lines of Rust and Markdown that are too wide. Tables and printed output are free, and so are
@@ -259,7 +246,7 @@ mod tests {
         graph::read(dir.path()).unwrap()
     }
 
-    const FREE: Rules = Rules { crates: &[("rooms", &[])], never: &[], soon: &[] };
+    const FREE: Rules = Rules { crates: &[("rooms", &[])], never: &[] };
 
     const LIB: (&str, &str) = ("lib.rs", "mod a;\nmod b;\n");
 
@@ -302,8 +289,7 @@ mod tests {
         let (a, b) = ("rooms/src/a.rs", "rooms/src/b.rs");
         let say = |rules: Rules| faults(&house, &rules).join("\n");
         assert!(say(Rules { never: &[(a, b)], ..FREE }).contains("must not name"));
-        assert_eq!(say(Rules { never: &[(b, a)], soon: &[(a, b)], ..FREE }), "");
-        assert!(say(Rules { soon: &[(b, a)], ..FREE }).contains("move it from SOON to NEVER"));
+        assert_eq!(say(Rules { never: &[(b, a)], ..FREE }), "");
         assert!(say(Rules { never: &[("rooms/src/c", b)], ..FREE }).contains("there is no"));
         assert!(say(Rules { crates: &[], ..FREE }).contains("has no row"));
         assert!(say(Rules { crates: &[("rooms", &["x"])], ..FREE }).contains("does not import"));

@@ -43,6 +43,3 @@ pub const NEVER: &[(&str, &str)] = &[
     ("vmm/src/memory", "vmm/src/machine"),
     ("vmm/src/vcpu", "vmm/src/machine"),
 ];
-
-/// Rows that do not hold yet. One that does has to move to `NEVER`.
-pub const SOON: &[(&str, &str)] = &[];
