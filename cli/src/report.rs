@@ -5,7 +5,8 @@
 
 use serde::Deserialize;
 use serde_json::Value;
-use wherry_migration::report::{Downtime, HintFigures};
+use wherry_migration::VerifyReport;
+use wherry_migration::report::{Downtime, HintFigures, RoundReport};
 
 use super::output::Output;
 use super::units::{show_bytes, show_millis};
@@ -106,23 +107,8 @@ impl Progress {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Round {
-    round: u32,
-    bytes: u64,
-    sent: u64,
-    zero: u64,
-    hole: u64,
-    ballooned: u64,
-    clean: u64,
-    duration_ms: u64,
-    #[serde(flatten)]
-    hinting: HintFigures,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
 struct Report {
-    rounds: Vec<Round>,
+    rounds: Vec<RoundReport>,
     nr_pages: u64,
     total_bytes: u64,
     hinting: HintFigures,
@@ -131,17 +117,7 @@ struct Report {
     compression: String,
     streams: u32,
     hints: String,
-    verify: Option<Verify>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Verify {
-    equal: u64,
-    free: u64,
-    wrong: u64,
-    ms: u64,
-    bytes: u64,
+    verify: Option<VerifyReport>,
 }
 
 fn ms(us: u64) -> String {
@@ -165,8 +141,8 @@ pub fn hint_lines(report: Option<&Value>, progress: Option<&Value>) -> Vec<(&'st
 }
 
 /// A table of rounds, in pages.
-fn print_rounds(out: &mut Output, rounds: &[Round]) {
-    let row = |r: &Round| {
+fn print_rounds(out: &mut Output, rounds: &[RoundReport]) {
+    let row = |r: &RoundReport| {
         let h = &r.hinting;
         let pages = [r.sent, r.zero, r.hole, h.hinted, h.hinted_too_late, r.ballooned, r.clean];
         let mut row = vec![r.round.to_string(), show_bytes(r.bytes)];
@@ -213,7 +189,8 @@ pub fn print(out: &mut Output, value: &Value) {
         ms(d.resume_us)
     ));
     if !["", "none"].contains(&report.compression.as_str()) {
-        let all = |of: fn(&Round) -> u64| report.rounds.iter().map(of).fold(0, u64::saturating_add);
+        let all =
+            |of: fn(&RoundReport) -> u64| report.rounds.iter().map(of).fold(0, u64::saturating_add);
         let (content, bytes) = (show_pages(all(|r| r.sent)), show_bytes(all(|r| r.bytes)));
         out.line(format!("compression: {}, {content} of memory in {bytes}", report.compression));
     }

@@ -26,7 +26,8 @@ use crate::units::PAGE_SIZE;
 use crate::verify::verdict::VerifyReport;
 
 /// One round.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RoundReport {
     /// Number, from 1.
     pub round: u32,
@@ -47,7 +48,9 @@ pub struct RoundReport {
     pub hinting: HintFigures,
     /// Length of the round in milliseconds.
     pub duration_ms: u64,
-    /// How hints were honoured; `None` if none were asked for.
+    /// How hints were honoured; `None` if none were asked for, and for whoever reads a report: it
+    /// may be of an engine that knows other ways.
+    #[serde(skip_deserializing)]
     pub hint_mode: Option<HintMode>,
     /// Milliseconds that the sender held back for hints.
     pub held_ms: u64,

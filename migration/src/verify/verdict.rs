@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Wrong pages named in an error; more are only counted.
 pub const NAMED: usize = 16;
@@ -11,7 +11,8 @@ const LAST_ROUND: u32 = 31;
 
 /// Outcome of a verification that found nothing wrong. `equal + free + wrong` is the number of
 /// pages of memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VerifyReport {
     /// Pages with the same content on both sides.
     pub equal: u64,

@@ -5,14 +5,6 @@ use std::time::{Duration, Instant};
 use super::Machine;
 use crate::life::Event;
 use crate::life::owner::Owner;
-use crate::memory::PAGE;
-
-impl Machine {
-    /// Asks the guest for a balloon of this many bytes. False while paused.
-    pub fn set_balloon_target(&self, bytes: u64) -> bool {
-        self.balloon().is_none_or(|b| b.set_target(u32::try_from(bytes / PAGE).unwrap_or(u32::MAX)))
-    }
-}
 
 /// Asks the guest for fresh statistics, if its machine may be touched and its balloon gives them,
 /// and waits until they come, at most for `timeout`.

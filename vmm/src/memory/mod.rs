@@ -126,13 +126,6 @@ impl Ram {
         }
     }
 
-    /// Guest-physical address of a page.
-    pub fn gpa_of_page(&self, page: u64) -> Option<u64> {
-        let r = self.regions.iter().rfind(|r| r.first_page <= page)?;
-        let off = (page - r.first_page) * PAGE;
-        (off < r.len).then_some(r.gpa + off)
-    }
-
     /// Punches a hole: the pages read as zero and their memory is the host's again. The mapping
     /// stays valid: a later access sees fresh zero pages, which guest memory users (volatile
     /// accesses only) must expect anyway.
@@ -217,7 +210,9 @@ impl GuestRam for Ram {
     }
 
     fn address(&self, page: u64) -> u64 {
-        self.gpa_of_page(page).unwrap_or(u64::MAX)
+        let within = |r: &&Region| page >= r.first_page && page - r.first_page < r.len / PAGE;
+        let region = self.regions.iter().find(within);
+        region.map_or(u64::MAX, |r| r.gpa + (page - r.first_page) * PAGE)
     }
 }
 
@@ -278,9 +273,9 @@ mod tests {
         assert_eq!(high.gpa, 4 << 30);
         ram.memory().write_obj(0x77u8, GuestAddress(high.gpa + 5)).unwrap();
         assert_eq!(pages(&ram), [high.first_page]);
-        assert_eq!(ram.gpa_of_page(high.first_page), Some(4 << 30));
+        assert_eq!(ram.address(high.first_page), 4 << 30);
         assert_eq!(ram.address(high.first_page + 1), (4 << 30) + PAGE);
-        assert_eq!(ram.gpa_of_page(ram.nr_pages()), None);
+        assert_eq!(ram.address(ram.nr_pages()), u64::MAX);
         let mut got = vec![];
         // A range over the device hole: the end of low RAM and the start of high RAM, whole pages
         // only.

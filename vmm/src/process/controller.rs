@@ -42,7 +42,8 @@ pub struct Controller {
     pub(super) identity: Identity,
     started: Instant,
     pub(super) console: Console,
-    owner: Arc<Owner<Machine>>,
+    /// Who stops, starts and gives away the machine.
+    pub(super) owner: Arc<Owner<Machine>>,
     /// vCPUs and bytes of RAM, once a machine was replaced by one like it.
     shape: OnceLock<(u32, u64)>,
 }
@@ -57,11 +58,6 @@ impl Controller {
             owner: Arc::default(),
             shape: OnceLock::new(),
         }
-    }
-
-    /// Who stops, starts and gives away the machine.
-    pub fn owner(&self) -> &Arc<Owner<Machine>> {
-        &self.owner
     }
 
     /// The machine gives way to a new one like it.
@@ -216,7 +212,8 @@ impl VmControl for Controller {
                 format!("the target is larger than guest RAM ({} MiB)", m.ram().bytes() >> 20),
             ));
         }
-        let set = self.owner.touch(Event::Touch, |m| m.set_balloon_target(target_bytes));
+        let pages = u32::try_from(target_bytes / PAGE).unwrap_or(u32::MAX);
+        let set = self.owner.touch(Event::Touch, |m| m.balloon().map(|b| b.set_target(pages)));
         set.map(drop).map_err(|refusal| {
             let error = self.refused(what, refusal);
             match refusal {

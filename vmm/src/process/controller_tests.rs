@@ -19,7 +19,7 @@ fn paused() -> Option<(Controller, Arc<Machine>)> {
     let controller = Controller::new(identity, console.clone());
     let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
     let machine = Arc::new(Machine::build(&description, hooks).ok()?);
-    controller.owner().arrive(machine.clone(), false).unwrap();
+    controller.owner.arrive(machine.clone(), false).unwrap();
     Some((controller, machine))
 }
 
@@ -69,8 +69,8 @@ fn no_command_changes_memory_or_state_of_a_paused_machine() {
 #[test]
 fn commands_say_why_they_are_refused_while_the_guest_is_handed_over() {
     let Some((vm, _machine)) = paused() else { return };
-    vm.owner().migrate(&CancelToken::new()).unwrap();
-    vm.owner().event(Event::Hold).unwrap();
+    vm.owner.migrate(&CancelToken::new()).unwrap();
+    vm.owner.event(Event::Hold).unwrap();
     for error in [vm.stop().unwrap_err(), vm.balloon_set(1 << 20).unwrap_err()] {
         assert!(error.message.contains("is being handed over"), "{}", error.message);
     }
@@ -88,7 +88,7 @@ fn a_vm_that_reboots_says_so_until_its_next_machine_is_there() {
     for step in 0..3 {
         match step {
             0 => {}
-            1 => drop(vm.owner().event(Event::Reboot).unwrap()),
+            1 => drop(vm.owner.event(Event::Reboot).unwrap()),
             _ => vm.replace(machine.description()),
         }
         let info = vm.info();
@@ -118,10 +118,10 @@ fn cancel_says_what_became_of_the_migration() {
     for moved in [true, false] {
         let Some((vm, _machine)) = paused() else { return };
         assert_eq!(said(&vm).message, "no migration is under way");
-        vm.owner().migrate(&CancelToken::new()).unwrap();
-        vm.owner().event(Event::Hold).unwrap();
-        vm.owner().event(Event::HandOver).unwrap();
-        vm.owner().engine_ended(moved);
+        vm.owner.migrate(&CancelToken::new()).unwrap();
+        vm.owner.event(Event::Hold).unwrap();
+        vm.owner.event(Event::HandOver).unwrap();
+        vm.owner.engine_ended(moved);
         let error = said(&vm);
         assert!(error.message.starts_with("it is too late to cancel: "), "{}", error.message);
         assert_eq!(error.code == ErrorCode::MigrationUnknown, !moved, "{}", error.message);

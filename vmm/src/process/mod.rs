@@ -67,7 +67,7 @@ impl Host {
     }
 
     fn owner(&self) -> &Arc<Owner<Machine>> {
-        self.controller.owner()
+        &self.controller.owner
     }
 
     fn hooks(&self) -> MachineHooks {
