@@ -144,6 +144,9 @@ pub struct Build<'a> {
     pub host: &'a dyn Host,
 }
 
+/// Why a device refuses, for people to read.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a device could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {} `{id}` ({kind})", if *.restore { "restore" } else { "build" })]
@@ -151,7 +154,7 @@ pub struct BuildError {
     id: String,
     kind: &'static str,
     restore: bool,
-    source: Box<dyn std::error::Error + Send + Sync>,
+    source: Cause,
 }
 
 impl Build<'_> {
@@ -173,10 +176,7 @@ impl Build<'_> {
     }
 
     /// Says which device it was.
-    pub fn refuse(
-        &self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> BuildError {
+    pub fn refuse(&self, source: impl Into<Cause>) -> BuildError {
         let Spec { id, kind, .. } = self.spec;
         let restore = self.saved.is_some();
         BuildError { id: id.clone(), kind: kind.name, restore, source: source.into() }

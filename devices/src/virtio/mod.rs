@@ -13,6 +13,7 @@ use virtio_queue::desc::split::Descriptor;
 
 use self::mmio::{Completer, MmioStateV1};
 use crate::GuestMemory;
+use crate::device::Cause;
 
 /// One chain of descriptors, as the transport hands it to the device.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
@@ -53,22 +54,22 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// The largest size of each queue; its length is the number of queues.
     fn queue_sizes(&self) -> Vec<u16>;
-    /// The driver reads config space at `offset` bytes. `data` comes zeroed; what lies past the
+    /// The driver reads config space at an offset in bytes. `data` comes zeroed; what lies past the
     /// layout stays so.
-    fn read_config(&mut self, offset: u64, data: &mut [u8]);
+    fn read_config(&mut self, _offset: u64, _data: &mut [u8]) {}
     /// The driver writes config space. What is read-only or past the layout is ignored.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Feature negotiation ended well (FEATURES_OK): these are acknowledged.
-    fn negotiated(&mut self, features: u64);
+    fn negotiated(&mut self, _features: u64) {}
     /// The driver is live (DRIVER_OK).
-    fn activate(&mut self);
+    fn activate(&mut self) {}
     /// Back to the state after power on, except for what the host set.
     fn reset(&mut self);
     /// Most chains of this queue to handle before the lock is given up.
     fn batch(&self, queue: usize) -> usize;
     /// The driver stopped this queue: what the device holds of it is gone. Only a reset starts it
     /// again.
-    fn queue_stopped(&mut self, queue: usize);
+    fn queue_stopped(&mut self, _queue: usize) {}
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
 
@@ -79,11 +80,7 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// The state cannot be, or not here.
-    fn load(
-        &mut self,
-        mmio: &MmioStateV1,
-        state: &Self::State,
-    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>>;
+    fn load(&mut self, mmio: &MmioStateV1, state: &Self::State) -> Result<bool, Cause>;
     /// The guest has arrived and runs here. Returns whether the driver is to read config space.
     fn announce(&mut self) -> bool {
         false

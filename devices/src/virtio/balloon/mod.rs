@@ -42,7 +42,7 @@ use self::constants::*;
 use self::stats::Stats;
 use super::mmio::{MmioDevice, MmioStateV1};
 use super::{Chain, Completion, VirtioDevice};
-use crate::device::Kind;
+use crate::device::{Cause, Kind};
 
 pub use self::config::BalloonConfig;
 pub use self::control::{BalloonFigures, BalloonHandle, DoneGuard};
@@ -150,11 +150,7 @@ impl VirtioDevice for Balloon {
         self.save()
     }
 
-    fn load(
-        &mut self,
-        mmio: &MmioStateV1,
-        state: &BalloonStateV1,
-    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    fn load(&mut self, mmio: &MmioStateV1, state: &BalloonStateV1) -> Result<bool, Cause> {
         self.load_saved(mmio, state)?;
         Ok(self.hinting.field() != state.hinting.field)
     }

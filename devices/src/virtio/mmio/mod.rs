@@ -30,6 +30,7 @@ use self::regs::{offset, status};
 use super::VirtioDevice;
 use crate::GuestMemory;
 use crate::bus::BusDevice;
+use crate::device::Cause;
 use crate::interrupt::{InterruptLine, Level};
 use crate::sync::TwoLane;
 
@@ -79,7 +80,7 @@ pub enum MmioError {
     Queue(usize),
     /// The device refused its part of the state.
     #[error("device state is invalid")]
-    Device(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Device(#[source] Cause),
 }
 
 /// What the driver takes back, and has when nothing is in flight any more; until then nothing

@@ -11,7 +11,7 @@ use vm_memory::Bytes;
 use super::mmio::{MmioDevice, MmioStateV1, regs};
 use super::{Chain, Completion, VirtioDevice};
 use crate::GuestMemory;
-use crate::device::Kind;
+use crate::device::{Cause, Kind};
 
 /// Device id (section 5).
 pub const DEVICE_ID: u32 = 4;
@@ -92,21 +92,11 @@ impl VirtioDevice for Rng {
         vec![QUEUE_SIZE]
     }
 
-    fn read_config(&mut self, _offset: u64, _data: &mut [u8]) {}
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
-    fn negotiated(&mut self, _features: u64) {}
-
-    fn activate(&mut self) {}
-
     fn reset(&mut self) {}
 
     fn batch(&self, _queue: usize) -> usize {
         BATCH
     }
-
-    fn queue_stopped(&mut self, _queue: usize) {}
 
     fn handle(&mut self, _queue: usize, chain: Chain<'_>) -> Completion {
         // At most MAX_REQUEST.
@@ -115,11 +105,7 @@ impl VirtioDevice for Rng {
 
     fn state(&self) {}
 
-    fn load(
-        &mut self,
-        _mmio: &MmioStateV1,
-        _state: &(),
-    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    fn load(&mut self, _mmio: &MmioStateV1, _state: &()) -> Result<bool, Cause> {
         Ok(false)
     }
 }

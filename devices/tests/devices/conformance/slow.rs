@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use wherry_devices::device::Kind;
+use wherry_devices::device::{Cause, Kind};
 use wherry_devices::virtio::mmio::regs::{self, offset, status};
 use wherry_devices::virtio::mmio::{Completer, MmioDevice, MmioStateV1, Ticket};
 use wherry_devices::virtio::{Chain, Completion, HostFd, VirtioDevice};
@@ -92,16 +92,12 @@ impl VirtioDevice for Slow {
     fn read_config(&mut self, _: u64, data: &mut [u8]) {
         data.fill(self.answered as u8);
     }
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
-    fn negotiated(&mut self, _: u64) {}
-    fn activate(&mut self) {}
     fn reset(&mut self) {
         self.answered = 0;
     }
     fn batch(&self, _: usize) -> usize {
         3
     }
-    fn queue_stopped(&mut self, _: usize) {}
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion {
         if let (1, Some(tap)) = (queue, &self.tap) {
             return if tap.read().is_ok() { Completion::Used(0) } else { Completion::Wait };
@@ -115,11 +111,7 @@ impl VirtioDevice for Slow {
     fn state(&self) -> u64 {
         self.answered
     }
-    fn load(
-        &mut self,
-        _: &MmioStateV1,
-        state: &u64,
-    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    fn load(&mut self, _: &MmioStateV1, state: &u64) -> Result<bool, Cause> {
         self.answered = *state;
         Ok(false)
     }
