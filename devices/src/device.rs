@@ -39,11 +39,11 @@ pub trait Device: Any + Send + Sync {
     /// Goes on, and looks at everything again. Idempotent.
     fn resume(&self);
 
-    /// Its state. Paused devices only.
+    /// Its state in this version, of those in [`Kind::states`]. Paused devices only.
     ///
     /// # Errors
     /// It has no encoding.
-    fn save(&self) -> Result<Vec<u8>, CodecError>;
+    fn save(&self, version: u32) -> Result<Vec<u8>, CodecError>;
 
     /// The interrupt controllers are as saved, too: sets the interrupt line. Saved controllers know
     /// nothing of who holds a line high.
@@ -104,7 +104,9 @@ pub struct Saved {
     pub id: String,
     /// What it is.
     pub kind: &'static Kind,
-    /// Its state in [`Kind::version`].
+    /// Version of its state, of those in [`Kind::states`].
+    pub version: u32,
+    /// Its state.
     pub bytes: Vec<u8>,
 }
 
@@ -117,8 +119,9 @@ pub struct Kind {
     pub id: &'static str,
     /// Version of the options in the description.
     pub options: u32,
-    /// Version of the saved state.
-    pub version: u32,
+    /// Versions of the saved state that are read and written, oldest first, each with the version of
+    /// the migration protocol from which on it is written.
+    pub states: &'static [(u16, u32)],
     /// Whether it sits in a virtio-mmio slot.
     pub virtio: bool,
     /// Builds one.
@@ -131,6 +134,19 @@ impl PartialEq for Kind {
     }
 }
 impl Eq for Kind {}
+
+impl Kind {
+    /// The version of the saved state that a peer of this version of the protocol reads.
+    pub fn state_for(&self, protocol: u16) -> u32 {
+        let known = self.states.iter().rev().find(|(from, _)| *from <= protocol);
+        known.or(self.states.first()).map_or(1, |(_, version)| *version)
+    }
+
+    /// Whether states of this version are read.
+    pub fn reads(&self, version: u32) -> bool {
+        self.states.iter().any(|(_, known)| *known == version)
+    }
+}
 
 /// What a device is built from.
 pub struct Build<'a> {
@@ -236,14 +252,15 @@ impl Devices {
         self.0.iter().rev().for_each(|(_, device)| device.resume());
     }
 
-    /// Saves all.
+    /// Saves all for a peer of this version of the protocol.
     ///
     /// # Errors
     /// One cannot be encoded.
-    pub fn save(&self) -> Result<Vec<Saved>, CodecError> {
+    pub fn save(&self, protocol: u16) -> Result<Vec<Saved>, CodecError> {
         let save = |(spec, device): &(Spec, Arc<dyn Device>)| {
             let (id, kind) = (spec.id.clone(), spec.kind);
-            Ok(Saved { id, kind, bytes: device.save()? })
+            let version = kind.state_for(protocol);
+            Ok(Saved { id, kind, version, bytes: device.save(version)? })
         };
         self.0.iter().map(save).collect()
     }

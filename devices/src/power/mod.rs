@@ -24,7 +24,7 @@ use crate::interrupt::{InterruptLine, Level};
 
 /// The kind.
 pub static KIND: Kind =
-    Kind { name: "power", id: "power", options: 1, version: 1, virtio: false, build };
+    Kind { name: "power", id: "power", options: 1, states: &[(2, 1)], virtio: false, build };
 
 /// Number of ports the device takes.
 pub const POWER_PORTS: u64 = 16;
@@ -138,7 +138,7 @@ impl Device for Mutex<Power> {
 
     fn resume(&self) {}
 
-    fn save(&self) -> Result<Vec<u8>, CodecError> {
+    fn save(&self, _: u32) -> Result<Vec<u8>, CodecError> {
         wherry_codec::encode(&self.lock().unwrap_or_else(PoisonError::into_inner).state())
     }
 

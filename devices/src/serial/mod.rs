@@ -30,7 +30,7 @@ pub use self::state::{SerialError, SerialStateV1};
 
 /// The kind.
 pub static KIND: Kind =
-    Kind { name: "serial", id: "com1", options: 1, version: 1, virtio: false, build };
+    Kind { name: "serial", id: "com1", options: 1, states: &[(2, 1)], virtio: false, build };
 
 /// Number of ports the device takes.
 pub const SERIAL_PORTS: u64 = 8;
@@ -286,7 +286,7 @@ impl Device for Mutex<Serial> {
         locked(self).set_paused(false);
     }
 
-    fn save(&self) -> Result<Vec<u8>, CodecError> {
+    fn save(&self, _: u32) -> Result<Vec<u8>, CodecError> {
         wherry_codec::encode(&locked(self).state())
     }
 

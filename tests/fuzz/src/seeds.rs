@@ -302,7 +302,10 @@ fn machine() -> Seeds {
     let cpu = CpuDescriptionV1 { cpuid, tsc_khz: 2_000_000, arch_capabilities: 0 };
     let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: "quiet".into() };
     let devices = devices(Some(&BalloonConfig::default()), true).expect("plain data");
-    let saved = |spec: &Spec, bytes| Saved { id: spec.id.clone(), kind: spec.kind, bytes };
+    let saved = |spec: &Spec, bytes| {
+        let (id, kind) = (spec.id.clone(), spec.kind);
+        Saved { id, kind, version: kind.state_for(NEWEST), bytes }
+    };
     let description = Description { ram_bytes: 1 << 30, nr_vcpus: 2, cpu, kernel, devices };
     let chip = |chip_id| kvm_irqchip { chip_id, ..Default::default() };
     let vm = VmStateV1 {

@@ -103,8 +103,7 @@ fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> 
     let packages = ["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"];
     let options = ["--manifest-path", manifest, "--target-dir", dir];
     workspace.cargo(&[&["build"], &packages[..], &options, more].concat())?;
-    std::fs::create_dir_all(place)
-        .with_context(|| format!("cannot create {}", place.display()))?;
+    std::fs::create_dir_all(place).with_context(|| format!("cannot create {}", place.display()))?;
     // `wherry` last: it is what says that all is there.
     for program in ["wherry-vm", "wherry"] {
         let new = place.join(format!("{program}.new"));

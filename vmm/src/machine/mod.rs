@@ -168,12 +168,12 @@ impl Machine {
         self.ending.why()
     }
 
-    /// State of all but RAM. Paused machines only. `run_after`: whether it goes on running where it
-    /// arrives.
+    /// State of all but RAM, for a peer of this version of the protocol. Paused machines only.
+    /// `run_after`: whether it goes on running where it arrives.
     ///
     /// # Errors
     /// KVM does not give a part of it.
-    pub fn save(&self, run_after: bool) -> anyhow::Result<MachineState> {
+    pub fn save(&self, run_after: bool, protocol: u16) -> anyhow::Result<MachineState> {
         let clock = ClockReading::read(&self.vm).context("cannot read the clock")?;
         let vcpus = (0..)
             .zip(&self.vcpus)
@@ -183,7 +183,7 @@ impl Machine {
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let vm = VmStateV1::save(&self.vm, clock).context("cannot save interrupt controllers")?;
-        let devices = self.devices.save().context("cannot save the devices")?;
+        let devices = self.devices.save(protocol).context("cannot save the devices")?;
         Ok(MachineState { running: run_after, vm, vcpus, devices })
     }
 

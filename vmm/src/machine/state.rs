@@ -192,8 +192,8 @@ impl MachineState {
         for (nr, vcpu) in self.vcpus.iter().enumerate() {
             push(&mut out, &vcpu_id(nr), "vcpu", 1, vcpu)?;
         }
-        for Saved { id, kind, bytes } in &self.devices {
-            out.push(Record { id, kind: kind.name, version: kind.version, bytes });
+        for Saved { id, kind, version, bytes } in &self.devices {
+            out.push(Record { id, kind: kind.name, version: *version, bytes });
         }
         newer::push(&mut out, version);
         Ok(out.finish())
@@ -216,8 +216,11 @@ impl MachineState {
         let mut devices = Vec::new();
         for record in records.take_rest() {
             let kind = kinds::of(&record, STATE.what)?;
-            record.is(STATE.what, kind.name, kind.version)?;
-            devices.push(Saved { id: record.id.into(), kind, bytes: record.bytes.to_vec() });
+            let Record { id, version, bytes, .. } = record;
+            if !kind.reads(version) {
+                record.is(STATE.what, kind.name, kind.state_for(u16::MAX))?;
+            }
+            devices.push(Saved { id: id.into(), kind, version, bytes: bytes.to_vec() });
         }
         Ok(Self { running, vm, vcpus, devices })
     }

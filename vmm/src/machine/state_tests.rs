@@ -85,6 +85,7 @@ fn state() -> MachineState {
     let saved = |(nr, kind): (usize, &&'static Kind)| Saved {
         id: kind.id.into(),
         kind,
+        version: kind.state_for(NEWEST),
         bytes: vec![nr as u8; 3],
     };
     MachineState {
@@ -104,7 +105,7 @@ fn golden_bytes_of_every_record() {
     // Envelopes alone: the contents have files of their own.
     let short = Writer::new(&STATE, RUNNING);
     let list = [("vm", "vm"), ("vcpu-0", "vcpu")].into_iter().map(|(id, kind)| (id, kind, 1));
-    let list = list.chain(KINDS.iter().map(|kind| (kind.id, kind.name, kind.version)));
+    let list = list.chain(KINDS.iter().map(|kind| (kind.id, kind.name, kind.state_for(NEWEST))));
     let list = list.fold(short, |mut out, (id, kind, version)| {
         out.push(Record { id, kind, version, bytes: &[version as u8] });
         out

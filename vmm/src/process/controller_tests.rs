@@ -44,7 +44,7 @@ fn picture(machine: &Machine) -> (u64, String) {
         machine.ram().memory().read_slice(&mut bytes, region.start_addr()).unwrap();
         bytes.hash(&mut hash);
     }
-    let s = machine.save(false).unwrap();
+    let s = machine.save(false, u16::MAX).unwrap();
     (hash.finish(), format!("{:?}", s.devices))
 }
 

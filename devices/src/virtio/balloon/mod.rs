@@ -64,7 +64,7 @@ pub static KIND: Kind = Kind {
     name: "virtio-balloon",
     id: "balloon",
     options: 1,
-    version: 1,
+    states: &[(2, 1)],
     virtio: true,
     build: |build| {
         let balloon = Balloon::new(&build.options()?, build.host.memory(), build.host.balloon());

@@ -55,7 +55,7 @@ impl<D: VirtioDevice + 'static> Device for TwoLane<MmioDevice<D>> {
         self.urgent().set_paused(false);
     }
 
-    fn save(&self) -> Result<Vec<u8>, CodecError> {
+    fn save(&self, _: u32) -> Result<Vec<u8>, CodecError> {
         wherry_codec::encode(&self.urgent().state())
     }
 

@@ -39,7 +39,7 @@ pub static KIND: Kind = Kind {
     name: "virtio-rng",
     id: "rng",
     options: 1,
-    version: 1,
+    states: &[(2, 1)],
     virtio: true,
     build: |build| {
         let () = build.options()?;

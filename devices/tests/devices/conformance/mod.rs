@@ -1,6 +1,7 @@
 //! What every device has to keep, whatever it is. A device gets these tests by being in
 //! [`KINDS`]: one in a virtio-mmio slot needs nothing else, another a [`Side`] of its own.
 
+mod growth;
 mod slow;
 pub mod virtio;
 
@@ -140,7 +141,7 @@ impl Bench {
     /// Pauses, and saves what a migration would take.
     fn save(&self) -> (Saved, Vec<u8>) {
         self.devices.pause(Instant::now() + Duration::from_secs(60)).unwrap();
-        (self.devices.save().unwrap().remove(0), self.ram())
+        (self.devices.save(u16::MAX).unwrap().remove(0), self.ram())
     }
 
     /// A machine elsewhere that goes on from there.

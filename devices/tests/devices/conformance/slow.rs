@@ -19,7 +19,7 @@ const KIND: Kind = Kind {
     name: "slow",
     id: "slow",
     options: 1,
-    version: 1,
+    states: &[(2, 1)],
     virtio: true,
     build: |build| {
         let (to, work) = channel();
