@@ -22,7 +22,7 @@
 //! counts HandOff as sent as soon as the transport took its first byte. One atomic decides between
 //! [`CancelToken::cancel`] and the hand-off.
 //!
-//! [`SourceConfig::pause_limit`] limits the whole time from the pause to HandOff; after it the guest
+//! [`SourceConfig::pause_limit`] limits the time from the pause to HandOff; after it the guest
 //! resumes.
 //!
 //! Undoing is the work of a drop guard (module `guard`): it publishes DONE, resumes and stops the

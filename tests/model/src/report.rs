@@ -12,7 +12,7 @@ const WALKS: u64 = 20_000;
 
 /// How a mistake was found.
 #[derive(Debug)]
-pub struct Found {
+pub struct Finding {
     /// In what.
     pub place: String,
     /// States, executions or requests until it was found, those of places where it was not found
@@ -24,7 +24,7 @@ pub struct Found {
     pub wrong: String,
 }
 
-impl Found {
+impl Finding {
     fn new(place: &str, explored: u64, since: Instant, wrong: impl Into<String>) -> Self {
         Self { place: place.into(), explored, time: since.elapsed(), wrong: wrong.into() }
     }
@@ -46,38 +46,39 @@ pub fn life(clients: u8, commands: u8, faults: u8) -> bool {
 }
 
 /// Looks for a mistake where it should be found.
-pub fn find(mutant: Mutant) -> Option<Found> {
+pub fn find(mutant: Mutant) -> Option<Finding> {
     let since = Instant::now();
     let mut explored = 0;
     match mutant.finder() {
         Finder::Protocol => scenarios().iter().find_map(|s| {
             let e = protocol::explore(s, Some(mutant));
             explored += e.states as u64;
-            e.wrong.map(|(wrong, _)| Found::new(s.name, explored, since, format!("{wrong:?}")))
+            e.wrong.map(|(wrong, _)| Finding::new(s.name, explored, since, format!("{wrong:?}")))
         }),
         Finder::Threads => threads::TESTS.iter().find_map(|t| {
             let e = threads::explore(t, Some(mutant), t.preemptions);
             explored += e.executions;
             let first = |text: String| text.lines().next().unwrap_or_default().to_string();
-            e.wrong.map(|wrong| Found::new(t.name, explored, since, first(wrong)))
+            e.wrong.map(|wrong| Finding::new(t.name, explored, since, first(wrong)))
         }),
         Finder::Device => {
             let e = device::walk(Some(mutant), 0..WALKS);
-            e.wrong
-                .map(|(wrong, seed)| Found::new(&format!("seed {seed}"), e.requests, since, wrong))
+            e.wrong.map(|(wrong, seed)| {
+                Finding::new(&format!("seed {seed}"), e.requests, since, wrong)
+            })
         }
     }
 }
 
 /// Looks for a mistake in the protocol by walking at random.
-pub fn stumble_on(mutant: Mutant, most: u64) -> Option<Found> {
+pub fn stumble_on(mutant: Mutant, most: u64) -> Option<Finding> {
     let since = Instant::now();
     let mut steps = 0;
     walks().iter().find_map(|s| {
         let w = protocol::walk(s, Some(mutant), 0..most);
         steps += w.steps;
         let (wrong, seed) = w.wrong?;
-        Some(Found::new(&format!("{} {seed}", s.name), steps, since, format!("{wrong:?}")))
+        Some(Finding::new(&format!("{} {seed}", s.name), steps, since, format!("{wrong:?}")))
     })
 }
 
@@ -176,7 +177,7 @@ pub fn mistakes(nr_walks: u64) -> Vec<Mutant> {
             }),
             _ => String::new(),
         };
-        let Found { place, explored, time, wrong } = found;
+        let Finding { place, explored, time, wrong } = found;
         let text = mutant.text();
         println!(
             "| {mutant:?}: {text} | {history} | {by} | {place} | {explored} | {} | {wrong} | \

@@ -7,7 +7,7 @@ use wherry_model::protocol::{explore, named, replay, scenarios, walk, walks};
 use wherry_model::{device, report, threads};
 
 /// Every interleaving of the small scenarios: both ways of honouring hints, probe and switch,
-/// spells, balloon, holes, failure.
+/// bursts, balloon, holes, failure.
 #[test]
 fn no_interleaving_of_the_protocol_is_wrong() {
     for s in scenarios() {

@@ -89,7 +89,7 @@ mutants! {
     VmmWrites, false, Protocol, "the VMM's own writes left out of the dirty set";
     ProtectTwice, false, Protocol, "a word protected again by a hint for it";
     EarlyIsGuarded, false, Protocol,
-        "words protected after the id cleared by the mere word of a hint";
+        "a hint alone clears words protected after the id";
     LookBeforeProtect, false, Protocol, "checked zero: read, then protected";
     SendBeforeProtect, false, Protocol, "the sender reads, then protects";
     HolesBeforeProtect, false, Protocol, "holes determined before the protection";
@@ -117,7 +117,7 @@ mutants! {
     SweepBeforeClose, false, Threads, "the last sweep before the gate is closed";
     ReadsBeforeProtecting, false, Threads, "the product's sink reads, then protects";
     SinkTrustsGuarded, false, Threads,
-        "the product's sink clears words protected after the id by the mere word of a hint";
+        "in the product's sink a hint alone clears words protected after the id";
     GuardedNotLookedAt, false, Threads, "the product's sink never looks at `guarded`";
     GuardedNotLookedAtAgain, false, Threads,
         "the product's sink does not look at `guarded` again after claiming";

@@ -8,7 +8,7 @@ use wherry_devices::virtio::balloon::constants::{CMD_FIRST_ID, CMD_STOP};
 use wherry_migration::hinting::sink::does_not_zero;
 
 use super::bench::{self, HintCall, Outcome};
-use super::progress::{Pc, Way};
+use super::progress::{Method, Pc};
 use super::scenario::Scenario;
 use super::state::{Look, State};
 use super::terms::{Action, Chain, Mask, Wrong};
@@ -138,8 +138,8 @@ fn hint(s: &Scenario, state: &mut State) -> Option<Look> {
             if sink.closed && !on(Mutant::HintAfterClose) {
                 return None;
             }
-            let early = match sink.way {
-                Way::Protected => {
+            let early = match sink.method {
+                Method::Protected => {
                     engine.round.with(s, |round, bits| {
                         for (w, mask) in bits(pages) {
                             round.clear_hinted(w, mask);
@@ -147,9 +147,11 @@ fn hint(s: &Scenario, state: &mut State) -> Option<Look> {
                     });
                     return None;
                 }
-                Way::Checked { .. } if sink.not_zeroing => return None,
-                Way::Checked { early } if on(Mutant::EarlyIsGuarded) => early | engine.guarded,
-                Way::Checked { early } => early,
+                Method::CheckedZero { .. } if sink.not_zeroing => return None,
+                Method::CheckedZero { early } if on(Mutant::EarlyIsGuarded) => {
+                    early | engine.guarded
+                }
+                Method::CheckedZero { early } => early,
             };
             if words.count_ones() > 1 {
                 // The model's blocks of several words are hinted word by word.

@@ -4,7 +4,7 @@
 
 use super::bench::HintCall;
 use super::device::{self, word_of};
-use super::progress::{Pc, Sink, Way};
+use super::progress::{Method, Pc, Sink};
 use super::round::{self, Bits, RoundState};
 use super::scenario::Scenario;
 use super::state::State;
@@ -37,7 +37,7 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
     }
     if e.pc == Pc::Send && epoch {
         let flagged = e.sink.as_ref().is_some_and(|sink| sink.not_zeroing);
-        if state.left.spells > 0 && !e.resting && !e.returning && free {
+        if state.left.bursts > 0 && !e.resting && !e.returning && free {
             out.push(Action::Rest);
         }
         if e.resting || e.returning && device::looked(state) {
@@ -60,7 +60,7 @@ pub(super) fn steps(s: &Scenario, state: &State, out: &mut Vec<Action>) {
 pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
     match action {
         Action::Rest if device::call(state, HintCall::Rest) => {
-            state.left.spells -= 1;
+            state.left.bursts -= 1;
             state.engine.resting = true;
         }
         // It has not begun, or is through.
@@ -173,12 +173,12 @@ fn hints(s: &Scenario, state: &mut State) -> Pc {
             let e = &mut state.engine;
             let checked = s.checked && e.round.number == 1 && !on(Mutant::PublishBeforeProtect);
             let switched = e.sink.is_some();
-            let way = if checked && !switched {
-                Way::Checked { early: e.guarded }
+            let method = if checked && !switched {
+                Method::CheckedZero { early: e.guarded }
             } else {
-                Way::Protected
+                Method::Protected
             };
-            e.sink = Some(Sink::new(way));
+            e.sink = Some(Sink::new(method));
             (e.sweeping, e.resting) = (false, false);
             let again = std::mem::take(&mut e.returning);
             if !again {
@@ -202,7 +202,7 @@ fn hints(s: &Scenario, state: &mut State) -> Pc {
             if let Some(sink) = &mut e.sink {
                 // The probe goes on where it was.
                 (sink.closed, sink.not_zeroing) = (false, false);
-                if let Way::Checked { early } = &mut sink.way {
+                if let Method::CheckedZero { early } = &mut sink.method {
                     *early = e.guarded;
                 }
             }
@@ -221,7 +221,7 @@ fn hints(s: &Scenario, state: &mut State) -> Pc {
         Pc::EarlyClose => {
             let e = &mut state.engine;
             // Not DONE: the driver keeps what it has, and a later round may ask again.
-            e.protected_hints = matches!(&e.sink, Some(sink) if sink.way == Way::Protected);
+            e.protected_hints = matches!(&e.sink, Some(sink) if sink.method == Method::Protected);
             (e.sink, e.sweeping, e.returning) = (None, true, false);
             e.cursor = 0;
             Pc::Send
@@ -237,7 +237,7 @@ fn hints(s: &Scenario, state: &mut State) -> Pc {
         }
         Pc::Close => {
             let e = &mut state.engine;
-            e.protected_hints = matches!(&e.sink, Some(sink) if sink.way == Way::Protected);
+            e.protected_hints = matches!(&e.sink, Some(sink) if sink.method == Method::Protected);
             match on(Mutant::HintAfterClose) {
                 true => e.sink.iter_mut().for_each(|sink| sink.closed = true),
                 false => e.sink = None,
@@ -387,7 +387,7 @@ fn protect_next(s: &Scenario, state: &mut State) -> Pc {
         (0, Pc::ProtectLate) => Pc::Send,
         // Switched: sends on, and publishes when the driver has its memory back.
         (0, _) => {
-            e.sink = Some(Sink { closed: true, ..Sink::new(Way::Protected) });
+            e.sink = Some(Sink { closed: true, ..Sink::new(Method::Protected) });
             (e.returning, e.cursor) = (true, 0);
             Pc::Send
         }

@@ -36,7 +36,7 @@ mod undo;
 
 pub use explore::{Explored, Walked, explore, replay, walk};
 pub use memory::Memory;
-pub use progress::{Engine, Pc, Sink, Way};
+pub use progress::{Engine, Method, Pc, Sink};
 pub use round::RoundState;
 pub use scenario::{Scenario, deeper, named, scenarios, walks};
 pub use state::{Device, Driver, Look, State};

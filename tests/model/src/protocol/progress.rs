@@ -3,13 +3,13 @@
 use super::round::RoundState;
 use super::terms::Mask;
 
-/// The way of a sink.
+/// How a sink honours hints, as in the engine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Way {
+pub enum Method {
     /// Protected before the id: a hint clears bits.
     Protected,
     /// Checked zero; these words were protected before the id.
-    Checked {
+    CheckedZero {
         /// One bit a word.
         early: u8,
     },
@@ -19,7 +19,7 @@ pub enum Way {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Sink {
     /// How it honours hints.
-    pub way: Way,
+    pub method: Method,
     /// Its gate.
     pub closed: bool,
     /// The probe's outcome.
@@ -31,8 +31,8 @@ pub struct Sink {
 }
 
 impl Sink {
-    pub(super) fn new(way: Way) -> Self {
-        Self { way, closed: false, not_zeroing: false, zero_blocks: 0, content_blocks: 0 }
+    pub(super) fn new(method: Method) -> Self {
+        Self { method, closed: false, not_zeroing: false, zero_blocks: 0, content_blocks: 0 }
     }
 }
 

@@ -98,7 +98,7 @@ const NONE: Budget = Budget {
     shrinks: 0,
     replays: 0,
     tiny: 0,
-    spells: 0,
+    bursts: 0,
 };
 
 const BASE: Scenario = Scenario {
@@ -146,11 +146,11 @@ static SCENARIOS: [Scenario; 11] = [
         rounds: 1,
         blocks: &[0b01],
         writable: 0b01,
-        budget: Budget { writes: 1, hints: 1, spells: 1, ..NONE },
+        budget: Budget { writes: 1, hints: 1, bursts: 1, ..NONE },
         ..BASE
     },
     Scenario {
-        name: "spells",
+        name: "bursts",
         text: "checked zero, rests and new ids, a word put back and hinted again",
         per_word: 2,
         free: 0b11,
@@ -159,7 +159,7 @@ static SCENARIOS: [Scenario; 11] = [
         checked: true,
         rounds: 1,
         writable: 0b01,
-        budget: Budget { writes: 1, hints: 2, shrinks: 1, spells: 1, ..NONE },
+        budget: Budget { writes: 1, hints: 2, shrinks: 1, bursts: 1, ..NONE },
         ..BASE
     },
     Scenario {
@@ -177,7 +177,7 @@ static SCENARIOS: [Scenario; 11] = [
     },
     Scenario {
         name: "driver",
-        text: "two blocks a chain, four-byte blocks, replayed ids, spells",
+        text: "two blocks a chain, four-byte blocks, replayed ids, bursts",
         nr_pages: 3,
         free: 0b011,
         zero: 0b001,
@@ -185,7 +185,7 @@ static SCENARIOS: [Scenario; 11] = [
         blocks: &[0b001, 0b010],
         rounds: 1,
         writable: 0,
-        budget: Budget { hints: 2, replays: 1, tiny: 1, spells: 1, ..NONE },
+        budget: Budget { hints: 2, replays: 1, tiny: 1, bursts: 1, ..NONE },
         ..BASE
     },
     Scenario {
@@ -248,7 +248,7 @@ static SCENARIOS: [Scenario; 11] = [
         zero: 0b01,
         blocks: &[0b01],
         writable: 0b01,
-        budget: Budget { writes: 1, hints: 1, spells: 1, ..NONE },
+        budget: Budget { writes: 1, hints: 1, bursts: 1, ..NONE },
         ..BASE
     },
 ];
@@ -285,7 +285,7 @@ const LARGE: Scenario = Scenario {
         shrinks: 10,
         replays: 5,
         tiny: 5,
-        spells: 10,
+        bursts: 10,
     },
     ..BASE
 };
@@ -329,7 +329,7 @@ pub fn deeper(s: &Scenario) -> &'static Scenario {
         hints: more(b.hints),
         balloon: more(b.balloon),
         shrinks: more(b.shrinks),
-        spells: more(b.spells),
+        bursts: more(b.bursts),
         ..b
     };
     Box::leak(Box::new(Scenario { budget, ..*s }))

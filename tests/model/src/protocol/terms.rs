@@ -54,7 +54,7 @@ pub struct Budget {
     /// Blocks of four writable bytes.
     pub tiny: u8,
     /// Spells after the first.
-    pub spells: u8,
+    pub bursts: u8,
 }
 
 /// What the driver puts into the hint queue.
