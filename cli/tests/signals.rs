@@ -1,6 +1,9 @@
+//! What a process that becomes another keeps: ignored signals, the terminal, the exit code.
+//!
 //! Signals that were ignored when the command started stay ignored: `nohup` sets SIGHUP so, and a
 //! shell without job control sets SIGINT and SIGQUIT so for what it starts with `&`.
 
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -8,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -132,6 +137,46 @@ fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
     send(&child, libc::SIGTERM);
     let (code, text) = end(child);
     assert_eq!(code, Some(128 + libc::SIGTERM), "{text}");
+}
+
+#[test]
+fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
+    if wherry_vmm::kvm::open_kvm().is_err() {
+        println!("not run: this machine has no KVM, and `wherry receive` wants it");
+        return;
+    }
+    build_vm();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = RuntimeDir::at(temp.path().join("run"));
+    let mut keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+    grantpt(&keyboard).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let path = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let modes = || {
+        let t = tcgetattr(&terminal).unwrap();
+        (t.input_modes, t.output_modes, t.control_modes, t.local_modes)
+    };
+    let before = modes();
+    assert!(before.3.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG));
+    let child = Command::new(env!("CARGO_BIN_EXE_wherry"))
+        .args(["receive", "web", &format!("unix:{}", temp.path().join("move.sock").display())])
+        .env("WHERRY_RUNTIME_DIR", dir.path())
+        .stdin(terminal.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while Client::connect(&dir, "web").is_err() {
+        assert!(start.elapsed() < HANG, "{:?}", end(child));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let raw = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+    assert!(!modes().3.intersects(raw), "{:?}", modes());
+    keyboard.write_all(b"\x1dq").unwrap();
+    let (code, text) = end(child);
+    assert_eq!((code, modes() == before), (Some(7), true), "{text}");
 }
 
 #[test]
