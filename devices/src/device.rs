@@ -119,8 +119,8 @@ pub struct Kind {
     pub id: &'static str,
     /// Version of the options in the description.
     pub options: u32,
-    /// Versions of the saved state that are read and written, oldest first, each with the version of
-    /// the migration protocol from which on it is written.
+    /// Versions of the saved state that are read and written, oldest first, each with the first
+    /// version of the migration protocol that carries it.
     pub states: &'static [(u16, u32)],
     /// Whether it sits in a virtio-mmio slot.
     pub virtio: bool,
