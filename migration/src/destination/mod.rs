@@ -25,6 +25,7 @@ mod memory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::bitmap::Bitmap;
 use crate::config::DestinationConfig;
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase, describe};
@@ -432,7 +433,12 @@ impl Receiver<'_> {
         }
         let digester = match digester {
             Some(digester) => digester,
-            none => none.insert(Digester::new(ram)?),
+            none => {
+                // Some 10 ms for each GiB; the source waits for the first answer as for any.
+                let mut populated = Bitmap::new(ram.nr_pages());
+                ram.populated(&mut populated).map_err(Error::machine("find populated memory"))?;
+                none.insert(Digester::new(populated))
+            }
         };
         let (mut digests, mut payload) = (Digests::default(), Vec::new());
         digester.digest(ram, first, nr, &mut digests)?;

@@ -382,3 +382,14 @@ fn whoever_watches_is_told_once_of_a_migration_that_never_began() {
     assert_eq!(failure.unwrap_err().ownership, Ownership::SourceRuns);
     assert_eq!(watching.0.0.load(SeqCst), 1);
 }
+
+#[test]
+fn a_guest_larger_than_the_receiver_takes_is_refused_before_any_memory_is_made() {
+    let model = Model::new(PAGES, false, vec![]);
+    let dest_cfg = DestinationConfig { max_pages: PAGES - 1, ..DestinationConfig::default() };
+    let (report, received, dest) = migrate_over(&model, &config(HintMode::Auto), &dest_cfg, pair());
+    let (here, there) = (report.unwrap_err(), received.unwrap_err());
+    assert_eq!(here.ownership, Ownership::SourceRuns);
+    assert!(matches!(there.cause, Error::TooLarge { .. }), "{there:?}");
+    assert!(!model.paused() && dest.ram.is_none() && dest.runs == 0);
+}

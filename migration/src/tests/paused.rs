@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use super::faults::{Fault, FaultPlan, drip, faulty_pair};
+use super::faults::{Fault, FaultPlan, Seen, drip, faulty_pair, noted_pair};
 use super::handoff::{PAGES, script};
 use super::model::{Model, Trigger};
 use super::ops::Op;
@@ -126,4 +126,19 @@ fn nobody_asks_for_holes_while_the_guest_is_paused() {
     model.compare(&dest.memory()).unwrap();
     let [running, paused] = [0, 1].map(|n| model.walks[n].load(SeqCst));
     assert!(running > 0 && paused == 0, "{running} while it ran, {paused} while it was paused");
+}
+
+#[test]
+fn a_verification_that_looks_for_holes_for_long_shows_signs_of_life() {
+    let model = Model::new(PAGES, false, script());
+    model.slow_walk.store(1300, SeqCst);
+    let (forth, back) = (Seen::default(), Seen::default());
+    let ends = noted_pair(None, None, [forth.clone(), back]);
+    let cfg = SourceConfig { verify: true, ..config(HintMode::Auto) };
+    let (report, received, _) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+    report.unwrap();
+    received.unwrap();
+    let seen = forth.lock().unwrap();
+    let asked = seen.iter().position(|kind| *kind == Kind::Verify).expect("it verifies");
+    assert_eq!(seen[asked - 1], Kind::Idle, "{seen:?}");
 }

@@ -17,11 +17,9 @@ pub(crate) struct Digester {
 }
 
 impl Digester {
-    /// Asks once which memory is populated.
-    pub(crate) fn new(ram: &dyn GuestRam) -> Result<Self, Error> {
-        let mut populated = Bitmap::new(ram.nr_pages());
-        ram.populated(&mut populated).map_err(Error::machine("find populated memory"))?;
-        Ok(Self { populated, buffer: vec![0; READ_PAGES as usize * PAGE_SIZE] })
+    /// `populated`: the pages that may hold anything.
+    pub(crate) fn new(populated: Bitmap) -> Self {
+        Self { populated, buffer: vec![0; READ_PAGES as usize * PAGE_SIZE] }
     }
 
     /// Digests `nr` pages from `first` on into `out`.

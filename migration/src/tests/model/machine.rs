@@ -47,6 +47,9 @@ impl GuestRam for Model {
 
     fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
         self.walks[usize::from(self.paused())].fetch_add(1, SeqCst);
+        if self.paused() {
+            thread::sleep(Duration::from_millis(self.slow_walk.load(SeqCst)));
+        }
         self.hook();
         {
             let inner = self.inner.lock().unwrap();
