@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
+use tempfile::TempDir;
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -47,6 +48,19 @@ fn build_vm() {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status();
     assert!(built.unwrap().success());
+}
+
+/// Where a `wherry receive` can run: a folder, and the runtime folder in it. `None`, and said,
+/// without KVM.
+fn receiver_place() -> Option<(TempDir, RuntimeDir)> {
+    if wherry_vmm::kvm::open_kvm().is_err() {
+        println!("not run: this machine has no KVM, and `wherry receive` wants it");
+        return None;
+    }
+    build_vm();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = RuntimeDir::at(temp.path().join("run"));
+    Some((temp, dir))
 }
 
 fn send(child: &Child, signal: i32) {
@@ -116,13 +130,7 @@ fn a_migration_in_the_background_is_not_cancelled_by_signals_that_were_ignored()
 
 #[test]
 fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
-    if wherry_vmm::kvm::open_kvm().is_err() {
-        println!("not run: this machine has no KVM, and `wherry receive` wants it");
-        return;
-    }
-    build_vm();
-    let temp = tempfile::tempdir().unwrap();
-    let dir = RuntimeDir::at(temp.path().join("run"));
+    let Some((temp, dir)) = receiver_place() else { return };
     let uri = format!("unix:{}", temp.path().join("move.sock").display());
     let child = wherry(dir.path(), "HUP INT", &["receive", "web", &uri, "--serial", "none"]);
     let start = Instant::now();
@@ -141,13 +149,7 @@ fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
 
 #[test]
 fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
-    if wherry_vmm::kvm::open_kvm().is_err() {
-        println!("not run: this machine has no KVM, and `wherry receive` wants it");
-        return;
-    }
-    build_vm();
-    let temp = tempfile::tempdir().unwrap();
-    let dir = RuntimeDir::at(temp.path().join("run"));
+    let Some((temp, dir)) = receiver_place() else { return };
     let mut keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
     grantpt(&keyboard).unwrap();
     unlockpt(&keyboard).unwrap();

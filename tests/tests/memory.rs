@@ -124,7 +124,11 @@ fn end(env: &Env, mut guest: Guest, how: End) -> Result<(Guest, [u64; 3])> {
     });
     match (how, &mut destination) {
         (End::Cancelled, _) => {
-            assert!(env.command(&["cancel", &guest.name]).output()?.status.success())
+            let cancelled = env.command(&["cancel", &guest.name]).output()?;
+            if !cancelled.status.success() {
+                let why = String::from_utf8_lossy(&cancelled.stderr);
+                panic!("{why}: {:?}", migration.join());
+            }
         }
         (End::ReceiverKilled, Some(receiver)) => receiver.kill(),
         _ => {}

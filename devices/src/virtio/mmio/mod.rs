@@ -14,6 +14,7 @@
 
 mod completions;
 mod device;
+mod port;
 mod process;
 pub mod regs;
 mod saved;
@@ -21,7 +22,7 @@ mod state;
 mod subscriber;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -36,6 +37,7 @@ use crate::sync::TwoLane;
 
 use self::completions::Completions;
 pub use self::completions::{Completer, Ticket};
+pub use self::port::MmioPort;
 pub use self::saved::{MmioStateV1, QueueStateV1, VirtioStateV1};
 pub use self::subscriber::Subscriber;
 
@@ -476,40 +478,5 @@ impl<D: VirtioDevice> BusDevice for MmioDevice<D> {
         {
             self.write_register(at, u32::from_le_bytes(word));
         }
-    }
-}
-
-/// The bus's end of a shared device: every register access takes the fast lane of the device's
-/// lock.
-pub struct MmioPort<D> {
-    device: Shared<D>,
-    settled: bool,
-}
-
-impl<D: VirtioDevice + 'static> MmioPort<D> {
-    /// For `Bus::insert`.
-    pub fn shared(device: Shared<D>) -> Arc<Mutex<dyn BusDevice>> {
-        Arc::new(Mutex::new(Self { device, settled: true }))
-    }
-}
-
-impl<D: VirtioDevice> BusDevice for MmioPort<D> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.device.urgent().read(offset, data);
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        let mut device = self.device.urgent();
-        device.write(offset, data);
-        self.settled = device.withdrawal.is_none();
-    }
-
-    fn settled(&mut self) -> bool {
-        if !self.settled {
-            let mut device = self.device.urgent();
-            device.finish_completed();
-            self.settled = device.withdrawal.is_none();
-        }
-        self.settled
     }
 }
