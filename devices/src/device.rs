@@ -39,6 +39,11 @@ pub trait Device: Any + Send + Sync {
     /// Goes on, and looks at everything again. Idempotent.
     fn resume(&self);
 
+    /// Bytes that its state takes now beyond a few KiB, if it depends on what the guest does.
+    fn state_bytes(&self) -> u64 {
+        0
+    }
+
     /// Its state in this version, of those in [`Kind::states`]. Paused devices only.
     ///
     /// # Errors
@@ -250,6 +255,11 @@ impl Devices {
     /// Resumes all, the last one first.
     pub fn resume(&self) {
         self.0.iter().rev().for_each(|(_, device)| device.resume());
+    }
+
+    /// Bytes of all states that depend on what the guest does.
+    pub fn state_bytes(&self) -> u64 {
+        self.0.iter().map(|(_, device)| device.state_bytes()).sum()
     }
 
     /// Saves all for a peer of this version of the protocol.

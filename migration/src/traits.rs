@@ -34,6 +34,12 @@ pub trait GuestRam: Send + Sync {
     /// extents, not by pages, and populates nothing.
     fn populated(&self, out: &mut Bitmap) -> io::Result<()>;
 
+    /// The first page from `first` on that may hold something other than zero; `nr_pages()` or more
+    /// if there is none. Costs time by the holes that it skips, so it may be called in the pause.
+    fn data_from(&self, first: u64) -> io::Result<u64> {
+        Ok(first)
+    }
+
     /// Guest-physical address of a page in bytes, for messages.
     fn address(&self, page: u64) -> u64 {
         page.saturating_mul(PAGE_SIZE as u64)
@@ -131,6 +137,12 @@ pub trait Machine: Send + Sync {
     /// What an empty machine like this one is built from, in the machine's own encoding of this
     /// version of the protocol.
     fn describe(&self, version: u16) -> io::Result<Vec<u8>>;
+
+    /// Bytes that the state takes now beyond a few KiB, if it depends on what the guest does: they
+    /// are sent in the pause. The machine runs.
+    fn state_bytes(&self) -> u64 {
+        0
+    }
 
     /// State of all vCPUs and devices, in the same way. Paused machines only.
     fn save(&self, version: u16) -> io::Result<Vec<u8>>;

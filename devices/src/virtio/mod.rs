@@ -73,6 +73,10 @@ pub trait VirtioDevice: Send {
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
 
+    /// As [`Device::state_bytes`](crate::device::Device::state_bytes).
+    fn state_bytes(&self) -> u64 {
+        0
+    }
     /// What is saved. The device is paused.
     fn state(&self) -> Self::State;
     /// Becomes as saved, with the transport as saved in `mmio`. Returns whether config space is not

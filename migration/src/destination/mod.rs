@@ -25,7 +25,6 @@ mod memory;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bitmap::Bitmap;
 use crate::config::DestinationConfig;
 use crate::control::CancelToken;
 use crate::error::{Error, Failure, Ownership, Phase, describe};
@@ -332,7 +331,7 @@ impl Receiver<'_> {
     fn memory_and_state(&mut self, ram: &dyn GuestRam) -> Result<Vec<u8>, Error> {
         let nr_pages = ram.nr_pages();
         let mut state: Vec<u8> = Vec::new();
-        let mut digester = None;
+        let mut digester = Digester::default();
         loop {
             let legal = self.legal(nr_pages);
             let (kind, pages) = self.memory.next(&mut self.reader, legal, ram)?;
@@ -357,8 +356,6 @@ impl Receiver<'_> {
                 }
                 Kind::Verify => self.answer(ram, &mut digester)?,
                 Kind::State => {
-                    // Not needed any more, and machine state may be long.
-                    digester = None;
                     self.begin_state()?;
                     let part = self.reader.payload();
                     if state.len() + part.len() > max_state(ram.nr_pages()) {
@@ -421,7 +418,7 @@ impl Receiver<'_> {
     }
 
     /// Digests the chunk that the source asks for: they come in order, each once.
-    fn answer(&mut self, ram: &dyn GuestRam, digester: &mut Option<Digester>) -> Result<(), Error> {
+    fn answer(&mut self, ram: &dyn GuestRam, digester: &mut Digester) -> Result<(), Error> {
         let VerifyChunk { first, nr } = self.reader.control(Kind::Verify)?;
         let due = self.verified;
         if first != due || nr == 0 || nr != chunk_at(due, ram.nr_pages()) {
@@ -431,15 +428,6 @@ impl Receiver<'_> {
             self.end_of_memory()?;
             self.enter(Phase::Verify);
         }
-        let digester = match digester {
-            Some(digester) => digester,
-            none => {
-                // Some 10 ms for each GiB; the source waits for the first answer as for any.
-                let mut populated = Bitmap::new(ram.nr_pages());
-                ram.populated(&mut populated).map_err(Error::machine("find populated memory"))?;
-                none.insert(Digester::new(populated))
-            }
-        };
         let (mut digests, mut payload) = (Digests::default(), Vec::new());
         digester.digest(ram, first, nr, &mut digests)?;
         digests.encode(&mut payload);

@@ -82,6 +82,11 @@ impl Meter {
         Duration::from_secs_f64(bytes / (self.link_rate() * self.dirty_packing))
     }
 
+    /// How long so many bytes on the wire take.
+    pub(super) fn time_on_link(&self, bytes: u64) -> Duration {
+        Duration::try_from_secs_f64(bytes as f64 / self.link_rate()).unwrap_or(Duration::MAX)
+    }
+
     /// As [`Self::rate`], if [`PRIOR`] bytes had gone at the `assumed` rate before: what the first
     /// chunks tell, which share the machine with a guest that hints, is little.
     fn likely_rate(&self, assumed: f64) -> f64 {

@@ -148,9 +148,12 @@ impl<'a> Migration<'a> {
         self.peer.writer.bytes() + self.sender.lanes.bytes()
     }
 
-    /// What the downtime would be with so many dirty pages.
+    /// What the downtime would be with so many dirty pages, and the state that the machine would
+    /// have now.
     pub(super) fn predicted_downtime(&self, dirty_pages: u64) -> Duration {
-        self.sender.meter.time_for(dirty_pages) + self.cfg.switchover_estimate
+        let (meter, state) = (&self.sender.meter, self.vm.machine.state_bytes());
+        let pages = meter.time_for(dirty_pages);
+        pages.saturating_add(meter.time_on_link(state)).saturating_add(self.cfg.switchover_estimate)
     }
 
     /// Turns the dirty log on.

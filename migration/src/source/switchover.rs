@@ -40,10 +40,9 @@ pub(super) fn save(m: &mut Migration<'_>) -> Result<Vec<u8>, Error> {
     let state =
         m.vm.machine.save(m.peer.writer.version).map_err(Error::machine("save machine state"))?;
     if m.cfg.pause_limit.is_none() {
-        // Its size was not known before. Ten times what sending it takes, as for all the rest.
-        let seconds = 10.0 * state.len() as f64 / m.sender.meter.link_rate();
-        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        m.peer.interrupt.limit.extend(time);
+        // Its size was only guessed before. Ten times what sending it takes, as for all the rest.
+        let time = m.sender.meter.time_on_link(state.len() as u64);
+        m.peer.interrupt.limit.extend(time.saturating_mul(10));
     }
     m.report.state_bytes = state.len() as u64;
     m.report.downtime.state_us = m.paused.lap();

@@ -25,7 +25,7 @@ pub(super) fn verify(m: &mut Migration<'_>, shadow: Option<&Shadow>) -> Result<(
     let free = shadow.free();
     let (started, sent_before) = (Instant::now(), m.peer.writer.bytes());
     let ram = m.vm.ram.clone();
-    let mut digester = Digester::new(m.populated()?);
+    let mut digester = Digester::default();
     let (mut ours, mut theirs) = (Digests::default(), Digests::default());
     let mut report = VerifyReport::default();
     let mut wrong = WrongPages::default();

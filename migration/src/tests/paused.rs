@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use super::faults::{Fault, FaultPlan, Seen, drip, faulty_pair, noted_pair};
+use super::faults::{Fault, FaultPlan, drip, faulty_pair};
 use super::handoff::{PAGES, script};
 use super::model::{Model, Trigger};
 use super::ops::Op;
@@ -114,31 +114,42 @@ fn after_the_hand_off_the_limit_is_over() {
 #[test]
 fn nobody_asks_for_holes_while_the_guest_is_paused() {
     const MANY: u64 = 8192;
-    let model = Model::new(MANY, false, vec![]);
-    let dirty = (0..MANY * 3 / 4).map(Op::Write).collect();
-    model.on(Trigger::Harvest, dirty);
-    // All of that is left to the last round.
-    let cfg = SourceConfig { max_rounds: 1, ..config(HintMode::Auto) };
-    let (report, received, dest) =
-        migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
-    let (report, _) = (report.unwrap(), received.unwrap());
-    assert!(report.rounds[1].sent + report.rounds[1].zero >= 4096, "{:?}", report.rounds[1]);
-    model.compare(&dest.memory()).unwrap();
-    let [running, paused] = [0, 1].map(|n| model.walks[n].load(SeqCst));
-    assert!(running > 0 && paused == 0, "{running} while it ran, {paused} while it was paused");
+    for verify in [false, true] {
+        let model = Model::new(MANY, false, vec![]);
+        let dirty = (0..MANY * 3 / 4).map(Op::Write).collect();
+        model.on(Trigger::Harvest, dirty);
+        // All of that is left to the last round.
+        let cfg = SourceConfig { max_rounds: 1, verify, ..config(HintMode::Auto) };
+        let (report, received, dest) =
+            migrate_over(&model, &cfg, &DestinationConfig::default(), pair());
+        let (report, _) = (report.unwrap(), received.unwrap());
+        assert!(report.rounds[1].sent + report.rounds[1].zero >= 4096, "{:?}", report.rounds[1]);
+        model.compare(&dest.memory()).unwrap();
+        let [running, paused] = [0, 1].map(|n| model.walks[n].load(SeqCst));
+        assert!(running > 0 && paused == 0, "{running} while it ran, {paused} while it was paused");
+    }
 }
 
 #[test]
-fn a_verification_that_looks_for_holes_for_long_shows_signs_of_life() {
-    let model = Model::new(PAGES, false, script());
-    model.slow_walk.store(1300, SeqCst);
-    let (forth, back) = (Seen::default(), Seen::default());
-    let ends = noted_pair(None, None, [forth.clone(), back]);
-    let cfg = SourceConfig { verify: true, ..config(HintMode::Auto) };
-    let (report, received, _) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
-    report.unwrap();
-    received.unwrap();
-    let seen = forth.lock().unwrap();
-    let asked = seen.iter().position(|kind| *kind == Kind::Verify).expect("it verifies");
-    assert_eq!(seen[asked - 1], Kind::Idle, "{seen:?}");
+fn a_pause_is_predicted_with_the_state_that_is_sent_in_it() {
+    let migrate = |state_bytes, downtime_limit| {
+        let model = Model::new(PAGES, false, vec![]);
+        model.state_bytes.store(state_bytes, SeqCst);
+        let cfg = SourceConfig {
+            bandwidth: Some(100_000_000),
+            downtime_limit,
+            max_rounds: 2,
+            on_timeout: OnTimeout::Fail,
+            ..config(HintMode::Auto)
+        };
+        migrate_over(&model, &cfg, &DestinationConfig::default(), pair()).0
+    };
+    // Two seconds at least, however few pages are dirty.
+    let failure = migrate(200_000_000, Duration::from_secs(2)).unwrap_err();
+    assert!(
+        matches!(failure.cause, Error::NotConverging { predicted_ms: 2000.., .. }),
+        "{failure:?}"
+    );
+    migrate(200_000_000, Duration::from_secs(3600)).unwrap();
+    migrate(0, Duration::from_secs(3600)).unwrap();
 }

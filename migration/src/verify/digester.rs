@@ -1,28 +1,24 @@
 //! Digests of memory, chunk by chunk.
 
-use crate::bitmap::Bitmap;
 use crate::error::Error;
 use crate::traits::GuestRam;
 use crate::units::{PAGE_SIZE, is_zero};
 use crate::wire::digests::{CHUNK_PAGES, Digests};
 
-/// Pages read at a time: 1 MiB.
-const READ_PAGES: u64 = 256;
+/// Pages read at a time: 256 KiB. So much of a hole is read at most behind a page with content.
+const READ_PAGES: u64 = 64;
 
 /// Digests memory chunk by chunk without populating any of it. The guest is paused, or not yet
-/// running.
+/// running; so holes are looked for as it goes, never in all of memory at once.
+#[derive(Default)]
 pub(crate) struct Digester {
-    populated: Bitmap,
+    /// There is nothing but zeros from where it was last looked for data up to here.
+    data: u64,
     buffer: Vec<u8>,
 }
 
 impl Digester {
-    /// `populated`: the pages that may hold anything.
-    pub(crate) fn new(populated: Bitmap) -> Self {
-        Self { populated, buffer: vec![0; READ_PAGES as usize * PAGE_SIZE] }
-    }
-
-    /// Digests `nr` pages from `first` on into `out`.
+    /// Digests `nr` pages from `first` on into `out`. Chunks come in ascending order.
     pub(crate) fn digest(
         &mut self,
         ram: &dyn GuestRam,
@@ -31,22 +27,26 @@ impl Digester {
         out: &mut Digests,
     ) -> Result<(), Error> {
         out.begin(first, nr);
-        let end = first + u64::from(nr);
-        for (start, nr) in self.populated.runs_in(first, end) {
-            let mut at = start;
-            while at < start + nr {
-                let pages = READ_PAGES.min(start + nr - at);
-                let buffer = self.buffer.get_mut(..pages as usize * PAGE_SIZE).unwrap_or_default();
-                ram.read(at, buffer).map_err(Error::machine("read guest memory"))?;
-                for (page, bytes) in (at..).zip(buffer.chunks_exact(PAGE_SIZE)) {
-                    if !is_zero(bytes) {
-                        out.push(page, bytes);
-                    }
-                }
-                at += pages;
+        self.buffer.resize(READ_PAGES as usize * PAGE_SIZE, 0);
+        let (mut at, end) = (first, first + u64::from(nr));
+        loop {
+            if self.data <= at {
+                self.data = ram.data_from(at).map_err(Error::machine("look for data"))?.max(at);
             }
+            at = self.data;
+            if at >= end {
+                return Ok(());
+            }
+            let pages = READ_PAGES.min(end - at);
+            let buffer = self.buffer.get_mut(..pages as usize * PAGE_SIZE).unwrap_or_default();
+            ram.read(at, buffer).map_err(Error::machine("read guest memory"))?;
+            for (page, bytes) in (at..).zip(buffer.chunks_exact(PAGE_SIZE)) {
+                if !is_zero(bytes) {
+                    out.push(page, bytes);
+                }
+            }
+            at += pages;
         }
-        Ok(())
     }
 }
 

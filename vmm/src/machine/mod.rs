@@ -168,6 +168,11 @@ impl Machine {
         self.ending.why()
     }
 
+    /// Bytes of the state that depend on what the guest does.
+    pub fn state_bytes(&self) -> u64 {
+        self.devices.state_bytes()
+    }
+
     /// State of all but RAM, for a peer of this version of the protocol. Paused machines only.
     /// `run_after`: whether it goes on running where it arrives.
     ///

@@ -209,6 +209,11 @@ impl GuestRam for Ram {
         Ok(())
     }
 
+    fn data_from(&self, first: u64) -> io::Result<u64> {
+        let data = self.seek(SeekFrom::Data(first.saturating_mul(PAGE)))?;
+        Ok(data.map_or_else(|| self.nr_pages(), |at| at / PAGE))
+    }
+
     fn address(&self, page: u64) -> u64 {
         let within = |r: &&Region| page >= r.first_page && page - r.first_page < r.len / PAGE;
         let region = self.regions.iter().find(within);

@@ -114,6 +114,10 @@ impl EngineMachine for Pausing {
         self.machine.description().encode(version).map_err(io::Error::other)
     }
 
+    fn state_bytes(&self) -> u64 {
+        self.machine.state_bytes()
+    }
+
     fn save(&self, version: u16) -> io::Result<Vec<u8>> {
         let state = self.machine.save(self.run, version);
         let state = state.map_err(|e| io::Error::other(format!("{e:#}")))?;

@@ -146,6 +146,10 @@ impl VirtioDevice for Balloon {
         Completion::Used(0)
     }
 
+    fn state_bytes(&self) -> u64 {
+        self.set.saved_bytes()
+    }
+
     fn state(&self) -> BalloonStateV1 {
         self.save()
     }

@@ -55,6 +55,10 @@ impl<D: VirtioDevice + 'static> Device for TwoLane<MmioDevice<D>> {
         self.urgent().set_paused(false);
     }
 
+    fn state_bytes(&self) -> u64 {
+        self.urgent().device.state_bytes()
+    }
+
     fn save(&self, _: u32) -> Result<Vec<u8>, CodecError> {
         wherry_codec::encode(&self.urgent().state())
     }

@@ -47,9 +47,6 @@ impl GuestRam for Model {
 
     fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
         self.walks[usize::from(self.paused())].fetch_add(1, SeqCst);
-        if self.paused() {
-            thread::sleep(Duration::from_millis(self.slow_walk.load(SeqCst)));
-        }
         self.hook();
         {
             let inner = self.inner.lock().unwrap();
@@ -61,6 +58,12 @@ impl GuestRam for Model {
         }
         self.hook();
         Ok(())
+    }
+
+    fn data_from(&self, first: u64) -> io::Result<u64> {
+        let populated = &self.inner.lock().unwrap().populated;
+        let data = (first..self.pages).find(|&page| populated[page as usize]);
+        Ok(data.unwrap_or(self.pages))
     }
 }
 
@@ -222,6 +225,10 @@ impl Machine for Model {
 
     fn describe(&self, _version: u16) -> io::Result<Vec<u8>> {
         Ok(b"model".to_vec())
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.state_bytes.load(SeqCst)
     }
 
     fn save(&self, _version: u16) -> io::Result<Vec<u8>> {

@@ -92,8 +92,8 @@ pub(super) struct Model {
     pub(super) panic_at_read: AtomicBool,
     /// Turning the log on takes so many milliseconds.
     pub(super) slow_log: AtomicU64,
-    /// How long a look for holes takes while it is paused, in milliseconds.
-    pub(super) slow_walk: AtomicU64,
+    /// What it says of its state's size.
+    pub(super) state_bytes: AtomicU64,
     /// What the guest does at certain calls, once each.
     triggers: Mutex<Vec<(Trigger, Vec<Op>)>>,
     harvests: AtomicU64,
@@ -137,7 +137,7 @@ impl Model {
             walks: Default::default(),
             panic_at_read: AtomicBool::new(false),
             slow_log: AtomicU64::new(0),
-            slow_walk: AtomicU64::new(0),
+            state_bytes: AtomicU64::new(0),
             triggers: Mutex::default(),
             harvests: AtomicU64::new(0),
             hinting_published: AtomicBool::new(false),
