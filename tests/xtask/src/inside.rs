@@ -3,13 +3,18 @@
 //! Each test has a process and a time limit of its own, so that one that hangs costs itself only
 //! and says where it hung.
 //!
+//! **A table of tests.** A folder has a file for each test that was begun, made exclusively by the
+//! lab whose number is in it: so labs share the tests, and none runs twice. "passed" follows the
+//! number in time. A lab that died is followed by one with its number, which goes on with what it
+//! had begun.
+//!
 //! **A second attempt, in emulation only.** The emulated KVM host loses interrupts and now and then
 //! a guest (docs/lab.md). There, and nowhere else, a failed test is tried once more. Both
 //! outcomes are printed and the summary names each test that needed it: one that needs it often has
 //! something to say. On a real KVM host a failure is a failure.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -29,9 +34,12 @@ pub struct Args {
     /// Ends a test after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     limit: u64,
-    /// File with the tests that passed, in this lab or in one before it, which are not run again.
-    #[arg(long, value_name = "FILE")]
-    passed: PathBuf,
+    /// Folder with the table of tests.
+    #[arg(long, value_name = "DIR")]
+    table: PathBuf,
+    /// This lab's number in it.
+    #[arg(long, value_name = "N")]
+    lab: u32,
     /// Test executables.
     executables: Vec<PathBuf>,
 }
@@ -39,17 +47,16 @@ pub struct Args {
 /// Runs them; 1 if any failed for good.
 pub fn main(args: &Args) -> Result<u8> {
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
-    let mut passed_file =
-        OpenOptions::new().read(true).append(true).create(true).open(&args.passed)?;
-    let mut before = String::new();
-    passed_file.read_to_string(&mut before)?;
     for executable in &args.executables {
         for name in names(executable, &args.filter)? {
-            let line = format!("{} {name}", executable.display());
-            if before.lines().any(|passed| passed == line) {
-                nr_passed += 1;
-                continue;
-            }
+            let mut entry = match take(args, executable, &name)? {
+                Taken::Ours(entry) => entry,
+                Taken::Passed => {
+                    nr_passed += 1;
+                    continue;
+                }
+                Taken::Theirs => continue,
+            };
             // What a soak finds once in hundreds of migrations is what it is for.
             let soaks = soak() && name.starts_with("soak_");
             let attempts = if lab::is_emulated() && !soaks { 2 } else { 1 };
@@ -63,7 +70,7 @@ pub fn main(args: &Args) -> Result<u8> {
                 note(&format!("{name}: once more, this host is emulated"));
             };
             if passed {
-                writeln!(passed_file, "{line}")?;
+                entry.write_all(PASSED.as_bytes())?;
             }
             match (passed, attempt) {
                 (false, _) => failed.push(name),
@@ -80,6 +87,43 @@ pub fn main(args: &Args) -> Result<u8> {
     again.iter().for_each(|name| note(&format!("passed at the second attempt: {name}")));
     failed.iter().for_each(|name| note(&format!("FAILED: {name}")));
     Ok(u8::from(!failed.is_empty()))
+}
+
+/// What the table says of a test.
+enum Taken {
+    /// This lab is to run it, and note here that it passed.
+    Ours(File),
+    /// It passed in a lab of this number.
+    Passed,
+    /// Another lab runs it, or did.
+    Theirs,
+}
+
+const PASSED: &str = " passed";
+
+fn take(args: &Args, executable: &Path, name: &str) -> Result<Taken> {
+    let stem = executable.file_name().unwrap_or_default().to_string_lossy();
+    let path = args.table.join(format!("{stem} {name}"));
+    let cannot = || format!("cannot use {}", path.display());
+    let own = args.lab.to_string();
+    match OpenOptions::new().write(true).create_new(true).open(&path) {
+        Ok(mut entry) => {
+            entry.write_all(own.as_bytes()).with_context(cannot)?;
+            Ok(Taken::Ours(entry))
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let mut entry =
+                File::options().read(true).append(true).open(&path).with_context(cannot)?;
+            let mut said = String::new();
+            entry.read_to_string(&mut said).with_context(cannot)?;
+            Ok(match said.strip_prefix(&own) {
+                Some(PASSED) => Taken::Passed,
+                Some("") => Taken::Ours(entry),
+                _ => Taken::Theirs,
+            })
+        }
+        Err(error) => Err(error).with_context(cannot),
+    }
 }
 
 /// Names of the tests in an executable that contain `filter`; with `--soak` also those that are

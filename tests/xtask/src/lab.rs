@@ -63,6 +63,7 @@ pub fn main(args: &Args) -> Result<u8> {
         copies: copies.collect::<Result<_>>()?,
         timeout: args.timeout.map(Duration::from_secs),
         verbose: args.verbose,
+        beside_others: false,
     };
     run(&Workspace::find()?, &job)
 }
@@ -80,6 +81,19 @@ pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
             qemu::run(workspace, job)
         }
     }
+}
+
+/// How many labs may share the integration tests.
+pub fn side_by_side(workspace: &Workspace) -> Result<u32> {
+    match choose(workspace)? {
+        Lab::Host(_) => Ok(1),
+        Lab::Qemu(_) => qemu::side_by_side(),
+    }
+}
+
+/// From now on signals end all labs. To be called before threads that run some.
+pub fn end_on_signals() {
+    signals::handle();
 }
 
 enum Lab {

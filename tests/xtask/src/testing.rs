@@ -1,10 +1,12 @@
 //! `cargo xtask test` and `ci`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 
 use crate::build::Workspace;
@@ -82,7 +84,7 @@ fn timed(name: &str, work: impl FnOnce() -> Result<bool>) -> Outcome {
     Outcome { name: name.to_owned(), passed, seconds: start.elapsed().as_secs_f64() }
 }
 
-/// Builds the integration tests here and runs all of them in one lab, one after the other.
+/// Builds the integration tests here and runs all of them, one after the other in each lab.
 fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let wherry = workspace.wherry()?;
     let mut executables = workspace.integration_tests()?;
@@ -99,7 +101,6 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
     let builds = releases::build(workspace)?;
     job.env.extend(builds.iter().map(|(name, path)| (name.into(), path.into())));
-    // One lab for all: it costs seconds to start.
     let own = std::env::current_exe().context("where is xtask?")?;
     let limit = if args.soak { args.timeout.to_string() } else { TEST_LIMIT.to_owned() };
     job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), limit.into()];
@@ -107,9 +108,10 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     let keep = workspace.out()?.join("failed");
     std::fs::create_dir_all(&keep).with_context(|| format!("cannot create {}", keep.display()))?;
     job.env.push(("WHERRY_KEEP".into(), keep.clone().into()));
-    let passed = keep.join("passed");
-    std::fs::write(&passed, "").with_context(|| format!("cannot write {}", passed.display()))?;
-    job.argv.extend(["--passed".into(), passed.into()]);
+    let table = keep.join("table");
+    let _ = std::fs::remove_dir_all(&table);
+    std::fs::create_dir(&table).with_context(|| format!("cannot create {}", table.display()))?;
+    job.argv.extend(["--table".into(), table.into()]);
     job.writable.push(keep);
     if args.soak {
         job.env.push(("WHERRY_SOAK".into(), "1".into()));
@@ -136,9 +138,34 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
             );
         }
     }
-    job.argv.extend(executables.into_iter().map(PathBuf::into_os_string));
-    outcomes.push(timed("integration tests", || run_in_labs(workspace, job)));
+    let executables: Vec<OsString> = executables.into_iter().map(Into::into).collect();
+    // A soak measures memory and time for hours: nothing else runs beside it.
+    let few = args.soak || args.filter.is_some();
+    let labs = if few { 1 } else { lab::side_by_side(workspace)? };
+    job.beside_others = labs > 1;
+    if job.beside_others {
+        lab::end_on_signals();
+    }
+    outcomes.push(timed("integration tests", || {
+        thread::scope(|scope| {
+            let labs: Vec<_> = (1..=labs)
+                .map(|number| {
+                    let mut job = job.clone();
+                    job.argv.extend(["--lab".into(), number.to_string().into()]);
+                    job.argv.extend(executables.iter().cloned());
+                    scope.spawn(|| run_in_labs(workspace, job))
+                })
+                .collect();
+            // All of them, also after one has failed.
+            let ended: Vec<_> = labs.into_iter().map(|lab| lab.join()).collect();
+            ended.into_iter().try_fold(true, |all, lab| Ok(all & lab.map_err(|_| panicked())??))
+        })
+    }));
     Ok(())
+}
+
+fn panicked() -> anyhow::Error {
+    anyhow!("a lab's thread panicked")
 }
 
 /// Labs that may be begun: in emulation one now and then freezes, or its kernel panics. The next

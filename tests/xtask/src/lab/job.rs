@@ -23,6 +23,8 @@ pub struct Job {
     pub timeout: Option<Duration>,
     /// Shows the lab's kernel messages.
     pub verbose: bool,
+    /// Other labs run at the same time.
+    pub beside_others: bool,
 }
 
 /// Exit code of a command that ran out of time, as timeout(1) has it.

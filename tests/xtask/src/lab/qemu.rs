@@ -27,7 +27,9 @@ use crate::note::note;
 
 /// Less does not hold a KVM host and a guest.
 const MIN_MIB: u64 = 1536;
-/// More is not needed by any test.
+/// All tests run in this.
+const FULL_MIB: u64 = 7 << 10;
+/// More is not needed by any benchmark.
 const MAX_MIB: u64 = 12 << 10;
 /// Lines of the lab's kernel messages shown when it dies.
 const TAIL_LINES: usize = 25;
@@ -52,9 +54,9 @@ pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
     let start = Instant::now();
     let mut qemu =
         Qemu(command(&vmlinux, &initrd, &console, dir.path(), job)?.spawn().map_err(not_started)?);
-    signals::guard(Some((qemu.0.id(), dir.path().to_owned())));
+    signals::guard(qemu.0.id(), dir.path());
     let outcome = follow(&mut qemu, listeners, &console, job, start);
-    signals::guard(None);
+    signals::release(qemu.0.id());
     outcome
 }
 
@@ -116,16 +118,33 @@ fn job_file(job: &Job) -> Result<LabConf> {
 /// KVM means to scale has a clock that runs ahead of its timers.
 const CPU: &str = "max,+svm,+npt,-erms,-fsrm,-xsave,-tsc-scale";
 
-/// Memory of the lab in MiB: three quarters of what is available, within bounds.
-fn memory() -> Result<u64> {
-    if let Some(mib) = env_number("WHERRY_LAB_MEM")? {
-        return Ok(mib);
-    }
+/// Memory that labs may have in MiB: three quarters of what is available.
+fn spare_memory() -> Result<u64> {
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let kib: Option<u64> = info.lines().find_map(|line| {
         line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok()
     });
-    let mib = kib.context("/proc/meminfo has no MemAvailable")? / 1024 * 3 / 4;
+    Ok(kib.context("/proc/meminfo has no MemAvailable")? / 1024 * 3 / 4)
+}
+
+/// How many labs may share the tests: a lab keeps one CPU busy, and each needs room for every test.
+pub fn side_by_side() -> Result<u32> {
+    if let Some(labs) = env_number("WHERRY_LABS")? {
+        return Ok(u32::try_from(labs).unwrap_or(u32::MAX).max(1));
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(if cpus >= 2 && spare_memory()? >= 2 * FULL_MIB { 2 } else { 1 })
+}
+
+/// Memory of a lab in MiB: what is spare, within bounds.
+fn memory(job: &Job) -> Result<u64> {
+    if let Some(mib) = env_number("WHERRY_LAB_MEM")? {
+        return Ok(mib);
+    }
+    if job.beside_others {
+        return Ok(FULL_MIB);
+    }
+    let mib = spare_memory()?;
     if mib < MIN_MIB {
         bail!(
             "the lab needs {MIN_MIB} MiB and can have {mib}; free some memory, or force it with \
@@ -161,7 +180,7 @@ fn command(
         "q35,hpet=off",
     ])
     .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", &cpus.to_string()])
-    .args(["-m", &format!("{}M", memory()?)])
+    .args(["-m", &format!("{}M", memory(job)?)])
     .arg("-kernel")
     .arg(vmlinux)
     .arg("-initrd")
