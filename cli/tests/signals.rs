@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use tempfile::TempDir;
+use wherry_tests::kvm::or_not_run;
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -50,13 +51,9 @@ fn build_vm() {
     assert!(built.unwrap().success());
 }
 
-/// Where a `wherry receive` can run: a folder, and the runtime folder in it. `None`, and said,
-/// without KVM.
+/// Where a `wherry receive` can run: a folder, and the runtime folder in it. `None` without a KVM.
 fn receiver_place() -> Option<(TempDir, RuntimeDir)> {
-    if wherry_vmm::kvm::open_kvm().is_err() {
-        println!("not run: this machine has no KVM, and `wherry receive` wants it");
-        return None;
-    }
+    or_not_run(wherry_vmm::kvm::open_kvm())?;
     build_vm();
     let temp = tempfile::tempdir().unwrap();
     let dir = RuntimeDir::at(temp.path().join("run"));

@@ -8,6 +8,7 @@ mod balloon;
 mod console;
 pub mod docs;
 mod guest;
+pub mod kvm;
 mod proxy;
 mod scratch;
 

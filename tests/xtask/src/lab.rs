@@ -10,6 +10,7 @@ mod signals;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
@@ -120,10 +121,24 @@ fn choose(workspace: &Workspace) -> Result<Lab> {
     if !flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") {
         return Ok(Lab::Qemu("this CPU shows no VMX or SVM".into()));
     }
-    Ok(match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Lab::Host("hardware KVM".into()),
+    Ok(match look_at_kvm() {
+        Ok(()) => Lab::Host("hardware KVM".into()),
         Err(e) => Lab::Qemu(format!("/dev/kvm: {e}")),
     })
+}
+
+/// Whether `/dev/kvm` makes VMs here.
+pub fn look_at_kvm() -> std::io::Result<()> {
+    const KVM_CREATE_VM: libc::c_ulong = 0xAE01;
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
+    // SAFETY: the call takes a number and touches no memory of ours.
+    let vm = unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM, 0) };
+    if vm < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: it has just been made, and nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(vm) });
+    Ok(())
 }
 
 /// Whether this machine has a KVM that emulates kernel code in software, and is not the lab.

@@ -33,7 +33,7 @@ pub struct Args {
     /// Replays that soak's decisions, not its timing.
     #[arg(long, value_name = "N", requires = "soak")]
     seed: Option<u64>,
-    /// Runs only the unit tests, which need no KVM.
+    /// Runs only the unit tests; those that need a KVM only where there is one.
     #[arg(long, conflicts_with_all = ["integration", "soak"])]
     units: bool,
     /// Runs only the integration tests.
@@ -63,8 +63,15 @@ pub fn main(args: &Args) -> Result<u8> {
 fn tests(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
     if !args.integration {
         outcomes.push(timed("unit tests", || {
+            let kvm = match lab::look_at_kvm() {
+                Ok(()) => Some(wherry_tests::kvm::REQUIRE),
+                Err(e) => {
+                    note(&format!("/dev/kvm: {e}: unit tests that need it are not run"));
+                    None
+                }
+            };
             // The integration tests' own folder is left to the lab.
-            workspace.cargo(&["test", "--workspace", "--exclude", "wherry-tests"])?;
+            workspace.cargo_with(kvm, &["test", "--workspace", "--exclude", "wherry-tests"])?;
             workspace.cargo(&["test", "--package", "wherry-tests", "--lib"])?;
             Ok(true)
         }));

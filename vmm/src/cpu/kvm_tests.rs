@@ -1,5 +1,5 @@
-//! Smoke tests against this machine's /dev/kvm: every ioctl used here is issued once. They say so
-//! and pass where there is no KVM; no guest code runs.
+//! Smoke tests against this machine's /dev/kvm: every ioctl used here is issued once. They are
+//! not run where there is no KVM; no guest code runs.
 
 use super::arch_caps::ARCH_CAPABILITIES;
 use super::clock::{ClockReading, TscReading};
@@ -9,11 +9,13 @@ use super::vm_state::VmStateV1;
 use super::{cpuid, msrs, regs, vm};
 use crate::boot::layout::{MIB, ram_regions};
 use crate::boot::loader::Entry;
+use crate::kvm::open_kvm;
 use kvm_bindings::{kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_codec::{decode, encode};
 use wherry_devices::GuestMemory;
+use wherry_tests::kvm::or_not_run;
 
 /// A VM with RAM and vCPUs; fields drop in this order.
 struct Machine {
@@ -24,22 +26,10 @@ struct Machine {
 }
 
 impl Machine {
-    /// `None`, with a reason printed, where KVM cannot be used.
+    /// `None` without a KVM.
     fn new(vcpus: u64) -> Option<Self> {
-        let kvm = match Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(e) => {
-                println!("skipped: /dev/kvm: {e}");
-                return None;
-            }
-        };
-        let vm = match kvm.create_vm() {
-            Ok(vm) => vm,
-            Err(e) => {
-                println!("skipped: KVM_CREATE_VM: {e}");
-                return None;
-            }
-        };
+        let kvm = or_not_run(open_kvm())?;
+        let vm = kvm.create_vm().unwrap();
         let ranges: Vec<_> =
             ram_regions(128 * MIB).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
         let mem = GuestMemory::from_ranges(&ranges).unwrap();

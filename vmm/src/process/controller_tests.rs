@@ -4,21 +4,25 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_tests::kvm::or_not_run;
 
 use super::*;
 use crate::config::{SerialSink, devices};
+use crate::kvm::open_kvm;
 use crate::machine::{Kernel, MachineHooks};
 
+/// `None` without a KVM.
 fn paused() -> Option<(Controller, Arc<Machine>)> {
+    or_not_run(open_kvm())?;
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let devices = devices(Some(&BalloonConfig::default()), true).ok()?;
-    let description = Description::new(128 << 20, 1, devices, kernel).ok()?;
+    let devices = devices(Some(&BalloonConfig::default()), true).unwrap();
+    let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let identity =
         Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
     let controller = Controller::new(identity, console.clone());
     let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
-    let machine = Arc::new(Machine::build(&description, hooks).ok()?);
+    let machine = Arc::new(Machine::build(&description, hooks).unwrap());
     controller.owner.arrive(machine.clone(), false).unwrap();
     Some((controller, machine))
 }

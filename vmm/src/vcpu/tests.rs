@@ -2,18 +2,20 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use wherry_devices::BusDevice;
+use wherry_tests::kvm::or_not_run;
 
 use super::*;
+use crate::kvm::open_kvm;
 
 fn context(pio: Bus, ending: Arc<Ending>) -> VcpuContext {
     VcpuContext { pio: Arc::new(pio), mmio: Arc::new(Bus::new()), ending }
 }
 
-/// A vCPU in real mode at 0x1000, with `code` there; `None` without a KVM that runs it.
+/// A vCPU in real mode at 0x1000, with `code` there; `None` without a KVM.
 fn real_mode(code: &[u8], context: VcpuContext) -> Option<(Vcpu, VmFd)> {
-    let vm = Kvm::new().ok()?.create_vm().ok()?;
+    let vm = or_not_run(open_kvm())?.create_vm().unwrap();
     install_kick_handler();
     let mut page = vec![0u8; 0x3000];
     let start = page.as_ptr().align_offset(4096);
@@ -27,13 +29,13 @@ fn real_mode(code: &[u8], context: VcpuContext) -> Option<(Vcpu, VmFd)> {
         userspace_addr: page[start..].as_ptr() as u64,
     };
     // SAFETY: the region lies in memory that is leaked, so it outlives the VM.
-    unsafe { vm.set_user_memory_region(region) }.ok()?;
-    let fd = vm.create_vcpu(0).ok()?;
-    let mut sregs = fd.get_sregs().ok()?;
+    unsafe { vm.set_user_memory_region(region) }.unwrap();
+    let fd = vm.create_vcpu(0).unwrap();
+    let mut sregs = fd.get_sregs().unwrap();
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    fd.set_sregs(&sregs).ok()?;
+    fd.set_sregs(&sregs).unwrap();
     let regs = kvm_bindings::kvm_regs { rip: 0x1000, rflags: 2, ..Default::default() };
-    fd.set_regs(&regs).ok()?;
+    fd.set_regs(&regs).unwrap();
     Some((Vcpu::spawn(0, fd, context).unwrap(), vm))
 }
 
@@ -193,8 +195,8 @@ fn string_io_stays_at_its_port() {
 
 #[test]
 fn a_vcpu_that_is_parked_again_at_once_says_so() {
-    let Ok(kvm) = kvm_ioctls::Kvm::new() else { return };
-    let Ok(vm) = kvm.create_vm() else { return };
+    let Some(kvm) = or_not_run(open_kvm()) else { return };
+    let vm = kvm.create_vm().unwrap();
     install_kick_handler();
     let context = context(Bus::new(), ending().0);
     let vcpu = Vcpu::spawn(0, vm.create_vcpu(0).unwrap(), context).unwrap();
