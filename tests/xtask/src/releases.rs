@@ -52,6 +52,7 @@ fn last(workspace: &Workspace) -> Result<Option<PathBuf>> {
     let built = binaries(workspace, &source, &place, &["--locked"]);
     // Its source is no part of this tree, for whoever looks for packages or counts lines.
     let _ = std::fs::remove_dir_all(&source);
+    let _ = std::fs::remove_dir_all(place.join("target"));
     built.map(Some)
 }
 
@@ -96,8 +97,10 @@ fn export(root: &Path, commit: &str, to: &Path) -> Result<()> {
 /// Builds both programs of the tree at `root`, quickly and not to be fast, and puts them into
 /// `place`.
 fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> Result<PathBuf> {
-    // One target directory for all: what they depend on is the same.
-    let target = workspace.out()?.join("releases/target");
+    // A target directory for each: cargo takes packages of the same name, version and place in
+    // their workspace for the same, and goes by the times of files. In one directory this tree
+    // would be built with crates of the release.
+    let target = place.join("target");
     let manifest = root.join("Cargo.toml");
     let (manifest, dir) = (text(&manifest)?, text(&target)?);
     let packages = ["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"];
