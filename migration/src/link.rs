@@ -414,6 +414,11 @@ impl FrameReader {
                     return Err(Error::Late(deadline.time));
                 }
             }
+            // A payload may come bit by bit and never pause. A header is read to its end: it may be
+            // HandOff's.
+            if first.is_empty() && self.interrupt.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             match self.input.read(rest) {
                 Ok(0) => return Err(Error::Closed),
                 Ok(n) => {

@@ -333,6 +333,8 @@ impl Receiver<'_> {
         let mut state: Vec<u8> = Vec::new();
         let mut digester = Digester::default();
         loop {
+            // A source that never pauses would keep the reader from looking.
+            self.reader.interrupt.check()?;
             let legal = self.legal(nr_pages);
             let (kind, pages) = self.memory.next(&mut self.reader, legal, ram)?;
             self.pages += pages;

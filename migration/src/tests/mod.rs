@@ -15,6 +15,7 @@ mod mutations;
 mod ops;
 mod oracle;
 mod orders;
+mod patience;
 mod paused;
 mod speed;
 mod strangers;

@@ -337,7 +337,7 @@ fn waiting_for_connections_can_be_cancelled() {
 
 /// An end to which somebody writes one piece after another until it is closed, or for too long.
 /// True: it was too long.
-fn keeps_writing(
+pub(super) fn keeps_writing(
     pause: Duration,
     mut piece: impl FnMut(u64) -> Vec<u8> + Send + 'static,
 ) -> (Box<dyn Transport>, thread::JoinHandle<bool>) {

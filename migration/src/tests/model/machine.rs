@@ -47,6 +47,7 @@ impl GuestRam for Model {
 
     fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
         self.walks[usize::from(self.paused())].fetch_add(1, SeqCst);
+        self.fire(Trigger::Walk);
         self.hook();
         {
             let inner = self.inner.lock().unwrap();
@@ -83,6 +84,7 @@ impl Model {
 impl DirtyLog for Model {
     fn start(&self) -> io::Result<()> {
         thread::sleep(Duration::from_millis(self.slow_log.load(SeqCst)));
+        self.fire(Trigger::LogOn);
         self.hook();
         let mut inner = self.inner.lock().unwrap();
         inner.log_on = true;

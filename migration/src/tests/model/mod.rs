@@ -61,6 +61,10 @@ pub(super) struct Inner {
 /// A call of the engine at which a scenario goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Trigger {
+    /// The log is about to be turned on.
+    LogOn,
+    /// Holes are about to be asked for.
+    Walk,
     /// The first id has just been published.
     Published,
     /// The balloon's pages are about to be asked for.
@@ -74,6 +78,8 @@ pub(super) enum Trigger {
     /// The first page of round two is about to be read.
     ReadInRoundTwo,
 }
+
+type Work = Box<dyn FnOnce() + Send>;
 
 /// The guest and its machine.
 pub(super) struct Model {
@@ -96,6 +102,8 @@ pub(super) struct Model {
     pub(super) state_bytes: AtomicU64,
     /// What the guest does at certain calls, once each.
     triggers: Mutex<Vec<(Trigger, Vec<Op>)>>,
+    /// What takes a call's time, once.
+    during: Mutex<Option<(Trigger, Work)>>,
     harvests: AtomicU64,
     /// The last published command is one that hints run under.
     pub(super) hinting_published: AtomicBool,
@@ -139,6 +147,7 @@ impl Model {
             slow_log: AtomicU64::new(0),
             state_bytes: AtomicU64::new(0),
             triggers: Mutex::default(),
+            during: Mutex::default(),
             harvests: AtomicU64::new(0),
             hinting_published: AtomicBool::new(false),
             last_id: AtomicU64::new(u64::MAX),
@@ -176,7 +185,17 @@ impl Model {
         self.triggers.lock().unwrap().push((trigger, ops));
     }
 
+    /// This call takes as long as that does, once.
+    #[allow(dead_code)] // For tests of time, which crate wherry-trace has not.
+    pub(super) fn during(&self, trigger: Trigger, work: impl FnOnce() + Send + 'static) {
+        *self.during.lock().unwrap() = Some((trigger, Box::new(work)));
+    }
+
     fn fire(&self, trigger: Trigger) {
+        let during = self.during.lock().unwrap().take_if(|(at, _)| *at == trigger);
+        if let Some((_, work)) = during {
+            work();
+        }
         let mut triggers = self.triggers.lock().unwrap();
         let Some(at) = triggers.iter().position(|(t, _)| *t == trigger) else {
             return;
