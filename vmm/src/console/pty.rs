@@ -81,6 +81,8 @@ impl Read for PtyIn {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
     use crate::poll;
 
@@ -88,8 +90,10 @@ mod tests {
     fn a_pty_neither_echoes_nor_edits_nor_keeps_what_nobody_reads() {
         let (master, path) = open().unwrap();
         let (mut out, mut input) = (PtyOut(master.try_clone().unwrap()), PtyIn(master));
-        // More than a terminal holds.
-        out.write_all(&[b'o'; 100_000]).unwrap();
+        // More than a terminal holds. Apart, since one that waits would do so for ever.
+        let (mut unread, (done, is_done)) = (PtyOut(out.0.try_clone().unwrap()), channel());
+        std::thread::spawn(move || done.send(unread.write_all(&[b'o'; 100_000]).is_ok()));
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(60)), Ok(true), "it waits for a user");
         for _ in 0..2 {
             let mut user = OpenOptions::new()
                 .read(true)

@@ -182,7 +182,8 @@ fn nothing_is_read_before_there_is_a_machine_and_nothing_beyond_its_room() {
         }
     }
     console.join(Some(Box::new(Counting(reads))), io::sink()).unwrap();
-    assert!(counted.try_recv().is_err(), "nobody could take it");
+    assert_eq!((console.type_in(b"x"), counted.try_recv().is_err()), (0, true), "taken by nobody");
+    assert_eq!(console.lock().sources.len(), 1, "it waits, unread");
     let room = 10_000;
     let left = Mutex::new(room);
     let (full, is_full) = channel();

@@ -1,8 +1,8 @@
 //! Commands that meet: each order is forced by a machine that stands still in the middle of what it
 //! does.
 
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Barrier, OnceLock, Weak};
 use std::thread;
 
 use super::*;
@@ -11,6 +11,7 @@ use crate::life::Phase;
 /// A machine that says when it halts or goes, and does it only then.
 #[derive(Default)]
 struct Fake {
+    owner: OnceLock<Weak<Owner<Fake>>>,
     gate: Mutex<Gate>,
     ended: Mutex<Option<End>>,
     runs: AtomicBool,
@@ -22,11 +23,14 @@ struct Fake {
 
 impl Fake {
     fn turn(&self, runs: bool) {
+        let owner = self.owner.get().and_then(Weak::upgrade);
+        let alone = owner.is_none_or(|owner| owner.inner.try_lock().is_err());
         let meet = lock(&self.meet).take();
         if let Some(meet) = &meet {
             meet.wait();
             meet.wait();
         }
+        assert!(alone, "done without the lock: others come between");
         self.runs.store(runs, SeqCst);
     }
 
@@ -67,6 +71,7 @@ impl Vcpus for Fake {
 
 fn running() -> (Arc<Owner<Fake>>, Arc<Fake>) {
     let (owner, machine) = (Arc::new(Owner::default()), Arc::new(Fake::default()));
+    machine.owner.set(Arc::downgrade(&owner)).unwrap();
     owner.arrive(machine.clone(), true).unwrap();
     (owner, machine)
 }
@@ -161,11 +166,12 @@ fn a_machine_that_is_held_is_started_by_nobody_else() {
 fn a_hand_off_is_refused_if_the_machine_ran_since_it_was_held() {
     let (owner, machine) = running();
     held(&owner);
-    // What no command can do any more: somebody starts the machine behind its owner's back.
-    for act in [Act::StartAnyway, Act::Stop] {
+    // What no command can do any more: somebody starts the machine behind its owner's back, and
+    // stops and even holds it again.
+    for act in [Act::StartAnyway, Act::Stop, Act::Hold] {
         lock(machine.gate()).apply(&mut None, act).unwrap();
+        assert!(owner.event(Event::HandOver).is_err(), "after {act:?}");
     }
-    assert!(owner.event(Event::HandOver).is_err());
 }
 
 #[test]
@@ -211,6 +217,13 @@ fn a_guest_that_has_ended_is_not_migrated_and_does_not_run_again() {
     assert!(cancel.is_cancelled());
     assert!(owner.event(Event::HandOver).is_err());
     owner.event(Event::Release).unwrap();
+    assert_eq!(owner.engine_ended(false), (Life::Ended(End::PowerOff), Some(End::PowerOff)));
+    assert!(!machine.runs());
+
+    // Seen by nobody before the engine has ended.
+    let (owner, machine) = running();
+    owner.migrate(&CancelToken::new()).unwrap();
+    *lock(&machine.ended) = Some(End::PowerOff);
     assert_eq!(owner.engine_ended(false), (Life::Ended(End::PowerOff), Some(End::PowerOff)));
     assert!(!machine.runs());
 }

@@ -11,6 +11,9 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use wherry_devices::device::Subscriber;
 
+use crate::life::End;
+use crate::life::ending::Ending;
+
 /// The running loop. Dropping it ends the thread, and with it the devices' work.
 pub struct EventLoop {
     quit: Arc<AtomicBool>,
@@ -32,12 +35,9 @@ impl MutEventSubscriber for Wake {
 }
 
 impl EventLoop {
-    /// Starts the loop with these subscribers. `failed` is told, on the loop's thread, that it has
-    /// ended by itself: then no device works any more.
-    pub fn spawn(
-        subscribers: Vec<Subscriber>,
-        failed: impl Fn(&str) + Send + 'static,
-    ) -> io::Result<Self> {
+    /// Starts the loop with these subscribers. If it ends by itself no device works any more, and
+    /// the machine is over.
+    pub fn spawn(subscribers: Vec<Subscriber>, ending: Arc<Ending>) -> io::Result<Self> {
         let quit = Arc::new(AtomicBool::new(false));
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let mut manager =
@@ -55,9 +55,9 @@ impl EventLoop {
                 }
             }));
             if served.is_err() {
-                failed(
-                    "the devices' thread panicked: a defect of Wherry, see the VM's standard error",
-                );
+                let text =
+                    "the devices' thread panicked: a defect of Wherry, see the VM's standard error";
+                ending.note(End::Fatal, text);
             }
         })?;
         Ok(Self { quit, wake, thread: Some(thread) })
@@ -76,14 +76,15 @@ impl Drop for EventLoop {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::{Sender, channel};
 
     use super::*;
 
-    struct Broken(EventFd);
+    struct Broken(EventFd, Sender<()>);
 
     impl MutEventSubscriber for Broken {
         fn process(&mut self, _: Events, _: &mut EventOps) {
+            self.1.send(()).unwrap();
             panic!("injected");
         }
 
@@ -93,14 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_device_is_told() {
+    fn a_panic_in_a_device_ends_the_machine() {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         kick.write(1).unwrap();
-        let (sender, told) = channel();
-        let broken = Box::new(Broken(kick));
-        let tell = move |why: &str| sender.send(why.to_owned()).unwrap();
-        let running = EventLoop::spawn(vec![broken], tell).unwrap();
-        assert!(told.recv().unwrap().contains("panicked"));
+        let (sender, at_work) = channel();
+        let ending = Arc::new(Ending::new(Arc::new(|| ())));
+        let broken = Box::new(Broken(kick, sender));
+        let running = EventLoop::spawn(vec![broken], ending.clone()).unwrap();
+        at_work.recv().unwrap();
         drop(running);
+        assert_eq!(ending.end(), Some(End::Fatal));
+        assert!(ending.why().contains("panicked"), "{}", ending.why());
     }
 }

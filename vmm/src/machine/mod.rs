@@ -120,7 +120,6 @@ impl Machine {
             devices::assemble(description, &giver, restored.as_mut())?;
         let restored = restored.as_ref();
 
-        let failed = ending.clone();
         let (pio, mmio) = (Arc::new(ports), Arc::new(mmio));
         let context = VcpuContext { pio, mmio, ending: ending.clone() };
         let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
@@ -135,7 +134,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             access,
-            _event_loop: EventLoop::spawn(subscribers, move |why| failed.note(End::Fatal, why))
+            _event_loop: EventLoop::spawn(subscribers, ending.clone())
                 .context("cannot start the device thread")?,
             balloon: devices.find().map(BalloonHandle::new),
             devices,

@@ -1,6 +1,8 @@
 //! Commands and a machine that is paused, on KVM where there is one.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
+use std::os::unix::net::UnixListener;
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_devices::virtio::balloon::BalloonConfig;
@@ -11,17 +13,21 @@ use crate::config::{SerialSink, devices};
 use crate::kvm::open_kvm;
 use crate::machine::{Kernel, MachineHooks};
 
+fn controller() -> Controller {
+    let (console, _) = Console::open(&SerialSink::None).unwrap();
+    let identity =
+        Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
+    Controller::new(identity, console)
+}
+
 /// `None` without a KVM.
 fn paused() -> Option<(Controller, Arc<Machine>)> {
     or_not_run(open_kvm())?;
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
     let devices = devices(Some(&BalloonConfig::default()), true).unwrap();
     let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
-    let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let identity =
-        Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
-    let controller = Controller::new(identity, console.clone());
-    let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
+    let controller = controller();
+    let hooks = MachineHooks { console: controller.console.clone(), wake: Arc::new(|| ()) };
     let machine = Arc::new(Machine::build(&description, hooks).unwrap());
     controller.owner.arrive(machine.clone(), false).unwrap();
     Some((controller, machine))
@@ -144,4 +150,75 @@ fn what_is_said_of_a_guest_that_ended_while_it_migrated_is_true() {
     assert_eq!(off.hint.as_deref(), Some("`vm` has ended; nothing runs at the destination"));
     assert_eq!(said(End::Kill).message, "the VM was killed while it migrated");
     assert!(said(End::Reset).hint.unwrap().contains("starts again here"));
+}
+
+/// Migrates to a peer that hangs up after `then`, when the engine has said its first word.
+fn migrate_in_vain(
+    vm: &Controller,
+    trace: bool,
+    tell: &mut dyn FnMut(Update),
+    then: impl FnOnce() + Send,
+) -> ControlError {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("peer");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut peer = listener.accept().unwrap().0;
+            peer.read_exact(&mut [0]).unwrap();
+            then();
+        });
+        let request = MigrateRequest::new(format!("unix:{}", path.display()));
+        vm.migrate(&MigrateRequest { trace, ..request }, tell).unwrap_err()
+    })
+}
+
+#[test]
+fn what_ended_the_guest_in_the_middle_of_a_migration_is_said() {
+    for (end, text) in [
+        (End::PowerOff, "the guest powered off while it migrated"),
+        (End::Fatal, "the guest crashed while it migrated: lost its way"),
+        (End::Kill, "the VM was killed while it migrated"),
+    ] {
+        let Some((vm, machine)) = paused() else { return };
+        let error = migrate_in_vain(&vm, false, &mut |_| (), || {
+            match end {
+                End::Kill => vm.kill(),
+                _ => machine.ending.note(end, "lost its way"),
+            }
+            // The run loop looks, which cancels the migration.
+            vm.owner.life();
+        });
+        assert_eq!((error.code, error.message.as_str()), (ErrorCode::MigrationFailed, text));
+        assert_eq!(vm.owner.life(), Life::Ended(end));
+    }
+}
+
+#[test]
+fn a_migration_that_panics_leaves_the_guest_here() {
+    let Some((vm, _machine)) = paused() else { return };
+    let error = migrate_in_vain(&vm, true, &mut |_| panic!("injected"), || ());
+    assert!(error.message.contains("panicked"), "{}", error.message);
+    assert_eq!((error.code, vm.info().state), (ErrorCode::MigrationFailed, VmState::Paused));
+    let error = migrate_in_vain(&vm, false, &mut |_| (), || ());
+    assert!(!error.message.contains("panicked"), "it can be tried again: {}", error.message);
+}
+
+#[test]
+fn one_console_too_many_is_refused_before_it_is_granted() {
+    let vm = controller();
+    let mut users = Vec::new();
+    let refused = loop {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        if let Err(refused) = vm.check_console() {
+            break refused;
+        }
+        vm.attach_console(ours).unwrap();
+        users.push(theirs);
+    };
+    assert_eq!(refused.code, ErrorCode::Busy);
+    assert_eq!(refused.message, format!("{} consoles are attached already", users.len()));
+    assert!(refused.hint.unwrap().contains("Ctrl-]"));
+    users.pop();
+    vm.check_console().unwrap();
 }

@@ -94,7 +94,7 @@ impl Host {
     }
 
     fn serve(&self, mut machine: Arc<Machine>) -> anyhow::Result<(ExitReason, Arc<Machine>)> {
-        let mut brake = Brake::default();
+        let mut brake = Brake::new(BRAKE_PAUSE);
         loop {
             // The owner stopped the machine when it came to this.
             let end = self.owner().wait(|life| match life {
@@ -136,17 +136,22 @@ impl Host {
 }
 
 /// Keeps a guest that resets itself again and again from building machines as fast as the host can.
-#[derive(Default)]
 struct Brake {
     reboots: VecDeque<Instant>,
+    pause: Duration,
 }
 
 impl Brake {
+    /// That waits so long before each reboot too many.
+    fn new(pause: Duration) -> Self {
+        Self { reboots: VecDeque::new(), pause }
+    }
+
     /// A reboot at `now`: how long to wait before it.
     fn pause(&mut self, now: Instant) -> Duration {
         self.reboots.retain(|before| now.duration_since(*before) < BRAKE_WITHIN);
         self.reboots.push_back(now);
-        if self.reboots.len() > BRAKE_AFTER { BRAKE_PAUSE } else { Duration::ZERO }
+        if self.reboots.len() > BRAKE_AFTER { self.pause } else { Duration::ZERO }
     }
 }
 
@@ -227,11 +232,41 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
 
 #[cfg(test)]
 mod tests {
+    use wherry_tests::kvm::or_not_run;
+
     use super::*;
+    use crate::kvm::open_kvm;
+
+    #[test]
+    fn a_reboot_too_many_waits_and_a_kill_ends_the_wait() {
+        if or_not_run(open_kvm()).is_none() {
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
+        let host = Host::start(claim, None, &SerialSink::None, true).unwrap();
+        // Without a kernel there can be no next machine.
+        let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
+        let devices = devices(None, false).unwrap();
+        let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
+        let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
+        host.owner().arrive(machine.clone(), false).unwrap();
+        machine.ending.note(End::Reset, "");
+        let mut brake = Brake::new(Duration::from_secs(3600));
+        brake.reboots = [Instant::now(); BRAKE_AFTER].into();
+        let left = std::thread::scope(|scope| {
+            let rebooting = scope.spawn(|| host.reboot(machine.clone(), &mut brake));
+            host.owner().wait(|life| (life == Life::Rebooting).then_some(()));
+            host.owner().kill();
+            rebooting.join().unwrap()
+        });
+        assert!(Arc::ptr_eq(&left.expect("it did not wait"), &machine));
+        assert_eq!(host.owner().life(), Life::Ended(End::Kill));
+    }
 
     #[test]
     fn three_reboots_go_through_and_the_fourth_within_ten_seconds_waits() {
-        let mut brake = Brake::default();
+        let mut brake = Brake::new(BRAKE_PAUSE);
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         for ms in [0, 10, 20] {

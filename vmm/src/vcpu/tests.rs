@@ -1,6 +1,6 @@
 //! Small guests in real mode, on KVM where there is one.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 
 use kvm_ioctls::VmFd;
 use wherry_devices::BusDevice;
@@ -57,21 +57,27 @@ fn bus(write: impl FnMut() + Send + 'static) -> Bus {
     bus
 }
 
-/// With a word for each end that is noted.
-fn ending() -> (Arc<Ending>, Receiver<()>) {
-    let (sender, noted) = channel();
-    let sender = Mutex::new(sender);
-    // Fails only when the test is over.
-    (Arc::new(Ending::new(Arc::new(move || _ = lock(&sender).send(())))), noted)
+/// Only so that a test that fails does not hang.
+const GUARD: Duration = Duration::from_secs(60);
+
+/// Waits until the thread says by itself that it is parked.
+fn parks(vcpu: &Vcpu) {
+    let inner = lock(&vcpu.shared.wish);
+    let parked = vcpu.shared.changed.wait_timeout_while(inner, GUARD, |inner| !inner.parked);
+    assert!(parked.unwrap().0.parked, "whoever waits for it waits for ever");
+}
+
+fn ending() -> Arc<Ending> {
+    Arc::new(Ending::new(Arc::new(|| ())))
 }
 
 #[test]
 fn a_panic_in_a_device_ends_the_machine_and_holds_up_nobody() {
-    let (ending, noted) = ending();
+    let ending = ending();
     let context = context(bus(|| panic!("injected")), ending.clone());
     let Some((vcpu, _vm)) = real_mode(&OUT_LOOP, context) else { return };
     vcpu.run();
-    noted.recv_timeout(Duration::from_secs(60)).unwrap();
+    parks(&vcpu);
     assert!(ending.end() == Some(End::Fatal) && ending.why().contains("panicked"));
     // None of these waits for the thread that is gone.
     vcpu.request_park();
@@ -84,24 +90,21 @@ fn a_panic_in_a_device_ends_the_machine_and_holds_up_nobody() {
 
 #[test]
 fn a_vcpu_whose_guest_has_ended_parks_by_itself() {
-    let (ending, noted) = ending();
+    let ending = ending();
     let writes = Arc::new(std::sync::atomic::AtomicU32::new(0));
     let (count, over) = (writes.clone(), ending.clone());
     let port = bus(move || {
-        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let before = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(before, 0, "it runs on after its own end");
         over.note(End::PowerOff, "");
     });
     let Some((vcpu, _vm)) = real_mode(&OUT_LOOP, context(port, ending)) else { return };
     vcpu.wait_parked();
     vcpu.run();
     // Nobody asks it to.
-    let mut inner = lock(&vcpu.shared.wish);
-    while !inner.parked {
-        inner = vcpu.shared.changed.wait(inner).unwrap();
-    }
+    parks(&vcpu);
     let writes = writes.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(writes, 1, "it ran on after its own end");
-    drop(noted);
 }
 
 /// Tells of its guest's write and of each look at it, until it is to be over.
@@ -133,9 +136,9 @@ fn a_vcpu_does_not_outrun_what_it_wrote_and_parks_meanwhile() {
     let mut mmio = Bus::new();
     let device = Lasting(sender, over.clone());
     mmio.insert(0x3000, 1, Arc::new(Mutex::new(device))).unwrap();
-    let context = VcpuContext { mmio: Arc::new(mmio), ..context(ports, ending().0) };
+    let context = VcpuContext { mmio: Arc::new(mmio), ..context(ports, ending()) };
     let Some((vcpu, _vm)) = real_mode(&code, context) else { return };
-    let next = || log.recv_timeout(Duration::from_secs(60)).unwrap();
+    let next = || log.recv_timeout(GUARD).unwrap();
     vcpu.run();
     assert_eq!([(); 3].map(|()| next()), ["write", "not over", "not over"]);
     vcpu.request_park();
@@ -184,9 +187,9 @@ fn string_io_stays_at_its_port() {
         let told = Told(base, sender.clone());
         bus.insert(base.into(), len, Arc::new(Mutex::new(told))).unwrap();
     }
-    let Some((vcpu, _vm)) = real_mode(&code, context(bus, ending().0)) else { return };
+    let Some((vcpu, _vm)) = real_mode(&code, context(bus, ending())) else { return };
     vcpu.run();
-    let next = || accesses.recv_timeout(Duration::from_secs(60)).unwrap();
+    let next = || accesses.recv_timeout(GUARD).unwrap();
     // In how many exits is KVM's choice; each access is of one element at the one port.
     assert_eq!([(); 6].map(|()| next()), [(0x1D, 1); 6]);
     assert_eq!([(); 3].map(|()| next()), [(0x12, 2); 3]);
@@ -198,7 +201,7 @@ fn a_vcpu_that_is_parked_again_at_once_says_so() {
     let Some(kvm) = or_not_run(open_kvm()) else { return };
     let vm = kvm.create_vm().unwrap();
     install_kick_handler();
-    let context = context(Bus::new(), ending().0);
+    let context = context(Bus::new(), ending());
     let vcpu = Vcpu::spawn(0, vm.create_vcpu(0).unwrap(), context).unwrap();
     vcpu.wait_parked();
     for _ in 0..100 {
