@@ -65,13 +65,13 @@ impl Workspace {
 
     /// Runs cargo with these arguments in the repository.
     pub fn cargo(&self, args: &[&str]) -> Result<()> {
-        self.cargo_with(None, args)
+        self.cargo_with(&[], args)
     }
 
-    /// The same, with a variable of the environment set to 1.
-    pub fn cargo_with(&self, variable: Option<&str>, args: &[&str]) -> Result<()> {
+    /// The same, with these variables of the environment set to 1.
+    pub fn cargo_with(&self, variables: &[&str], args: &[&str]) -> Result<()> {
         let mut command = cargo();
-        command.args(args).envs(variable.map(|name| (name, "1")));
+        command.args(args).envs(variables.iter().map(|name| (name, "1")));
         self.run(command)
     }
 

@@ -22,10 +22,12 @@ struct Need {
     present: fn() -> bool,
 }
 
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need { package: "qemu-system-x86", present: || on_path("qemu-system-x86_64") },
     Need { package: "dpkg", present: || on_path("dpkg-deb") },
     Need { package: "gcc", present: || on_path("cc") },
+    // Not on every user's path.
+    Need { package: "e2fsprogs", present: || on_path("mke2fs") || is_file("/usr/sbin/mke2fs") },
     // The guest's init is linked statically.
     Need { package: "libc6-dev", present: || build::static_libc_present() },
 ];
@@ -34,6 +36,10 @@ const NEEDS: [Need; 4] = [
 pub fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+fn is_file(path: &str) -> bool {
+    std::path::Path::new(path).is_file()
 }
 
 /// Runs `cargo xtask setup`.

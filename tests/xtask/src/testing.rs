@@ -63,15 +63,15 @@ pub fn main(args: &Args) -> Result<u8> {
 fn tests(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
     if !args.integration {
         outcomes.push(timed("unit tests", || {
-            let kvm = match lab::look_at_kvm() {
-                Ok(()) => Some(wherry_tests::kvm::REQUIRE),
-                Err(e) => {
-                    note(&format!("/dev/kvm: {e}: unit tests that need it are not run"));
-                    None
-                }
-            };
+            // Setup has installed e2fsprogs.
+            let mut required = vec!["WHERRY_REQUIRE_MKE2FS"];
+            match lab::look_at_kvm() {
+                Ok(()) => required.push(wherry_tests::kvm::REQUIRE),
+                Err(e) => note(&format!("/dev/kvm: {e}: unit tests that need it are not run")),
+            }
             // The integration tests' own folder is left to the lab.
-            workspace.cargo_with(kvm, &["test", "--workspace", "--exclude", "wherry-tests"])?;
+            workspace
+                .cargo_with(&required, &["test", "--workspace", "--exclude", "wherry-tests"])?;
             workspace.cargo(&["test", "--package", "wherry-tests", "--lib"])?;
             Ok(true)
         }));

@@ -11,6 +11,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("trace", &["migration"]),
     ("replay", &["migration", "trace"]),
     ("report", &["trace"]),
+    ("rootfs", &["codec"]),
     ("vmm", &["codec", "devices", "migration", "trace"]),
     ("guest-kernel", &[]),
     ("fuzz", &[]),
