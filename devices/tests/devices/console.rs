@@ -66,11 +66,13 @@ fn all_arrives(pieces: &[(usize, usize)], moves: bool) {
             port.restore_line().unwrap();
             assert!(line.high(), "unread input and no interrupt after a move");
         }
+        let before = got.len();
         linux_handler(&mut port, &mut got, |port, nr| {
             while let Some((_, bytes)) = pieces.next_if(|(at, _)| *at <= nr) {
                 next(port, bytes);
             }
         });
+        assert!(got.len() > before, "unread input, and IIR says that there is none");
     }
     let expected: Vec<u8> = (0..sent).map(|n| n as u8).collect();
     assert_eq!(got, expected);

@@ -209,7 +209,7 @@ impl Side for Driver {
     fn collect(&mut self, bench: &mut Bench) -> Vec<u32> {
         let mut got = Vec::new();
         while bench.line.high() {
-            Self::acknowledge(bench);
+            assert_ne!(Self::acknowledge(bench), 0, "the line is high without a cause");
             for (queue, head, _) in self.take_used(bench) {
                 got.push(self.pieces.remove(&(queue, head)).expect("a chain that was not out"));
             }
