@@ -313,3 +313,6 @@ fn restore_vcpus(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,7 +202,44 @@ pub fn receive(
 
 #[cfg(test)]
 mod tests {
+    use wherry_tests::kvm::or_not_run;
+
     use super::*;
+    use crate::config::{SerialSink, devices};
+    use crate::console::Console;
+    use crate::machine::Kernel;
+
+    /// On KVM where there is one. A source whose clock stands in 1970 does not make the guest
+    /// older by all the time since.
+    #[test]
+    fn a_guest_that_arrives_is_no_older_than_its_migration_took() {
+        if or_not_run(open_kvm()).is_none() {
+            return;
+        }
+        let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
+        let (console, _) = Console::open(&SerialSink::None).unwrap();
+        let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
+        let description = Description::new(128 << 20, 1, devices(None, false).unwrap(), kernel);
+        let description = description.unwrap();
+        let machine = Machine::build(&description, hooks.clone()).unwrap();
+        let mut state = machine.save(true, u16::MAX).unwrap();
+        state.vm.realtime_ns = 0;
+        let owner = Owner::default();
+        let mut arriving = Arriving {
+            hooks,
+            owner: &owner,
+            begun: Instant::now(),
+            foundation: None,
+            machine: None,
+        };
+        let bytes = description.encode(u16::MAX).unwrap();
+        arriving.prepare(&bytes, description.ram_bytes / PAGE).unwrap();
+        arriving.load(&state.encode(u16::MAX).unwrap()).unwrap();
+        let (arrived, _) = arriving.machine.unwrap();
+        let clock_ns = arrived.save(true, u16::MAX).unwrap().vm.clock_ns;
+        let aged = Duration::from_nanos(clock_ns - state.vm.clock_ns);
+        assert!(aged < Duration::from_secs(3600), "{aged:?}");
+    }
 
     #[test]
     fn a_scanner_does_not_fill_the_log() {

@@ -1,0 +1,42 @@
+//! A machine that stands still, on KVM where there is one.
+
+use kvm_bindings::kvm_clock_data;
+use wherry_tests::kvm::or_not_run;
+
+use super::*;
+use crate::config::{SerialSink, devices};
+use crate::console::Console;
+
+/// On a host whose TSC is unstable KVM lets a guest's TSC stand still while its vCPU does not run.
+/// Here its clock jumps, which looks the same: an hour passes on it, and none on the TSCs. What is
+/// saved follows from what they were when the vCPUs parked.
+#[test]
+fn a_tsc_that_stands_still_in_a_pause_is_made_up_for() {
+    if or_not_run(open_kvm()).is_none() {
+        return;
+    }
+    let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
+    let (console, _) = Console::open(&SerialSink::None).unwrap();
+    let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
+    let description = Description::new(128 << 20, 2, devices(None, false).unwrap(), kernel);
+    let description = description.unwrap();
+    let machine = Machine::build(&description, hooks).unwrap();
+    machine.halt().unwrap();
+    let save = || machine.save(true, u16::MAX).unwrap();
+    let before = save();
+    const HOUR: u64 = 3_600_000_000_000;
+    let clock = before.vm.clock_ns + HOUR;
+    machine.vm.set_clock(&kvm_clock_data { clock, ..Default::default() }).unwrap();
+    let went_on = || {
+        let pairs = before.vcpus.iter().zip(save().vcpus);
+        let ticks = pairs.map(|(before, after)| after.tsc.wrapping_sub(before.tsc));
+        ticks.map(|n| n / u64::from(description.cpu.tsc_khz)).collect::<Vec<_>>()
+    };
+    let ms = went_on();
+    assert!(ms.iter().all(|ms| *ms > 3_590_000), "by {ms:?} ms in an hour");
+    // Once they have run, what they show is right again.
+    machine.go();
+    machine.halt().unwrap();
+    let ms = went_on();
+    assert!(ms.iter().all(|ms| *ms < 3_590_000), "by {ms:?} ms, for a pause that is over");
+}
