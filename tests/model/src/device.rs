@@ -199,6 +199,13 @@ impl Walk {
 
     /// Nothing happens while the machine is paused, and nothing is forgotten.
     fn paused(&mut self) -> Outcome {
+        // The device holds the driver's buffer then.
+        self.stats()?;
+        self.rig.balloon.set_paused(!on(Mutant::CompletesWhilePaused));
+        let asked = self.rig.balloon.request_stats();
+        check(!asked && self.rig.used(Rig::STATS).is_empty(), "a buffer came back while paused")?;
+        self.rig.balloon.set_paused(false);
+        check(self.rig.balloon.request_stats(), "a held buffer was forgotten over a pause")?;
         self.rig.host.take();
         self.rig.balloon.set_paused(!on(Mutant::ConsumesWhilePaused));
         self.rig.add(Rig::REPORT, &[inb(FREE, PAGE as u32)]);

@@ -66,6 +66,12 @@ impl Completions {
         waited.unwrap_or_else(PoisonError::into_inner).0.in_flight
     }
 
+    /// Whether nothing is in flight, nor done and not yet given back.
+    pub(super) fn is_settled(&self) -> bool {
+        let inner = self.lock();
+        inner.in_flight == 0 && inner.done.is_empty()
+    }
+
     /// Whether nothing is in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().in_flight == 0

@@ -45,6 +45,7 @@ impl<D: VirtioDevice + 'static> Device for TwoLane<MmioDevice<D>> {
         let mut device = self.urgent();
         device.finish_completed();
         if in_flight == 0 {
+            device.set_paused(true);
             return Ok(());
         }
         device.set_paused(false);

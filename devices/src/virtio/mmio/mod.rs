@@ -95,6 +95,17 @@ enum Withdrawal {
     Device,
 }
 
+/// Whether the device works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// It does.
+    No,
+    /// It begins nothing; what is in flight still comes back.
+    Draining,
+    /// Nothing is in flight either, and nothing writes to guest memory.
+    Still,
+}
+
 /// A virtio device behind its registers.
 pub struct MmioDevice<D> {
     device: D,
@@ -104,7 +115,7 @@ pub struct MmioDevice<D> {
     events: Vec<Arc<EventFd>>,
     completions: Arc<Completions>,
     withdrawal: Option<Withdrawal>,
-    paused: bool,
+    pause: Pause,
     /// The device is to announce itself on resume.
     announce_due: bool,
     status: u32,
@@ -146,7 +157,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
             events,
             completions,
             withdrawal: None,
-            paused: false,
+            pause: Pause::No,
             announce_due: false,
             status: 0,
             device_features_sel: 0,
@@ -195,8 +206,13 @@ impl<D: VirtioDevice> MmioDevice<D> {
     /// ([`Device::pause`](crate::device::Device::pause) waits for that). On resume all queues are
     /// kicked, and a restored device sets its interrupt line.
     pub fn set_paused(&mut self, paused: bool) {
-        let was = std::mem::replace(&mut self.paused, paused);
-        if was && !paused {
+        let pause = match paused {
+            false => Pause::No,
+            true if self.completions.is_settled() => Pause::Still,
+            true => Pause::Draining,
+        };
+        let was = std::mem::replace(&mut self.pause, pause);
+        if was != Pause::No && !paused {
             self.kick_all();
             self.update_line();
             if std::mem::take(&mut self.announce_due) {
@@ -207,12 +223,12 @@ impl<D: VirtioDevice> MmioDevice<D> {
 
     /// Whether it is paused: nothing begins that would write to guest memory.
     pub fn paused(&self) -> bool {
-        self.paused
+        self.pause != Pause::No
     }
 
     /// The guest has arrived and runs here; if it does not, this is put off until it does.
     pub fn announce(&mut self) {
-        if self.paused {
+        if self.paused() {
             self.announce_due = true;
         } else if self.device.announce() {
             self.config_changed();

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{MmioDevice, regs};
+use super::completions::Done;
+use super::{MmioDevice, Pause, regs};
 use crate::GuestMemory;
 use crate::virtio::{Completion, VirtioDevice};
 
@@ -30,14 +31,14 @@ impl<D: VirtioDevice> MmioDevice<D> {
     /// Handles one batch of a queue. Returns whether there may be more: then call again, after
     /// others had the lock.
     pub fn process_queue(&mut self, index: usize) -> bool {
-        if self.paused
+        if self.paused()
             || self.withdrawal.is_some()
             || !self.live()
             || !self.queues.get(index).is_some_and(QueueT::ready)
         {
             return false;
         }
-        let mem = Arc::clone(&self.mem);
+        let mem = self.memory();
         let mut used = false;
         let outcome = self.run_batch(index, &mem, &mut used);
         if used {
@@ -102,9 +103,17 @@ impl<D: VirtioDevice> MmioDevice<D> {
 
     /// Gives back the chains that were completed elsewhere; what waits for the last goes on.
     pub(crate) fn finish_completed(&mut self) {
-        let mem = Arc::clone(&self.mem);
+        let done = self.completions.take_done();
+        if !done.is_empty() {
+            self.give_back(done);
+        }
+        self.settle();
+    }
+
+    fn give_back(&mut self, all: Vec<Done>) {
+        let mem = self.memory();
         let mut used = BTreeSet::new();
-        for done in self.completions.take_done() {
+        for done in all {
             let Some(queue) = self.queues.get_mut(done.queue).filter(|q| q.ready()) else {
                 continue;
             };
@@ -114,7 +123,13 @@ impl<D: VirtioDevice> MmioDevice<D> {
             }
         }
         used.into_iter().for_each(|queue| self.notify_used(queue, &mem));
-        self.settle();
+    }
+
+    /// Guest memory to write to. What is written while the device stands still a migration would
+    /// miss.
+    fn memory(&self) -> Arc<GuestMemory> {
+        debug_assert!(self.pause != Pause::Still, "guest memory is written to while paused");
+        Arc::clone(&self.mem)
     }
 
     fn notify_used(&mut self, index: usize, mem: &GuestMemory) {

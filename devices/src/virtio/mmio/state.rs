@@ -45,7 +45,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         let state = &state.mmio;
         let mut this = Self::new(device, mem, irq)?;
         this.check(state)?;
-        this.paused = true;
+        this.set_paused(true);
         this.status = state.status;
         this.driver_features = state.driver_features;
         this.device_features_sel = state.device_features_sel;

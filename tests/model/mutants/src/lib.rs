@@ -77,6 +77,7 @@ mutants! {
     CommandByLength, true, Protocol, "command told from pages by length 4";
     PausedLoop, true, Protocol, "pausing vCPUs does not stop the balloon's loop";
     ConsumesWhilePaused, true, Device, "the same in the transport";
+    CompletesWhilePaused, false, Device, "a buffer that the device held is given back while paused";
     StatsTags, true, Device, "stats crash when tags grow";
     DeflateUnderflow, true, Device, "page range underflow on deflate";
     ReportNotClamped, true, Device, "reported range not clamped to its region";
