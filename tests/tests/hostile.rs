@@ -13,6 +13,8 @@
 mod owner;
 #[path = "hostile/releases.rs"]
 mod releases;
+#[path = "hostile/strangers.rs"]
+mod strangers;
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
