@@ -23,10 +23,6 @@ use super::migration::Migration;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
 const PROTECT_WORDS: usize = 4096;
-/// Asking for holes looks at each page of memory (40 ns), reading a page costs some 600 ns. So
-/// asking costs less than reading if this part of memory is dirty, and it is not worth it for fewer
-/// dirty pages than this.
-const ASK_FOR_HOLES: (u64, u64) = (16, 4096);
 /// A later round asks for hints only if it lasts longer than this: shorter ones are over before the
 /// driver has answered.
 const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
@@ -99,8 +95,7 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
 /// Sends what is dirty. Returns what was written meanwhile.
 fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
     let mut plan = Plan::of_dirty(dirty, ballooned(m));
-    let (part, least) = ASK_FOR_HOLES;
-    if plan.to_send.count() >= least.max(m.nr_pages / part) {
+    if worth_asking_for_holes(plan.to_send.count(), m.nr_pages) {
         plan.find_holes(&m.populated()?);
         m.sender.send_zeroed(&mut m.peer.writer, &plan.hole)?;
     }
@@ -118,6 +113,12 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
         m.sender.meter.add_dirty(done.sent, done.bytes);
     }
     Ok(dirty)
+}
+
+/// Asking for holes looks at each page of memory (40 ns), reading a dirty one costs some 600 ns. So
+/// asking costs less if a sixteenth of memory is dirty, and a few pages are not worth it anyway.
+fn worth_asking_for_holes(dirty: u64, nr_pages: u64) -> bool {
+    dirty >= (nr_pages / 16).max(4096)
 }
 
 /// Sends what is dirty with the guest paused: no hints, no harvest. No memory follows.
@@ -262,4 +263,23 @@ fn sweep(
         m.tick(Some(round))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_not_asked_for_if_that_takes_longer_than_reading() {
+        let tib = 1 << 28;
+        for (dirty, nr_pages, worth) in [
+            (4096, tib, false),
+            (tib / 16 - 1, tib, false),
+            (tib / 16, tib, true),
+            (4095, 5000, false),
+            (4096, 5000, true),
+        ] {
+            assert_eq!(worth_asking_for_holes(dirty, nr_pages), worth, "{dirty} of {nr_pages}");
+        }
+    }
 }

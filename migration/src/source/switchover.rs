@@ -103,3 +103,24 @@ fn pause_limit(cfg: &SourceConfig, predicted: Duration, nr_pages: u64) -> Durati
         if cfg.verify { limit.saturating_add(verifying) } else { limit }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_has_a_limit_whether_or_not_one_was_asked_for() {
+        let seconds = Duration::from_secs;
+        let cfg = SourceConfig { pause_limit: None, ..SourceConfig::default() };
+        // 100 GB of RAM.
+        let limit = |cfg: &SourceConfig, predicted| {
+            pause_limit(cfg, seconds(predicted), 100_000_000_000 / 4096)
+        };
+        assert_eq!((limit(&cfg, 0), limit(&cfg, 3)), (seconds(10), seconds(30)));
+        let verifies = SourceConfig { verify: true, ..cfg.clone() };
+        assert_eq!(limit(&verifies, 3).as_secs(), 30 + 999);
+        let asked = SourceConfig { pause_limit: Some(seconds(1)), ..verifies };
+        assert_eq!(limit(&asked, 3), seconds(1));
+        assert_eq!(pause_limit(&cfg, Duration::MAX, u64::MAX), Duration::MAX);
+    }
+}

@@ -3,23 +3,25 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
 use std::time::Duration;
 
-use super::faults::{Fault, FaultPlan, drip, faulty_pair};
+use super::faults::{DRIP, Fault, FaultPlan, Seen, drip, faulty_pair, noted_pair};
 use super::handoff::{PAGES, script};
 use super::model::{Model, Trigger};
 use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over, pair};
 use super::streams::linked;
 use crate::transport::{Halves, TICK, WriteHalf};
-use crate::wire::Kind;
+use crate::wire::{Kind, max_state};
 use crate::*;
 
 /// Takes bytes one by one once the guest is paused.
 struct SlowOnceItIsPaused {
     stream: UnixStream,
     model: Arc<Model>,
+    taken: Arc<AtomicU64>,
 }
 
 impl Transport for SlowOnceItIsPaused {
@@ -32,7 +34,11 @@ impl Transport for SlowOnceItIsPaused {
 
 impl Write for SlowOnceItIsPaused {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.model.paused() { drip(&mut self.stream, buf) } else { self.stream.write(buf) }
+        if !self.model.paused() {
+            return self.stream.write(buf);
+        }
+        self.taken.fetch_add(1, SeqCst);
+        drip(&mut self.stream, buf)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -46,10 +52,16 @@ impl WriteHalf for SlowOnceItIsPaused {
     }
 }
 
-fn slow_once_paused(model: &Arc<Model>) -> (Box<dyn Transport>, Box<dyn Transport>) {
+fn slow_once_paused(
+    model: &Arc<Model>,
+    taken: &Arc<AtomicU64>,
+) -> (Box<dyn Transport>, Box<dyn Transport>) {
     let (stream, far) = UnixStream::pair().unwrap();
-    (Box::new(SlowOnceItIsPaused { stream, model: model.clone() }), Box::new(far))
+    let (model, taken) = (model.clone(), taken.clone());
+    (Box::new(SlowOnceItIsPaused { stream, model, taken }), Box::new(far))
 }
+
+const LIMIT: Duration = Duration::from_millis(300);
 
 /// The source gives up at its limit, and the guest goes on there.
 fn gives_up(
@@ -59,10 +71,9 @@ fn gives_up(
     ends: impl FnOnce(&Arc<Model>) -> (Box<dyn Transport>, Box<dyn Transport>),
 ) {
     let model = Model::new(PAGES, false, script());
-    let limit = Duration::from_millis(300);
     // Nothing else ends it: each byte comes well before the connection counts as stalled.
     let cfg = SourceConfig {
-        pause_limit: Some(limit),
+        pause_limit: Some(LIMIT),
         max_rounds: 1,
         verify,
         streams,
@@ -72,7 +83,7 @@ fn gives_up(
         migrate_over(&model, &cfg, &DestinationConfig::default(), ends(&model));
     let failure = report.expect_err(name);
     assert!(
-        matches!(failure.cause, Error::PauseLimit(time) if time == limit),
+        matches!(failure.cause, Error::PauseLimit(time) if time == LIMIT),
         "{name}: {failure:?}"
     );
     assert_eq!(failure.ownership, Ownership::SourceRuns, "{name}");
@@ -84,8 +95,15 @@ fn gives_up(
 
 #[test]
 fn a_destination_that_takes_byte_by_byte_does_not_keep_the_guest_paused() {
-    gives_up("last round", 1, false, slow_once_paused);
-    gives_up("last round, two lanes", 2, false, |model| linked(2, |_| slow_once_paused(model)));
+    // Each byte takes so long that no more fit into the limit, be it over in the middle of a frame.
+    let most = (LIMIT.as_millis() / DRIP.as_millis()) as u64 + 1;
+    let taken = Arc::new(AtomicU64::new(0));
+    gives_up("last round", 1, false, |model| slow_once_paused(model, &taken));
+    assert!(taken.swap(0, SeqCst) <= most);
+    gives_up("last round, two lanes", 2, false, |model| {
+        linked(2, |_| slow_once_paused(model, &taken))
+    });
+    assert!(taken.load(SeqCst) <= 2 * most);
     let state = FaultPlan::at_kind(Kind::State, Fault::Trickle);
     gives_up("state", 1, false, |_| faulty_pair(Some(state), None));
 }
@@ -101,14 +119,41 @@ fn a_destination_that_answers_byte_by_byte_does_not_keep_the_guest_paused() {
 #[test]
 fn after_the_hand_off_the_limit_is_over() {
     // Running comes long after the limit, and still counts: the guest is not here any more.
+    let mut limit = Duration::from_millis(100);
+    loop {
+        let model = Model::new(PAGES, false, script());
+        let handed_over = Arc::new(AtomicBool::new(false));
+        let noted = handed_over.clone();
+        model.during(Trigger::HandOver, move || {
+            noted.store(true, SeqCst);
+            thread::sleep(2 * limit);
+        });
+        let cfg = SourceConfig { pause_limit: Some(limit), ..config(HintMode::Auto) };
+        let ends = faulty_pair(None, Some(FaultPlan::at_kind(Kind::Running, Fault::Trickle)));
+        let dest_cfg = DestinationConfig::default();
+        let (report, received, dest) = migrate_over(&model, &cfg, &dest_cfg, ends);
+        if handed_over.load(SeqCst) {
+            assert!(report.is_ok() && received.is_ok(), "{report:?}");
+            assert!(model.paused() && dest.runs == 1);
+            return;
+        }
+        // A busy machine did not come so far in time.
+        assert!(matches!(report.unwrap_err().cause, Error::PauseLimit(_)));
+        limit *= 2;
+    }
+}
+
+#[test]
+fn a_state_that_no_destination_takes_is_not_sent() {
     let model = Model::new(PAGES, false, script());
-    let cfg =
-        SourceConfig { pause_limit: Some(Duration::from_secs(600)), ..config(HintMode::Auto) };
-    let plan = FaultPlan::at_kind(Kind::Running, Fault::Trickle);
-    let ends = faulty_pair(None, Some(plan));
-    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
-    assert!(report.is_ok() && received.is_ok(), "{report:?}");
-    assert!(model.paused() && dest.runs == 1);
+    model.least_state.store(max_state(PAGES) as u64 + 1, SeqCst);
+    let seen = Seen::default();
+    let ends = noted_pair(None, None, [seen.clone(), Seen::default()]);
+    let cfg = config(HintMode::Auto);
+    let (report, ..) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+    let failure = report.unwrap_err();
+    assert!(matches!(failure.cause, Error::StateTooLarge(_)), "{failure:?}");
+    assert!(!model.paused() && !seen.lock().unwrap().contains(&Kind::State));
 }
 
 #[test]

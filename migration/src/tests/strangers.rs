@@ -10,10 +10,10 @@ use socket2::SockRef;
 
 use super::dest::Dest;
 use super::handoff::{PAGES, script};
-use super::hostile::{frame, hello, stream};
+use super::hostile::{frame, hello, machine, stream};
 use super::model::Model;
 use super::oracle::config;
-use crate::wire::{Abort, Kind, codec};
+use crate::wire::{Abort, Kind, MAX_PAGES, WireError, codec};
 use crate::*;
 
 /// Longer than any test: what waits for it has failed.
@@ -142,6 +142,13 @@ fn who_says_hello_and_brings_no_machine_is_turned_away() {
     gone.write_all(&stream(&[hello(0)])).unwrap();
     drop(gone);
     host.turned_away();
+    // Nor is a machine one that no host could have.
+    let malformed = Error::from(WireError::Payload(Kind::Machine));
+    for nr_pages in [0, MAX_PAGES + 1, u64::MAX] {
+        let mut impossible = host.visit();
+        impossible.write_all(&stream(&[hello(0), machine(nr_pages)])).unwrap();
+        assert_eq!(host.turned_away(), malformed.to_string());
+    }
     drop(silent);
     host.takes_the_source(1);
 }

@@ -52,6 +52,8 @@ struct Linux {
     batch: usize,
     /// Under so many DONEs it takes nothing back.
     deaf: u64,
+    /// Time that each look whether it has taken its memory back takes.
+    dawdles: Duration,
 }
 
 const DONE: u64 = 1;
@@ -77,7 +79,8 @@ impl Inner {
 impl Linux {
     fn new(delay: u64, free: impl IntoIterator<Item = u64>) -> Self {
         let free = free.into_iter().collect();
-        Self { inner: Mutex::new(Inner { free, ..Inner::default() }), delay, batch: 1, deaf: 0 }
+        let inner = Mutex::new(Inner { free, ..Inner::default() });
+        Self { inner, delay, batch: 1, deaf: 0, dawdles: Duration::ZERO }
     }
 
     fn step(&self) {
@@ -143,6 +146,7 @@ impl HintSource for Linux {
         !self.inner.lock().unwrap().hinting
     }
     fn returned(&self) -> bool {
+        std::thread::sleep(self.dawdles);
         self.step();
         let mut inner = self.inner.lock().unwrap();
         if inner.field == DONE && inner.seen && !inner.done_read {
@@ -213,6 +217,32 @@ fn no_new_id_comes_before_the_driver_has_taken_its_memory_back() {
             assert!(report.hints.unnamed_bytes.is_none(), "{case}");
         }
     }
+}
+
+#[test]
+fn no_time_is_long_enough_for_a_driver_not_to_be_waited_for() {
+    // Half a second before it reads DONE, and as much again before it takes its memory back.
+    let driver = Linux {
+        batch: 300,
+        dawdles: Duration::from_millis(10),
+        ..Linux::new(50, USED..PAGES / 64)
+    };
+    let (report, _) = moved(driver, 4);
+    assert!(report.rounds[0].bytes * 10 < BEST * 12, "{}", report.hints);
+}
+
+#[test]
+fn what_it_holds_of_an_earlier_migration_is_taken_back_before_it_is_asked() {
+    // DONE is published; it has not come to that.
+    let driver = Linux::new(50, []);
+    {
+        let mut inner = driver.inner.lock().unwrap();
+        inner.held = (USED..PAGES / 64).collect();
+        (inner.last_id, inner.received, inner.active, inner.nr_done) = (2, 2, 2, 1);
+        inner.publish(DONE, 50);
+    }
+    let (report, _) = moved(driver, 4);
+    assert!(report.rounds[0].bytes * 10 < BEST * 12, "{}", report.hints);
 }
 
 #[test]

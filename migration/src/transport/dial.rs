@@ -140,14 +140,24 @@ fn resolve(
     if let Ok(address) = address.parse() {
         return Ok(vec![address]);
     }
+    let name = address.to_owned();
+    look_up(to, timeout, cancel, move || Ok(name.to_socket_addrs()?.collect()))
+}
+
+/// What `find` finds, on a thread of its own.
+fn look_up(
+    to: &Endpoint,
+    timeout: Duration,
+    cancel: &CancelToken,
+    find: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+) -> Result<Vec<SocketAddr>, TransportError> {
     let failed = |e| TransportError::Resolve(to.clone(), e);
     let (tell, heard) = channel();
-    let name = address.to_owned();
     thread::Builder::new()
         .name("resolve".into())
         .spawn(move || {
             // Fails only when nobody waits any more.
-            let _ = tell.send(name.to_socket_addrs().map(|found| found.collect()));
+            let _ = tell.send(find());
         })
         .map_err(failed)?;
     let until = Instant::now() + timeout;
@@ -172,19 +182,37 @@ mod tests {
 
     use super::*;
 
-    /// Connects to what never answers; somebody cancels meanwhile.
-    fn cancelled(to: &Endpoint) {
+    /// Waits for what never comes; somebody cancels meanwhile.
+    fn cancelled<T>(wait: impl FnOnce(&CancelToken) -> Result<T, TransportError> + Send + 'static) {
         let cancel = CancelToken::new();
         let (ended, end) = channel();
-        let (to, token) = (to.clone(), cancel.clone());
-        thread::spawn(move || {
-            let result = connect(&to, Duration::from_secs(600), &token).err();
-            ended.send(result).unwrap();
-        });
+        let token = cancel.clone();
+        thread::spawn(move || ended.send(wait(&token).err()).unwrap());
         assert!(end.recv_timeout(Duration::from_millis(200)).is_err(), "it answers");
         cancel.cancel();
         let result = end.recv_timeout(Duration::from_secs(20)).expect("not cancelled");
         assert!(matches!(result, Some(TransportError::Cancelled)), "{result:?}");
+    }
+
+    #[test]
+    fn a_name_that_is_not_found_is_not_waited_for() {
+        let to = Endpoint::Tcp("host:1".into());
+        let (keep, kept) = channel::<()>();
+        let kept = std::sync::Arc::new(std::sync::Mutex::new(kept));
+        let never = move || {
+            let _ = kept.lock().unwrap().recv();
+            Ok(vec![])
+        };
+        let ((tell, told), at, find) = (channel(), to.clone(), never.clone());
+        thread::spawn(move || tell.send(look_up(&at, Duration::ZERO, &CancelToken::new(), find)));
+        let late = told.recv_timeout(Duration::from_secs(20)).expect("waited for").unwrap_err();
+        let kind = |e: &TransportError| match e {
+            TransportError::Resolve(_, e) => Some(e.kind()),
+            _ => None,
+        };
+        assert_eq!(kind(&late), Some(ErrorKind::TimedOut), "{late:?}");
+        cancelled(move |cancel| look_up(&to, Duration::from_secs(600), cancel, never));
+        drop(keep);
     }
 
     #[test]
@@ -204,7 +232,7 @@ mod tests {
                 queued.push(stream);
                 assert!(queued.len() < 10_000, "the queue of {to} has no end");
             }
-            cancelled(&to);
+            cancelled(move |cancel| connect(&to, Duration::from_secs(600), cancel));
         }
         drop((unix, tcp));
         std::fs::remove_dir_all(&dir).unwrap();

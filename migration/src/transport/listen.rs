@@ -227,6 +227,39 @@ mod tests {
         assert!(matches!(listener.accept(&cancel), Err(TransportError::Cancelled)));
     }
 
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn no_umask_lets_others_in() {
+        const SOCKET: &str = "WHERRY_TEST_SOCKET";
+        if let Some(path) = std::env::var_os(SOCKET) {
+            // The umask is the process's, so this one has it for itself.
+            let path = PathBuf::from(path);
+            let _listener = Listener::bind(&Endpoint::Unix(path.clone())).unwrap();
+            assert_eq!(mode(&path), 0o600);
+            return;
+        }
+        let dir = std::env::temp_dir().join(format!("wherry-umask-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let test = concat!(module_path!(), "::no_umask_lets_others_in");
+        let (_, test) = test.split_once("::").unwrap();
+        for umask in ["0", "002", "022", "077", "0177"] {
+            let path = dir.join(umask);
+            let child = std::process::Command::new("sh")
+                .args(["-c", "umask $0 && exec \"$@\"", umask])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", test, "--nocapture"])
+                .env(SOCKET, &path)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&child.stdout);
+            assert!(child.status.success() && said.contains("1 passed"), "{umask}: {child:?}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
     #[test]
     fn a_unix_socket_is_its_owners_alone_and_a_second_listener_does_not_disturb_it() {
         let dir = std::env::temp_dir().join(format!("wherry-private-{}", std::process::id()));
@@ -234,7 +267,7 @@ mod tests {
         let path = dir.join("sock");
         let at = Endpoint::Unix(path.clone());
         let first = Listener::bind(&at).unwrap();
-        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(mode(&path), 0o600);
         assert!(matches!(Listener::bind(&at), Err(TransportError::InUse(_))));
         let none = first.next(&CancelToken::new(), Duration::ZERO);
         assert!(matches!(none, Err(TransportError::TimedOut(_))), "the second one connected");

@@ -222,6 +222,7 @@ impl Machine for Model {
     }
 
     fn hand_over(&self, _begun: bool) -> io::Result<()> {
+        self.fire(Trigger::HandOver);
         Ok(())
     }
 
@@ -235,6 +236,8 @@ impl Machine for Model {
 
     fn save(&self, _version: u16) -> io::Result<Vec<u8>> {
         assert!(self.paused());
-        Ok(b"state of the model".to_vec())
+        let mut state = b"state of the model".to_vec();
+        state.resize(state.len().max(self.least_state.load(SeqCst) as usize), 0);
+        Ok(state)
     }
 }

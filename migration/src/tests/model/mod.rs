@@ -77,6 +77,8 @@ pub(super) enum Trigger {
     Harvest,
     /// The first page of round two is about to be read.
     ReadInRoundTwo,
+    /// HandOff is about to be sent.
+    HandOver,
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -100,6 +102,8 @@ pub(super) struct Model {
     pub(super) slow_log: AtomicU64,
     /// What it says of its state's size.
     pub(super) state_bytes: AtomicU64,
+    /// Its state is filled up to this size.
+    pub(super) least_state: AtomicU64,
     /// What the guest does at certain calls, once each.
     triggers: Mutex<Vec<(Trigger, Vec<Op>)>>,
     /// What takes a call's time, once.
@@ -146,6 +150,7 @@ impl Model {
             panic_at_read: AtomicBool::new(false),
             slow_log: AtomicU64::new(0),
             state_bytes: AtomicU64::new(0),
+            least_state: AtomicU64::new(0),
             triggers: Mutex::default(),
             during: Mutex::default(),
             harvests: AtomicU64::new(0),
