@@ -10,6 +10,7 @@ use wherry_migration::{Compression, HintPolicy};
 use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::check_name;
 
+use super::credentials::CredentialArgs;
 use super::{units, uri};
 
 /// For `--help`.
@@ -112,7 +113,10 @@ pub struct Name {
     Examples:\n  \
     wherry run web --kernel vmlinuz --initrd initrd.img --memory 2GiB --cpus 2\n  \
     wherry run web --kernel vmlinuz --append 'init=/bin/sh' --serial file:web.log\n  \
-    wherry run web --kernel vmlinuz --serial none & wherry console web"
+    wherry run web --kernel vmlinuz --serial none & wherry console web\n  \
+    wherry run web --kernel vmlinuz --initrd initrd.img --hostname web --ssh-key \
+    ~/.ssh/id_ed25519.pub\n  \
+    wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf"
 )]
 pub struct RunArgs {
     /// Name for the VM [default: vm-PID]
@@ -151,6 +155,9 @@ pub struct RunArgs {
     /// Whether the machine has an entropy device: random numbers from the host
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub rng: Switch,
+    /// What its systemd is told.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
 }
 
 /// Options of `run` and `receive` alike.

@@ -4,6 +4,7 @@
 mod args;
 mod console;
 mod context;
+mod credentials;
 mod doctor;
 mod file;
 mod migrate;
@@ -12,6 +13,7 @@ mod page;
 mod replay;
 mod report;
 mod run;
+mod ssh_key;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -99,7 +99,8 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         return usage(format!("--cpus: {} is not from 1 to {MAX_VCPUS}", args.cpus));
     }
     let mut cmdline = args.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
-    for more in &args.append {
+    let credentials = args.credentials.credentials().map_err(ControlError::usage)?;
+    for more in args.credentials.kernel_option().iter().chain(&args.append) {
         if !cmdline.is_empty() {
             cmdline.push(' ');
         }
@@ -127,6 +128,7 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         reboot: !args.no_reboot,
         balloon,
         rng: args.rng == args::Switch::On,
+        credentials,
     })
 }
 
@@ -205,10 +207,16 @@ mod tests {
             "--no-reboot",
             "--balloon-features",
             "hinting,stats",
+            "--hostname",
+            "web.example",
+            "--credential",
+            "a=b",
         ])
         .unwrap();
         assert_eq!((config.name.as_str(), config.ram_bytes, config.nr_vcpus), ("web", 2 << 30, 4));
-        assert_eq!(config.cmdline, "console=ttyS0 quiet init=/x");
+        assert_eq!(config.cmdline, "console=ttyS0 systemd.hostname=web.example quiet init=/x");
+        let names: Vec<_> = config.credentials.iter().map(|one| one.name()).collect();
+        assert_eq!(names, ["system.hostname", "a"]);
         let balloon = config.balloon.as_ref().unwrap();
         assert!(!config.reboot && balloon.stats && !balloon.reporting && config.rng);
         let json = serde_json::to_string(&config).unwrap();
@@ -232,6 +240,8 @@ mod tests {
             (&["--append", &long], "2047 is the most"),
             (&["--serial", "tty"], "stdio, file:PATH"),
             (&["--balloon-features", "none,stats"], "stand alone"),
+            (&["--hostname", "a_b"], "labels of A-Z"),
+            (&["--credential", "a"], "write KEY=VALUE"),
             (&["-x"], "-x"),
             (&["../a"], "1 to 64"),
         ] {

@@ -75,3 +75,55 @@ fn a_reboot_starts_the_guest_again() -> Result<()> {
     assert!(guest.wait_exit(SOON)?.success());
     Ok(())
 }
+
+/// The kernel finds the SMBIOS tables and the credentials in them, and so would its systemd; after
+/// a reboot and after a move, too.
+#[test]
+fn a_guest_reads_its_credentials() -> Result<()> {
+    let scratch = Scratch::new("smbios")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let secret = env.dir.join("secret");
+    std::fs::write(&secret, b"\0\xff")?;
+    let load = format!("blob={}", secret.display());
+    let args = ["--hostname", "web", "--credential", "greeting=hello", "--load-credential", &load];
+    let args = args.map(Into::into).to_vec();
+    let options = GuestOptions { args, ..GuestOptions::default() };
+    let mut guest = Guest::run(&env, "guest", &options)?;
+    guest.wait_for("ready", BOOT)?;
+    let read = |guest: &mut Guest, file: &str| -> Result<String> {
+        let answer = guest.ask(&format!("cat {file}"), SOON)?;
+        Ok(answer.0.get("text").cloned().unwrap_or_default())
+    };
+    let uuid = read(&mut guest, "/sys/class/dmi/id/product_uuid")?;
+    assert_eq!((uuid.len(), uuid.as_bytes().get(14)), (36, Some(&b'8')), "{uuid}");
+    let same = |guest: &mut Guest| -> Result<()> {
+        assert_eq!(read(guest, "/sys/class/dmi/id/sys_vendor")?, "Wherry");
+        assert_eq!(read(guest, "/sys/class/dmi/id/product_uuid")?, uuid);
+        let strings = read(guest, "/sys/firmware/dmi/entries/11-0/raw")?;
+        for string in [
+            "io.systemd.credential:system.hostname=web.",
+            "io.systemd.credential:greeting=hello.",
+            "io.systemd.credential.binary:blob=AP8=.",
+        ] {
+            assert!(strings.contains(string), "{strings}");
+        }
+        let cmdline = guest.ask("cat /proc/cmdline", SOON)?;
+        assert_eq!(cmdline.0.get("systemd.hostname").map(String::as_str), Some("web"));
+        Ok(())
+    };
+    same(&mut guest)?;
+    let shown = guest.info()?.to_string();
+    assert!(!shown.contains("hello") && !guest.log().contains("hello"), "{shown}");
+    guest.ask("reboot", SOON)?;
+    guest.wait_for("ready", BOOT)?;
+    same(&mut guest)?;
+    let uri = env.unix_uri("there");
+    let mut there = Guest::receive(&env, "there", &uri)?;
+    let moved = env.command(&["migrate", "guest", &uri]).output()?;
+    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    assert!(guest.wait_exit(SOON)?.success());
+    same(&mut there)?;
+    there.ask("poweroff", SOON)?;
+    assert!(there.wait_exit(SOON)?.success());
+    Ok(())
+}

@@ -10,6 +10,7 @@ use wherry_devices::virtio::balloon::{self, BalloonConfig};
 use wherry_devices::virtio::rng;
 use wherry_devices::{power, serial};
 
+pub use crate::boot::credential::{Credential, check as check_credentials};
 pub use crate::boot::layout::{MAX_VCPUS, MIN_RAM_BYTES};
 
 /// Kernel command line when none is given: the serial console.
@@ -45,6 +46,8 @@ pub struct RunConfig {
     pub balloon: Option<BalloonConfig>,
     /// Whether there is an entropy device.
     pub rng: bool,
+    /// What the guest's systemd is told.
+    pub credentials: Vec<Credential>,
 }
 
 /// The devices of a new machine. A virtio device's slot is its place in the list, whether those

@@ -45,9 +45,13 @@ pub const EBDA_START: u64 = 0x9_FC00;
 /// ACPI tables: the RSDP is the first thing here, inside the BIOS area that an OS may search for
 /// it.
 pub const ACPI_START: u64 = 0xE_0000;
-/// End (exclusive) of the ACPI area. The last page of the BIOS area is not the tables': it has the
-/// reset vector.
-pub const ACPI_END: u64 = 0xF_F000;
+/// End (exclusive) of the ACPI area.
+pub const ACPI_END: u64 = 0xF_0000;
+/// SMBIOS: the entry point is the first thing here, where a kernel begins to look for it.
+pub const SMBIOS_START: u64 = 0xF_0000;
+/// End (exclusive) of the SMBIOS area. The last page of the BIOS area is not the tables': it has
+/// the reset vector.
+pub const SMBIOS_END: u64 = 0xF_F000;
 /// Where a guest jumps to that reboots through the BIOS (F000:FFF0).
 pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Extended memory begins here; nothing of a kernel may lie below.

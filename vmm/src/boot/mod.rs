@@ -2,16 +2,19 @@
 //!
 //! The order is: [`layout::ram_regions`] says where RAM goes, [`acpi::write_tables`] describes the
 //! machine, [`loader::load`] places kernel, initrd and command line and tells them about RAM and
-//! ACPI, and [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
+//! ACPI, [`smbios::write_tables`] says which machine it is and what its systemd is told, and
+//! [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
 //!
 //! Everything here runs once, before any vCPU, on freshly mapped (zero) guest memory. The files are
 //! not trusted: a corrupt one gives an error, never a panic, and never a write outside guest RAM.
 
 pub mod acpi;
 mod bzimage;
+pub mod credential;
 mod dsdt;
 mod elf;
 mod error;
 pub mod layout;
 pub mod loader;
 mod params;
+pub mod smbios;

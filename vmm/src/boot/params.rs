@@ -41,9 +41,9 @@ pub(super) fn low_ram_end(mem: &GuestMemory) -> u64 {
 /// The memory map that goes with `mem`, ascending.
 ///
 /// Below 1 MiB: conventional memory, then EBDA, video and BIOS area (reserved), with the ACPI
-/// tables in the last 128 KiB up to the reset vector's page. In the hole only the interrupt
-/// controllers and KVM's own pages up to 4 GiB are listed; the rest, virtio-mmio included, is left
-/// out of the map, which makes it free for devices and never RAM.
+/// tables before the last 64 KiB, which have the SMBIOS tables and the reset vector. In the hole
+/// only the interrupt controllers and KVM's own pages up to 4 GiB are listed; the rest, virtio-mmio
+/// included, is left out of the map, which makes it free for devices and never RAM.
 pub(super) fn memory_map(mem: &GuestMemory) -> Vec<boot_e820_entry> {
     let range = |addr: u64, end: u64, r#type| {
         let size = end.saturating_sub(addr);

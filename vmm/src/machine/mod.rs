@@ -32,7 +32,7 @@ pub use balloon::refresh_statistics;
 pub use hooks::MachineHooks;
 pub use state::{Description, Kernel, MachineState};
 
-use crate::boot::{acpi, loader};
+use crate::boot::{acpi, loader, smbios};
 use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
@@ -155,6 +155,7 @@ impl Machine {
         let mem = self.ram.memory();
         let slots: Vec<u32> = self.description.devices.iter().filter_map(|d| d.slot).collect();
         let rsdp = acpi::write_tables(mem, self.description.nr_vcpus, &slots)?;
+        smbios::write_tables(mem, &self.description.firmware)?;
         let loaded = loader::load(mem, &self.description.kernel, rsdp)?;
         let first = self.vcpus.first().context("a machine has at least one vCPU")?;
         cpu::regs::setup_boot_vcpu(&first.fd(), mem, &loaded.entry)

@@ -16,6 +16,7 @@ use wherry_devices::kinds;
 
 use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
 pub use crate::boot::loader::Kernel;
+use crate::boot::smbios::Firmware;
 use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
@@ -67,6 +68,9 @@ pub struct Description {
     pub cpu: CpuDescriptionV1,
     /// For a reboot.
     pub kernel: Kernel,
+    /// For a reboot, and therefore not sent: a guest that has moved keeps the tables that it has in
+    /// its memory, and no machine boots where one arrived.
+    pub firmware: Firmware,
     /// The devices, in the order in which they are built.
     pub devices: Vec<Spec>,
 }
@@ -95,7 +99,7 @@ pub enum StateError {
 }
 
 impl Description {
-    /// A new machine on this host.
+    /// A new machine on this host, which is nobody yet.
     pub fn new(
         ram_bytes: u64,
         nr_vcpus: u32,
@@ -104,7 +108,8 @@ impl Description {
     ) -> anyhow::Result<Self> {
         let kvm = crate::kvm::open_kvm()?;
         let cpu = CpuDescriptionV1::new(&kvm, &probe(&kvm)?)?;
-        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, devices })
+        let firmware = Firmware::default();
+        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, firmware, devices })
     }
 
     /// For the handshake, as this version of the protocol has it.
@@ -163,7 +168,8 @@ impl Description {
         if kernel.cmdline.len() > MAX_CMDLINE {
             return Err(StateError::Unsupported("a command line that is too long".into()));
         }
-        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, devices })
+        let firmware = Firmware::default();
+        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, firmware, devices })
     }
 
     /// Refuses a host whose CPU cannot do what the guest was told, naming the features.

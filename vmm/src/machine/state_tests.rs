@@ -77,6 +77,7 @@ fn description() -> Description {
             initrd: Some("/boot/initrd".into()),
             cmdline: "quiet".into(),
         },
+        firmware: Firmware::default(),
         devices: devices(Some(&config), true).unwrap(),
     }
 }

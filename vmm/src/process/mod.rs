@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wherry_migration::CancelToken;
 
+use crate::boot::smbios::{Firmware, uuid};
 use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices};
 use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
@@ -166,7 +167,11 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let (path, initrd) = (config.kernel.into(), config.initrd.map(Into::into));
     let kernel = Kernel { path, initrd, cmdline: config.cmdline };
     let shown = kernel.path.display().to_string();
-    let description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
+    // A host without a name calls its machines as others do.
+    let host = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
+    let uuid = uuid(&host, &config.name);
+    let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
+    description.firmware = Firmware { uuid, credentials: config.credentials };
     let host = Host::start(claim, Some(shown), &config.serial, config.reboot)?;
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.

@@ -140,7 +140,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
-    use crate::config::SerialSink;
+    use crate::config::{Credential, SerialSink};
     use crate::control::ErrorCode;
 
     fn start() -> Start {
@@ -157,6 +157,7 @@ mod tests {
             reboot: true,
             balloon: None,
             rng: false,
+            credentials: vec![Credential::new("a", b"\0\xff").unwrap()],
         });
         Start { machine, json: false, quiet: true }
     }

@@ -70,7 +70,10 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             say(if done { "spoil ok" } else { "error spoil: no such page" });
         }
         "cat" => match words.get(1).map(fs::read_to_string) {
-            Some(Ok(text)) => say(&format!("cat ok text={}", text.trim_end().replace('\n', " | "))),
+            Some(Ok(text)) => {
+                let text = text.trim_end().replace('\n', " | ");
+                say(&format!("cat ok text={}", text.replace(|c: char| c.is_control(), ".")));
+            }
             _ => say("error cat: no such file"),
         },
         "write" => match words.as_slice() {
