@@ -33,9 +33,51 @@ pub enum Error {
         /// The last lines of its error output.
         stderr: String,
     },
-    /// The package archive has no such kernel.
+    /// The package archive has no such kernel or package, or no lists of it are here.
     #[error("{0}")]
-    NoKernel(String),
+    NoPackage(String),
+    /// A word is none of those that are known here.
+    #[error("no {what} is called `{given}`; there are {known}")]
+    Unknown {
+        /// What was asked for, for example `release`.
+        what: &'static str,
+        /// The word.
+        given: String,
+        /// All that would do.
+        known: String,
+    },
+    /// An image's size is out of bounds.
+    #[error("an image of {given} MiB: its size must be from {least} to {most} MiB")]
+    Size {
+        /// The size that was asked for.
+        given: u32,
+        /// The smallest.
+        least: u32,
+        /// The largest.
+        most: u32,
+    },
+    /// No sources of packages to build an image from.
+    #[error(
+        "apt's sources here name no Debian archive; an image is built from its packages, fetched \
+         from where this machine fetches its own"
+    )]
+    NoArchive,
+    /// The public keys of Debian's archive are not here.
+    #[error("{} is missing, without which no package can be verified; it comes with the package \
+             debian-archive-keyring", path.display())]
+    NoKeyring {
+        /// Where they should be.
+        path: PathBuf,
+    },
+    /// Building an image needs root.
+    #[error(
+        "building an image needs root, whose files it is full of; this does it: sudo -E env \
+         PATH=\"$PATH\" cargo xtask image"
+    )]
+    NotRoot,
+    /// A finished image is not what the recipe promises.
+    #[error("the image is not as it should be: {0}")]
+    NotAsPromised(String),
     /// A kernel image or module is not what it should be.
     #[error("{}: {what}", path.display())]
     Malformed {

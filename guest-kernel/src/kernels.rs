@@ -6,8 +6,8 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use crate::apt::{self, download, update_lists};
 use crate::error::{Error, Result, io};
 
 /// Debian's two builds for x86-64.
@@ -17,6 +17,15 @@ pub enum Flavour {
     Cloud,
     /// `linux-image-amd64`: everything, and the only one with 9p.
     Generic,
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+        })
+    }
 }
 
 /// Which stock kernel: a flavour and an upstream series.
@@ -60,11 +69,7 @@ impl KernelId {
 
 impl fmt::Display for KernelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flavour = match self.flavour {
-            Flavour::Cloud => "cloud",
-            Flavour::Generic => "generic",
-        };
-        write!(f, "{flavour}-{}", self.series)
+        write!(f, "{}-{}", self.flavour, self.series)
     }
 }
 
@@ -126,8 +131,7 @@ pub fn provision(id: KernelId, cache: &Path, progress: &mut dyn FnMut(&str)) -> 
     };
     progress(&format!("kernel {id}: unpacking"));
     let tree = work.path().join("tree");
-    let mut unpack = Command::new("dpkg-deb");
-    run(unpack.arg("-x").arg(&deb).arg(&tree), "dpkg")?;
+    apt::unpack(&deb, &tree)?;
     let done = work.path().join("done");
     arrange(&tree, &done)?;
     let target = kernel_dir(id, cache);
@@ -143,7 +147,7 @@ pub fn provision(id: KernelId, cache: &Path, progress: &mut dyn FnMut(&str)) -> 
 
 fn resolve_or_update(id: KernelId, progress: &mut dyn FnMut(&str)) -> Result<String> {
     match resolve(id) {
-        Err(Error::NoKernel(_)) => {
+        Err(Error::NoPackage(_)) => {
             update_lists(progress)?;
             resolve(id)
         }
@@ -155,51 +159,20 @@ fn resolve_or_update(id: KernelId, progress: &mut dyn FnMut(&str)) -> Result<Str
 fn resolve(id: KernelId) -> Result<String> {
     let wanted = format!("linux-image-{}.", id.series);
     for meta in id.meta_packages() {
-        let mut query = apt("apt-cache");
-        let Ok(out) = run(query.args(["depends", "--important", &meta]), "apt") else { continue };
+        let mut query = apt::program("apt-cache");
+        let query = query.args(["depends", "--important", &meta]);
+        let Ok(out) = apt::run(query, "apt") else { continue };
         let found = out.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         if let Some(package) = found.map(str::trim).find(|p| p.starts_with(&wanted)) {
             return Ok(package.to_owned());
         }
     }
-    Err(Error::NoKernel(format!(
+    Err(Error::NoPackage(format!(
         "the package lists here have no Linux {} for {id}; Debian 12 has it: run `apt-get update` \
          as root, or add \
          Debian 12 (bookworm, with its security archive) to the sources",
         id.series
     )))
-}
-
-fn apt(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.env("LC_ALL", "C");
-    command
-}
-
-fn update_lists(progress: &mut dyn FnMut(&str)) -> Result<()> {
-    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
-        return Err(Error::NoKernel(
-            "the package lists are missing or too old; this renews them: sudo apt-get update"
-                .into(),
-        ));
-    }
-    progress("apt-get update");
-    run(apt("apt-get").args(["-q", "update"]), "apt").map(|_| ())
-}
-
-/// Downloads `package`, or its unsigned twin where the signed one is not to be had, into `dir`.
-fn download(package: &str, dir: &Path) -> Result<PathBuf> {
-    let get =
-        |name: &str| run(apt("apt-get").args(["-q", "download", name]).current_dir(dir), "apt");
-    if let Err(e) = get(package) {
-        get(&format!("{package}-unsigned")).map_err(|_| e)?;
-    }
-    fs::read_dir(dir)
-        .map_err(io("list", dir))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|e| e == "deb"))
-        .ok_or_else(|| Error::NoKernel(format!("`apt-get download {package}` left no package")))
 }
 
 /// Brings what a virtual machine needs from an unpacked package into the cache's layout.
@@ -256,23 +229,6 @@ fn arrange(tree: &Path, done: &Path) -> Result<()> {
     fs::write(&stamp, format!("{release}\n")).map_err(io("write", &stamp))
 }
 
-/// Runs a program to its end and returns its output.
-fn run(command: &mut Command, package: &'static str) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let out = command.output().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::NoProgram { program: program.clone(), package },
-        _ => Error::Io { what: "run", path: program.clone().into(), source },
-    })?;
-    if out.status.success() {
-        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
-    }
-    let stderr = String::from_utf8_lossy(&out.stderr);
-    let lines: Vec<&str> = stderr.lines().filter(|l| !l.trim().is_empty()).collect();
-    let stderr = lines[lines.len().saturating_sub(5)..].join("; ");
-    let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
-    Err(Error::Command { command: format!("{program} {}", args.join(" ")), stderr })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,16 +251,5 @@ mod tests {
         assert!(find(KernelId::CLOUD_6_1, cache.path()).is_none());
         fs::write(dir.join("release"), "6.1.0-x\n").unwrap();
         assert_eq!(find(KernelId::CLOUD_6_1, cache.path()).unwrap().release, "6.1.0-x");
-    }
-
-    #[test]
-    fn a_failing_program_is_named() {
-        let error = run(Command::new("sh").args(["-c", "echo why >&2; exit 2"]), "x")
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("sh -c") && error.contains("why"), "{error}");
-        let error =
-            run(&mut Command::new("wherry-no-such-program"), "pkg").unwrap_err().to_string();
-        assert!(error.contains("pkg"), "{error}");
     }
 }

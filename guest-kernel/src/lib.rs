@@ -1,6 +1,7 @@
 //! What runs inside Wherry's test guests, and how it gets there.
 //!
 //! - [`kernels`]: stock Debian kernels, fetched and verified by apt, cached.
+//! - [`debian`]: disk images of a stock Debian, made from its packages.
 //! - [`modules`]: which kernel modules an image needs, in loading order.
 //! - [`initramfs`]: packs our static init and those modules into a newc archive.
 //! - [`unpack`]: turns a compressed `bzImage` into the ELF `vmlinux` inside it.
@@ -11,7 +12,11 @@
 //! without the `host` feature, statically.
 
 #[cfg(feature = "host")]
+mod apt;
+#[cfg(feature = "host")]
 mod cpio;
+#[cfg(feature = "host")]
+pub mod debian;
 #[cfg(feature = "host")]
 mod elf;
 #[cfg(feature = "host")]

@@ -6,7 +6,6 @@
 mod job;
 mod qemu;
 mod relay;
-mod signals;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -21,6 +20,7 @@ use clap::Parser;
 
 use crate::build::Workspace;
 use crate::note::note;
+use crate::signals;
 
 pub use job::{Job, TIMED_OUT, is_emulated};
 

@@ -6,6 +6,7 @@
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`note`]: what is said meanwhile. [`deny`]: cargo-deny.
 //! - [`images`]: stock kernels and the initramfs images for them.
+//! - [`image`]: disk images of a stock Debian. [`signals`]: Ctrl-C.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
 //! - [`testing`], [`demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the
@@ -16,6 +17,7 @@ mod build;
 mod demo;
 mod deny;
 mod house;
+mod image;
 mod images;
 mod inside;
 mod lab;
@@ -23,6 +25,7 @@ mod model;
 mod note;
 mod releases;
 mod setup;
+mod signals;
 mod testing;
 
 use std::process::ExitCode;
@@ -92,6 +95,14 @@ enum Command {
                             docs/bench/README.md."
     )]
     Bench(bench::Args),
+    /// Build a disk image of a stock Debian, or find it in the cache, and print where it is.
+    ///
+    /// It is made from Debian's unmodified packages, which apt fetches and verifies. Who may log in
+    /// comes through systemd's credentials: there is no password and no key in it.
+    #[command(after_help = "Examples:\n  cargo xtask image --out root.raw\n  \
+                      cargo xtask image --release trixie --kernel generic --with test\n  \
+                      cargo xtask image --with postgres --size 8192 --json")]
+    Image(image::Args),
     /// Check the rules of the house (no circles among files, who may import whom, width of lines)
     /// and count its lines.
     #[command(after_help = "Examples:\n  cargo xtask house\n  cargo xtask house --count --json")]
@@ -115,6 +126,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::main(&args),
         Command::Demo(args) => demo::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Image(args) => image::main(&args),
         Command::House(args) => house::main(&args),
         Command::Ci(args) => testing::ci(&args),
         Command::RunTests(args) => inside::main(&args),

@@ -20,10 +20,9 @@ use wherry_guest_kernel::{initramfs, unpack};
 
 use super::job::{EMULATED, Job, TIMED_OUT, env_number};
 use super::relay::{Event, Listeners, socket_path};
-use super::signals;
 use crate::build::Workspace;
-use crate::images;
 use crate::note::note;
+use crate::{images, signals};
 
 /// Less does not hold a KVM host and a guest.
 const MIN_MIB: u64 = 1536;
@@ -54,9 +53,9 @@ pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
     let start = Instant::now();
     let mut qemu =
         Qemu(command(&vmlinux, &initrd, &console, dir.path(), job)?.spawn().map_err(not_started)?);
-    signals::guard(qemu.0.id(), dir.path());
+    signals::guard(Some(qemu.0.id()), dir.path());
     let outcome = follow(&mut qemu, listeners, &console, job, start);
-    signals::release(qemu.0.id());
+    signals::release(dir.path());
     outcome
 }
 
