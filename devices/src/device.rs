@@ -86,13 +86,19 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// A device that is its kind's only one and bears its name.
+    /// A device that bears its kind's name, as the only one of its kind does.
     ///
     /// # Errors
     /// The options have no encoding; plain data always has.
     pub fn new<O: Serialize>(kind: &'static Kind, options: &O) -> Result<Self, CodecError> {
         let options = wherry_codec::encode(options)?;
         Ok(Self { id: kind.id.into(), kind, slot: None, options })
+    }
+
+    /// The same with a name of its own: one of several of its kind.
+    #[must_use]
+    pub fn named(self, id: impl Into<String>) -> Self {
+        Self { id: id.into(), ..self }
     }
 
     /// The same in a virtio-mmio slot.
@@ -120,7 +126,7 @@ pub struct Saved {
 pub struct Kind {
     /// Its name in descriptions and states, for good.
     pub name: &'static str,
-    /// Name of a device that is the only one of its kind.
+    /// Name of a device that is the only one of its kind, or the first.
     pub id: &'static str,
     /// Version of the options in the description.
     pub options: u32,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::GuestMemory;
+use crate::virtio::blk::disk::Disk;
 
 /// All of it; each device asks for what it needs when it is built.
 pub trait Host {
@@ -21,6 +22,21 @@ pub trait Host {
     /// # Errors
     /// There is no source.
     fn entropy(&self) -> io::Result<Box<dyn Read + Send>>;
+    /// The disk behind the device with this id.
+    ///
+    /// # Errors
+    /// There is none, for people to read.
+    fn disk(&self, id: &str) -> io::Result<Arc<dyn Disk>>;
+    /// Who is told that there is no room left for a disk.
+    fn disk_full(&self) -> Arc<dyn DiskFull>;
+}
+
+/// Told that the host has no room left for what a guest writes.
+pub trait DiskFull: Send + Sync {
+    /// A write to the disk of the device with this id does not fit. Returns whether the machine is
+    /// paused for it, or will be: the write is kept then, and tried again on resume. Otherwise it
+    /// fails. Called on any thread, without locks, once for each such write: do not wait.
+    fn disk_full(&self, id: &str) -> bool;
 }
 
 /// Told when the guest ends itself. Called on the vCPU thread that wrote the register, with the

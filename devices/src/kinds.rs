@@ -3,11 +3,11 @@
 use wherry_codec::records::{Record, RecordError};
 
 use crate::device::Kind;
-use crate::virtio::{balloon, rng};
+use crate::virtio::{balloon, blk, rng};
 use crate::{power, serial};
 
 /// All kinds. A new device is a folder and a line here.
-pub const KINDS: &[&Kind] = &[&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND];
+pub const KINDS: &[&Kind] = &[&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND, &blk::KIND];
 
 /// The kind of a record of `what` that is a device.
 ///

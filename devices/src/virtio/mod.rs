@@ -1,6 +1,7 @@
 //! Virtio 1.3: the MMIO transport and the devices behind it.
 
 pub mod balloon;
+pub mod blk;
 pub mod mmio;
 pub mod rng;
 
@@ -92,6 +93,10 @@ pub trait VirtioDevice: Send {
 
     /// For chains that are answered from elsewhere. Called once, at first.
     fn connect(&mut self, _completer: Completer) {}
+    /// Whether somebody waits until nothing is in flight: a pause, or a driver that takes its
+    /// memory back. Then what has not begun is better [put back](mmio::Ticket::put_back); when it
+    /// is over, it begins again. Nothing else begins meanwhile. Told again and again.
+    fn hurry(&mut self, _on: bool) {}
     /// Descriptors whose becoming readable [`host_ready`](Self::host_ready) is told of.
     fn host_fds(&self) -> Vec<HostFd> {
         Vec::new()

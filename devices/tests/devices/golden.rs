@@ -7,6 +7,7 @@ use wherry_devices::serial::SerialStateV1;
 use wherry_devices::virtio::balloon::{
     BalloonConfig, BalloonDeviceStateV1, BalloonStateV1, HintStateV1, PageSetV1,
 };
+use wherry_devices::virtio::blk::{BlkStateV1, DescV1, DiskOptions, KeptV1};
 use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
 
 fn mmio(device_type: u32) -> MmioStateV1 {
@@ -81,6 +82,15 @@ fn balloon() -> Vec<u8> {
     [encode(&runs).unwrap(), encode(&bits).unwrap()].concat()
 }
 
+fn blk() -> Vec<u8> {
+    let descs = vec![
+        DescV1 { addr: 0x0102_0304_0506_0708, len: 0x1112_1314, write: false },
+        DescV1 { addr: 0x2122_2324_2526_2728, len: 0x3132_3334, write: true },
+    ];
+    let kept = vec![KeptV1 { head: 0x4142, descs }, KeptV1 { head: 0x5152, descs: Vec::new() }];
+    encode(&VirtioStateV1 { mmio: mmio(2), device: BlkStateV1 { kept } }).unwrap()
+}
+
 #[test]
 fn golden_bytes_of_every_kind_of_state() {
     let all = KINDS.iter().flat_map(|kind| kind.states.iter().map(move |state| (kind, state.1)));
@@ -90,6 +100,7 @@ fn golden_bytes_of_every_kind_of_state() {
             ("power", 1) => power(),
             ("virtio-balloon", 1) => balloon(),
             ("virtio-rng", 1) => encode(&VirtioStateV1 { mmio: mmio(4), device: () }).unwrap(),
+            ("virtio-blk", 1) => blk(),
             (name, version) => panic!("no golden bytes for version {version} of {name}"),
         };
         let name = format!("state-{}-{}.bin", kind.name, version);
@@ -113,4 +124,14 @@ fn golden_bytes_of_options() {
     };
     let balloon: Vec<u8> = (0..8).flat_map(|nth| encode(&flag(nth)).unwrap()).collect();
     golden::check(env!("CARGO_MANIFEST_DIR"), "options-virtio-balloon-1.bin", &balloon);
+    let flag = |nth: usize| DiskOptions {
+        sectors: 0x0102_0304_0506_0708,
+        read_only: nth == 0,
+        serial: "abc".into(),
+        block_size: 0x1112_1314,
+        discard: nth == 1,
+        write_zeroes: nth == 2,
+    };
+    let blk: Vec<u8> = (0..3).flat_map(|nth| encode(&flag(nth)).unwrap()).collect();
+    golden::check(env!("CARGO_MANIFEST_DIR"), "options-virtio-blk-1.bin", &blk);
 }

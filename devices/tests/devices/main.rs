@@ -4,6 +4,7 @@
 //! Tests whose names start with an id (`h8_…`) cover that line of the balloon's checklist;
 //! docs/balloon-checklist.md has the table.
 
+mod blk;
 mod bugs;
 mod conformance;
 mod console;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use wherry_devices::device::{Build, Devices, Subscriber};
-use wherry_devices::host::{BalloonBackend, Host, PowerSink};
+use wherry_devices::host::{BalloonBackend, DiskFull, Host, PowerSink};
+use wherry_devices::virtio::blk::Disk;
 use wherry_devices::virtio::mmio::regs::offset::QUEUE_NOTIFY;
 use wherry_devices::virtio::rng::os_entropy;
 use wherry_devices::{Bus, GuestMemory};
@@ -64,6 +65,23 @@ impl Host for Giver<'_> {
 
     fn entropy(&self) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(os_entropy()?))
+    }
+
+    fn disk(&self, id: &str) -> io::Result<Arc<dyn Disk>> {
+        let text = format!("this host has no disk for `{id}`");
+        Err(io::Error::new(io::ErrorKind::NotFound, text))
+    }
+
+    fn disk_full(&self) -> Arc<dyn DiskFull> {
+        Arc::new(Nobody)
+    }
+}
+
+/// Nobody pauses the machine: a write that does not fit fails.
+struct Nobody;
+impl DiskFull for Nobody {
+    fn disk_full(&self, _: &str) -> bool {
+        false
     }
 }
 

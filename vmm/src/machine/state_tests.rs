@@ -6,8 +6,6 @@ use std::os::unix::ffi::OsStrExt;
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
 use serde::de::DeserializeOwned;
 use wherry_codec::{decode, golden};
-use wherry_devices::device::Kind;
-use wherry_devices::kinds::KINDS;
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::wire::version::NEWEST;
 use wherry_migration::wire::{MAX_PAGES, max_state};
@@ -83,8 +81,8 @@ fn description() -> Description {
 }
 
 fn state() -> MachineState {
-    let saved = |(nr, kind): (usize, &&'static Kind)| Saved {
-        id: kind.id.into(),
+    let saved = |(nr, Spec { id, kind, .. }): (usize, &Spec)| Saved {
+        id: id.clone(),
         kind,
         version: kind.state_for(NEWEST),
         bytes: vec![nr as u8; 3],
@@ -93,7 +91,7 @@ fn state() -> MachineState {
         running: true,
         vm: vm(),
         vcpus: vec![vcpu(0), vcpu(1)],
-        devices: KINDS.iter().enumerate().map(saved).collect(),
+        devices: description().devices.iter().enumerate().map(saved).collect(),
     }
 }
 
@@ -106,7 +104,9 @@ fn golden_bytes_of_every_record() {
     // Envelopes alone: the contents have files of their own.
     let short = Writer::new(&STATE, RUNNING);
     let list = [("vm", "vm"), ("vcpu-0", "vcpu")].into_iter().map(|(id, kind)| (id, kind, 1));
-    let list = list.chain(KINDS.iter().map(|kind| (kind.id, kind.name, kind.state_for(NEWEST))));
+    let Description { devices, .. } = description();
+    let list =
+        list.chain(devices.iter().map(|d| (d.id.as_str(), d.kind.name, d.kind.state_for(NEWEST))));
     let list = list.fold(short, |mut out, (id, kind, version)| {
         out.push(Record { id, kind, version, bytes: &[version as u8] });
         out

@@ -86,7 +86,7 @@ impl Completer {
     /// A ticket for the chain with this head. The chain counts as in flight until it is completed.
     pub fn take(&self, queue: usize, head: u16) -> Ticket {
         self.0.lock().in_flight += 1;
-        Ticket { to: self.0.clone(), done: Done { queue, head, len: None } }
+        Ticket { to: self.0.clone(), done: Some(Done { queue, head, len: None }) }
     }
 }
 
@@ -95,13 +95,23 @@ impl Completer {
 #[must_use = "the driver waits for the chain"]
 pub struct Ticket {
     to: Arc<Completions>,
-    done: Done,
+    /// `None`: the device still has the chain.
+    done: Option<Done>,
 }
 
 impl Ticket {
     /// The chain goes back to the driver, with `len` bytes written into it.
     pub fn complete(mut self, len: u32) {
-        self.done.len = Some(len);
+        if let Some(done) = &mut self.done {
+            done.len = Some(len);
+        }
+    }
+
+    /// The chain is not done, and nothing is in flight for it any more. The device has kept it, in
+    /// its saved state, too, and takes another ticket for it when there is no
+    /// [hurry](crate::virtio::VirtioDevice::hurry).
+    pub fn put_back(mut self) {
+        self.done = None;
     }
 }
 
@@ -109,12 +119,12 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut inner = self.to.lock();
         inner.in_flight -= 1;
-        inner.done.push(self.done);
+        inner.done.extend(self.done);
         if inner.in_flight == 0 {
             self.to.idle.notify_all();
         }
-        drop(inner);
-        // The only error is a counter that is about to overflow, which wakes the loop as well.
+        // With the lock held: who sees that nothing is in flight finds the loop told. The only
+        // error is a counter that is about to overflow, which wakes the loop as well.
         let _ = self.to.event.write(1);
     }
 }

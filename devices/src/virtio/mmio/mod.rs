@@ -212,6 +212,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
             true => Pause::Draining,
         };
         let was = std::mem::replace(&mut self.pause, pause);
+        self.hurry();
         if was != Pause::No && !paused {
             self.kick_all();
             self.update_line();
@@ -219,6 +220,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
                 self.announce();
             }
         }
+    }
+
+    /// Whether nothing is in flight. If so, the event loop has been told of all that was.
+    pub fn idle(&self) -> bool {
+        self.completions.is_idle()
     }
 
     /// Whether it is paused: nothing begins that would write to guest memory.
@@ -285,6 +291,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
     fn withdraw(&mut self, what: Withdrawal) {
         if !self.completions.is_idle() {
             self.withdrawal = self.withdrawal.max(Some(what));
+            self.hurry();
         } else if what == Withdrawal::Device {
             self.reset();
         }
@@ -299,6 +306,13 @@ impl<D: VirtioDevice> MmioDevice<D> {
             Some(Withdrawal::Device) => self.reset(),
             _ => self.kick_all(),
         }
+        self.hurry();
+    }
+
+    /// Tells the device whether somebody waits until nothing is in flight.
+    fn hurry(&mut self) {
+        let on = self.paused() || self.withdrawal.is_some();
+        self.device.hurry(on);
     }
 
     fn reset(&mut self) {

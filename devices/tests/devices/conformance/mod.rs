@@ -13,17 +13,23 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes, GuestAddress};
 use wherry_codec::encode;
-use wherry_devices::device::{Build, Built, Device, Devices, Kind, Saved, Spec, Subscriber};
-use wherry_devices::host::{BalloonBackend, Host, PowerSink};
+use wherry_devices::device::{
+    Build, BuildError, Built, Device, Devices, Kind, Saved, Spec, Subscriber,
+};
+use wherry_devices::host::{BalloonBackend, DiskFull, Host, PowerSink};
 use wherry_devices::kinds::KINDS;
 use wherry_devices::power::{self, Power};
 use wherry_devices::serial::{self, Serial};
+use wherry_devices::sync::TwoLane;
 use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_devices::virtio::blk::{self, Blk, Disk, DiskOptions};
+use wherry_devices::virtio::mmio::MmioDevice;
 use wherry_devices::{BusDevice, GuestMemory};
 
+use crate::blk::disks::{MemDisk, Notes, options};
 use crate::driver::{Host as NoDiscards, Line};
 
-const RAM: usize = 1 << 20;
+pub const RAM: usize = 1 << 20;
 /// Different courses of each test.
 const SEEDS: u64 = 12;
 
@@ -34,9 +40,9 @@ fn kinds() -> impl Iterator<Item = &'static Kind> {
 
 /// A small generator of numbers; the same for the same seed.
 #[derive(Clone)]
-pub struct Rng(u64);
+pub struct Rng(pub u64);
 impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) % n
     }
@@ -69,7 +75,7 @@ impl PowerSink for Out {
 /// Random bytes that are always the same.
 pub const ENTROPY: u8 = 0x5a;
 
-struct TestHost(Arc<GuestMemory>, Out);
+struct TestHost(Arc<GuestMemory>, Out, Arc<dyn Disk>, Arc<Notes>);
 impl Host for TestHost {
     fn memory(&self) -> Arc<GuestMemory> {
         self.0.clone()
@@ -86,6 +92,12 @@ impl Host for TestHost {
     fn entropy(&self) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(io::repeat(ENTROPY)))
     }
+    fn disk(&self, _: &str) -> io::Result<Arc<dyn Disk>> {
+        Ok(self.2.clone())
+    }
+    fn disk_full(&self) -> Arc<dyn DiskFull> {
+        self.3.clone()
+    }
 }
 
 /// A machine with one device.
@@ -93,8 +105,11 @@ pub struct Bench {
     kind: &'static Kind,
     pub mem: Arc<GuestMemory>,
     out: Out,
+    /// What is on its disk, if it is one, and who is told that there is no room for it.
+    pub disk: Arc<MemDisk>,
+    pub notes: Arc<Notes>,
     line: Arc<Line>,
-    devices: Devices,
+    pub devices: Devices,
     bus: Arc<Mutex<dyn BusDevice>>,
     events: EventManager<Subscriber>,
 }
@@ -106,25 +121,52 @@ impl Bench {
         bench
     }
 
+    /// A machine with this disk, in something around it, which has not begun to run.
+    pub fn with_disk(
+        options: &DiskOptions,
+        around: Arc<dyn Disk>,
+        disk: Arc<MemDisk>,
+        ram: &[u8],
+        saved: Option<&Saved>,
+    ) -> Result<Self, BuildError> {
+        let spec = Spec::new(&blk::KIND, options).unwrap();
+        Self::around(spec, around, disk, ram, saved)
+    }
+
+    /// What is behind RAM is on the disk.
     fn build(kind: &'static Kind, ram: &[u8], saved: Option<&Saved>) -> Self {
+        let (ram, on_disk) = ram.split_at(RAM);
+        let disk = MemDisk::shared(on_disk.to_vec());
         let options = match kind.name {
             "virtio-balloon" => encode(&BalloonConfig::default()).unwrap(),
+            "virtio-blk" => encode(&options()).unwrap(),
             _ => Vec::new(),
         };
         let spec = Spec { id: kind.id.into(), kind, slot: None, options };
+        Self::around(spec, disk.clone(), disk, ram, saved).unwrap()
+    }
+
+    fn around(
+        spec: Spec,
+        around: Arc<dyn Disk>,
+        disk: Arc<MemDisk>,
+        ram: &[u8],
+        saved: Option<&Saved>,
+    ) -> Result<Self, BuildError> {
+        let kind = spec.kind;
         let mem = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap());
         mem.write_slice(ram, GuestAddress(0)).unwrap();
-        let (out, line) = (Out::default(), Arc::<Line>::default());
-        let host = TestHost(mem.clone(), out.clone());
+        let (out, line, notes) = (Out::default(), Arc::<Line>::default(), Arc::<Notes>::default());
+        let host = TestHost(mem.clone(), out.clone(), around, notes.clone());
         let build = Build { spec: &spec, saved, irq: line.clone(), host: &host };
-        let Built { device, bus, subscriber, .. } = (kind.build)(build).unwrap();
+        let Built { device, bus, subscriber, .. } = (kind.build)(build)?;
         let mut devices = Devices::default();
         devices.push(spec, device);
         let mut events = EventManager::new().unwrap();
         if let Some(subscriber) = subscriber {
             events.add_subscriber(subscriber);
         }
-        Self { kind, mem, out, line, devices, bus, events }
+        Ok(Self { kind, mem, out, disk, notes, line, devices, bus, events })
     }
 
     /// Its device, which is one of this type.
@@ -132,14 +174,16 @@ impl Bench {
         self.devices.find().unwrap()
     }
 
-    fn ram(&self) -> Vec<u8> {
+    /// RAM, and what is on the disk.
+    pub fn ram(&self) -> Vec<u8> {
         let mut ram = vec![0; RAM];
         self.mem.read_slice(&mut ram, GuestAddress(0)).unwrap();
+        ram.extend(self.disk.bytes());
         ram
     }
 
     /// Pauses, and saves what a migration would take.
-    fn save(&self) -> (Saved, Vec<u8>) {
+    pub fn save(&self) -> (Saved, Vec<u8>) {
         self.devices.pause(Instant::now() + Duration::from_secs(60)).unwrap();
         (self.devices.save(u16::MAX).unwrap().remove(0), self.ram())
     }
@@ -152,30 +196,37 @@ impl Bench {
         there
     }
 
-    fn read(&self, at: u64, len: usize) -> u64 {
+    pub fn read(&self, at: u64, len: usize) -> u64 {
         let mut data = [0; 8];
         self.bus.lock().unwrap().read(at, &mut data[..len]);
         u64::from_le_bytes(data)
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub fn write(&self, at: u64, bytes: &[u8]) {
         self.bus.lock().unwrap().write(at, bytes);
     }
 
     /// Whether the vCPU that wrote last may go on.
-    fn settled(&self) -> bool {
+    pub fn settled(&self) -> bool {
         self.bus.lock().unwrap().settled()
     }
 
     /// One turn of the event loop, or all that there are. Whether there was anything to do.
-    fn turn(&mut self) -> bool {
+    pub fn turn(&mut self) -> bool {
         self.events.run_with_timeout(0).unwrap() > 0
+    }
+
+    /// Whether no request is on its way in another thread.
+    fn idle(&self) -> bool {
+        let slow = self.devices.find::<TwoLane<MmioDevice<slow::Slow>>>();
+        let disk = self.devices.find::<TwoLane<MmioDevice<Blk>>>();
+        slow.is_none_or(|slow| slow.urgent().idle()) && disk.is_none_or(|disk| disk.urgent().idle())
     }
 
     pub fn run(&mut self) {
         loop {
             // Looked at first: what ends after it is seen by the turn.
-            let idle = slow::idle(self);
+            let idle = self.idle();
             if !self.turn() && idle {
                 break;
             }

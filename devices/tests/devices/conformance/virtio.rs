@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::virtio::balloon::BalloonHandle;
+use wherry_devices::virtio::blk::{self, request::kind};
 use wherry_devices::virtio::mmio::regs::{offset, status};
 
 use super::{Bench, Rng, Side};
-use crate::driver::{Buf, NEXT, WRITE, write_desc};
+use crate::blk::disks::SECTORS;
+use crate::driver::{Buf, INDIRECT, NEXT, WRITE, inb, out, write_desc};
 
 const RINGS: u64 = 0x1_0000;
 const RING: u64 = 0x4000;
@@ -15,6 +17,8 @@ const BUFFERS: u64 = 0x8_0000;
 /// Descriptors of one chain at most, each with a buffer of its own.
 const CHAIN: u16 = 4;
 const BUFFER: u64 = 64;
+/// Data of requests to a disk, a KiB for each chain.
+const DATA: u64 = 0xA_0000;
 
 #[derive(Clone, Default)]
 struct Ring {
@@ -26,12 +30,14 @@ struct Ring {
 
 #[derive(Clone, Default)]
 pub struct Driver {
+    /// Features that it does not want.
+    pub refuse: u64,
     rings: Vec<Ring>,
     /// What is out, by queue and head.
     pieces: BTreeMap<(usize, u32), u32>,
 }
 
-fn desc(queue: usize) -> u64 {
+pub fn desc(queue: usize) -> u64 {
     RINGS + queue as u64 * RING
 }
 fn avail(queue: usize) -> u64 {
@@ -41,10 +47,10 @@ fn used(queue: usize) -> u64 {
     desc(queue) + 0x2000
 }
 
-fn w32(bench: &Bench, at: u64, value: u32) {
+pub fn w32(bench: &Bench, at: u64, value: u32) {
     bench.write(at, &value.to_le_bytes());
 }
-fn r32(bench: &Bench, at: u64) -> u32 {
+pub fn r32(bench: &Bench, at: u64) -> u32 {
     bench.read(at, 4) as u32
 }
 
@@ -60,7 +66,9 @@ impl Driver {
         for half in [0, 1] {
             w32(bench, offset::DEVICE_FEATURES_SEL, half);
             w32(bench, offset::DRIVER_FEATURES_SEL, half);
-            w32(bench, offset::DRIVER_FEATURES, r32(bench, offset::DEVICE_FEATURES));
+            let refused = (self.refuse >> (32 * half)) as u32;
+            let features = r32(bench, offset::DEVICE_FEATURES) & !refused;
+            w32(bench, offset::DRIVER_FEATURES, features);
         }
         let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         w32(bench, offset::STATUS, ready);
@@ -88,7 +96,8 @@ impl Driver {
         w32(bench, offset::STATUS, ready | status::DRIVER_OK);
     }
 
-    fn free(&self, queue: usize) -> Option<u16> {
+    /// A head that is not out.
+    pub fn free(&self, queue: usize) -> Option<u16> {
         let ring = &self.rings[queue];
         let nr = ring.size / CHAIN;
         let heads = (0..nr).map(|n| (ring.chains.wrapping_add(n) % nr) * CHAIN);
@@ -98,6 +107,9 @@ impl Driver {
     /// Makes a chain of noise available, and kicks. `None`: there is no room.
     pub fn send(&mut self, bench: &Bench, queue: usize, rng: &mut Rng) -> Option<u32> {
         let head = self.free(queue)?;
+        if bench.kind == &blk::KIND && rng.below(4) > 0 {
+            return self.chain(bench, queue, &Self::request(bench, head, rng));
+        }
         let nr = 1 + rng.below(CHAIN.into()) as u16;
         let readable = rng.below(u64::from(nr) + 1) as u16;
         let bufs: Vec<Buf> = (0..nr)
@@ -114,6 +126,51 @@ impl Driver {
         self.chain(bench, queue, &bufs)
     }
 
+    /// A request to a disk, which can mostly be done.
+    fn request(bench: &Bench, head: u16, rng: &mut Rng) -> Vec<Buf> {
+        let (at, data) =
+            (BUFFERS + u64::from(head) * BUFFER, DATA + u64::from(head / CHAIN) * 1024);
+        let kinds =
+            [kind::IN, kind::OUT, kind::FLUSH, kind::GET_ID, kind::DISCARD, kind::WRITE_ZEROES];
+        let (kind, sector) = (kinds[rng.below(6) as usize], rng.below(SECTORS));
+        let header = [u64::from(kind), sector].map(u64::to_le_bytes).concat();
+        bench.mem.write_slice(&header, GuestAddress(at)).unwrap();
+        let len = 512 * (1 + rng.below(2)) as u32;
+        let noise: Vec<u8> = (0..len).map(|_| rng.below(256) as u8).collect();
+        let bytes =
+            if kind == kind::OUT { noise } else { [sector, 1].map(u64::to_le_bytes).concat() };
+        bench.mem.write_slice(&bytes, GuestAddress(data)).unwrap();
+        let data = match kind {
+            kind::IN => Some(inb(data, len)),
+            kind::OUT => Some(out(data, len)),
+            kind::GET_ID => Some(inb(data, 20)),
+            kind::FLUSH => None,
+            _ => Some(out(data, 16)),
+        };
+        [Some(out(at, 16)), data, Some(inb(at + 32, 1))].into_iter().flatten().collect()
+    }
+
+    /// Makes this chain available in an indirect table at `table`, and kicks.
+    pub fn indirect(&mut self, bench: &Bench, table: u64, bufs: &[Buf]) -> Option<u32> {
+        for (nth, Buf(at, len, write)) in (0u16..).zip(bufs) {
+            let more = if usize::from(nth) + 1 < bufs.len() { NEXT } else { 0 };
+            let flags = more | if *write { WRITE } else { 0 };
+            write_desc(&bench.mem, table + 16 * u64::from(nth), *at, *len, flags, nth + 1);
+        }
+        let head = self.free(0)?;
+        let slot = desc(0) + 16 * u64::from(head);
+        write_desc(&bench.mem, slot, table, 16 * bufs.len() as u32, INDIRECT, 0);
+        self.publish(bench, 0, head);
+        Some(head.into())
+    }
+
+    /// Makes a chain of one descriptor available, which comes after itself.
+    pub fn loop_chain(&mut self, bench: &Bench, Buf(at, len, _): Buf) {
+        let head = self.free(0).unwrap();
+        write_desc(&bench.mem, desc(0) + 16 * u64::from(head), at, len, NEXT, head);
+        self.publish(bench, 0, head);
+    }
+
     /// Makes this chain available, and kicks. `None`: there is no room.
     pub fn chain(&mut self, bench: &Bench, queue: usize, bufs: &[Buf]) -> Option<u32> {
         let head = self.free(queue)?;
@@ -123,13 +180,18 @@ impl Driver {
             let slot = desc(queue) + 16 * u64::from(index);
             write_desc(&bench.mem, slot, *at, *len, flags, index + 1);
         }
+        self.publish(bench, queue, head);
+        Some(head.into())
+    }
+
+    /// Makes the chain with this head available, and kicks.
+    pub fn publish(&mut self, bench: &Bench, queue: usize, head: u16) {
         let ring = &mut self.rings[queue];
         let slot = avail(queue) + 4 + 2 * u64::from(ring.avail % ring.size);
         (ring.avail, ring.chains) = (ring.avail.wrapping_add(1), ring.chains.wrapping_add(1));
         bench.mem.write_obj(head, GuestAddress(slot)).unwrap();
         bench.mem.write_obj(ring.avail, GuestAddress(avail(queue) + 2)).unwrap();
         w32(bench, offset::QUEUE_NOTIFY, queue as u32);
-        Some(head.into())
     }
 
     /// Chains that came back: (queue, head, length). Asks for an interrupt at the next.

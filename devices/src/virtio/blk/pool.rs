@@ -1,0 +1,268 @@
+//! The threads that do a disk's requests, side by side.
+//!
+//! # Invariants
+//! - **A request is in one place**: in the queue of jobs, with a worker, or kept. The first two
+//!   have a ticket, which is what a pause and a reset wait for; what is kept has none.
+//! - **What is written is marked dirty, then its status is written, then it is completed.**
+//! - **A worker that has ended with a request says so before it gives the ticket back**: who sees
+//!   that nothing is in flight finds all that is kept, and is told of every free place.
+//! - **While there is a hurry nothing begins**: the queue of jobs is empty, and what waits beneath
+//!   ([`Disk::hurry`](super::disk::Disk::hurry)) comes back undone.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::aligned::Aligned;
+use super::config::{DEPTH, ID_BYTES};
+use super::disk::{DiskError, cut};
+use super::request::{Op, Request, status};
+use super::state::KeptV1;
+use crate::GuestMemory;
+use crate::dma::Dma;
+use crate::host::DiskFull;
+use crate::virtio::mmio::Ticket;
+
+/// Requests that are done at the same time.
+const WORKERS: usize = 4;
+
+/// A request to be done.
+pub(super) struct Job {
+    pub(super) request: Request,
+    pub(super) ticket: Ticket,
+    /// The same request, to be kept.
+    pub(super) chain: KeptV1,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    kept: Vec<KeptV1>,
+    /// Jobs, and those with a worker.
+    out: usize,
+    /// Somebody wants to know of a free place.
+    waiting: bool,
+    hurry: bool,
+    end: bool,
+}
+
+/// What the workers share.
+pub(super) struct Shared {
+    pub(super) mem: Arc<GuestMemory>,
+    pub(super) disk: Aligned,
+    pub(super) id: String,
+    pub(super) serial: String,
+    pub(super) full: Arc<dyn DiskFull>,
+    /// Every write is to be safe when it is completed.
+    pub(super) write_through: AtomicBool,
+    state: Mutex<State>,
+    work: Condvar,
+    /// A place is free.
+    freed: Arc<EventFd>,
+}
+
+/// The threads. They end with it.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    pub(super) fn new(
+        mem: Arc<GuestMemory>,
+        disk: Aligned,
+        names: (String, String),
+        full: Arc<dyn DiskFull>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            mem,
+            disk,
+            id: names.0,
+            serial: names.1,
+            full,
+            write_through: AtomicBool::new(false),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            freed: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
+        });
+        let mut pool = Self { shared, workers: Vec::new() };
+        for _ in 0..WORKERS {
+            let shared = pool.shared.clone();
+            let thread = std::thread::Builder::new().name("disk".into());
+            pool.workers.push(thread.spawn(move || shared.work())?);
+        }
+        Ok(pool)
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Becomes readable when there is a place again after [`has_room`](Self::has_room) said no.
+    pub(super) fn freed(&self) -> &Arc<EventFd> {
+        &self.shared.freed
+    }
+
+    /// Whether one more request may be taken.
+    pub(super) fn has_room(&self) -> bool {
+        let mut state = self.shared.lock();
+        state.waiting = state.out + state.kept.len() >= DEPTH;
+        !state.waiting
+    }
+
+    pub(super) fn submit(&self, job: Job) {
+        let mut state = self.shared.lock();
+        state.out += 1;
+        state.jobs.push_back(job);
+        self.shared.work.notify_one();
+    }
+
+    /// See the module's text. What has not begun is kept.
+    pub(super) fn hurry(&self, on: bool) {
+        let mut state = self.shared.lock();
+        state.hurry = on;
+        let jobs = if on { std::mem::take(&mut state.jobs) } else { VecDeque::new() };
+        state.out -= jobs.len();
+        let mut tickets = Vec::with_capacity(jobs.len());
+        for Job { ticket, chain, .. } in jobs {
+            state.kept.push(chain);
+            tickets.push(ticket);
+        }
+        drop(state);
+        tickets.into_iter().for_each(Ticket::put_back);
+        self.shared.disk.disk().hurry(on);
+    }
+
+    /// What is kept. The device is paused.
+    pub(super) fn kept(&self) -> Vec<KeptV1> {
+        self.shared.lock().kept.clone()
+    }
+
+    /// What is kept, which then is not any more.
+    pub(super) fn take_kept(&self) -> Vec<KeptV1> {
+        std::mem::take(&mut self.shared.lock().kept)
+    }
+
+    pub(super) fn keep(&self, kept: Vec<KeptV1>) {
+        self.shared.lock().kept = kept;
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.end = true;
+        let idle = state.out == 0;
+        drop(state);
+        self.shared.work.notify_all();
+        // Who is with a disk that hangs ends when that does, and nobody waits for it.
+        if idle {
+            self.workers.drain(..).for_each(|worker| drop(worker.join()));
+        }
+    }
+}
+
+/// How a request ended.
+enum Done {
+    With(u8),
+    /// It did not: it is kept.
+    Undone,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.end {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn work(&self) {
+        while let Some(Job { request, ticket, chain }) = self.next() {
+            let Request { op, data, answer } = request;
+            let done = self.perform(&op, data.as_ref());
+            // Marked when it was written, and before the driver is told.
+            drop(data);
+            match done {
+                Done::With(status) => {
+                    answer.write(&self.mem, status);
+                    self.ended(None);
+                    ticket.complete(answer.len);
+                }
+                Done::Undone => {
+                    self.ended(Some(chain));
+                    ticket.put_back();
+                }
+            }
+        }
+    }
+
+    fn ended(&self, kept: Option<KeptV1>) {
+        let mut state = self.lock();
+        state.out -= 1;
+        state.kept.extend(kept);
+        if std::mem::take(&mut state.waiting) {
+            // The only error is a counter that is about to overflow, which wakes the loop as well.
+            let _ = self.freed.write(1);
+        }
+    }
+
+    fn perform(&self, op: &Op, data: Option<&Dma>) -> Done {
+        let writes = matches!(op, Op::Write(_) | Op::Zero(_));
+        match self.on_disk(op, data) {
+            Ok(()) => Done::With(status::OK),
+            Err(DiskError::PutOff) => Done::Undone,
+            Err(DiskError::Full) if writes && self.full.disk_full(&self.id) => Done::Undone,
+            Err(_) => Done::With(status::IOERR),
+        }
+    }
+
+    fn on_disk(&self, op: &Op, data: Option<&Dma>) -> Result<(), DiskError> {
+        let slices = data.map(Dma::slices).unwrap_or_default();
+        match op {
+            Op::Read(at) => return self.disk.read(*at, &slices),
+            Op::Write(at) => self.disk.write(*at, &slices)?,
+            Op::Flush => return self.flush(),
+            Op::Id => {
+                // Zeros behind it, if there is room.
+                let mut id = self.serial.clone().into_bytes();
+                id.resize(ID_BYTES, 0);
+                let mut rest = id.as_slice();
+                for slice in cut(&slices, 0, ID_BYTES) {
+                    slice.copy_from(rest);
+                    rest = rest.get(slice.len()..).unwrap_or_default();
+                }
+                return Ok(());
+            }
+            Op::Discard(ranges) => {
+                return ranges.iter().try_for_each(|range| self.disk.discard(range.at, range.len));
+            }
+            Op::Zero(ranges) => ranges
+                .iter()
+                .try_for_each(|range| self.disk.write_zeroes(range.at, range.len, range.unmap))?,
+        }
+        if self.write_through.load(Ordering::SeqCst) { self.flush() } else { Ok(()) }
+    }
+
+    /// No room for what was written long ago is an error like any other: nobody has it any more.
+    fn flush(&self) -> Result<(), DiskError> {
+        self.disk.disk().flush().map_err(|e| match e {
+            DiskError::Full => DiskError::Failed(io::ErrorKind::StorageFull.into()),
+            e => e,
+        })
+    }
+}
