@@ -11,6 +11,7 @@ use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::check_name;
 
 use super::credentials::CredentialArgs;
+use super::net::NetArgs;
 use super::{units, uri};
 
 /// For `--help`.
@@ -116,7 +117,8 @@ pub struct Name {
     wherry run web --kernel vmlinuz --serial none & wherry console web\n  \
     wherry run web --kernel vmlinuz --initrd initrd.img --hostname web --ssh-key \
     ~/.ssh/id_ed25519.pub\n  \
-    wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf"
+    wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf\n  \
+    wherry run web --kernel vmlinuz --net tap=web0"
 )]
 pub struct RunArgs {
     /// Name for the VM [default: vm-PID]
@@ -158,6 +160,9 @@ pub struct RunArgs {
     /// What its systemd is told.
     #[command(flatten)]
     pub credentials: CredentialArgs,
+    /// Its networks.
+    #[command(flatten)]
+    pub net: NetArgs,
 }
 
 /// Options of `run` and `receive` alike.
@@ -176,7 +181,8 @@ pub struct ConsoleArgs {
     reach.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
-    wherry receive web2 unix:/run/move.sock --serial none"
+    wherry receive web2 unix:/run/move.sock --serial none\n  \
+    wherry receive web tcp:10.0.0.2:4444 --net id=net0,tap=web0"
 )]
 pub struct ReceiveArgs {
     /// Name for the VM
@@ -189,6 +195,9 @@ pub struct ReceiveArgs {
     /// comes]
     #[arg(long, value_name = "SIZE", value_parser = room)]
     pub max_memory: Option<u64>,
+    /// This host's ends of its networks.
+    #[command(flatten)]
+    pub net: NetArgs,
     /// Where the serial console goes.
     #[command(flatten)]
     pub console: ConsoleArgs,

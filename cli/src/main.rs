@@ -8,6 +8,7 @@ mod credentials;
 mod doctor;
 mod file;
 mod migrate;
+mod net;
 mod output;
 mod page;
 mod replay;

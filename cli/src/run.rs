@@ -18,7 +18,7 @@ use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 use super::args::{self, ReceiveArgs, RunArgs};
 use super::doctor::no_kvm;
 use super::units::show_bytes;
-use super::{Context, output::Output};
+use super::{Context, net, output::Output};
 
 /// `wherry run`
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
@@ -45,6 +45,7 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Control
         serial,
         progress,
         max_memory: args.max_memory,
+        nets: net::ends(&args.net.net).map_err(ControlError::usage)?,
     };
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
@@ -117,8 +118,10 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
     }
     let balloon =
         args::balloon(args.balloon, &args.balloon_features).map_err(ControlError::usage)?;
+    let name = args.name.unwrap_or_else(|| format!("vm-{}", std::process::id()));
+    let nets = net::configs(args.net.net, &name).map_err(ControlError::usage)?;
     Ok(RunConfig {
-        name: args.name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
+        name,
         kernel: args.kernel.into(),
         initrd: args.initrd.map(Into::into),
         cmdline,
@@ -129,6 +132,7 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         balloon,
         rng: args.rng == args::Switch::On,
         credentials,
+        nets,
     })
 }
 
@@ -211,6 +215,10 @@ mod tests {
             "web.example",
             "--credential",
             "a=b",
+            "--net",
+            "tap=a",
+            "--net",
+            "tap=b",
         ])
         .unwrap();
         assert_eq!((config.name.as_str(), config.ram_bytes, config.nr_vcpus), ("web", 2 << 30, 4));
@@ -219,6 +227,8 @@ mod tests {
         assert_eq!(names, ["system.hostname", "a"]);
         let balloon = config.balloon.as_ref().unwrap();
         assert!(!config.reboot && balloon.stats && !balloon.reporting && config.rng);
+        let taps: Vec<_> = config.nets.iter().map(|net| net.end.id.as_str()).collect();
+        assert_eq!(taps, ["net0", "net1"]);
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<RunConfig>(&json).unwrap(), config);
     }

@@ -1,6 +1,7 @@
 //! What a host gives to its devices. The VMM implements it.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +30,51 @@ pub trait Host {
     fn disk(&self, id: &str) -> io::Result<Arc<dyn Disk>>;
     /// Who is told that there is no room left for a disk.
     fn disk_full(&self) -> Arc<dyn DiskFull>;
+    /// The network behind the device of this name.
+    ///
+    /// # Errors
+    /// This host was given none for it.
+    fn net(&self, id: &str) -> io::Result<Box<dyn Frames>>;
+}
+
+/// A descriptor of the host that a device wants to be told of.
+pub type HostFd = Arc<dyn AsRawFd + Send + Sync>;
+
+/// One end of a network. What it carries are Ethernet frames, each with the 12 bytes of `struct
+/// virtio_net_hdr` in front (virtio 1.3, section 5.1.6).
+pub trait Frames: Send {
+    /// Takes the next frame, header in front. Returns its length. Never waits.
+    ///
+    /// # Errors
+    /// There is none now ([`io::ErrorKind::WouldBlock`]), or the network is gone.
+    fn read(&mut self, frame: &mut [u8]) -> io::Result<usize>;
+    /// Sends a frame, header in front. Never waits.
+    ///
+    /// # Errors
+    /// It is not sent, and lost.
+    fn write(&mut self, frame: &[u8]) -> io::Result<()>;
+    /// Whether frames may leave to the host, and to the guest, what [`Offloads`] has.
+    fn can_offload(&self) -> bool;
+    /// What the frames that are read may leave to the guest, from now on.
+    ///
+    /// # Errors
+    /// The host does not do that; it is as before.
+    fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()>;
+    /// Becomes readable when there is a frame.
+    fn fd(&self) -> HostFd;
+}
+
+/// What a frame may leave to who gets it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// The checksum of TCP or UDP.
+    pub csum: bool,
+    /// Cutting it into segments, TCP over IPv4.
+    pub tso4: bool,
+    /// The same over IPv6.
+    pub tso6: bool,
+    /// Both with ECN.
+    pub ecn: bool,
 }
 
 /// Told that the host has no room left for what a guest writes.

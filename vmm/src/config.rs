@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::balloon::{self, BalloonConfig};
+use wherry_devices::virtio::net::{self, NetOptions};
 use wherry_devices::virtio::rng;
 use wherry_devices::{power, serial};
 
@@ -48,6 +50,43 @@ pub struct RunConfig {
     pub rng: bool,
     /// What the guest's systemd is told.
     pub credentials: Vec<Credential>,
+    /// Its networks.
+    pub nets: Vec<NetConfig>,
+}
+
+/// A network of a guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// The host's end.
+    pub end: NetEnd,
+    /// What the guest sees of it.
+    pub options: NetOptions,
+}
+
+/// The host's end of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetEnd {
+    /// The device's name.
+    pub id: String,
+    /// What it is.
+    pub backend: NetBackend,
+}
+
+/// What a host's end of a network is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetBackend {
+    /// The tap of this name.
+    Tap(String),
+    /// A tap that is open as this descriptor.
+    Fd(RawFd),
+}
+
+/// Whether a device that is named by people cannot have this name: another part of a description
+/// or a state has it.
+pub fn is_taken(id: &str) -> bool {
+    let parts = ["machine", "cpu", "kernel", "vm"];
+    let devices = [&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND];
+    id.starts_with("vcpu-") || parts.contains(&id) || devices.iter().any(|kind| kind.id == id)
 }
 
 /// The devices of a new machine. A virtio device's slot is its place in the list, whether those
@@ -55,11 +94,19 @@ pub struct RunConfig {
 ///
 /// # Errors
 /// None: plain data can always be encoded.
-pub fn devices(balloon: Option<&BalloonConfig>, rng: bool) -> Result<Vec<Spec>, CodecError> {
-    let virtio = [
+pub fn devices(
+    balloon: Option<&BalloonConfig>,
+    rng: bool,
+    nets: &[NetConfig],
+) -> Result<Vec<Spec>, CodecError> {
+    let net = |NetConfig { end, options }: &NetConfig| {
+        Some(Spec::new(&net::KIND, options).map(|spec| spec.named(&end.id)))
+    };
+    let always = [
         balloon.map(|config| Spec::new(&balloon::KIND, &config)),
         rng.then(|| Spec::new(&rng::KIND, &())),
     ];
+    let virtio = always.into_iter().chain(nets.iter().map(net));
     let mut all = vec![Spec::new(&serial::KIND, &())?, Spec::new(&power::KIND, &())?];
     for (slot, spec) in (0..).zip(virtio) {
         all.extend(spec.transpose()?.map(|spec| spec.in_slot(slot)));
@@ -81,6 +128,8 @@ pub struct ReceiveConfig {
     /// Most RAM in bytes that the guest may have. `None`: what the host has available when it
     /// comes.
     pub max_memory: Option<u64>,
+    /// What this host has for the guest's networks.
+    pub nets: Vec<NetEnd>,
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

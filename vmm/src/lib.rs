@@ -14,6 +14,7 @@ pub mod life;
 pub mod machine;
 pub mod memory;
 pub mod migrate;
+pub mod net;
 mod newer;
 mod poll;
 pub mod process;

@@ -3,10 +3,8 @@
 pub mod balloon;
 pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod rng;
-
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
 use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::DescriptorChain;
@@ -15,6 +13,7 @@ use virtio_queue::desc::split::Descriptor;
 use self::mmio::{Completer, MmioStateV1};
 use crate::GuestMemory;
 use crate::device::Cause;
+pub use crate::host::HostFd;
 
 /// One chain of descriptors, as the transport hands it to the device.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemory>;
@@ -32,6 +31,10 @@ pub(crate) fn descriptors(chain: Chain<'_>, most: usize) -> (Vec<Descriptor>, bo
 pub enum Completion {
     /// Give it back to the driver, with this many bytes written into its device-writable part.
     Used(u32),
+    /// The same, but together with those that follow it, up to the next that is used: the driver
+    /// sees them all at once. If it has no more of them for now, all are handed over once more,
+    /// when it has ([`VirtioDevice::undone`]).
+    Part(u32),
     /// The device keeps it: it has a [`Ticket`](mmio::Ticket) for it, or saves it.
     Held,
     /// The device has used up its time: hand it over once more, after others had the lock.
@@ -41,8 +44,16 @@ pub enum Completion {
     Wait,
 }
 
-/// A descriptor of the host that a device wants to be told of.
-pub type HostFd = Arc<dyn AsRawFd + Send + Sync>;
+/// What news of the host call for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    Nothing,
+    /// A look at this queue: its chains are handed over as if the driver had kicked.
+    Queue(usize),
+    /// The driver is to read config space.
+    Config,
+}
 
 /// What the transport needs from a device. Everything is called with the device's lock held.
 pub trait VirtioDevice: Send {
@@ -73,6 +84,11 @@ pub trait VirtioDevice: Send {
     fn queue_stopped(&mut self, _queue: usize) {}
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
+    /// The parts since the last chain that was used count for nothing: they come again. `all`: the
+    /// queue has no room for more of them, so what they are parts of never fits.
+    fn undone(&mut self, _queue: usize, _all: bool) {}
+    /// It is no longer paused.
+    fn resumed(&mut self) {}
 
     /// As [`Device::state_bytes`](crate::device::Device::state_bytes).
     fn state_bytes(&self) -> u64 {
@@ -101,9 +117,8 @@ pub trait VirtioDevice: Send {
     fn host_fds(&self) -> Vec<HostFd> {
         Vec::new()
     }
-    /// One of them has become readable. Returns a queue to look at: its chains are handed over as
-    /// if the driver had kicked.
-    fn host_ready(&mut self, _nth: usize) -> Option<usize> {
-        None
+    /// One of them has become readable. Not called while paused: see [`resumed`](Self::resumed).
+    fn host_ready(&mut self, _nth: usize) -> News {
+        News::Nothing
     }
 }

@@ -9,6 +9,7 @@ use wherry_devices::virtio::balloon::{
 };
 use wherry_devices::virtio::blk::{BlkStateV1, DescV1, DiskOptions, KeptV1};
 use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
+use wherry_devices::virtio::net::{NetOptions, NetStateV1};
 
 fn mmio(device_type: u32) -> MmioStateV1 {
     MmioStateV1 {
@@ -101,6 +102,10 @@ fn golden_bytes_of_every_kind_of_state() {
             ("virtio-balloon", 1) => balloon(),
             ("virtio-rng", 1) => encode(&VirtioStateV1 { mmio: mmio(4), device: () }).unwrap(),
             ("virtio-blk", 1) => blk(),
+            ("virtio-net", 1) => {
+                let device = NetStateV1 { guest_offloads: 0x0102_0304_0506_0708, announce: true };
+                encode(&VirtioStateV1 { mmio: mmio(1), device }).unwrap()
+            }
             (name, version) => panic!("no golden bytes for version {version} of {name}"),
         };
         let name = format!("state-{}-{}.bin", kind.name, version);
@@ -134,4 +139,11 @@ fn golden_bytes_of_options() {
     };
     let blk: Vec<u8> = (0..3).flat_map(|nth| encode(&flag(nth)).unwrap()).collect();
     golden::check(env!("CARGO_MANIFEST_DIR"), "options-virtio-blk-1.bin", &blk);
+}
+
+#[test]
+fn golden_bytes_of_a_networks_options() {
+    let of = |mtu, offloads| NetOptions { mac: [2, 3, 4, 5, 6, 7], mtu, offloads };
+    let net = [encode(&of(None, true)).unwrap(), encode(&of(Some(0x0809), false)).unwrap()];
+    golden::check(env!("CARGO_MANIFEST_DIR"), "options-virtio-net-1.bin", &net.concat());
 }

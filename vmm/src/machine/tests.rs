@@ -6,6 +6,7 @@ use wherry_tests::kvm::or_not_run;
 use super::*;
 use crate::config::{SerialSink, devices};
 use crate::console::Console;
+use crate::net::Nets;
 
 /// On a host whose TSC is unstable KVM lets a guest's TSC stand still while its vCPU does not run.
 /// Here its clock jumps, which looks the same: an hour passes on it, and none on the TSCs. What is
@@ -17,8 +18,8 @@ fn a_tsc_that_stands_still_in_a_pause_is_made_up_for() {
     }
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
-    let description = Description::new(128 << 20, 2, devices(None, false).unwrap(), kernel);
+    let hooks = MachineHooks { console, nets: Nets::default(), wake: Arc::new(|| ()) };
+    let description = Description::new(128 << 20, 2, devices(None, false, &[]).unwrap(), kernel);
     let description = description.unwrap();
     let machine = Machine::build(&description, hooks).unwrap();
     machine.halt().unwrap();

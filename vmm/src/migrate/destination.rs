@@ -113,6 +113,7 @@ impl DestinationVm for Arriving<'_> {
                 "the machine description contradicts the size of guest RAM",
             ));
         }
+        self.hooks.nets.check(&d.devices)?;
         let kvm = open_kvm().map_err(refuse)?;
         d.check_cpu(&kvm).map_err(refuse)?;
         let (vm, ram) = Machine::foundation(&d).map_err(refuse)?;
@@ -208,6 +209,7 @@ mod tests {
     use crate::config::{SerialSink, devices};
     use crate::console::Console;
     use crate::machine::Kernel;
+    use crate::net::Nets;
 
     /// On KVM where there is one. A source whose clock stands in 1970 does not make the guest
     /// older by all the time since.
@@ -218,8 +220,9 @@ mod tests {
         }
         let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
         let (console, _) = Console::open(&SerialSink::None).unwrap();
-        let hooks = MachineHooks { console, wake: Arc::new(|| ()) };
-        let description = Description::new(128 << 20, 1, devices(None, false).unwrap(), kernel);
+        let hooks = MachineHooks { console, nets: Nets::default(), wake: Arc::new(|| ()) };
+        let description =
+            Description::new(128 << 20, 1, devices(None, false, &[]).unwrap(), kernel);
         let description = description.unwrap();
         let machine = Machine::build(&description, hooks.clone()).unwrap();
         let mut state = machine.save(true, u16::MAX).unwrap();

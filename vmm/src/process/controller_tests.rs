@@ -12,6 +12,7 @@ use super::*;
 use crate::config::{SerialSink, devices};
 use crate::kvm::open_kvm;
 use crate::machine::{Kernel, MachineHooks};
+use crate::net::Nets;
 
 fn controller() -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
@@ -24,10 +25,11 @@ fn controller() -> Controller {
 fn paused() -> Option<(Controller, Arc<Machine>)> {
     or_not_run(open_kvm())?;
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let devices = devices(Some(&BalloonConfig::default()), true).unwrap();
+    let devices = devices(Some(&BalloonConfig::default()), true, &[]).unwrap();
     let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
     let controller = controller();
-    let hooks = MachineHooks { console: controller.console.clone(), wake: Arc::new(|| ()) };
+    let (console, nets) = (controller.console.clone(), Nets::default());
+    let hooks = MachineHooks { console, nets, wake: Arc::new(|| ()) };
     let machine = Arc::new(Machine::build(&description, hooks).unwrap());
     controller.owner.arrive(machine.clone(), false).unwrap();
     Some((controller, machine))

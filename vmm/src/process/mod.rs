@@ -24,6 +24,7 @@ use crate::life::owner::Owner;
 use crate::life::{End, Event, Life};
 use crate::machine::{Description, Kernel, Machine, MachineHooks};
 use crate::migrate;
+use crate::net::Nets;
 use controller::{Controller, Identity};
 
 /// A receiver that is killed has so long to take its socket away.
@@ -38,6 +39,7 @@ const BRAKE_PAUSE: Duration = Duration::from_secs(1);
 /// A VM process: its control socket, and what stands behind it.
 struct Host {
     controller: Arc<Controller>,
+    nets: Nets,
     /// Last, so that the socket and the lock go after everything else.
     _server: Server,
 }
@@ -47,6 +49,7 @@ impl Host {
         claim: NameClaim,
         kernel: Option<String>,
         serial: &SerialSink,
+        nets: Nets,
         reboot: bool,
     ) -> anyhow::Result<Self> {
         let name = claim.name().to_owned();
@@ -64,7 +67,7 @@ impl Host {
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
-        Ok(Self { controller, _server: server })
+        Ok(Self { controller, nets, _server: server })
     }
 
     fn owner(&self) -> &Arc<Owner<Machine>> {
@@ -73,7 +76,8 @@ impl Host {
 
     fn hooks(&self) -> MachineHooks {
         let (console, owner) = (self.controller.console.clone(), self.owner().clone());
-        MachineHooks { console, wake: Arc::new(move || owner.poke()) }
+        let nets = self.nets.clone();
+        MachineHooks { console, nets, wake: Arc::new(move || owner.poke()) }
     }
 
     fn boot(&self, description: &Description) -> anyhow::Result<Arc<Machine>> {
@@ -163,7 +167,8 @@ impl Brake {
 /// cannot map.
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
-    let devices = devices(config.balloon.as_ref(), config.rng)?;
+    let nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
+    let devices = devices(config.balloon.as_ref(), config.rng, &config.nets)?;
     let (path, initrd) = (config.kernel.into(), config.initrd.map(Into::into));
     let kernel = Kernel { path, initrd, cmdline: config.cmdline };
     let shown = kernel.path.display().to_string();
@@ -172,7 +177,7 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let uuid = uuid(&host, &config.name);
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.firmware = Firmware { uuid, credentials: config.credentials };
-    let host = Host::start(claim, Some(shown), &config.serial, config.reboot)?;
+    let host = Host::start(claim, Some(shown), &config.serial, nets, config.reboot)?;
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
@@ -187,9 +192,10 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
 pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let dir = RuntimeDir::from_env()?;
     let claim = dir.claim(&config.name)?;
+    let nets = Nets::open(&config.nets)?;
     let listener = migrate::listen(&config.uri, dir.path())?;
     // The kernel's path came from the source and means nothing here: a guest that reboots ends.
-    let host = Host::start(claim, None, &config.serial, false)?;
+    let host = Host::start(claim, None, &config.serial, nets, false)?;
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
@@ -249,10 +255,10 @@ mod tests {
         }
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let host = Host::start(claim, None, &SerialSink::None, true).unwrap();
+        let host = Host::start(claim, None, &SerialSink::None, Nets::default(), true).unwrap();
         // Without a kernel there can be no next machine.
         let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-        let devices = devices(None, false).unwrap();
+        let devices = devices(None, false, &[]).unwrap();
         let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();

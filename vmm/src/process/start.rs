@@ -158,6 +158,7 @@ mod tests {
             balloon: None,
             rng: false,
             credentials: vec![Credential::new("a", b"\0\xff").unwrap()],
+            nets: Vec::new(),
         });
         Start { machine, json: false, quiet: true }
     }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::mmio::{Completer, MmioDevice, MmioStateV1, regs};
-use super::{Chain, Completion, HostFd, VirtioDevice, descriptors};
+use super::{Chain, Completion, HostFd, News, VirtioDevice, descriptors};
 use crate::GuestMemory;
 use crate::device::{Build, BuildError, Built, Cause, Kind};
 
@@ -198,8 +198,8 @@ impl VirtioDevice for Blk {
         vec![self.pool.freed().clone()]
     }
 
-    fn host_ready(&mut self, _nth: usize) -> Option<usize> {
+    fn host_ready(&mut self, _nth: usize) -> News {
         let _ = self.pool.freed().read();
-        Some(0)
+        News::Queue(0)
     }
 }

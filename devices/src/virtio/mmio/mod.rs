@@ -28,7 +28,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::regs::{offset, status};
-use super::VirtioDevice;
+use super::{News, VirtioDevice};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::device::Cause;
@@ -216,6 +216,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
         if was != Pause::No && !paused {
             self.kick_all();
             self.update_line();
+            self.device.resumed();
             if std::mem::take(&mut self.announce_due) {
                 self.announce();
             }
@@ -238,6 +239,19 @@ impl<D: VirtioDevice> MmioDevice<D> {
             self.announce_due = true;
         } else if self.device.announce() {
             self.config_changed();
+        }
+    }
+
+    /// A descriptor of the host has news. While paused they are left alone: resuming looks at
+    /// everything.
+    fn host_ready(&mut self, nth: usize) {
+        if self.paused() {
+            return;
+        }
+        match self.device.host_ready(nth) {
+            News::Nothing => {}
+            News::Queue(queue) => self.kick(queue),
+            News::Config => self.config_changed(),
         }
     }
 

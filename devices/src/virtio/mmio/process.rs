@@ -1,12 +1,13 @@
 //! Taking chains from a queue and giving them back.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::completions::Done;
 use super::{MmioDevice, Pause, regs};
@@ -39,11 +40,9 @@ impl<D: VirtioDevice> MmioDevice<D> {
             return false;
         }
         let mem = self.memory();
-        let mut used = false;
-        let outcome = self.run_batch(index, &mem, &mut used);
-        if used {
-            self.notify_used(index, &mem);
-        }
+        let before = self.queues.get(index).map_or(0, QueueT::next_used);
+        let outcome = self.run_batch(index, &mem);
+        self.notify_used(index, &mem, before);
         match outcome {
             Ok(batch) => batch == Batch::More,
             Err(_) => {
@@ -53,24 +52,20 @@ impl<D: VirtioDevice> MmioDevice<D> {
         }
     }
 
-    fn run_batch(
-        &mut self,
-        index: usize,
-        mem: &GuestMemory,
-        used: &mut bool,
-    ) -> Result<Batch, Error> {
+    fn run_batch(&mut self, index: usize, mem: &GuestMemory) -> Result<Batch, Error> {
         let started = Instant::now();
         let Self { device, queues, .. } = self;
         let Some(queue) = queues.get_mut(index) else { return Ok(Batch::Drained) };
         queue.disable_notification(mem)?;
-        for _ in 0..device.batch(index).max(1) {
+        let mut parts = Vec::new();
+        let mut left = device.batch(index).max(1);
+        while left > 0 {
             let Some(chain) = queue.iter(mem)?.next() else {
                 // True if a chain came in between, whose kick we may have suppressed.
-                return Ok(if queue.enable_notification(mem)? {
-                    Batch::More
-                } else {
-                    Batch::Drained
-                });
+                let more = queue.enable_notification(mem)?;
+                // Only now: the next kick is wanted for a chain after these.
+                let all = take_back(device, index, queue, 0, parts.len());
+                return Ok(if more || all { Batch::More } else { Batch::Drained });
             };
             let head = chain.head_index();
             // Checked here because a held chain passes `add_used`, which checks it too, only much
@@ -79,21 +74,27 @@ impl<D: VirtioDevice> MmioDevice<D> {
                 return Err(Error::InvalidDescriptorIndex);
             }
             match device.handle(index, chain) {
-                Completion::Used(len) => {
-                    queue.add_used(mem, head, len)?;
-                    *used = true;
+                Completion::Used(len) => give_back(queue, mem, &mut parts, head, len)?,
+                Completion::Part(len) => {
+                    if parts.len() >= usize::from(queue.size()) {
+                        // The driver has taken a chain back that is out.
+                        return Err(Error::InvalidAvailRingIndex);
+                    }
+                    parts.push((head, len));
+                    continue;
                 }
                 Completion::Held => {}
                 Completion::Again => {
-                    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+                    take_back(device, index, queue, 1, parts.len());
                     break;
                 }
                 Completion::Wait => {
-                    queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+                    take_back(device, index, queue, 1, parts.len());
                     queue.enable_notification(mem)?;
                     return Ok(Batch::Drained);
                 }
             }
+            left -= 1;
             if started.elapsed() >= BATCH_TIME {
                 break;
             }
@@ -112,17 +113,18 @@ impl<D: VirtioDevice> MmioDevice<D> {
 
     fn give_back(&mut self, all: Vec<Done>) {
         let mem = self.memory();
-        let mut used = BTreeSet::new();
+        let mut used = BTreeMap::new();
         for done in all {
             let Some(queue) = self.queues.get_mut(done.queue).filter(|q| q.ready()) else {
                 continue;
             };
+            used.entry(done.queue).or_insert(queue.next_used());
             match done.len.map(|len| queue.add_used(&*mem, done.head, len)) {
-                Some(Ok(())) => drop(used.insert(done.queue)),
+                Some(Ok(())) => {}
                 Some(Err(_)) | None => self.needs_reset(),
             }
         }
-        used.into_iter().for_each(|queue| self.notify_used(queue, &mem));
+        used.into_iter().for_each(|(queue, before)| self.notify_used(queue, &mem, before));
     }
 
     /// Guest memory to write to. What is written while the device stands still a migration would
@@ -132,9 +134,10 @@ impl<D: VirtioDevice> MmioDevice<D> {
         Arc::clone(&self.mem)
     }
 
-    fn notify_used(&mut self, index: usize, mem: &GuestMemory) {
+    /// Tells the driver of what was used since the used ring's index was `before`.
+    fn notify_used(&mut self, index: usize, mem: &GuestMemory, before: u16) {
         let Some(queue) = self.queues.get_mut(index) else { return };
-        match wants_interrupt(queue, mem) {
+        match wants_interrupt(queue, mem, before) {
             Ok(true) => self.raise(regs::INT_VRING),
             Ok(false) => {}
             Err(_) => self.needs_reset(),
@@ -142,17 +145,60 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 }
 
+/// The last chain, if it is one, and the parts before it are to come again. Returns whether the
+/// parts are all that the driver can ever have out.
+fn take_back<D: VirtioDevice>(
+    device: &mut D,
+    index: usize,
+    queue: &mut Queue,
+    last: u16,
+    parts: usize,
+) -> bool {
+    // No more parts than the queue has chains.
+    let nr = last.wrapping_add(parts as u16);
+    queue.set_next_avail(queue.next_avail().wrapping_sub(nr));
+    let all = parts >= usize::from(queue.size());
+    if parts > 0 {
+        device.undone(index, all);
+    }
+    all
+}
+
+/// Gives back the parts and the last of them. The index of the used ring, which the driver looks
+/// at, moves once.
+fn give_back(
+    queue: &mut Queue,
+    mem: &GuestMemory,
+    parts: &mut Vec<(u16, u32)>,
+    head: u16,
+    len: u32,
+) -> Result<(), Error> {
+    for (head, len) in parts.drain(..) {
+        let nth = queue.next_used() % queue.size();
+        let at = GuestAddress(queue.used_ring()).checked_add(4 + 8 * u64::from(nth));
+        let element = [u32::from(head).to_le(), len.to_le()];
+        mem.write_obj(element, at.ok_or(Error::AddressOverflow)?).map_err(Error::GuestMemory)?;
+        queue.set_next_used(queue.next_used().wrapping_add(1));
+    }
+    queue.add_used(mem, head, len)
+}
+
 /// Section 2.7.7: with EVENT_IDX the driver's used_event decides, without it the flag in the
-/// available ring.
-fn wants_interrupt(queue: &mut Queue, mem: &GuestMemory) -> Result<bool, Error> {
-    if !queue.needs_notification(mem)? {
+/// available ring. (The queue's own answer counts the calls of `add_used`, which parts pass by.)
+fn wants_interrupt(queue: &Queue, mem: &GuestMemory, before: u16) -> Result<bool, Error> {
+    let (old, new) = (Wrapping(before), Wrapping(queue.next_used()));
+    if old == new {
         return Ok(false);
     }
-    if queue.event_idx_enabled() {
-        return Ok(true);
+    // The driver sees what was used before we look at what it wants.
+    fence(Ordering::SeqCst);
+    let with_event = queue.event_idx_enabled();
+    let offset = if with_event { 4 + 2 * u64::from(queue.size()) } else { 0 };
+    let at = GuestAddress(queue.avail_ring()).checked_add(offset).ok_or(Error::AddressOverflow)?;
+    let word: u16 = mem.load(at, Ordering::Acquire).map_err(Error::GuestMemory)?;
+    let word = u16::from_le(word);
+    if with_event {
+        return Ok(new - Wrapping(word) - Wrapping(1) < new - old);
     }
-    let flags: u16 = mem
-        .load(GuestAddress(queue.avail_ring()), Ordering::Acquire)
-        .map_err(Error::GuestMemory)?;
-    Ok(u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0)
+    Ok(word & AVAIL_NO_INTERRUPT == 0)
 }

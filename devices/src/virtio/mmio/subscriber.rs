@@ -58,10 +58,7 @@ impl<D: VirtioDevice> MutEventSubscriber for Subscriber<D> {
             let _ = self.completions.event.read();
             self.device.patient().finish_completed();
         } else {
-            let mut device = self.device.patient();
-            if let Some(queue) = device.device_mut().host_ready(index - self.kicks.len() - 1) {
-                device.kick(queue);
-            }
+            self.device.patient().host_ready(index - self.kicks.len() - 1);
         }
     }
 

@@ -16,7 +16,7 @@ use wherry_codec::encode;
 use wherry_devices::device::{
     Build, BuildError, Built, Device, Devices, Kind, Saved, Spec, Subscriber,
 };
-use wherry_devices::host::{BalloonBackend, DiskFull, Host, PowerSink};
+use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink};
 use wherry_devices::kinds::KINDS;
 use wherry_devices::power::{self, Power};
 use wherry_devices::serial::{self, Serial};
@@ -24,10 +24,12 @@ use wherry_devices::sync::TwoLane;
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_devices::virtio::blk::{self, Blk, Disk, DiskOptions};
 use wherry_devices::virtio::mmio::MmioDevice;
+use wherry_devices::virtio::net;
 use wherry_devices::{BusDevice, GuestMemory};
 
 use crate::blk::disks::{MemDisk, Notes, options};
 use crate::driver::{Host as NoDiscards, Line};
+use crate::wire::Wire;
 
 pub const RAM: usize = 1 << 20;
 /// Different courses of each test.
@@ -75,7 +77,7 @@ impl PowerSink for Out {
 /// Random bytes that are always the same.
 pub const ENTROPY: u8 = 0x5a;
 
-struct TestHost(Arc<GuestMemory>, Out, Arc<dyn Disk>, Arc<Notes>);
+struct TestHost(Arc<GuestMemory>, Out, Arc<dyn Disk>, Arc<Notes>, Wire);
 impl Host for TestHost {
     fn memory(&self) -> Arc<GuestMemory> {
         self.0.clone()
@@ -98,6 +100,9 @@ impl Host for TestHost {
     fn disk_full(&self) -> Arc<dyn DiskFull> {
         self.3.clone()
     }
+    fn net(&self, _: &str) -> io::Result<Box<dyn Frames>> {
+        Ok(Box::new(self.4.clone()))
+    }
 }
 
 /// A machine with one device.
@@ -108,7 +113,7 @@ pub struct Bench {
     /// What is on its disk, if it is one, and who is told that there is no room for it.
     pub disk: Arc<MemDisk>,
     pub notes: Arc<Notes>,
-    line: Arc<Line>,
+    pub line: Arc<Line>,
     pub devices: Devices,
     bus: Arc<Mutex<dyn BusDevice>>,
     events: EventManager<Subscriber>,
@@ -130,26 +135,36 @@ impl Bench {
         saved: Option<&Saved>,
     ) -> Result<Self, BuildError> {
         let spec = Spec::new(&blk::KIND, options).unwrap();
-        Self::around(spec, around, disk, ram, saved)
+        Self::around(spec, around, disk, Wire::endless(), ram, saved)
+    }
+
+    /// A machine on this network, which has not begun to run.
+    pub fn with_net(wire: Wire, ram: &[u8], saved: Option<&Saved>) -> Result<Self, BuildError> {
+        let spec = Spec::new(&net::KIND, &wire.options()).unwrap();
+        let disk = MemDisk::shared(Vec::new());
+        Self::around(spec, disk.clone(), disk, wire, ram, saved)
     }
 
     /// What is behind RAM is on the disk.
     fn build(kind: &'static Kind, ram: &[u8], saved: Option<&Saved>) -> Self {
         let (ram, on_disk) = ram.split_at(RAM);
         let disk = MemDisk::shared(on_disk.to_vec());
+        let wire = Wire::endless();
         let options = match kind.name {
             "virtio-balloon" => encode(&BalloonConfig::default()).unwrap(),
             "virtio-blk" => encode(&options()).unwrap(),
+            "virtio-net" => encode(&wire.options()).unwrap(),
             _ => Vec::new(),
         };
         let spec = Spec { id: kind.id.into(), kind, slot: None, options };
-        Self::around(spec, disk.clone(), disk, ram, saved).unwrap()
+        Self::around(spec, disk.clone(), disk, wire, ram, saved).unwrap()
     }
 
     fn around(
         spec: Spec,
         around: Arc<dyn Disk>,
         disk: Arc<MemDisk>,
+        wire: Wire,
         ram: &[u8],
         saved: Option<&Saved>,
     ) -> Result<Self, BuildError> {
@@ -157,7 +172,7 @@ impl Bench {
         let mem = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap());
         mem.write_slice(ram, GuestAddress(0)).unwrap();
         let (out, line, notes) = (Out::default(), Arc::<Line>::default(), Arc::<Notes>::default());
-        let host = TestHost(mem.clone(), out.clone(), around, notes.clone());
+        let host = TestHost(mem.clone(), out.clone(), around, notes.clone(), wire);
         let build = Build { spec: &spec, saved, irq: line.clone(), host: &host };
         let Built { device, bus, subscriber, .. } = (kind.build)(build)?;
         let mut devices = Devices::default();

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use wherry_devices::device::{Cause, Kind};
 use wherry_devices::virtio::mmio::regs::{self, offset, status};
 use wherry_devices::virtio::mmio::{Completer, MmioDevice, MmioStateV1, Ticket};
-use wherry_devices::virtio::{Chain, Completion, HostFd, VirtioDevice};
+use wherry_devices::virtio::{Chain, Completion, HostFd, News, VirtioDevice};
 
 use super::{Bench, Rng, virtio};
 
@@ -104,9 +104,9 @@ impl VirtioDevice for Slow {
     fn host_fds(&self) -> Vec<HostFd> {
         self.tap.iter().map(|tap| Arc::clone(tap) as HostFd).collect()
     }
-    fn host_ready(&mut self, nth: usize) -> Option<usize> {
+    fn host_ready(&mut self, nth: usize) -> News {
         assert_eq!(nth, 0);
-        Some(1)
+        News::Queue(1)
     }
 }
 

@@ -104,6 +104,11 @@ impl Driver {
         heads.into_iter().find(|head| !self.pieces.contains_key(&(queue, (*head).into())))
     }
 
+    /// The head that the next chain will have.
+    pub fn next(&self, queue: usize) -> u32 {
+        self.free(queue).unwrap().into()
+    }
+
     /// Makes a chain of noise available, and kicks. `None`: there is no room.
     pub fn send(&mut self, bench: &Bench, queue: usize, rng: &mut Rng) -> Option<u32> {
         let head = self.free(queue)?;

@@ -196,7 +196,9 @@ impl Bench {
         let done = balloon.handle(HINT_QUEUE, head);
         let used = match done {
             Completion::Used(len) => len,
-            Completion::Held | Completion::Again | Completion::Wait => u32::MAX,
+            Completion::Part(_) | Completion::Held | Completion::Again | Completion::Wait => {
+                u32::MAX
+            }
         };
         let blocks = std::mem::take(&mut *self.sink.0.lock().unwrap());
         Outcome { hints: value(balloon.hinting()), blocks, used }
