@@ -7,6 +7,7 @@
 //! made again when a format changes; what a fuzzer finds is added by hand.
 
 mod balloon;
+mod blk;
 mod bytes;
 mod control;
 mod frames;
@@ -19,6 +20,7 @@ mod trace;
 mod wire;
 
 pub use balloon::balloon;
+pub use blk::blk;
 pub use bytes::Rng;
 pub use control::control;
 pub use kernel::kernel;
@@ -47,8 +49,9 @@ pub fn moved() -> (u32, u32) {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "balloon", run: balloon, cases: 6000 },
+    Target { name: "blk", run: blk, cases: 300 },
     Target { name: "serial", run: serial, cases: 2000 },
     Target { name: "power", run: power, cases: 3000 },
     Target { name: "wire", run: wire, cases: 20_000 },

@@ -26,6 +26,7 @@ use wherry_vmm::cpu::vm_state::VmStateV1;
 use wherry_vmm::machine::{Description, Kernel, MachineState};
 
 use crate::balloon::op;
+use crate::blk::op as disk;
 use crate::frames::Record;
 use crate::machine::RAM;
 use crate::{Rng, TARGETS};
@@ -34,6 +35,7 @@ use crate::{Rng, TARGETS};
 pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     let mut seeds = match target {
         "balloon" => balloon(),
+        "blk" => blk(),
         "serial" => serial(),
         "power" => vec![("button", vec![0, 1, 2, 4, 1, 0, 0, 0])],
         "wire" => wire(),
@@ -49,7 +51,7 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     let mut seeds: Vec<_> =
         seeds.into_iter().map(|(name, data)| (format!("seed-{name}"), data)).collect();
     // Targets that take any byte for an operation.
-    if matches!(target, "balloon" | "serial" | "power") {
+    if matches!(target, "balloon" | "blk" | "serial" | "power") {
         let mut rng = Rng::new(1);
         seeds.extend((0..8).map(|n| (format!("seed-random-{n}"), rng.bytes(40 << n))));
     }
@@ -88,6 +90,30 @@ fn balloon() -> Seeds {
         ("reset", [&all[..], &[op::RESET, op::MOVE, op::UP, 0], &inflate].concat()),
         ("refused", [&up[..], &register(0, 128), &stats, &[op::MOVE]].concat()),
         ("all", all),
+    ]
+}
+
+fn blk() -> Seeds {
+    let up = [disk::UP, 0];
+    let read = [disk::REQUEST, 0, 3, 2];
+    let write = [disk::REQUEST, 1, 5, 3];
+    let [flush, id] = [[disk::REQUEST, 2, 0, 0, 0, 0], [disk::REQUEST, 3, 0, 1, 0, 0]];
+    let [discard, zero] = [[disk::REQUEST, 4, 0, 8, 8, 0], [disk::REQUEST, 5, 0, 16, 8, 1]];
+    let [full, well, fails] = [2, 0, 1].map(|faults| [disk::FAULT, faults]);
+    let stop = [disk::REGISTER, 1, 0, disk::REGISTER, 2, 0];
+    let turn = [6];
+    let all = [&read[..], &write, &flush, &id, &discard, &zero].concat();
+    let with = |options, rest: &[&[u8]]| [&[options], &up[..], &rest.concat()].concat();
+    vec![
+        ("all", with(0, &[&all, &turn, &[disk::HARVEST], &all, &[disk::MOVE], &all])),
+        ("only-read", with(1, &[&all, &[disk::RUN], &all])),
+        ("direct", with(16, &[&all, &all, &[disk::MOVE], &all])),
+        ("full", with(0, &[&full, &all, &turn, &[disk::MOVE], &all, &well, &[disk::RUN]])),
+        ("fails", with(0, &[&fails, &all, &[disk::RUN], &well, &all])),
+        ("reset", with(0, &[&all, &turn, &up, &all, &turn, &stop, &[disk::MOVE]])),
+        ("stopped", with(0, &[&full, &write, &turn, &stop, &[disk::MOVE], &up, &all])),
+        ("twice", with(0, &[&full, &write, &[4, 0, 4, 0], &turn, &[disk::MOVE]])),
+        ("through", [&[0, disk::UP, 1][..], &all, &all].concat()),
     ]
 }
 

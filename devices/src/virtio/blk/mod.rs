@@ -154,14 +154,15 @@ impl VirtioDevice for Blk {
 
     fn hurry(&mut self, on: bool) {
         self.pool.hurry(on);
+        if self.stopped {
+            // Also what came back since the driver stopped the queue.
+            self.pool.take_kept();
+        }
         if on {
             return;
         }
         for chain in self.pool.take_kept() {
             let head = chain.head;
-            if self.stopped {
-                continue;
-            }
             if let Some(len) = self.begin(chain)
                 && let Some(completer) = &self.completer
             {

@@ -3,6 +3,7 @@
 pub mod disks;
 mod file;
 mod hostile;
+mod model;
 mod pause;
 mod requests;
 

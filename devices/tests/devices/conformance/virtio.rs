@@ -34,7 +34,7 @@ pub struct Driver {
     pub refuse: u64,
     rings: Vec<Ring>,
     /// What is out, by queue and head.
-    pieces: BTreeMap<(usize, u32), u32>,
+    pub pieces: BTreeMap<(usize, u32), u32>,
 }
 
 pub fn desc(queue: usize) -> u64 {
