@@ -100,8 +100,10 @@ mod tests {
         let other = ED25519.replacen("ssh-ed25519", "ssh-rsa", 1);
         let options = format!("no-pty,command=\"echo hi\" {ED25519} me");
         let (bell, padded) = (format!("{ED25519} a\x07b"), format!("{ED25519}===="));
+        let more = format!("{ED25519}AAAA");
         for bad in [
             cut,
+            &more,
             &other,
             "ssh-ed25519",
             "ssh-ed25519 ====",
