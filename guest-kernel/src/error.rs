@@ -70,10 +70,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Building an image needs root.
-    #[error(
-        "building an image needs root, whose files it is full of; this does it: sudo -E env \
-         PATH=\"$PATH\" cargo xtask image"
-    )]
+    #[error("building an image needs root, whose files it is full of")]
     NotRoot,
     /// A finished image is not what the recipe promises.
     #[error("the image is not as it should be: {0}")]

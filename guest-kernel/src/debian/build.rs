@@ -7,13 +7,14 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::content::{self, Digest, Image};
 use super::spec::Spec;
-use super::{recipe, sources};
+use super::{gpt, recipe, sources};
 use crate::apt;
 use crate::error::{Error, Result, io};
 
@@ -32,6 +33,11 @@ const KEPT_LINES: usize = 20;
 
 /// Builds it in `work`, an empty folder.
 pub fn build(spec: &Spec, cache: &Path, work: &Path, watch: &mut dyn Watch) -> Result<Image> {
+    let perl = Command::new("perl").args(["-MDigest::SHA", "-MTerm::ANSIColor", "-e1"]).output();
+    if !perl.is_ok_and(|out| out.status.success()) {
+        // Essential parts of it are everywhere, under the same name.
+        return Err(Error::NoProgram { program: "perl, whole".into(), package: "perl" });
+    }
     let mmdebstrap = mmdebstrap(cache, watch)?;
     let lines = sources::lines(spec.release, &mut |line| watch.say(line))?;
     let script = work.join("customize");
@@ -59,17 +65,37 @@ pub fn build(spec: &Spec, cache: &Path, work: &Path, watch: &mut dyn Watch) -> R
     fs::write(&fstab, recipe::fstab(&uuid)).map_err(io("write", &fstab))?;
 
     watch.say(&format!("image {spec}: making the disk"));
+    let path = disk(spec, &uuid, work, watch)?;
+    Ok(Image { path, bytes: bytes(spec), kernel, uuid, packages })
+}
+
+fn bytes(spec: &Spec) -> u64 {
+    u64::from(spec.mib) << 20
+}
+
+/// Makes a disk of the tree.
+fn disk(spec: &Spec, uuid: &str, work: &Path, watch: &mut dyn Watch) -> Result<PathBuf> {
     let path = work.join("disk");
-    let bytes = u64::from(spec.mib) << 20;
-    File::create(&path).and_then(|disk| disk.set_len(bytes)).map_err(io("create", &path))?;
+    let disk = File::create(&path).map_err(io("create", &path))?;
+    disk.set_len(bytes(spec)).map_err(io("enlarge", &path))?;
+    let margin = if spec.gpt { gpt::MARGIN } else { 0 };
     let mut format = Command::new("mke2fs");
     format.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-O", recipe::FEATURES]);
-    format
-        .args(["-U", &uuid, "-E"])
-        .arg(format!("hash_seed={uuid},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"));
-    format.arg("-d").arg(&tree).arg(&path).env("E2FSPROGS_FAKE_TIME", recipe::EPOCH);
+    format.args(["-U", uuid, "-E"]).arg(format!(
+        "offset={margin},hash_seed={uuid},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0"
+    ));
+    format.arg("-d").arg(work.join("tree")).arg(&path);
+    format.arg(format!("{}k", (bytes(spec) - 2 * margin) >> 10));
+    format.env("E2FSPROGS_FAKE_TIME", recipe::EPOCH);
     follow(format, "e2fsprogs", spec, work, watch)?;
-    Ok(Image { path, bytes, kernel, uuid, packages })
+    if spec.gpt {
+        let own = |name: &str| Digest::default().part(uuid).part(name).uuid();
+        let (front, back) = gpt::both_ends(bytes(spec), &own("disk"), &own("partition"));
+        disk.write_all_at(&front, 0)
+            .and_then(|()| disk.write_all_at(&back, bytes(spec) - back.len() as u64))
+            .map_err(io("write", &path))?;
+    }
+    Ok(path)
 }
 
 /// Checks what the image promises; returns the kernel's release.
@@ -130,7 +156,8 @@ fn follow(
 ) -> Result<()> {
     // A group of its own: Ctrl-C is for us, who end the program in order.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+    // The locale is for PostgreSQL too, whose cluster takes its encoding from it.
+    command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
     let mut child = command.spawn().map_err(apt::not_started(&command, package))?;
     watch.guard(Some(child.id()), work);
     let mut last = VecDeque::new();
@@ -185,6 +212,32 @@ mod tests {
         assert_eq!(heard.0, ["runs", "image bookworm-cloud: a step...", "ended"]);
         let error = shell("echo E: why >&2; exit 1", &mut heard).unwrap_err().to_string();
         assert!(error.contains("E: why"), "{error}");
+    }
+
+    #[test]
+    fn the_file_system_is_where_the_partition_is() {
+        if Command::new("mke2fs").arg("-V").output().is_err() {
+            eprintln!("not run: there is no mke2fs");
+            return;
+        }
+        for gpt in [false, true] {
+            let spec = Spec { gpt, mib: 64, ..Spec::new(Release::Bookworm, Flavour::Cloud) };
+            let work = tempfile::tempdir().unwrap();
+            fs::create_dir(work.path().join("tree")).unwrap();
+            let uuid = "00112233-4455-8677-8899-aabbccddeeff";
+            let path = disk(&spec, uuid, work.path(), &mut Heard::default()).unwrap();
+            let content = fs::read(path).unwrap();
+            assert_eq!(content.len(), 64 << 20);
+            let start = if gpt { 1 << 20 } else { 0 };
+            let superblock = &content[start + 1024..start + 2048];
+            assert_eq!(superblock[56..58], [0x53, 0xef]);
+            assert_eq!(superblock[104..108], [0, 0x11, 0x22, 0x33]);
+            let blocks = u32::from_le_bytes(superblock[4..8].try_into().unwrap()) as usize;
+            assert_eq!(blocks * 4096, content.len() - 2 * start);
+            let magic = b"EFI PART".as_slice();
+            assert_eq!(&content[512..520] == magic, gpt);
+            assert_eq!(&content[content.len() - 512..][..8] == magic, gpt);
+        }
     }
 
     #[test]

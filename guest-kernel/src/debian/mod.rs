@@ -1,6 +1,6 @@
 //! Disk images of a stock Debian, made from its unmodified packages and kept in the cache.
 //!
-//! A whole disk without partitions: ext4, with the kernel and the initrd that Debian's own scripts
+//! One ext4 file system, over the whole disk or in one partition, with the kernel and the initrd that Debian's own scripts
 //! made, behind its own links `/vmlinuz` and `/initrd.img`. DHCP on network cards, sshd, a login on
 //! the first serial port. Nobody has a password and there is no key: who may log in comes through
 //! systemd's credentials (`ssh.authorized_keys.root`). Host keys and machine id are made at the
@@ -11,10 +11,11 @@
 //! their versions. It gets there by a rename of a complete folder, and is read-only: boot a copy.
 //!
 //! - [`spec`]: which image. [`recipe`]: what is in it. [`sources`]: where the packages come from.
-//! - [`build`]: mmdebstrap and mke2fs. [`content`]: what came of it, in names, versions, digests.
+//! - [`build`]: mmdebstrap and mke2fs. [`gpt`]: a partition table. [`content`]: what came of it, in names, versions, digests.
 
 mod build;
 mod content;
+mod gpt;
 mod recipe;
 mod sources;
 mod spec;

@@ -106,17 +106,18 @@ mod tests {
     #[test]
     fn whatever_changes_the_image_changes_its_key() {
         let base = Spec::new(Release::Bookworm, Flavour::Cloud);
-        let mut others = [(); 5].map(|()| base.clone());
+        let mut others = [(); 6].map(|()| base.clone());
         others[0].release = Release::Trixie;
         others[1].flavour = Flavour::Generic;
         others[2].extras.insert(Extra::Test);
         others[3].extras.insert(Extra::Postgres);
         others[4].mib += 1;
+        others[5].gpt = true;
         let mut keys: Vec<_> = others.iter().chain([&base]).map(key).collect();
         assert_eq!(key(&base), key(&base.clone()));
         keys.sort();
         keys.dedup();
-        assert_eq!(keys.len(), 6);
+        assert_eq!(keys.len(), 7);
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub struct Spec {
     pub extras: BTreeSet<Extra>,
     /// Size of the disk in MiB.
     pub mib: u32,
+    /// The root file system is a partition (GPT), not the whole disk.
+    pub gpt: bool,
 }
 
 impl Spec {
@@ -106,7 +108,7 @@ impl Spec {
 
     /// A stock Debian of this release.
     pub fn new(release: Release, flavour: Flavour) -> Self {
-        Self { release, flavour, extras: BTreeSet::new(), mib: Self::DEFAULT_MIB }
+        Self { release, flavour, extras: BTreeSet::new(), mib: Self::DEFAULT_MIB, gpt: false }
     }
 
     /// Refuses what cannot be built.
@@ -121,7 +123,8 @@ impl Spec {
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.release, self.flavour)?;
-        self.extras.iter().try_for_each(|extra| write!(f, "-{extra}"))
+        self.extras.iter().try_for_each(|extra| write!(f, "-{extra}"))?;
+        f.write_str(if self.gpt { "-gpt" } else { "" })
     }
 }
 
@@ -145,6 +148,7 @@ mod tests {
         assert_eq!(spec.to_string(), "bookworm-cloud");
         spec.extras = [Extra::Postgres, Extra::Test].into();
         assert_eq!(spec.to_string(), "bookworm-cloud-test-postgres");
+        assert_eq!(Spec { gpt: true, ..spec.clone() }.to_string(), format!("{spec}-gpt"));
         for (mib, fine) in [(1023, false), (1024, true), (1 << 20, true), (u32::MAX, false)] {
             assert_eq!(Spec { mib, ..spec.clone() }.check().is_ok(), fine, "{mib}");
         }

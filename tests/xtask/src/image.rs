@@ -28,6 +28,9 @@ pub struct Args {
     /// Size of the disk in MiB. What is not used takes no space.
     #[arg(long, default_value_t = Spec::DEFAULT_MIB, value_name = "MIB")]
     size: u32,
+    /// With a partition table (GPT), of one partition.
+    #[arg(long)]
+    gpt: bool,
     /// Build it from today's packages even if it is in the cache.
     #[arg(long)]
     again: bool,
@@ -41,11 +44,7 @@ pub struct Args {
 
 /// Runs `cargo xtask image`.
 pub fn main(args: &Args) -> Result<u8> {
-    let spec = Spec {
-        extras: args.with.iter().copied().collect(),
-        mib: args.size,
-        ..Spec::new(args.release, args.kernel)
-    };
+    let spec = spec(args);
     if let Some(out) = args.out.as_deref().filter(|out| out.exists()) {
         bail!("{} exists; an image is not copied over another file", out.display());
     }
@@ -62,10 +61,34 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(0)
 }
 
+fn spec(args: &Args) -> Spec {
+    Spec {
+        release: args.release,
+        flavour: args.kernel,
+        extras: args.with.iter().copied().collect(),
+        mib: args.size,
+        gpt: args.gpt,
+    }
+}
+
 /// The image, out of the cache or built.
 pub fn provide(spec: &Spec, again: bool) -> Result<Image> {
-    debian::provide(spec, &kernels::cache_dir(), again, &mut Terminal)
-        .with_context(|| format!("cannot provide the image {spec}"))
+    let cannot = || format!("cannot provide the image {spec}");
+    let provided = debian::provide(spec, &kernels::cache_dir(), again, &mut Terminal);
+    if let Err(error @ wherry_guest_kernel::Error::NotRoot) = provided {
+        // Into this person's cache, where it is found from then on.
+        let this = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+        bail!("{}: {error}; this does it: sudo -E {} {}", cannot(), this.display(), options(spec));
+    }
+    provided.with_context(cannot)
+}
+
+/// The command line that builds this image.
+fn options(spec: &Spec) -> String {
+    let mut line =
+        format!("image --release {} --kernel {} --size {}", spec.release, spec.flavour, spec.mib);
+    spec.extras.iter().for_each(|extra| line += &format!(" --with {extra}"));
+    line + if spec.gpt { " --gpt" } else { "" }
 }
 
 /// Copies the disk, sharing blocks where the file system can; it appears whole or not at all.
@@ -101,6 +124,7 @@ fn json(spec: &Spec, image: &Image, path: &Path) -> Result<serde_json::Value> {
     Ok(serde_json::json!({
         "image": path,
         "release": spec.release.to_string(),
+        "gpt": spec.gpt,
         "with": spec.extras.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "kernel": image.kernel,
         "uuid": image.uuid,
@@ -145,6 +169,17 @@ mod tests {
         assert!(parse(&["--kernel", "rt"]).unwrap_err().contains("there are cloud, generic"));
         assert!(parse(&["--with", "mysql"]).unwrap_err().contains("there are test, postgres"));
         assert!(parse(&["--size", "-1"]).is_err());
+    }
+
+    #[test]
+    fn the_command_for_root_builds_the_same_image() {
+        let words = ["--release", "trixie", "--kernel", "generic", "--with", "postgres,test"];
+        for more in [&["--size", "2048"][..], &["--gpt"]] {
+            let spec = spec(&parse(&[&words, more].concat()).unwrap());
+            let again = options(&spec);
+            let again: Vec<_> = again.split(' ').skip(1).collect();
+            assert_eq!(super::spec(&parse(&again).unwrap()), spec);
+        }
     }
 
     #[test]
