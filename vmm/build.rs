@@ -6,8 +6,15 @@ use std::io;
 use std::path::Path;
 
 /// What is compiled into the VM's program, from this folder.
-const SOURCES: [&str; 6] =
-    ["src", "../codec/src", "../devices/src", "../migration/src", "../trace/src", "../Cargo.lock"];
+const SOURCES: [&str; 7] = [
+    "src",
+    "../codec/src",
+    "../devices/src",
+    "../migration/src",
+    "../rootfs/src",
+    "../trace/src",
+    "../Cargo.lock",
+];
 
 fn main() -> io::Result<()> {
     let mut hasher = DefaultHasher::new();

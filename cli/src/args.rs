@@ -10,6 +10,7 @@ use wherry_migration::{Compression, HintPolicy};
 use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::check_name;
 
+use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
 use super::net::NetArgs;
 use super::{units, uri};
@@ -94,6 +95,8 @@ pub enum Command {
     Console(Name),
     /// Show or set a VM's balloon
     Balloon(BalloonArgs),
+    /// Say what a disk image would boot: kernel, initrd and root of its own file system
+    BootFiles(BootFilesArgs),
     /// Say what this host's KVM can do, and what to do about it
     Doctor(DoctorArgs),
 }
@@ -124,7 +127,7 @@ pub struct RunArgs {
     /// Name for the VM [default: vm-PID]
     #[arg(value_parser = name)]
     pub name: Option<String>,
-    /// Kernel: bzImage (a distribution's vmlinuz) or ELF with a PVH entry
+    /// Kernel: bzImage (a distribution's vmlinuz), ELF with a PVH entry, or unified kernel image
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
     /// Initial RAM disk

@@ -2,6 +2,7 @@
 //! happened. A VM itself is another program, `wherry-vm`.
 
 mod args;
+mod boot_files;
 mod console;
 mod context;
 mod credentials;
@@ -37,11 +38,13 @@ use output::Output;
 
 /// Runs the process's command line.
 fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // It does not return if this process is to read a disk.
+    wherry_rootfs::reader::serve_if_asked(&args);
     // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a
     // full disk: not the end of a guest because its console's log has grown, or of a migration
     // because of its trace. SAFETY: ignoring a signal installs no code; no other thread runs yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    let args: Vec<OsString> = std::env::args_os().collect();
     ExitCode::from(execute(Output::standard(), RuntimeDir::from_env(), &args) as u8)
 }
 
@@ -104,6 +107,7 @@ fn dispatch(context: &mut Context, command: Command) -> Result<Exit, ControlErro
         Command::Kill(args) => vm::kill(context, &args.name),
         Command::Console(args) => console::console(context, &args.name),
         Command::Balloon(args) => vm::balloon(context, &args),
+        Command::BootFiles(args) => boot_files::boot_files(context, &args),
         Command::Doctor(args) => doctor::doctor(context, &args),
     }
 }

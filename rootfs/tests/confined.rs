@@ -2,8 +2,9 @@
 
 mod common;
 
+use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -39,6 +40,26 @@ fn what_an_image_boots_comes_through_in_a_sealed_file() {
     assert!(bytes(&found, found.initrd().unwrap()) == initrd());
     assert_eq!(found.listing.uuid(), UUID);
     assert!(found.file().write_at(b"x", 0).is_err() && found.file().set_len(0).is_err());
+}
+
+#[test]
+fn an_image_open_for_writing_and_past_the_cache_is_read() {
+    if !mke2fs_is_here() {
+        return;
+    }
+    let path = tempfile::NamedTempFile::new().unwrap();
+    // Its end is on no boundary.
+    std::fs::write(&path, [Tree::debian().ext4(), vec![1; 777]].concat()).unwrap();
+    let mut options = OpenOptions::new();
+    match options.read(true).write(true).custom_flags(libc::O_DIRECT).open(&path) {
+        Ok(image) => {
+            let found = Reader::new(PROGRAM, &[ARGUMENT], patient()).read(&image).unwrap();
+            assert!(bytes(&found, found.initrd().unwrap()) == initrd());
+        }
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "no O_DIRECT on temporary files: not run: {e}");
+        }
+    }
 }
 
 #[test]

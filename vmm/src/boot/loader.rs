@@ -8,13 +8,12 @@
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
 use super::error::{READ, read_part};
+pub use super::files::Kernel;
+use super::files::{Files, Named, Part};
 use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM_BYTES, RAM_GRANULE};
 use super::params::{Handover, low_ram_end, write_reset_vector, write_start_info, write_zero_page};
 use anyhow::{Context, bail, ensure};
-use serde::{Deserialize, Serialize};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 use wherry_devices::GuestMemory;
 
@@ -25,18 +24,6 @@ const LINUX_INITRD_ADDR_MAX: u64 = 0x7FFF_FFFF;
 
 /// Reading a file into guest memory failed.
 const COPY: &str = "cannot be copied into guest memory";
-
-/// What to boot, and to boot again at a reset. At a destination these are the source's paths, kept
-/// for the next migration but never opened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kernel {
-    /// bzImage or ELF kernel.
-    pub path: PathBuf,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Complete command line.
-    pub cmdline: String,
-}
 
 /// Where the boot CPU starts and in which state; see [`crate::cpu::regs::setup_boot_vcpu`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,38 +55,37 @@ pub struct LoadedKernel {
     pub initrd: Option<(u64, u64)>,
 }
 
-/// Loads everything into fresh (zero) guest memory. `rsdp` comes from
+/// Loads what `source` names into fresh (zero) guest memory. `rsdp` comes from
 /// [`super::acpi::write_tables`].
 pub fn load(mem: &GuestMemory, source: &Kernel, rsdp: u64) -> anyhow::Result<LoadedKernel> {
+    load_files(mem, Files::open(source)?, rsdp)
+}
+
+/// The same of files that are open.
+pub fn load_files(mem: &GuestMemory, files: Files, rsdp: u64) -> anyhow::Result<LoadedKernel> {
     let ram: u64 = mem.iter().map(|r| r.len()).sum();
     ensure!(
         ram >= MIN_RAM_BYTES,
         "{} MiB of guest RAM is too little; give it at least 128 MiB",
         ram >> 20
     );
-    let bad_kernel = || format!("kernel {}", source.path.display());
-    let (image, mut file) = open_kernel(&source.path).with_context(bad_kernel)?;
-    let kernel = image.check_fits(low_ram_end(mem)).with_context(bad_kernel)?;
-    check_cmdline(&source.cmdline, image.cmdline_max())?;
+    let Files { kernel: Named { name, part: mut file }, initrd, cmdline } = files;
+    let len = file.len();
+    let image = Image::parse(&mut file, len).with_context(|| name.clone())?;
+    let kernel = image.check_fits(low_ram_end(mem)).with_context(|| name.clone())?;
+    check_cmdline(&cmdline, image.cmdline_max())?;
 
-    image.copy(mem, &mut file).with_context(bad_kernel)?;
+    image.copy(mem, &mut file).context(name)?;
     let kernel_end = kernel.0 + kernel.1;
-    let initrd = source.initrd.as_ref().map(|path| {
-        load_initrd(mem, path, kernel_end, image.initrd_addr_max())
-            .with_context(|| format!("initrd {}", path.display()))
+    let initrd = initrd.map(|Named { name, part }| {
+        load_initrd(mem, part, kernel_end, image.initrd_addr_max()).context(name)
     });
     let initrd = initrd.transpose()?;
-    write_cmdline(mem, &source.cmdline)?;
+    write_cmdline(mem, &cmdline)?;
     write_reset_vector(mem)?;
     let handover = Handover { initrd, rsdp };
     let entry = image.write_params(mem, &handover)?;
     Ok(LoadedKernel { entry, kernel, initrd })
-}
-
-fn open_kernel(path: &Path) -> anyhow::Result<(Image, File)> {
-    let (mut file, len) = open(path)?
-        .context("is not a regular file; give the path of a bzImage (vmlinuz) or an ELF vmlinux")?;
-    Ok((Image::parse(&mut file, len)?, file))
 }
 
 /// A kernel file whose headers have been checked.
@@ -182,26 +168,15 @@ impl Image {
     }
 }
 
-/// Opens a file for reading, with its length; `None` if it is not a regular file.
-fn open(path: &Path) -> anyhow::Result<Option<(File, u64)>> {
-    let meta = std::fs::metadata(path).context(READ)?;
-    if !meta.is_file() {
-        return Ok(None);
-    }
-    let file = File::open(path).context(READ)?;
-    let len = file.metadata().context(READ)?.len();
-    Ok(Some((file, len)))
-}
-
 /// Places the initrd on a page boundary as high as possible, above `floor` and not past `addr_max`
 /// or low RAM.
 fn load_initrd(
     mem: &GuestMemory,
-    path: &Path,
+    mut file: Part,
     floor: u64,
     addr_max: u64,
 ) -> anyhow::Result<(u64, u64)> {
-    let (mut file, size) = open(path)?.context("is not a regular file")?;
+    let size = file.len();
     let addr = place_initrd(size, floor, low_ram_end(mem).min(addr_max.saturating_add(1)))?;
     // It may have shrunk meanwhile.
     mem.read_exact_volatile_from(GuestAddress(addr), &mut file, size as usize).context(COPY)?;

@@ -9,6 +9,7 @@ use linux_loader::loader::bootparam::boot_params;
 use linux_loader::start_info::{hvm_modlist_entry, hvm_start_info};
 use proptest::prelude::*;
 use std::io::{Cursor, Write};
+use std::path::Path;
 use vm_memory::ByteValued;
 
 const RSDP: u64 = 0xE_0000;
@@ -152,6 +153,34 @@ fn elf_enters_through_pvh_or_startup_64() {
     let kernel = file(&elf(false));
     let loaded = load(&mem, &source(kernel.path(), None, ""), RSDP).unwrap();
     assert_eq!(loaded.entry, Entry::Linux64 { rip: 16 * MIB, boot_params: 0x7000 });
+}
+
+#[test]
+fn a_unified_image_boots_as_its_parts_do() {
+    use crate::boot::uki::tests::image;
+    let read = |mem: &GuestMemory, at: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        mem.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    };
+    let sections: [(&str, &[u8]); 3] =
+        [(".cmdline", b"root=/dev/vda quiet\n"), (".initrd", &[7; 5000]), (".linux", &bzimage())];
+    let (mem, uki, other) = (memory(256 * MIB), file(&image(&sections)), file(&[8; 100]));
+    let loaded = load(&mem, &source(uki.path(), None, "console=ttyS0"), RSDP).unwrap();
+    assert_eq!(loaded.entry, Entry::Linux64 { rip: 16 * MIB + 0x200, boot_params: 0x7000 });
+    assert_eq!(loaded.initrd, Some((256 * MIB - 8192, 5000)));
+    assert_eq!(read(&mem, 256 * MIB - 8192, 5001), [&[7; 5000][..], &[0]].concat());
+    assert_eq!(read(&mem, 16 * MIB + 4092, 5), [0xFC, 0xFD, 0xFE, 0xFF, 0]);
+    assert_eq!(read(&mem, 0x2_0000, 34), b"root=/dev/vda quiet console=ttyS0\0");
+
+    let given = source(uki.path(), Some(other.path()), "");
+    let mem = memory(256 * MIB);
+    assert_eq!(load(&mem, &given, RSDP).unwrap().initrd, Some((256 * MIB - 4096, 100)));
+    assert_eq!(read(&mem, 256 * MIB - 4096, 101), [&[8; 100][..], &[0]].concat());
+
+    let no_kernel = file(&image(&[(".linux", b"text")]));
+    let error = load(&mem, &source(no_kernel.path(), None, ""), RSDP).unwrap_err();
+    assert!(format!("{error:#}").contains("neither a bzImage nor an ELF"), "{error:#}");
 }
 
 #[test]

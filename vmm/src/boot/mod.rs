@@ -5,16 +5,22 @@
 //! ACPI, [`smbios::write_tables`] says which machine it is and what its systemd is told, and
 //! [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
 //!
+//! Kernel and initrd are files of the host's ([`files`]), or the guest's own, out of its disk
+//! ([`disk`]).
+//!
 //! Everything here runs once, before any vCPU, on freshly mapped (zero) guest memory. The files are
 //! not trusted: a corrupt one gives an error, never a panic, and never a write outside guest RAM.
 
 pub mod acpi;
 mod bzimage;
 pub mod credential;
+pub mod disk;
 mod dsdt;
 mod elf;
 mod error;
+pub mod files;
 pub mod layout;
 pub mod loader;
 mod params;
 pub mod smbios;
+mod uki;

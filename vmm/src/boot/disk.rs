@@ -1,0 +1,62 @@
+//! What is in a disk boots: its own kernel and initrd, read by a confined process
+//! ([`wherry_rootfs`]).
+//!
+//! A reset boots what is there then, so a kernel that the guest has installed is used.
+
+use std::fs::File;
+
+use anyhow::Context;
+use wherry_rootfs::{BootFiles, Listing, Reader};
+
+use super::files::{Files, Named, Part};
+
+/// What a disk boots.
+#[derive(Debug)]
+pub struct FromDisk {
+    /// To be loaded.
+    pub files: Files,
+    /// Where they were.
+    pub listing: Listing,
+    /// Whether Landlock confined the process that read them, too.
+    pub landlock: bool,
+}
+
+/// Reads what `image`, a guest's first disk, boots. `cmdline` follows the words about the root, so
+/// that its own win. The image may be open for writing, and with `O_DIRECT`; its position is not
+/// kept.
+///
+/// # Errors
+/// It has nothing to boot, or none that can be read; the text says what there is.
+pub fn from_disk(image: &File, cmdline: &str) -> anyhow::Result<FromDisk> {
+    from_disk_by(&Reader::default(), image, cmdline)
+}
+
+/// The same by another program than this one, for tests.
+///
+/// # Errors
+/// As for [`from_disk`].
+pub fn from_disk_by(reader: &Reader, image: &File, cmdline: &str) -> anyhow::Result<FromDisk> {
+    let found = reader.read(image).context(
+        "the disk cannot be booted from (with --kernel and --initrd a kernel of the host's boots)",
+    )?;
+    let files = files(&found, cmdline)?;
+    Ok(FromDisk { files, landlock: found.landlock, listing: found.listing })
+}
+
+fn files(found: &BootFiles, cmdline: &str) -> anyhow::Result<Files> {
+    let listing = &found.listing;
+    let part = |span: wherry_rootfs::reader::Span| {
+        let file = found.file().try_clone().context("too many open files")?;
+        anyhow::Ok(Part::new(file, span.start, span.len))
+    };
+    let name = |what, path: &str| format!("{what} {path} of the disk");
+    let kernel = Named { name: name("kernel", &listing.kernel.path), part: part(found.kernel())? };
+    let initrd = match (&listing.initrd, found.initrd()) {
+        (Some(info), Some(span)) => {
+            Some(Named { name: name("initrd", &info.path), part: part(span)? })
+        }
+        _ => None,
+    };
+    let cmdline = format!("{} ro {cmdline}", listing.root()).trim_end().to_owned();
+    Ok(Files { kernel, initrd, cmdline })
+}
