@@ -156,8 +156,7 @@ fn follow(
 ) -> Result<()> {
     // A group of its own: Ctrl-C is for us, who end the program in order.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    // The locale is for PostgreSQL too, whose cluster takes its encoding from it.
-    command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
+    command.env("LC_ALL", recipe::LOCALE).env("DEBIAN_FRONTEND", "noninteractive");
     let mut child = command.spawn().map_err(apt::not_started(&command, package))?;
     watch.guard(Some(child.id()), work);
     let mut last = VecDeque::new();

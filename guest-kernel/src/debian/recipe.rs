@@ -71,6 +71,9 @@ pub const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,fil
 /// theirs.
 pub const EPOCH: &str = "1767225600";
 
+/// The locale of the build, from which PostgreSQL's cluster takes its encoding.
+pub const LOCALE: &str = "C.UTF-8";
+
 /// The image's packages, without what they depend on.
 pub fn packages(spec: &Spec) -> Vec<&'static str> {
     let kernel = match spec.flavour {
@@ -94,7 +97,7 @@ pub fn customize() -> String {
 pub fn key(spec: &Spec) -> String {
     let mut digest = Digest::default();
     digest.part(&spec.to_string()).part(&spec.mib.to_string()).part(&packages(spec).join(" "));
-    digest.part(&customize()).part(&fstab("")).part(FEATURES).part(EPOCH);
+    digest.part(&customize()).part(&fstab("")).part(FEATURES).part(EPOCH).part(LOCALE);
     digest.hex()[..16].to_owned()
 }
 
