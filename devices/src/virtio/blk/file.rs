@@ -169,3 +169,27 @@ impl Disk for FileDisk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    /// A pipe cannot be flushed, which is how it fails here.
+    #[test]
+    fn a_flush_that_failed_makes_every_later_one_fail() {
+        let (_other, pipe) = std::io::pipe().unwrap();
+        let file = File::from(OwnedFd::from(pipe));
+        let lost = Mutex::new(false);
+        let (block_device, read_only, size, alignment) = (false, false, 0, 1);
+        let mut disk = FileDisk { file, block_device, read_only, size, alignment, lost };
+        disk.flush().unwrap_err();
+        // What is flushed now could be.
+        disk.file = tempfile::tempfile().unwrap();
+        for _ in 0..2 {
+            let text = "an earlier flush failed: what was written before it may be lost";
+            assert_eq!(disk.flush().unwrap_err().to_string(), text);
+        }
+    }
+}
