@@ -62,3 +62,20 @@ impl Nets {
         wanting.try_for_each(|spec| self.get(&spec.id).map(drop))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wherry_devices::virtio::rng;
+
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_network_has_no_end_here_is_refused_by_name() {
+        let net = Spec::new(&KIND, &()).unwrap().named("db");
+        let rng = Spec::new(&rng::KIND, &()).unwrap();
+        let nets = Nets::default();
+        nets.check(std::slice::from_ref(&rng)).unwrap();
+        let refused = nets.check(&[rng, net]).unwrap_err().to_string();
+        assert!(refused.contains("no network `db`") && refused.contains("--net id=db,tap="));
+    }
+}

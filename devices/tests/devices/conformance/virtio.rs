@@ -104,6 +104,14 @@ impl Driver {
         heads.into_iter().find(|head| !self.pieces.contains_key(&(queue, (*head).into())))
     }
 
+    /// Whether the device wants to be told of the next chain (avail_event, section 2.7.10).
+    pub fn is_awaited(&self, bench: &Bench, queue: usize) -> bool {
+        let ring = &self.rings[queue];
+        let at = used(queue) + 4 + 8 * u64::from(ring.size);
+        let event: u16 = bench.mem.read_obj(GuestAddress(at)).unwrap();
+        event == ring.avail
+    }
+
     /// The head that the next chain will have.
     pub fn next(&self, queue: usize) -> u32 {
         self.free(queue).unwrap().into()

@@ -52,6 +52,7 @@ fn a_frame_takes_as_many_chains_as_it_needs_and_the_driver_gets_them_together() 
     let first = guest.add(RX, &[inb(FROM, 11), inb(FROM + PAGE, 89)]);
     let second = guest.add(RX, &[inb(FROM + 2 * PAGE, 100)]);
     assert!(guest.used().is_empty() && !guest.bench.line.high(), "there is room for a part");
+    assert!(guest.driver.is_awaited(&guest.bench, RX), "a driver kicks when it is wanted");
     assert_eq!(guest.wire.seen().reads, 1);
     let third = guest.add(RX, &[inb(FROM + 3 * PAGE, 100)]);
     let fourth = guest.add(RX, &[inb(FROM + 4 * PAGE, 100)]);
