@@ -1,6 +1,7 @@
 //! `cargo xtask image`: disk images of a stock Debian.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,11 +54,13 @@ pub fn main(args: &Args) -> Result<u8> {
         copy(&image.path, out)?;
     }
     let path = args.out.as_ref().unwrap_or(&image.path);
-    if args.json {
-        println!("{:#}", json(&spec, &image, path)?);
+    let told = if args.json {
+        format!("{:#}", json(&spec, &image, path)?)
     } else {
-        println!("{}", path.display());
-    }
+        path.display().to_string()
+    };
+    // Who reads only the beginning closes the pipe.
+    let _ = writeln!(std::io::stdout(), "{told}");
     Ok(0)
 }
 
