@@ -1,17 +1,18 @@
 //! Disk images of a stock Debian, made from its unmodified packages and kept in the cache.
 //!
-//! One ext4 file system, over the whole disk or in one partition, with the kernel and the initrd that Debian's own scripts
-//! made, behind its own links `/vmlinuz` and `/initrd.img`. DHCP on network cards, sshd, a login on
-//! the first serial port. Nobody has a password and there is no key: who may log in comes through
-//! systemd's credentials (`ssh.authorized_keys.root`). Host keys and machine id are made at the
-//! first boot.
+//! One ext4 file system, over the whole disk or in one partition, with the kernel and the initrd
+//! that Debian's own scripts made, behind its own links `/vmlinuz` and `/initrd.img`. DHCP on
+//! network cards, sshd, a login on the first serial port. Nobody has a password and there is no
+//! key: who may log in comes through systemd's credentials (`ssh.authorized_keys.root`). Host
+//! keys and machine id are made at the first boot.
 //!
 //! An image is named by its recipe, so a changed recipe is another image, and one in the cache is
 //! used as it is, without a look at the network. Its UUID is a digest of recipe and packages with
 //! their versions. It gets there by a rename of a complete folder, and is read-only: boot a copy.
 //!
 //! - [`spec`]: which image. [`recipe`]: what is in it. [`sources`]: where the packages come from.
-//! - [`build`]: mmdebstrap and mke2fs. [`gpt`]: a partition table. [`content`]: what came of it, in names, versions, digests.
+//! - [`build`]: mmdebstrap and mke2fs. [`gpt`]: a partition table. [`content`]: what came of it,
+//!   in names, versions, digests.
 
 mod build;
 mod content;

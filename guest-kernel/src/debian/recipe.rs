@@ -28,8 +28,8 @@ const FILES: [(&str, &str); 3] = [
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
     (
         "etc/systemd/network/80-ether.network",
-        "# Real network cards only, not what is made in the guest.\n[Match]\nType=ether\nKind=!*\n\n\
-         [Network]\nDHCP=yes\n",
+        "# Real network cards only, not what is made in the guest.\n\
+         [Match]\nType=ether\nKind=!*\n\n[Network]\nDHCP=yes\n",
     ),
     (
         "etc/systemd/system/ssh-host-key.service",
