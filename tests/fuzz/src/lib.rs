@@ -13,6 +13,7 @@ mod control;
 mod frames;
 mod kernel;
 mod machine;
+mod net;
 mod ports;
 pub mod seeds;
 mod sessions;
@@ -25,6 +26,7 @@ pub use bytes::Rng;
 pub use control::control;
 pub use kernel::kernel;
 pub use machine::machine;
+pub use net::net;
 pub use ports::{power, serial};
 pub use sessions::{destination, source};
 pub use trace::trace;
@@ -49,9 +51,10 @@ pub fn moved() -> (u32, u32) {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "balloon", run: balloon, cases: 6000 },
     Target { name: "blk", run: blk, cases: 300 },
+    Target { name: "net", run: net, cases: 1000 },
     Target { name: "serial", run: serial, cases: 2000 },
     Target { name: "power", run: power, cases: 3000 },
     Target { name: "wire", run: wire, cases: 20_000 },

@@ -69,7 +69,7 @@ macro_rules! tests {
         }
     )*};
 }
-tests!(balloon blk serial power wire machine trace kernel control);
+tests!(balloon blk net serial power wire machine trace kernel control);
 
 /// Both ends in one test, which counts the migrations.
 #[test]
