@@ -7,13 +7,13 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::{Compression, HintPolicy};
-use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
+use wherry_vmm::config::{DiskConfig, MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::check_name;
 
 use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
 use super::net::NetArgs;
-use super::{units, uri};
+use super::{disk, units, uri};
 
 /// For `--help`.
 const EXIT_CODES: &str = "\
@@ -28,6 +28,7 @@ Exit codes:
   6  the outcome of the migration is unknown
   7  the guest crashed or was killed (run, receive)
   8  the guest was migrated, but the --trace or --report file could not be written
+  9  the guest stays paused at the source: somebody else has the lock of one of its disks
   128 + N  ended by signal N
 
 Files:
@@ -121,7 +122,8 @@ pub struct Name {
     wherry run web --kernel vmlinuz --initrd initrd.img --hostname web --ssh-key \
     ~/.ssh/id_ed25519.pub\n  \
     wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf\n  \
-    wherry run web --kernel vmlinuz --net tap=web0"
+    wherry run web --kernel vmlinuz --net tap=web0\n  \
+    wherry run web --kernel vmlinuz --initrd initrd.img --append root=/dev/vda --disk web.raw"
 )]
 pub struct RunArgs {
     /// Name for the VM [default: vm-PID]
@@ -166,6 +168,9 @@ pub struct RunArgs {
     /// Its networks.
     #[command(flatten)]
     pub net: NetArgs,
+    /// Its disks.
+    #[command(flatten)]
+    pub disks: DiskArgs,
 }
 
 /// Options of `run` and `receive` alike.
@@ -174,6 +179,16 @@ pub struct ConsoleArgs {
     /// Serial console: stdio, file:PATH[,max=SIZE], pty, or none (only `wherry console`)
     #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial)]
     pub serial: SerialSink,
+}
+
+/// Options of `run` and `receive` alike.
+#[derive(Debug, Args)]
+pub struct DiskArgs {
+    /// A raw image or a block device as a disk (may be repeated):
+    /// path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N][,lock=off]
+    #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append,
+        value_parser = disk::parse)]
+    pub disks: Vec<DiskConfig>,
 }
 
 /// `wherry receive`
@@ -185,7 +200,8 @@ pub struct ConsoleArgs {
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
-    wherry receive web tcp:10.0.0.2:4444 --net id=net0,tap=web0"
+    wherry receive web tcp:10.0.0.2:4444 --net id=net0,tap=web0\n  \
+    wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw"
 )]
 pub struct ReceiveArgs {
     /// Name for the VM
@@ -204,6 +220,9 @@ pub struct ReceiveArgs {
     /// Where the serial console goes.
     #[command(flatten)]
     pub console: ConsoleArgs,
+    /// The guest's disks on this host, by the ids that they have at the source.
+    #[command(flatten)]
+    pub disks: DiskArgs,
 }
 
 /// What `--streams` may be.

@@ -6,6 +6,7 @@ mod boot_files;
 mod console;
 mod context;
 mod credentials;
+mod disk;
 mod doctor;
 mod file;
 mod migrate;

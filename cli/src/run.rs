@@ -16,6 +16,7 @@ use wherry_vmm::kvm::{self, DEV_KVM};
 use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 
 use super::args::{self, ReceiveArgs, RunArgs};
+use super::disk;
 use super::doctor::no_kvm;
 use super::units::show_bytes;
 use super::{Context, net, output::Output};
@@ -46,6 +47,7 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Control
         progress,
         max_memory: args.max_memory,
         nets: net::ends(&args.net.net).map_err(ControlError::usage)?,
+        disks: disk::all(args.disks.disks).map_err(ControlError::usage)?,
     };
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
@@ -120,6 +122,10 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         args::balloon(args.balloon, &args.balloon_features).map_err(ControlError::usage)?;
     let name = args.name.unwrap_or_else(|| format!("vm-{}", std::process::id()));
     let nets = net::configs(args.net.net, &name).map_err(ControlError::usage)?;
+    let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
+    if let Some(both) = disks.iter().find(|disk| nets.iter().any(|net| net.end.id == disk.id)) {
+        return usage(format!("--disk and --net: both have the id `{}`", both.id));
+    }
     Ok(RunConfig {
         name,
         kernel: args.kernel.into(),
@@ -133,6 +139,7 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         rng: args.rng == args::Switch::On,
         credentials,
         nets,
+        disks,
     })
 }
 

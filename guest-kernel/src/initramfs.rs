@@ -17,7 +17,7 @@ use crate::modules::{Module, ModuleTree};
 const GUEST: [&str; 6] =
     ["virtio_mmio", "virtio_balloon", "virtio_rng", "button", "evdev", "virtio_pci"];
 /// What a guest loads when a step of its work needs it.
-const ON_DEMAND: [&str; 1] = ["loop"];
+const ON_DEMAND: [&str; 2] = ["loop", "virtio_blk"];
 /// What the lab's KVM host loads.
 const LAB: [&str; 7] =
     ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd", "sch_tbf"];

@@ -163,11 +163,18 @@ impl Guest {
     /// # Errors
     /// The VMM did not come up.
     pub fn receive(env: &Env, name: &str, uri: &str) -> Result<Self> {
-        Self::spawn(
-            env,
-            name,
-            env.command(&["receive", name, uri, "--serial", "none", "--max-memory", "1TiB"]),
-        )
+        Self::receive_with(env, name, uri, &[])
+    }
+
+    /// The same with more arguments of `wherry receive`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receive_with(env: &Env, name: &str, uri: &str, args: &[String]) -> Result<Self> {
+        let mut command =
+            env.command(&["receive", name, uri, "--serial", "none", "--max-memory", "1TiB"]);
+        command.args(args);
+        Self::spawn(env, name, command)
     }
 
     fn spawn(env: &Env, name: &str, mut command: Command) -> Result<Self> {

@@ -14,6 +14,7 @@ use wherry_devices::{power, serial};
 
 pub use crate::boot::credential::{Credential, check as check_credentials};
 pub use crate::boot::layout::{MAX_VCPUS, MIN_RAM_BYTES};
+pub use crate::disks::DiskConfig;
 
 /// Kernel command line when none is given: the serial console.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
@@ -52,6 +53,8 @@ pub struct RunConfig {
     pub credentials: Vec<Credential>,
     /// Its networks.
     pub nets: Vec<NetConfig>,
+    /// Its disks.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// A network of a guest.
@@ -90,7 +93,8 @@ pub fn is_taken(id: &str) -> bool {
 }
 
 /// The devices of a new machine. A virtio device's slot is its place in the list, whether those
-/// before it are there or not; what a description says once, its guest keeps.
+/// before it are there or not; what a description says once, its guest keeps. Disks come last, as
+/// [`Disks::describe`](crate::disks::Disks::describe) has them.
 ///
 /// # Errors
 /// None: plain data can always be encoded.
@@ -98,6 +102,7 @@ pub fn devices(
     balloon: Option<&BalloonConfig>,
     rng: bool,
     nets: &[NetConfig],
+    disks: Vec<Spec>,
 ) -> Result<Vec<Spec>, CodecError> {
     let net = |NetConfig { end, options }: &NetConfig| {
         Some(Spec::new(&net::KIND, options).map(|spec| spec.named(&end.id)))
@@ -106,7 +111,8 @@ pub fn devices(
         balloon.map(|config| Spec::new(&balloon::KIND, &config)),
         rng.then(|| Spec::new(&rng::KIND, &())),
     ];
-    let virtio = always.into_iter().chain(nets.iter().map(net));
+    let virtio = always.into_iter().chain(disks.into_iter().map(|disk| Some(Ok(disk))));
+    let virtio = virtio.chain(nets.iter().map(net));
     let mut all = vec![Spec::new(&serial::KIND, &())?, Spec::new(&power::KIND, &())?];
     for (slot, spec) in (0..).zip(virtio) {
         all.extend(spec.transpose()?.map(|spec| spec.in_slot(slot)));
@@ -130,6 +136,8 @@ pub struct ReceiveConfig {
     pub max_memory: Option<u64>,
     /// What this host has for the guest's networks.
     pub nets: Vec<NetEnd>,
+    /// Its disks on this host.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

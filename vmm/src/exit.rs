@@ -27,6 +27,8 @@ pub enum Exit {
     GuestEnded = 7,
     /// The guest was migrated, but a file that was asked for is not whole.
     FileIncomplete = 8,
+    /// The guest is at the source and stays paused: somebody else has one of its disks.
+    DiskTaken = 9,
 }
 
 impl Exit {
@@ -38,6 +40,7 @@ impl Exit {
             ErrorCode::Kvm => Exit::Kvm,
             ErrorCode::MigrationFailed | ErrorCode::Cancelled => Exit::MigrationFailed,
             ErrorCode::MigrationUnknown => Exit::MigrationUnknown,
+            ErrorCode::DiskTaken => Exit::DiskTaken,
             ErrorCode::TraceIncomplete => Exit::FileIncomplete,
             _ => Exit::Failed,
         }

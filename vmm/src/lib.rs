@@ -8,6 +8,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod cpu;
+pub mod disks;
 pub mod exit;
 pub mod kvm;
 pub mod life;

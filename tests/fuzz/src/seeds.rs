@@ -329,7 +329,7 @@ fn machine() -> Seeds {
     let cpuid = vec![kvm_cpuid_entry2 { function: 1, ecx: 5, ..Default::default() }];
     let cpu = CpuDescriptionV1 { cpuid, tsc_khz: 2_000_000, arch_capabilities: 0 };
     let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: "quiet".into() };
-    let devices = devices(Some(&BalloonConfig::default()), true, &[]).expect("plain data");
+    let devices = devices(Some(&BalloonConfig::default()), true, &[], vec![]).expect("plain data");
     let saved = |spec: &Spec, bytes| {
         let (id, kind) = (spec.id.clone(), spec.kind);
         Saved { id, kind, version: kind.state_for(NEWEST), bytes }

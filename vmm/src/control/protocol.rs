@@ -193,6 +193,8 @@ pub enum ErrorCode {
     Timeout,
     /// The connection to the VM broke before the answer.
     ConnectionLost,
+    /// Somebody else has the lock of a disk: the guest is here and paused.
+    DiskTaken,
     /// The migration succeeded, the trace is not whole.
     TraceIncomplete,
     /// Anything else.
@@ -247,6 +249,8 @@ pub enum VmState {
     Running,
     /// vCPUs are stopped on request.
     Paused,
+    /// vCPUs are stopped, and somebody else has the lock of a disk.
+    LockLost,
     /// vCPUs run and a migration away is under way.
     Migrating,
     /// Waiting for, or receiving, a guest.
@@ -270,6 +274,7 @@ impl VmState {
         match self {
             VmState::Running => "running",
             VmState::Paused => "paused",
+            VmState::LockLost => "paused: lock lost",
             VmState::Migrating => "migrating",
             VmState::Receiving => "receiving",
             VmState::Migrated => "migrated",

@@ -19,6 +19,9 @@
 //! | Ended | no | no | no | - | - |
 //! | Rebooting | no | no | no | Ended | Ended |
 //!
+//! A machine that cannot have its disks to itself is not started
+//! ([`Refusal::DiskTaken`]): it stays paused, whoever asks, but for `resume --force`.
+//!
 //! "Guest ends" of one that receives or reboots is `Stillborn`: its machine is over before it was
 //! put in charge, and never counts as arrived.
 //!
@@ -177,6 +180,9 @@ pub enum Refusal {
     /// A device has work that does not end; the guest goes on.
     #[error("a device is busy: its requests do not end")]
     Unfinished,
+    /// Somebody else has the lock of a disk; the guest stays as it is.
+    #[error("one of its disks is in use")]
+    DiskTaken,
 }
 
 impl fmt::Display for Life {

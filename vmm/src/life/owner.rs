@@ -27,6 +27,12 @@ pub trait Vcpus: Send + Sync {
     /// [`go`](Self::go) lets it go on.
     fn halt(&self) -> Result<(), Refusal>;
 
+    /// Takes back what a machine that goes on must have to itself. `force`: as far as that can be.
+    ///
+    /// # Errors
+    /// [`Refusal::DiskTaken`]. It must not go.
+    fn ready(&self, force: bool) -> Result<(), Refusal>;
+
     /// Starts devices, then vCPUs.
     fn go(&self);
 
@@ -223,14 +229,13 @@ impl<M: Vcpus> Owner<M> {
 
     fn apply(&self, inner: &mut Inner<M>, event: Event) -> Result<(), Refusal> {
         let (next, act) = step(inner.life, event)?;
-        let goes_on = matches!(event, Event::Pause | Event::Hold);
         // The machine's own wall: what it says is final.
-        self.act(inner, act, goes_on)?;
+        self.act(inner, act, event)?;
         inner.life = next;
         Ok(())
     }
 
-    fn act(&self, inner: &mut Inner<M>, act: Act, goes_on: bool) -> Result<(), Refusal> {
+    fn act(&self, inner: &mut Inner<M>, act: Act, event: Event) -> Result<(), Refusal> {
         if act == Act::StopAndCancel
             && let Some(cancel) = &*lock(&self.cancel)
         {
@@ -241,18 +246,27 @@ impl<M: Vcpus> Owner<M> {
         let mut gate = lock(machine.gate());
         let before = (*gate, inner.hold.clone());
         match gate.apply(&mut inner.hold, act)? {
-            Some(true) => machine.go(),
+            Some(true) => {
+                let force = matches!(event, Event::Resume { force: true });
+                if let Err(refusal) = machine.ready(force) {
+                    (*gate, inner.hold) = before;
+                    return Err(refusal);
+                }
+                machine.go();
+            }
             Some(false) => {
                 // One that is to go on, here or elsewhere, does so as before; one that is over
                 // does not.
                 if let Err(refusal) = machine.halt()
-                    && goes_on
+                    && matches!(event, Event::Pause | Event::Hold)
                 {
                     (*gate, inner.hold) = before;
                     machine.go();
                     return Err(refusal);
                 }
             }
+            // What a guest that stays paused here needs when it goes on. Without it it stays so.
+            None if act == Act::LetGo => drop(machine.ready(false)),
             None => {}
         }
         Ok(())

@@ -17,6 +17,8 @@ struct Fake {
     runs: AtomicBool,
     /// A device has work that does not end.
     busy: AtomicBool,
+    /// Somebody else has one of its disks.
+    taken: AtomicBool,
     /// Met at the beginning and at the end of the next `halt` or `go`.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -60,6 +62,10 @@ impl Vcpus for Fake {
         if self.busy.load(SeqCst) { Err(Refusal::Unfinished) } else { Ok(()) }
     }
 
+    fn ready(&self, force: bool) -> Result<(), Refusal> {
+        if self.taken.load(SeqCst) && !force { Err(Refusal::DiskTaken) } else { Ok(()) }
+    }
+
     fn go(&self) {
         self.turn(true);
     }
@@ -80,6 +86,31 @@ fn running() -> (Arc<Owner<Fake>>, Arc<Fake>) {
 fn held(owner: &Owner<Fake>) {
     owner.migrate(&CancelToken::new()).unwrap();
     owner.event(Event::Hold).unwrap();
+}
+
+#[test]
+fn a_guest_whose_disk_somebody_else_has_stays_paused_until_a_person_says_otherwise() {
+    for run in [true, false] {
+        let (owner, machine) = running();
+        if !run {
+            owner.event(Event::Pause).unwrap();
+        }
+        held(&owner);
+        machine.taken.store(true, SeqCst);
+        // The migration has failed.
+        assert_eq!(owner.event(Event::Release).is_err(), run, "it would write beside another");
+        assert_eq!(owner.engine_ended(false), (Life::Paused, None));
+        let resume = |force| owner.event(Event::Resume { force });
+        assert_eq!(resume(false), Err(Refusal::DiskTaken));
+        assert_eq!((owner.life(), machine.runs()), (Life::Paused, false));
+        if run {
+            machine.taken.store(false, SeqCst);
+            assert_eq!(resume(false), Ok(Life::Running));
+        } else {
+            assert_eq!(resume(true), Ok(Life::Running));
+        }
+        assert!(machine.runs());
+    }
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use wherry_devices::host::DiskFull;
+
 use crate::console::Console;
+use crate::disks::Disks;
 use crate::net::Nets;
 
 /// What a machine needs from its process.
@@ -12,6 +15,17 @@ pub struct MachineHooks {
     pub console: Console,
     /// What its network devices are connected to.
     pub nets: Nets,
-    /// Told that the guest has ended itself, on any thread; must not wait.
+    /// Its disks on this host.
+    pub disks: Arc<Disks>,
+    /// Told that the guest has ended itself, or that a disk is full, on any thread; must not wait.
     pub wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl DiskFull for MachineHooks {
+    /// The run loop pauses the guest.
+    fn disk_full(&self, id: &str) -> bool {
+        self.disks.note_full(id);
+        (self.wake)();
+        true
+    }
 }

@@ -36,6 +36,7 @@ use crate::boot::{acpi, loader, smbios};
 use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
+use crate::disks::Disks;
 use crate::kvm::open_kvm;
 use crate::life::ending::Ending;
 use crate::life::owner::Vcpus;
@@ -57,6 +58,7 @@ pub struct Machine {
     _event_loop: EventLoop,
     devices: Devices,
     balloon: Option<BalloonHandle>,
+    disks: Arc<Disks>,
     description: Description,
     log: Arc<DirtySources>,
     ram: Arc<Ram>,
@@ -132,6 +134,7 @@ impl Machine {
             hooks.console.connect(Arc::new(move |bytes| lock(&serial).enqueue(bytes)));
         }
         Ok(Self {
+            disks: hooks.disks.clone(),
             vcpus,
             access,
             _event_loop: EventLoop::spawn(subscribers, ending.clone())
@@ -206,6 +209,11 @@ impl Machine {
         self.balloon.as_ref()
     }
 
+    /// Its disks on this host.
+    pub fn disks(&self) -> &Arc<Disks> {
+        &self.disks
+    }
+
     /// The guest has arrived and runs here.
     pub fn announce(&self) {
         self.devices.announce();
@@ -244,6 +252,10 @@ impl Vcpus for Machine {
             eprintln!("wherry: cannot stop the machine: {why}");
             Refusal::Unfinished
         })
+    }
+
+    fn ready(&self, force: bool) -> Result<(), Refusal> {
+        if self.disks.take_back(force) { Ok(()) } else { Err(Refusal::DiskTaken) }
     }
 
     fn go(&self) {

@@ -76,7 +76,7 @@ fn description() -> Description {
             cmdline: "quiet".into(),
         },
         firmware: Firmware::default(),
-        devices: devices(Some(&config), true, &[]).unwrap(),
+        devices: devices(Some(&config), true, &[], vec![]).unwrap(),
     }
 }
 

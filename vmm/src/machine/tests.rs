@@ -18,8 +18,14 @@ fn a_tsc_that_stands_still_in_a_pause_is_made_up_for() {
     }
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let hooks = MachineHooks { console, nets: Nets::default(), wake: Arc::new(|| ()) };
-    let description = Description::new(128 << 20, 2, devices(None, false, &[]).unwrap(), kernel);
+    let hooks = MachineHooks {
+        console,
+        nets: Nets::default(),
+        disks: Arc::default(),
+        wake: Arc::new(|| ()),
+    };
+    let description =
+        Description::new(128 << 20, 2, devices(None, false, &[], vec![]).unwrap(), kernel);
     let description = description.unwrap();
     let machine = Machine::build(&description, hooks).unwrap();
     machine.halt().unwrap();

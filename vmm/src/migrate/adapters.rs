@@ -121,6 +121,9 @@ impl EngineMachine for Pausing {
     fn save(&self, version: u16) -> io::Result<Vec<u8>> {
         let state = self.machine.save(self.run, version);
         let state = state.map_err(|e| io::Error::other(format!("{e:#}")))?;
-        state.encode(version).map_err(io::Error::other)
+        let state = state.encode(version).map_err(io::Error::other)?;
+        // Whoever loads it takes the locks.
+        self.machine.disks().let_go()?;
+        Ok(state)
     }
 }

@@ -113,6 +113,7 @@ impl DestinationVm for Arriving<'_> {
                 "the machine description contradicts the size of guest RAM",
             ));
         }
+        self.hooks.disks.check(&d.devices)?;
         self.hooks.nets.check(&d.devices)?;
         let kvm = open_kvm().map_err(refuse)?;
         d.check_cpu(&kvm).map_err(refuse)?;
@@ -220,9 +221,14 @@ mod tests {
         }
         let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
         let (console, _) = Console::open(&SerialSink::None).unwrap();
-        let hooks = MachineHooks { console, nets: Nets::default(), wake: Arc::new(|| ()) };
+        let hooks = MachineHooks {
+            console,
+            nets: Nets::default(),
+            disks: Arc::default(),
+            wake: Arc::new(|| ()),
+        };
         let description =
-            Description::new(128 << 20, 1, devices(None, false, &[]).unwrap(), kernel);
+            Description::new(128 << 20, 1, devices(None, false, &[], vec![]).unwrap(), kernel);
         let description = description.unwrap();
         let machine = Machine::build(&description, hooks.clone()).unwrap();
         let mut state = machine.save(true, u16::MAX).unwrap();

@@ -20,6 +20,7 @@ use wherry_migration::{
 };
 
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
+use crate::disks::Disks;
 use crate::life::owner::Owner;
 use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
@@ -160,7 +161,7 @@ pub fn to(
         match engine.join() {
             Ok(Ok(report)) => serde_json::to_value(report)
                 .map_err(|e| ControlError::failed(format!("migrated, but no report: {e}"))),
-            Ok(Err(failure)) => Err(explain(&failure)),
+            Ok(Err(failure)) => Err(explain(&failure, machine.disks())),
             // Before it began or after it was over; whoever asked for the migration knows who owns
             // the guest.
             Err(_) => {
@@ -170,7 +171,15 @@ pub fn to(
     })
 }
 
-fn explain(failure: &wherry_migration::Failure) -> ControlError {
+fn explain(failure: &wherry_migration::Failure, disks: &Disks) -> ControlError {
+    let taken = disks.taken().filter(|_| failure.ownership == Ownership::SourcePaused);
+    if let Some(taken) = taken {
+        let text = format!("{}; and the guest stays paused here: {taken}", describe(failure));
+        return ControlError::new(ErrorCode::DiskTaken, text).hint(
+            "`wherry resume` tries to have the disk again; if whoever has it surely does not run \
+             this guest: `wherry resume --force`",
+        );
+    }
     let code = match (failure.ownership, &failure.cause) {
         (Ownership::Unknown, _) => ErrorCode::MigrationUnknown,
         (_, Error::Cancelled) => ErrorCode::Cancelled,

@@ -13,6 +13,7 @@ use crate::console::Console;
 use crate::control::{
     BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, Update, VmControl, VmState,
 };
+use crate::disks::Disks;
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life, Refusal};
 use crate::machine::{Description, Machine, refresh_statistics};
@@ -44,14 +45,17 @@ pub struct Controller {
     pub(super) console: Console,
     /// Who stops, starts and gives away the machine.
     pub(super) owner: Arc<Owner<Machine>>,
+    /// Its disks on this host.
+    pub(super) disks: Arc<Disks>,
     /// vCPUs and bytes of RAM, once a machine was replaced by one like it.
     shape: OnceLock<(u32, u64)>,
 }
 
 impl Controller {
     /// A controller without a machine yet.
-    pub fn new(identity: Identity, console: Console) -> Self {
+    pub fn new(identity: Identity, console: Console, disks: Arc<Disks>) -> Self {
         Self {
+            disks,
             identity,
             started: Instant::now(),
             console,
@@ -74,6 +78,14 @@ impl Controller {
 
     fn command(&self, what: &str, event: Event) -> Result<(), ControlError> {
         self.owner.event(event).map(drop).map_err(|refusal| self.refused(what, refusal))
+    }
+
+    /// The state for the API.
+    fn shown(&self, life: Life) -> VmState {
+        match shown(self.seen(life)) {
+            VmState::Paused if self.disks.lost() => VmState::LockLost,
+            state => state,
+        }
     }
 
     /// The state as others see it: a reset is the beginning of a reboot, if there is to be one.
@@ -103,6 +115,13 @@ impl Controller {
                 .hint("ask the destination, or again here if the migration fails"),
             Refusal::Unfinished => ControlError::failed(format!("cannot {what} the VM: {refusal}"))
                 .hint("try again; the guest goes on"),
+            Refusal::DiskTaken => {
+                let taken = self.disks.taken().unwrap_or_else(|| refusal.to_string());
+                ControlError::new(ErrorCode::DiskTaken, format!("cannot {what} the VM: {taken}"))
+                    .hint(
+                        "if whoever has it surely does not run this guest: `wherry resume --force`",
+                    )
+            }
         }
     }
 
@@ -168,7 +187,7 @@ impl VmControl for Controller {
         Info {
             name: self.identity.name.clone(),
             pid: std::process::id(),
-            state: shown(self.seen(life)),
+            state: self.shown(life),
             nr_vcpus,
             ram_bytes,
             rss_bytes: rss_bytes(),

@@ -18,18 +18,19 @@ fn controller() -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let identity =
         Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
-    Controller::new(identity, console)
+    Controller::new(identity, console, Arc::default())
 }
 
 /// `None` without a KVM.
 fn paused() -> Option<(Controller, Arc<Machine>)> {
     or_not_run(open_kvm())?;
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let devices = devices(Some(&BalloonConfig::default()), true, &[]).unwrap();
+    let devices = devices(Some(&BalloonConfig::default()), true, &[], vec![]).unwrap();
     let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
     let controller = controller();
-    let (console, nets) = (controller.console.clone(), Nets::default());
-    let hooks = MachineHooks { console, nets, wake: Arc::new(|| ()) };
+    let (console, disks) = (controller.console.clone(), controller.disks.clone());
+    let nets = Nets::default();
+    let hooks = MachineHooks { console, nets, disks, wake: Arc::new(|| ()) };
     let machine = Arc::new(Machine::build(&description, hooks).unwrap());
     controller.owner.arrive(machine.clone(), false).unwrap();
     Some((controller, machine))

@@ -20,6 +20,7 @@ use crate::boot::smbios::{Firmware, uuid};
 use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices};
 use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
+use crate::disks::Disks;
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life};
 use crate::machine::{Description, Kernel, Machine, MachineHooks};
@@ -51,6 +52,7 @@ impl Host {
         serial: &SerialSink,
         nets: Nets,
         reboot: bool,
+        disks: Arc<Disks>,
     ) -> anyhow::Result<Self> {
         let name = claim.name().to_owned();
         let (console, pty) = Console::open(serial)
@@ -63,7 +65,7 @@ impl Host {
             },
         );
         let identity = Identity { name, kernel, serial, reboot };
-        let controller = Arc::new(Controller::new(identity, console));
+        let controller = Arc::new(Controller::new(identity, console, disks));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
@@ -76,8 +78,8 @@ impl Host {
 
     fn hooks(&self) -> MachineHooks {
         let (console, owner) = (self.controller.console.clone(), self.owner().clone());
-        let nets = self.nets.clone();
-        MachineHooks { console, nets, wake: Arc::new(move || owner.poke()) }
+        let (nets, disks) = (self.nets.clone(), self.controller.disks.clone());
+        MachineHooks { console, nets, disks, wake: Arc::new(move || owner.poke()) }
     }
 
     fn boot(&self, description: &Description) -> anyhow::Result<Arc<Machine>> {
@@ -105,7 +107,10 @@ impl Host {
             let end = self.owner().wait(|life| match life {
                 Life::Migrated => Some(None),
                 Life::Ended(end) => Some(Some(end)),
-                _ => None,
+                _ => {
+                    self.pause_for_room();
+                    None
+                }
             });
             if end == Some(End::Reset) && self.controller.identity.reboot {
                 machine = self.reboot(machine, &mut brake)?;
@@ -120,6 +125,23 @@ impl Host {
             };
             self.owner().clear();
             return Ok((reason, machine));
+        }
+    }
+
+    /// Pauses a guest that writes more than the host has room for. What it wrote is kept, and tried
+    /// again on resume, here or where it has arrived.
+    fn pause_for_room(&self) {
+        for id in self.controller.disks.full() {
+            let name = &self.controller.identity.name;
+            let paused = match self.owner().event(Event::Pause) {
+                Ok(_) => "it is paused",
+                // On its way: it asks again where it goes on.
+                Err(_) => "its write waits",
+            };
+            eprintln!(
+                "wherry: no room on this host for what {name} writes to disk `{id}`; {paused}: \
+                 make room, then `wherry resume {name}`"
+            );
         }
     }
 
@@ -168,7 +190,9 @@ impl Brake {
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
     let nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
-    let devices = devices(config.balloon.as_ref(), config.rng, &config.nets)?;
+    let disks = Arc::new(Disks::new(config.disks));
+    let described = disks.describe()?;
+    let devices = devices(config.balloon.as_ref(), config.rng, &config.nets, described)?;
     let (path, initrd) = (config.kernel.into(), config.initrd.map(Into::into));
     let kernel = Kernel { path, initrd, cmdline: config.cmdline };
     let shown = kernel.path.display().to_string();
@@ -177,7 +201,7 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let uuid = uuid(&host, &config.name);
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.firmware = Firmware { uuid, credentials: config.credentials };
-    let host = Host::start(claim, Some(shown), &config.serial, nets, config.reboot)?;
+    let host = Host::start(claim, Some(shown), &config.serial, nets, config.reboot, disks)?;
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
@@ -195,7 +219,8 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let nets = Nets::open(&config.nets)?;
     let listener = migrate::listen(&config.uri, dir.path())?;
     // The kernel's path came from the source and means nothing here: a guest that reboots ends.
-    let host = Host::start(claim, None, &config.serial, nets, false)?;
+    let disks = Arc::new(Disks::new(config.disks.clone()));
+    let host = Host::start(claim, None, &config.serial, nets, false, disks)?;
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
@@ -255,10 +280,12 @@ mod tests {
         }
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let host = Host::start(claim, None, &SerialSink::None, Nets::default(), true).unwrap();
+        let host =
+            Host::start(claim, None, &SerialSink::None, Nets::default(), true, Arc::default())
+                .unwrap();
         // Without a kernel there can be no next machine.
         let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-        let devices = devices(None, false, &[]).unwrap();
+        let devices = devices(None, false, &[], vec![]).unwrap();
         let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();

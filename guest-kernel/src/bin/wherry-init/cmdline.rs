@@ -22,6 +22,8 @@ pub enum Step {
     /// Fills the page cache with MiB of clean data, and looks what became of those before; 0 lets
     /// go.
     Cache(u64),
+    /// Writes and reads the first virtio disk so many times, with content of this seed.
+    Disk(u64, u64),
     /// Fills MiB and gives one of each two physical buddies of this order back, so that what is
     /// free lies in blocks of it; 0 MiB gives back the rest.
     Scatter(u64, u64),
@@ -112,6 +114,7 @@ pub fn parse_step(words: &[&str]) -> Result<Step, String> {
         "hog" => Ok(Step::Hog(number(1, "MiB")?)),
         "writer" => Ok(Step::Writer(number(1, "MiB")?, number(2, "MiB/s").unwrap_or(10))),
         "churn" => Ok(Step::Churn(number(1, "jobs")?, number(2, "MiB").unwrap_or(16))),
+        "disk" => Ok(Step::Disk(number(1, "passes")?, number(2, "seed").unwrap_or(1))),
         "cache" => Ok(Step::Cache(number(1, "MiB")?)),
         "scatter" => Ok(Step::Scatter(number(1, "MiB")?, number(2, "order").unwrap_or(0))),
         "eat" => Ok(Step::Eat(number(1, "MiB")?)),

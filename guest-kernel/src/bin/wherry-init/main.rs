@@ -11,6 +11,7 @@ mod check;
 mod churn;
 mod cmdline;
 mod console;
+mod disk;
 mod floor;
 mod heartbeat;
 mod lab;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::cache::{Cache, Found};
 use crate::churn;
 use crate::cmdline::Step;
+use crate::disk;
 use crate::mem::{Mapping, PAGE, Random, WORDS};
 use crate::serial::say;
 use crate::sys::{self, End};
@@ -99,6 +100,7 @@ impl State {
             Step::Hog(mib) => ("hog", self.hog(mib).map(ok)),
             Step::Writer(mib, rate) => ("writer", writer(mib, rate).map(ok)),
             Step::Churn(jobs, mib) => ("churn", churn::set(jobs, mib).map(ok)),
+            Step::Disk(passes, seed) => ("disk", disk::passes(passes, seed)),
             Step::Cache(mib) => ("cache", self.cache(mib)),
             Step::Scatter(mib, order) => ("scatter", self.scatter(mib, order).map(ok)),
             Step::Eat(mib) => ("eat", pressure::eat(mib)),

@@ -1,0 +1,147 @@
+//! `--disk`: comma lists as other VMMs write them.
+
+use std::num::NonZeroU64;
+
+use wherry_devices::virtio::blk::ID_BYTES;
+use wherry_vmm::config::{DiskConfig, is_taken};
+
+use super::units;
+
+/// What `--help` says.
+pub const HELP: &str = "path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE]\
+                        [,iops=N][,lock=off]";
+
+/// One `--disk`. A word without `=` is the path. Its id is empty if it has none.
+pub fn parse(text: &str) -> Result<DiskConfig, String> {
+    let mut disk = DiskConfig {
+        id: String::new(),
+        path: "".into(),
+        read_only: false,
+        direct: false,
+        serial: String::new(),
+        bytes_per_second: None,
+        ops: None,
+        lock: true,
+    };
+    for (nth, word) in text.split(',').enumerate() {
+        match word.split_once('=') {
+            None if nth == 0 => disk.path = word.into(),
+            Some(("path", path)) => disk.path = path.into(),
+            Some(("id", id)) => disk.id = name(id)?,
+            Some(("readonly", value)) => disk.read_only = switch("readonly", value)?,
+            Some(("direct", value)) => disk.direct = switch("direct", value)?,
+            Some(("lock", value)) => disk.lock = switch("lock", value)?,
+            Some(("serial", serial)) if serial.len() <= ID_BYTES => disk.serial = serial.into(),
+            Some(("serial", _)) => return Err(format!("serial: {ID_BYTES} bytes at most")),
+            Some(("bps", rate)) => {
+                disk.bytes_per_second = Some(positive("bps", units::rate(rate)?)?)
+            }
+            Some(("iops", number)) => {
+                let number = number.parse().map_err(|_| format!("iops={number}: not a number"))?;
+                disk.ops = Some(positive("iops", number)?);
+            }
+            Some(("format", "raw")) => {}
+            Some(("format", other)) => {
+                return Err(format!(
+                    "format={other}: only raw images; `qemu-img convert -O raw` makes one"
+                ));
+            }
+            _ => return Err(format!("`{word}` is unknown; write {HELP}")),
+        }
+    }
+    if disk.path.is_empty() {
+        return Err(format!("no file; write {HELP}"));
+    }
+    Ok(disk)
+}
+
+fn switch(what: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{what}={value}: write on or off")),
+    }
+}
+
+fn positive(what: &str, value: u64) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(value).ok_or_else(|| format!("{what}=0 lets nothing through"))
+}
+
+fn name(id: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if id.is_empty() || id.len() > 32 || !id.chars().all(fits) {
+        return Err("id: 1 to 32 letters, digits, - or _".into());
+    }
+    if is_taken(id) {
+        return Err(format!("id={id}: another part of the machine is called that"));
+    }
+    Ok(id.into())
+}
+
+/// All of them, each with an id: `disk0`, `disk1`, … where none is given.
+pub fn all(disks: Vec<DiskConfig>) -> Result<Vec<DiskConfig>, String> {
+    let mut all: Vec<DiskConfig> = Vec::new();
+    for (nth, mut disk) in disks.into_iter().enumerate() {
+        if disk.id.is_empty() {
+            disk.id = format!("disk{nth}");
+        }
+        if all.iter().any(|other| other.id == disk.id) {
+            return Err(format!("--disk: two have the id `{}`", disk.id));
+        }
+        all.push(disk);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_understood() {
+        let disk = parse("root.raw").unwrap();
+        assert_eq!(
+            (disk.path.as_os_str(), disk.read_only, disk.lock),
+            ("root.raw".as_ref(), false, true)
+        );
+        let disk = parse(
+            "path=/d,id=data,readonly=on,direct=on,serial=S1,bps=1MB/s,iops=5,lock=off,format=raw",
+        )
+        .unwrap();
+        assert!(disk.read_only && disk.direct && !disk.lock);
+        assert_eq!((disk.id.as_str(), disk.serial.as_str()), ("data", "S1"));
+        assert_eq!(disk.bytes_per_second, NonZeroU64::new(1_000_000));
+        assert_eq!(disk.ops, NonZeroU64::new(5));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (wrong, word) in [
+            ("", "no file"),
+            ("readonly=on", "no file"),
+            ("a,readonly=yes", "on or off"),
+            ("a,format=qcow2", "qemu-img"),
+            ("a,what=1", "`what=1`"),
+            ("a,b", "`b`"),
+            ("a,id=", "id:"),
+            ("a,id=x/y", "id:"),
+            ("a,id=rng", "another part"),
+            ("a,serial=123456789012345678901", "20 bytes"),
+            ("a,iops=0", "iops=0"),
+            ("a,iops=x", "not a number"),
+            ("a,bps=0MB/s", "1 byte"),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.contains(word), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn each_has_an_id_of_its_own() {
+        let disks = |texts: &[&str]| all(texts.iter().map(|text| parse(text).unwrap()).collect());
+        let ids: Vec<_> =
+            disks(&["a", "b,id=data", "c"]).unwrap().into_iter().map(|disk| disk.id).collect();
+        assert_eq!(ids, ["disk0", "data", "disk2"]);
+        assert!(disks(&["a,id=disk1", "b"]).unwrap_err().contains("`disk1`"));
+    }
+}
