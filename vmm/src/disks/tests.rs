@@ -36,7 +36,8 @@ fn a_disk_has_one_writer_or_many_readers() {
     disks(&DiskConfig { lock: false, ..config.clone() }).describe().unwrap();
     drop(first);
     let (one, two) = (disks(&reader), disks(&reader));
-    (one.describe().unwrap(), two.describe().unwrap());
+    one.describe().unwrap();
+    two.describe().unwrap();
     assert!(disks(&config).describe().is_err(), "a writer beside readers");
 }
 

@@ -75,7 +75,7 @@ pub fn passes(passes: u64, seed: u64) -> io::Result<String> {
             written[PIECES as usize / 4 * 3..].fill(0);
         }
     }
-    Ok(format!("ok mib={} bad={bad}", passes * PIECES * PIECE as u64 >> 20))
+    Ok(format!("ok mib={} bad={bad}", (passes * PIECES * PIECE as u64) >> 20))
 }
 
 fn discard(disk: &File, at: u64, len: u64) -> io::Result<()> {
