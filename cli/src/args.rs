@@ -7,13 +7,14 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::{Compression, HintPolicy};
-use wherry_vmm::config::{DiskConfig, MIN_RAM_BYTES, SerialSink};
+use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use wherry_vmm::control::check_name;
 
 use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
+use super::disk::DiskArgs;
 use super::net::NetArgs;
-use super::{disk, units, uri};
+use super::{units, uri};
 
 /// For `--help`.
 const EXIT_CODES: &str = "\
@@ -123,17 +124,18 @@ pub struct Name {
     ~/.ssh/id_ed25519.pub\n  \
     wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf\n  \
     wherry run web --kernel vmlinuz --net tap=web0\n  \
-    wherry run web --kernel vmlinuz --initrd initrd.img --append root=/dev/vda --disk web.raw"
+    wherry run web --disk debian.raw --ssh-key ~/.ssh/id_ed25519.pub --net tap=web0"
 )]
 pub struct RunArgs {
     /// Name for the VM [default: vm-PID]
     #[arg(value_parser = name)]
     pub name: Option<String>,
     /// Kernel: bzImage (a distribution's vmlinuz), ELF with a PVH entry, or unified kernel image
+    /// [default: what the first disk boots, read from its own file system]
     #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    pub kernel: Option<PathBuf>,
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line [default: console=ttyS0]
     #[arg(long, value_name = "TEXT")]
@@ -179,16 +181,6 @@ pub struct ConsoleArgs {
     /// Serial console: stdio, file:PATH[,max=SIZE], pty, or none (only `wherry console`)
     #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial)]
     pub serial: SerialSink,
-}
-
-/// Options of `run` and `receive` alike.
-#[derive(Debug, Args)]
-pub struct DiskArgs {
-    /// A raw image or a block device as a disk (may be repeated):
-    /// path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N][,lock=off]
-    #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append,
-        value_parser = disk::parse)]
-    pub disks: Vec<DiskConfig>,
 }
 
 /// `wherry receive`

@@ -2,12 +2,22 @@
 
 use std::num::NonZeroU64;
 
+use clap::{ArgAction, Args};
 use wherry_devices::virtio::blk::ID_BYTES;
 use wherry_vmm::config::{DiskConfig, is_taken};
 
 use super::units;
 
-/// What `--help` says.
+/// Options of `run` and `receive` alike.
+#[derive(Debug, Args)]
+pub struct DiskArgs {
+    /// A raw image or a block device as a disk (may be repeated):
+    /// path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N][,lock=off]
+    #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append, value_parser = parse)]
+    pub disks: Vec<DiskConfig>,
+}
+
+/// What error texts say.
 pub const HELP: &str = "path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE]\
                         [,iops=N][,lock=off]";
 

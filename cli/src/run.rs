@@ -27,7 +27,9 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
     check_output(&context.out, &config.serial)?;
     let kvm = open_kvm()?;
     check_host(&config, &kvm)?;
-    check_file("kernel", config.kernel.as_ref())?;
+    if let Some(kernel) = &config.kernel {
+        check_file("kernel", kernel.as_ref())?;
+    }
     if let Some(initrd) = &config.initrd {
         check_file("initrd", initrd.as_ref())?;
     }
@@ -123,12 +125,15 @@ fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
     let name = args.name.unwrap_or_else(|| format!("vm-{}", std::process::id()));
     let nets = net::configs(args.net.net, &name).map_err(ControlError::usage)?;
     let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
+    if args.kernel.is_none() && disks.is_empty() {
+        return usage("nothing to boot: --kernel FILE, or --disk IMAGE with a system in it".into());
+    }
     if let Some(both) = disks.iter().find(|disk| nets.iter().any(|net| net.end.id == disk.id)) {
         return usage(format!("--disk and --net: both have the id `{}`", both.id));
     }
     Ok(RunConfig {
         name,
-        kernel: args.kernel.into(),
+        kernel: args.kernel.map(Into::into),
         initrd: args.initrd.map(Into::into),
         cmdline,
         nr_vcpus: args.cpus,

@@ -31,11 +31,12 @@ pub const MAX_CMDLINE: usize = 2047;
 pub struct RunConfig {
     /// Name for the control socket.
     pub name: String,
-    /// bzImage or ELF kernel. No `PathBuf`, of which serde takes text alone.
-    pub kernel: OsString,
+    /// A kernel's file. `None`: what the first disk boots. No `PathBuf`, of which serde takes text
+    /// alone.
+    pub kernel: Option<OsString>,
     /// Initial RAM disk.
     pub initrd: Option<OsString>,
-    /// Complete kernel command line.
+    /// Kernel command line, complete but for the words about a disk's root.
     pub cmdline: String,
     /// Number of vCPUs, 1 ..= [`MAX_VCPUS`].
     pub nr_vcpus: u32,

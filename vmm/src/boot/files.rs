@@ -17,12 +17,19 @@ use super::uki::{self, Uki};
 /// for the next migration but never opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
-    /// bzImage, ELF kernel or unified kernel image.
+    /// bzImage, ELF kernel or unified kernel image. Empty: what is in the first disk boots.
     pub path: PathBuf,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Complete command line; a unified kernel image's own is before it.
     pub cmdline: String,
+}
+
+impl Kernel {
+    /// Whether the first disk's own kernel boots.
+    pub fn is_in_disk(&self) -> bool {
+        self.path.as_os_str().is_empty()
+    }
 }
 
 /// A part of a file, read as if it were a file of its own.

@@ -141,6 +141,11 @@ impl Disks {
         Ok(if limits == Limits::default() { disk } else { Arc::new(Throttled::new(disk, limits)) })
     }
 
+    /// The disk that the machine boots from: its first.
+    pub fn boots(&self) -> Option<Arc<FileDisk>> {
+        lock(&self.all.first()?.open).as_ref().map(|open| open.disk.clone())
+    }
+
     /// The guest stands still, and another host may take it: all that it wrote is on the disks, and
     /// their locks are free.
     ///

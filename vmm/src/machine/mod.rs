@@ -32,6 +32,8 @@ pub use balloon::refresh_statistics;
 pub use hooks::MachineHooks;
 pub use state::{Description, Kernel, MachineState};
 
+use crate::boot::disk::from_disk;
+use crate::boot::files::Files;
 use crate::boot::{acpi, loader, smbios};
 use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
@@ -159,7 +161,12 @@ impl Machine {
         let slots: Vec<u32> = self.description.devices.iter().filter_map(|d| d.slot).collect();
         let rsdp = acpi::write_tables(mem, self.description.nr_vcpus, &slots)?;
         smbios::write_tables(mem, &self.description.firmware)?;
-        let loaded = loader::load(mem, &self.description.kernel, rsdp)?;
+        let kernel = &self.description.kernel;
+        let files = match self.disks.boots().filter(|_| kernel.is_in_disk()) {
+            Some(image) => from_disk(image.file(), &kernel.cmdline)?.files,
+            None => Files::open(kernel)?,
+        };
+        let loaded = loader::load_files(mem, files, rsdp)?;
         let first = self.vcpus.first().context("a machine has at least one vCPU")?;
         cpu::regs::setup_boot_vcpu(&first.fd(), mem, &loaded.entry)
             .context("cannot set up the first vCPU")?;

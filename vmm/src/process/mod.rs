@@ -193,9 +193,13 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let disks = Arc::new(Disks::new(config.disks));
     let described = disks.describe()?;
     let devices = devices(config.balloon.as_ref(), config.rng, &config.nets, described)?;
-    let (path, initrd) = (config.kernel.into(), config.initrd.map(Into::into));
-    let kernel = Kernel { path, initrd, cmdline: config.cmdline };
-    let shown = kernel.path.display().to_string();
+    // Without a path the first disk's own kernel boots, whichever that is at each reset.
+    let path = config.kernel.unwrap_or_default().into();
+    let kernel = Kernel { path, initrd: config.initrd.map(Into::into), cmdline: config.cmdline };
+    let shown = match kernel.is_in_disk() {
+        true => "its own, in its first disk".into(),
+        false => kernel.path.display().to_string(),
+    };
     // A host without a name calls its machines as others do.
     let host = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
     let uuid = uuid(&host, &config.name);

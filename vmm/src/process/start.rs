@@ -148,7 +148,7 @@ mod tests {
         let path = |name: &[u8]| OsString::from_vec(name.to_vec());
         let machine = Machine::Run(RunConfig {
             name: "web".into(),
-            kernel: path(b"/k\xff"),
+            kernel: Some(path(b"/k\xff")),
             initrd: Some(path(b"i\xfe")),
             cmdline: "console=ttyS0".into(),
             nr_vcpus: 1,
