@@ -9,10 +9,11 @@ mod credentials;
 mod disk;
 mod doctor;
 mod file;
+mod html_report;
 mod migrate;
 mod net;
 mod output;
-mod page;
+
 mod replay;
 mod report;
 mod run;
@@ -97,7 +98,7 @@ fn dispatch(context: &mut Context, command: Command) -> Result<Exit, ControlErro
         Command::Run(args) => run::run(context, args),
         Command::Receive(args) => run::receive(context, args),
         Command::Migrate(args) => migrate::migrate(context, args),
-        Command::Report(args) => page::report(context, &args),
+        Command::Report(args) => html_report::report(context, &args),
         Command::Replay(args) => replay::replay(context, &args),
         Command::Cancel(args) => migrate::cancel(context, &args.name),
         Command::Ls => vm::ls(context),

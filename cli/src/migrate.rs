@@ -16,7 +16,7 @@ use wherry_vmm::exit::Exit;
 
 use super::args::MigrateArgs;
 use super::file::OutputFile;
-use super::page::ReportFile;
+use super::html_report::ReportFile;
 use super::report::{self, Progress};
 use super::trace::TraceFile;
 use super::{Context, terminal};

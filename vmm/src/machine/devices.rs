@@ -29,7 +29,7 @@ pub(super) struct Assembly {
 }
 
 /// What this process gives to a machine's devices.
-pub(super) struct Giver<'a> {
+pub(super) struct MachineHost<'a> {
     pub(super) vm: &'a Arc<VmFd>,
     pub(super) ram: &'a Arc<Ram>,
     pub(super) ending: &'a Arc<Ending>,
@@ -46,7 +46,7 @@ impl PowerSink for Ending {
     }
 }
 
-impl Host for Giver<'_> {
+impl Host for MachineHost<'_> {
     fn memory(&self) -> Arc<GuestMemory> {
         self.ram.memory().clone()
     }
@@ -83,7 +83,7 @@ impl Host for Giver<'_> {
 /// Builds them all, paused. With a state each takes its part of it, and nothing of it is left.
 pub(super) fn assemble(
     description: &Description,
-    host: &Giver<'_>,
+    host: &MachineHost<'_>,
     mut state: Option<&mut MachineState>,
 ) -> anyhow::Result<Assembly> {
     let mut all = Assembly::default();

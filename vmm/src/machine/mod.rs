@@ -46,7 +46,7 @@ use crate::life::{End, Gate, Refusal};
 use crate::memory::{DirtySources, KvmLog, Ram};
 use crate::sync::lock;
 use crate::vcpu::{Vcpu, VcpuContext, install_kick_handler};
-use devices::{Assembly, Giver};
+use devices::{Assembly, MachineHost};
 use event_loop::EventLoop;
 
 /// How long a device's requests may take to end before a pause.
@@ -79,7 +79,7 @@ impl Machine {
     /// # Errors
     /// KVM, memory or a device refuses; the text says which.
     pub fn build(description: &Description, hooks: MachineHooks) -> anyhow::Result<Self> {
-        let (vm, ram) = Self::foundation(description)?;
+        let (vm, ram) = Self::create_vm_and_ram(description)?;
         Self::assemble(description, &hooks, vm, ram, None)
     }
 
@@ -87,7 +87,7 @@ impl Machine {
     ///
     /// # Errors
     /// KVM lacks something, or the host cannot map the memory.
-    pub fn foundation(description: &Description) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
+    pub fn create_vm_and_ram(description: &Description) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
         let kvm = open_kvm()?;
         cpu::vm::check_addresses(&kvm, description.ram_bytes)?;
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
@@ -102,7 +102,7 @@ impl Machine {
         Ok((vm, ram))
     }
 
-    /// Puts vCPUs and devices on a foundation, fresh or as saved. The machine is paused.
+    /// Puts vCPUs and devices on VM and RAM, fresh or as saved. The machine is paused.
     ///
     /// # Errors
     /// KVM or a device refuses, or a part of the saved state is invalid.
@@ -119,7 +119,7 @@ impl Machine {
         let log = Arc::new(DirtySources::new(log));
 
         let ending = Arc::new(Ending::new(hooks.wake.clone()));
-        let giver = Giver { vm: &vm, ram: &ram, ending: &ending, hooks };
+        let giver = MachineHost { vm: &vm, ram: &ram, ending: &ending, hooks };
         let Assembly { devices, ports, mmio, subscribers } =
             devices::assemble(description, &giver, restored.as_mut())?;
         let restored = restored.as_ref();

@@ -82,7 +82,7 @@ impl HintSource for Hints {
 }
 
 /// vCPUs and devices of a machine that runs, or that its user had paused.
-pub struct Pausing {
+pub struct SourceMachine {
     /// The machine.
     pub machine: Arc<Machine>,
     /// Who stops it, starts it and gives it away.
@@ -91,13 +91,13 @@ pub struct Pausing {
     pub run: bool,
 }
 
-impl Pausing {
+impl SourceMachine {
     fn event(&self, event: Event) -> io::Result<()> {
         self.owner.event(event).map(drop).map_err(io::Error::other)
     }
 }
 
-impl EngineMachine for Pausing {
+impl EngineMachine for SourceMachine {
     fn pause(&self) -> io::Result<()> {
         self.event(Event::Hold)
     }

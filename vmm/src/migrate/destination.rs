@@ -70,12 +70,12 @@ fn available_memory() -> Option<u64> {
 }
 
 /// A machine that arrives part by part: description, memory, state.
-struct Arriving<'a> {
+struct DestinationMachine<'a> {
     hooks: MachineHooks,
     owner: &'a Owner<Machine>,
     /// When the source said what it wants: the guest still ran there.
     begun: Instant,
-    foundation: Option<(Description, Arc<VmFd>, Arc<Ram>)>,
+    vm_and_ram: Option<(Description, Arc<VmFd>, Arc<Ram>)>,
     machine: Option<(Arc<Machine>, bool)>,
 }
 
@@ -104,7 +104,7 @@ fn announce_later(machine: &Arc<Machine>) {
     }
 }
 
-impl DestinationVm for Arriving<'_> {
+impl DestinationVm for DestinationMachine<'_> {
     fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
         self.begun = Instant::now();
         let d = Description::decode(description).map_err(|e| refuse(e.into()))?;
@@ -117,14 +117,14 @@ impl DestinationVm for Arriving<'_> {
         self.hooks.nets.check(&d.devices)?;
         let kvm = open_kvm().map_err(refuse)?;
         d.check_cpu(&kvm).map_err(refuse)?;
-        let (vm, ram) = Machine::foundation(&d).map_err(refuse)?;
-        self.foundation = Some((d, vm, ram.clone()));
+        let (vm, ram) = Machine::create_vm_and_ram(&d).map_err(refuse)?;
+        self.vm_and_ram = Some((d, vm, ram.clone()));
         Ok(ram)
     }
 
     fn load(&mut self, state: &[u8]) -> io::Result<()> {
         let (d, vm, ram) =
-            self.foundation.take().ok_or_else(|| io::Error::other("state before memory"))?;
+            self.vm_and_ram.take().ok_or_else(|| io::Error::other("state before memory"))?;
         let mut state = MachineState::decode(state).map_err(|e| refuse(e.into()))?;
         if let Some(warning) = state.vm.bound_clock(self.begun.elapsed()) {
             eprintln!("wherry: {warning}");
@@ -188,7 +188,7 @@ pub fn receive(
         }
     };
     let mut arriving =
-        Arriving { hooks, owner, begun: Instant::now(), foundation: None, machine: None };
+        DestinationMachine { hooks, owner, begun: Instant::now(), vm_and_ram: None, machine: None };
     let received = receive_from(source, &mut arriving, &config, &say, cancel)?;
     if !received.acknowledged {
         eprintln!(
@@ -234,11 +234,11 @@ mod tests {
         let mut state = machine.save(true, u16::MAX).unwrap();
         state.vm.realtime_ns = 0;
         let owner = Owner::default();
-        let mut arriving = Arriving {
+        let mut arriving = DestinationMachine {
             hooks,
             owner: &owner,
             begun: Instant::now(),
-            foundation: None,
+            vm_and_ram: None,
             machine: None,
         };
         let bytes = description.encode(u16::MAX).unwrap();

@@ -24,7 +24,7 @@ use crate::disks::Disks;
 use crate::life::owner::Owner;
 use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
-use adapters::{Hints, Pausing};
+use adapters::{Hints, SourceMachine};
 pub use destination::receive;
 
 /// Patience with a destination that does not answer a connection request.
@@ -128,7 +128,7 @@ pub fn to(
         hints: machine.balloon().map(|b| -> Arc<dyn HintSource> {
             Arc::new(Hints { ram: machine.ram().clone(), balloon: b.clone() })
         }),
-        machine: Arc::new(Pausing { machine: machine.clone(), owner: owner.clone(), run }),
+        machine: Arc::new(SourceMachine { machine: machine.clone(), owner: owner.clone(), run }),
     };
     let defaults = SourceConfig { versions: newer::versions(), ..SourceConfig::default() };
     let config = SourceConfig {
@@ -145,7 +145,7 @@ pub fn to(
         ..defaults
     };
     // The engine may report from its thread only; the channel keeps `tell` on ours.
-    let (mut teller, updates) = updates::Teller::new();
+    let (mut teller, updates) = updates::UpdateSender::new();
     if request.trace {
         teller.record(machine, &config);
     }

@@ -13,14 +13,14 @@ use crate::memory::DirtySource;
 use crate::sync::lock;
 
 /// Takes progress and, if wanted, the trace on the engine's threads.
-pub struct Teller {
+pub struct UpdateSender {
     updates: Arc<Updates>,
     trace: Option<Arc<Recording>>,
 }
 
 struct Updates(Mutex<Sender<Update>>);
 
-impl Teller {
+impl UpdateSender {
     /// With the end at which its updates come out.
     pub fn new() -> (Self, Receiver<Update>) {
         let (updates, out) = channel();
@@ -53,7 +53,7 @@ impl Updates {
     }
 }
 
-impl Progress for Teller {
+impl Progress for UpdateSender {
     fn update(&self, snapshot: &Snapshot) {
         self.updates.send(serde_json::to_value(snapshot).ok().map(Update::Progress));
     }

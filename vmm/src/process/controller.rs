@@ -27,7 +27,7 @@ const FORCE: &str = "if the destination surely does not run it: `wherry resume -
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a controller knows from the start.
-pub struct Identity {
+pub struct VmSettings {
     /// Name of the VM.
     pub name: String,
     /// Kernel, for `info`.
@@ -40,7 +40,7 @@ pub struct Identity {
 
 /// Implements [`VmControl`] on whatever machine runs now.
 pub struct Controller {
-    pub(super) identity: Identity,
+    pub(super) settings: VmSettings,
     started: Instant,
     pub(super) console: Console,
     /// Who stops, starts and gives away the machine.
@@ -53,10 +53,10 @@ pub struct Controller {
 
 impl Controller {
     /// A controller without a machine yet.
-    pub fn new(identity: Identity, console: Console, disks: Arc<Disks>) -> Self {
+    pub fn new(settings: VmSettings, console: Console, disks: Arc<Disks>) -> Self {
         Self {
             disks,
-            identity,
+            settings,
             started: Instant::now(),
             console,
             owner: Arc::default(),
@@ -91,7 +91,7 @@ impl Controller {
     /// The state as others see it: a reset is the beginning of a reboot, if there is to be one.
     fn seen(&self, life: Life) -> Life {
         match life {
-            Life::Ended(End::Reset) if self.identity.reboot => Life::Rebooting,
+            Life::Ended(End::Reset) if self.settings.reboot => Life::Rebooting,
             life => life,
         }
     }
@@ -127,10 +127,10 @@ impl Controller {
 
     /// What the guest, or `kill`, did in the middle of a migration, for who asked for it.
     fn ended_meanwhile(&self, end: End, why: &str) -> ControlError {
-        let name = &self.identity.name;
+        let name = &self.settings.name;
         let (what, hint) = match end {
             End::PowerOff => ("the guest powered off while it migrated", None),
-            End::Reset if self.identity.reboot => (
+            End::Reset if self.settings.reboot => (
                 "the guest reset itself while it migrated",
                 Some("it starts again here and can be migrated then".to_owned()),
             ),
@@ -185,15 +185,15 @@ impl VmControl for Controller {
         let shape = machine.as_ref().map(shape).or_else(|| self.shape.get().copied());
         let (nr_vcpus, ram_bytes) = shape.unwrap_or_default();
         Info {
-            name: self.identity.name.clone(),
+            name: self.settings.name.clone(),
             pid: std::process::id(),
             state: self.shown(life),
             nr_vcpus,
             ram_bytes,
             rss_bytes: rss_bytes(),
-            kernel: self.identity.kernel.clone(),
+            kernel: self.settings.kernel.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            serial: Some(self.identity.serial.clone()),
+            serial: Some(self.settings.serial.clone()),
             balloon: machine.and_then(|m| balloon_info(&m)),
             last_migration: None,
         }

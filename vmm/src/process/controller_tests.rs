@@ -16,9 +16,9 @@ use crate::net::Nets;
 
 fn controller() -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let identity =
-        Identity { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
-    Controller::new(identity, console, Arc::default())
+    let settings =
+        VmSettings { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
+    Controller::new(settings, console, Arc::default())
 }
 
 /// `None` without a KVM.
@@ -42,7 +42,7 @@ fn memory_for_which_the_cpu_has_no_addresses_is_refused_before_it_is_made() {
     let mut description = machine.description().clone();
     description.ram_bytes = 1 << 53;
     let refused =
-        Machine::foundation(&description).err().expect("it has 8 PiB of memory").to_string();
+        Machine::create_vm_and_ram(&description).err().expect("it has 8 PiB of memory").to_string();
     assert!(
         refused.contains("8589934592 MiB of guest RAM") && refused.contains("-bit"),
         "{refused}"

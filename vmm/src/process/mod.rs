@@ -26,7 +26,7 @@ use crate::life::{End, Event, Life};
 use crate::machine::{Description, Kernel, Machine, MachineHooks};
 use crate::migrate;
 use crate::net::Nets;
-use controller::{Controller, Identity};
+use controller::{Controller, VmSettings};
 
 /// A receiver that is killed has so long to take its socket away.
 const LAST_STEPS: Duration = Duration::from_secs(1);
@@ -38,14 +38,14 @@ const BRAKE_WITHIN: Duration = Duration::from_secs(10);
 const BRAKE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A VM process: its control socket, and what stands behind it.
-struct Host {
+struct VmProcess {
     controller: Arc<Controller>,
     nets: Nets,
     /// Last, so that the socket and the lock go after everything else.
     _server: Server,
 }
 
-impl Host {
+impl VmProcess {
     fn start(
         claim: NameClaim,
         kernel: Option<String>,
@@ -64,8 +64,8 @@ impl Host {
                 format!("pty {path}")
             },
         );
-        let identity = Identity { name, kernel, serial, reboot };
-        let controller = Arc::new(Controller::new(identity, console, disks));
+        let settings = VmSettings { name, kernel, serial, reboot };
+        let controller = Arc::new(Controller::new(settings, console, disks));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
@@ -112,7 +112,7 @@ impl Host {
                     None
                 }
             });
-            if end == Some(End::Reset) && self.controller.identity.reboot {
+            if end == Some(End::Reset) && self.controller.settings.reboot {
                 machine = self.reboot(machine, &mut brake)?;
                 continue;
             }
@@ -132,7 +132,7 @@ impl Host {
     /// again on resume, here or where it has arrived.
     fn pause_for_room(&self) {
         for id in self.controller.disks.full() {
-            let name = &self.controller.identity.name;
+            let name = &self.controller.settings.name;
             let paused = match self.owner().event(Event::Pause) {
                 Ok(_) => "it is paused",
                 // On its way: it asks again where it goes on.
@@ -205,7 +205,7 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let uuid = uuid(&host, &config.name);
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.firmware = Firmware { uuid, credentials: config.credentials };
-    let host = Host::start(claim, Some(shown), &config.serial, nets, config.reboot, disks)?;
+    let host = VmProcess::start(claim, Some(shown), &config.serial, nets, config.reboot, disks)?;
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
@@ -224,7 +224,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let listener = migrate::listen(&config.uri, dir.path())?;
     // The kernel's path came from the source and means nothing here: a guest that reboots ends.
     let disks = Arc::new(Disks::new(config.disks.clone()));
-    let host = Host::start(claim, None, &config.serial, nets, false, disks)?;
+    let host = VmProcess::start(claim, None, &config.serial, nets, false, disks)?;
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
@@ -285,7 +285,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
         let host =
-            Host::start(claim, None, &SerialSink::None, Nets::default(), true, Arc::default())
+            VmProcess::start(claim, None, &SerialSink::None, Nets::default(), true, Arc::default())
                 .unwrap();
         // Without a kernel there can be no next machine.
         let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };

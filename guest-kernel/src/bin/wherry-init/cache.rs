@@ -31,7 +31,7 @@ pub struct Cache {
 
 /// Pages that were found again.
 #[derive(Default)]
-pub struct Found {
+pub struct CacheCheck {
     /// With their content.
     pub intact: u64,
     /// Dropped by the kernel.
@@ -74,8 +74,8 @@ impl Cache {
     }
 
     /// Reads all of it again.
-    pub fn look(&self) -> io::Result<Found> {
-        let mut found = Found::default();
+    pub fn look(&self) -> io::Result<CacheCheck> {
+        let mut found = CacheCheck::default();
         let mut random = Random::new(SEED);
         let (mut content, mut read) = (vec![0; MIB], vec![0; MIB]);
         for at in (0..self.mib).map(|n| n << 20) {

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, Found};
+use crate::cache::{Cache, CacheCheck};
 use crate::churn;
 use crate::cmdline::Step;
 use crate::disk;
@@ -206,7 +206,7 @@ impl State {
         if mib > 0 {
             self.cached = Some(Cache::fill(mib)?);
         }
-        let Found { intact, dropped, wrong } = found;
+        let CacheCheck { intact, dropped, wrong } = found;
         Ok(format!("ok mib={mib} intact={intact} dropped={dropped} wrong={wrong}"))
     }
 

@@ -54,7 +54,7 @@ struct Scene {
 
 /// The way that a frame goes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Way {
+enum Direction {
     ToDestination,
     Further,
     ToSource,
@@ -64,7 +64,7 @@ enum Way {
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     scene: Scene,
-    way: Way,
+    way: Direction,
     kind: Kind,
     /// Of its kind.
     nth: usize,
@@ -131,7 +131,7 @@ fn expected(frame: &Frame, fault: Fault) -> &'static [Runs] {
         (Loaded, CutAfter | Duplicate) => &[Here, ThereUntold, Nowhere],
         (StateEnd, Duplicate) => &[Here, Nowhere],
         // This is how a data connection ends.
-        (Sync, CutAfter) if frame.way == Way::Further && frame.last => &[There],
+        (Sync, CutAfter) if frame.way == Direction::Further && frame.last => &[There],
         _ => &[Here],
     }
 }
@@ -181,7 +181,11 @@ impl Scene {
 
     /// Migrates, with a fault or without. Returns who runs the guest, what each says, and what was
     /// sent each way.
-    fn run(&self, name: &str, fault: Option<(Way, FaultPlan, Fault)>) -> (Runs, Said, [Seen; 3]) {
+    fn run(
+        &self,
+        name: &str,
+        fault: Option<(Direction, FaultPlan, Fault)>,
+    ) -> (Runs, Said, [Seen; 3]) {
         let model = Model::new(PAGES, false, vec![]);
         model.on(Trigger::Harvest, [1, 130, 131, 400].map(Op::Write).to_vec());
         if self.only == Some(Kind::Idle) {
@@ -190,12 +194,15 @@ impl Scene {
         }
         let seen = [(); 3].map(|()| Seen::default());
         let [forth, further, back] = &seen;
-        let plan = |on: Way| fault.filter(|(way, ..)| *way == on).map(|(_, plan, _)| plan);
-        let (to_destination, to_source) = (plan(Way::ToDestination), plan(Way::ToSource));
+        let plan = |on: Direction| fault.filter(|(way, ..)| *way == on).map(|(_, plan, _)| plan);
+        let (to_destination, to_source) =
+            (plan(Direction::ToDestination), plan(Direction::ToSource));
         let mut ends = noted_pair(to_destination, to_source, [forth.clone(), back.clone()]);
         if self.streams > 1 {
             ends = linked_to(ends, self.streams, |lane| match lane {
-                LANE => noted_pair(plan(Way::Further), None, [further.clone(), Seen::default()]),
+                LANE => {
+                    noted_pair(plan(Direction::Further), None, [further.clone(), Seen::default()])
+                }
                 _ => noted_pair(None, None, Default::default()),
             });
         }
@@ -230,7 +237,10 @@ impl Scene {
         let ends = if self.end == End::Moves { (Runs::There, "DD") } else { (Runs::Here, "SS") };
         assert_eq!((runs, &*said.to_string()), ends, "{self:?}");
         let mut frames = vec![];
-        for (way, seen) in [Way::ToDestination, Way::Further, Way::ToSource].into_iter().zip(seen) {
+        for (way, seen) in [Direction::ToDestination, Direction::Further, Direction::ToSource]
+            .into_iter()
+            .zip(seen)
+        {
             let seen = seen.lock().unwrap();
             for (at, &kind) in seen.iter().enumerate() {
                 let nth = seen[..at].iter().filter(|before| **before == kind).count();
@@ -240,7 +250,7 @@ impl Scene {
                     None => kind != Kind::Idle,
                 };
                 // Which of the others takes which data connection is decided by who is ready.
-                let sure = way != Way::Further || kind != Kind::Pages || nth == 0;
+                let sure = way != Direction::Further || kind != Kind::Pages || nth == 0;
                 if wanted && sure {
                     let last = at + 1 == seen.len();
                     frames.push(Frame { scene: *self, way, kind, nth, last });
@@ -256,9 +266,9 @@ impl fmt::Display for Frame {
         let Scene { verify, streams, end, .. } = self.scene;
         let verify = if verify { "verify" } else { "" };
         let way = match self.way {
-            Way::ToDestination => "->",
-            Way::Further => "=>",
-            Way::ToSource => "<-",
+            Direction::ToDestination => "->",
+            Direction::Further => "=>",
+            Direction::ToSource => "<-",
         };
         let what = match end {
             End::Moves => format!("{:?} {}", self.kind, self.nth + 1),
@@ -280,9 +290,9 @@ fn cell(frame: &Frame, fault: Fault) -> Said {
         assert!(sound.contains(&&*said.to_string()), "{name}: {said}");
         let [forth, further, back] = seen;
         let seen = match frame.way {
-            Way::ToDestination => forth,
-            Way::Further => further,
-            Way::ToSource => back,
+            Direction::ToDestination => forth,
+            Direction::Further => further,
+            Direction::ToSource => back,
         };
         let seen = seen.lock().unwrap();
         if seen.iter().filter(|kind| **kind == frame.kind).count() > frame.nth {
