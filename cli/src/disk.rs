@@ -11,9 +11,11 @@ use super::units;
 /// Options of `run` and `receive` alike.
 #[derive(Debug, Args)]
 pub struct DiskArgs {
-    /// A raw image or a block device as a disk (may be repeated):
-    /// path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N][,lock=off]
-    #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append, value_parser = parse)]
+    /// Raw images and block devices.
+    #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append, value_parser = parse,
+        help = "A raw image or a block device as a disk (may be repeated): \
+                path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N]\
+                [,lock=off]")]
     pub disks: Vec<DiskConfig>,
 }
 
