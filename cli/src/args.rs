@@ -185,16 +185,14 @@ pub struct ConsoleArgs {
 
 /// `wherry receive`
 #[derive(Debug, Args)]
-#[command(
-    after_help = "A guest that reboots here ends the VM: its kernel is on the source's host.\n\n\
+#[command(after_help = "A guest that reboots here ends the VM.\n\n\
     The migration stream is neither encrypted nor authenticated: listen where only the source can \
     reach.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
     wherry receive web tcp:10.0.0.2:4444 --net id=net0,tap=web0\n  \
-    wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw"
-)]
+    wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw")]
 pub struct ReceiveArgs {
     /// Name for the VM
     #[arg(value_parser = name)]

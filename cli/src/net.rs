@@ -6,8 +6,7 @@ use std::os::fd::RawFd;
 
 use clap::{ArgAction, Args};
 use wherry_devices::virtio::net::{MIN_MTU, NetOptions};
-use wherry_vmm::config::{NetBackend, NetConfig, NetEnd, is_taken};
-use wherry_vmm::control::check_name;
+use wherry_vmm::config::{NetBackend, NetConfig, NetEnd, check_id};
 
 /// Networks of one guest at most: slots that its other devices leave.
 pub const MAX_NETS: usize = 4;
@@ -47,10 +46,7 @@ fn parse(text: &str) -> Result<NetArg, String> {
                 backends.push(NetBackend::Fd(fd.ok_or("fd= wants a number from 3 on")?));
             }
             "id" => {
-                check_name(value).map_err(|_| "id= wants 1 to 64 of A-Z a-z 0-9 . _ -")?;
-                if is_taken(value) {
-                    return Err(format!("the machine has another {value}; use another id="));
-                }
+                check_id(value)?;
                 id = Some(value.to_owned());
             }
             "mac" => mac = Some(address(value).ok_or("mac= wants an address: 02:00:00:12:34:56")?),
@@ -182,9 +178,10 @@ mod tests {
             ("tap=a,tap=b", "twice"),
             ("fd=2", "from 3 on"),
             ("fd=x", "from 3 on"),
-            ("tap=a,id=", "1 to 64"),
-            ("tap=a,id=rng", "another rng"),
-            ("tap=a,id=vcpu-0", "another vcpu-0"),
+            ("tap=a,id=", "1 to 32"),
+            ("tap=a,id=Net_0", "a-z 0-9"),
+            ("tap=a,id=rng", "another part"),
+            ("tap=a,id=vcpu-0", "another part"),
             ("tap=a,mac=02:00:00:00:00", "02:00:00:12:34:56"),
             ("tap=a,mac=02:00:00:00:00:+1", "02:00:00:12:34:56"),
             ("tap=a,mtu=65536", "to 65535"),

@@ -119,7 +119,9 @@ impl Writer {
     }
 }
 
-fn is_name(bytes: &[u8]) -> bool {
+/// Whether a record may be called so.
+#[must_use]
+pub fn is_name(bytes: &[u8]) -> bool {
     let legal = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
     (1..=MAX_NAME).contains(&bytes.len()) && bytes.iter().all(legal)
 }

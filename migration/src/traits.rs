@@ -123,6 +123,12 @@ pub trait HintSource: Send + Sync {
 
 /// The machine's vCPUs, devices and their state.
 pub trait Machine: Send + Sync {
+    /// The guest is about to be paused for the switchover: does beforehand what would take long
+    /// then.
+    fn before_pause(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Stops vCPUs, then devices. When this returns guest memory and state no longer change.
     fn pause(&self) -> io::Result<()>;
 
@@ -146,6 +152,12 @@ pub trait Machine: Send + Sync {
 
     /// State of all vCPUs and devices, in the same way. Paused machines only.
     fn save(&self, version: u16) -> io::Result<Vec<u8>>;
+
+    /// The state is about to be sent: lets go of what the destination needs to load it. What goes
+    /// on here after all takes that back ([`resume`](Machine::resume)).
+    fn let_go(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Everything that a source needs.

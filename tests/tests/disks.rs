@@ -119,3 +119,24 @@ fn a_guest_whose_disk_a_stranger_took_stays_paused_and_says_so() -> Result<()> {
     assert_eq!(guest.ask("verify", SOON)?.num("bad")?, 0);
     Ok(())
 }
+
+#[test]
+fn a_destination_that_had_the_disk_gives_it_back() -> Result<()> {
+    let scratch = Scratch::new("back")?;
+    let env = scratch.env("CLOUD_6_12")?;
+    let path = image(&scratch, "disk.raw", 20)?;
+    let mut guest = start(&env, &path, "idle")?;
+    guest.wait_for("work done", BOOT)?;
+    let uri = env.unix_uri("real");
+    let mut destination = Guest::receive_with(&env, "destination", &uri, &disk(&path))?;
+    let real = PathBuf::from(uri.trim_start_matches("unix:"));
+    // It has all of the state, and with it the disk; the source never hears of it.
+    let when = When::Instead(Frame::Loaded, 1);
+    let proxy = Proxy::start(&scratch.path().join("proxy"), &real, when, || ())?;
+    let error = failed(migrate(&env, "source", &proxy.uri(), &[]))?;
+    assert_eq!(error.code, 5, "{error}");
+    assert!(!destination.wait_exit(SOON)?.success());
+    assert_eq!(state(&guest)?, "running");
+    assert_eq!(guest.ask("disk 2", WRITTEN)?.num("bad")?, 0);
+    Ok(())
+}

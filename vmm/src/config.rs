@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
+use wherry_codec::records::is_name;
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::balloon::{self, BalloonConfig};
 use wherry_devices::virtio::net::{self, NetOptions};
@@ -85,16 +86,25 @@ pub enum NetBackend {
     Fd(RawFd),
 }
 
-/// Whether a device that is named by people cannot have this name: another part of a description
-/// or a state has it.
-pub fn is_taken(id: &str) -> bool {
+/// Whether people may call a device so.
+///
+/// # Errors
+/// A description cannot have such a name, or another part of it has it.
+pub fn check_id(id: &str) -> Result<(), &'static str> {
     let parts = ["machine", "cpu", "kernel", "vm"];
     let devices = [&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND];
-    id.starts_with("vcpu-") || parts.contains(&id) || devices.iter().any(|kind| kind.id == id)
+    let taken = id.starts_with("vcpu-") || parts.contains(&id);
+    if !is_name(id.as_bytes()) {
+        return Err("id= wants 1 to 32 of a-z 0-9 -");
+    }
+    if taken || devices.iter().any(|kind| kind.id == id) {
+        return Err("another part of the machine is called that; use another id=");
+    }
+    Ok(())
 }
 
 /// The devices of a new machine. A virtio device's slot is its place in the list, whether those
-/// before it are there or not; what a description says once, its guest keeps. Disks come last, as
+/// before it are there or not; what a description says once, its guest keeps. Disks are as
 /// [`Disks::describe`](crate::disks::Disks::describe) has them.
 ///
 /// # Errors

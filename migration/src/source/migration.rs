@@ -179,7 +179,10 @@ impl<'a> Migration<'a> {
 
     /// Does something that may take long, and shows signs of life meanwhile. Waits for its end
     /// whatever happens, then says what did.
-    fn meanwhile<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    pub(super) fn meanwhile<T: Send>(
+        &mut self,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, Error> {
         thread::scope(|scope| {
             let (tell, done) = channel();
             let worker = thread::Builder::new()

@@ -20,6 +20,8 @@ pub(super) fn pause(
     guard: &mut Guard,
     mut dirty: Bitmap,
 ) -> Result<Bitmap, Error> {
+    let machine = m.vm.machine.clone();
+    m.meanwhile(move || machine.before_pause())?.map_err(Error::machine("prepare the pause"))?;
     m.tick(None)?;
     m.enter(Phase::LastRound);
     m.paused = Stopwatch::start();
@@ -55,6 +57,8 @@ pub(super) fn send_state(m: &mut Migration<'_>, state: &[u8]) -> Result<(), Erro
     if state.len() > max_state(m.nr_pages) {
         return Err(Error::StateTooLarge(state.len() as u64));
     }
+    let machine = m.vm.machine.clone();
+    m.meanwhile(move || machine.let_go())?.map_err(Error::machine("let go of the disks"))?;
     for part in state.chunks(STATE_PART) {
         m.peer.writer.send(Kind::State, &[part])?;
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use super::faults::{DRIP, Fault, FaultPlan, Seen, drip, faulty_pair, noted_pair};
+use super::faults::{Fault, FaultPlan, Seen, drip, faulty_pair, noted_pair};
 use super::handoff::{PAGES, script};
 use super::model::{Model, Trigger};
 use super::ops::Op;
@@ -173,6 +173,24 @@ fn nobody_asks_for_holes_while_the_guest_is_paused() {
         let [running, paused] = [0, 1].map(|n| model.walks[n].load(SeqCst));
         assert!(running > 0 && paused == 0, "{running} while it ran, {paused} while it was paused");
     }
+}
+
+#[test]
+fn a_machine_that_does_not_let_go_sends_no_state_and_goes_on() {
+    let model = Model::new(PAGES, false, script());
+    model.keeps.store(true, SeqCst);
+    let forth = Seen::default();
+    let ends = noted_pair(None, None, [forth.clone(), Seen::default()]);
+    let cfg = SourceConfig { verify: true, ..config(HintMode::Auto) };
+    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+    let failure = report.unwrap_err();
+    assert!(failure.to_string().contains("it cannot let go"), "{failure}");
+    assert_eq!(failure.ownership, Ownership::SourceRuns);
+    assert!(received.is_err() && dest.runs == 0 && !model.paused());
+    // It keeps what it has until all memory is compared.
+    let seen = forth.lock().unwrap();
+    assert!(seen.contains(&Kind::Verify) && !seen.contains(&Kind::State), "{seen:?}");
+    assert_eq!(model.prepared.load(SeqCst), 1);
 }
 
 #[test]

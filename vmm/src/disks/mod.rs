@@ -5,11 +5,12 @@
 //!
 //! # Who writes
 //! Whoever runs the guest has the lock of each of its disks. At a migration the source flushes its
-//! disks and lets go of the locks when the guest stands still and its state is saved
-//! ([`Disks::let_go`]); the destination opens the files *anew* when it loads that state, so that it
-//! reads what was written, and takes the locks before it says that it has loaded. A source that is
-//! to go on takes them back first ([`Disks::take_back`]), and stays paused if somebody else was
-//! faster. So at each moment at most one side writes, and the one that runs has the lock; but for
+//! disks and lets go of the locks ([`Disks::let_go`]) when the guest stands still and nothing but
+//! its state is still to be sent; the destination opens the files *anew* when it loads that state,
+//! so that it reads what was written, and takes the locks before it says that it has loaded. A
+//! source that is to go on takes them back first ([`Disks::take_back`]), and stays paused if
+//! somebody else has one, or wrote to a disk meanwhile: its guest would go on with an old idea of
+//! it. So at each moment at most one side writes, and the one that runs has the lock; but for
 //! `resume --force`, which is a person's word.
 
 mod config;
@@ -17,9 +18,8 @@ mod lock;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SECTOR, Throttled};
@@ -28,17 +28,24 @@ pub use config::DiskConfig;
 
 use crate::sync::lock;
 
-/// How long a source that goes on waits for its locks: the destination's process may just be
-/// ending.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Time between two attempts.
-const AGAIN: Duration = Duration::from_millis(50);
-
 /// A disk as this VM has it open.
 struct Open {
     disk: Arc<FileDisk>,
     /// Whether we have its lock.
     locked: bool,
+    /// How the file was when we let go of its lock.
+    left: Option<Stamp>,
+}
+
+/// Tells whether a regular file was written to: its length and the time of its last change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp(u64, i64, i64);
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Option<Self>> {
+        let meta = file.metadata()?;
+        Ok(meta.is_file().then(|| Self(meta.len(), meta.mtime(), meta.mtime_nsec())))
+    }
 }
 
 struct One {
@@ -50,20 +57,23 @@ struct One {
 #[derive(Default)]
 pub struct Disks {
     all: Vec<One>,
-    /// Who was in the way when the locks were last taken back.
-    taken: Mutex<Option<Taken>>,
+    /// What was in the way when the locks were last taken back: which disk, and why.
+    taken: Mutex<Option<(usize, Taken)>>,
     /// Those for which the host had no room, since anybody looked.
     full: Mutex<Vec<String>>,
 }
 
-/// A disk's lock is somebody else's.
+/// Why a disk is not ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("disk `{id}` ({path}) is in use{by}")]
-pub struct Taken {
-    id: String,
-    path: String,
-    /// "" or " by NAME (PID)".
-    by: String,
+enum Taken {
+    #[error("it is in use")]
+    InUse,
+    #[error("somebody wrote to it after this VM let go of it")]
+    Changed,
+    // A file system without locks is as good as somebody who has them: who knows better says
+    // `lock=off`.
+    #[error("it cannot be locked: {0}; lock=off does not ask")]
+    Unlockable(String),
 }
 
 /// A disk cannot be used.
@@ -146,22 +156,47 @@ impl Disks {
         lock(&self.all.first()?.open).as_ref().map(|open| open.disk.clone())
     }
 
+    /// What was written so far is on the disks, so that little is left to flush in a pause.
+    ///
+    /// # Errors
+    /// A disk may have lost something.
+    pub fn flush(&self) -> io::Result<()> {
+        for one in self.all.iter().filter(|one| !one.config.read_only) {
+            let disk = lock(&one.open).as_ref().map(|open| open.disk.clone());
+            if let Some(disk) = disk {
+                disk.flush().map_err(|e| refuse(&one.config, e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The guest stands still, and another host may take it: all that it wrote is on the disks, and
     /// their locks are free.
     ///
     /// # Errors
     /// A disk may have lost something. Its lock, and those of the disks after it, are still ours.
     pub fn let_go(&self) -> io::Result<()> {
-        for one in &self.all {
+        self.flush()?;
+        for one in self.all.iter().filter(|one| one.config.lock) {
             if let Some(open) = &mut *lock(&one.open) {
-                if !one.config.read_only {
-                    open.disk.flush().map_err(|e| refuse(&one.config, e))?;
-                }
-                lock::unlock(open.disk.file()).map_err(|e| refuse(&one.config, e))?;
+                let file = open.disk.file();
+                let left = Stamp::of(file).and_then(|left| lock::unlock(file).map(|()| left));
+                open.left = left.map_err(|e| refuse(&one.config, e))?;
                 open.locked = false;
             }
         }
         Ok(())
+    }
+
+    /// The guest does not run here and never will: the locks are free before its memory is.
+    pub fn abandon(&self) {
+        for one in &self.all {
+            if let Some(open) = &mut *lock(&one.open) {
+                // It is closed soon in any case.
+                let _ = lock::unlock(open.disk.file());
+                open.locked = false;
+            }
+        }
     }
 
     /// Whether a lock that should be ours is not.
@@ -172,34 +207,28 @@ impl Disks {
     }
 
     /// Takes all locks back, before the guest goes on here. With `force` it goes on without those
-    /// that somebody else has. False: it cannot go on, and [`taken`](Self::taken) says why.
+    /// that somebody else has, and whatever was written. False: it cannot go on, and
+    /// [`taken`](Self::taken) says why. Does not wait.
     pub fn take_back(&self, force: bool) -> bool {
-        let taken = self.take_all(force).err();
-        let all = taken.is_none();
-        *lock(&self.taken) = taken;
-        all
-    }
-
-    fn take_all(&self, force: bool) -> Result<(), Taken> {
-        let end = Instant::now() + if force { Duration::ZERO } else { PATIENCE };
-        for one in &self.all {
-            while let Err(taken) = one.take() {
-                if Instant::now() >= end {
-                    if force {
-                        eprintln!("wherry: {taken}; the guest goes on all the same");
-                        break;
-                    }
-                    return Err(taken);
-                }
-                std::thread::sleep(AGAIN);
+        let mut first = None;
+        for (nth, one) in self.all.iter().enumerate() {
+            let open = &mut *lock(&one.open);
+            let taken = open.as_mut().map_or(Ok(()), |open| one.lock(open, force));
+            if let Err(taken) = taken {
+                first.get_or_insert((nth, taken));
             }
         }
-        Ok(())
+        let all = first.is_none();
+        *lock(&self.taken) = first;
+        all || force
     }
 
-    /// Who is in the way of a guest that cannot go on.
+    /// What is in the way of a guest that cannot go on.
     pub fn taken(&self) -> Option<String> {
-        lock(&self.taken).as_ref().map(ToString::to_string)
+        let (nth, why) = lock(&self.taken).clone()?;
+        let one = self.all.get(nth)?;
+        let file = lock(&one.open).as_ref().map(|open| open.disk.clone());
+        Some(one.explain(&why, file.as_deref()))
     }
 
     /// The disks for which there was no room since anybody asked.
@@ -222,41 +251,42 @@ impl One {
             none => {
                 let disk = self.config.open().and_then(FileDisk::new);
                 let disk = Arc::new(disk.map_err(|e| refuse(&self.config, e))?);
-                none.insert(Open { disk, locked: false })
+                none.insert(Open { disk, locked: false, left: None })
             }
         };
         let disk = found.disk.clone();
-        if let Err(taken) = self.lock(found) {
+        if let Err(taken) = self.lock(found, false) {
             // Opened anew at the next attempt.
             *open = None;
-            return Err(io::Error::other(taken));
+            drop(open);
+            return Err(io::Error::other(self.explain(&taken, Some(&disk))));
         }
         Ok(disk)
     }
 
-    /// Takes the lock of a disk that is open.
-    fn take(&self) -> Result<(), Taken> {
-        lock(&self.open).as_mut().map_or(Ok(()), |open| self.lock(open))
-    }
-
-    fn lock(&self, open: &mut Open) -> Result<(), Taken> {
+    fn lock(&self, open: &mut Open, force: bool) -> Result<(), Taken> {
         if open.locked || !self.config.lock {
             return Ok(());
         }
         let file = open.disk.file();
-        // A file system without locks is as good as somebody who has them: who knows better says
-        // `lock=off`.
-        let (taken, why) = match lock::try_lock(file, self.config.read_only) {
-            Ok(taken) => (taken, None),
-            Err(e) => (false, Some(format!(", or cannot be locked: {e}; lock=off does not ask"))),
-        };
-        open.locked = taken;
-        if taken {
-            return Ok(());
+        let unlockable = |e: io::Error| Taken::Unlockable(e.to_string());
+        if !lock::try_lock(file, self.config.read_only).map_err(unlockable)? {
+            return Err(Taken::InUse);
         }
-        let by = why.or_else(|| Some(format!(" by {}", lock::users(file)?)));
-        let (id, path) = (self.config.id.clone(), self.config.shown());
-        Err(Taken { id, path, by: by.unwrap_or_default() })
+        let now = Stamp::of(file).map_err(unlockable)?;
+        if open.left.is_some() && open.left != now && !force {
+            let _ = lock::unlock(file);
+            return Err(Taken::Changed);
+        }
+        (open.locked, open.left) = (true, None);
+        Ok(())
+    }
+
+    /// For people. Looks at all processes: not to be called with a lock held.
+    fn explain(&self, why: &Taken, disk: Option<&FileDisk>) -> String {
+        let users = disk.filter(|_| *why == Taken::InUse).and_then(|disk| lock::users(disk.file()));
+        let users = users.map_or_else(String::new, |users| format!("; {users} has it open"));
+        format!("disk `{}` ({}): {why}{users}", self.config.id, self.config.shown())
     }
 }
 

@@ -64,6 +64,39 @@ fn what_was_let_go_is_taken_back_unless_somebody_else_has_it() {
 }
 
 #[test]
+fn what_somebody_wrote_meanwhile_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = image(dir.path(), "a", 8);
+    let source = disks(&config);
+    source.describe().unwrap();
+    // What is written before is the guest's own.
+    let file = OpenOptions::new().write(true).open(&config.path).unwrap();
+    let write = |at| std::os::unix::fs::FileExt::write_all_at(&file, b"x", at).unwrap();
+    write(0);
+    source.let_go().unwrap();
+    // A file system may keep the time of a change only so exactly.
+    file.set_times(std::fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH)).unwrap();
+    assert!(!source.take_back(false) && source.lost(), "it goes on with an old idea of its disk");
+    assert!(source.taken().unwrap().contains("wrote to it"), "{:?}", source.taken());
+    // The lock is free for whoever is to look at it.
+    disks(&config).describe().unwrap();
+    assert!(source.take_back(true) && !source.lost());
+}
+
+#[test]
+fn who_never_runs_the_guest_has_no_locks() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = image(dir.path(), "a", 8);
+    let (source, destination) = (disks(&config), disks(&config));
+    source.describe().unwrap();
+    source.let_go().unwrap();
+    let _loaded = destination.get("disk0").unwrap();
+    assert!(!source.take_back(false));
+    destination.abandon();
+    assert!(source.take_back(false) && !source.lost());
+}
+
+#[test]
 fn a_lock_is_kept_through_reboots_and_a_failed_attempt_leaves_nothing_open() {
     let dir = tempfile::tempdir().unwrap();
     let config = image(dir.path(), "a", 8);

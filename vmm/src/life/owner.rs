@@ -247,7 +247,9 @@ impl<M: Vcpus> Owner<M> {
         let before = (*gate, inner.hold.clone());
         match gate.apply(&mut inner.hold, act)? {
             Some(true) => {
-                let force = matches!(event, Event::Resume { force: true });
+                // Where nobody knows whether the guest runs elsewhere, a lock that somebody has
+                // is the best sign that it does.
+                let force = act == Act::Start && matches!(event, Event::Resume { force: true });
                 if let Err(refusal) = machine.ready(force) {
                     (*gate, inner.hold) = before;
                     return Err(refusal);

@@ -114,6 +114,19 @@ fn a_guest_whose_disk_somebody_else_has_stays_paused_until_a_person_says_otherwi
 }
 
 #[test]
+fn a_lock_that_somebody_has_outweighs_the_word_that_the_guest_runs_nowhere_else() {
+    let (owner, machine) = running();
+    held(&owner);
+    owner.event(Event::HandOver).unwrap();
+    assert_eq!(owner.engine_ended(false), (Life::Unknown, None));
+    machine.taken.store(true, SeqCst);
+    assert_eq!(owner.event(Event::Resume { force: true }), Err(Refusal::DiskTaken));
+    assert_eq!((owner.life(), machine.runs()), (Life::Unknown, false));
+    machine.taken.store(false, SeqCst);
+    assert_eq!(owner.event(Event::Resume { force: true }), Ok(Life::Running));
+}
+
+#[test]
 fn a_device_that_does_not_come_to_rest_fails_the_switchover_and_the_guest_goes_on() {
     let (owner, machine) = running();
     machine.busy.store(true, SeqCst);

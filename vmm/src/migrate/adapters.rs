@@ -98,6 +98,10 @@ impl SourceMachine {
 }
 
 impl EngineMachine for SourceMachine {
+    fn before_pause(&self) -> io::Result<()> {
+        self.machine.disks().flush()
+    }
+
     fn pause(&self) -> io::Result<()> {
         self.event(Event::Hold)
     }
@@ -121,9 +125,10 @@ impl EngineMachine for SourceMachine {
     fn save(&self, version: u16) -> io::Result<Vec<u8>> {
         let state = self.machine.save(self.run, version);
         let state = state.map_err(|e| io::Error::other(format!("{e:#}")))?;
-        let state = state.encode(version).map_err(io::Error::other)?;
-        // Whoever loads it takes the locks.
-        self.machine.disks().let_go()?;
-        Ok(state)
+        state.encode(version).map_err(io::Error::other)
+    }
+
+    fn let_go(&self) -> io::Result<()> {
+        self.machine.disks().let_go()
     }
 }

@@ -189,7 +189,12 @@ pub fn receive(
     };
     let mut arriving =
         DestinationMachine { hooks, owner, begun: Instant::now(), vm_and_ram: None, machine: None };
-    let received = receive_from(source, &mut arriving, &config, &say, cancel)?;
+    let received = receive_from(source, &mut arriving, &config, &say, cancel);
+    if received.is_err() && owner.machine().0.is_none() {
+        // The source waits for them, and freeing memory takes its time.
+        arriving.hooks.disks.abandon();
+    }
+    let received = received?;
     if !received.acknowledged {
         eprintln!(
             "wherry: the guest runs here, but the source could not be told: end it there with \

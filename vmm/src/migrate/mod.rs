@@ -172,7 +172,7 @@ pub fn to(
 }
 
 fn explain(failure: &wherry_migration::Failure, disks: &Disks) -> ControlError {
-    let taken = disks.taken().filter(|_| failure.ownership == Ownership::SourcePaused);
+    let taken = disks.taken().filter(|_| failure.ownership != Ownership::Unknown);
     if let Some(taken) = taken {
         let text = format!("{}; and the guest stays paused here: {taken}", describe(failure));
         return ControlError::new(ErrorCode::DiskTaken, text).hint(

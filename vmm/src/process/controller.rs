@@ -23,6 +23,12 @@ use crate::migrate;
 /// After a hand-off of which nobody knows what became.
 const FORCE: &str = "if the destination surely does not run it: `wherry resume --force`";
 
+/// How long a guest whose migration failed waits for its disks: a destination waits 30 s for
+/// HandOff.
+const DISKS_BACK: Duration = Duration::from_secs(35);
+/// Time between two attempts.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// How long `balloon` waits for fresh statistics.
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -144,6 +150,28 @@ impl Controller {
         ControlError::new(ErrorCode::MigrationFailed, text).hint(hint)
     }
 
+    /// A migration has failed and the guest's disks are not all its own: a destination that had
+    /// loaded it needs a while to notice. Waits, and lets a guest that ran go on. What is then to
+    /// be said.
+    fn wait_for_disks(&self, error: ControlError, run: bool) -> ControlError {
+        let end = Instant::now() + DISKS_BACK;
+        while error.code == ErrorCode::DiskTaken
+            && Instant::now() < end
+            && self.owner.life() == Life::Paused
+        {
+            let back = match run {
+                true => self.owner.event(Event::Resume { force: false }).is_ok(),
+                false => self.disks.take_back(false),
+            };
+            if back {
+                let hint = if run { "the guest goes on here" } else { "the guest is here, paused" };
+                return ControlError::new(ErrorCode::MigrationFailed, error.message).hint(hint);
+            }
+            std::thread::sleep(AGAIN);
+        }
+        error
+    }
+
     fn balloon(&self, what: &str) -> Result<Arc<Machine>, ControlError> {
         let m = self.machine(what)?;
         if m.balloon().is_none() {
@@ -255,6 +283,9 @@ impl VmControl for Controller {
         request: &MigrateRequest,
         tell: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
+        if self.disks.lost() {
+            return Err(self.refused("migrate", Refusal::DiskTaken));
+        }
         let cancel = CancelToken::new();
         let began = self.owner.migrate(&cancel);
         let (m, run) = began.map_err(|refusal| self.refused("migrate", refusal))?;
@@ -274,6 +305,7 @@ impl VmControl for Controller {
             Err(e) => e.code == ErrorCode::Failed && self.owner.handed_over(),
         };
         let (after, ended) = self.owner.engine_ended(moved);
+        let result = result.map_err(|error| self.wait_for_disks(error, run));
         match (result, ended) {
             (Err(e), _) if after == Life::Unknown && e.code != ErrorCode::MigrationUnknown => {
                 Err(ControlError { code: ErrorCode::MigrationUnknown, ..e })

@@ -132,14 +132,14 @@ impl VmProcess {
     /// again on resume, here or where it has arrived.
     fn pause_for_room(&self) {
         for id in self.controller.disks.full() {
+            if self.owner().event(Event::Pause).is_err() {
+                // On its way: asked again when that is over, or where it goes on.
+                self.controller.disks.note_full(&id);
+                return;
+            }
             let name = &self.controller.settings.name;
-            let paused = match self.owner().event(Event::Pause) {
-                Ok(_) => "it is paused",
-                // On its way: it asks again where it goes on.
-                Err(_) => "its write waits",
-            };
             eprintln!(
-                "wherry: no room on this host for what {name} writes to disk `{id}`; {paused}: \
+                "wherry: no room on this host for what {name} writes to disk `{id}`; it is paused: \
                  make room, then `wherry resume {name}`"
             );
         }

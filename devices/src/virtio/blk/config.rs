@@ -86,7 +86,10 @@ pub enum DiskRefused {
 
 impl DiskOptions {
     /// Whether they make sense, and this is the disk that they mean.
-    pub(super) fn check(&self, disk: &dyn Disk) -> Result<(), DiskRefused> {
+    ///
+    /// # Errors
+    /// They do not, or it is another one.
+    pub fn check(&self, disk: &dyn Disk) -> Result<(), DiskRefused> {
         let Self { sectors, block_size, .. } = *self;
         if sectors == 0 || sectors > i64::MAX as u64 / SECTOR {
             return Err(DiskRefused::Sectors(sectors));

@@ -125,6 +125,11 @@ impl VirtioDevice for Blk {
         self.pool.shared().write_through.store(through, Ordering::SeqCst);
     }
 
+    fn activate(&mut self) {
+        // A queue that was stopped before the driver was live is one all the same.
+        self.stopped = false;
+    }
+
     fn reset(&mut self) {
         self.pool.take_kept();
         self.stopped = false;

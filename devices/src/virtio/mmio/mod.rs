@@ -342,6 +342,8 @@ impl<D: VirtioDevice> MmioDevice<D> {
         self.device.reset();
         self.completions.take_done();
         self.config_generation = self.config_generation.wrapping_add(1);
+        // Nobody waits for what was in flight any more.
+        self.hurry();
     }
 
     fn selected(&mut self) -> Option<&mut Queue> {

@@ -234,6 +234,17 @@ impl Machine for Model {
         self.state_bytes.load(SeqCst)
     }
 
+    fn before_pause(&self) -> io::Result<()> {
+        assert!(!self.paused());
+        self.prepared.fetch_add(1, SeqCst);
+        Ok(())
+    }
+
+    fn let_go(&self) -> io::Result<()> {
+        assert!(self.paused());
+        if self.keeps.load(SeqCst) { Err(io::Error::other("it cannot let go")) } else { Ok(()) }
+    }
+
     fn save(&self, _version: u16) -> io::Result<Vec<u8>> {
         assert!(self.paused());
         let mut state = b"state of the model".to_vec();

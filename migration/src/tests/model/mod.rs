@@ -100,6 +100,10 @@ pub(super) struct Model {
     pub(super) panic_at_read: AtomicBool,
     /// Turning the log on takes so many milliseconds.
     pub(super) slow_log: AtomicU64,
+    /// How often a pause was prepared.
+    pub(super) prepared: AtomicU64,
+    /// It does not let go of what a destination needs.
+    pub(super) keeps: AtomicBool,
     /// What it says of its state's size.
     pub(super) state_bytes: AtomicU64,
     /// Its state is filled up to this size.
@@ -149,6 +153,8 @@ impl Model {
             walks: Default::default(),
             panic_at_read: AtomicBool::new(false),
             slow_log: AtomicU64::new(0),
+            prepared: AtomicU64::new(0),
+            keeps: AtomicBool::new(false),
             state_bytes: AtomicU64::new(0),
             least_state: AtomicU64::new(0),
             triggers: Mutex::default(),
