@@ -122,8 +122,13 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::patient(Duration::from_millis(300))
+    }
+
+    /// Waits so long for a client's request.
+    fn patient(request: Duration) -> Self {
         let limits = Limits {
-            request: Duration::from_millis(300),
+            request,
             write: Duration::from_millis(300),
             poll: Duration::from_millis(20),
             drain: Duration::from_secs(2),
@@ -228,7 +233,8 @@ fn idle_and_half_said_connections_are_closed() {
 
 #[test]
 fn too_many_clients_are_told_and_later_ones_are_served() {
-    let fixture = Fixture::new();
+    // So that those that are silent are still there when the last one has come.
+    let fixture = Fixture::patient(Duration::from_secs(600));
     let idle: Vec<UnixStream> = (0..MAX_CLIENTS).map(|_| fixture.raw()).collect();
     fixture.wait_for("refusal", || {
         let error = fixture.client().call::<Info>(&Request::Info {}).err();
