@@ -14,7 +14,7 @@ use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
 use super::net::NetArgs;
-use super::{units, uri};
+use super::{serial, units, uri};
 
 /// For `--help`.
 const EXIT_CODES: &str = "\
@@ -179,7 +179,7 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct ConsoleArgs {
     /// Serial console: stdio, file:PATH[,max=SIZE], pty, or none (only `wherry console`)
-    #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial)]
+    #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial::parse)]
     pub serial: SerialSink,
 }
 
@@ -476,30 +476,6 @@ fn room(text: &str) -> Result<u64, String> {
     match units::size(text)? {
         n if n < MIN_RAM_BYTES => Err("every guest has 128 MiB or more".into()),
         n => Ok(n),
-    }
-}
-
-fn serial(text: &str) -> Result<SerialSink, String> {
-    match text {
-        "stdio" => Ok(SerialSink::Stdio),
-        "pty" => Ok(SerialSink::Pty),
-        "none" => Ok(SerialSink::None),
-        _ => match text.strip_prefix("file:") {
-            Some(file) if !file.is_empty() => file_sink(file),
-            _ => Err("write stdio, file:PATH, pty or none".into()),
-        },
-    }
-}
-
-fn file_sink(text: &str) -> Result<SerialSink, String> {
-    let (path, max) = match text.rsplit_once(",max=") {
-        Some((path, max)) => (path, Some(units::size(max)?)),
-        None => (text, None),
-    };
-    match path {
-        "" => Err("write file:PATH or file:PATH,max=SIZE".into()),
-        _ if max == Some(0) => Err("a file of size 0 takes nothing; write none".into()),
-        path => Ok(SerialSink::File { path: path.into(), max }),
     }
 }
 

@@ -42,13 +42,13 @@ fn limits_that_let_nothing_through_are_refused() {
 #[test]
 fn sinks_and_features() {
     let file = |path: &str, max| Ok(SerialSink::File { path: path.into(), max });
-    assert_eq!(serial("file:a b"), file("a b", None));
-    assert_eq!(serial("file:a,b,max=64MiB"), file("a,b", Some(64 << 20)));
-    assert!(serial("file:a,max=64").is_err());
-    assert!(serial("file:,max=1MiB").is_err());
-    assert!(serial("file:a,max=0").is_err(), "a file that takes nothing");
-    assert!(serial("file:").is_err());
-    assert!(serial("tty").is_err());
+    assert_eq!(serial::parse("file:a b"), file("a b", None));
+    assert_eq!(serial::parse("file:a,b,max=64MiB"), file("a,b", Some(64 << 20)));
+    assert!(serial::parse("file:a,max=64").is_err());
+    assert!(serial::parse("file:,max=1MiB").is_err());
+    assert!(serial::parse("file:a,max=0").is_err(), "a file that takes nothing");
+    assert!(serial::parse("file:").is_err());
+    assert!(serial::parse("tty").is_err());
     assert_eq!(balloon(Switch::On, &[BalloonFeature::All]), Ok(Some(BalloonConfig::default())));
     let some = balloon(Switch::On, &[BalloonFeature::Stats]).unwrap().unwrap();
     assert!(some.stats && !some.hinting);

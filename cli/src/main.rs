@@ -17,6 +17,7 @@ mod output;
 mod replay;
 mod report;
 mod run;
+mod serial;
 mod ssh_key;
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,10 @@ mod lock;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SECTOR, Throttled};
@@ -27,6 +30,11 @@ use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SEC
 pub use config::DiskConfig;
 
 use crate::sync::lock;
+
+/// How long a flush may take while the guest stands still, as its requests may.
+const FLUSH_PAUSED: Duration = Duration::from_secs(5);
+/// How long one may take before: the guest runs.
+pub const FLUSH_RUNNING: Duration = Duration::from_secs(60);
 
 /// A disk as this VM has it open.
 struct Open {
@@ -156,15 +164,24 @@ impl Disks {
         lock(&self.all.first()?.open).as_ref().map(|open| open.disk.clone())
     }
 
-    /// What was written so far is on the disks, so that little is left to flush in a pause.
+    /// What was written so far is on the disks.
     ///
     /// # Errors
-    /// A disk may have lost something.
-    pub fn flush(&self) -> io::Result<()> {
+    /// A disk may have lost something, or has not done it within `limit`: it hangs, and nobody else
+    /// is to wait for it.
+    pub fn flush(&self, limit: Duration) -> io::Result<()> {
+        let end = Instant::now() + limit;
         for one in self.all.iter().filter(|one| !one.config.read_only) {
-            let disk = lock(&one.open).as_ref().map(|open| open.disk.clone());
-            if let Some(disk) = disk {
-                disk.flush().map_err(|e| refuse(&one.config, e))?;
+            let Some(disk) = lock(&one.open).as_ref().map(|open| open.disk.clone()) else {
+                continue;
+            };
+            // A thread that is left to itself if need be: a flush cannot be interrupted.
+            let (tell, done) = channel();
+            let flush = move || drop(tell.send(disk.flush()));
+            thread::Builder::new().name("disk-flush".into()).spawn(flush)?;
+            match done.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(flushed) => flushed.map_err(|e| refuse(&one.config, e))?,
+                Err(_) => return Err(refuse(&one.config, format!("no flush within {limit:?}"))),
             }
         }
         Ok(())
@@ -176,7 +193,7 @@ impl Disks {
     /// # Errors
     /// A disk may have lost something. Its lock, and those of the disks after it, are still ours.
     pub fn let_go(&self) -> io::Result<()> {
-        self.flush()?;
+        self.flush(FLUSH_PAUSED)?;
         for one in self.all.iter().filter(|one| one.config.lock) {
             if let Some(open) = &mut *lock(&one.open) {
                 let file = open.disk.file();

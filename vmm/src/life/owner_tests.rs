@@ -99,6 +99,11 @@ fn a_guest_whose_disk_somebody_else_has_stays_paused_until_a_person_says_otherwi
         machine.taken.store(true, SeqCst);
         // The migration has failed.
         assert_eq!(owner.event(Event::Release).is_err(), run, "it would write beside another");
+        // Whoever waits for the disk asks again; a command meanwhile is refused and not lost.
+        assert!(owner.event(Event::Pause).is_err() || !run);
+        if run {
+            assert_eq!(owner.event(Event::Release), Err(Refusal::DiskTaken));
+        }
         assert_eq!(owner.engine_ended(false), (Life::Paused, None));
         let resume = |force| owner.event(Event::Resume { force });
         assert_eq!(resume(false), Err(Refusal::DiskTaken));

@@ -8,6 +8,7 @@ use wherry_devices::virtio::balloon::{BalloonHandle, HintRange};
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{HintSink, HintSource, Machine as EngineMachine};
 
+use crate::disks::FLUSH_RUNNING;
 use crate::life::Event;
 use crate::life::owner::Owner;
 use crate::machine::Machine;
@@ -99,7 +100,7 @@ impl SourceMachine {
 
 impl EngineMachine for SourceMachine {
     fn before_pause(&self) -> io::Result<()> {
-        self.machine.disks().flush()
+        self.machine.disks().flush(FLUSH_RUNNING)
     }
 
     fn pause(&self) -> io::Result<()> {

@@ -151,17 +151,17 @@ impl Controller {
     }
 
     /// A migration has failed and the guest's disks are not all its own: a destination that had
-    /// loaded it needs a while to notice. Waits, and lets a guest that ran go on. What is then to
-    /// be said.
+    /// loaded it needs a while to notice. The engine's own attempt is made again and again, so that
+    /// a guest that ran goes on; until then the VM is migrating, and refuses commands as such. What
+    /// is then to be said.
     fn wait_for_disks(&self, error: ControlError, run: bool) -> ControlError {
         let end = Instant::now() + DISKS_BACK;
-        while error.code == ErrorCode::DiskTaken
-            && Instant::now() < end
-            && self.owner.life() == Life::Paused
-        {
+        while error.code == ErrorCode::DiskTaken && Instant::now() < end {
+            // A guest that was paused stays so; one that has ended needs nothing.
+            let ended = matches!(self.owner.life(), Life::Migrating { ended: Some(_), .. });
             let back = match run {
-                true => self.owner.event(Event::Resume { force: false }).is_ok(),
-                false => self.disks.take_back(false),
+                true => self.owner.event(Event::Release).is_ok(),
+                false => ended || self.disks.take_back(false),
             };
             if back {
                 let hint = if run { "the guest goes on here" } else { "the guest is here, paused" };
@@ -304,8 +304,8 @@ impl VmControl for Controller {
             // Moved, only without a report.
             Err(e) => e.code == ErrorCode::Failed && self.owner.handed_over(),
         };
-        let (after, ended) = self.owner.engine_ended(moved);
         let result = result.map_err(|error| self.wait_for_disks(error, run));
+        let (after, ended) = self.owner.engine_ended(moved);
         match (result, ended) {
             (Err(e), _) if after == Life::Unknown && e.code != ErrorCode::MigrationUnknown => {
                 Err(ControlError { code: ErrorCode::MigrationUnknown, ..e })

@@ -135,7 +135,7 @@ impl VmProcess {
             if self.owner().event(Event::Pause).is_err() {
                 // On its way: asked again when that is over, or where it goes on.
                 self.controller.disks.note_full(&id);
-                return;
+                continue;
             }
             let name = &self.controller.settings.name;
             eprintln!(

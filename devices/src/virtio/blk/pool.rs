@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::aligned::Aligned;
 use super::config::{DEPTH, ID_BYTES};
-use super::disk::{DiskError, cut};
+use super::disk::{DiskError, cut, total};
 use super::request::{Op, Request, status};
 use super::state::KeptV1;
 use crate::GuestMemory;
@@ -27,6 +28,8 @@ use crate::dma::Dma;
 use crate::host::DiskFull;
 use crate::virtio::mmio::Ticket;
 
+/// Bytes read or written before anybody looks whether a pause waits.
+const PIECE: usize = 4 << 20;
 /// Requests that are done at the same time.
 const WORKERS: usize = 4;
 
@@ -234,8 +237,12 @@ impl Shared {
     fn on_disk(&self, op: &Op, data: Option<&Dma>) -> Result<(), DiskError> {
         let slices = data.map(Dma::slices).unwrap_or_default();
         match op {
-            Op::Read(at) => return self.disk.read(*at, &slices),
-            Op::Write(at) => self.disk.write(*at, &slices)?,
+            Op::Read(at) => {
+                return self.in_pieces(*at, &slices, |at, piece| self.disk.read(at, piece));
+            }
+            Op::Write(at) => {
+                self.in_pieces(*at, &slices, |at, piece| self.disk.write(at, piece))?;
+            }
             Op::Flush => return self.flush(),
             Op::Id => {
                 // Zeros behind it, if there is room.
@@ -249,13 +256,40 @@ impl Shared {
                 return Ok(());
             }
             Op::Discard(ranges) => {
-                return ranges.iter().try_for_each(|range| self.disk.discard(range.at, range.len));
+                return ranges.iter().try_for_each(|range| {
+                    self.may_go_on()?;
+                    self.disk.discard(range.at, range.len)
+                });
             }
-            Op::Zero(ranges) => ranges
-                .iter()
-                .try_for_each(|range| self.disk.write_zeroes(range.at, range.len, range.unmap))?,
+            Op::Zero(ranges) => ranges.iter().try_for_each(|range| {
+                self.may_go_on()?;
+                self.disk.write_zeroes(range.at, range.len, range.unmap)
+            })?,
         }
         if self.write_through.load(Ordering::SeqCst) { self.flush() } else { Ok(()) }
+    }
+
+    /// A guest chooses how large its requests are, and is not to choose how long a pause waits for
+    /// them: one that was put off in the middle is done again from its beginning.
+    fn in_pieces<'a>(
+        &self,
+        at: u64,
+        slices: &[VolatileSlice<'a>],
+        mut work: impl FnMut(u64, &[VolatileSlice<'a>]) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let (len, mut done) = (total(slices), 0);
+        while done < len {
+            self.may_go_on()?;
+            let piece = cut(slices, done, PIECE);
+            work(at + done as u64, &piece)?;
+            done += total(&piece).max(1);
+        }
+        Ok(())
+    }
+
+    /// Whether nobody waits until nothing is in flight.
+    fn may_go_on(&self) -> Result<(), DiskError> {
+        if self.lock().hurry { Err(DiskError::PutOff) } else { Ok(()) }
     }
 
     /// No room for what was written long ago is an error like any other: nobody has it any more.

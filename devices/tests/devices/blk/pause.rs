@@ -13,7 +13,7 @@ use wherry_devices::virtio::mmio::VirtioStateV1;
 use wherry_devices::virtio::mmio::regs::offset;
 
 use super::disks::{Call, MemDisk, options};
-use super::{DATA, NONE, Rig};
+use super::{DATA, NONE, Rig, range};
 use crate::conformance::Bench;
 use crate::conformance::virtio::w32;
 use crate::driver::{inb, out};
@@ -52,6 +52,33 @@ fn a_pause_waits_for_the_disk() {
     assert_eq!(rig.get(DATA, 512), rig.disk.bytes()[3 * 512..][..512]);
     assert_eq!(rig.driver.take_used(&rig.bench).len(), 1, "before the event loop");
     assert_eq!(kept(&rig.bench.save().0), []);
+}
+
+#[test]
+fn a_pause_waits_for_one_piece_of_a_large_request_and_all_of_it_is_done_again() {
+    let mut rig = Rig::usual();
+    rig.disk.hold(true);
+    rig.put(DATA, &[range(1, 1, 0), range(3, 1, 0)].concat());
+    let answer = rig.send(kind::WRITE_ZEROES, 0, &[out(DATA, 32)]);
+    rig.turn();
+    rig.disk.wait_held(1);
+    let before = rig.disk.hurries();
+    std::thread::scope(|scope| {
+        let disk = &rig.disk;
+        scope.spawn(move || {
+            while disk.hurries() == before {
+                std::thread::yield_now();
+            }
+            disk.hold(false);
+        });
+        rig.bench.devices.pause(soon()).unwrap();
+    });
+    assert_eq!(kept(&rig.bench.save().0).len(), 1, "the pause waited for the second range");
+    assert_eq!(rig.disk.calls().len(), 1);
+    rig.bench.devices.resume();
+    rig.bench.run();
+    assert_eq!(rig.status(answer), status::OK);
+    assert_eq!(rig.disk.calls().len(), 2, "both, from the beginning");
 }
 
 #[test]
