@@ -1,0 +1,116 @@
+//! The `wherry` command: parses, talks to VMs through their control sockets, and says what
+//! happened. A VM itself is another program, `wherry-vm`.
+
+mod args;
+mod boot_files;
+mod console;
+mod context;
+mod credentials;
+mod disk;
+mod doctor;
+mod file;
+mod html_report;
+mod migrate;
+mod net;
+mod output;
+
+mod replay;
+mod report;
+mod run;
+mod serial;
+mod ssh_key;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod units;
+mod uri;
+mod vm;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use wherry_vmm::control::{ControlError, RuntimeDir};
+use wherry_vmm::exit::Exit;
+use wherry_vmm::terminal;
+
+use args::{Cli, Command};
+use context::Context;
+use output::Output;
+
+/// Runs the process's command line: all that the program does.
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // It does not return if this process is to read a disk.
+    wherry_rootfs::reader::serve_if_asked(&args);
+    // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a
+    // full disk: not the end of a guest because its console's log has grown, or of a migration
+    // because of its trace. SAFETY: ignoring a signal installs no code; no other thread runs yet.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    ExitCode::from(execute(Output::standard(), RuntimeDir::from_env(), &args) as u8)
+}
+
+/// Runs a command line; `args` begins with the program's name.
+fn execute(mut out: Output, dir: Result<RuntimeDir, ControlError>, args: &[OsString]) -> Exit {
+    let command = match Cli::try_parse_from(args) {
+        Ok(cli) => {
+            (out.json, out.quiet) = (cli.json, cli.quiet);
+            cli.command
+        }
+        Err(e) => return refuse(&mut out, args, &e),
+    };
+    let done = match dir {
+        Ok(dir) => {
+            let mut context = Context { out, dir };
+            let done = dispatch(&mut context, command);
+            out = context.out;
+            done
+        }
+        Err(error) => Err(error),
+    };
+    done.unwrap_or_else(|error| {
+        out.error(&error);
+        Exit::of(&error)
+    })
+}
+
+/// `--help`, `--version`, or a command line that is wrong.
+fn refuse(out: &mut Output, args: &[OsString], error: &clap::Error) -> Exit {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Fails only if nobody reads it.
+        let _ = error.print();
+        return Exit::Ok;
+    }
+    if args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json") {
+        out.json = true;
+        let text = error.to_string();
+        let first = text.split("\n\n").next().unwrap_or(&text);
+        let message = first.strip_prefix("error: ").unwrap_or(first).trim().replace('\n', " ");
+        out.error(&ControlError::usage(message).hint("see wherry --help"));
+    } else {
+        let _ = error.print();
+    }
+    Exit::Usage
+}
+
+fn dispatch(context: &mut Context, command: Command) -> Result<Exit, ControlError> {
+    match command {
+        Command::Run(args) => run::run(context, args),
+        Command::Receive(args) => run::receive(context, args),
+        Command::Migrate(args) => migrate::migrate(context, args),
+        Command::Report(args) => html_report::report(context, &args),
+        Command::Replay(args) => replay::replay(context, &args),
+        Command::Cancel(args) => migrate::cancel(context, &args.name),
+        Command::Ls => vm::ls(context),
+        Command::Info(args) => vm::info(context, &args.name),
+        Command::Pause(args) => vm::pause(context, &args.name),
+        Command::Resume(args) => vm::resume(context, &args),
+        Command::Stop(args) => vm::stop(context, &args),
+        Command::Kill(args) => vm::kill(context, &args.name),
+        Command::Console(args) => console::console(context, &args.name),
+        Command::Balloon(args) => vm::balloon(context, &args),
+        Command::BootFiles(args) => boot_files::boot_files(context, &args),
+        Command::Doctor(args) => doctor::doctor(context, &args),
+    }
+}
