@@ -6,7 +6,7 @@ use clap::{ArgAction, Args};
 use wherry_devices::virtio::blk::ID_BYTES;
 use wherry_vmm::config::{DiskConfig, check_id};
 
-use super::units;
+use super::{list, units};
 
 /// Options of `run` and `receive` alike.
 #[derive(Debug, Args)]
@@ -35,33 +35,38 @@ pub fn parse(text: &str) -> Result<DiskConfig, String> {
         ops: None,
         lock: true,
     };
-    for (nth, word) in text.split(',').enumerate() {
-        match word.split_once('=') {
-            None if nth == 0 => disk.path = word.into(),
-            Some(("path", path)) => disk.path = path.into(),
-            Some(("id", id)) => {
-                check_id(id)?;
-                disk.id = id.into();
+    for (nth, word) in list::split(text)?.into_iter().enumerate() {
+        let value = &*word.value;
+        match word.key.unwrap_or_default() {
+            "" if nth == 0 && word.key.is_none() => disk.path = value.into(),
+            "path" if !disk.path.is_empty() => {
+                return Err(format!("two files: {} and {value}", disk.shown()));
             }
-            Some(("readonly", value)) => disk.read_only = switch("readonly", value)?,
-            Some(("direct", value)) => disk.direct = switch("direct", value)?,
-            Some(("lock", value)) => disk.lock = switch("lock", value)?,
-            Some(("serial", serial)) if serial.len() <= ID_BYTES => disk.serial = serial.into(),
-            Some(("serial", _)) => return Err(format!("serial: {ID_BYTES} bytes at most")),
-            Some(("bps", rate)) => {
-                disk.bytes_per_second = Some(positive("bps", units::rate(rate)?)?)
+            "path" => disk.path = value.into(),
+            "id" => {
+                check_id(value)?;
+                disk.id = value.into();
             }
-            Some(("iops", number)) => {
-                let number = number.parse().map_err(|_| format!("iops={number}: not a number"))?;
+            "readonly" => disk.read_only = switch("readonly", value)?,
+            "direct" => disk.direct = switch("direct", value)?,
+            "lock" => disk.lock = switch("lock", value)?,
+            "serial" if value.len() <= ID_BYTES => disk.serial = value.into(),
+            "serial" => return Err(format!("serial: {ID_BYTES} bytes at most")),
+            "bps" => disk.bytes_per_second = Some(positive("bps", units::rate(value)?)?),
+            "iops" => {
+                let number = value.parse().map_err(|_| format!("iops={value}: not a number"))?;
                 disk.ops = Some(positive("iops", number)?);
             }
-            Some(("format", "raw")) => {}
-            Some(("format", other)) => {
+            "format" if value == "raw" => {}
+            "format" => {
                 return Err(format!(
-                    "format={other}: only raw images; `qemu-img convert -O raw` makes one"
+                    "format={value}: only raw images; `qemu-img convert -O raw` makes one"
                 ));
             }
-            _ => return Err(format!("`{word}` is unknown; write {HELP}")),
+            _ => {
+                let word = list::word(word.key, value);
+                return Err(format!("`{word}` is unknown; write {HELP}"));
+            }
         }
     }
     if disk.path.is_empty() {
@@ -103,6 +108,9 @@ mod tests {
 
     #[test]
     fn lists_are_understood() {
+        let path = |text| parse(text).unwrap().path;
+        assert_eq!(path("\"a,b=c.raw\",readonly=on"), "a,b=c.raw");
+        assert_eq!(path("readonly=on,path=\"a,b\""), "a,b");
         let disk = parse("root.raw").unwrap();
         assert_eq!(
             (disk.path.as_os_str(), disk.read_only, disk.lock),
@@ -127,6 +135,9 @@ mod tests {
             ("a,format=qcow2", "qemu-img"),
             ("a,what=1", "`what=1`"),
             ("a,b", "`b`"),
+            ("a,path=b", "two files: a and b"),
+            ("path=\"a,b", "not closed"),
+            ("a,iops=1,iops=2", "iops= is there twice"),
             ("a,id=", "id="),
             ("a,id=Root", "id="),
             ("a,id=rng", "another part"),

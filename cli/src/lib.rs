@@ -10,10 +10,10 @@ mod disk;
 mod doctor;
 mod file;
 mod html_report;
+mod list;
 mod migrate;
 mod net;
 mod output;
-
 mod replay;
 mod report;
 mod run;

@@ -1,12 +1,13 @@
 //! `--net`: what a guest's network is, and where it ends on this host.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::RawFd;
 
 use clap::{ArgAction, Args};
 use wherry_devices::virtio::net::{MIN_MTU, NetOptions};
 use wherry_vmm::config::{NetBackend, NetConfig, NetEnd, check_id};
+
+use super::list;
 
 /// Networks of one guest at most: slots that its other devices leave.
 pub const MAX_NETS: usize = 4;
@@ -33,12 +34,9 @@ pub struct NetArg {
 fn parse(text: &str) -> Result<NetArg, String> {
     let mut backends = Vec::new();
     let (mut id, mut mac, mut mtu, mut offloads) = (None, None, None, None);
-    let mut seen = BTreeSet::new();
-    for word in text.split(',') {
-        let (key, value) = word.split_once('=').ok_or_else(|| format!("`{word}` has no value"))?;
-        if !seen.insert(key) {
-            return Err(format!("{key}= is there twice"));
-        }
+    for word in list::split(text)? {
+        let value = &*word.value;
+        let key = word.key.ok_or_else(|| format!("`{value}` has no value"))?;
         match key {
             "tap" => backends.push(NetBackend::Tap(value.to_owned())),
             "fd" => {
