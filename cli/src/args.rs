@@ -59,6 +59,12 @@ pub enum Command {
     Run(RunArgs),
     /// Wait for a VM to be migrated here, then run it until it ends
     Receive(ReceiveArgs),
+    /// Show what `run` with the same options would be told, as a file for its --config
+    #[command(after_help = "Checks all that can be checked without a host for it. Values of \
+        --credential are not shown.\n\n\
+        Examples:\n  wherry config --config web.toml --memory 4GiB\n  \
+        wherry config web --disk debian.raw --net tap=web0 >web.toml")]
+    Config(RunArgs),
     /// Migrate a running VM to a waiting `wherry receive`
     Migrate(MigrateArgs),
     /// Draw a migration's trace as one HTML file
@@ -124,9 +130,13 @@ pub struct Name {
     ~/.ssh/id_ed25519.pub\n  \
     wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf\n  \
     wherry run web --kernel vmlinuz --net tap=web0\n  \
-    wherry run web --disk debian.raw --ssh-key ~/.ssh/id_ed25519.pub --net tap=web0"
+    wherry run web --disk debian.raw --ssh-key ~/.ssh/id_ed25519.pub --net tap=web0\n  \
+    wherry run --config web.toml --memory 4GiB"
 )]
 pub struct RunArgs {
+    /// A file with options.
+    #[command(flatten)]
+    pub file: ConfigArgs,
     /// Name for the VM [default: vm-PID]
     #[arg(value_parser = name)]
     pub name: Option<String>,
@@ -177,6 +187,16 @@ pub struct RunArgs {
 
 /// Options of `run` and `receive` alike.
 #[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// TOML file with options, named as here without their dashes. What is typed wins; what may be
+    /// repeated is added to the file's
+    // Its words are here when this is parsed: see `config`.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Options of `run` and `receive` alike.
+#[derive(Debug, Args)]
 pub struct ConsoleArgs {
     /// Serial console: stdio, file:PATH[,max=SIZE], pty, or none (only `wherry console`)
     #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial::parse)]
@@ -192,8 +212,12 @@ pub struct ConsoleArgs {
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
     wherry receive web tcp:10.0.0.2:4444 --net id=net0,tap=web0\n  \
-    wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw")]
+    wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw\n  \
+    wherry receive web tcp:10.0.0.2:4444 --config web.toml")]
 pub struct ReceiveArgs {
+    /// A file with options.
+    #[command(flatten)]
+    pub file: ConfigArgs,
     /// Name for the VM
     #[arg(value_parser = name)]
     pub name: String,

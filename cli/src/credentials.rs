@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueHint};
 use wherry_vmm::config::{Credential, check_credentials};
 
 use super::ssh_key;
@@ -23,7 +23,7 @@ const MAX_HOSTNAME: usize = 64;
 pub struct CredentialArgs {
     /// Let the owner of this public key in as root, if the guest has systemd and sshd (may be
     /// repeated)
-    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, action = ArgAction::Append)]
     pub ssh_key: Vec<OsString>,
     /// Host name of the guest
     #[arg(long, value_name = "HOST", value_parser = hostname)]

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueHint};
 use wherry_devices::virtio::blk::ID_BYTES;
 use wherry_vmm::config::{DiskConfig, check_id};
 
@@ -13,6 +13,7 @@ use super::{list, units};
 pub struct DiskArgs {
     /// Raw images and block devices.
     #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append, value_parser = parse,
+        value_hint = ValueHint::FilePath,
         help = "A raw image or a block device as a disk (may be repeated): \
                 path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N]\
                 [,lock=off]")]

@@ -3,6 +3,7 @@
 
 mod args;
 mod boot_files;
+mod config;
 mod console;
 mod context;
 mod credentials;
@@ -36,6 +37,8 @@ use wherry_vmm::exit::Exit;
 use wherry_vmm::terminal;
 
 use args::{Cli, Command};
+use config::first_words;
+pub use config::try_file;
 use context::Context;
 use output::Output;
 
@@ -53,6 +56,14 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line; `args` begins with the program's name.
 fn execute(mut out: Output, dir: Result<RuntimeDir, ControlError>, args: &[OsString]) -> Exit {
+    let args = &match config::expand(args) {
+        Ok(args) => args,
+        Err(error) => {
+            out.json = asks_json(args);
+            out.error(&error);
+            return Exit::of(&error);
+        }
+    };
     let command = match Cli::try_parse_from(args) {
         Ok(cli) => {
             (out.json, out.quiet) = (cli.json, cli.quiet);
@@ -63,7 +74,7 @@ fn execute(mut out: Output, dir: Result<RuntimeDir, ControlError>, args: &[OsStr
     let done = match dir {
         Ok(dir) => {
             let mut context = Context { out, dir };
-            let done = dispatch(&mut context, command);
+            let done = dispatch(&mut context, command, args);
             out = context.out;
             done
         }
@@ -82,22 +93,28 @@ fn refuse(out: &mut Output, args: &[OsString], error: &clap::Error) -> Exit {
         let _ = error.print();
         return Exit::Ok;
     }
-    if args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json") {
+    if asks_json(args) {
         out.json = true;
-        let text = error.to_string();
-        let first = text.split("\n\n").next().unwrap_or(&text);
-        let message = first.strip_prefix("error: ").unwrap_or(first).trim().replace('\n', " ");
-        out.error(&ControlError::usage(message).hint("see wherry --help"));
+        out.error(&ControlError::usage(first_words(error)).hint("see wherry --help"));
     } else {
         let _ = error.print();
     }
     Exit::Usage
 }
 
-fn dispatch(context: &mut Context, command: Command) -> Result<Exit, ControlError> {
+fn asks_json(args: &[OsString]) -> bool {
+    args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json")
+}
+
+fn dispatch(
+    context: &mut Context,
+    command: Command,
+    args: &[OsString],
+) -> Result<Exit, ControlError> {
     match command {
         Command::Run(args) => run::run(context, args),
         Command::Receive(args) => run::receive(context, args),
+        Command::Config(run) => config::show(context, run, args),
         Command::Migrate(args) => migrate::migrate(context, args),
         Command::Report(args) => html_report::report(context, &args),
         Command::Replay(args) => replay::replay(context, &args),

@@ -39,21 +39,25 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
 
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
-    let serial = args.console.serial;
-    // With the guest's console on it, the terminal is the guest's.
-    let progress = !context.out.quiet && serial != SerialSink::Stdio;
-    let config = ReceiveConfig {
-        name: args.name,
-        uri: args.uri,
-        serial,
-        progress,
-        max_memory: args.max_memory,
-        nets: net::ends(&args.net.net).map_err(ControlError::usage)?,
-        disks: disk::all(args.disks.disks).map_err(ControlError::usage)?,
-    };
+    let config = receive_config(args, context.out.quiet)?;
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     become_vm(context, Machine::Receive(config))
+}
+
+/// The configuration that the options describe, or what is wrong with them.
+pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, ControlError> {
+    let serial = args.console.serial;
+    Ok(ReceiveConfig {
+        name: args.name,
+        uri: args.uri,
+        // With the guest's console on it, the terminal is the guest's.
+        progress: !quiet && serial != SerialSink::Stdio,
+        serial,
+        max_memory: args.max_memory,
+        nets: net::ends(&args.net.net).map_err(ControlError::usage)?,
+        disks: disk::all(args.disks.disks).map_err(ControlError::usage)?,
+    })
 }
 
 /// Opens KVM, or says what to do about it.
@@ -82,7 +86,7 @@ fn check_output(out: &Output, serial: &SerialSink) -> Result<(), ControlError> {
 }
 
 /// The configuration that the options describe, or what is wrong with them.
-fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
+pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
     let usage = |text: String| Err(ControlError::usage(text));
     match args.memory {
         0 => return usage("--memory 0: a guest needs memory, 128 MiB or more".into()),

@@ -245,6 +245,31 @@ fn looking() {
 }
 
 #[test]
+fn a_configuration_is_shown_without_secrets() {
+    let bench = Bench::new();
+    let file = bench._temp.path().join("vm.toml");
+    std::fs::write(&file, "kernel = \"k\"\n[credential]\na.b = \"hunter2\"\n").unwrap();
+    let line = format!("wherry config --config {} --credential c=hunter2", file.display());
+    let (exit, out, err) = bench.run(&line);
+    assert_eq!(exit, Exit::Ok);
+    assert!(out.contains("\ncredential = [\"a.b\", \"c\"]\n"), "{out}");
+    assert!(err.contains("are not shown") && !(out.clone() + &err).contains("hunter2"), "{err}");
+    let (_, value) = bench.json(&line);
+    assert_eq!((&value["credential"], &value["cpus"]), (&json!(["a.b", "c"]), &json!(1)));
+    // Names without values do not become secrets of no bytes.
+    std::fs::write(&file, out).unwrap();
+    let (exit, _, err) = bench.run(&format!("wherry config --config {}", file.display()));
+    assert!(exit == Exit::Usage && err.contains("--credential: write KEY=VALUE"), "{err}");
+    // What is wrong is said as JSON, too.
+    std::fs::write(&file, "\n\nx = 1").unwrap();
+    let (exit, value) = bench.json(&format!("wherry run --config {}", file.display()));
+    let message = value["error"]["message"].as_str().unwrap();
+    assert!(exit == Exit::Usage && message.contains("vm.toml:3: there is no key `x`"), "{value}");
+    let (exit, value) = bench.json("wherry config --config /nowhere");
+    assert_eq!((exit, &value["error"]["code"]), (Exit::Failed, &json!("failed")));
+}
+
+#[test]
 fn stale_sockets_are_not_listed() {
     let bench = Bench::new();
     drop(std::os::unix::net::UnixListener::bind(bench.dir.socket("dead")).unwrap());
