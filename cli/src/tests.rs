@@ -51,6 +51,7 @@ impl VmControl for FakeVm {
             uptime_ms: 61_000,
             serial: Some("none".into()),
             balloon: Some(self.balloon_stats().unwrap()),
+            unlocked_disks: vec!["disk0".into()],
             last_migration: None,
         }
     }
@@ -372,7 +373,9 @@ fn migrations_that_fail_say_where_the_guest_is() {
                  late, 512 KiB sent before; \
                  first after 9.0 ms, then 8.0 MiB/s; saved 2.0 MiB and -16.0 ms";
     assert!(out.contains(words), "{out}");
+    assert!(out.contains("disk0      not locked (forced)"), "{out}");
     let (_, value) = bench.json("wherry info web");
+    assert_eq!(value["unlocked_disks"][0], "disk0");
     assert_eq!(value["last_migration"]["progress"]["hinting"]["overridden"], 1);
 }
 

@@ -92,6 +92,9 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
         let (actual, target) = (show_bytes(balloon.actual_bytes), show_bytes(balloon.target_bytes));
         show("balloon", format!("{actual} of {target}; {}", features(&balloon)));
     }
+    for disk in info.unlocked_disks {
+        show(&disk, "not locked (forced); `wherry resume` takes its lock once it is free".into());
+    }
     if let Some(migration) = info.last_migration {
         let state = match migration.state {
             MigrationState::Running => match migration.progress.as_ref() {

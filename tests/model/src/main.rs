@@ -81,10 +81,11 @@ enum Command {
         #[arg(long)]
         mistake: Option<String>,
     },
-    /// Every order of commands, ends, steps of a migration and failures: who runs the guest.
+    /// Every order of commands, ends, steps of a migration and failures: who runs the guest, and
+    /// who writes its disk.
     Life {
         /// Clients.
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 2)]
         clients: u8,
         /// Commands of each.
         #[arg(long, default_value_t = 2)]
@@ -92,6 +93,9 @@ enum Command {
         /// Failures.
         #[arg(long, default_value_t = 2)]
         faults: u8,
+        /// Others who want the disk.
+        #[arg(long, default_value_t = 1)]
+        strangers: u8,
     },
     /// Scenarios, tests and mistakes.
     List,
@@ -174,7 +178,9 @@ fn run(command: Option<Command>) -> Result<bool, String> {
             );
             Ok(w.wrong.is_none())
         }
-        Command::Life { clients, commands, faults } => Ok(report::life(clients, commands, faults)),
+        Command::Life { clients, commands, faults, strangers } => {
+            Ok(report::life(clients, commands, faults, strangers))
+        }
         Command::List => {
             let walks = protocol::walks().iter();
             scenarios()

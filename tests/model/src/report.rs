@@ -32,8 +32,8 @@ impl Finding {
 
 /// Explores the life of a VM, and looks for each mistake in it. Whether nothing was wrong and each
 /// was found.
-pub fn life(clients: u8, commands: u8, faults: u8) -> bool {
-    let system = System { clients, commands, guest_ends: 2, faults, mistake: None };
+pub fn life(clients: u8, commands: u8, faults: u8, strangers: u8) -> bool {
+    let system = System { clients, commands, guest_ends: 2, faults, strangers, mistake: None };
     let e = life::explore(system);
     println!("life: {} states, depth {}, {:?}, wrong: {:?}", e.states, e.depth, e.time, e.wrong);
     let mut good = e.wrong.is_none() && e.everything;

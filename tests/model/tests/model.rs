@@ -94,9 +94,9 @@ fn a_failing_seed_replays() {
 /// lost.
 #[test]
 fn no_order_of_a_vms_life_is_wrong() {
-    for clients in [2, 3] {
-        let e =
-            explore_life(System { clients, commands: 2, guest_ends: 2, faults: 2, mistake: None });
+    for (clients, strangers) in [(2, 1), (3, 0)] {
+        let (commands, guest_ends, faults, mistake) = (2, 2, 2, None);
+        let e = explore_life(System { clients, commands, guest_ends, faults, strangers, mistake });
         println!("{clients} clients: {} states, depth {}, {:?}", e.states, e.depth, e.time);
         assert!(e.wrong.is_none(), "{:#?}", e.wrong);
         assert!(e.everything, "it never moves, is unknown, or reboots");
@@ -106,8 +106,9 @@ fn no_order_of_a_vms_life_is_wrong() {
 #[test]
 fn each_mistake_in_a_vms_life_is_found() {
     for mistake in Mistake::ALL {
-        let system =
-            System { clients: 2, commands: 2, guest_ends: 2, faults: 2, mistake: Some(mistake) };
+        let (clients, commands, guest_ends, faults, strangers) = (2, 2, 2, 2, 1);
+        let mistake = Some(mistake);
+        let system = System { clients, commands, guest_ends, faults, strangers, mistake };
         let e = explore_life(system);
         println!("{mistake:?}: {} states, {:?}, {:?}", e.states, e.time, e.wrong);
         assert!(e.wrong.is_some(), "{mistake:?} was not found");

@@ -310,6 +310,9 @@ pub struct Info {
     pub serial: Option<String>,
     /// The balloon, if the machine has one.
     pub balloon: Option<BalloonInfo>,
+    /// Disks whose lock the running guest does not have: a person let it go on without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlocked_disks: Vec<String>,
     /// The last migration, if any. The server fills it in.
     #[serde(default)]
     pub last_migration: Option<MigrationStatus>,

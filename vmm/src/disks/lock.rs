@@ -10,18 +10,39 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// Takes the lock, shared for who only reads. False: somebody else has it.
-pub(super) fn try_lock(file: &File, read_only: bool) -> io::Result<bool> {
-    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
-    match set(file, kind) {
-        Ok(()) => Ok(true),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
-        Err(e) => Err(e),
-    }
+use super::claim::Lockable;
+
+/// A file, and whether it is only read.
+pub(super) struct Locked<'a> {
+    pub(super) file: &'a File,
+    pub(super) read_only: bool,
 }
 
-pub(super) fn unlock(file: &File) -> io::Result<()> {
-    set(file, libc::F_UNLCK)
+/// The length of a regular file and the time of its last change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp(u64, i64, i64);
+
+impl Lockable for Locked<'_> {
+    type Stamp = Stamp;
+
+    fn try_lock(&mut self) -> io::Result<bool> {
+        let kind = if self.read_only { libc::F_RDLCK } else { libc::F_WRLCK };
+        match set(self.file, kind) {
+            Ok(()) => Ok(true),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn unlock(&mut self) -> io::Result<()> {
+        set(self.file, libc::F_UNLCK)
+    }
+
+    /// A block device has none.
+    fn stamp(&mut self) -> io::Result<Option<Stamp>> {
+        let meta = self.file.metadata()?;
+        Ok(meta.is_file().then(|| Stamp(meta.len(), meta.mtime(), meta.mtime_nsec())))
+    }
 }
 
 fn set(file: &File, kind: libc::c_int) -> io::Result<()> {

@@ -13,12 +13,13 @@
 //! it. So at each moment at most one side writes, and the one that runs has the lock; but for
 //! `resume --force`, which is a person's word.
 
+pub mod claim;
 mod config;
 mod lock;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -27,7 +28,9 @@ use std::time::{Duration, Instant};
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SECTOR, Throttled};
 
+use claim::{Claim, Taken};
 pub use config::DiskConfig;
+use lock::{Locked, Stamp};
 
 use crate::sync::lock;
 
@@ -39,21 +42,7 @@ pub const FLUSH_RUNNING: Duration = Duration::from_secs(60);
 /// A disk as this VM has it open.
 struct Open {
     disk: Arc<FileDisk>,
-    /// Whether we have its lock.
-    locked: bool,
-    /// How the file was when we let go of its lock.
-    left: Option<Stamp>,
-}
-
-/// Tells whether a regular file was written to: its length and the time of its last change.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp(u64, i64, i64);
-
-impl Stamp {
-    fn of(file: &File) -> io::Result<Option<Self>> {
-        let meta = file.metadata()?;
-        Ok(meta.is_file().then(|| Self(meta.len(), meta.mtime(), meta.mtime_nsec())))
-    }
+    claim: Claim<Stamp>,
 }
 
 struct One {
@@ -69,19 +58,6 @@ pub struct Disks {
     taken: Mutex<Option<(usize, Taken)>>,
     /// Those for which the host had no room, since anybody looked.
     full: Mutex<Vec<String>>,
-}
-
-/// Why a disk is not ours.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Taken {
-    #[error("it is in use")]
-    InUse,
-    #[error("somebody wrote to it after this VM let go of it")]
-    Changed,
-    // A file system without locks is as good as somebody who has them: who knows better says
-    // `lock=off`.
-    #[error("it cannot be locked: {0}; lock=off does not ask")]
-    Unlockable(String),
 }
 
 /// A disk cannot be used.
@@ -195,11 +171,8 @@ impl Disks {
     pub fn let_go(&self) -> io::Result<()> {
         self.flush(FLUSH_PAUSED)?;
         for one in self.all.iter().filter(|one| one.config.lock) {
-            if let Some(open) = &mut *lock(&one.open) {
-                let file = open.disk.file();
-                let left = Stamp::of(file).and_then(|left| lock::unlock(file).map(|()| left));
-                open.left = left.map_err(|e| refuse(&one.config, e))?;
-                open.locked = false;
+            if let Some(Open { disk, claim }) = &mut *lock(&one.open) {
+                claim.let_go(&mut one.lockable(disk)).map_err(|e| refuse(&one.config, e))?;
             }
         }
         Ok(())
@@ -208,19 +181,23 @@ impl Disks {
     /// The guest does not run here and never will: the locks are free before its memory is.
     pub fn abandon(&self) {
         for one in &self.all {
-            if let Some(open) = &mut *lock(&one.open) {
-                // It is closed soon in any case.
-                let _ = lock::unlock(open.disk.file());
-                open.locked = false;
+            if let Some(Open { disk, claim }) = &mut *lock(&one.open) {
+                claim.abandon(&mut one.lockable(disk));
             }
         }
     }
 
     /// Whether a lock that should be ours is not.
     pub fn lost(&self) -> bool {
-        self.all
-            .iter()
-            .any(|one| one.config.lock && lock(&one.open).as_ref().is_some_and(|open| !open.locked))
+        let mut claimed = self.all.iter().filter(|one| one.config.lock);
+        claimed.any(|one| lock(&one.open).as_ref().is_some_and(|open| !open.claim.is_ours()))
+    }
+
+    /// Those without which the guest was let go on.
+    pub fn forced(&self) -> Vec<String> {
+        let forced =
+            |one: &&One| lock(&one.open).as_ref().is_some_and(|open| open.claim.is_forced());
+        self.all.iter().filter(forced).map(|one| one.config.id.clone()).collect()
     }
 
     /// Takes all locks back, before the guest goes on here. With `force` it goes on without those
@@ -268,7 +245,7 @@ impl One {
             none => {
                 let disk = self.config.open().and_then(FileDisk::new);
                 let disk = Arc::new(disk.map_err(|e| refuse(&self.config, e))?);
-                none.insert(Open { disk, locked: false, left: None })
+                none.insert(Open { disk, claim: Claim::default() })
             }
         };
         let disk = found.disk.clone();
@@ -282,21 +259,14 @@ impl One {
     }
 
     fn lock(&self, open: &mut Open, force: bool) -> Result<(), Taken> {
-        if open.locked || !self.config.lock {
+        if !self.config.lock {
             return Ok(());
         }
-        let file = open.disk.file();
-        let unlockable = |e: io::Error| Taken::Unlockable(e.to_string());
-        if !lock::try_lock(file, self.config.read_only).map_err(unlockable)? {
-            return Err(Taken::InUse);
-        }
-        let now = Stamp::of(file).map_err(unlockable)?;
-        if open.left.is_some() && open.left != now && !force {
-            let _ = lock::unlock(file);
-            return Err(Taken::Changed);
-        }
-        (open.locked, open.left) = (true, None);
-        Ok(())
+        open.claim.take(&mut self.lockable(&open.disk), force)
+    }
+
+    fn lockable<'a>(&self, disk: &'a FileDisk) -> Locked<'a> {
+        Locked { file: disk.file(), read_only: self.config.read_only }
     }
 
     /// For people. Looks at all processes: not to be called with a lock held.

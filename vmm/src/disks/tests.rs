@@ -84,6 +84,27 @@ fn what_somebody_wrote_meanwhile_is_noticed() {
 }
 
 #[test]
+fn a_guest_that_was_forced_past_a_lock_takes_it_when_it_is_free_whatever_it_wrote_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = image(dir.path(), "a", 8);
+    let (source, stranger) = (disks(&config), disks(&config));
+    source.describe().unwrap();
+    source.let_go().unwrap();
+    stranger.describe().unwrap();
+    assert!(source.forced().is_empty(), "nobody said so yet");
+    assert!(source.take_back(true) && source.lost());
+    assert_eq!(source.forced(), ["disk0"]);
+    // The guest goes on, and writes.
+    let file = OpenOptions::new().write(true).open(&config.path).unwrap();
+    file.set_times(std::fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH)).unwrap();
+    assert!(!source.take_back(false) && source.lost(), "it is still in use");
+    drop(stranger);
+    assert!(source.take_back(false) && !source.lost(), "{:?}", source.taken());
+    assert!(source.forced().is_empty());
+    assert!(disks(&config).describe().is_err());
+}
+
+#[test]
 fn who_never_runs_the_guest_has_no_locks() {
     let dir = tempfile::tempdir().unwrap();
     let config = image(dir.path(), "a", 8);

@@ -19,8 +19,23 @@
 //! | Ended | no | no | no | - | - |
 //! | Rebooting | no | no | no | Ended | Ended |
 //!
+//! # Who runs, and who has the disks' locks
+//!
+//! | state | the guest runs | locks of its disks here |
+//! |---|---|---|
+//! | Receiving | at the source | none; when the state has arrived all, before the source hears so |
+//! | Running | here | all, but for those past which a person forced it |
+//! | Paused | nowhere | all, or it is `lock lost` |
+//! | Migrating, Live | here, or nowhere | as before |
+//! | Migrating, Held | nowhere | all, until nothing but the state is left to send; then none |
+//! | Migrating, HandingOver | nowhere, or at the destination | none |
+//! | Unknown | at the destination, or nowhere | none |
+//! | Migrated | at the destination | none |
+//! | Ended, Rebooting | nowhere | as before |
+//!
 //! A machine that cannot have its disks to itself is not started
-//! ([`Refusal::DiskTaken`]): it stays paused, whoever asks, but for `resume --force`.
+//! ([`Refusal::DiskTaken`]): it stays paused, whoever asks, but for `resume --force`. [`locks`]
+//! says of each act whether it needs them.
 //!
 //! "Guest ends" of one that receives or reboots is `Stillborn`: its machine is over before it was
 //! put in charge, and never counts as arrived.
@@ -163,6 +178,32 @@ pub enum Act {
     LetGo,
     /// Stops the machine and cancels the migration.
     StopAndCancel,
+}
+
+/// What becomes of the locks of the machine's disks in the same breath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Locks {
+    /// Nothing.
+    AsTheyAre,
+    /// Taken, or nothing happens.
+    Needed,
+    /// Taken as far as can be: a person's word.
+    Forced,
+    /// Taken if they are free. The guest stays as it is, paused or forced to run.
+    Wanted,
+}
+
+/// What becomes of the locks with an [`Act`] that [`turns`](Gate::apply) the machine on or off.
+/// They are taken before it is turned on.
+pub fn locks(act: Act, event: Event, turns: Option<bool>) -> Locks {
+    match (turns, act, event) {
+        // Where nobody knows whether the guest runs elsewhere, a lock that somebody has is the best
+        // sign that it does: that outweighs a person's word.
+        (Some(true), Act::Start, Event::Resume { force: true }) => Locks::Forced,
+        (Some(true), ..) => Locks::Needed,
+        (None, Act::LetGo, _) | (None, Act::Nothing, Event::Resume { .. }) => Locks::Wanted,
+        _ => Locks::AsTheyAre,
+    }
 }
 
 /// Why an event is refused. Nothing has changed then.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use wherry_migration::CancelToken;
 
-use super::{Act, End, Event, Gate, Hold, Life, Phase, Refusal, step};
+use super::{Act, End, Event, Gate, Hold, Life, Locks, Phase, Refusal, locks, step};
 use crate::sync::lock;
 
 /// A machine as its owner sees it.
@@ -245,17 +245,22 @@ impl<M: Vcpus> Owner<M> {
         // Locked until the machine has done it.
         let mut gate = lock(machine.gate());
         let before = (*gate, inner.hold.clone());
-        match gate.apply(&mut inner.hold, act)? {
-            Some(true) => {
-                // Where nobody knows whether the guest runs elsewhere, a lock that somebody has
-                // is the best sign that it does.
-                let force = act == Act::Start && matches!(event, Event::Resume { force: true });
-                if let Err(refusal) = machine.ready(force) {
-                    (*gate, inner.hold) = before;
-                    return Err(refusal);
-                }
-                machine.go();
+        let turns = gate.apply(&mut inner.hold, act)?;
+        let ready = match locks(act, event, turns) {
+            Locks::AsTheyAre => Ok(()),
+            Locks::Needed => machine.ready(false),
+            Locks::Forced => machine.ready(true),
+            Locks::Wanted => {
+                let _ = machine.ready(false);
+                Ok(())
             }
+        };
+        if let Err(refusal) = ready {
+            (*gate, inner.hold) = before;
+            return Err(refusal);
+        }
+        match turns {
+            Some(true) => machine.go(),
             Some(false) => {
                 // One that is to go on, here or elsewhere, does so as before; one that is over
                 // does not.
@@ -267,8 +272,6 @@ impl<M: Vcpus> Owner<M> {
                     return Err(refusal);
                 }
             }
-            // What a guest that stays paused here needs when it goes on. Without it it stays so.
-            None if act == Act::LetGo => drop(machine.ready(false)),
             None => {}
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Commands that meet: each order is forced by a machine that stands still in the middle of what it
 //! does.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Barrier, OnceLock, Weak};
 use std::thread;
 
@@ -19,6 +19,8 @@ struct Fake {
     busy: AtomicBool,
     /// Somebody else has one of its disks.
     taken: AtomicBool,
+    /// How often it was asked for its disks.
+    asked: AtomicUsize,
     /// Met at the beginning and at the end of the next `halt` or `go`.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -63,6 +65,7 @@ impl Vcpus for Fake {
     }
 
     fn ready(&self, force: bool) -> Result<(), Refusal> {
+        self.asked.fetch_add(1, SeqCst);
         if self.taken.load(SeqCst) && !force { Err(Refusal::DiskTaken) } else { Ok(()) }
     }
 
@@ -115,6 +118,18 @@ fn a_guest_whose_disk_somebody_else_has_stays_paused_until_a_person_says_otherwi
             assert_eq!(resume(true), Ok(Life::Running));
         }
         assert!(machine.runs());
+    }
+}
+
+#[test]
+fn resume_takes_the_disk_of_a_guest_that_runs_without_it() {
+    let (owner, machine) = running();
+    let asked = || machine.asked.swap(0, SeqCst);
+    assert_eq!(asked(), 1);
+    for taken in [true, false] {
+        machine.taken.store(taken, SeqCst);
+        assert_eq!(owner.event(Event::Resume { force: false }), Ok(Life::Running));
+        assert_eq!((asked(), machine.runs()), (1, true));
     }
 }
 

@@ -223,6 +223,7 @@ impl VmControl for Controller {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.settings.serial.clone()),
             balloon: machine.and_then(|m| balloon_info(&m)),
+            unlocked_disks: self.disks.forced(),
             last_migration: None,
         }
     }
@@ -283,12 +284,14 @@ impl VmControl for Controller {
         request: &MigrateRequest,
         tell: &mut dyn FnMut(Update),
     ) -> Result<Value, ControlError> {
-        if self.disks.lost() {
-            return Err(self.refused("migrate", Refusal::DiskTaken));
-        }
         let cancel = CancelToken::new();
         let began = self.owner.migrate(&cancel);
         let (m, run) = began.map_err(|refusal| self.refused("migrate", refusal))?;
+        // Nobody hands over what somebody else has.
+        if !self.disks.take_back(false) {
+            self.owner.engine_ended(false);
+            return Err(self.refused("migrate", Refusal::DiskTaken));
+        }
         // Also if this panics: a VM must not be left migrating.
         let result = catch_unwind(AssertUnwindSafe(|| {
             migrate::to(&self.owner, (&m, run), request, tell, &cancel)

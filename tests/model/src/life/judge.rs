@@ -2,7 +2,8 @@
 
 use wherry_vmm::life::{End, Life};
 
-use super::{Action, COMMANDS, Engine, System, There, Wire, World, Wrong};
+use super::disk::Holder;
+use super::{Action, CANCELLED, COMMANDS, Engine, System, There, Wire, World, Wrong};
 
 impl System {
     /// What is wrong in this state; `last`: nothing can happen any more.
@@ -36,6 +37,9 @@ impl System {
         if arrived && !w.forced && w.sent_run != w.wish {
             return Some(Wrong::Lost);
         }
+        if let Some(wrong) = Self::judge_disk(w, runs, there, arrived) {
+            return Some(wrong);
+        }
         let idle = w.clients.iter().all(|c| c.under_way.is_none()) && !w.to_start;
         if idle && w.life == Life::Running && (!w.vcpus || !w.wish) {
             return Some(Wrong::Lost);
@@ -59,8 +63,67 @@ impl System {
         None
     }
 
+    /// `--force` past a lock excuses what it says; that nobody knows where the guest is does not.
+    fn judge_disk(w: &World, runs: bool, there: bool, arrived: bool) -> Option<Wrong> {
+        let disk = &w.disk;
+        let stranger = disk.holder == Holder::Stranger;
+        if [runs && !w.past_lock, there, stranger].into_iter().filter(|writes| *writes).count() > 1
+        {
+            return Some(Wrong::TwoWrite);
+        }
+        if (runs && !w.past_lock && disk.holder != Holder::Source)
+            || (there && disk.holder != Holder::Destination)
+            || (!w.crashed && disk.claim.is_ours() != (disk.holder == Holder::Source))
+        {
+            return Some(Wrong::Unlocked);
+        }
+        if w.handed_off && disk.holder == Holder::Source && !w.forced {
+            return Some(Wrong::LockedAfterHandOff);
+        }
+        if (arrived && disk.read_early) || (runs && !w.past_lock && disk.is_news()) {
+            return Some(Wrong::OldDisk);
+        }
+        None
+    }
+
+    /// What the engine notices without any fault: a peer that is gone for good, or a cancel.
+    pub(super) fn fails_by_itself(&self, w: &World) -> bool {
+        let gone = w.wire == Wire::Lost || matches!(w.there, There::Crashed | There::Gone);
+        match w.engine {
+            Engine::Unlocked => gone || w.token == CANCELLED,
+            Engine::Waiting => gone,
+            _ => false,
+        }
+    }
+
+    fn others(&self, w: &World, out: &mut Vec<Action>) {
+        if w.wire != Wire::Empty && w.wire != Wire::Lost {
+            out.push(Action::Deliver);
+        }
+        if self.may_notice(w) {
+            out.push(Action::Notice);
+        }
+        match w.disk.holder {
+            Holder::Nobody if w.strangers > 0 => {
+                out.extend([true, false].map(|writes| Action::StrangerLocks { writes }));
+            }
+            Holder::Stranger => out.push(Action::StrangerLeaves),
+            _ => {}
+        }
+        if w.faults > 0
+            && w.there != There::Crashed
+            && (w.engine != Engine::Idle || w.disk.holder == Holder::Destination)
+        {
+            out.push(Action::Crash);
+        }
+    }
+
     pub(super) fn steps(&self, w: &World, out: &mut Vec<Action>) {
         if w.wrong.is_some() {
+            return;
+        }
+        self.others(w, out);
+        if w.crashed {
             return;
         }
         if w.life == Life::Receiving && w.engine == Engine::Idle && !w.to_start {
@@ -92,33 +155,38 @@ impl System {
         if matches!(w.life, Life::Ended(End::Reset) | Life::Rebooting) && w.engine == Engine::Idle {
             out.push(Action::Reboot);
         }
-        if !matches!(w.engine, Engine::Idle | Engine::Waiting) {
+        if !matches!(w.engine, Engine::Idle | Engine::Unlocked | Engine::Waiting) {
             out.push(Action::Engine);
         }
-        // A peer that is gone for good is noticed without any fault.
-        if w.engine == Engine::Waiting && (w.wire == Wire::Lost || w.there == There::Crashed) {
+        if self.fails_by_itself(w) {
             out.push(Action::Fail);
         }
-        if matches!(w.wire, Wire::HandOff | Wire::Running) {
-            out.push(Action::Deliver);
+        if w.engine == Engine::Retrying && !w.disk.is_to_be_had() {
+            out.push(Action::GiveUp);
         }
         if w.faults > 0 {
             match w.engine {
                 Engine::Idle => {}
-                Engine::Rounds | Engine::Held | Engine::Committed => {
+                Engine::Rounds
+                | Engine::Held
+                | Engine::Unlocked
+                | Engine::Loaded
+                | Engine::Committed => {
                     out.extend([Action::Fail, Action::Panic, Action::Die]);
                 }
                 Engine::Sending => {
                     out.extend([Action::SendPart, Action::SendNothing, Action::Panic, Action::Die]);
                 }
                 Engine::Waiting => out.extend([Action::Panic, Action::Die]),
-                Engine::Moved | Engine::Undo | Engine::Ending => out.push(Action::Die),
+                Engine::Moved | Engine::Undo | Engine::Retrying | Engine::Ending => {
+                    out.push(Action::Die);
+                }
             }
-            if matches!(w.wire, Wire::HandOff | Wire::Running) {
+            if w.wire != Wire::Empty && w.wire != Wire::Lost {
                 out.push(Action::Lose);
             }
-            if !matches!(w.there, There::Crashed) && w.engine != Engine::Idle {
-                out.push(Action::Crash);
+            if w.engine != Engine::Idle {
+                out.push(Action::CrashHere);
             }
         }
     }

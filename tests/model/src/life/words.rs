@@ -27,11 +27,23 @@ pub enum Mistake {
     RunsAfterFailure,
     /// A machine is put in charge without a look whether it is over already.
     DeadArrives,
+    /// The source lets go of its disk while its guest runs.
+    UnlockedBeforePause,
+    /// The source lets go of its disk and flushes it then.
+    UnlockedBeforeFlush,
+    /// The source goes on after a failure without a look at the lock.
+    ResumedWithoutLock,
+    /// The source takes its disk back though a hand-off may have left.
+    TakenBackTooLate,
+    /// Nobody looks whether somebody wrote while the lock was free.
+    ChangeOverlooked,
+    /// The destination loads the guest, and takes the lock when it runs it.
+    LoadedBeforeLocked,
 }
 
 impl Mistake {
     /// All.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::CheckActNote,
         Self::NotedBeforeStarted,
         Self::EndSeenTooLate,
@@ -43,6 +55,12 @@ impl Mistake {
         Self::EndOutlivesMachine,
         Self::RunsAfterFailure,
         Self::DeadArrives,
+        Self::UnlockedBeforePause,
+        Self::UnlockedBeforeFlush,
+        Self::ResumedWithoutLock,
+        Self::TakenBackTooLate,
+        Self::ChangeOverlooked,
+        Self::LoadedBeforeLocked,
     ];
 }
 
@@ -67,6 +85,14 @@ pub enum Wrong {
     EndedForNothing,
     /// A machine that had died counted as arrived.
     DeadArrived,
+    /// Two write the disk, and nobody forced it.
+    TwoWrite,
+    /// Who runs the guest has not the lock, or is wrong about it.
+    Unlocked,
+    /// The source has the lock after the first byte of a hand-off, and nobody forced it.
+    LockedAfterHandOff,
+    /// Who runs the guest, or is to run it, has not seen what another wrote last.
+    OldDisk,
     /// Nothing happens any more, and a VM that was ended is not over.
     Hangs,
 }
@@ -135,4 +161,17 @@ pub enum Action {
     Deliver,
     /// The destination crashes.
     Crash,
+    /// The source's process is killed.
+    CrashHere,
+    /// The destination knows that nothing comes any more, and gives up.
+    Notice,
+    /// The engine has waited for the disk's lock long enough.
+    GiveUp,
+    /// A stranger takes the lock that nobody has.
+    StrangerLocks {
+        /// And writes.
+        writes: bool,
+    },
+    /// It goes.
+    StrangerLeaves,
 }
