@@ -28,6 +28,7 @@ impl VmControl for FakeVm {
             uptime_ms: 5,
             serial: None,
             balloon: None,
+            unlocked_disks: Vec::new(),
             last_migration: None,
         }
     }
