@@ -9,12 +9,14 @@
 mod balloon;
 mod blk;
 mod bytes;
+mod config;
 mod control;
 mod frames;
 mod kernel;
 mod machine;
 mod net;
 mod ports;
+mod rootfs;
 pub mod seeds;
 mod sessions;
 mod trace;
@@ -23,11 +25,13 @@ mod wire;
 pub use balloon::balloon;
 pub use blk::blk;
 pub use bytes::Rng;
+pub use config::config;
 pub use control::control;
 pub use kernel::kernel;
 pub use machine::machine;
 pub use net::net;
 pub use ports::{power, serial};
+pub use rootfs::{boots, rootfs};
 pub use sessions::{destination, source};
 pub use trace::trace;
 pub use wire::wire;
@@ -51,7 +55,7 @@ pub fn moved() -> (u32, u32) {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "balloon", run: balloon, cases: 6000 },
     Target { name: "blk", run: blk, cases: 300 },
     Target { name: "net", run: net, cases: 1000 },
@@ -64,4 +68,6 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "trace", run: trace, cases: 2000 },
     Target { name: "kernel", run: kernel, cases: 1000 },
     Target { name: "control", run: control, cases: 300 },
+    Target { name: "config", run: config, cases: 500 },
+    Target { name: "rootfs", run: rootfs, cases: 4000 },
 ];

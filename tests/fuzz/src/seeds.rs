@@ -46,6 +46,8 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "trace" => trace(),
         "kernel" => kernel(),
         "control" => control(),
+        "config" => crate::config::seeds(),
+        "rootfs" => crate::rootfs::seeds(),
         _ => Vec::new(),
     };
     seeds.push(("nothing", Vec::new()));

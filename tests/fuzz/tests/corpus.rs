@@ -69,7 +69,7 @@ macro_rules! tests {
         }
     )*};
 }
-tests!(balloon blk net serial power wire machine trace kernel control);
+tests!(balloon blk net serial power wire machine trace kernel control config rootfs);
 
 /// Both ends in one test, which counts the migrations.
 #[test]
@@ -101,4 +101,13 @@ fn seeds_are_what_the_product_reads() {
     }
     Description::decode(&seed("machine", "description")[1..]).unwrap();
     MachineState::decode(&seed("machine", "state")[1..]).unwrap();
+    for name in ["lists", "tables", "inline"] {
+        wherry_cli::try_file(&seed("config", name)).unwrap();
+    }
+    // Those that are kept: a machine may lack what makes them.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/rootfs");
+    for name in ["ext2", "ext4", "sums", "table", "journal"] {
+        let image = fs::read(folder.join(format!("seed-{name}"))).unwrap();
+        assert!(wherry_fuzz_targets::boots(&image), "{name}");
+    }
 }

@@ -17,7 +17,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("fuzz", &[]),
     ("tests", &[]),
     ("tests/bench", &["migration", "replay", "report", "tests", "trace"]),
-    ("tests/fuzz", &["codec", "devices", "migration", "replay", "vmm"]),
+    ("tests/fuzz", &["cli", "codec", "devices", "migration", "replay", "rootfs", "vmm"]),
     ("tests/model", &["devices", "migration", "tests/model/mutants", "vmm"]),
     ("tests/model/interleaved", &[]),
     ("tests/model/mutants", &[]),
