@@ -36,7 +36,7 @@ pub fn parse(text: &str) -> Result<DiskConfig, String> {
         ops: None,
         lock: true,
     };
-    for (nth, word) in list::split(text)?.into_iter().enumerate() {
+    for (nth, word) in list::split(text, &[])?.into_iter().enumerate() {
         let value = &*word.value;
         match word.key.unwrap_or_default() {
             "" if nth == 0 && word.key.is_none() => disk.path = value.into(),

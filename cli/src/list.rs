@@ -15,11 +15,26 @@ pub struct Word<'a> {
     pub value: Cow<'a, str>,
 }
 
-/// The words of a list.
+/// The words of a list, each key once but for those in `repeated`.
 ///
 /// # Errors
 /// A quote is not closed, something follows it, or a key is there twice.
-pub fn split(text: &str) -> Result<Vec<Word<'_>>, String> {
+pub fn split<'a>(text: &'a str, repeated: &[&str]) -> Result<Vec<Word<'a>>, String> {
+    let words = words(text)?;
+    for (nth, word) in words.iter().enumerate() {
+        let Some(key) = word.key.filter(|key| !repeated.contains(key)) else { continue };
+        if words[..nth].iter().any(|other| other.key == Some(key)) {
+            return Err(format!("{key}= is there twice"));
+        }
+    }
+    Ok(words)
+}
+
+/// The words of a list.
+///
+/// # Errors
+/// A quote is not closed, or something follows it.
+pub fn words(text: &str) -> Result<Vec<Word<'_>>, String> {
     let mut words: Vec<Word<'_>> = Vec::new();
     let mut rest = Some(text);
     while let Some(text) = rest {
@@ -35,9 +50,6 @@ pub fn split(text: &str) -> Result<Vec<Word<'_>>, String> {
                 None => (tail.into(), None),
             },
         };
-        if key.is_some() && words.iter().any(|word| word.key == key) {
-            return Err(format!("{}= is there twice", key.unwrap_or_default()));
-        }
         words.push(Word { key, value });
     }
     Ok(words)
@@ -82,7 +94,7 @@ mod tests {
     use super::*;
 
     fn pairs(text: &str) -> Vec<(Option<&str>, String)> {
-        split(text).unwrap().into_iter().map(|word| (word.key, word.value.into_owned())).collect()
+        words(text).unwrap().into_iter().map(|word| (word.key, word.value.into_owned())).collect()
     }
 
     #[test]
@@ -113,9 +125,10 @@ mod tests {
             (r#"path="a"b"#, "a comma between the quote and `b`"),
             ("id=a,path=b,id=c", "id= is there twice"),
         ] {
-            let error = split(text).unwrap_err();
+            let error = split(text, &[]).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
+        assert_eq!(split("id=a,path=b,id=c", &["id"]).unwrap().len(), 3);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct NetArg {
 fn parse(text: &str) -> Result<NetArg, String> {
     let mut backends = Vec::new();
     let (mut id, mut mac, mut mtu, mut offloads) = (None, None, None, None);
-    for word in list::split(text)? {
+    for word in list::split(text, &[])? {
         let value = &*word.value;
         let key = word.key.ok_or_else(|| format!("`{value}` has no value"))?;
         match key {

@@ -76,7 +76,7 @@ impl Folder {
             _ => return Ok(Some(text.into())),
         };
         // What is wrong with it is said by whoever takes it.
-        let Ok(words) = list::split(text) else { return Ok(Some(text.into())) };
+        let Ok(words) = list::words(text) else { return Ok(Some(text.into())) };
         let mut all = Vec::new();
         for (nth, word) in words.into_iter().enumerate() {
             let is_file = match word.key {
@@ -150,9 +150,17 @@ fn of_one(
         (DeValue::Table(table), Shape::List { .. }) => {
             let mut word = Word { at, parts: Vec::new() };
             for (key, value) in in_order(table) {
-                let text = list::word(Some(name(option, key)?), &scalar(option, value)?);
-                let part = folder.placed(option, &text).map_err(fault)?;
-                word.parts.extend(part.map(|part| (key.span().start, part)));
+                // A word that may be repeated.
+                let many = match value.get_ref() {
+                    DeValue::Array(many) => &**many,
+                    _ => std::slice::from_ref(value),
+                };
+                for value in many {
+                    let text = list::word(Some(name(option, key)?), &scalar(option, value)?);
+                    let part = folder.placed(option, &text).map_err(fault)?;
+                    let at = value.span().start;
+                    word.parts.extend(part.map(|part| (at, part)));
+                }
             }
             all.push(word);
             return Ok(());
