@@ -1,6 +1,7 @@
 //! What a host gives to its devices. The VMM implements it.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +36,11 @@ pub trait Host {
     /// # Errors
     /// This host was given none for it.
     fn net(&self, id: &str) -> io::Result<Box<dyn Frames>>;
+    /// Where the streams of the socket device of this name end.
+    ///
+    /// # Errors
+    /// This host has no place for them.
+    fn vsock(&self, id: &str) -> io::Result<Box<dyn Sockets>>;
 }
 
 /// A descriptor of the host that a device wants to be told of.
@@ -75,6 +81,45 @@ pub struct Offloads {
     pub tso6: bool,
     /// Both with ECN.
     pub ecn: bool,
+}
+
+/// The host's end of a guest's stream sockets. Each stream gets a token, by which its news are
+/// told; no two that are open have the same.
+pub trait Sockets: Send {
+    /// The next client that wants to be connected to the guest: to which of its ports, and its
+    /// stream. `None`: there is none now. Never waits.
+    fn accept(&mut self, token: u64) -> Option<(u32, Box<dyn Stream>)>;
+    /// Connects to whoever listens for the guest at this port of the host. Never waits.
+    ///
+    /// # Errors
+    /// Nobody does, or not now.
+    fn connect(&mut self, token: u64, port: u32) -> io::Result<Box<dyn Stream>>;
+    /// Streams that may have become readable or writable since the last time, and whether nobody is
+    /// at their other end any more: it neither sends nor takes anything.
+    fn news(&mut self, of: &mut Vec<(u64, bool)>);
+    /// Becomes readable when there are clients or news.
+    fn fd(&self) -> HostFd;
+}
+
+/// A stream of the host. It is closed when it is dropped.
+pub trait Stream: Send {
+    /// Takes bytes. 0: no more will come. Never waits.
+    ///
+    /// # Errors
+    /// There are none now ([`io::ErrorKind::WouldBlock`]), or the stream is broken.
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize>;
+    /// Gives bytes, as many as there is room for. Never waits.
+    ///
+    /// # Errors
+    /// There is no room now ([`io::ErrorKind::WouldBlock`]), or nobody takes them any more.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// The guest has accepted the client whose stream this is; to the guest it has this port.
+    ///
+    /// # Errors
+    /// The client cannot be told.
+    fn accepted(&mut self, port: u32) -> io::Result<()>;
+    /// The guest gives, or takes, no more.
+    fn shutdown(&mut self, how: Shutdown);
 }
 
 /// Told that the host has no room left for what a guest writes.

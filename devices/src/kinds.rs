@@ -3,12 +3,19 @@
 use wherry_codec::records::{Record, RecordError};
 
 use crate::device::Kind;
-use crate::virtio::{balloon, blk, net, rng};
+use crate::virtio::{balloon, blk, net, rng, vsock};
 use crate::{power, serial};
 
 /// All kinds. A new device is a folder and a line here.
-pub const KINDS: &[&Kind] =
-    &[&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND, &blk::KIND, &net::KIND];
+pub const KINDS: &[&Kind] = &[
+    &serial::KIND,
+    &power::KIND,
+    &balloon::KIND,
+    &rng::KIND,
+    &blk::KIND,
+    &net::KIND,
+    &vsock::KIND,
+];
 
 /// The kind of a record of `what` that is a device.
 ///

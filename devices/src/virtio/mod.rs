@@ -5,6 +5,7 @@ pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod rng;
+pub mod vsock;
 
 use serde::{Serialize, de::DeserializeOwned};
 use virtio_queue::DescriptorChain;

@@ -10,6 +10,7 @@ use wherry_devices::virtio::balloon::{
 use wherry_devices::virtio::blk::{BlkStateV1, DescV1, DiskOptions, KeptV1};
 use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
 use wherry_devices::virtio::net::{NetOptions, NetStateV1};
+use wherry_devices::virtio::vsock::{EventBufferV1, VsockOptions, VsockStateV1};
 
 fn mmio(device_type: u32) -> MmioStateV1 {
     MmioStateV1 {
@@ -106,6 +107,12 @@ fn golden_bytes_of_every_kind_of_state() {
                 let device = NetStateV1 { guest_offloads: 0x0102_0304_0506_0708, announce: true };
                 encode(&VirtioStateV1 { mmio: mmio(1), device }).unwrap()
             }
+            ("virtio-vsock", 1) => {
+                let events = vec![EventBufferV1 { head: 0x2122, at: 0x3132_3334_3536_3738 }];
+                let device =
+                    VsockStateV1 { next_port: 0x0102_0304, resets_sent: 0x1112_1314, events };
+                encode(&VirtioStateV1 { mmio: mmio(19), device }).unwrap()
+            }
             (name, version) => panic!("no golden bytes for version {version} of {name}"),
         };
         let name = format!("state-{}-{}.bin", kind.name, version);
@@ -146,4 +153,10 @@ fn golden_bytes_of_a_networks_options() {
     let of = |mtu, offloads| NetOptions { mac: [2, 3, 4, 5, 6, 7], mtu, offloads };
     let net = [encode(&of(None, true)).unwrap(), encode(&of(Some(0x0809), false)).unwrap()];
     golden::check(env!("CARGO_MANIFEST_DIR"), "options-virtio-net-1.bin", &net.concat());
+}
+
+#[test]
+fn golden_bytes_of_a_socket_devices_options() {
+    let bytes = encode(&VsockOptions { cid: 0x0102_0304 }).unwrap();
+    golden::check(env!("CARGO_MANIFEST_DIR"), "options-virtio-vsock-1.bin", &bytes);
 }

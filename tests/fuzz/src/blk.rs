@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, MmapRegion, VolatileSlice};
 use wherry_devices::device::{Build, Built, Devices, Saved, Spec, Subscriber};
-use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink};
+use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink, Sockets};
 use wherry_devices::virtio::blk::request::kind;
 use wherry_devices::virtio::blk::{Disk, DiskError, DiskOptions, KIND, QUEUE_SIZE};
 use wherry_devices::virtio::mmio::regs::{offset, status};
@@ -154,6 +154,9 @@ impl Host for Machine<'_> {
         unreachable!("a disk does not ask for it")
     }
     fn net(&self, _: &str) -> io::Result<Box<dyn Frames>> {
+        unreachable!("a disk does not ask for it")
+    }
+    fn vsock(&self, _: &str) -> io::Result<Box<dyn Sockets>> {
         unreachable!("a disk does not ask for it")
     }
     fn disk(&self, _: &str) -> io::Result<Arc<dyn Disk>> {

@@ -15,7 +15,9 @@ use std::time::Instant;
 use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, MmapRegion};
 use wherry_devices::device::{Build, Built, Devices, Saved, Spec, Subscriber};
-use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, HostFd, Offloads, PowerSink};
+use wherry_devices::host::{
+    BalloonBackend, DiskFull, Frames, Host, HostFd, Offloads, PowerSink, Sockets,
+};
 use wherry_devices::virtio::blk::Disk;
 use wherry_devices::virtio::mmio::regs::{offset, status};
 use wherry_devices::virtio::net::constants::{ETHERNET, HEADER, MAX_FRAME};
@@ -159,6 +161,9 @@ impl Host for Machine<'_> {
     }
     fn net(&self, _: &str) -> io::Result<Box<dyn Frames>> {
         Ok(Box::new(self.1.clone()))
+    }
+    fn vsock(&self, _: &str) -> io::Result<Box<dyn Sockets>> {
+        unreachable!("a network does not ask for it")
     }
 }
 

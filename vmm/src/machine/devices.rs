@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use kvm_ioctls::{IoEventAddress, VmFd};
 use wherry_devices::device::{Build, Devices, Subscriber};
-use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink};
+use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink, Sockets};
 use wherry_devices::virtio::blk::Disk;
 use wherry_devices::virtio::mmio::regs::offset::QUEUE_NOTIFY;
 use wherry_devices::virtio::rng::os_entropy;
@@ -77,6 +77,10 @@ impl Host for MachineHost<'_> {
 
     fn net(&self, id: &str) -> io::Result<Box<dyn Frames>> {
         self.hooks.nets.get(id)
+    }
+
+    fn vsock(&self, _: &str) -> io::Result<Box<dyn Sockets>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -16,7 +16,7 @@ use wherry_codec::encode;
 use wherry_devices::device::{
     Build, BuildError, Built, Device, Devices, Kind, Saved, Spec, Subscriber,
 };
-use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink};
+use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink, Sockets};
 use wherry_devices::kinds::KINDS;
 use wherry_devices::power::{self, Power};
 use wherry_devices::serial::{self, Serial};
@@ -25,10 +25,12 @@ use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_devices::virtio::blk::{self, Blk, Disk, DiskOptions};
 use wherry_devices::virtio::mmio::MmioDevice;
 use wherry_devices::virtio::net;
+use wherry_devices::virtio::vsock::{self, VsockOptions};
 use wherry_devices::{BusDevice, GuestMemory};
 
 use crate::blk::disks::{MemDisk, Notes, options};
 use crate::driver::{Host as NoDiscards, Line};
+use crate::peers::Peers;
 use crate::wire::Wire;
 
 pub const RAM: usize = 1 << 20;
@@ -77,7 +79,7 @@ impl PowerSink for Out {
 /// Random bytes that are always the same.
 pub const ENTROPY: u8 = 0x5a;
 
-struct TestHost(Arc<GuestMemory>, Out, Arc<dyn Disk>, Arc<Notes>, Wire);
+struct TestHost(Arc<GuestMemory>, Out, Arc<dyn Disk>, Arc<Notes>, Wire, Peers);
 impl Host for TestHost {
     fn memory(&self) -> Arc<GuestMemory> {
         self.0.clone()
@@ -102,6 +104,9 @@ impl Host for TestHost {
     }
     fn net(&self, _: &str) -> io::Result<Box<dyn Frames>> {
         Ok(Box::new(self.4.clone()))
+    }
+    fn vsock(&self, _: &str) -> io::Result<Box<dyn Sockets>> {
+        Ok(Box::new(self.5.clone()))
     }
 }
 
@@ -135,14 +140,27 @@ impl Bench {
         saved: Option<&Saved>,
     ) -> Result<Self, BuildError> {
         let spec = Spec::new(&blk::KIND, options).unwrap();
-        Self::around(spec, around, disk, Wire::endless(), ram, saved)
+        let ends = (Wire::endless(), Peers::new());
+        Self::around(spec, around, disk, ends, ram, saved)
     }
 
     /// A machine on this network, which has not begun to run.
     pub fn with_net(wire: Wire, ram: &[u8], saved: Option<&Saved>) -> Result<Self, BuildError> {
         let spec = Spec::new(&net::KIND, &wire.options()).unwrap();
         let disk = MemDisk::shared(Vec::new());
-        Self::around(spec, disk.clone(), disk, wire, ram, saved)
+        Self::around(spec, disk.clone(), disk, (wire, Peers::new()), ram, saved)
+    }
+
+    /// A machine whose sockets end there, which has not begun to run.
+    pub fn with_vsock(
+        options: &VsockOptions,
+        peers: Peers,
+        ram: &[u8],
+        saved: Option<&Saved>,
+    ) -> Result<Self, BuildError> {
+        let spec = Spec::new(&vsock::KIND, options).unwrap();
+        let disk = MemDisk::shared(Vec::new());
+        Self::around(spec, disk.clone(), disk, (Wire::endless(), peers), ram, saved)
     }
 
     /// What is behind RAM is on the disk.
@@ -154,17 +172,18 @@ impl Bench {
             "virtio-balloon" => encode(&BalloonConfig::default()).unwrap(),
             "virtio-blk" => encode(&options()).unwrap(),
             "virtio-net" => encode(&wire.options()).unwrap(),
+            "virtio-vsock" => encode(&VsockOptions { cid: 3 }).unwrap(),
             _ => Vec::new(),
         };
         let spec = Spec { id: kind.id.into(), kind, slot: None, options };
-        Self::around(spec, disk.clone(), disk, wire, ram, saved).unwrap()
+        Self::around(spec, disk.clone(), disk, (wire, Peers::crowd()), ram, saved).unwrap()
     }
 
     fn around(
         spec: Spec,
         around: Arc<dyn Disk>,
         disk: Arc<MemDisk>,
-        wire: Wire,
+        (wire, peers): (Wire, Peers),
         ram: &[u8],
         saved: Option<&Saved>,
     ) -> Result<Self, BuildError> {
@@ -172,7 +191,7 @@ impl Bench {
         let mem = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap());
         mem.write_slice(ram, GuestAddress(0)).unwrap();
         let (out, line, notes) = (Out::default(), Arc::<Line>::default(), Arc::<Notes>::default());
-        let host = TestHost(mem.clone(), out.clone(), around, notes.clone(), wire);
+        let host = TestHost(mem.clone(), out.clone(), around, notes.clone(), wire, peers);
         let build = Build { spec: &spec, saved, irq: line.clone(), host: &host };
         let Built { device, bus, subscriber, .. } = (kind.build)(build)?;
         let mut devices = Devices::default();
@@ -395,6 +414,10 @@ fn save_use_on_restore_compare() {
             guest.up(&mut here);
             steps(&mut here, &mut *guest, Rng(seed), 60);
             let state = here.save();
+            // Connections do not move: who arrives is not as who stays, but as all who arrive.
+            if kind == &vsock::KIND {
+                here = Bench::arrive(kind, &state);
+            }
             here.devices.resume();
             *here.out.text.lock().unwrap() = Vec::new();
             here.out.ends.store(0, Ordering::SeqCst);

@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::virtio::balloon::BalloonHandle;
 use wherry_devices::virtio::blk::{self, request::kind};
 use wherry_devices::virtio::mmio::regs::{offset, status};
+use wherry_devices::virtio::vsock::{self, constants::EVENT};
 
 use super::{Bench, Rng, Side};
 use crate::blk::disks::SECTORS;
@@ -19,6 +20,11 @@ const CHAIN: u16 = 4;
 const BUFFER: u64 = 64;
 /// Data of requests to a disk, a KiB for each chain.
 const DATA: u64 = 0xA_0000;
+/// Buffers for events of sockets, and how many there are.
+const EVENTS: u64 = 0xB_0000;
+const EVENT_BUFFERS: usize = 3;
+/// A piece that is none: a buffer that the device has until there is an event.
+const LENT: u32 = u32::MAX;
 
 #[derive(Clone, Default)]
 struct Ring {
@@ -232,9 +238,26 @@ impl Driver {
     }
 }
 
+/// Queues of whose chains all come back without further ado.
+fn queues(bench: &Bench, all: usize) -> usize {
+    if bench.kind == &vsock::KIND { EVENT } else { all }
+}
+
+impl Driver {
+    /// Gives the device a buffer for an event.
+    fn lend(&mut self, bench: &Bench) {
+        let at = EVENTS + u64::from(self.next(EVENT));
+        let head = self.chain(bench, EVENT, &[inb(at, 4)]).unwrap();
+        self.pieces.insert((EVENT, head), LENT);
+    }
+}
+
 impl Side for Driver {
     fn up(&mut self, bench: &mut Bench) {
         self.probe(bench);
+        if bench.kind == &vsock::KIND {
+            (0..EVENT_BUFFERS).for_each(|_| self.lend(bench));
+        }
         bench.run();
     }
 
@@ -276,7 +299,7 @@ impl Side for Driver {
     }
 
     fn begin(&mut self, bench: &mut Bench, piece: u32, rng: &mut Rng) -> bool {
-        let queue = rng.below(self.rings.len() as u64) as usize;
+        let queue = rng.below(queues(bench, self.rings.len()) as u64) as usize;
         let sent = self.send(bench, queue, rng);
         sent.is_some_and(|head| self.pieces.insert((queue, head), piece).is_none())
     }
@@ -286,7 +309,10 @@ impl Side for Driver {
         while bench.line.high() {
             assert_ne!(Self::acknowledge(bench), 0, "the line is high without a cause");
             for (queue, head, _) in self.take_used(bench) {
-                got.push(self.pieces.remove(&(queue, head)).expect("a chain that was not out"));
+                match self.pieces.remove(&(queue, head)).expect("a chain that was not out") {
+                    LENT => self.lend(bench),
+                    piece => got.push(piece),
+                }
             }
         }
         got
