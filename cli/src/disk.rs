@@ -1,10 +1,15 @@
 //! `--disk`: comma lists as other VMMs write them.
 
 use std::num::NonZeroU64;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::{fs, io};
 
 use clap::{ArgAction, Args, ValueHint};
-use wherry_devices::virtio::blk::ID_BYTES;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use wherry_devices::virtio::blk::{ID_BYTES, SECTOR};
 use wherry_vmm::config::{DiskConfig, check_id};
+use wherry_vmm::control::ControlError;
 
 use super::{list, units};
 
@@ -88,6 +93,44 @@ fn positive(what: &str, value: u64) -> Result<NonZeroU64, String> {
     NonZeroU64::new(value).ok_or_else(|| format!("{what}=0 lets nothing through"))
 }
 
+/// Refuses what is certainly no disk, before anything is started. Who else has it is found when
+/// its lock is asked for.
+///
+/// # Errors
+/// The file is not there, is no image, or may not be used so.
+pub fn check(disk: &DiskConfig) -> Result<(), ControlError> {
+    let what = format!("disk `{}` ({})", disk.id, disk.shown());
+    let failed = |why: &str| ControlError::failed(format!("{what}: {why}"));
+    let path = Path::new(&disk.path);
+    let meta = fs::metadata(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => failed("no such file")
+            .hint("`truncate -s 10G FILE` makes an empty image, which takes no room yet"),
+        io::ErrorKind::PermissionDenied => failed("no permission to enter its folder"),
+        _ => failed(&e.to_string()),
+    })?;
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        return Err(failed("this is a folder; a disk is a raw image or a block device"));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(failed("neither a file nor a block device"));
+    }
+    if kind.is_file() && meta.len() < SECTOR {
+        return Err(failed("the file is empty").hint("`truncate -s 10G FILE` makes an empty disk"));
+    }
+    let mode = match disk.read_only {
+        true => Access::READ_OK,
+        false => Access::READ_OK | Access::WRITE_OK,
+    };
+    // By the rights that opening it will have, should they differ from the user's own.
+    match accessat(CWD, path, mode, AtFlags::EACCESS) {
+        Ok(()) => Ok(()),
+        Err(e) if disk.read_only => Err(failed(&format!("it cannot be read: {e}"))),
+        Err(e) => Err(failed(&format!("it cannot be read and written: {e}"))
+            .hint("with readonly=on it is only read")),
+    }
+}
+
 /// All of them, each with an id: `disk0`, `disk1`, … where none is given.
 pub fn all(disks: Vec<DiskConfig>) -> Result<Vec<DiskConfig>, String> {
     let mut all: Vec<DiskConfig> = Vec::new();
@@ -149,6 +192,36 @@ mod tests {
         ] {
             let error = parse(wrong).unwrap_err();
             assert!(error.contains(word), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_before_anything_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: u64| {
+            let path = dir.path().join(name);
+            fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+            path
+        };
+        let check = |path: &Path, words: &str| {
+            let text = format!("{}{words}", list::word(None, path.to_str().unwrap()));
+            check(&all(vec![parse(&text).unwrap()]).unwrap()[0]).map_err(|e| e.message)
+        };
+        let (image, empty, pipe) = (file("a,b", 512), file("c", 511), dir.path().join("pipe"));
+        check(&image, "").unwrap();
+        check(&image, ",readonly=on").unwrap();
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for (path, why) in [
+            (&dir.path().join("none"), "no such file"),
+            (&dir.path().join("a,b/none"), "Not a directory"),
+            (&dir.path().to_owned(), "this is a folder"),
+            (&pipe, "neither a file nor a block device"),
+            (&empty, "the file is empty"),
+        ] {
+            let error = check(path, ",id=data").unwrap_err();
+            let disk = format!("disk `data` ({}): ", path.display());
+            assert!(error.starts_with(&disk) && error.contains(why), "{error}");
         }
     }
 

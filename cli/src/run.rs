@@ -8,7 +8,7 @@ use std::path::Path;
 use kvm_ioctls::Kvm;
 use wherry_vmm::config::{
     DEFAULT_CMDLINE, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ReceiveConfig,
-    RunConfig, SerialSink,
+    RunConfig, SerialSink, check_slots,
 };
 use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::exit::Exit;
@@ -33,6 +33,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
     if let Some(initrd) = &config.initrd {
         check_file("initrd", initrd.as_ref())?;
     }
+    config.disks.iter().try_for_each(disk::check)?;
     drop(kvm);
     become_vm(context, Machine::Run(config))
 }
@@ -42,12 +43,16 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Control
     let config = receive_config(args, context.out.quiet)?;
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
+    config.disks.iter().try_for_each(disk::check)?;
     become_vm(context, Machine::Receive(config))
 }
 
 /// The configuration that the options describe, or what is wrong with them.
 pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, ControlError> {
     let serial = args.console.serial;
+    let nets = net::ends(&args.net.net).map_err(ControlError::usage)?;
+    let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
+    check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
     Ok(ReceiveConfig {
         name: args.name,
         uri: args.uri,
@@ -55,8 +60,8 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
         progress: !quiet && serial != SerialSink::Stdio,
         serial,
         max_memory: args.max_memory,
-        nets: net::ends(&args.net.net).map_err(ControlError::usage)?,
-        disks: disk::all(args.disks.disks).map_err(ControlError::usage)?,
+        nets,
+        disks,
     })
 }
 
@@ -132,6 +137,7 @@ pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
     if args.kernel.is_none() && disks.is_empty() {
         return usage("nothing to boot: --kernel FILE, or --disk IMAGE with a system in it".into());
     }
+    check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
     if let Some(both) = disks.iter().find(|disk| nets.iter().any(|net| net.end.id == disk.id)) {
         return usage(format!("--disk and --net: both have the id `{}`", both.id));
     }
@@ -199,6 +205,10 @@ fn check_file(what: &str, path: &Path) -> Result<(), ControlError> {
 mod tests {
     use clap::Parser;
 
+    use wherry_devices::device::Spec;
+    use wherry_devices::virtio::blk;
+    use wherry_vmm::config::devices;
+
     use super::super::args::{Cli, Command};
     use super::*;
 
@@ -250,6 +260,19 @@ mod tests {
     }
 
     #[test]
+    fn as_many_devices_as_there_are_slots() {
+        let mut options = ["--disk", "d"].repeat(5);
+        options.extend(["--net", "tap=a"]);
+        // A balloon that is left out leaves no slot.
+        options.extend(["--balloon", "off", "--rng", "off"]);
+        let config = config(&options).unwrap();
+        let disks = config.disks.iter().map(|_| Spec::new(&blk::KIND, &()).unwrap()).collect();
+        let devices = devices(None, false, &config.nets, disks).unwrap();
+        let last = devices.iter().filter_map(|spec| spec.slot).max();
+        assert_eq!(last, Some(7), "there is room for one more, or for one less");
+    }
+
+    #[test]
     fn bad_options_are_refused_with_a_reason() {
         let long = "x".repeat(2048);
         for (options, reason) in [
@@ -266,6 +289,10 @@ mod tests {
             (&["--append", &long], "2047 is the most"),
             (&["--serial", "tty"], "stdio, file:PATH"),
             (&["--balloon-features", "none,stats"], "stand alone"),
+            (&["--disk", "a,id=x", "--disk", "b,id=x"], "two have the id `x`"),
+            (&["--disk", "a,id=x", "--net", "tap=b,id=x"], "both have the id `x`"),
+            (&["--disk", "a,format=qcow2"], "only raw images"),
+            (&[&["--disk", "d"].repeat(6)[..], &["--net", "tap=a"]].concat(), "7 disks, networks"),
             (&["--hostname", "a_b"], "labels of A-Z"),
             (&["--credential", "a"], "write KEY=VALUE"),
             (&["-x"], "-x"),

@@ -17,6 +17,8 @@ pub use crate::boot::credential::{Credential, check as check_credentials};
 pub use crate::boot::layout::{MAX_VCPUS, MIN_RAM_BYTES};
 pub use crate::disks::DiskConfig;
 
+use crate::boot::layout::VIRTIO_MMIO_SLOTS;
+
 /// Kernel command line when none is given: the serial console.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 
@@ -101,6 +103,22 @@ pub fn check_id(id: &str) -> Result<(), &'static str> {
         return Err("another part of the machine is called that; use another id=");
     }
     Ok(())
+}
+
+/// Whether there is a slot for each of a guest's disks, networks and what else it asks for. Balloon
+/// and entropy device have theirs even where they are left out.
+///
+/// # Errors
+/// There are too many.
+pub fn check_slots(more: usize) -> Result<(), String> {
+    let left = VIRTIO_MMIO_SLOTS as usize - 2;
+    if more <= left {
+        return Ok(());
+    }
+    Err(format!(
+        "{more} disks, networks and other devices are too many: the machine has \
+         {VIRTIO_MMIO_SLOTS} slots, of which balloon and entropy device have 2; {left} are left"
+    ))
 }
 
 /// The devices of a new machine. A virtio device's slot is its place in the list, whether those
