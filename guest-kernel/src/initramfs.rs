@@ -18,9 +18,23 @@ const GUEST: [&str; 6] =
     ["virtio_mmio", "virtio_balloon", "virtio_rng", "button", "evdev", "virtio_pci"];
 /// What a guest loads when a step of its work needs it.
 const ON_DEMAND: [&str; 2] = ["loop", "virtio_blk"];
-/// What the lab's KVM host loads.
-const LAB: [&str; 7] =
-    ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd", "sch_tbf"];
+/// What the lab's KVM host loads. From `virtio_blk` on: disks, and hosts and networks in it.
+const LAB: [&str; 14] = [
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm_amd",
+    "sch_tbf",
+    "virtio_blk",
+    "crc32c_generic",
+    "ext4",
+    "veth",
+    "bridge",
+    "tun",
+    "sch_netem",
+];
 
 /// The initramfs of a test guest for the kernel whose modules are in `modules`.
 pub fn guest(init: &Path, modules: &Path) -> Result<Vec<u8>> {

@@ -102,9 +102,15 @@ pub fn cache_dir() -> PathBuf {
 pub fn find(id: KernelId, cache: &Path) -> Option<Kernel> {
     let dir = kernel_dir(id, cache);
     let release = fs::read_to_string(dir.join("release")).ok()?.trim().to_owned();
+    if fs::read_to_string(dir.join("layout")).ok()?.trim() != LAYOUT {
+        return None;
+    }
     let modules = dir.join("modules").join(&release);
     Some(Kernel { id, vmlinuz: dir.join("vmlinuz"), config: dir.join("config"), modules, release })
 }
+
+/// What of a kernel is kept, and where; a kernel with another layout is fetched anew.
+const LAYOUT: &str = "2";
 
 fn kernel_dir(id: KernelId, cache: &Path) -> PathBuf {
     cache.join("kernels").join(id.to_string())
@@ -135,6 +141,10 @@ pub fn provision(id: KernelId, cache: &Path, progress: &mut dyn FnMut(&str)) -> 
     let done = work.path().join("done");
     arrange(&tree, &done)?;
     let target = kernel_dir(id, cache);
+    // One of an older layout: aside, not removed, since a VM may be starting from it.
+    if find(id, cache).is_none() && target.exists() {
+        let _ = fs::rename(&target, work.path().join("old"));
+    }
     if let Err(source) = fs::rename(&done, &target)
         // Somebody else was faster: theirs is as good.
         && find(id, cache).is_none()
@@ -203,6 +213,7 @@ fn arrange(tree: &Path, done: &Path) -> Result<()> {
         "drivers/acpi",
         "drivers/block",
         "drivers/char",
+        "drivers/md",
     ]
     .iter()
     .chain(&["drivers/crypto/ccp", "drivers/input", "drivers/vhost", "drivers/virtio"])
@@ -216,7 +227,7 @@ fn arrange(tree: &Path, done: &Path) -> Result<()> {
     }
     let net = modules.join("kernel/drivers/net");
     fs::create_dir_all(&net).map_err(io("create", &net))?;
-    for name in ["virtio_net", "net_failover", "tun", "tap"] {
+    for name in ["virtio_net", "net_failover", "tun", "tap", "veth"] {
         for suffix in ["ko", "ko.xz"] {
             let file = format!("{name}.{suffix}");
             let from = from.join("kernel/drivers/net").join(&file);
@@ -225,8 +236,11 @@ fn arrange(tree: &Path, done: &Path) -> Result<()> {
             }
         }
     }
-    let stamp = done.join("release");
-    fs::write(&stamp, format!("{release}\n")).map_err(io("write", &stamp))
+    for (name, content) in [("release", release.as_str()), ("layout", LAYOUT)] {
+        let stamp = done.join(name);
+        fs::write(&stamp, format!("{content}\n")).map_err(io("write", &stamp))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -250,6 +264,9 @@ mod tests {
         fs::create_dir_all(dir.join("modules/6.1.0-x")).unwrap();
         assert!(find(KernelId::CLOUD_6_1, cache.path()).is_none());
         fs::write(dir.join("release"), "6.1.0-x\n").unwrap();
+        fs::write(dir.join("layout"), "1\n").unwrap();
+        assert!(find(KernelId::CLOUD_6_1, cache.path()).is_none(), "of an older layout");
+        fs::write(dir.join("layout"), LAYOUT).unwrap();
         assert_eq!(find(KernelId::CLOUD_6_1, cache.path()).unwrap().release, "6.1.0-x");
     }
 }

@@ -7,19 +7,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::hosts::at;
 use crate::{Console, Fields, Result};
+
+fn var(name: &str) -> Result<PathBuf> {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .with_context(|| format!("{name} is not set: run these tests with `cargo xtask test`"))
+}
 
 /// What every guest of a test needs.
 #[derive(Debug, Clone)]
 pub struct Env {
     /// The `wherry` binary; `wherry-vm` is beside it.
     pub wherry: PathBuf,
-    /// Stock kernel, or the bare-metal guest.
-    pub kernel: PathBuf,
+    /// Stock kernel, or the bare-metal guest; none if it is in the guest's disk.
+    pub kernel: Option<PathBuf>,
     /// Initramfs with our init and that kernel's modules; the bare-metal guest has none.
     pub initrd: Option<PathBuf>,
     /// Scratch folder for sockets and logs; on a file system that has sockets.
     pub dir: PathBuf,
+    /// The network namespace that all of `wherry` runs in, as a file; ours if there is none.
+    pub netns: Option<PathBuf>,
 }
 
 impl Env {
@@ -29,20 +38,21 @@ impl Env {
     /// # Errors
     /// Unset: the tests were not started by `cargo xtask test`.
     pub fn from_vars(kernel: &str, dir: &Path) -> Result<Self> {
-        let var = |name: &str| {
-            std::env::var_os(name).map(PathBuf::from).with_context(|| {
-                format!("{name} is not set: run these tests with `cargo xtask test`")
-            })
+        let initrd = match kernel {
+            "HOSTILE" => None,
+            _ => Some(var(&format!("WHERRY_INITRD_{kernel}"))?),
         };
-        Ok(Self {
-            wherry: var("WHERRY_BIN")?,
-            kernel: var(&format!("WHERRY_KERNEL_{kernel}"))?,
-            initrd: match kernel {
-                "HOSTILE" => None,
-                _ => Some(var(&format!("WHERRY_INITRD_{kernel}"))?),
-            },
-            dir: dir.to_owned(),
-        })
+        let kernel = Some(var(&format!("WHERRY_KERNEL_{kernel}"))?);
+        Ok(Self { kernel, initrd, ..Self::binary(dir)? })
+    }
+
+    /// Without a kernel, for guests that boot from their disk.
+    ///
+    /// # Errors
+    /// As [`Env::from_vars`].
+    pub fn binary(dir: &Path) -> Result<Self> {
+        let wherry = var("WHERRY_BIN")?;
+        Ok(Self { wherry, kernel: None, initrd: None, dir: dir.to_owned(), netns: None })
     }
 
     /// The same with binary and images copied to the scratch folder, for labs whose other file
@@ -52,8 +62,8 @@ impl Env {
     /// No room.
     pub fn on_fast_storage(mut self) -> Result<Self> {
         let mut vm = self.wherry.with_file_name("wherry-vm");
-        let programs = [&mut self.wherry, &mut vm, &mut self.kernel];
-        for file in programs.into_iter().chain(&mut self.initrd) {
+        let programs = [&mut self.wherry, &mut vm];
+        for file in programs.into_iter().chain(&mut self.kernel).chain(&mut self.initrd) {
             let name = file.file_name().context("not a file")?;
             let copy = self.dir.join(name);
             if !copy.exists() {
@@ -67,7 +77,10 @@ impl Env {
 
     /// `wherry ARGS` in this scratch folder.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(&self.wherry);
+        let mut c = match &self.netns {
+            Some(netns) => at(netns, &self.wherry),
+            None => Command::new(&self.wherry),
+        };
         c.args(args).env("WHERRY_RUNTIME_DIR", &self.dir).stdin(Stdio::null());
         c
     }
@@ -136,23 +149,13 @@ impl Guest {
         // quiet: each console byte is an exit, and the lab is slow.
         let append = format!("console=ttyS0 quiet {}", options.append);
         let cpus = options.cpus.to_string();
-        let kernel = env.kernel.display().to_string();
-        let mut c = env.command(&[
-            "run",
-            name,
-            "--kernel",
-            &kernel,
-            "--cmdline",
-            &append,
-            "--memory",
-            &options.memory,
-            "--cpus",
-            &cpus,
-            "--serial",
-            "none",
-        ]);
-        if let Some(initrd) = &env.initrd {
-            c.arg("--initrd").arg(initrd);
+        let shape = ["--memory", &options.memory, "--cpus", &cpus, "--serial", "none"];
+        let mut c = env.command(&["run", name, "--cmdline", &append]);
+        c.args(shape);
+        for (option, file) in [("--kernel", &env.kernel), ("--initrd", &env.initrd)] {
+            if let Some(file) = file {
+                c.arg(option).arg(file);
+            }
         }
         c.args(&options.args);
         Self::spawn(env, name, c)
@@ -177,7 +180,11 @@ impl Guest {
         Self::spawn(env, name, command)
     }
 
-    fn spawn(env: &Env, name: &str, mut command: Command) -> Result<Self> {
+    /// Starts `command`, a `wherry run` or `receive` of `name`; returns when it answers.
+    ///
+    /// # Errors
+    /// As [`Guest::run`].
+    pub fn spawn(env: &Env, name: &str, mut command: Command) -> Result<Self> {
         let log = env.log(name)?;
         let child =
             command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start wherry")?;

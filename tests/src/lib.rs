@@ -6,8 +6,10 @@
 
 mod balloon;
 mod console;
+pub mod debian;
 pub mod docs;
 mod guest;
+pub mod hosts;
 pub mod kvm;
 mod proxy;
 mod scratch;

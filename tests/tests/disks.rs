@@ -48,7 +48,7 @@ fn a_disk_keeps_what_was_written_across_moves() -> Result<()> {
     guest.wait_for("ready", BOOT)?;
     // Nobody else gets it, and that is said before anything is begun.
     let mut second = env.command(&["run", "second", "--kernel"]);
-    second.arg(&env.kernel).args(["--serial", "none"]).args(disk(&path));
+    second.args(&env.kernel).args(["--serial", "none"]).args(disk(&path));
     let refused = second.output()?;
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("in use"), "{said}");

@@ -24,13 +24,13 @@ fn bad_kernels_initrds_and_memory() -> Result<()> {
         std::fs::write(&path, content)?;
         Ok(path.display().to_string())
     };
-    let kernel = env.kernel.display().to_string();
+    let kernel = env.kernel.as_ref().unwrap().display().to_string();
     let run = |extra: &[&str], words: &[&str]| {
         refused(&env, &[&["run", "bad", "--serial", "none"], extra].concat(), words)
     };
     run(&["--kernel", "/does/not/exist"], &["no such file"])?;
     run(&["--kernel", &file("garbage", &[7; 100_000])?], &["kernel"])?;
-    run(&["--kernel", &file("short", &std::fs::read(&env.kernel)?[..40_000])?], &["kernel"])?;
+    run(&["--kernel", &file("short", &std::fs::read(&kernel)?[..40_000])?], &["kernel"])?;
     let large = scratch.path().join("large");
     std::fs::File::create(&large)?.set_len(200 << 20)?;
     let large = large.display().to_string();
@@ -47,7 +47,7 @@ fn names_ports_and_peers() -> Result<()> {
     let mut guest =
         Guest::run(&env, "taken", &GuestOptions { memory: "256MiB".into(), ..Default::default() })?;
     guest.wait_for("ready", std::time::Duration::from_secs(120))?;
-    let kernel = env.kernel.display().to_string();
+    let kernel = env.kernel.as_ref().unwrap().display().to_string();
     refused(&env, &["run", "taken", "--kernel", &kernel, "--serial", "none"], &["taken", "name"])?;
     refused(&env, &["info", "nobody"], &["nobody"])?;
 

@@ -36,7 +36,7 @@ impl FromStr for Release {
 /// What an image can have beside its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Extra {
-    /// What tests work with: fio, iperf3.
+    /// What tests work with: fio, iperf3, and what serves DHCP.
     Test,
     /// PostgreSQL, with a cluster that starts at boot.
     Postgres,
@@ -46,7 +46,7 @@ impl Extra {
     /// Its packages.
     pub fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Test => &["fio", "iperf3"],
+            Self::Test => &["dnsmasq-base", "fio", "iperf3"],
             Self::Postgres => &["postgresql"],
         }
     }

@@ -21,7 +21,7 @@ use wherry_tests::{Env, Guest, GuestOptions, SETTLE, migrate};
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{images, setup, testing};
+use crate::{images, setup, testing, vm_demo};
 use case::*;
 
 /// Link between source and destination. Capped so that bytes cost time, as they do between hosts.
@@ -34,19 +34,24 @@ const USED_MIB: u64 = 700;
 /// Options of `demo`.
 #[derive(Debug, Parser)]
 pub struct Args {
+    /// A stock Debian with PostgreSQL, on a disk, moves between two hosts while it is used.
+    #[arg(long)]
+    vm: bool,
     /// Writes the figures to this file as JSON, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The half that runs in the lab: writes its figures to this file.
+    /// The half that runs in the lab: writes its figures to this file, or into this folder.
     #[arg(long, hide = true, value_name = "FILE")]
     inner: Option<PathBuf>,
 }
 
 /// Runs `cargo xtask demo`.
 pub fn main(args: &Args) -> Result<u8> {
-    match &args.inner {
-        Some(file) => inner(file),
-        None => outer(args.json.as_deref()),
+    match (&args.inner, args.vm) {
+        (Some(file), false) => inner(file),
+        (Some(dir), true) => vm_demo::inner(dir),
+        (None, false) => outer(args.json.as_deref()),
+        (None, true) => vm_demo::outer(args.json.as_deref()),
     }
 }
 

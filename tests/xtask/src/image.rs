@@ -74,6 +74,13 @@ fn spec(args: &Args) -> Spec {
     }
 }
 
+/// What tests and demo boot, and what their tools come from.
+pub fn tested() -> Spec {
+    let mut spec = Spec::new(Release::Bookworm, Flavour::Cloud);
+    spec.extras = [Extra::Test, Extra::Postgres].into();
+    spec
+}
+
 /// The image, out of the cache or built.
 pub fn provide(spec: &Spec, again: bool) -> Result<Image> {
     let cannot = || format!("cannot provide the image {spec}");

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use crate::build::Workspace;
@@ -34,6 +34,9 @@ pub struct Args {
     /// often, since the lab reads this machine's files slowly.
     #[arg(long, value_name = "FROM:TO")]
     copy: Vec<String>,
+    /// Gives the lab FILE as a disk; may be repeated. What the lab writes to it is not kept.
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
     /// Working directory of the command [default: this one].
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
@@ -62,6 +65,7 @@ pub fn main(args: &Args) -> Result<u8> {
         cwd: args.cwd.as_ref().map_or_else(|| here.clone(), |dir| here.join(dir)),
         writable: args.rw.iter().map(|dir| here.join(dir)).collect(),
         copies: copies.collect::<Result<_>>()?,
+        disks: args.disk.iter().map(|file| here.join(file)).collect(),
         timeout: args.timeout.map(Duration::from_secs),
         verbose: args.verbose,
         beside_others: false,
@@ -73,15 +77,22 @@ pub fn main(args: &Args) -> Result<u8> {
 pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
     match choose(workspace)? {
         Lab::Host(why) => {
+            ensure!(
+                job.disks.is_empty(),
+                "this machine is the lab: it gets no disks (WHERRY_LAB=qemu)"
+            );
             note(&format!("lab: this machine ({why})"));
             run_here(job)
         }
-        Lab::Qemu(why) => {
-            note(&format!("lab: a KVM host in QEMU's software emulation ({why})"));
-            crate::setup::install_missing()?;
-            qemu::run(workspace, job)
-        }
+        Lab::Qemu(why) => run_emulated(workspace, job, &why),
     }
+}
+
+/// Runs a job in software emulation, for jobs that mount and make networks.
+pub fn run_emulated(workspace: &Workspace, job: &Job, why: &str) -> Result<u8> {
+    note(&format!("lab: a KVM host in QEMU's software emulation ({why})"));
+    crate::setup::install_missing()?;
+    qemu::run(workspace, job)
 }
 
 /// How many labs may share the integration tests.
@@ -90,6 +101,16 @@ pub fn side_by_side(workspace: &Workspace) -> Result<u32> {
         Lab::Host(_) => Ok(1),
         Lab::Qemu(_) => qemu::side_by_side(),
     }
+}
+
+/// Whether the lab is a machine of its own, and not this one.
+pub fn is_ours(workspace: &Workspace) -> Result<bool> {
+    Ok(matches!(choose(workspace)?, Lab::Qemu(_)))
+}
+
+/// How a lab knows its disk number `index`.
+pub fn disk_name(index: usize) -> String {
+    format!("/dev/vd{}", char::from(b'a' + index as u8))
 }
 
 /// From now on signals end all labs. To be called before threads that run some.

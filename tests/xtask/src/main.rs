@@ -9,7 +9,7 @@
 //! - [`image`]: disk images of a stock Debian. [`signals`]: Ctrl-C.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
-//! - [`testing`], [`demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the
+//! - [`testing`], [`demo`], [`vm_demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the
 //!   tests that is there.
 
 mod bench;
@@ -27,6 +27,7 @@ mod releases;
 mod setup;
 mod signals;
 mod testing;
+mod vm_demo;
 
 use std::process::ExitCode;
 
@@ -74,7 +75,8 @@ enum Command {
     )]
     Test(testing::Args),
     /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.
-    #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --json demo.json")]
+    #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --vm\n  \
+                            cargo xtask demo --json demo.json")]
     Demo(demo::Args),
     /// Explore the hint race in every order, with and without deliberate mistakes, and print the
     /// tables.

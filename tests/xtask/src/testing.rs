@@ -13,7 +13,7 @@ use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{deny, house, images, inside, releases, setup};
+use crate::{deny, house, image, images, inside, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -102,10 +102,24 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     ensure!(!executables.is_empty(), "no integration test is called like that");
     let images = images::all(workspace)?;
     let hostile = workspace.hostile()?;
+    // They mount and make networks, which is nothing for a person's own machine.
+    let debian = executables.iter().any(|test| is_called(test, "debian"));
+    let debian = debian && lab::is_ours(workspace)?;
+    if !debian {
+        executables.retain(|test| !is_called(test, "debian"));
+        note("tests of a stock Debian on two hosts are not run here (WHERRY_LAB=qemu runs them)");
+    }
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(std::time::Duration::from_secs(args.timeout));
     job.env = lab_environment(&wherry, &images);
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
+    if debian {
+        let image = image::provide(&image::tested(), false)?.path;
+        for variable in ["WHERRY_DEBIAN_BOOKWORM_CLOUD", "WHERRY_TOOLS"] {
+            job.env.push((variable.into(), lab::disk_name(job.disks.len()).into()));
+            job.disks.push(image.clone());
+        }
+    }
     let builds = releases::build(workspace)?;
     job.env.extend(builds.iter().map(|(name, path)| (name.into(), path.into())));
     let own = std::env::current_exe().context("where is xtask?")?;

@@ -19,6 +19,8 @@ pub struct Job {
     pub writable: Vec<PathBuf>,
     /// What is copied into the lab's memory first.
     pub copies: Vec<(PathBuf, PathBuf)>,
+    /// Images that are disks of the lab (`/dev/vda` and so on). What it writes to them is not kept.
+    pub disks: Vec<PathBuf>,
     /// When to give up.
     pub timeout: Option<Duration>,
     /// Shows the lab's kernel messages.

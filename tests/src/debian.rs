@@ -1,0 +1,127 @@
+//! A stock Debian that boots from its own disk on one of two hosts and moves between them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::hosts::{self, Hosts, Place};
+use crate::{Env, Guest, Result, migrate};
+
+/// A stock Debian boots in a quarter of this in the lab.
+pub const BOOT: Duration = Duration::from_secs(420);
+const NAME: &str = "deb";
+
+/// The guest, and where it is. Its disk is one that both hosts have.
+pub struct Debian {
+    /// Hosts and client.
+    pub hosts: Hosts,
+    env: Env,
+    disk: PathBuf,
+    place: Place,
+    moves: u32,
+    guest: Guest,
+}
+
+impl Debian {
+    /// Starts it on host a. It gets a name, a key for root, a card on the hosts' network, and no
+    /// more; `args` are added to `wherry run`'s.
+    ///
+    /// # Errors
+    /// The VMM did not come up.
+    pub fn start(hosts: Hosts, env: &Env, disk: &Path, args: &[&str]) -> Result<Self> {
+        let host = hosts.on(Place::A, env)?;
+        let console = format!("file:{}", host.dir.join("console").display());
+        let mut command = host.command(&["run", NAME, "--hostname", NAME, "--serial", &console]);
+        command.arg("--disk").arg(disk).arg("--ssh-key").arg(hosts.file("key.pub"));
+        command.args(["--net", &net()]).args(args);
+        let guest = Guest::spawn(&host, NAME, command)?;
+        let (env, disk) = (env.clone(), disk.to_owned());
+        Ok(Self { hosts, env, disk, place: Place::A, moves: 0, guest })
+    }
+
+    /// Waits until it lets us in.
+    ///
+    /// # Errors
+    /// It does not, with what it said on its console.
+    pub fn wait_for_ssh(&self) -> Result<()> {
+        self.hosts.wait_for_ssh(BOOT).with_context(|| self.last_words())
+    }
+
+    /// Runs a script in it, over ssh.
+    ///
+    /// # Errors
+    /// It failed, with what the guest said on its console.
+    pub fn run(&self, script: &str) -> Result<String> {
+        self.hosts.in_guest(script).with_context(|| self.last_words())
+    }
+
+    /// Moves it to the other host; the migration's report.
+    ///
+    /// # Errors
+    /// The migration failed.
+    pub fn move_over(&mut self, args: &[&str]) -> Result<Value> {
+        let to = if self.place == Place::A { Place::B } else { Place::A };
+        let (source, target) =
+            (self.hosts.on(self.place, &self.env)?, self.hosts.on(to, &self.env)?);
+        self.moves += 1;
+        let uri = format!("tcp:{}:{}", to.address(), 4444 + self.moves);
+        let console = format!("file:{}", target.dir.join("console").display());
+        let mut command = target.command(&["receive", NAME, &uri, "--serial", &console]);
+        command.arg("--disk").arg(&self.disk).args(["--net", &format!("tap={}", hosts::TAP)]);
+        let mut destination = Guest::spawn(&target, NAME, command)?;
+        let report = migrate(&source, NAME, &uri, args).with_context(|| {
+            format!("source: {}destination: {}", self.guest.last_words(), destination.last_words())
+        })?;
+        if !self.guest.wait_exit(Duration::from_secs(20))?.success() {
+            bail!("the source ended with an error: {}", self.guest.log());
+        }
+        self.guest = destination;
+        self.place = to;
+        Ok(report)
+    }
+
+    /// Its VMM.
+    pub fn guest(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+
+    /// The host that it is on.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Presses its power button, waits for its end, and looks at its file system from outside.
+    ///
+    /// # Errors
+    /// It does not shut down, or its file system is not sound.
+    pub fn shut_down(mut self) -> Result<()> {
+        let host = self.hosts.on(self.place, &self.env)?;
+        hosts::output(&mut host.command(&["stop", NAME, "--timeout", "180s"]))
+            .with_context(|| self.last_words())?;
+        self.guest.wait_exit(Duration::from_secs(20))?;
+        self.check_disk()
+    }
+
+    /// `e2fsck` on its disk, which no VM may have now.
+    ///
+    /// # Errors
+    /// What it found.
+    pub fn check_disk(&self) -> Result<()> {
+        let disk = self.disk.display().to_string();
+        hosts::output(&mut self.hosts.tool(Place::Client, &["e2fsck", "-fn", &disk])).map(drop)
+    }
+
+    /// The end of its console, for error messages.
+    pub fn last_words(&self) -> String {
+        let path = self.env.dir.join(self.place.name()).join("console");
+        let text = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text[text.len().saturating_sub(3000)..]).into_owned();
+        format!("VMM: {}\nits console ends with:\n{text}\n", self.guest.log())
+    }
+}
+
+fn net() -> String {
+    format!("tap={},mac={}", hosts::TAP, hosts::MAC)
+}
