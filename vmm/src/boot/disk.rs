@@ -22,8 +22,8 @@ pub struct FromDisk {
 }
 
 /// Reads what `image`, a guest's first disk, boots. `cmdline` follows the words about the root, so
-/// that its own win. The image may be open for writing, and with `O_DIRECT`; its position is not
-/// kept.
+/// that its own win. A process that the image may mislead gets it as it is: open for reading only.
+/// Its position is not kept.
 ///
 /// # Errors
 /// It has nothing to boot, or none that can be read; the text says what there is.

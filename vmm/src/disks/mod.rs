@@ -1,7 +1,8 @@
 //! The disks of a VM on this host: which file is behind which device, and who has its lock.
 //!
-//! The host's own configuration says what there is. A description that comes from a peer names
-//! devices by id, never files; what it says of a disk is compared with the file.
+//! The host's own configuration says what there is, and where is found out once ([`place`]). A
+//! description that comes from a peer names devices by id, never files; what it says of a disk is
+//! compared with the file.
 //!
 //! # Who writes
 //! Whoever runs the guest has the lock of each of its disks. At a migration the source flushes its
@@ -16,21 +17,25 @@
 pub mod claim;
 mod config;
 mod lock;
+mod place;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use wherry_devices::device::Spec;
 use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SECTOR, Throttled};
 
 use claim::{Claim, Taken};
 pub use config::DiskConfig;
 use lock::{Locked, Stamp};
+use place::Place;
 
 use crate::sync::lock;
 
@@ -43,10 +48,15 @@ pub const FLUSH_RUNNING: Duration = Duration::from_secs(60);
 struct Open {
     disk: Arc<FileDisk>,
     claim: Claim<Stamp>,
+    /// The first disk again, for who must not write it.
+    boots: Option<Arc<File>>,
 }
 
 struct One {
     config: DiskConfig,
+    place: Place,
+    /// Whether the machine may boot from it.
+    first: bool,
     open: Mutex<Option<Open>>,
 }
 
@@ -60,16 +70,34 @@ pub struct Disks {
     full: Mutex<Vec<String>>,
 }
 
+/// Does what cannot be interrupted, on a thread that is left to itself when the `limit` is over.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Option<T>> {
+    let (tell, done) = channel();
+    let work = move || drop(tell.send(work()));
+    thread::Builder::new().name("disk-flush".into()).spawn(work)?;
+    Ok(done.recv_timeout(limit).ok())
+}
+
 /// A disk cannot be used.
 fn refuse(config: &DiskConfig, why: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("disk `{}` ({}): {why}", config.id, config.shown()))
 }
 
 impl Disks {
-    /// What a command line says.
-    pub fn new(configs: impl IntoIterator<Item = DiskConfig>) -> Self {
-        let one = |config| One { config, open: Mutex::default() };
-        Self { all: configs.into_iter().map(one).collect(), ..Self::default() }
+    /// What a command line says. Looks where they are, and opens none.
+    ///
+    /// # Errors
+    /// One is not there.
+    pub fn new(configs: impl IntoIterator<Item = DiskConfig>) -> io::Result<Self> {
+        let one = |(nth, config): (usize, DiskConfig)| {
+            let place = Place::of(Path::new(&config.path)).map_err(|e| refuse(&config, e))?;
+            Ok(One { config, place, first: nth == 0, open: Mutex::default() })
+        };
+        let all = configs.into_iter().enumerate().map(one).collect::<io::Result<_>>()?;
+        Ok(Self { all, ..Self::default() })
     }
 
     /// What a new machine says of them, in order. Opens and locks them.
@@ -101,10 +129,13 @@ impl Disks {
                 );
                 io::Error::other(text)
             })?;
-            let config = &left.swap_remove(at).config;
+            let one = left.swap_remove(at);
+            let config = &one.config;
             let options: DiskOptions =
                 wherry_codec::decode(&spec.options).map_err(|e| refuse(config, e))?;
-            let disk = config.open().and_then(FileDisk::new).map_err(|e| refuse(config, e))?;
+            let disk = one.open_disk().map_err(|e| refuse(config, e))?;
+            // The pause, in which it is opened, is then spared most of that.
+            disk.forget();
             let (here, there) = (disk.size() / SECTOR, options.sectors);
             if here != there {
                 let text = format!("it has {here} sectors here, and {there} at the source");
@@ -135,9 +166,9 @@ impl Disks {
         Ok(if limits == Limits::default() { disk } else { Arc::new(Throttled::new(disk, limits)) })
     }
 
-    /// The disk that the machine boots from: its first.
-    pub fn boots(&self) -> Option<Arc<FileDisk>> {
-        lock(&self.all.first()?.open).as_ref().map(|open| open.disk.clone())
+    /// What the machine boots from: its first disk, which cannot be written through this.
+    pub fn boots(&self) -> Option<Arc<File>> {
+        lock(&self.all.first()?.open).as_ref()?.boots.clone()
     }
 
     /// What was written so far is on the disks.
@@ -151,13 +182,10 @@ impl Disks {
             let Some(disk) = lock(&one.open).as_ref().map(|open| open.disk.clone()) else {
                 continue;
             };
-            // A thread that is left to itself if need be: a flush cannot be interrupted.
-            let (tell, done) = channel();
-            let flush = move || drop(tell.send(disk.flush()));
-            thread::Builder::new().name("disk-flush".into()).spawn(flush)?;
-            match done.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(flushed) => flushed.map_err(|e| refuse(&one.config, e))?,
-                Err(_) => return Err(refuse(&one.config, format!("no flush within {limit:?}"))),
+            let left = end.saturating_duration_since(Instant::now());
+            match within(left, move || disk.flush())? {
+                Some(flushed) => flushed.map_err(|e| refuse(&one.config, e))?,
+                None => return Err(refuse(&one.config, format!("no flush within {limit:?}"))),
             }
         }
         Ok(())
@@ -171,7 +199,7 @@ impl Disks {
     pub fn let_go(&self) -> io::Result<()> {
         self.flush(FLUSH_PAUSED)?;
         for one in self.all.iter().filter(|one| one.config.lock) {
-            if let Some(Open { disk, claim }) = &mut *lock(&one.open) {
+            if let Some(Open { disk, claim, .. }) = &mut *lock(&one.open) {
                 claim.let_go(&mut one.lockable(disk)).map_err(|e| refuse(&one.config, e))?;
             }
         }
@@ -181,7 +209,7 @@ impl Disks {
     /// The guest does not run here and never will: the locks are free before its memory is.
     pub fn abandon(&self) {
         for one in &self.all {
-            if let Some(Open { disk, claim }) = &mut *lock(&one.open) {
+            if let Some(Open { disk, claim, .. }) = &mut *lock(&one.open) {
                 claim.abandon(&mut one.lockable(disk));
             }
         }
@@ -240,29 +268,52 @@ impl One {
     /// The disk, locked. Opened once: what a guest that reboots finds is what it wrote.
     fn open(&self) -> io::Result<Arc<FileDisk>> {
         let mut open = lock(&self.open);
-        let found = match &mut *open {
-            Some(found) => found,
-            none => {
-                let disk = self.config.open().and_then(FileDisk::new);
-                let disk = Arc::new(disk.map_err(|e| refuse(&self.config, e))?);
-                none.insert(Open { disk, claim: Claim::default() })
-            }
-        };
-        let disk = found.disk.clone();
-        if let Err(taken) = self.lock(found, false) {
+        let (fresh, found) = (open.is_none(), open.take());
+        let found = found.map_or_else(|| self.open_anew(), Ok);
+        let mut found = found.map_err(|e| refuse(&self.config, e))?;
+        if let Err(taken) = self.lock(&mut found, false) {
             // Opened anew at the next attempt.
-            *open = None;
             drop(open);
-            return Err(io::Error::other(self.explain(&taken, Some(&disk))));
+            return Err(io::Error::other(self.explain(&taken, Some(&found.disk))));
         }
-        Ok(disk)
+        if fresh {
+            // What this host keeps of it may be older than what another wrote.
+            found.disk.flush().map_err(|e| refuse(&self.config, e))?;
+            found.disk.forget();
+        }
+        Ok(open.insert(found).disk.clone())
     }
 
     fn lock(&self, open: &mut Open, force: bool) -> Result<(), Taken> {
         if !self.config.lock {
             return Ok(());
         }
-        open.claim.take(&mut self.lockable(&open.disk), force)
+        if !open.claim.is_ours() {
+            open.claim.take(&mut self.lockable(&open.disk), force)?;
+            open.disk.forget();
+        }
+        Ok(())
+    }
+
+    fn open_anew(&self) -> io::Result<Open> {
+        let disk = self.open_disk()?;
+        let mut boots = None;
+        if self.first {
+            let file = self.place.open(OFlags::RDONLY)?;
+            let which = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
+            if which(&file)? != which(disk.file())? {
+                return Err(io::Error::other("it was replaced while it was opened; try again"));
+            }
+            boots = Some(Arc::new(file));
+        }
+        Ok(Open { disk: Arc::new(disk), claim: Claim::default(), boots })
+    }
+
+    /// The file, without its lock.
+    fn open_disk(&self) -> io::Result<FileDisk> {
+        let mut how = if self.config.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        how.set(OFlags::DIRECT, self.config.direct);
+        FileDisk::new(self.place.open(how)?)
     }
 
     fn lockable<'a>(&self, disk: &'a FileDisk) -> Locked<'a> {
@@ -277,17 +328,7 @@ impl One {
     }
 }
 
-impl DiskConfig {
-    /// Opens the file, without its lock.
-    fn open(&self) -> io::Result<File> {
-        // A named pipe in place of an image must not hold anybody up.
-        let mut flags = libc::O_NONBLOCK;
-        if self.direct {
-            flags |= libc::O_DIRECT;
-        }
-        OpenOptions::new().read(true).write(!self.read_only).custom_flags(flags).open(&self.path)
-    }
-}
-
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod tests;

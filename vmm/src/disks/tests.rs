@@ -1,9 +1,11 @@
-use std::io::Write;
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::PathBuf;
 
 use super::*;
 
-fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
+pub(super) fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
     let path = dir.join(name);
     File::create(&path).unwrap().set_len(sectors * SECTOR).unwrap();
     DiskConfig {
@@ -18,8 +20,8 @@ fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
     }
 }
 
-fn disks(config: &DiskConfig) -> Disks {
-    Disks::new([config.clone()])
+pub(super) fn disks(config: &DiskConfig) -> Disks {
+    Disks::new([config.clone()]).unwrap()
 }
 
 #[test]
@@ -71,7 +73,7 @@ fn what_somebody_wrote_meanwhile_is_noticed() {
     source.describe().unwrap();
     // What is written before is the guest's own.
     let file = OpenOptions::new().write(true).open(&config.path).unwrap();
-    let write = |at| std::os::unix::fs::FileExt::write_all_at(&file, b"x", at).unwrap();
+    let write = |at| file.write_all_at(b"x", at).unwrap();
     write(0);
     source.let_go().unwrap();
     // A file system may keep the time of a change only so exactly.
@@ -142,7 +144,10 @@ fn a_guest_that_arrives_finds_its_own_disks_or_is_refused_by_name() {
     let source = image(dir.path(), "a", 8);
     let described = disks(&source).describe().unwrap();
     let refused = |here: &[DiskConfig]| {
-        Disks::new(here.to_vec()).check(&described).map_err(|e| e.to_string()).err()
+        Disks::new(here.to_vec())
+            .and_then(|here| here.check(&described))
+            .map_err(|e| e.to_string())
+            .err()
     };
     assert_eq!(refused(std::slice::from_ref(&source)), None);
     for (here, word) in [
@@ -180,6 +185,85 @@ fn what_is_no_disk_is_refused_and_nobody_waits_for_it() {
         let error = disks(&config).describe().unwrap_err().to_string();
         assert!(error.contains("disk `disk0`"), "{error}");
     }
+}
+
+/// As `/dev/vg/web` is one.
+#[test]
+fn a_disk_that_is_named_by_links_is_what_they_lead_to_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = image(dir.path(), "dm-1", 8);
+    image(dir.path(), "dm-2", 16);
+    std::fs::create_dir(dir.path().join("vg")).unwrap();
+    let link = dir.path().join("vg/web");
+    symlink("../dm-1", &link).unwrap();
+    let linked = DiskConfig { path: link.clone().into(), ..config.clone() };
+    let vm = disks(&linked);
+    std::fs::remove_file(&link).unwrap();
+    symlink("../dm-2", &link).unwrap();
+    assert_eq!(vm.get("disk0").unwrap().size(), 8 * SECTOR);
+}
+
+#[test]
+fn nothing_but_the_name_in_the_folder_counts_after_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, other) = (dir.path().join("images"), dir.path().join("other"));
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    let config = image(&folder, "web", 8);
+    image(&other, "web", 16);
+    // Another folder in the place of that one.
+    let vm = disks(&config);
+    let moved = dir.path().join("moved");
+    std::fs::rename(&folder, &moved).unwrap();
+    symlink(&other, &folder).unwrap();
+    assert_eq!(vm.get("disk0").unwrap().size(), 8 * SECTOR);
+    // A link in the place of the file, within the folder or out of it.
+    let image_of = |name: &str| moved.join(name);
+    for target in ["secret".into(), other.join("web"), PathBuf::from("/proc/self/fd/0")] {
+        image(&moved, "secret", 24);
+        let vm = disks(&DiskConfig { path: image_of("web").into(), ..config.clone() });
+        std::fs::rename(image_of("web"), image_of("kept")).unwrap();
+        symlink(&target, image_of("web")).unwrap();
+        let error = vm.describe().unwrap_err().to_string();
+        assert!(error.contains("it is a symbolic link now"), "{target:?}: {error}");
+        // An image that is renamed into place is the disk.
+        std::fs::rename(image_of("secret"), image_of("web")).unwrap();
+        assert_eq!(vm.get("disk0").unwrap().size(), 24 * SECTOR);
+        std::fs::rename(image_of("kept"), image_of("web")).unwrap();
+    }
+}
+
+#[test]
+fn what_reads_a_disk_to_boot_from_it_cannot_write_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = image(dir.path(), "a", 8);
+    let other = DiskConfig { id: "data".into(), ..image(dir.path(), "b", 8) };
+    let vm = Disks::new([config.clone(), other]).unwrap();
+    assert!(vm.boots().is_none());
+    vm.describe().unwrap();
+    let boots = vm.boots().unwrap();
+    boots.write_at(b"x", 0).unwrap_err();
+    // It is the guest's disk all the same, whatever has its name by now.
+    OpenOptions::new().write(true).open(&config.path).unwrap().write_all(b"new").unwrap();
+    std::fs::remove_file(&config.path).unwrap();
+    let mut read = [0; 3];
+    (&*boots).read_exact(&mut read).unwrap();
+    assert_eq!(&read, b"new");
+}
+
+#[test]
+fn a_flush_that_hangs_is_left_to_itself_when_its_time_is_over() {
+    let (let_it, held) = channel::<()>();
+    let (tell, told) = channel();
+    let flush = move || {
+        let gone_on = held.recv().is_ok();
+        tell.send(gone_on).unwrap();
+    };
+    assert!(within(Duration::ZERO, flush).unwrap().is_none());
+    // It was still held when that came back.
+    let_it.send(()).unwrap();
+    assert!(told.recv().unwrap());
+    assert_eq!(within(Duration::MAX, || 7).unwrap(), Some(7));
 }
 
 #[test]

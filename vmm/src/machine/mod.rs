@@ -163,7 +163,7 @@ impl Machine {
         smbios::write_tables(mem, &self.description.firmware)?;
         let kernel = &self.description.kernel;
         let files = match self.disks.boots().filter(|_| kernel.is_in_disk()) {
-            Some(image) => from_disk(image.file(), &kernel.cmdline)?.files,
+            Some(image) => from_disk(&image, &kernel.cmdline)?.files,
             None => Files::open(kernel)?,
         };
         let loaded = loader::load_files(mem, files, rsdp)?;

@@ -190,7 +190,7 @@ impl Brake {
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
     let nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
-    let disks = Arc::new(Disks::new(config.disks));
+    let disks = Arc::new(Disks::new(config.disks)?);
     let described = disks.describe()?;
     let devices = devices(config.balloon.as_ref(), config.rng, &config.nets, described)?;
     // Without a path the first disk's own kernel boots, whichever that is at each reset.
@@ -223,7 +223,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let nets = Nets::open(&config.nets)?;
     let listener = migrate::listen(&config.uri, dir.path())?;
     // The kernel's path came from the source and means nothing here: a guest that reboots ends.
-    let disks = Arc::new(Disks::new(config.disks.clone()));
+    let disks = Arc::new(Disks::new(config.disks.clone())?);
     let host = VmProcess::start(claim, None, &config.serial, nets, false, disks)?;
     let machine = {
         // `kill` must end the wait for a source, too.

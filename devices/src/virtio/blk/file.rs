@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags};
+use rustix::fs::{Advice, AtFlags, FallocateFlags, OFlags, StatxFlags};
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::disk::{Disk, DiskError, cut, total};
@@ -48,6 +48,12 @@ impl FileDisk {
     /// The file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// What this host keeps of its content is read anew: another host may have written. As far as
+    /// that can be: what somebody here has mapped, or is about to write, stays.
+    pub fn forget(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
     }
 
     fn write_zeros(&self, at: u64, len: u64) -> Result<(), DiskError> {

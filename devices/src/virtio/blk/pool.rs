@@ -8,6 +8,9 @@
 //!   that nothing is in flight finds all that is kept, and is told of every free place.
 //! - **While there is a hurry nothing begins**: the queue of jobs is empty, and what waits beneath
 //!   ([`Disk::hurry`](super::disk::Disk::hurry)) comes back undone.
+//! - **What was put off is kept only while there is a hurry**: its end is what begins it again.
+//!   What comes back later, since a pause gave up waiting, is a job again. So the disk beneath
+//!   hears of a hurry after the pool, and of its end before.
 
 use std::collections::VecDeque;
 use std::io;
@@ -51,6 +54,17 @@ struct State {
     waiting: bool,
     hurry: bool,
     end: bool,
+}
+
+impl State {
+    /// One less is out.
+    fn ended(&mut self, freed: &EventFd) {
+        self.out -= 1;
+        if std::mem::take(&mut self.waiting) {
+            // The only error is a counter that is about to overflow, which wakes the loop as well.
+            let _ = freed.write(1);
+        }
+    }
 }
 
 /// What the workers share.
@@ -126,6 +140,9 @@ impl Pool {
 
     /// See the module's text. What has not begun is kept.
     pub(super) fn hurry(&self, on: bool) {
+        if !on {
+            self.shared.disk.disk().hurry(false);
+        }
         let mut state = self.shared.lock();
         state.hurry = on;
         let jobs = if on { std::mem::take(&mut state.jobs) } else { VecDeque::new() };
@@ -137,7 +154,9 @@ impl Pool {
         }
         drop(state);
         tickets.into_iter().for_each(Ticket::put_back);
-        self.shared.disk.disk().hurry(on);
+        if on {
+            self.shared.disk.disk().hurry(true);
+        }
     }
 
     /// What is kept. The device is paused.
@@ -172,8 +191,10 @@ impl Drop for Pool {
 /// How a request ended.
 enum Done {
     With(u8),
-    /// It did not: it is kept.
-    Undone,
+    /// It did not, and is kept until there is room.
+    Full,
+    /// It did not, since somebody was in a hurry.
+    PutOff,
 }
 
 impl Shared {
@@ -195,41 +216,44 @@ impl Shared {
     }
 
     fn work(&self) {
-        while let Some(Job { request, ticket, chain }) = self.next() {
-            let Request { op, data, answer } = request;
-            let done = self.perform(&op, data.as_ref());
-            // Marked when it was written, and before the driver is told.
-            drop(data);
-            match done {
+        while let Some(job) = self.next() {
+            match self.perform(&job.request.op, job.request.data.as_ref()) {
                 Done::With(status) => {
+                    let Job { request: Request { data, answer, .. }, ticket, .. } = job;
+                    // Marked when it was written, and before the driver is told.
+                    drop(data);
                     answer.write(&self.mem, status);
-                    self.ended(None);
+                    self.lock().ended(&self.freed);
                     ticket.complete(answer.len);
                 }
-                Done::Undone => {
-                    self.ended(Some(chain));
-                    ticket.put_back();
+                Done::Full => self.keep(job, self.lock()),
+                Done::PutOff => {
+                    let mut state = self.lock();
+                    if state.hurry {
+                        self.keep(job, state);
+                    } else {
+                        state.jobs.push_back(job);
+                    }
                 }
             }
         }
     }
 
-    fn ended(&self, kept: Option<KeptV1>) {
-        let mut state = self.lock();
-        state.out -= 1;
-        state.kept.extend(kept);
-        if std::mem::take(&mut state.waiting) {
-            // The only error is a counter that is about to overflow, which wakes the loop as well.
-            let _ = self.freed.write(1);
-        }
+    fn keep(&self, Job { request, ticket, chain }: Job, mut state: MutexGuard<'_, State>) {
+        state.kept.push(chain);
+        state.ended(&self.freed);
+        drop(state);
+        // As above: part of it may have been read into memory.
+        drop(request);
+        ticket.put_back();
     }
 
     fn perform(&self, op: &Op, data: Option<&Dma>) -> Done {
         let writes = matches!(op, Op::Write(_) | Op::Zero(_));
         match self.on_disk(op, data) {
             Ok(()) => Done::With(status::OK),
-            Err(DiskError::PutOff) => Done::Undone,
-            Err(DiskError::Full) if writes && self.full.disk_full(&self.id) => Done::Undone,
+            Err(DiskError::PutOff) => Done::PutOff,
+            Err(DiskError::Full) if writes && self.full.disk_full(&self.id) => Done::Full,
             Err(_) => Done::With(status::IOERR),
         }
     }

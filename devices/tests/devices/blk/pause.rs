@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use wherry_codec::{decode, encode};
@@ -95,6 +95,48 @@ fn a_disk_that_hangs_fails_the_pause_and_the_guest_goes_on() {
     rig.bench.run();
     assert_eq!(rig.driver.take_used(&rig.bench).len(), 5);
     assert!(answers.iter().all(|at| rig.status(*at) == status::OK));
+}
+
+/// A flush cannot be cut into pieces, nor be put off once it has begun.
+#[test]
+fn a_flush_that_hangs_fails_the_pause_in_time_and_the_guest_goes_on() {
+    let mut rig = Rig::usual();
+    rig.disk.hold(true);
+    let flush = rig.send(kind::FLUSH, 0, &[]);
+    rig.turn();
+    rig.disk.wait_held(1);
+    let busy = rig.bench.devices.pause(Instant::now()).unwrap_err();
+    assert!(busy.contains("still in flight"), "{busy}");
+    // It is still held: the guest has its vCPUs and the rest of its queue.
+    let read = rig.send(kind::IN, 0, &[inb(DATA, 512)]);
+    rig.turn();
+    rig.disk.wait_held(2);
+    assert_eq!([rig.status(flush), rig.status(read)], [NONE; 2]);
+    rig.disk.hold(false);
+    rig.bench.run();
+    assert_eq!([rig.status(flush), rig.status(read)], [status::OK; 2]);
+    rig.bench.devices.pause(soon()).unwrap();
+}
+
+/// A pause gave up waiting, and what it put off comes back when nobody is in a hurry any more.
+#[test]
+fn what_is_put_off_too_late_is_done_all_the_same() {
+    let mut rig = Rig::usual();
+    rig.disk.hold(true);
+    let answer = rig.send(kind::IN, 3, &[inb(DATA, 512)]);
+    rig.turn();
+    rig.disk.wait_held(1);
+    rig.bench.devices.pause(Instant::now()).unwrap_err();
+    let first = AtomicBool::new(true);
+    rig.disk.before(move |_| match first.swap(false, Ordering::SeqCst) {
+        true => Err(DiskError::PutOff),
+        false => Ok(()),
+    });
+    rig.disk.hold(false);
+    rig.bench.run();
+    assert_eq!(rig.status(answer), status::OK);
+    assert_eq!(rig.get(DATA, 512), rig.disk.bytes()[3 * 512..][..512]);
+    assert_eq!(rig.driver.take_used(&rig.bench).len(), 1);
 }
 
 #[test]
