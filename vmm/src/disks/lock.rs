@@ -5,10 +5,12 @@
 //! file system does not carry locks, or the disk is a block device.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::process::start::PROGRAM;
 
 use super::claim::Lockable;
 
@@ -74,9 +76,44 @@ pub(super) fn users(file: &File) -> Option<String> {
         let Some(pid) = pid.ok().filter(|pid| *pid != std::process::id()) else { continue };
         let Ok(fds) = std::fs::read_dir(process.path().join("fd")) else { continue };
         if fds.flatten().map(|fd| fd.path()).any(|fd| same(&fd)) {
-            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("{} ({pid})", name.trim().escape_debug()));
+            found.push(format!("{} ({pid})", name(&process.path())));
         }
     }
     (!found.is_empty()).then(|| found.join(", "))
+}
+
+/// A process, for people: of a VM what it is called, which is its first argument.
+fn name(process: &Path) -> String {
+    let text = |file, most| {
+        let mut bytes = Vec::new();
+        // What cannot be read is not shown.
+        let _ = File::open(process.join(file)).and_then(|f| f.take(most).read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let program = text("comm", 64);
+    match (program.trim(), text("cmdline", 256).split('\0').nth(1)) {
+        (PROGRAM, Some(vm)) => format!("the VM `{}`", vm.escape_debug()),
+        (program, _) => program.escape_debug().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vms_are_called_by_their_names() {
+        let process = tempfile::tempdir().unwrap();
+        for (comm, cmdline, shown) in [
+            ("wherry-vm\n", "wherry-vm\0web\x005\0", "the VM `web`"),
+            ("wherry-vm\n", "wherry-vm\0\x1b[1m\0", "the VM `\\u{1b}[1m`"),
+            ("wherry-vm\n", "", "wherry-vm"),
+            ("qemu-img\n", "qemu-img\0info\0", "qemu-img"),
+        ] {
+            std::fs::write(process.path().join("comm"), comm).unwrap();
+            std::fs::write(process.path().join("cmdline"), cmdline).unwrap();
+            assert_eq!(name(process.path()), shown);
+        }
+        assert_eq!(name("/nowhere".as_ref()), "");
+    }
 }

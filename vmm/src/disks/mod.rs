@@ -149,6 +149,15 @@ impl Disks {
                     format!("it is {here} here, and {there} at the source"),
                 ));
             }
+            let (here, there) = (&config.serial, &options.serial);
+            if !here.is_empty() && here != there {
+                let there = there.escape_debug();
+                let text = format!(
+                    "its serial number is `{here}` here, and `{there}` at the source; the guest \
+                     brings it along, so leave serial= out"
+                );
+                return Err(refuse(config, text));
+            }
         }
         left.first().map_or(Ok(()), |one| Err(refuse(&one.config, "the guest has no such disk")))
     }

@@ -168,6 +168,22 @@ fn a_guest_that_arrives_finds_its_own_disks_or_is_refused_by_name() {
 }
 
 #[test]
+fn a_serial_number_is_the_sources_and_no_other_is_taken_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |serial: &str| DiskConfig { serial: serial.into(), ..image(dir.path(), "a", 8) };
+    let check = |source: &str, here: &str| {
+        let described = disks(&of(source)).describe().unwrap();
+        disks(&of(here)).check(&described).map_err(|e| e.to_string())
+    };
+    for (source, here) in [("S1", "S1"), ("S1", ""), ("", "")] {
+        check(source, here).unwrap();
+    }
+    let error = check("S1", "S2").unwrap_err();
+    assert!(error.contains("is `S2` here, and `S1` at the source"), "{error}");
+    assert!(check("", "S2").is_err());
+}
+
+#[test]
 fn what_is_no_disk_is_refused_and_nobody_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let config = image(dir.path(), "a", 8);
