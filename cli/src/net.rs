@@ -1,11 +1,13 @@
 //! `--net`: what a guest's network is, and where it ends on this host.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
 use clap::{ArgAction, Args};
 use wherry_devices::virtio::net::{MIN_MTU, NetOptions};
-use wherry_vmm::config::{NetBackend, NetConfig, NetEnd, check_id};
+use wherry_vmm::config::{Forward, NetBackend, NetConfig, NetEnd, UserNet, check_id};
 
 use super::list;
 
@@ -15,8 +17,9 @@ pub const MAX_NETS: usize = 4;
 /// Option of `run` and `receive` alike.
 #[derive(Debug, Args)]
 pub struct NetArgs {
-    /// A network: tap=NAME or fd=N (a tap that is open), and separated by commas id=NAME [default:
-    /// net0, net1, ...], and for `run` mac=ADDRESS, mtu=BYTES, offloads=off (may be repeated)
+    /// A network: user (by passt, without privileges), tap=NAME or fd=N (a tap that is open), and
+    /// separated by commas id=NAME [default: net0, net1, ...], for user forward=PORT:PORT of the
+    /// guest, and for `run` mac=ADDRESS, mtu=BYTES, offloads=off (may be repeated)
     #[arg(long, value_name = "NET", action = ArgAction::Append, value_parser = parse)]
     pub net: Vec<NetArg>,
 }
@@ -34,10 +37,17 @@ pub struct NetArg {
 fn parse(text: &str) -> Result<NetArg, String> {
     let mut backends = Vec::new();
     let (mut id, mut mac, mut mtu, mut offloads) = (None, None, None, None);
-    for word in list::split(text, &[])? {
+    let mut forwards = Vec::new();
+    for word in list::split(text, &["forward"])? {
         let value = &*word.value;
+        // `user=on`: a table of a file has keys only.
+        if matches!((word.key, value), (None, "user") | (Some("user"), "on")) {
+            backends.push(NetBackend::User(UserNet::default()));
+            continue;
+        }
         let key = word.key.ok_or_else(|| format!("`{value}` has no value"))?;
         match key {
+            "forward" => forwards.push(forward(value).ok_or(FORWARD)?),
             "tap" => backends.push(NetBackend::Tap(value.to_owned())),
             "fd" => {
                 let fd = value.parse::<RawFd>().ok().filter(|fd| *fd > 2);
@@ -58,12 +68,44 @@ fn parse(text: &str) -> Result<NetArg, String> {
                     _ => return Err("offloads= is on or off".into()),
                 });
             }
-            _ => return Err(format!("there is no {key}=; use tap, fd, id, mac, mtu, offloads")),
+            "hostfwd" => return Err(FORWARD.into()),
+            _ => {
+                let words = "user, tap, fd, id, mac, mtu, offloads, forward";
+                return Err(format!("there is no {key}=; use {words}"));
+            }
         }
     }
     let one: Result<[NetBackend; 1], _> = backends.try_into();
-    let [backend] = one.map_err(|_| "write tap=NAME or fd=N, one of them")?;
+    let [mut backend] = one.map_err(|_| "write tap=NAME or fd=N, or user: one of them")?;
+    match &mut backend {
+        NetBackend::User(_) if offloads == Some(true) => {
+            return Err("user has no offloads; leave offloads=on out".into());
+        }
+        NetBackend::User(user) => {
+            (user.forwards, user.mtu, offloads) = (forwards, mtu, Some(false))
+        }
+        _ if !forwards.is_empty() => return Err("forward= is for user, not for a tap".into()),
+        _ => {}
+    }
     Ok(NetArg { backend, id, mac, mtu, offloads })
+}
+
+const FORWARD: &str = "forward= wants ports here and in the guest: forward=2222:22, or \
+                       forward=0.0.0.0:8080:80 for all addresses of this host";
+
+/// Only this host reaches the port unless an address says otherwise.
+fn forward(text: &str) -> Option<Forward> {
+    let (rest, guest) = text.rsplit_once(':')?;
+    let (address, host) = match rest.rsplit_once(':') {
+        None => (Ipv4Addr::LOCALHOST.into(), rest),
+        Some((address, host)) => {
+            let inner = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let v6 = inner.map(|inner| inner.parse().ok().map(IpAddr::V6));
+            (v6.unwrap_or_else(|| address.parse().ok().map(IpAddr::V4))?, host)
+        }
+    };
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    Some(Forward { address, host: port(host)?, guest: port(guest)? })
 }
 
 fn address(text: &str) -> Option<[u8; 6]> {
@@ -97,7 +139,10 @@ pub fn configs(args: Vec<NetArg>, name: &str) -> Result<Vec<NetConfig>, String> 
 /// # Errors
 /// Two are one, or one says what the guest brings along.
 pub fn ends(args: &[NetArg]) -> Result<Vec<NetEnd>, String> {
-    let own = |arg: &&NetArg| arg.mac.is_some() || arg.mtu.is_some() || arg.offloads.is_some();
+    let own = |arg: &&NetArg| {
+        let user = matches!(arg.backend, NetBackend::User(_));
+        arg.mac.is_some() || arg.mtu.is_some() || (arg.offloads.is_some() && !user)
+    };
     if args.iter().any(|arg| own(&arg)) {
         return Err("--net: mac=, mtu= and offloads= come with the guest".into());
     }
@@ -114,8 +159,18 @@ fn named(args: &[NetArg]) -> Result<Vec<NetEnd>, String> {
         if ends.iter().any(|end| end.id == id) {
             return Err(format!("--net: two networks have the id {id}"));
         }
+        let is_user = |backend: &NetBackend| matches!(backend, NetBackend::User(_));
+        if ends.iter().any(|end| is_user(&end.backend) && is_user(&arg.backend)) {
+            return Err("--net: two networks are user, and the guest's addresses the same".into());
+        }
         if ends.iter().any(|end| end.backend == arg.backend) {
             return Err("--net: two networks have the same tap".into());
+        }
+        if let NetBackend::User(user) = &arg.backend {
+            let mut ports = BTreeSet::new();
+            if let Some(twice) = user.forwards.iter().find(|one| !ports.insert(one.host)) {
+                return Err(format!("--net: port {} of this host is forwarded twice", twice.host));
+            }
         }
         ends.push(NetEnd { id, backend: arg.backend.clone() });
     }
@@ -158,6 +213,24 @@ mod tests {
     }
 
     #[test]
+    fn a_network_of_sockets_has_ports_and_no_offloads() {
+        let text = "user,forward=2222:22,mtu=9000,forward=0.0.0.0:80:8080,forward=[::1]:1:2";
+        let [net] = &configs(all(&[text]), "web").unwrap()[..] else { panic!() };
+        assert_eq!((net.options.offloads, net.options.mtu), (false, Some(9000)));
+        let NetBackend::User(user) = &net.end.backend else { panic!() };
+        let forwards = [("127.0.0.1", 2222, 22), ("0.0.0.0", 80, 8080), ("::1", 1, 2)];
+        let forwards = forwards.map(|(address, host, guest)| {
+            let address = address.parse().unwrap();
+            Forward { address, host, guest }
+        });
+        assert_eq!((&user.forwards[..], user.mtu), (&forwards[..], Some(9000)));
+        // The receiver has its own ports.
+        let [end] = &ends(&all(&["user,id=n,forward=23:22"])).unwrap()[..] else { panic!() };
+        assert_eq!(end.id, "n");
+        configs(all(&["user=on,offloads=off", "tap=a"]), "web").unwrap();
+    }
+
+    #[test]
     fn an_address_of_its_own_stays_the_same_and_is_nobody_elses() {
         let names = ["0123", "web", "net0"];
         assert_eq!(own_address(&names), own_address(&names));
@@ -171,7 +244,19 @@ mod tests {
         for (text, why) in [
             ("", "no value"),
             ("tap", "no value"),
-            ("mtu=1500", "tap=NAME or fd=N"),
+            ("mtu=1500", "tap=NAME or fd=N, or user"),
+            ("user,user", "one of them"),
+            ("user,tap=a", "one of them"),
+            ("user,offloads=on", "no offloads"),
+            ("tap=a,forward=1:2", "not for a tap"),
+            ("user,hostfwd=tcp::2222-:22", "forward=2222:22"),
+            ("user,forward=22", "forward=2222:22"),
+            ("user,forward=0:22", "forward=2222:22"),
+            ("user,forward=22:65536", "forward=2222:22"),
+            ("user,forward=localhost:1:2", "forward=2222:22"),
+            ("user,forward=::1:1:2", "forward=2222:22"),
+            ("user,forward=[1.2.3.4]:1:2", "forward=2222:22"),
+            ("user,forward=1.2.3.4/5:1:2", "forward=2222:22"),
             ("tap=a,fd=3", "one of them"),
             ("tap=a,tap=b", "twice"),
             ("fd=2", "from 3 on"),
@@ -191,6 +276,9 @@ mod tests {
         }
         for (texts, why) in [
             (&["tap=a,id=n", "tap=b,id=n"][..], "the id n"),
+            (&["user", "user,forward=1:2"], "two networks are user"),
+            (&["user,forward=1:2,forward=0.0.0.0:1:3"], "port 1 of this host"),
+            (&["user,mtu=67"], "68 or more"),
             (&["tap=a", "tap=a"], "the same tap"),
             (&["tap=a,mtu=67"], "68 or more"),
             (&["tap=a,mac=03:00:00:00:00:01"], "single device"),
@@ -199,6 +287,10 @@ mod tests {
             let error = configs(all(texts), "web").unwrap_err();
             assert!(error.contains(why), "{texts:?}: {error}");
         }
-        assert!(ends(&all(&["tap=a,mtu=1500"])).unwrap_err().contains("come with the guest"));
+        for own in
+            ["tap=a,mtu=1500", "user,mtu=1500", "tap=a,offloads=off", "user,mac=02:00:00:00:00:01"]
+        {
+            assert!(ends(&all(&[own])).unwrap_err().contains("come with the guest"), "{own}");
+        }
     }
 }

@@ -57,7 +57,8 @@ pub trait Frames: Send {
     /// Sends a frame, header in front. Never waits.
     ///
     /// # Errors
-    /// It is not sent, and lost.
+    /// Not now, but there is news when it is worth another try ([`io::ErrorKind::WouldBlock`]); or
+    /// not at all: it is lost.
     fn write(&mut self, frame: &[u8]) -> io::Result<()>;
     /// Whether frames may leave to the host, and to the guest, what [`Offloads`] has.
     fn can_offload(&self) -> bool;
@@ -66,8 +67,16 @@ pub trait Frames: Send {
     /// # Errors
     /// The host does not do that; it is as before.
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()>;
-    /// Becomes readable when there is a frame.
+    /// Becomes readable when there is news: a frame, room for one after there was none, a link that
+    /// came or went.
     fn fd(&self) -> HostFd;
+    /// There is news: goes on with what is half done, without waiting. Returns whether there is a
+    /// link; without one frames are lost.
+    fn link(&mut self) -> bool {
+        true
+    }
+    /// There is news again, if there was any that nobody has heard.
+    fn wake(&mut self) {}
 }
 
 /// What a frame may leave to who gets it.

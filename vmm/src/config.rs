@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,28 @@ pub enum NetBackend {
     Tap(String),
     /// A tap that is open as this descriptor.
     Fd(RawFd),
+    /// passt, on sockets of this user.
+    User(UserNet),
+}
+
+/// A network that needs no privileges.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNet {
+    /// Ports of this host that lead into the guest.
+    pub forwards: Vec<Forward>,
+    /// Longest packet, if that is known.
+    pub mtu: Option<u16>,
+}
+
+/// A TCP port of this host that leads into the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Where it listens.
+    pub address: IpAddr,
+    /// Its number here.
+    pub host: u16,
+    /// Its number in the guest.
+    pub guest: u16,
 }
 
 /// Whether people may call a device so.

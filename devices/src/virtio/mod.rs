@@ -52,8 +52,12 @@ pub enum News {
     Nothing,
     /// A look at this queue: its chains are handed over as if the driver had kicked.
     Queue(usize),
+    /// The same for all of them.
+    Queues,
     /// The driver is to read config space.
     Config,
+    /// Both: all of them, and config space.
+    All,
 }
 
 /// What the transport needs from a device. Everything is called with the device's lock held.

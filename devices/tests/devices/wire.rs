@@ -29,6 +29,10 @@ pub struct Seen {
     /// The device is to have none.
     without: bool,
     pub mtu: Option<u16>,
+    /// It takes so many frames from the guest, and no more.
+    pub room: Option<usize>,
+    /// There is no link.
+    pub down: bool,
 }
 
 #[derive(Clone)]
@@ -68,6 +72,11 @@ impl Wire {
     /// A frame for the guest, header in front.
     pub fn send(&self, frame: Vec<u8>) {
         self.seen().coming.push_back(frame);
+        self.tell();
+    }
+
+    /// There is news.
+    pub fn tell(&self) {
         self.1.write(1).unwrap();
     }
 
@@ -88,7 +97,14 @@ impl Frames for Wire {
         Ok(len)
     }
     fn write(&mut self, frame: &[u8]) -> io::Result<()> {
-        self.seen().sent.push(frame.to_vec());
+        let mut seen = self.seen();
+        if seen.down {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        if let Some(room) = &mut seen.room {
+            *room = room.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+        }
+        seen.sent.push(frame.to_vec());
         Ok(())
     }
     fn can_offload(&self) -> bool {
@@ -100,5 +116,11 @@ impl Frames for Wire {
     }
     fn fd(&self) -> HostFd {
         self.1.clone()
+    }
+    fn link(&mut self) -> bool {
+        !self.seen().down
+    }
+    fn wake(&mut self) {
+        self.tell();
     }
 }

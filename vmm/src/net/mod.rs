@@ -4,7 +4,10 @@
 //! from elsewhere finds them by the names of its devices; what it had where it was is not asked
 //! for.
 
+mod passt;
+pub mod stream;
 mod tap;
+mod user;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,14 +16,20 @@ use std::sync::Arc;
 use anyhow::Context;
 use wherry_devices::device::Spec;
 use wherry_devices::host::Frames;
-use wherry_devices::virtio::net::KIND;
+use wherry_devices::virtio::net::{KIND, NetOptions};
 
 use crate::config::{NetBackend, NetEnd};
+use passt::{Program, Watch};
 use tap::Tap;
 
 /// All of a process's, by the name of the device. Clones are the same ones.
 #[derive(Clone, Default)]
-pub struct Nets(Arc<BTreeMap<String, Tap>>);
+pub struct Nets(Arc<BTreeMap<String, End>>);
+
+enum End {
+    Tap(Tap),
+    User(Watch),
+}
 
 impl Nets {
     /// Opens them.
@@ -31,11 +40,12 @@ impl Nets {
         let mut all = BTreeMap::new();
         for NetEnd { id, backend } in ends {
             let opened = match backend {
-                NetBackend::Tap(name) => Tap::open(name),
-                NetBackend::Fd(fd) => Tap::inherited(*fd),
+                NetBackend::Tap(name) => Tap::open(name).map(End::Tap),
+                NetBackend::Fd(fd) => Tap::inherited(*fd).map(End::Tap),
+                NetBackend::User(net) => Watch::start(id, Program::new(net)).map(End::User),
             };
-            let tap = opened.with_context(|| format!("cannot give network `{id}` to the guest"))?;
-            all.insert(id.clone(), tap);
+            let end = opened.with_context(|| format!("cannot give network `{id}` to the guest"))?;
+            all.insert(id.clone(), end);
         }
         Ok(Self(Arc::new(all)))
     }
@@ -46,20 +56,32 @@ impl Nets {
     /// There is none.
     pub fn get(&self, id: &str) -> io::Result<Box<dyn Frames>> {
         match self.0.get(id) {
-            Some(tap) => Ok(Box::new(tap.clone())),
+            Some(End::Tap(tap)) => Ok(Box::new(tap.clone())),
+            Some(End::User(watch)) => Ok(Box::new(watch.user().clone())),
             None => Err(io::Error::other(format!(
-                "this host has no network `{id}`; give it one with --net id={id},tap=NAME"
+                "this host has no network `{id}`; give it one with --net tap=NAME,id={id}"
             ))),
         }
     }
 
-    /// Whether each of these devices that wants one has one.
+    /// Whether each of these devices that wants one has one that does what its guest relies on.
     ///
     /// # Errors
     /// One has none.
     pub fn check(&self, devices: &[Spec]) -> io::Result<()> {
-        let mut wanting = devices.iter().filter(|spec| *spec.kind == KIND);
-        wanting.try_for_each(|spec| self.get(&spec.id).map(drop))
+        for Spec { id, options, .. } in devices.iter().filter(|spec| *spec.kind == KIND) {
+            let end = self.get(id)?;
+            let options: NetOptions =
+                wherry_codec::decode(options).map_err(|e| io::Error::other(e.to_string()))?;
+            if options.offloads && !end.can_offload() {
+                return Err(io::Error::other(format!(
+                    "network `{id}` of the guest leaves checksums and segmentation to its host, \
+                     which --net user does not do; give it a tap, or start the guest with \
+                     offloads=off"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -69,13 +91,26 @@ mod tests {
 
     use super::*;
 
+    fn net(offloads: bool) -> Spec {
+        let options = NetOptions { mac: [2, 0, 0, 0, 0, 1], mtu: None, offloads };
+        Spec::new(&KIND, &options).unwrap().named("db")
+    }
+
     #[test]
     fn a_guest_whose_network_has_no_end_here_is_refused_by_name() {
-        let net = Spec::new(&KIND, &()).unwrap().named("db");
         let rng = Spec::new(&rng::KIND, &()).unwrap();
         let nets = Nets::default();
         nets.check(std::slice::from_ref(&rng)).unwrap();
-        let refused = nets.check(&[rng, net]).unwrap_err().to_string();
-        assert!(refused.contains("no network `db`") && refused.contains("--net id=db,tap="));
+        let refused = nets.check(&[rng, net(true)]).unwrap_err().to_string();
+        assert!(refused.contains("no network `db`") && refused.contains("--net tap=NAME,id=db"));
+    }
+
+    #[test]
+    fn a_guest_that_leaves_work_to_its_host_is_refused_by_one_that_does_not_do_it() {
+        let watch = Watch::start("db", Program::echo()).unwrap();
+        let nets = Nets(Arc::new([("db".to_owned(), End::User(watch))].into()));
+        nets.check(&[net(false)]).unwrap();
+        let refused = nets.check(&[net(true)]).unwrap_err().to_string();
+        assert!(refused.contains("network `db`") && refused.contains("offloads=off"), "{refused}");
     }
 }

@@ -154,8 +154,9 @@ impl Frames for Tap {
     }
 
     fn write(&mut self, frame: &[u8]) -> io::Result<()> {
-        // A frame is written whole or not at all.
-        (&*self.0).write(frame).map(drop)
+        // A frame is written whole or not at all. Nobody says when there would be room for one that
+        // is not.
+        (&*self.0).write(frame).map(drop).map_err(|_| ErrorKind::Other.into())
     }
 
     fn can_offload(&self) -> bool {

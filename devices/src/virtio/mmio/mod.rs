@@ -251,7 +251,12 @@ impl<D: VirtioDevice> MmioDevice<D> {
         match self.device.host_ready(nth) {
             News::Nothing => {}
             News::Queue(queue) => self.kick(queue),
+            News::Queues => self.kick_all(),
             News::Config => self.config_changed(),
+            News::All => {
+                self.config_changed();
+                self.kick_all();
+            }
         }
     }
 

@@ -6,7 +6,9 @@
 //! moves.
 //!
 //! A driver that has no room for frames ends their reading, and its next kick goes on with it. The
-//! network is asked by news only, so that frames that nobody takes cost nothing.
+//! network is asked by news only, so that frames that nobody takes cost nothing. A network that has
+//! no room ends the taking of the driver's frames in the same way; one that is gone takes them all,
+//! for a driver must not wait for what may never come, and is shown as a link that is down.
 //!
 //! What frames may leave to the guest ([`Offloads`](crate::host::Offloads)) is a setting of the
 //! host's end of the network, which each host has its own of: it is set when the driver comes up,
@@ -110,6 +112,10 @@ pub struct Net {
     features: u64,
     /// The driver is live.
     live: bool,
+    /// There is a link.
+    link: bool,
+    /// A frame from the guest waits for room in the network.
+    tx_waits: bool,
     guest_offloads: u64,
     announcement: Announcement,
     incoming: Incoming,
@@ -119,15 +125,18 @@ pub struct Net {
 impl Net {
     fn new(
         mem: Arc<GuestMemory>,
-        frames: Box<dyn Frames>,
+        mut frames: Box<dyn Frames>,
         options: NetOptions,
     ) -> io::Result<Self> {
+        let link = frames.link();
         Ok(Self {
             mem,
             frames,
             options,
             features: 0,
             live: false,
+            link,
+            tx_waits: false,
             guest_offloads: 0,
             announcement: Announcement::new()?,
             incoming: Incoming::new(),
@@ -151,6 +160,19 @@ impl Net {
         let _ = self.frames.write(&announce::rarp(self.options.mac));
     }
 
+    /// There is news of the network.
+    fn network_news(&mut self) -> News {
+        let link = self.frames.link();
+        if std::mem::replace(&mut self.link, link) != link {
+            if link && self.live {
+                // Its other end may be new, and has not heard of the guest.
+                self.tell_network();
+            }
+            return News::All;
+        }
+        if std::mem::take(&mut self.tx_waits) { News::Queues } else { News::Queue(RX) }
+    }
+
     /// One round of announcing, if one is due. Returns whether the driver is to read config space.
     fn announce_round(&mut self) -> bool {
         if !self.announcement.round() {
@@ -165,7 +187,8 @@ impl Net {
     fn config(&self) -> [u8; 12] {
         let [a, b, c, d, e, f] = self.options.mac;
         let announce = if self.announcement.asked { S_ANNOUNCE } else { 0 };
-        let [s, t] = (S_LINK_UP | announce).to_le_bytes();
+        let link = if self.link { S_LINK_UP } else { 0 };
+        let [s, t] = (link | announce).to_le_bytes();
         let [m, n] = self.options.mtu.unwrap_or(0).to_le_bytes();
         [a, b, c, d, e, f, s, t, 0, 0, m, n]
     }
@@ -212,7 +235,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        (self.features, self.live) = (0, false);
+        (self.features, self.live, self.tx_waits) = (0, false, false);
         let _ = self.set_offloads(0);
         self.announcement.stop();
         self.incoming.clear();
@@ -238,6 +261,7 @@ impl VirtioDevice for Net {
         if self.announcement.resume() {
             self.tell_network();
         }
+        self.frames.wake();
     }
 
     fn state(&self) -> NetStateV1 {
@@ -268,7 +292,9 @@ impl VirtioDevice for Net {
             return false;
         }
         self.announcement.begin();
-        self.announce_round()
+        self.announce_round();
+        // Also a driver that is not asked: the link may be down where it was, and is not here.
+        true
     }
 
     fn host_fds(&self) -> Vec<HostFd> {
@@ -277,7 +303,7 @@ impl VirtioDevice for Net {
 
     fn host_ready(&mut self, nth: usize) -> News {
         match nth {
-            0 => News::Queue(RX),
+            0 => self.network_news(),
             _ if self.announce_round() => News::Config,
             _ => News::Nothing,
         }

@@ -1,5 +1,7 @@
 //! Frames from the guest.
 
+use std::io::ErrorKind;
+
 use vm_memory::Bytes;
 
 use super::constants::*;
@@ -7,14 +9,19 @@ use super::{MAX_CHAIN, Net, header};
 use crate::virtio::{Chain, Completion, descriptors};
 
 impl Net {
-    /// A chain of the queue for frames from the guest. It goes back at once; a frame that cannot be
-    /// sent is lost, as on a wire.
+    /// A chain of the queue for frames from the guest. It goes back at once, and a frame that
+    /// cannot be sent is lost, as on a wire; but it waits for a network that is slower than the
+    /// guest.
     pub(super) fn transmit(&mut self, chain: Chain<'_>) -> Completion {
         if self.gather(chain)
             && self.outgoing.len() >= HEADER + ETHERNET
             && header::check(&mut self.outgoing, header::to_host(self.features))
         {
-            let _ = self.frames.write(&self.outgoing);
+            let sent = self.frames.write(&self.outgoing);
+            if sent.is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+                self.tx_waits = true;
+                return Completion::Wait;
+            }
         }
         Completion::Used(0)
     }

@@ -4,6 +4,7 @@ mod announce;
 mod content;
 mod frames;
 mod hostile;
+mod link;
 mod offloads;
 
 use std::time::{Duration, Instant};

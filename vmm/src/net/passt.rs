@@ -1,0 +1,282 @@
+//! passt(1) as a child, and another one when it ends.
+//!
+//! It runs in the foreground, with one end of a socket pair as its standard input, and ends when
+//! the other end is closed: however this process ends, none is left. Nothing of it is waited for
+//! but the first answer at the very start, when there is still somebody to tell what is wrong;
+//! later a thread of its own watches it, and kills it if its stream is broken.
+//!
+//! The guest's addresses are the same on every host, so that it keeps them when it moves. It does
+//! not reach what listens on this host's loopback: passt would let it, by the gateway's address.
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::ioctl_fionbio;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::stream::{LONGEST, Stream};
+use super::user::User;
+use crate::config::{Forward, UserNet};
+use crate::poll::look;
+
+/// What a guest's addresses are: its own, the gateway's, and that of a resolver which asks the
+/// host's.
+const ADDRESSES: [&str; 8] =
+    ["-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "--dns-forward", "10.0.2.3"];
+/// So long it may take to answer for the first time.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+/// From an end to another start, at first; twice as long each time after that.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Most bytes of its last words that are kept.
+const LAST_WORDS: usize = 4096;
+const ABSENT: &str = "there is no `passt` on this host; `apt-get install passt` installs it";
+
+/// How it is started.
+#[derive(Clone)]
+pub struct Program {
+    /// The command, first its program.
+    command: Vec<OsString>,
+    /// The first pause: see [`FIRST_PAUSE`].
+    pause: Duration,
+    /// See [`FIRST_ANSWER`].
+    patience: Duration,
+}
+
+impl Program {
+    /// passt for this network.
+    pub fn new(net: &UserNet) -> Self {
+        let mut command: Vec<OsString> = ["passt", "-f", "-q", "-F", "0"].map(Into::into).into();
+        command.extend(ADDRESSES.iter().map(Into::into));
+        command.push("--no-map-gw".into());
+        if let Some(mtu) = net.mtu {
+            command.extend(["-m".into(), mtu.to_string().into()]);
+        }
+        for Forward { address, host, guest } in &net.forwards {
+            command.extend(["-t".into(), format!("{address}/{host}:{guest}").into()]);
+        }
+        Self { command, pause: FIRST_PAUSE, patience: FIRST_ANSWER }
+    }
+}
+
+/// Watches what it has started. Dropping it ends that.
+pub struct Watch {
+    quit: Arc<AtomicBool>,
+    user: User,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Starts it for the network `id`, whose link is up from then on.
+    ///
+    /// # Errors
+    /// The text says why it does not run, and what to do about it.
+    pub fn start(id: &str, program: Program) -> io::Result<Self> {
+        let (user, quit) = (User::new()?, Arc::new(AtomicBool::new(false)));
+        let (running, stream) = start(&program, &user, &quit)?;
+        user.connect(stream)?;
+        let thread = std::thread::Builder::new().name(format!("passt-{id}")).spawn({
+            let (id, user, quit) = (id.to_owned(), user.clone(), quit.clone());
+            move || watch(&id, &program, &user, running, &quit)
+        })?;
+        Ok(Self { quit, user, thread: Some(thread) })
+    }
+
+    /// The guest's end.
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.quit.store(true, Ordering::Release);
+        self.user.tell();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Until it is to quit: waits for the end of what runs, and starts it anew.
+fn watch(id: &str, program: &Program, user: &User, mut running: Running, quit: &AtomicBool) {
+    let mut pause = program.pause;
+    loop {
+        let since = Instant::now();
+        let ended = running.wait(user, quit);
+        let found = user.disconnect();
+        if quit.load(Ordering::Acquire) {
+            return;
+        }
+        let why = found.map_or(ended, |e| format!("passt sent {e}"));
+        eprintln!("wherry: network `{id}` is down: {why}; passt is started again");
+        // What ends soon after its start is not started ever faster.
+        if since.elapsed() > LONGEST_PAUSE {
+            pause = program.pause;
+        }
+        running = loop {
+            let until = Instant::now() + pause;
+            // Looked at before each wait: what tells of it may have ended an earlier one.
+            while !quit.load(Ordering::Acquire) && user.wait_told(&[], until) {}
+            if quit.load(Ordering::Acquire) {
+                return;
+            }
+            pause = LONGEST_PAUSE.min(pause * 2);
+            let started = start(program, user, quit);
+            if let Ok(next) = started.and_then(|(next, stream)| user.connect(stream).map(|()| next))
+            {
+                break next;
+            }
+        };
+        eprintln!("wherry: network `{id}` is up again");
+    }
+}
+
+/// Starts it, and waits until it answers.
+fn start(program: &Program, user: &User, quit: &AtomicBool) -> io::Result<(Running, Stream)> {
+    let (own, theirs) = UnixStream::pair()?;
+    let mut running = Running::spawn(program, theirs)?;
+    let mut stream = Stream::new(own)?;
+    let until = Instant::now() + program.patience;
+    // They fail if it is gone, which is found out below.
+    let _ = stream.write(&question_4()).and_then(|()| stream.write(&question_6()));
+    let mut answer = vec![0; LONGEST];
+    loop {
+        match stream.read(&mut answer) {
+            Ok(_) => return Ok((running, stream)),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => return Err(io::Error::other(running.end())),
+        }
+        if quit.load(Ordering::Acquire) || !user.wait_told(&[stream.as_fd()], until) {
+            running.end();
+            return Err(io::Error::new(ErrorKind::TimedOut, "passt does not answer"));
+        }
+    }
+}
+
+/// An address of nobody's. passt takes the guest's own from any frame of the guest's.
+const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// Who has the gateway's address? An ARP request (RFC 826) as from a machine that has no address
+/// yet; passt answers all of them.
+fn question_4() -> Vec<u8> {
+    let (to, operation) = ([0xff; 6], [0, 1, 8, 0, 6, 4, 0, 1]);
+    [&to[..], &NOBODY, &[8, 6], &operation, &NOBODY, &[0; 4], &[0; 6], &[10, 0, 2, 2]].concat()
+}
+
+/// The same where there is IPv6 alone: a neighbour solicitation for fe80::2 (RFC 4861).
+fn question_6() -> Vec<u8> {
+    let (to, kind) = ([0x33, 0x33, 0xff, 0, 0, 2], [0x86, 0xdd]);
+    let header = [0x60, 0, 0, 0, 0, 24, 58, 255];
+    let source = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 1];
+    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 2];
+    let question = [135, 0, 0x7e, 0xa1, 0, 0, 0, 0];
+    let target = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+    let ip = [&header[..], &source, &group, &question, &target].concat();
+    [&to[..], &NOBODY, &kind, &ip].concat()
+}
+
+/// One that runs.
+struct Running {
+    child: Child,
+    /// Becomes readable when it ends.
+    ended: OwnedFd,
+    /// Standard error, until it is closed.
+    words: Option<ChildStderr>,
+    said: Vec<u8>,
+}
+
+impl Running {
+    fn spawn(program: &Program, stdin: UnixStream) -> io::Result<Self> {
+        let Some((name, args)) = program.command.split_first() else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        // In a group of its own: Ctrl-C at the terminal is for the VM.
+        let spawned = Command::new(name)
+            .args(args)
+            .stdin(OwnedFd::from(stdin))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn();
+        let mut child = spawned.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => io::Error::new(e.kind(), ABSENT),
+            _ => io::Error::new(e.kind(), format!("cannot start `passt`: {e}")),
+        })?;
+        let words = child.stderr.take();
+        let quiet = words.as_ref().map_or(Ok(()), |words| ioctl_fionbio(words, true));
+        let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        match quiet.and(ended) {
+            Ok(ended) => Ok(Self { child, ended, words, said: Vec::new() }),
+            Err(e) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Waits until it ends, or is to be ended, and ends it. Returns why it did.
+    fn wait(&mut self, user: &User, quit: &AtomicBool) -> String {
+        loop {
+            self.hear();
+            let over = look(&self.ended, PollFlags::IN).is_ok_and(|now| !now.is_empty());
+            if over || !user.is_connected() || quit.load(Ordering::Acquire) {
+                return self.end();
+            }
+            let ended = self.ended.as_fd();
+            let fds = self.words.iter().map(|words| words.as_fd()).chain([ended]);
+            user.wait_told(&fds.collect::<Vec<_>>(), Instant::now() + LONGEST_PAUSE);
+        }
+    }
+
+    /// Keeps its last words.
+    fn hear(&mut self) {
+        let mut more = [0; LAST_WORDS];
+        while let Some(words) = &mut self.words {
+            match words.read(&mut more) {
+                Ok(len @ 1..) => {
+                    self.said.extend_from_slice(more.get(..len).unwrap_or_default());
+                    self.said.drain(..self.said.len().saturating_sub(LAST_WORDS));
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                _ => self.words = None,
+            }
+        }
+    }
+
+    /// Ends it. Returns how it ended, and what it said last.
+    fn end(&mut self) -> String {
+        // One that has ended by itself takes no harm, and keeps its exit status.
+        let _ = self.child.kill();
+        let status = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+        self.hear();
+        let said = String::from_utf8_lossy(&self.said);
+        // Without a log daemon passt says of each line that it could not be logged.
+        let mut lines = said.lines().rev().map(str::trim);
+        let last = lines.find(|line| !line.is_empty() && !line.ends_with("to syslog"));
+        match last {
+            Some(last) => format!("passt ended ({status}): {}", last.escape_debug()),
+            None => format!("passt ended ({status})"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+#[cfg(test)]
+#[path = "passt_tests.rs"]
+mod tests;
