@@ -341,12 +341,13 @@ pub struct ReplayArgs {
 /// `wherry report`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  wherry migrate web tcp:host-b:4444 --trace web.trace\n  \
-    wherry report web.trace --output web.html")]
+    wherry report web.trace --output web.html\n  \
+    wherry report web.trace --output map.svg")]
 pub struct ReportArgs {
     /// Trace of a migration (see `wherry migrate --trace`)
     #[arg(value_name = "TRACE")]
     pub trace: PathBuf,
-    /// The page
+    /// The page; with the ending .svg only the map of memory, as a picture
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 }

@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use serde_json::value::RawValue;
-use wherry_report::{Error, Reader, Trace, migration_page};
+use wherry_report::{Error, Reader, Trace, memory_picture, migration_page};
 use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::exit::Exit;
 
@@ -28,8 +28,13 @@ pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, ControlE
     }
     let trace =
         Trace::read(BufReader::new(file)).map_err(|e| failed("cannot use", &args.trace, &e))?;
-    let page = migration_page(&trace, &again(&trace))
-        .map_err(|e| failed("cannot show", &args.trace, &e))?;
+    let page = if args.output.extension().is_some_and(|ending| ending == "svg") {
+        memory_picture(&trace)
+            .ok_or_else(|| failed("cannot show", &args.trace, &"it has no map of memory"))?
+    } else {
+        migration_page(&trace, &again(&trace))
+            .map_err(|e| failed("cannot show", &args.trace, &e))?
+    };
     std::fs::write(&args.output, page).map_err(|e| failed("cannot write", &args.output, &e))?;
     context.out.done(format!("wrote {}", args.output.display()));
     Ok(Exit::Ok)

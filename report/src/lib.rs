@@ -23,7 +23,7 @@ mod timeline;
 mod trace;
 pub mod units;
 
-pub use map::memory_map;
+pub use map::{memory_map, memory_picture};
 pub use page::migration_page;
 pub use timeline::timeline;
 pub use trace::{Reader, Round, Trace};

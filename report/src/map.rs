@@ -20,6 +20,9 @@ const STRIP_HEIGHT: u32 = 26;
 const ADDRESS_EVERY: usize = 4;
 /// Columns of a strip.
 const STRIP_COLUMNS: usize = 360;
+/// Of the picture that stands alone.
+const LEGEND_HEIGHT: u32 = 26;
+const LEGEND_WIDTH: u32 = 150;
 
 /// Both figures as HTML; nothing if the trace has no map.
 pub fn memory_map(trace: &Trace) -> String {
@@ -42,6 +45,36 @@ pub fn memory_map(trace: &Trace) -> String {
     let strips =
         "The same memory once for each class: how much of each place (left to right) is in it";
     html::figure(&caption, &grid(trace, &fates)) + &html::figure(strips, &strips_svg(trace))
+}
+
+/// The grid as an SVG file of its own, with a legend; `None` if the trace has no map.
+pub fn memory_picture(trace: &Trace) -> Option<String> {
+    let fates: Vec<usize> = trace.history.map.cells.iter().map(main_fate).collect();
+    let height = grid_size(fates.len()).1;
+    let mut legend = String::new();
+    let mut x = LEFT;
+    let used = |class: &usize| fates.contains(class);
+    for (class, (colour, name)) in CLASSES.iter().enumerate().filter(|(class, _)| used(class)) {
+        let bytes = trace.fate_sum(class).saturating_mul(PAGE);
+        let (top, base, text) = (height + 8, height + 19, x + 18);
+        let _ = write!(
+            legend,
+            "<rect class=\"c{colour}\" x=\"{x}\" y=\"{top}\" width=\"12\" height=\"12\"/>\
+             <text class=\"ink small\" x=\"{text}\" y=\"{base}\">{name}: {}</text>",
+            memory(bytes)
+        );
+        x += LEGEND_WIDTH;
+    }
+    // Inside another picture it would be centred in it.
+    let grid = grid(trace, &fates).replacen("<svg ", &format!("<svg height=\"{height}\" "), 1);
+    let all = height + LEGEND_HEIGHT;
+    (!fates.is_empty()).then(|| {
+        format!(
+            "<svg viewBox=\"0 0 {WIDTH} {all}\" xmlns=\"http://www.w3.org/2000/svg\">\
+             <style>{}</style>{grid}{legend}</svg>\n",
+            html::STYLE
+        )
+    })
 }
 
 /// The class with most pages; of equals the first.
@@ -72,16 +105,20 @@ fn address(trace: &Trace, cell: usize) -> String {
     }
 }
 
-fn grid(trace: &Trace, fates: &[usize]) -> String {
-    // About three times as wide as high.
-    let columns = match fates.len() {
+/// Columns of the grid and its height: about three times as wide as high.
+fn grid_size(cells: usize) -> (usize, u32) {
+    let columns = match cells {
         0..=256 => 32,
         257..=1024 => 64,
         _ => 128,
     };
+    (columns, CELL_HEIGHT * cells.div_ceil(columns) as u32 + 2)
+}
+
+fn grid(trace: &Trace, fates: &[usize]) -> String {
+    let (columns, height) = grid_size(fates.len());
     let rows = fates.len().div_ceil(columns);
     let width = f64::from(WIDTH - LEFT) / columns as f64;
-    let height = CELL_HEIGHT * rows as u32 + 2;
     let mut out = open(height, "Map of guest memory in round one", &counts(trace));
     for (row, line) in fates.chunks(columns).enumerate() {
         let y = row as u32 * CELL_HEIGHT + 1;

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use proptest::prelude::*;
-use wherry_report::{Trace, migration_page};
+use wherry_report::{Trace, memory_picture, migration_page};
 use wherry_trace::{Event, FATES, Harvest, MAX_CELLS, Map, RoundPlan, Slice, Start, VERSION, What};
 
 const PAGES: u64 = 262_144;
@@ -109,6 +109,18 @@ fn text(events: &[Event]) -> String {
 
 fn read(text: &str) -> Trace {
     Trace::read(text.as_bytes()).unwrap()
+}
+
+#[test]
+fn the_map_alone_is_a_picture_with_a_legend() {
+    let picture = memory_picture(&read(&text(&example()))).unwrap();
+    for what in ["<svg viewBox=", "hinted: ", "225 MiB to 256 MiB: hinted", ":root {", "</svg>\n"] {
+        assert!(picture.contains(what), "{what}");
+    }
+    assert_eq!(picture.matches("<svg ").count(), picture.matches("</svg>").count());
+    let mut without = example();
+    without.retain(|event| !matches!(event.what, What::Map(_)));
+    assert!(memory_picture(&read(&text(&without))).is_none());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wherry_tests::Env;
 use wherry_tests::debian::Debian;
-use wherry_tests::hosts::Hosts;
+use wherry_tests::hosts::{self, Hosts};
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
@@ -67,7 +67,7 @@ struct Out {
 
 impl Out {
     fn new(dir: &Path) -> Self {
-        Self { results: dir.join("results.json"), picture: dir.join("report.html") }
+        Self { results: dir.join("results.json"), picture: dir.join("memory.svg") }
     }
 }
 
@@ -97,7 +97,7 @@ pub fn outer(json: Option<&Path>) -> Result<u8> {
     let figures = std::fs::read(&out.results).context("the lab left no results")?;
     let figures: Figures = serde_json::from_slice(&figures)?;
     show::print(&figures);
-    println!("Every page of the guest's memory, drawn: {}", out.picture.display());
+    println!("What became of its memory, drawn: {}", out.picture.display());
     if let Some(path) = json {
         std::fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -141,9 +141,10 @@ fn run(env: &Env, hosts: Hosts, out: &Out) -> Result<Figures> {
     let ledger = Ledger::begin(&debian.hosts)?;
     std::thread::sleep(BEFORE);
     note("the guest moves from host a to host b");
-    let picture = out.picture.display().to_string();
-    let report = debian.move_over(&["--report", &picture])?;
+    let trace = env.dir.join("trace");
+    let report = debian.move_over(&["--trace", &trace.display().to_string()])?;
     std::thread::sleep(AFTER);
+    hosts::output(env.command(&["report", "--output"]).arg(&out.picture).arg(&trace))?;
     let stream = stream.end()?;
     let ledger = ledger.end(&debian.hosts)?;
 
