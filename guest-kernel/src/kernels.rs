@@ -155,6 +155,13 @@ pub fn provision(id: KernelId, cache: &Path, progress: &mut dyn FnMut(&str)) -> 
         .ok_or_else(|| Error::Malformed { path: kernel_dir(id, cache), what: "incomplete".into() })
 }
 
+/// Downloads the kernel's package into `dir`, for those who install it.
+pub fn package(id: KernelId, dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    let package = resolve_or_update(id, progress)?;
+    progress(&format!("kernel {id}: downloading {package}"));
+    download(&package, dir)
+}
+
 fn resolve_or_update(id: KernelId, progress: &mut dyn FnMut(&str)) -> Result<String> {
     match resolve(id) {
         Err(Error::NoPackage(_)) => {

@@ -2,127 +2,35 @@
 //!
 //! Disks and tool box are those that `cargo xtask test` gives the lab.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
-use wherry_tests::debian::Debian;
+use anyhow::Context;
+use wherry_tests::debian::flow::Flow;
+use wherry_tests::debian::ledger::{self, Ledger};
+use wherry_tests::debian::{Debian, load};
 use wherry_tests::hosts::{GUEST, Hosts, MAC, Place};
 use wherry_tests::{Env, Result, Scratch, eventually};
 
 /// A block device of the lab.
-fn device(variable: &str) -> Result<PathBuf> {
-    let path = std::env::var_os(variable);
-    path.map(PathBuf::from)
+fn device(variable: &str) -> Result<String> {
+    std::env::var(variable)
         .with_context(|| format!("{variable} is not set: run this with `cargo xtask test`"))
 }
 
+/// A Debian with its own disk and one for data, and people in it.
 fn start(scratch: &Scratch, disk: &str, args: &[&str]) -> Result<Debian> {
-    let hosts = Hosts::build(&device("WHERRY_TOOLS")?, scratch.path())?;
+    let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
     let env = Env::binary(scratch.path())?.on_fast_storage()?;
-    let debian = Debian::start(hosts, &env, &device(disk)?, args)?;
+    let data = scratch.path().join("data.raw");
+    File::create(&data)?.set_len(1 << 30)?;
+    let data = format!("path={},serial=data", data.display());
+    let debian = Debian::start(hosts, &env, &[device(disk)?, data], args)?;
     debian.wait_for_ssh()?;
     Ok(debian)
-}
-
-/// Writes and verifies a file again and again, trims what it deletes, until it is told that it is
-/// enough. Each pass has a seed of its own.
-const LOAD: &str = "\
-    seed=1; while [ ! -e /run/enough ]; do \
-        fio --name=load --filename=/root/load --size=8M --bs=4k --rw=randwrite --direct=1 \
-            --fsync=32 --verify=crc32c --verify_fatal=1 --randseed=$seed --output=/root/load.log \
-            || exit 1; \
-        rm /root/load; fstrim / || exit 1; \
-        echo $seed > /root/passes; seed=$((seed + 1)); \
-    done";
-
-fn begin_load(debian: &Debian) -> Result<()> {
-    debian.run(&format!("systemd-run -q --unit=load sh -c '{LOAD}'")).map(drop)
-}
-
-/// Ends the load; how many passes it made.
-fn end_load(debian: &Debian) -> Result<u32> {
-    debian.run(
-        "touch /run/enough; while systemctl -q is-active load; do sleep 0.5; done; \
-         if systemctl -q is-failed load; then cat /root/load.log; exit 1; fi",
-    )?;
-    let passes = debian.run("cat /root/passes")?;
-    passes.trim().parse().with_context(|| format!("passes: {passes}"))
-}
-
-/// A connection over which the guest sends numbers as fast as it can, 8 bytes each, that are
-/// checked here.
-struct Flow {
-    relay: Child,
-    checked: Arc<AtomicU64>,
-    reader: JoinHandle<Result<()>>,
-}
-
-impl Flow {
-    fn begin(debian: &Debian) -> Result<Self> {
-        const RELAY: &str = "use IO::Socket::INET; \
-            $s = IO::Socket::INET->new(Listen => 1, LocalPort => 5000, ReuseAddr => 1) or die $!; \
-            $c = $s->accept; while (sysread $c, $_, 65536) { syswrite STDOUT, $_ }";
-        const SENDER: &str = "for ($i = 0;; $i += 8192) { \
-            syswrite STDOUT, pack(q(Q>*), $i .. $i + 8191) or exit }";
-        let mut relay = debian.hosts.tool(Place::Client, &["perl", "-e", RELAY]);
-        let mut relay = relay.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let mut out = relay.stdout.take().context("no pipe")?;
-        let client = Place::Client.address();
-        debian.run(&format!(
-            "cat > /root/flow.pl <<'END'\n{SENDER}\nEND\n\
-             systemd-run -q --unit=flow bash -c 'exec perl /root/flow.pl > /dev/tcp/{client}/5000'"
-        ))?;
-        let checked = Arc::new(AtomicU64::new(0));
-        let count = checked.clone();
-        let reader = std::thread::spawn(move || {
-            let (mut buffer, mut len) = (vec![0; 1 << 16], 0);
-            loop {
-                let read = out.read(&mut buffer[len..])?;
-                if read == 0 {
-                    return Ok(());
-                }
-                len += read;
-                let whole = len / 8 * 8;
-                for number in buffer[..whole].chunks_exact(8) {
-                    let expected = count.load(Ordering::Relaxed) / 8;
-                    ensure!(*number == expected.to_be_bytes(), "wrong after {expected} numbers");
-                    count.fetch_add(8, Ordering::Relaxed);
-                }
-                buffer.copy_within(whole..len, 0);
-                len -= whole;
-            }
-        });
-        Ok(Self { relay, checked, reader })
-    }
-
-    fn checked(&self) -> u64 {
-        self.checked.load(Ordering::Relaxed)
-    }
-
-    /// Waits until `bytes` have come and were right.
-    fn wait_for(&self, bytes: u64) -> Result<()> {
-        let enough = || {
-            let checked = self.checked();
-            let over = checked >= bytes || self.reader.is_finished();
-            Ok(if over { Ok(()) } else { Err(format!("{checked} of {bytes} bytes came")) })
-        };
-        eventually(Duration::from_secs(180), enough).map(drop)
-    }
-
-    fn end(mut self) -> Result<()> {
-        let alive = !self.reader.is_finished();
-        self.relay.kill()?;
-        self.relay.wait()?;
-        self.reader.join().map_err(|_| anyhow!("the reader panicked"))??;
-        ensure!(alive, "the connection broke");
-        Ok(())
-    }
 }
 
 /// All frames that reach the client from now on: their first bytes in hexadecimal, a line each.
@@ -148,7 +56,8 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let scratch = Scratch::new("debian")?;
     let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
     assert_eq!(debian.run("hostname")?.trim(), "deb");
-    begin_load(&debian)?;
+    assert_eq!(debian.run("systemctl is-system-running --wait")?.trim(), "running");
+    load::begin(&debian)?;
 
     // A connection at full speed, with large segments that the card cuts.
     let flow = Flow::begin(&debian)?;
@@ -182,8 +91,100 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let announced = |arp: &String| arp[28..].matches(&own).count() == 2;
     assert!(from_guest("0806").iter().any(announced), "no ARP of its own: {frames:#?}");
 
-    assert!(end_load(&debian)? > 0);
+    // Beside the guest's RAM, which is shared memory.
+    let own = debian.guest().proc_kib("RssAnon")? + debian.guest().proc_kib("RssFile")?;
+    println!("wherry-vm's own memory: {own} KiB");
+    assert!(own <= 16 << 10, "{own} KiB");
+
+    println!("passes of the load: {}", load::end(&debian)?);
     let errors = "journalctl -k --no-pager | grep -iE 'I/O error|EXT4-fs error' || true";
     assert_eq!(debian.run(errors)?, "");
     debian.shut_down()
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_a_debian_writes_and_trims_across_ten_moves() -> Result<()> {
+    let scratch = Scratch::new("debian-fio")?;
+    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "512MiB"])?;
+    load::begin(&debian)?;
+    for number in 1..=10 {
+        // Also without the comparison, which would make up for an error in the order of things.
+        let args: &[&str] = if number % 2 == 0 { &["--verify"] } else { &[] };
+        let report = debian.move_over(args)?;
+        println!("move {number}: {} us paused", report["downtime"]["total_us"]);
+    }
+    println!("passes of the load: {}", load::end(&debian)?);
+    debian.shut_down()
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_a_destination_that_is_killed_has_lost_no_commit() -> Result<()> {
+    let scratch = Scratch::new("debian-killed")?;
+    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
+    ledger::prepare(&debian)?;
+    let ledger = Ledger::begin(&debian.hosts)?;
+    std::thread::sleep(Duration::from_secs(5));
+    debian.move_over(&[])?;
+    // The host's page cache outlives the process, as its disk would.
+    debian.guest().kill();
+    let debian = debian.start_again(&["--memory", "768MiB"])?;
+    debian.wait_for_ssh()?;
+    let outcome = ledger.end_of_lost(&debian.hosts)?;
+    println!("{outcome:?}");
+    assert!(outcome.committed > 0);
+    assert_eq!(outcome.lost, 0);
+    debian.shut_down()
+}
+
+/// Boots, reboots, gets another kernel from a package, boots that one, moves, and reboots once
+/// more where it arrived.
+fn lives(disk: &str, packages: &str) -> Result<()> {
+    let scratch = Scratch::new("debian-kernels")?;
+    let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
+    let env = Env::binary(scratch.path())?.on_fast_storage()?;
+    let packages = format!("path={},readonly=on,serial=packages", device(packages)?);
+    let disks = [device(disk)?, packages];
+    let mut debian = Debian::start(hosts, &env, &disks, &["--memory", "1GiB"])?;
+    debian.wait_for_ssh()?;
+    let first = debian.run("uname -r")?;
+    debian.reboot()?;
+    assert_eq!(debian.run("uname -r")?, first);
+    debian.run(
+        "mount -o ro /dev/disk/by-id/virtio-packages /mnt && dpkg -i /mnt/*.deb && umount /mnt",
+    )?;
+    debian.reboot()?;
+    let second = debian.run("uname -r")?;
+    println!("from {} to {}", first.trim(), second.trim());
+    assert_ne!(first, second);
+    debian.move_over(&["--verify"])?;
+    assert_eq!(debian.run("uname -r")?, second);
+    debian.reboot()?;
+    assert_eq!(debian.run("uname -r")?, second);
+    debian.shut_down()
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_debian_12_with_its_cloud_kernel_lives() -> Result<()> {
+    lives("WHERRY_DEBIAN_BOOKWORM_CLOUD", "WHERRY_PACKAGES_GENERIC_6_1")
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_debian_12_with_its_generic_kernel_lives() -> Result<()> {
+    lives("WHERRY_DEBIAN_BOOKWORM_GENERIC", "WHERRY_PACKAGES_CLOUD_6_1")
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_debian_13_with_its_cloud_kernel_lives() -> Result<()> {
+    lives("WHERRY_DEBIAN_TRIXIE_CLOUD", "WHERRY_PACKAGES_GENERIC_6_12")
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_debian_13_with_its_generic_kernel_lives() -> Result<()> {
+    lives("WHERRY_DEBIAN_TRIXIE_GENERIC", "WHERRY_PACKAGES_CLOUD_6_12")
 }

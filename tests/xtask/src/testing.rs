@@ -13,7 +13,7 @@ use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{deny, house, image, images, inside, releases, setup};
+use crate::{debians, deny, house, images, inside, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -114,11 +114,7 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     job.env = lab_environment(&wherry, &images);
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
     if debian {
-        let image = image::provide(&image::tested(), false)?.path;
-        for variable in ["WHERRY_DEBIAN_BOOKWORM_CLOUD", "WHERRY_TOOLS"] {
-            job.env.push((variable.into(), lab::disk_name(job.disks.len()).into()));
-            job.disks.push(image.clone());
-        }
+        debians::give(workspace, &mut job, args.soak)?;
     }
     let builds = releases::build(workspace)?;
     job.env.extend(builds.iter().map(|(name, path)| (name.into(), path.into())));

@@ -4,11 +4,9 @@
 //! The outer half provides the image and starts the lab; the inner one runs in it. Two hosts and a
 //! client are namespaces there ([`wherry_tests::hosts`]). The guest boots from its own disk, gets a
 //! key and a name on Wherry's command line, and nothing else. While it moves, the client runs
-//! pgbench against its database ([`ledger`]) and reads numbers over ssh ([`stream`]).
+//! pgbench against its database ([`ledger`]) and reads numbers over ssh ([`Stream`]).
 
-mod ledger;
 mod show;
-mod stream;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,14 +16,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wherry_tests::Env;
 use wherry_tests::debian::Debian;
+use wherry_tests::debian::ledger::{self, Ledger};
+use wherry_tests::debian::stream::Stream;
 use wherry_tests::hosts::{self, Hosts};
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
 use crate::{image, setup, testing};
-use ledger::Ledger;
-use stream::Stream;
 
 /// Guest RAM.
 const MEMORY: &str = "2GiB";
@@ -122,12 +120,13 @@ pub fn inner(dir: &Path) -> Result<u8> {
 fn run(env: &Env, hosts: Hosts, out: &Out) -> Result<Figures> {
     note("a stock Debian 12 boots from its own disk");
     let began = Instant::now();
-    let mut debian = Debian::start(hosts, env, Path::new("/dev/vda"), &["--memory", MEMORY])?;
+    let mut debian = Debian::start(hosts, env, &["/dev/vda".to_owned()], &["--memory", MEMORY])?;
     debian.wait_for_ssh()?;
     let boot_s = began.elapsed().as_secs_f64();
     let kernel = debian.run(KERNEL)?;
     let release = kernel.lines().next().unwrap_or_default();
     note(&format!("  in it by ssh after {boot_s:.0} s, Linux {release}"));
+    note("  its PostgreSQL gets tables");
     ledger::prepare(&debian)?;
     note(&format!("{FREED_MIB} MiB of its memory are written and freed"));
     debian.run(&format!(

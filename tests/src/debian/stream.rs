@@ -6,8 +6,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use wherry_tests::hosts::Hosts;
+use crate::Result;
+use crate::hosts::Hosts;
+use anyhow::{Context, anyhow};
 
 /// The guest says a number each tenth of a second.
 const SCRIPT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done";
@@ -32,13 +33,16 @@ pub struct Outcome {
 
 impl Stream {
     /// Logs in and counts; returns when the first number is there.
+    ///
+    /// # Errors
+    /// Nothing came.
     pub fn begin(hosts: &Hosts) -> Result<Self> {
         let mut ssh = hosts.ssh(&[SCRIPT]);
         let mut ssh = ssh.stdout(Stdio::piped()).spawn().context("cannot start ssh")?;
         let out = ssh.stdout.take().context("no pipe")?;
         let (began, first) = mpsc::channel();
         let reader = std::thread::spawn(move || {
-            let lines = BufReader::new(out).lines().map_while(Result::ok);
+            let lines = BufReader::new(out).lines().map_while(|line| line.ok());
             let told = |line| {
                 let _ = began.send(());
                 (Instant::now(), line)
@@ -50,6 +54,9 @@ impl Stream {
     }
 
     /// Ends the session.
+    ///
+    /// # Errors
+    /// It cannot be ended.
     pub fn end(mut self) -> Result<Outcome> {
         // By itself it ends only if something is wrong.
         let alive = self.ssh.try_wait()?.is_none();

@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use wherry_tests::debian::Debian;
-use wherry_tests::hosts::{self, GUEST, Hosts, Place};
-
-use crate::note::note;
+use crate::debian::Debian;
+use crate::hosts::{self, GUEST, Hosts, Place};
+use crate::{Result, eventually};
+use anyhow::{Context, bail, ensure};
 
 /// Where Debian 12 keeps PostgreSQL's programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -31,8 +30,10 @@ COMMIT;
 ";
 
 /// Lets the client's network in and fills the database.
+///
+/// # Errors
+/// The guest could not.
 pub fn prepare(debian: &Debian) -> Result<()> {
-    note("  its PostgreSQL gets tables");
     debian.run(
         "set -e; cd /etc/postgresql/15/main; \
          echo \"listen_addresses = '*'\" > conf.d/network.conf; \
@@ -63,6 +64,9 @@ pub struct Outcome {
 
 impl Ledger {
     /// Starts pgbench.
+    ///
+    /// # Errors
+    /// It cannot be started.
     pub fn begin(hosts: &Hosts) -> Result<Self> {
         let program = format!("{BIN}/pgbench");
         let mut pgbench = hosts.tool(Place::Client, &[&program, "-h", GUEST, "-U", "postgres"]);
@@ -74,6 +78,9 @@ impl Ledger {
     }
 
     /// Ends pgbench and compares what it saw with what is in the table.
+    ///
+    /// # Errors
+    /// It ended before, or cannot be compared.
     pub fn end(mut self, hosts: &Hosts) -> Result<Outcome> {
         let said = || std::fs::read_to_string(hosts.file("pgbench")).unwrap_or_default();
         if let Some(status) = self.pgbench.try_wait()? {
@@ -91,6 +98,21 @@ impl Ledger {
             }
         };
         ensure!(status.success(), "pgbench failed ({status}): {}", said());
+        self.compare(hosts)
+    }
+
+    /// The same after the guest was lost and started again: pgbench has lost its connections.
+    ///
+    /// # Errors
+    /// It does not notice, or cannot be compared.
+    pub fn end_of_lost(mut self, hosts: &Hosts) -> Result<Outcome> {
+        let gone = || Ok(self.pgbench.try_wait()?.map(drop).ok_or("pgbench waits".to_owned()));
+        eventually(2 * END, gone)?;
+        self.compare(hosts)
+    }
+
+    fn compare(&self, hosts: &Hosts) -> Result<Outcome> {
+        let pid = self.pgbench.id();
         let log = std::fs::read_to_string(hosts.file(&format!("log.{pid}")))
             .context("pgbench left no log")?;
         let program = format!("{BIN}/psql");
@@ -133,7 +155,7 @@ fn compare(log: &str, table: &str) -> Result<Outcome> {
 
 /// The first numbers of a line.
 fn numbers<const N: usize>(line: &str) -> Result<[u64; N]> {
-    let words: Result<Vec<_>, _> = line.split(' ').take(N).map(str::parse).collect();
+    let words: std::result::Result<Vec<_>, _> = line.split(' ').take(N).map(str::parse).collect();
     words
         .ok()
         .and_then(|all| all.try_into().ok())

@@ -1,44 +1,71 @@
 //! A stock Debian that boots from its own disk on one of two hosts and moves between them.
 
-use std::path::{Path, PathBuf};
+pub mod flow;
+pub mod ledger;
+pub mod load;
+pub mod stream;
+
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::hosts::{self, Hosts, Place};
-use crate::{Env, Guest, Result, migrate};
+use crate::{Env, Guest, Result, eventually, migrate};
 
 /// A stock Debian boots in a quarter of this in the lab.
 pub const BOOT: Duration = Duration::from_secs(420);
 const NAME: &str = "deb";
 
-/// The guest, and where it is. Its disk is one that both hosts have.
+/// The guest, and where it is. Its disks are on both hosts.
 pub struct Debian {
     /// Hosts and client.
     pub hosts: Hosts,
     env: Env,
-    disk: PathBuf,
+    disks: Vec<String>,
     place: Place,
     moves: u32,
     guest: Guest,
 }
 
 impl Debian {
-    /// Starts it on host a. It gets a name, a key for root, a card on the hosts' network, and no
-    /// more; `args` are added to `wherry run`'s.
+    /// Starts it on host a. It gets a name, a key for root, a card on the hosts' network, `disks`
+    /// (as `--disk` takes them; the first boots), and no more; `args` are added to `wherry run`'s.
     ///
     /// # Errors
     /// The VMM did not come up.
-    pub fn start(hosts: Hosts, env: &Env, disk: &Path, args: &[&str]) -> Result<Self> {
+    pub fn start(hosts: Hosts, env: &Env, disks: &[String], args: &[&str]) -> Result<Self> {
         let host = hosts.on(Place::A, env)?;
-        let console = format!("file:{}", host.dir.join("console").display());
-        let mut command = host.command(&["run", NAME, "--hostname", NAME, "--serial", &console]);
-        command.arg("--disk").arg(disk).arg("--ssh-key").arg(hosts.file("key.pub"));
-        command.args(["--net", &net()]).args(args);
-        let guest = Guest::spawn(&host, NAME, command)?;
-        let (env, disk) = (env.clone(), disk.to_owned());
-        Ok(Self { hosts, env, disk, place: Place::A, moves: 0, guest })
+        let guest = first(&host, &hosts, disks, args)?;
+        let (env, disks) = (env.clone(), disks.to_vec());
+        Ok(Self { hosts, env, disks, place: Place::A, moves: 0, guest })
+    }
+
+    /// Starts it again where it was, from its disks.
+    ///
+    /// # Errors
+    /// As [`Debian::start`].
+    pub fn start_again(mut self, args: &[&str]) -> Result<Self> {
+        let host = self.hosts.on(self.place, &self.env)?;
+        self.guest = first(&host, &self.hosts, &self.disks, args)?;
+        Ok(self)
+    }
+
+    /// Reboots it, and waits until it lets us in again.
+    ///
+    /// # Errors
+    /// It does not come back as another boot.
+    pub fn reboot(&self) -> Result<()> {
+        const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.run(BOOT_ID)?;
+        // It may cut the connection before it answers.
+        let _ = self.hosts.in_guest("systemctl reboot");
+        let again = || {
+            let now = self.hosts.in_guest(BOOT_ID);
+            let now = now.map_err(|error| format!("no answer: {error}"));
+            Ok(now.and_then(|id| if id == before { Err("it still runs".into()) } else { Ok(()) }))
+        };
+        eventually(BOOT, again).map(drop).with_context(|| self.last_words())
     }
 
     /// Waits until it lets us in.
@@ -69,7 +96,9 @@ impl Debian {
         let uri = format!("tcp:{}:{}", to.address(), 4444 + self.moves);
         let console = format!("file:{}", target.dir.join("console").display());
         let mut command = target.command(&["receive", NAME, &uri, "--serial", &console]);
-        command.arg("--disk").arg(&self.disk).args(["--net", &format!("tap={}", hosts::TAP)]);
+        command
+            .args(self.disks.iter().flat_map(|disk| ["--disk", disk]))
+            .args(["--net", &format!("tap={}", hosts::TAP)]);
         let mut destination = Guest::spawn(&target, NAME, command)?;
         let report = migrate(&source, NAME, &uri, args).with_context(|| {
             format!("source: {}destination: {}", self.guest.last_words(), destination.last_words())
@@ -104,13 +133,13 @@ impl Debian {
         self.check_disk()
     }
 
-    /// `e2fsck` on its disk, which no VM may have now.
+    /// `e2fsck` on its first disk, which no VM may have now.
     ///
     /// # Errors
     /// What it found.
     pub fn check_disk(&self) -> Result<()> {
-        let disk = self.disk.display().to_string();
-        hosts::output(&mut self.hosts.tool(Place::Client, &["e2fsck", "-fn", &disk])).map(drop)
+        let disk = self.disks.first().map_or("", |disk| disk.trim_start_matches("path="));
+        hosts::output(&mut self.hosts.tool(Place::Client, &["e2fsck", "-fn", disk])).map(drop)
     }
 
     /// The end of its console, for error messages.
@@ -122,6 +151,12 @@ impl Debian {
     }
 }
 
-fn net() -> String {
-    format!("tap={},mac={}", hosts::TAP, hosts::MAC)
+/// `wherry run` on a host.
+fn first(host: &Env, hosts: &Hosts, disks: &[String], args: &[&str]) -> Result<Guest> {
+    let console = format!("file:{}", host.dir.join("console").display());
+    let net = format!("tap={},mac={}", hosts::TAP, hosts::MAC);
+    let mut command = host.command(&["run", NAME, "--hostname", NAME, "--serial", &console]);
+    command.args(disks.iter().flat_map(|disk| ["--disk", disk]));
+    command.arg("--ssh-key").arg(hosts.file("key.pub")).args(["--net", &net]).args(args);
+    Guest::spawn(host, NAME, command)
 }
