@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::hosts::at;
 use crate::{Console, Fields, Result};
 
 fn var(name: &str) -> Result<PathBuf> {
@@ -110,6 +109,13 @@ impl Env {
         let path = self.dir.join(format!("{name}.log"));
         std::fs::File::create(&path).with_context(|| path.display().to_string())
     }
+}
+
+/// A program in a network namespace.
+pub(crate) fn at(netns: &Path, program: &Path) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", netns.display())).arg("--").arg(program);
+    command
 }
 
 /// Shape and work of a guest.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::{Env, Result};
+use crate::Result;
+use crate::guest::{Env, at};
 
 /// Name of a tap on each host.
 pub const TAP: &str = "tap0";
@@ -229,13 +230,6 @@ impl Drop for Hosts {
         self.clean();
         let _ = Command::new("umount").args(["--recursive", "--lazy"]).arg(&self.tools).status();
     }
-}
-
-/// A program in a network namespace.
-pub(crate) fn at(netns: &Path, program: &Path) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", netns.display())).arg("--").arg(program);
-    command
 }
 
 /// Runs a command that shall succeed; its standard output.

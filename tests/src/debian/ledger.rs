@@ -39,7 +39,8 @@ pub fn prepare(debian: &Debian) -> Result<()> {
          echo \"listen_addresses = '*'\" > conf.d/network.conf; \
          echo 'host all all 10.77.0.0/24 trust' >> pg_hba.conf; \
          systemctl restart postgresql@15-main; \
-         su postgres -c 'psql -q -c \"create table ledger(client int, n int, primary key(client, n))\"; \
+         su postgres -c 'psql -q -c \
+         \"create table ledger(client int, n int, primary key(client, n))\"; \
          pgbench -q -i -s 1 2>&1'",
     )?;
     std::fs::write(debian.hosts.file("transaction.sql"), TRANSACTION)?;

@@ -6,11 +6,12 @@
 //! - [`build`]: cargo invocations, among them the guest's static init.
 //! - [`note`]: what is said meanwhile. [`deny`]: cargo-deny.
 //! - [`images`]: stock kernels and the initramfs images for them.
-//! - [`image`]: disk images of a stock Debian. [`debians`]: those that tests boot. [`signals`]: Ctrl-C.
+//! - [`image`]: disk images of a stock Debian. [`debians`]: those that tests boot. [`signals`]:
+//!   Ctrl-C.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
-//! - [`testing`], [`demo`], [`vm_demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the part of the
-//!   tests that is there.
+//! - [`testing`], [`demo`], [`vm_demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the
+//!   part of the tests that is there.
 
 mod bench;
 mod build;

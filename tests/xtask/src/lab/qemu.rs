@@ -114,8 +114,9 @@ fn job_file(job: &Job) -> Result<LabConf> {
 /// by single ones, which software emulation executes one by one. Without xsave because the
 /// emulation does not pass XSETBV on to KVM, so that a nested guest would lose what it enabled with
 /// it; and without what works with XSAVE only, which drivers of stock guests try before they look
-/// for XSAVE (aesni_intel's self-test dies of it). Without tsc-scale because the emulation announces it and does not do it: a guest whose TSC
-/// KVM means to scale has a clock that runs ahead of its timers.
+/// for XSAVE (aesni_intel's self-test dies of it). Without tsc-scale because the emulation
+/// announces it and does not do it: a guest whose TSC KVM means to scale has a clock that runs
+/// ahead of its timers.
 const CPU: &str = "max,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-vaes,\
      -vpclmulqdq,-tsc-scale";
 

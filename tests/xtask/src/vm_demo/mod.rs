@@ -6,13 +6,13 @@
 //! key and a name on Wherry's command line, and nothing else. While it moves, the client runs
 //! pgbench against its database ([`ledger`]) and reads numbers over ssh ([`Stream`]).
 
+mod figures;
 mod show;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wherry_tests::Env;
 use wherry_tests::debian::Debian;
@@ -24,38 +24,15 @@ use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
 use crate::{image, setup, testing};
+use figures::{FREED_MIB, Figures};
 
 /// Guest RAM.
 const MEMORY: &str = "2GiB";
-/// MiB that the guest wrote and freed before it moves.
-const FREED_MIB: u32 = 1024;
 /// How long clients work before the migration, and after it.
 const BEFORE: Duration = Duration::from_secs(8);
 const AFTER: Duration = Duration::from_secs(8);
 /// Which kernel runs in the guest, and since when.
 const KERNEL: &str = "uname -r; cat /proc/sys/kernel/random/boot_id";
-
-/// What came out.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Figures {
-    /// The guest answers, its kernel is the one that was started, and its file system is sound.
-    guest_ok: bool,
-    total_bytes: u64,
-    round_one_bytes: u64,
-    total_ms: u64,
-    downtime_ms: f64,
-    /// Every number arrived over ssh, in order.
-    ssh_stream_gapless: bool,
-    ssh_longest_gap_ms: f64,
-    /// Committed as pgbench saw it, and which of them the database does not have.
-    transactions: u64,
-    lost_transactions: u64,
-    longest_transaction_gap_ms: f64,
-    /// What round one left out: holes, hinted and ballooned pages.
-    skipped_bytes: u64,
-    ram_bytes: u64,
-    boot_s: f64,
-}
 
 /// Where the outer half finds what the inner one made.
 struct Out {
