@@ -5,6 +5,8 @@
 
 use std::io;
 
+use crate::life::Locks;
+
 /// What a claim is to.
 pub trait Lockable {
     /// Differs when somebody wrote.
@@ -69,6 +71,11 @@ impl<S: Copy + Eq> Claim<S> {
     /// Whether the guest went on without it.
     pub fn is_forced(&self) -> bool {
         self.forced
+    }
+
+    /// Whether it goes on without it now.
+    pub fn is_forced_by(&self, how: Locks) -> bool {
+        how == Locks::Forced || (how == Locks::AsBefore && self.forced)
     }
 
     /// Takes the lock, of a disk that is as we left it. With `force` the guest goes on whatever

@@ -115,7 +115,7 @@ fn what_another_host_wrote_is_read_when_a_guest_arrives_and_when_it_stays_after_
         if config.lock {
             vm.let_go().unwrap();
             other_host_writes(0xcc);
-            assert!(vm.take_back(false));
+            assert!(vm.take_back(Locks::Needed));
             assert_eq!(read(&*disk, 0, 4096), [0xcc; 4096]);
         }
     }

@@ -37,6 +37,7 @@ pub use config::DiskConfig;
 use lock::{Locked, Stamp};
 use place::Place;
 
+use crate::life::Locks;
 use crate::sync::lock;
 
 /// How long a flush may take while the guest stands still, as its requests may.
@@ -237,21 +238,21 @@ impl Disks {
         self.all.iter().filter(forced).map(|one| one.config.id.clone()).collect()
     }
 
-    /// Takes all locks back, before the guest goes on here. With `force` it goes on without those
+    /// Takes all locks back, before the guest goes on here. If it is forced it goes on without those
     /// that somebody else has, and whatever was written. False: it cannot go on, and
     /// [`taken`](Self::taken) says why. Does not wait.
-    pub fn take_back(&self, force: bool) -> bool {
-        let mut first = None;
+    pub fn take_back(&self, how: Locks) -> bool {
+        let (mut first, mut goes) = (None, true);
         for (nth, one) in self.all.iter().enumerate() {
-            let open = &mut *lock(&one.open);
-            let taken = open.as_mut().map_or(Ok(()), |open| one.lock(open, force));
-            if let Err(taken) = taken {
+            let Some(open) = &mut *lock(&one.open) else { continue };
+            let force = open.claim.is_forced_by(how);
+            if let Err(taken) = one.lock(open, force) {
+                goes &= force;
                 first.get_or_insert((nth, taken));
             }
         }
-        let all = first.is_none();
         *lock(&self.taken) = first;
-        all || force
+        goes
     }
 
     /// What is in the way of a guest that cannot go on.
@@ -280,7 +281,10 @@ impl One {
         let (fresh, found) = (open.is_none(), open.take());
         let found = found.map_or_else(|| self.open_anew(), Ok);
         let mut found = found.map_err(|e| refuse(&self.config, e))?;
-        if let Err(taken) = self.lock(&mut found, false) {
+        let force = found.claim.is_forced_by(Locks::AsBefore);
+        if let Err(taken) = self.lock(&mut found, force)
+            && !force
+        {
             // Opened anew at the next attempt.
             drop(open);
             return Err(io::Error::other(self.explain(&taken, Some(&found.disk))));

@@ -53,16 +53,16 @@ fn what_was_let_go_is_taken_back_unless_somebody_else_has_it() {
     source.let_go().unwrap();
     assert!(source.lost());
     // Nobody was faster.
-    assert!(source.take_back(false) && !source.lost());
+    assert!(source.take_back(Locks::Needed) && !source.lost());
     source.let_go().unwrap();
     destination.get("disk0").unwrap();
-    assert!(!source.take_back(false) && source.lost(), "two write");
+    assert!(!source.take_back(Locks::Needed) && source.lost(), "two write");
     let taken = source.taken().unwrap();
     assert!(taken.contains("disk `disk0`") && taken.contains("is in use"), "{taken}");
     // A person's word: it goes on, and what it lacks is still said.
-    assert!(source.take_back(true) && source.lost());
+    assert!(source.take_back(Locks::Forced) && source.lost());
     drop(destination);
-    assert!(source.take_back(false) && !source.lost() && source.taken().is_none());
+    assert!(source.take_back(Locks::Needed) && !source.lost() && source.taken().is_none());
 }
 
 #[test]
@@ -78,11 +78,14 @@ fn what_somebody_wrote_meanwhile_is_noticed() {
     source.let_go().unwrap();
     // A file system may keep the time of a change only so exactly.
     file.set_times(std::fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH)).unwrap();
-    assert!(!source.take_back(false) && source.lost(), "it goes on with an old idea of its disk");
+    assert!(
+        !source.take_back(Locks::Needed) && source.lost(),
+        "it goes on with an old idea of its disk"
+    );
     assert!(source.taken().unwrap().contains("wrote to it"), "{:?}", source.taken());
     // The lock is free for whoever is to look at it.
     disks(&config).describe().unwrap();
-    assert!(source.take_back(true) && !source.lost());
+    assert!(source.take_back(Locks::Forced) && !source.lost());
 }
 
 #[test]
@@ -93,15 +96,19 @@ fn a_guest_that_was_forced_past_a_lock_takes_it_when_it_is_free_whatever_it_wrot
     source.describe().unwrap();
     source.let_go().unwrap();
     stranger.describe().unwrap();
-    assert!(source.forced().is_empty(), "nobody said so yet");
-    assert!(source.take_back(true) && source.lost());
+    assert!(source.forced().is_empty() && !source.take_back(Locks::AsBefore), "nobody said so yet");
+    assert!(source.take_back(Locks::Forced) && source.lost());
     assert_eq!(source.forced(), ["disk0"]);
     // The guest goes on, and writes.
     let file = OpenOptions::new().write(true).open(&config.path).unwrap();
     file.set_times(std::fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH)).unwrap();
-    assert!(!source.take_back(false) && source.lost(), "it is still in use");
+    assert!(!source.take_back(Locks::Needed) && source.lost(), "it is still in use");
+    // It reboots: another machine, and the same word.
+    source.get("disk0").unwrap();
+    assert!(source.take_back(Locks::AsBefore) && source.lost());
+    assert_eq!(source.forced(), ["disk0"]);
     drop(stranger);
-    assert!(source.take_back(false) && !source.lost(), "{:?}", source.taken());
+    assert!(source.take_back(Locks::Needed) && !source.lost(), "{:?}", source.taken());
     assert!(source.forced().is_empty());
     assert!(disks(&config).describe().is_err());
 }
@@ -114,9 +121,9 @@ fn who_never_runs_the_guest_has_no_locks() {
     source.describe().unwrap();
     source.let_go().unwrap();
     let _loaded = destination.get("disk0").unwrap();
-    assert!(!source.take_back(false));
+    assert!(!source.take_back(Locks::Needed));
     destination.abandon();
-    assert!(source.take_back(false) && !source.lost());
+    assert!(source.take_back(Locks::Needed) && !source.lost());
 }
 
 #[test]

@@ -189,6 +189,8 @@ pub enum Locks {
     Needed,
     /// Taken as far as can be: a person's word.
     Forced,
+    /// Taken, but for those past which a person forced the guest: it reboots, and that holds on.
+    AsBefore,
     /// Taken if they are free. The guest stays as it is, paused or forced to run.
     Wanted,
 }
@@ -200,6 +202,7 @@ pub fn locks(act: Act, event: Event, turns: Option<bool>) -> Locks {
         // Where nobody knows whether the guest runs elsewhere, a lock that somebody has is the best
         // sign that it does: that outweighs a person's word.
         (Some(true), Act::Start, Event::Resume { force: true }) => Locks::Forced,
+        (Some(true), Act::Start, Event::Arrived { .. }) => Locks::AsBefore,
         (Some(true), ..) => Locks::Needed,
         (None, Act::LetGo, _) | (None, Act::Nothing, Event::Resume { .. }) => Locks::Wanted,
         _ => Locks::AsTheyAre,

@@ -27,11 +27,11 @@ pub trait Vcpus: Send + Sync {
     /// [`go`](Self::go) lets it go on.
     fn halt(&self) -> Result<(), Refusal>;
 
-    /// Takes back what a machine that goes on must have to itself. `force`: as far as that can be.
+    /// Takes back what a machine that goes on must have to itself.
     ///
     /// # Errors
     /// [`Refusal::DiskTaken`]. It must not go.
-    fn ready(&self, force: bool) -> Result<(), Refusal>;
+    fn ready(&self, how: Locks) -> Result<(), Refusal>;
 
     /// Starts devices, then vCPUs.
     fn go(&self);
@@ -246,16 +246,11 @@ impl<M: Vcpus> Owner<M> {
         let mut gate = lock(machine.gate());
         let before = (*gate, inner.hold.clone());
         let turns = gate.apply(&mut inner.hold, act)?;
-        let ready = match locks(act, event, turns) {
-            Locks::AsTheyAre => Ok(()),
-            Locks::Needed => machine.ready(false),
-            Locks::Forced => machine.ready(true),
-            Locks::Wanted => {
-                let _ = machine.ready(false);
-                Ok(())
-            }
-        };
-        if let Err(refusal) = ready {
+        let how = locks(act, event, turns);
+        if how != Locks::AsTheyAre
+            && let Err(refusal) = machine.ready(how)
+            && how != Locks::Wanted
+        {
             (*gate, inner.hold) = before;
             return Err(refusal);
         }

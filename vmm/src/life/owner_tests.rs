@@ -64,9 +64,13 @@ impl Vcpus for Fake {
         if self.busy.load(SeqCst) { Err(Refusal::Unfinished) } else { Ok(()) }
     }
 
-    fn ready(&self, force: bool) -> Result<(), Refusal> {
+    fn ready(&self, how: Locks) -> Result<(), Refusal> {
         self.asked.fetch_add(1, SeqCst);
-        if self.taken.load(SeqCst) && !force { Err(Refusal::DiskTaken) } else { Ok(()) }
+        if self.taken.load(SeqCst) && how != Locks::Forced {
+            Err(Refusal::DiskTaken)
+        } else {
+            Ok(())
+        }
     }
 
     fn go(&self) {

@@ -42,7 +42,7 @@ use crate::disks::Disks;
 use crate::kvm::open_kvm;
 use crate::life::ending::Ending;
 use crate::life::owner::Vcpus;
-use crate::life::{End, Gate, Refusal};
+use crate::life::{End, Gate, Locks, Refusal};
 use crate::memory::{DirtySources, KvmLog, Ram};
 use crate::sync::lock;
 use crate::vcpu::{Vcpu, VcpuContext, install_kick_handler};
@@ -261,8 +261,8 @@ impl Vcpus for Machine {
         })
     }
 
-    fn ready(&self, force: bool) -> Result<(), Refusal> {
-        if self.disks.take_back(force) { Ok(()) } else { Err(Refusal::DiskTaken) }
+    fn ready(&self, how: Locks) -> Result<(), Refusal> {
+        if self.disks.take_back(how) { Ok(()) } else { Err(Refusal::DiskTaken) }
     }
 
     fn go(&self) {

@@ -15,7 +15,7 @@ use crate::control::{
 };
 use crate::disks::Disks;
 use crate::life::owner::Owner;
-use crate::life::{End, Event, Life, Refusal};
+use crate::life::{End, Event, Life, Locks, Refusal};
 use crate::machine::{Description, Machine, refresh_statistics};
 use crate::memory::PAGE;
 use crate::migrate;
@@ -161,7 +161,7 @@ impl Controller {
             let ended = matches!(self.owner.life(), Life::Migrating { ended: Some(_), .. });
             let back = match run {
                 true => self.owner.event(Event::Release).is_ok(),
-                false => ended || self.disks.take_back(false),
+                false => ended || self.disks.take_back(Locks::Needed),
             };
             if back {
                 let hint = if run { "the guest goes on here" } else { "the guest is here, paused" };
@@ -288,7 +288,7 @@ impl VmControl for Controller {
         let began = self.owner.migrate(&cancel);
         let (m, run) = began.map_err(|refusal| self.refused("migrate", refusal))?;
         // Nobody hands over what somebody else has.
-        if !self.disks.take_back(false) {
+        if !self.disks.take_back(Locks::Needed) {
             self.owner.engine_ended(false);
             return Err(self.refused("migrate", Refusal::DiskTaken));
         }

@@ -178,18 +178,17 @@ impl System {
         }
         let before = (w.gate, w.hold.clone());
         let turns = w.gate.apply(&mut w.hold, act)?;
-        let force = match locks(act, event, turns) {
-            Locks::AsTheyAre => None,
-            _ if act == Act::Release && self.is(Mistake::ResumedWithoutLock) => None,
-            how => Some(how),
-        };
-        match force {
-            Some(Locks::Wanted) => drop(w.disk.take(false)),
-            Some(how) if w.disk.take(how == Locks::Forced).is_err() && how == Locks::Needed => {
-                (w.gate, w.hold) = before;
-                return Err(Refusal::DiskTaken);
-            }
-            _ => {}
+        let how = locks(act, event, turns);
+        let looks = act != Act::Release || !self.is(Mistake::ResumedWithoutLock);
+        let force = w.disk.claim.is_forced_by(how);
+        if how != Locks::AsTheyAre
+            && looks
+            && w.disk.take(force).is_err()
+            && !force
+            && how != Locks::Wanted
+        {
+            (w.gate, w.hold) = before;
+            return Err(Refusal::DiskTaken);
         }
         if let Some(run) = turns {
             w.vcpus = run;
