@@ -238,8 +238,8 @@ impl Disks {
         self.all.iter().filter(forced).map(|one| one.config.id.clone()).collect()
     }
 
-    /// Takes all locks back, before the guest goes on here. If it is forced it goes on without those
-    /// that somebody else has, and whatever was written. False: it cannot go on, and
+    /// Takes all locks back, before the guest goes on here. If it is forced it goes on without
+    /// those that somebody else has, and whatever was written. False: it cannot go on, and
     /// [`taken`](Self::taken) says why. Does not wait.
     pub fn take_back(&self, how: Locks) -> bool {
         let (mut first, mut goes) = (None, true);

@@ -335,4 +335,6 @@ fn restore_vcpus(
 }
 
 #[cfg(test)]
+pub mod fixture;
+#[cfg(test)]
 mod tests;

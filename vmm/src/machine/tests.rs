@@ -1,33 +1,16 @@
 //! A machine that stands still, on KVM where there is one.
 
 use kvm_bindings::kvm_clock_data;
-use wherry_tests::kvm::or_not_run;
 
 use super::*;
-use crate::config::{SerialSink, devices};
-use crate::console::Console;
-use crate::net::Nets;
 
 /// On a host whose TSC is unstable KVM lets a guest's TSC stand still while its vCPU does not run.
 /// Here its clock jumps, which looks the same: an hour passes on it, and none on the TSCs. What is
 /// saved follows from what they were when the vCPUs parked.
 #[test]
 fn a_tsc_that_stands_still_in_a_pause_is_made_up_for() {
-    if or_not_run(open_kvm()).is_none() {
-        return;
-    }
-    let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let hooks = MachineHooks {
-        console,
-        nets: Nets::default(),
-        disks: Arc::default(),
-        wake: Arc::new(|| ()),
-    };
-    let description =
-        Description::new(128 << 20, 2, devices(None, false, &[], vec![]).unwrap(), kernel);
-    let description = description.unwrap();
-    let machine = Machine::build(&description, hooks).unwrap();
+    let Some(description) = fixture::description(2, None) else { return };
+    let machine = Machine::build(&description, fixture::hooks()).unwrap();
     machine.halt().unwrap();
     let save = || machine.save(true, u16::MAX).unwrap();
     let before = save();

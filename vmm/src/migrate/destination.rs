@@ -209,32 +209,15 @@ pub fn receive(
 
 #[cfg(test)]
 mod tests {
-    use wherry_tests::kvm::or_not_run;
-
     use super::*;
-    use crate::config::{SerialSink, devices};
-    use crate::console::Console;
-    use crate::machine::Kernel;
-    use crate::net::Nets;
+    use crate::machine::fixture;
 
     /// On KVM where there is one. A source whose clock stands in 1970 does not make the guest
     /// older by all the time since.
     #[test]
     fn a_guest_that_arrives_is_no_older_than_its_migration_took() {
-        if or_not_run(open_kvm()).is_none() {
-            return;
-        }
-        let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-        let (console, _) = Console::open(&SerialSink::None).unwrap();
-        let hooks = MachineHooks {
-            console,
-            nets: Nets::default(),
-            disks: Arc::default(),
-            wake: Arc::new(|| ()),
-        };
-        let description =
-            Description::new(128 << 20, 1, devices(None, false, &[], vec![]).unwrap(), kernel);
-        let description = description.unwrap();
+        let Some(description) = fixture::description(1, None) else { return };
+        let hooks = fixture::hooks();
         let machine = Machine::build(&description, hooks.clone()).unwrap();
         let mut state = machine.save(true, u16::MAX).unwrap();
         state.vm.realtime_ns = 0;

@@ -6,13 +6,10 @@ use std::os::unix::net::UnixListener;
 
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_devices::virtio::balloon::BalloonConfig;
-use wherry_tests::kvm::or_not_run;
 
 use super::*;
-use crate::config::{SerialSink, devices};
-use crate::kvm::open_kvm;
-use crate::machine::{Kernel, MachineHooks};
-use crate::net::Nets;
+use crate::config::SerialSink;
+use crate::machine::{MachineHooks, fixture};
 
 fn controller() -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
@@ -23,14 +20,10 @@ fn controller() -> Controller {
 
 /// `None` without a KVM.
 fn paused() -> Option<(Controller, Arc<Machine>)> {
-    or_not_run(open_kvm())?;
-    let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-    let devices = devices(Some(&BalloonConfig::default()), true, &[], vec![]).unwrap();
-    let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
+    let description = fixture::description(1, Some(&BalloonConfig::default()))?;
     let controller = controller();
     let (console, disks) = (controller.console.clone(), controller.disks.clone());
-    let nets = Nets::default();
-    let hooks = MachineHooks { console, nets, disks, wake: Arc::new(|| ()) };
+    let hooks = MachineHooks { console, disks, ..fixture::hooks() };
     let machine = Arc::new(Machine::build(&description, hooks).unwrap());
     controller.owner.arrive(machine.clone(), false).unwrap();
     Some((controller, machine))

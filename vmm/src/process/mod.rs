@@ -272,25 +272,18 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
 
 #[cfg(test)]
 mod tests {
-    use wherry_tests::kvm::or_not_run;
-
     use super::*;
-    use crate::kvm::open_kvm;
+    use crate::machine::fixture;
 
     #[test]
     fn a_reboot_too_many_waits_and_a_kill_ends_the_wait() {
-        if or_not_run(open_kvm()).is_none() {
-            return;
-        }
+        // Without a kernel there can be no next machine.
+        let Some(description) = fixture::description(1, None) else { return };
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
         let host =
             VmProcess::start(claim, None, &SerialSink::None, Nets::default(), true, Arc::default())
                 .unwrap();
-        // Without a kernel there can be no next machine.
-        let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
-        let devices = devices(None, false, &[], vec![]).unwrap();
-        let description = Description::new(128 << 20, 1, devices, kernel).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();
         machine.ending.note(End::Reset, "");

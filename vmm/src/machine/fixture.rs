@@ -1,0 +1,27 @@
+//! Machines for tests: without a kernel, on KVM where there is one.
+
+use std::sync::Arc;
+
+use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_tests::kvm::or_not_run;
+
+use super::{Description, Kernel, MachineHooks};
+use crate::config::{SerialSink, devices};
+use crate::console::Console;
+use crate::kvm::open_kvm;
+use crate::net::Nets;
+
+/// Of 128 MiB; with a balloon also a source of randomness. `None` without a KVM, which is said.
+pub fn description(nr_vcpus: u32, balloon: Option<&BalloonConfig>) -> Option<Description> {
+    or_not_run(open_kvm())?;
+    let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
+    let devices = devices(balloon, balloon.is_some(), &[], vec![]).unwrap();
+    Some(Description::new(128 << 20, nr_vcpus, devices, kernel).unwrap())
+}
+
+/// Nobody looks at it, and it has neither networks nor disks.
+pub fn hooks() -> MachineHooks {
+    let (console, _) = Console::open(&SerialSink::None).unwrap();
+    let (nets, disks) = (Nets::default(), Arc::default());
+    MachineHooks { console, nets, disks, wake: Arc::new(|| ()) }
+}
