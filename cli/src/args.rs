@@ -130,6 +130,7 @@ pub struct Name {
     ~/.ssh/id_ed25519.pub\n  \
     wherry run web --kernel vmlinuz --load-credential tmpfiles.extra=guest.conf\n  \
     wherry run web --kernel vmlinuz --net tap=web0\n  \
+    wherry run web --disk debian.raw --net user,forward=2222:22\n  \
     wherry run web --disk debian.raw --ssh-key ~/.ssh/id_ed25519.pub --net tap=web0\n  \
     wherry run --config web.toml --memory 4GiB"
 )]
@@ -211,7 +212,8 @@ pub struct ConsoleArgs {
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
-    wherry receive web tcp:10.0.0.2:4444 --net id=net0,tap=web0\n  \
+    wherry receive web tcp:10.0.0.2:4444 --net tap=web0,id=net0\n  \
+    wherry receive web tcp:10.0.0.2:4444 --net user,forward=2222:22\n  \
     wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw\n  \
     wherry receive web tcp:10.0.0.2:4444 --config web.toml")]
 pub struct ReceiveArgs {
