@@ -10,6 +10,11 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// The guest writes `data` at `offset`.
     fn write(&mut self, offset: u64, data: &[u8]);
+    /// Whether this write may take effect only after it has returned: then the vCPU that wrote asks
+    /// whether it has ([`settled`](Self::settled)).
+    fn may_last(&self, _offset: u64, _data: &[u8]) -> bool {
+        true
+    }
     /// Whether all that was written has taken effect. The vCPU that wrote does not run before it
     /// has; it waits without any lock, and a pause does not wait for it.
     fn settled(&mut self) -> bool {
@@ -109,6 +114,11 @@ impl Bus {
             }
             None => false,
         }
+    }
+
+    /// Whether this write may last: see [`BusDevice::may_last`].
+    pub fn may_last(&self, addr: u64, data: &[u8]) -> bool {
+        self.find(addr, data.len()).is_some_and(|(at, slot)| slot.lock().may_last(at, data))
     }
 
     /// Whether what was written at `addr` has taken effect: see [`BusDevice::settled`].

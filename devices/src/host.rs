@@ -62,7 +62,7 @@ pub trait Frames: Send {
     fn write(&mut self, frame: &[u8]) -> io::Result<()>;
     /// Whether frames may leave to the host, and to the guest, what [`Offloads`] has.
     fn can_offload(&self) -> bool;
-    /// What the frames that are read may leave to the guest, from now on.
+    /// What the frames that are read may leave to the guest, from soon on. Never waits.
     ///
     /// # Errors
     /// The host does not do that; it is as before.

@@ -45,6 +45,17 @@ pub enum Completion {
     Wait,
 }
 
+/// Whether a driver may have more chains for what those that it has out do not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum More {
+    /// It may.
+    Maybe,
+    /// It has seen all that was used, and is not at work on the queue.
+    Unlikely,
+    /// The queue is full.
+    Never,
+}
+
 /// What news of the host call for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
@@ -89,9 +100,11 @@ pub trait VirtioDevice: Send {
     fn queue_stopped(&mut self, _queue: usize) {}
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
-    /// The parts since the last chain that was used count for nothing: they come again. `all`: the
-    /// queue has no room for more of them, so what they are parts of never fits.
-    fn undone(&mut self, _queue: usize, _all: bool) {}
+    /// So many parts since the last chain that was used count for nothing: they come again. Returns
+    /// whether the device has given up what they were for, and looks at them for something else.
+    fn undone(&mut self, _queue: usize, _parts: usize, _more: More) -> bool {
+        false
+    }
     /// It is no longer paused.
     fn resumed(&mut self) {}
 

@@ -4,6 +4,7 @@
 //! from elsewhere finds them by the names of its devices; what it had where it was is not asked
 //! for.
 
+mod later;
 mod passt;
 pub mod stream;
 mod tap;

@@ -15,14 +15,19 @@ use rustix::io::{FdFlags, fcntl_setfd, ioctl_fionbio};
 use wherry_devices::host::{Frames, HostFd, Offloads};
 use wherry_devices::virtio::net::constants::HEADER;
 
+use super::later::Later;
+
 /// Where a tap is opened.
 const DEV_TUN: &str = "/dev/net/tun";
 /// Ethernet frames with the header in front and nothing else.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// All that there is.
+const ALL: Offloads = Offloads { csum: true, tso4: true, tso6: true, ecn: true };
+
 /// An open tap. Clones are the same one.
 #[derive(Clone)]
-pub struct Tap(Arc<File>);
+pub struct Tap(Arc<File>, Arc<Later<Offloads>>);
 
 /// An error with this text in front.
 fn because(what: String) -> impl FnOnce(io::Error) -> io::Error {
@@ -84,11 +89,35 @@ impl Tap {
         let size = HEADER as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &size) })?;
-        let mut tap = Self(Arc::new(file));
-        // Whoever had it before may have left some.
-        tap.set_offloads(Offloads::default())?;
-        Ok(tap)
+        // One that does not refuse now does not refuse later. None at first, since whoever had it
+        // before may have left some.
+        set(&file, ALL)?;
+        set(&file, Offloads::default())?;
+        let file = Arc::new(file);
+        let later = Later::new({
+            let file = file.clone();
+            move |offloads| {
+                // See above.
+                let _ = set(&file, offloads);
+            }
+        });
+        Ok(Self(file, Arc::new(later)))
     }
+}
+
+/// Waits for the kernel's lock of all networks.
+fn set(tap: &File, offloads: Offloads) -> io::Result<()> {
+    let Offloads { csum, tso4, tso6, ecn } = offloads;
+    let bits = [
+        (csum, libc::TUN_F_CSUM),
+        (tso4, libc::TUN_F_TSO4),
+        (tso6, libc::TUN_F_TSO6),
+        (ecn, libc::TUN_F_TSO_ECN),
+    ];
+    let on = bits.into_iter().filter(|(on, _)| *on);
+    let bits = on.fold(0, |bits, (_, bit)| bits | bit);
+    // SAFETY: TUNSETOFFLOAD takes a number.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) })
 }
 
 fn check(returned: libc::c_int) -> io::Result<()> {
@@ -164,19 +193,8 @@ impl Frames for Tap {
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
-        let Offloads { csum, tso4, tso6, ecn } = offloads;
-        let bits = [
-            (csum, libc::TUN_F_CSUM),
-            (tso4, libc::TUN_F_TSO4),
-            (tso6, libc::TUN_F_TSO6),
-            (ecn, libc::TUN_F_TSO_ECN),
-        ];
-        let on = bits.into_iter().filter(|(on, _)| *on);
-        let bits = on.fold(0, |bits, (_, bit)| bits | bit);
-        // SAFETY: TUNSETOFFLOAD takes a number.
-        check(unsafe {
-            libc::ioctl(self.0.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits))
-        })
+        self.1.set(offloads);
+        Ok(())
     }
 
     fn fd(&self) -> HostFd {

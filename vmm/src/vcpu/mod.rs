@@ -257,7 +257,9 @@ fn run_until(
             }
             Ok(VcpuExit::MmioWrite(addr, data)) => {
                 ctx.mmio.write(addr, data);
-                *unsettled = Some(addr);
+                if ctx.mmio.may_last(addr, data) {
+                    *unsettled = Some(addr);
+                }
             }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
             Ok(VcpuExit::Shutdown) => return Some((End::Reset, String::new())),

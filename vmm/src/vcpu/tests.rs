@@ -153,6 +153,38 @@ fn a_vcpu_does_not_outrun_what_it_wrote_and_parks_meanwhile() {
     assert_eq!(rest, ["over", "goes on"]);
 }
 
+/// Is never through, but for what nobody has to wait for.
+struct Other;
+
+impl BusDevice for Other {
+    fn read(&mut self, _: u64, _: &mut [u8]) {}
+    fn write(&mut self, _: u64, _: &[u8]) {}
+    fn may_last(&self, _: u64, data: &[u8]) -> bool {
+        data == [1]
+    }
+    fn settled(&mut self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_vcpu_does_not_wait_for_what_another_wrote() {
+    let code = [
+        0xB0, 0x02, // mov al, 2
+        0xA2, 0x00, 0x30, // mov [0x3000], al
+        0xE6, 0x10, // out 0x10, al
+        0xEB, 0xFE, // for ever
+    ];
+    let (sender, log) = channel();
+    let ports = bus(move || sender.send(()).unwrap());
+    let mut mmio = Bus::new();
+    mmio.insert(0x3000, 1, Arc::new(Mutex::new(Other))).unwrap();
+    let context = VcpuContext { mmio: Arc::new(mmio), ..context(ports, ending()) };
+    let Some((vcpu, _vm)) = real_mode(&code, context) else { return };
+    vcpu.run();
+    log.recv_timeout(GUARD).expect("it goes on");
+}
+
 /// Tells of each access: port and what went over it. A read gives the port's number.
 struct Told(u8, std::sync::mpsc::Sender<(u8, Vec<u8>)>);
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::Shared;
+use super::regs::offset;
 use crate::BusDevice;
 use crate::virtio::VirtioDevice;
 
@@ -21,14 +22,19 @@ impl<D: VirtioDevice + 'static> MmioPort<D> {
 }
 
 impl<D: VirtioDevice> BusDevice for MmioPort<D> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        self.device.urgent().read(offset, data);
+    fn read(&mut self, at: u64, data: &mut [u8]) {
+        self.device.urgent().read(at, data);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn write(&mut self, at: u64, data: &[u8]) {
         let mut device = self.device.urgent();
-        device.write(offset, data);
+        device.write(at, data);
         self.settled = device.withdrawal.is_none();
+    }
+
+    /// What a driver takes its memory back with. Whoever writes anything else meanwhile goes on.
+    fn may_last(&self, at: u64, data: &[u8]) -> bool {
+        matches!(at, offset::STATUS | offset::QUEUE_READY) && data == [0; 4]
     }
 
     fn settled(&mut self) -> bool {

@@ -12,7 +12,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 use super::completions::Done;
 use super::{MmioDevice, Pause, regs};
 use crate::GuestMemory;
-use crate::virtio::{Completion, VirtioDevice};
+use crate::virtio::{Completion, More, VirtioDevice};
 
 /// Longest time for one batch, whatever its size; one chain is always handled.
 const BATCH_TIME: Duration = Duration::from_millis(2);
@@ -54,6 +54,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
 
     fn run_batch(&mut self, index: usize, mem: &GuestMemory) -> Result<Batch, Error> {
         let started = Instant::now();
+        let unanswered = self.interrupt_status & regs::INT_VRING != 0;
         let Self { device, queues, .. } = self;
         let Some(queue) = queues.get_mut(index) else { return Ok(Batch::Drained) };
         queue.disable_notification(mem)?;
@@ -64,8 +65,9 @@ impl<D: VirtioDevice> MmioDevice<D> {
                 // True if a chain came in between, whose kick we may have suppressed.
                 let more = queue.enable_notification(mem)?;
                 // Only now: the next kick is wanted for a chain after these.
-                let all = take_back(device, index, queue, 0, parts.len());
-                return Ok(if more || all { Batch::More } else { Batch::Drained });
+                let rest = !parts.is_empty() && is_at_rest(queue, mem, unanswered)?;
+                let again = take_back(device, index, queue, 0, parts.len(), rest);
+                return Ok(if more || again { Batch::More } else { Batch::Drained });
             };
             let head = chain.head_index();
             // Checked here because a held chain passes `add_used`, which checks it too, only much
@@ -85,11 +87,11 @@ impl<D: VirtioDevice> MmioDevice<D> {
                 }
                 Completion::Held => {}
                 Completion::Again => {
-                    take_back(device, index, queue, 1, parts.len());
+                    take_back(device, index, queue, 1, parts.len(), false);
                     break;
                 }
                 Completion::Wait => {
-                    take_back(device, index, queue, 1, parts.len());
+                    take_back(device, index, queue, 1, parts.len(), false);
                     queue.enable_notification(mem)?;
                     return Ok(Batch::Drained);
                 }
@@ -145,23 +147,25 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 }
 
-/// The last chain, if it is one, and the parts before it are to come again. Returns whether the
-/// parts are all that the driver can ever have out.
+/// The last chain, if it is one, and the parts before it are to come again. Returns whether they
+/// are to come at once.
 fn take_back<D: VirtioDevice>(
     device: &mut D,
     index: usize,
     queue: &mut Queue,
     last: u16,
     parts: usize,
+    rest: bool,
 ) -> bool {
     // No more parts than the queue has chains.
     let nr = last.wrapping_add(parts as u16);
     queue.set_next_avail(queue.next_avail().wrapping_sub(nr));
-    let all = parts >= usize::from(queue.size());
-    if parts > 0 {
-        device.undone(index, all);
-    }
-    all
+    let more = match rest {
+        _ if parts >= usize::from(queue.size()) => More::Never,
+        true => More::Unlikely,
+        false => More::Maybe,
+    };
+    parts > 0 && device.undone(index, parts, more)
 }
 
 /// Gives back the parts and the last of them. The index of the used ring, which the driver looks
@@ -192,13 +196,27 @@ fn wants_interrupt(queue: &Queue, mem: &GuestMemory, before: u16) -> Result<bool
     }
     // The driver sees what was used before we look at what it wants.
     fence(Ordering::SeqCst);
-    let with_event = queue.event_idx_enabled();
-    let offset = if with_event { 4 + 2 * u64::from(queue.size()) } else { 0 };
-    let at = GuestAddress(queue.avail_ring()).checked_add(offset).ok_or(Error::AddressOverflow)?;
-    let word: u16 = mem.load(at, Ordering::Acquire).map_err(Error::GuestMemory)?;
-    let word = u16::from_le(word);
-    if with_event {
+    let word = wanted(queue, mem)?;
+    if queue.event_idx_enabled() {
         return Ok(new - Wrapping(word) - Wrapping(1) < new - old);
     }
     Ok(word & AVAIL_NO_INTERRUPT == 0)
+}
+
+/// What the driver says of interrupts: used_event, or flags.
+fn wanted(queue: &Queue, mem: &GuestMemory) -> Result<u16, Error> {
+    let offset = if queue.event_idx_enabled() { 4 + 2 * u64::from(queue.size()) } else { 0 };
+    let at = GuestAddress(queue.avail_ring()).checked_add(offset).ok_or(Error::AddressOverflow)?;
+    let word: u16 = mem.load(at, Ordering::Acquire).map_err(Error::GuestMemory)?;
+    Ok(u16::from_le(word))
+}
+
+/// Whether the driver has seen all that was used, and waits for the next: then it has made what it
+/// has available, too. `unanswered`: an interrupt is.
+fn is_at_rest(queue: &Queue, mem: &GuestMemory, unanswered: bool) -> Result<bool, Error> {
+    let word = wanted(queue, mem)?;
+    if queue.event_idx_enabled() {
+        return Ok(word == queue.next_used());
+    }
+    Ok(word & AVAIL_NO_INTERRUPT == 0 && !unanswered)
 }

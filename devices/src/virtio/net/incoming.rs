@@ -18,13 +18,18 @@ pub struct Incoming {
     filled: usize,
     /// How many chains that is.
     chains: u16,
+    /// Descriptors that were looked at for it.
+    pub pieces: usize,
+    /// Chains that did not hold it, the last time.
+    pub tried: usize,
     /// Where the bytes of `num_buffers` are in guest memory.
     count: [Option<GuestAddress>; 2],
 }
 
 impl Incoming {
     pub fn new() -> Self {
-        Self { frame: vec![0; MAX_FRAME], len: 0, filled: 0, chains: 0, count: [None; 2] }
+        let frame = vec![0; MAX_FRAME];
+        Self { frame, len: 0, filled: 0, chains: 0, pieces: 0, tried: 0, count: [None; 2] }
     }
 
     /// Takes one from the network, unless there is one.
@@ -50,13 +55,13 @@ impl Incoming {
 
     /// There is none.
     pub fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.tried) = (0, 0);
         self.restart();
     }
 
     /// No part of it is in a chain.
     pub fn restart(&mut self) {
-        (self.filled, self.chains, self.count) = (0, 0, [None; 2]);
+        (self.filled, self.chains, self.pieces, self.count) = (0, 0, 0, [None; 2]);
     }
 
     /// Copies what fits into a chain. Returns how many bytes that was, and whether it is the

@@ -31,7 +31,7 @@ use self::announce::Announcement;
 use self::constants::*;
 use self::incoming::Incoming;
 use super::mmio::{MmioDevice, MmioStateV1, regs};
-use super::{Chain, Completion, HostFd, News, VirtioDevice};
+use super::{Chain, Completion, HostFd, More, News, VirtioDevice};
 use crate::GuestMemory;
 use crate::device::{Cause, Kind};
 use crate::host::Frames;
@@ -42,6 +42,9 @@ pub const QUEUE_SIZE: u16 = 256;
 pub const CTRL_QUEUE_SIZE: u16 = 64;
 /// Most descriptors taken from one chain.
 const MAX_CHAIN: usize = QUEUE_SIZE as usize;
+/// Most descriptors that one frame is spread over: as long as that takes, nobody else has the
+/// device. Drivers use one or two for a chain, and 17 pages hold the longest frame.
+const MAX_PIECES: usize = 2 * QUEUE_SIZE as usize;
 /// Chains in one batch.
 const BATCH: usize = 64;
 /// Smallest MTU (section 5.1.4.1).
@@ -116,6 +119,8 @@ pub struct Net {
     link: bool,
     /// A frame from the guest waits for room in the network.
     tx_waits: bool,
+    /// There may be more frames for the guest than when it was last looked at.
+    pressed: bool,
     guest_offloads: u64,
     announcement: Announcement,
     incoming: Incoming,
@@ -137,6 +142,7 @@ impl Net {
             live: false,
             link,
             tx_waits: false,
+            pressed: false,
             guest_offloads: 0,
             announcement: Announcement::new()?,
             incoming: Incoming::new(),
@@ -163,6 +169,7 @@ impl Net {
     /// There is news of the network.
     fn network_news(&mut self) -> News {
         let link = self.frames.link();
+        self.pressed = true;
         if std::mem::replace(&mut self.link, link) != link {
             if link && self.live {
                 // Its other end may be new, and has not heard of the guest.
@@ -253,8 +260,22 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn undone(&mut self, _queue: usize, all: bool) {
-        if all { self.incoming.clear() } else { self.incoming.restart() }
+    /// A frame that does not fit waits for the driver, but not for one that has no more room: not
+    /// if another frame comes, and it has made no more available meanwhile.
+    fn undone(&mut self, _queue: usize, parts: usize, more: More) -> bool {
+        let pressed = std::mem::take(&mut self.pressed);
+        let stuck = match more {
+            More::Maybe => false,
+            More::Unlikely => pressed && self.incoming.tried == parts,
+            More::Never => true,
+        };
+        if stuck {
+            self.incoming.clear()
+        } else {
+            self.incoming.restart()
+        }
+        self.incoming.tried = if stuck { 0 } else { parts };
+        stuck
     }
 
     fn resumed(&mut self) {

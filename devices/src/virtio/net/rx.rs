@@ -6,17 +6,25 @@ use std::io::ErrorKind;
 use virtio_queue::desc::split::Descriptor;
 
 use super::constants::*;
-use super::{MAX_CHAIN, Net, header};
-use crate::virtio::{Chain, Completion};
+use super::{MAX_CHAIN, MAX_PIECES, Net, header};
+use crate::virtio::{Chain, Completion, descriptors};
 
 impl Net {
     /// A chain of the queue for frames to the guest.
     pub(super) fn receive(&mut self, chain: Chain<'_>) -> Completion {
-        let room: Vec<_> = chain.take(MAX_CHAIN).filter(|desc| desc.is_write_only()).collect();
+        let (mut room, _) = descriptors(chain, MAX_CHAIN);
+        let pieces = room.len();
+        room.retain(|desc| desc.is_write_only());
         if !self.incoming.begun()
             && let Some(instead) = self.begin(&room)
         {
             return instead;
+        }
+        self.incoming.pieces += pieces;
+        if self.incoming.pieces > MAX_PIECES {
+            // Lost: room in crumbs is for short ones.
+            self.incoming.clear();
+            return Completion::Again;
         }
         let (len, last) = self.incoming.fill(&self.mem, &room);
         if !last {

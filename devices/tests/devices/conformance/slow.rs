@@ -183,6 +183,9 @@ fn in_flight() -> (Bench, virtio::Driver, Receiver<Ticket>, u32) {
 fn only_the_vcpu_that_resets_waits_for_what_is_in_flight() {
     let (mut bench, mut driver, work, head) = in_flight();
     let up = bench.read(offset::STATUS, 4);
+    let waits = |at, value: u32| bench.bus.lock().unwrap().may_last(at, &value.to_le_bytes());
+    assert!(waits(offset::STATUS, 0) && waits(offset::QUEUE_READY, 0));
+    assert!(!waits(offset::INTERRUPT_ACK, 0) && !waits(offset::STATUS, 1), "others do not");
     bench.write(offset::STATUS, &[0; 4]);
     assert_eq!(bench.read(offset::STATUS, 4), up, "a driver that looks sees that it is not over");
     driver.send(&bench, 0, &mut Rng(2)).unwrap();

@@ -6,6 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Bytes of the longest frame, and one more.
+const LONGEST: usize = 600;
+
 #[derive(Debug, Clone)]
 enum Step {
     /// A frame of this length for the guest.
@@ -22,7 +25,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => (14usize..600).prop_map(Step::Come),
+        3 => (14..LONGEST).prop_map(Step::Come),
         6 => prop::collection::vec(16u32..256, 1..4).prop_map(Step::Room),
         3 => prop::collection::vec(26u32..400, 1..4).prop_map(Step::Send),
         1 => Just(Step::Rest),
@@ -40,6 +43,8 @@ struct Run {
     came: Vec<Vec<u8>>,
     arrived: Vec<Vec<u8>>,
     moves: usize,
+    /// How often there was news while the driver had too little room for some frames.
+    presses: usize,
 }
 
 impl Run {
@@ -97,6 +102,9 @@ impl Run {
     }
 
     fn step(&mut self, step: &Step) {
+        let room: u32 = self.room.values().flatten().sum();
+        let tight = room > 0 && (room as usize) < HEADER + LONGEST;
+        self.presses += usize::from(tight && matches!(step, Step::Come(_) | Step::Rest));
         match step {
             Step::Come(len) => {
                 let frame = frame(*len, self.came.len() as u8);
@@ -125,16 +133,16 @@ proptest! {
 
     #[test]
     fn frames_arrive_whole_in_order_and_once(steps in prop::collection::vec(step(), 1..80)) {
-        let guest = Guest::up();
-        let mut run =
-            Run { guest, room: BTreeMap::new(), came: vec![], arrived: vec![], moves: 0 };
+        let (guest, room) = (Guest::up(), BTreeMap::new());
+        let mut run = Run { guest, room, came: vec![], arrived: vec![], moves: 0, presses: 0 };
         steps.iter().for_each(|step| run.step(step));
         for _ in 0..2 * steps.len() {
             run.step(&Step::Room(vec![255; 3]));
         }
-        // A move loses the frame that the device has in its hands.
+        // A move loses the frame that the device has in its hands, and so does one that comes
+        // while a driver at rest has no room for the one before.
         let (came, arrived) = (run.came, run.arrived);
-        prop_assert!(arrived.len() + run.moves >= came.len());
+        prop_assert!(arrived.len() + run.moves + run.presses >= came.len());
         let mut left = came.iter();
         for frame in &arrived {
             prop_assert!(left.any(|one| one == frame), "damaged, doubled or out of order");

@@ -3,7 +3,7 @@
 use wherry_codec::{decode, encode};
 use wherry_devices::device::Saved;
 use wherry_devices::virtio::mmio::VirtioStateV1;
-use wherry_devices::virtio::mmio::regs::status;
+use wherry_devices::virtio::mmio::regs::{self, status};
 use wherry_devices::virtio::net::{NetOptions, NetStateV1, QUEUE_SIZE};
 
 use super::*;
@@ -64,6 +64,50 @@ fn a_frame_that_no_ring_full_of_crumbs_holds_is_lost_and_the_next_arrives() {
     guest.bench.run();
     assert_eq!(guest.used().len(), 6);
     assert!(!needs_reset(&guest));
+}
+
+#[test]
+fn a_frame_is_not_spread_over_thousands_of_crumbs() {
+    let mut guest = Guest::up();
+    let crumbs = [inb(FROM, 1); 256];
+    for _ in 0..3 {
+        guest.driver.indirect(&guest.bench, FROM + PAGE, &crumbs).unwrap();
+    }
+    guest.wire.send(frame(700, 1));
+    guest.bench.run();
+    assert!(guest.used().is_empty() && !needs_reset(&guest), "lost");
+    guest.wire.send(frame(400, 2));
+    guest.bench.run();
+    assert_eq!(guest.used().iter().map(|used| used.2).collect::<Vec<_>>(), [256, 156]);
+}
+
+#[test]
+fn a_frame_that_a_driver_at_rest_has_no_room_for_does_not_hold_up_others_for_ever() {
+    for features in [u64::MAX, !regs::F_EVENT_IDX] {
+        let mut guest = Guest::up_on(Wire::new(), features);
+        let at = |nth| FROM + nth * PAGE;
+        let heads = [0, 1, 2].map(|nth| guest.add(RX, &[inb(at(nth), 100)]));
+        guest.wire.send(frame(1000, 1));
+        guest.bench.run();
+        assert!(guest.used().is_empty() && !guest.bench.turn(), "it waits for room");
+        guest.wire.send(frame(60, 2));
+        guest.bench.run();
+        // A driver that has not looked yet is about to make room: it is waited for.
+        for nth in 3..6 {
+            guest.wire.send(frame(if nth == 3 { 1000 } else { 60 }, nth));
+            guest.bench.run();
+        }
+        assert_eq!(guest.used(), [(RX, heads[0], 72)]);
+        assert_eq!(guest.get(at(0), 72), got(frame(60, 2), 1));
+        let cause = guest.bench.read(offset::INTERRUPT_STATUS, 4) as u32;
+        guest.bench.write(offset::INTERRUPT_ACK, &cause.to_le_bytes());
+        // It has not.
+        guest.wire.send(frame(60, 6));
+        guest.bench.run();
+        assert_eq!(guest.used(), [(RX, heads[1], 72), (RX, heads[2], 72)]);
+        assert_eq!(guest.get(at(1), 72), got(frame(60, 4), 1));
+        assert_eq!(guest.get(at(2), 72), got(frame(60, 5), 1));
+    }
 }
 
 #[test]
