@@ -50,9 +50,22 @@ fn what_is_wrong_is_said_and_ends_with_1() {
     let dir = tempfile::tempdir().unwrap();
     let qcow2 = dir.path().join("a.qcow2");
     fs::write(&qcow2, b"QFI\xFB and more").unwrap();
+    let image = |name: &str, at: usize, magic: &[u8]| {
+        let path = dir.path().join(name);
+        let mut bytes = vec![0; 1 << 20];
+        bytes[at..at + magic.len()].copy_from_slice(magic);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let btrfs = image("btrfs", 0x1_0040, b"_BHRfS_M");
+    let lvm = image("lvm", 512, b"LABELONE");
+    let blank = image("blank", 0, b"");
     let missing = dir.path().join("none");
     for (image, what) in [
         (qcow2.as_path(), "a.qcow2: no root file system that can be read: it holds a qcow2 image"),
+        (&btrfs, "it holds btrfs; only ext4 is read"),
+        (&lvm, "it holds an LVM volume; only ext4 is read"),
+        (&blank, "no root file system found: it has no partition table (GPT) and is no ext4"),
         (&missing, "none: No such file"),
         (dir.path(), "neither a file nor a block device"),
         (Path::new("/dev/zero"), "neither a file nor a block device"),
