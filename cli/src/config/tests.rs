@@ -295,6 +295,19 @@ fn paths_begin_in_the_folder_of_the_file() {
 }
 
 #[test]
+fn words_of_a_table_may_be_repeated() {
+    let text = r#"
+        [[net]]
+        user = true
+        forward = ["2222:22", "8080:80"]
+        mac = "02:00:00:00:00:01"
+    "#;
+    let typed = "--net user,forward=2222:22,forward=8080:80,mac=02:00:00:00:00:01";
+    let meant = run("", &format!("web --kernel k {typed}")).unwrap();
+    assert_eq!(run(text, "web --kernel k --config F/vm.toml").unwrap(), meant);
+}
+
+#[test]
 fn files_that_are_none_are_refused() {
     let files = Files::new("");
     let pipe = files.path("pipe");
