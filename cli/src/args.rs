@@ -8,12 +8,14 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::{Compression, HintPolicy};
 use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
-use wherry_vmm::control::check_name;
 
 use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
 use super::net::NetArgs;
+use super::ssh::SshArgs;
+use super::vm_name::name;
+use super::vsock::{StreamArgs, VsockArgs};
 use super::{serial, units, uri};
 
 /// For `--help`.
@@ -101,6 +103,10 @@ pub enum Command {
         Examples:\n  wherry console web\n  wherry console web </dev/null | tee boot.log"
     )]
     Console(Name),
+    /// Log into a VM with ssh
+    Ssh(SshArgs),
+    /// Connect to a port of a VM's guest: standard input and output
+    Vsock(StreamArgs),
     /// Show or set a VM's balloon
     Balloon(BalloonArgs),
     /// Say what a disk image would boot: kernel, initrd and root of its own file system
@@ -132,6 +138,7 @@ pub struct Name {
     wherry run web --kernel vmlinuz --net tap=web0\n  \
     wherry run web --disk debian.raw --net user,forward=2222:22\n  \
     wherry run web --disk debian.raw --ssh-key ~/.ssh/id_ed25519.pub --net tap=web0\n  \
+    wherry run web --disk debian13.raw --ssh-key ~/.ssh/id_ed25519.pub --vsock on\n  \
     wherry run --config web.toml --memory 4GiB"
 )]
 pub struct RunArgs {
@@ -184,6 +191,9 @@ pub struct RunArgs {
     /// Its disks.
     #[command(flatten)]
     pub disks: DiskArgs,
+    /// Its sockets.
+    #[command(flatten)]
+    pub vsock: VsockArgs,
 }
 
 /// Options of `run` and `receive` alike.
@@ -239,6 +249,9 @@ pub struct ReceiveArgs {
     /// The guest's disks on this host, by the ids that they have at the source.
     #[command(flatten)]
     pub disks: DiskArgs,
+    /// This host's end of its sockets.
+    #[command(flatten)]
+    pub vsock: VsockArgs,
 }
 
 /// What `--streams` may be.
@@ -489,13 +502,6 @@ pub fn balloon(
         poison: has(F::PagePoison),
         ..BalloonConfig::default()
     }))
-}
-
-fn name(text: &str) -> Result<String, String> {
-    match check_name(text) {
-        Ok(()) => Ok(text.to_owned()),
-        Err(_) => Err("use 1 to 64 of A-Z a-z 0-9 . _ - and do not begin with . or -".into()),
-    }
 }
 
 /// Room for a guest.

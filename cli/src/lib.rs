@@ -19,6 +19,7 @@ mod replay;
 mod report;
 mod run;
 mod serial;
+mod ssh;
 mod ssh_key;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,8 @@ mod trace;
 mod units;
 mod uri;
 mod vm;
+mod vm_name;
+mod vsock;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -126,6 +129,8 @@ fn dispatch(
         Command::Stop(args) => vm::stop(context, &args),
         Command::Kill(args) => vm::kill(context, &args.name),
         Command::Console(args) => console::console(context, &args.name),
+        Command::Ssh(args) => ssh::ssh(context, &args),
+        Command::Vsock(args) => vsock::vsock(context, &args),
         Command::Balloon(args) => vm::balloon(context, &args),
         Command::BootFiles(args) => boot_files::boot_files(context, &args),
         Command::Doctor(args) => doctor::doctor(context, &args),

@@ -19,7 +19,7 @@ use super::args::{self, ReceiveArgs, RunArgs};
 use super::disk;
 use super::doctor::no_kvm;
 use super::units::show_bytes;
-use super::{Context, net, output::Output};
+use super::{Context, net, output::Output, vsock};
 
 /// `wherry run`
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
@@ -52,6 +52,7 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
     let serial = args.console.serial;
     let nets = net::ends(&args.net.net).map_err(ControlError::usage)?;
     let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
+    let vsock = vsock::end(args.vsock.vsock).map_err(ControlError::usage)?;
     check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
     Ok(ReceiveConfig {
         name: args.name,
@@ -62,6 +63,7 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
         max_memory: args.max_memory,
         nets,
         disks,
+        vsock,
     })
 }
 
@@ -137,7 +139,9 @@ pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
     if args.kernel.is_none() && disks.is_empty() {
         return usage("nothing to boot: --kernel FILE, or --disk IMAGE with a system in it".into());
     }
-    check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
+    let vsock = vsock::config(args.vsock.vsock);
+    let more = usize::from(vsock.is_some());
+    check_slots(disks.len() + nets.len() + more).map_err(ControlError::usage)?;
     if let Some(both) = disks.iter().find(|disk| nets.iter().any(|net| net.end.id == disk.id)) {
         return usage(format!("--disk and --net: both have the id `{}`", both.id));
     }
@@ -155,6 +159,7 @@ pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         credentials,
         nets,
         disks,
+        vsock,
     })
 }
 

@@ -50,6 +50,7 @@ impl VmControl for FakeVm {
             kernel: Some("/boot/vmlinuz".into()),
             uptime_ms: 61_000,
             serial: Some("none".into()),
+            vsock: None,
             balloon: Some(self.balloon_stats().unwrap()),
             unlocked_disks: vec!["disk0".into()],
             last_migration: None,

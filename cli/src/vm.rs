@@ -87,6 +87,9 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
     if let Some(serial) = info.serial {
         show("serial", serial);
     }
+    if let Some(vsock) = info.vsock {
+        show("vsock", vsock);
+    }
     show("uptime", show_millis(info.uptime_ms as f64));
     if let Some(balloon) = info.balloon {
         let (actual, target) = (show_bytes(balloon.actual_bytes), show_bytes(balloon.target_bytes));

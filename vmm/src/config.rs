@@ -12,6 +12,7 @@ use wherry_devices::device::Spec;
 use wherry_devices::virtio::balloon::{self, BalloonConfig};
 use wherry_devices::virtio::net::{self, NetOptions};
 use wherry_devices::virtio::rng;
+use wherry_devices::virtio::vsock::{self, VsockOptions};
 use wherry_devices::{power, serial};
 
 pub use crate::boot::credential::{Credential, check as check_credentials};
@@ -60,6 +61,17 @@ pub struct RunConfig {
     pub nets: Vec<NetConfig>,
     /// Its disks.
     pub disks: Vec<DiskConfig>,
+    /// Its sockets, if it has any.
+    pub vsock: Option<VsockConfig>,
+}
+
+/// The sockets of a guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VsockConfig {
+    /// What the guest sees of it.
+    pub options: VsockOptions,
+    /// The host's end. `None`: in the runtime folder, by the VM's name.
+    pub path: Option<OsString>,
 }
 
 /// A network of a guest.
@@ -117,7 +129,7 @@ pub struct Forward {
 /// A description cannot have such a name, or another part of it has it.
 pub fn check_id(id: &str) -> Result<(), &'static str> {
     let parts = ["machine", "cpu", "kernel", "vm"];
-    let devices = [&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND];
+    let devices = [&serial::KIND, &power::KIND, &balloon::KIND, &rng::KIND, &vsock::KIND];
     let taken = id.starts_with("vcpu-") || parts.contains(&id);
     if !is_name(id.as_bytes()) {
         return Err("id= wants 1 to 32 of a-z 0-9 -");
@@ -172,6 +184,25 @@ pub fn devices(
     Ok(all)
 }
 
+/// The slots before it are those of balloon and entropy device.
+const FIRST_FREE_SLOT: u32 = 2;
+
+/// The same with a socket device, in the slot behind the others.
+///
+/// # Errors
+/// None, as for [`devices`].
+pub fn with_vsock(
+    mut all: Vec<Spec>,
+    vsock: Option<&VsockConfig>,
+) -> Result<Vec<Spec>, CodecError> {
+    if let Some(VsockConfig { options, .. }) = vsock {
+        let last = all.iter().filter_map(|spec| spec.slot).max();
+        let slot = last.map_or(0, |slot| slot + 1).max(FIRST_FREE_SLOT);
+        all.push(Spec::new(&vsock::KIND, options)?.in_slot(slot));
+    }
+    Ok(all)
+}
+
 /// A machine to receive. Its shape comes from the source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReceiveConfig {
@@ -190,6 +221,9 @@ pub struct ReceiveConfig {
     pub nets: Vec<NetEnd>,
     /// Its disks on this host.
     pub disks: Vec<DiskConfig>,
+    /// The host's end of its sockets, if it has any. `None`: in the runtime folder, by the VM's
+    /// name.
+    pub vsock: Option<OsString>,
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

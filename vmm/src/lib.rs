@@ -22,3 +22,4 @@ pub mod process;
 mod sync;
 pub mod terminal;
 pub mod vcpu;
+pub mod vsock;

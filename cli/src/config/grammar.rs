@@ -18,7 +18,7 @@ const COMMANDS: [&str; 2] = ["run", "receive"];
 /// another address for each migration.
 pub const WITHOUT: [&str; 2] = ["config", "uri"];
 /// Words that a guest brings along when it is received. A file that serves both has them.
-const BROUGHT: [(&str, &[&str]); 1] = [("net", &["mac", "mtu", "offloads"])];
+const BROUGHT: [(&str, &[&str]); 2] = [("net", &["mac", "mtu", "offloads"]), ("vsock", &["cid"])];
 /// What plain values are called in help.
 const PLAIN: [&str; 7] = ["TEXT", "HOST", "SIZE", "N", "NAME", "RATE", "TIME"];
 

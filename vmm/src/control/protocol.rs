@@ -308,6 +308,9 @@ pub struct Info {
     /// Where the serial console goes, for people: `stdio`, `pty /dev/pts/3`, …
     #[serde(default)]
     pub serial: Option<String>,
+    /// The Unix socket of the guest's sockets, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<String>,
     /// The balloon, if the machine has one.
     pub balloon: Option<BalloonInfo>,
     /// Disks whose lock the running guest does not have: a person let it go on without.

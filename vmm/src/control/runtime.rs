@@ -1,8 +1,9 @@
 //! The runtime folder, names, and the lock that makes a name belong to one process.
 //!
 //! For each VM there are two files: `NAME.lock`, held with flock for as long as the VMM lives, and
-//! `NAME.sock`. The kernel releases the lock however the process ends, so a socket whose lock is
-//! free is stale and is replaced.
+//! `NAME.sock`; and for some `NAME.vsock`, where the guest's sockets end, and `NAME.known_hosts`.
+//! The kernel releases the lock however the process ends, so a socket whose lock is free is stale
+//! and is replaced.
 //!
 //! The folder may be in `/tmp`, where anyone can make one of that name first. So it is opened once,
 //! not through a symbolic link, what was opened is looked at, and files are made and removed
@@ -144,6 +145,11 @@ impl RuntimeDir {
         self.path.join(format!("{name}.sock"))
     }
 
+    /// What `wherry ssh` knows of a VM's host keys. The name must have passed [`check_name`].
+    pub fn known_hosts(&self, name: &str) -> PathBuf {
+        self.path.join(known_hosts(name))
+    }
+
     /// Names that have a socket and a lock here, sorted. Some may be stale.
     pub fn names(&self) -> Result<Vec<String>, ControlError> {
         let Some(folder) = self.look()? else { return Ok(Vec::new()) };
@@ -248,13 +254,18 @@ impl RuntimeDir {
         let _ = lock.set_len(0);
         let _ = writeln!(lock, "{}", std::process::id());
         let claim = NameClaim { dir: self.clone(), folder, name: name.to_owned(), _lock: lock };
-        claim.remove_sockets()?;
+        claim.remove_files()?;
         Ok(claim)
     }
 }
 
 fn lock_file(name: &str) -> String {
     format!("{name}.lock")
+}
+
+/// See [`RuntimeDir::known_hosts`]. It is the VM's: one of the same name has other keys.
+fn known_hosts(name: &str) -> String {
+    format!("{name}.known_hosts")
 }
 
 /// Where a socket is until it is complete.
@@ -282,12 +293,17 @@ impl NameClaim {
         self.dir.socket(&self.name)
     }
 
+    /// Where the guest's sockets end, if nobody says otherwise.
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.path.join(format!("{}.vsock", self.name))
+    }
+
     fn socket_file(&self) -> String {
         format!("{}.sock", self.name)
     }
 
-    fn remove_sockets(&self) -> Result<(), ControlError> {
-        for file in [self.socket_file(), staging(&self.name)] {
+    fn remove_files(&self) -> Result<(), ControlError> {
+        for file in [self.socket_file(), staging(&self.name), known_hosts(&self.name)] {
             match rustix::fs::unlinkat(&self.folder, &file, AtFlags::empty()) {
                 Err(e) if e != Errno::NOENT => {
                     return Err(io_error("remove", &self.dir.path.join(file))(e));
@@ -332,7 +348,7 @@ fn private_listener(path: &Path) -> io::Result<UnixListener> {
 
 impl Drop for NameClaim {
     fn drop(&mut self) {
-        let _ = self.remove_sockets();
+        let _ = self.remove_files();
         // Before the lock is released (fields drop after this body); see the check in `claim`.
         let _ = rustix::fs::unlinkat(&self.folder, lock_file(&self.name), AtFlags::empty());
     }

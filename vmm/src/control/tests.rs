@@ -39,6 +39,7 @@ impl VmControl for FakeVm {
             kernel: None,
             uptime_ms: 5,
             serial: None,
+            vsock: None,
             balloon: None,
             unlocked_disks: Vec::new(),
             last_migration: None,

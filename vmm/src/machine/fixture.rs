@@ -10,6 +10,7 @@ use crate::config::{SerialSink, devices};
 use crate::console::Console;
 use crate::kvm::open_kvm;
 use crate::net::Nets;
+use crate::vsock::Vsock;
 
 /// Of 128 MiB; with a balloon also a source of randomness. `None` without a KVM, which is said.
 pub fn description(nr_vcpus: u32, balloon: Option<&BalloonConfig>) -> Option<Description> {
@@ -23,5 +24,5 @@ pub fn description(nr_vcpus: u32, balloon: Option<&BalloonConfig>) -> Option<Des
 pub fn hooks() -> MachineHooks {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let (nets, disks) = (Nets::default(), Arc::default());
-    MachineHooks { console, nets, disks, wake: Arc::new(|| ()) }
+    MachineHooks { console, nets, vsock: Vsock::default(), disks, wake: Arc::new(|| ()) }
 }

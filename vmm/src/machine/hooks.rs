@@ -7,6 +7,7 @@ use wherry_devices::host::DiskFull;
 use crate::console::Console;
 use crate::disks::Disks;
 use crate::net::Nets;
+use crate::vsock::Vsock;
 
 /// What a machine needs from its process.
 #[derive(Clone)]
@@ -15,6 +16,8 @@ pub struct MachineHooks {
     pub console: Console,
     /// What its network devices are connected to.
     pub nets: Nets,
+    /// Where its sockets end.
+    pub vsock: Vsock,
     /// Its disks on this host.
     pub disks: Arc<Disks>,
     /// Told that the guest has ended itself, or that a disk is full, on any thread; must not wait.

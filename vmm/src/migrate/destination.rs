@@ -115,6 +115,7 @@ impl DestinationVm for DestinationMachine<'_> {
         }
         self.hooks.disks.check(&d.devices)?;
         self.hooks.nets.check(&d.devices)?;
+        self.hooks.vsock.check(&d.devices)?;
         let kvm = open_kvm().map_err(refuse)?;
         d.check_cpu(&kvm).map_err(refuse)?;
         let (vm, ram) = Machine::create_vm_and_ram(&d).map_err(refuse)?;

@@ -19,6 +19,7 @@ use crate::life::{End, Event, Life, Locks, Refusal};
 use crate::machine::{Description, Machine, refresh_statistics};
 use crate::memory::PAGE;
 use crate::migrate;
+use crate::vsock::Vsock;
 
 /// After a hand-off of which nobody knows what became.
 const FORCE: &str = "if the destination surely does not run it: `wherry resume --force`";
@@ -42,6 +43,8 @@ pub struct VmSettings {
     pub serial: String,
     /// Whether a guest that resets itself goes on with a new machine.
     pub reboot: bool,
+    /// Where its guest's sockets end.
+    pub vsock: Vsock,
 }
 
 /// Implements [`VmControl`] on whatever machine runs now.
@@ -222,6 +225,7 @@ impl VmControl for Controller {
             kernel: self.settings.kernel.clone(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.settings.serial.clone()),
+            vsock: self.settings.vsock.path().map(|path| path.display().to_string()),
             balloon: machine.and_then(|m| balloon_info(&m)),
             unlocked_disks: self.disks.forced(),
             last_migration: None,

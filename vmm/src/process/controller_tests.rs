@@ -13,8 +13,13 @@ use crate::machine::{MachineHooks, fixture};
 
 fn controller() -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let settings =
-        VmSettings { name: "vm".into(), kernel: None, serial: "none".into(), reboot: true };
+    let settings = VmSettings {
+        name: "vm".into(),
+        kernel: None,
+        serial: "none".into(),
+        reboot: true,
+        vsock: Vsock::default(),
+    };
     Controller::new(settings, console, Arc::default())
 }
 

@@ -17,7 +17,7 @@ use anyhow::Context;
 use wherry_migration::CancelToken;
 
 use crate::boot::smbios::{Firmware, uuid};
-use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices};
+use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices, with_vsock};
 use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
 use crate::disks::Disks;
@@ -26,6 +26,7 @@ use crate::life::{End, Event, Life};
 use crate::machine::{Description, Kernel, Machine, MachineHooks};
 use crate::migrate;
 use crate::net::Nets;
+use crate::vsock::Vsock;
 use controller::{Controller, VmSettings};
 
 /// A receiver that is killed has so long to take its socket away.
@@ -53,6 +54,7 @@ impl VmProcess {
         nets: Nets,
         reboot: bool,
         disks: Arc<Disks>,
+        vsock: Vsock,
     ) -> anyhow::Result<Self> {
         let name = claim.name().to_owned();
         let (console, pty) = Console::open(serial)
@@ -64,7 +66,7 @@ impl VmProcess {
                 format!("pty {path}")
             },
         );
-        let settings = VmSettings { name, kernel, serial, reboot };
+        let settings = VmSettings { name, kernel, serial, reboot, vsock };
         let controller = Arc::new(Controller::new(settings, console, disks));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
@@ -79,7 +81,8 @@ impl VmProcess {
     fn hooks(&self) -> MachineHooks {
         let (console, owner) = (self.controller.console.clone(), self.owner().clone());
         let (nets, disks) = (self.nets.clone(), self.controller.disks.clone());
-        MachineHooks { console, nets, disks, wake: Arc::new(move || owner.poke()) }
+        let vsock = self.controller.settings.vsock.clone();
+        MachineHooks { console, nets, vsock, disks, wake: Arc::new(move || owner.poke()) }
     }
 
     fn boot(&self, description: &Description) -> anyhow::Result<Arc<Machine>> {
@@ -193,6 +196,10 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let disks = Arc::new(Disks::new(config.disks)?);
     let described = disks.describe()?;
     let devices = devices(config.balloon.as_ref(), config.rng, &config.nets, described)?;
+    let devices = with_vsock(devices, config.vsock.as_ref())?;
+    let path = config.vsock.and_then(|vsock| vsock.path).map(Into::into);
+    let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
+    vsock.check(&devices)?;
     // Without a path the first disk's own kernel boots, whichever that is at each reset.
     let path = config.kernel.unwrap_or_default().into();
     let kernel = Kernel { path, initrd: config.initrd.map(Into::into), cmdline: config.cmdline };
@@ -205,7 +212,8 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let uuid = uuid(&host, &config.name);
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.firmware = Firmware { uuid, credentials: config.credentials };
-    let host = VmProcess::start(claim, Some(shown), &config.serial, nets, config.reboot, disks)?;
+    let serial = &config.serial;
+    let host = VmProcess::start(claim, Some(shown), serial, nets, config.reboot, disks, vsock)?;
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
@@ -224,7 +232,9 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let listener = migrate::listen(&config.uri, dir.path())?;
     // The kernel's path came from the source and means nothing here: a guest that reboots ends.
     let disks = Arc::new(Disks::new(config.disks.clone())?);
-    let host = VmProcess::start(claim, None, &config.serial, nets, false, disks)?;
+    let path = config.vsock.clone().map(Into::into);
+    let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
+    let host = VmProcess::start(claim, None, &config.serial, nets, false, disks, vsock)?;
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
@@ -281,9 +291,9 @@ mod tests {
         let Some(description) = fixture::description(1, None) else { return };
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
+        let (nets, disks, vsock) = (Nets::default(), Arc::default(), Vsock::default());
         let host =
-            VmProcess::start(claim, None, &SerialSink::None, Nets::default(), true, Arc::default())
-                .unwrap();
+            VmProcess::start(claim, None, &SerialSink::None, nets, true, disks, vsock).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();
         machine.ending.note(End::Reset, "");

@@ -159,6 +159,7 @@ mod tests {
             rng: false,
             credentials: vec![Credential::new("a", b"\0\xff").unwrap()],
             nets: Vec::new(),
+            vsock: None,
             disks: vec![],
         });
         Start { machine, json: false, quiet: true }
