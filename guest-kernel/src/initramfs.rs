@@ -19,7 +19,7 @@ const GUEST: [&str; 6] =
 /// What a guest loads when a step of its work needs it.
 const ON_DEMAND: [&str; 2] = ["loop", "virtio_blk"];
 /// What the lab's KVM host loads. From `virtio_blk` on: disks, and hosts and networks in it.
-const LAB: [&str; 14] = [
+const LAB: [&str; 15] = [
     "virtio_pci",
     "virtio_console",
     "9pnet_virtio",
@@ -30,6 +30,7 @@ const LAB: [&str; 14] = [
     "virtio_blk",
     "crc32c_generic",
     "ext4",
+    "loop",
     "veth",
     "bridge",
     "tun",

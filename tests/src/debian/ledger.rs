@@ -70,9 +70,14 @@ impl Ledger {
     /// It cannot be started.
     pub fn begin(hosts: &Hosts) -> Result<Self> {
         let program = format!("{BIN}/pgbench");
-        let mut pgbench = hosts.tool(Place::Client, &[&program, "-h", GUEST, "-U", "postgres"]);
-        pgbench.args(["-n", "-c", CLIENTS, "-T", "86400", "-D", "i=0"]);
-        pgbench.args(["-f", "/mnt/transaction.sql", "--log", "--log-prefix=/mnt/log", "postgres"]);
+        // A server that was lost does not say so: it is asked. A pause is much shorter.
+        let database = format!(
+            "host={GUEST} user=postgres dbname=postgres \
+             keepalives_idle=20 keepalives_interval=5 keepalives_count=6"
+        );
+        let mut pgbench = hosts.tool(Place::Client, &[&program, "-n", "-c", CLIENTS]);
+        pgbench.args(["-T", "86400", "-D", "i=0", "-f", "/mnt/transaction.sql"]);
+        pgbench.args(["--log", "--log-prefix=/mnt/log", &database]);
         let said = std::fs::File::create(hosts.file("pgbench"))?;
         pgbench.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
         Ok(Self { pgbench: pgbench.spawn().context("cannot start pgbench")? })
