@@ -31,7 +31,7 @@ pub use kernel::kernel;
 pub use machine::machine;
 pub use net::net;
 pub use ports::{power, serial};
-pub use rootfs::{boots, rootfs};
+pub use rootfs::{NO_MEMORY, boots, limit_memory, rootfs};
 pub use sessions::{destination, source};
 pub use trace::trace;
 pub use wire::wire;

@@ -3,13 +3,13 @@
 //!
 //! An image is written down as its pieces ([`image`]), with a partition table around it if it asks
 //! for one: libFuzzer would find no checksums. What is allowed is what the confined process may do:
-//! the parser of ext4 is somebody else's and may panic, which ends as a damaged file system there;
-//! code of ours may not.
+//! the parser of ext4 is somebody else's and may panic or ask for more memory than there is, which
+//! ends as a damaged file system there; code of ours may not.
 
 use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::Command;
 use std::sync::Once;
 
@@ -30,11 +30,23 @@ const LIMITS: fn() -> Limits = || Limits { kernel: 1 << 20, initrd: 1 << 20, ..L
 thread_local! {
     /// Whether somebody else's code may panic.
     static ALLOWED: Cell<bool> = const { Cell::new(false) };
+    /// Whether it has.
+    static THEIRS: Cell<bool> = const { Cell::new(false) };
 }
+
+/// What the panic of an allocation that failed begins with.
+pub const NO_MEMORY: &str = "no memory for ";
 
 /// See the module's text.
 pub fn rootfs(data: &[u8]) {
     boots(data);
+}
+
+/// Limits this process's memory as that of the confined one is, beside what the fuzzer needs.
+pub fn limit_memory() {
+    let most = Some(1 << 30);
+    let limit = rustix::process::Rlimit { current: most, maximum: most };
+    rustix::process::setrlimit(rustix::process::Resource::As, limit).expect("a lower limit");
 }
 
 /// The same, and whether there is something to boot.
@@ -43,8 +55,10 @@ pub fn boots(data: &[u8]) -> bool {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let theirs = info.location().is_some_and(|place| place.file().contains("ext4-view"));
-            if !(theirs && ALLOWED.get()) {
+            let place = info.location().is_some_and(|place| place.file().contains("ext4-view"));
+            let memory = info.payload_as_str().is_some_and(|text| text.starts_with(NO_MEMORY));
+            THEIRS.set(ALLOWED.get() && (place || memory));
+            if !THEIRS.get() {
                 before(info);
             }
         }));
@@ -54,7 +68,11 @@ pub fn boots(data: &[u8]) -> bool {
     ALLOWED.set(true);
     let found = catch_unwind(AssertUnwindSafe(|| extract(image, &out, &limits)));
     ALLOWED.set(false);
-    let Ok(Ok(listing)) = found else { return false };
+    let listing = match found {
+        Ok(Ok(listing)) => listing,
+        Err(panic) if !THEIRS.get() => resume_unwind(panic),
+        _ => return false,
+    };
     let end = out.metadata().expect("its length").len();
     let initrd = listing.initrd.as_ref().map(|file| (file, limits.initrd));
     for (file, most) in [(&listing.kernel, limits.kernel)].into_iter().chain(initrd) {
