@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use clap::{ArgAction, Args};
 use wherry_devices::virtio::net::{MIN_MTU, NetOptions};
 use wherry_vmm::config::{Forward, NetBackend, NetConfig, NetEnd, UserNet, check_id};
+use wherry_vmm::net::check_name;
 
 use super::list;
 
@@ -48,7 +49,10 @@ fn parse(text: &str) -> Result<NetArg, String> {
         let key = word.key.ok_or_else(|| format!("`{value}` has no value"))?;
         match key {
             "forward" => forwards.push(forward(value).ok_or(FORWARD)?),
-            "tap" => backends.push(NetBackend::Tap(value.to_owned())),
+            "tap" => {
+                check_name(value).map_err(|e| e.to_string())?;
+                backends.push(NetBackend::Tap(value.to_owned()));
+            }
             "fd" => {
                 let fd = value.parse::<RawFd>().ok().filter(|fd| *fd > 2);
                 backends.push(NetBackend::Fd(fd.ok_or("fd= wants a number from 3 on")?));
@@ -259,6 +263,8 @@ mod tests {
             ("user,forward=1.2.3.4/5:1:2", "forward=2222:22"),
             ("tap=a,fd=3", "one of them"),
             ("tap=a,tap=b", "twice"),
+            ("tap=sixteen-letters-", "1 to 15 letters"),
+            ("tap=", "1 to 15 letters"),
             ("fd=2", "from 3 on"),
             ("fd=x", "from 3 on"),
             ("tap=a,id=", "1 to 32"),

@@ -22,6 +22,7 @@ use wherry_devices::virtio::net::{KIND, NetOptions};
 use crate::config::{NetBackend, NetEnd};
 use passt::{Program, Watch};
 use tap::Tap;
+pub use tap::check_name;
 
 /// All of a process's, by the name of the device. Clones are the same ones.
 #[derive(Clone, Default)]
@@ -91,10 +92,21 @@ mod tests {
     use wherry_devices::virtio::rng;
 
     use super::*;
+    use crate::control::ControlError;
+    use crate::exit::Exit;
 
     fn net(offloads: bool) -> Spec {
         let options = NetOptions { mac: [2, 0, 0, 0, 0, 1], mtu: None, offloads };
         Spec::new(&KIND, &options).unwrap().named("db")
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_said_with_its_name_and_ends_the_command() {
+        // An interface that is no tap, or nothing that opens taps.
+        let ends = [NetEnd { id: "db".into(), backend: NetBackend::Tap("lo".into()) }];
+        let error = ControlError::from(Nets::open(&ends).err().unwrap());
+        assert!(error.message.starts_with("cannot give network `db` to the guest: "), "{error}");
+        assert_eq!(Exit::of(&error), Exit::Failed);
     }
 
     #[test]

@@ -90,6 +90,24 @@ fn a_length_that_no_frame_has_ends_the_stream() {
 }
 
 #[test]
+fn a_frame_longer_than_the_room_goes_out_in_parts() {
+    let (mut stream, mut other) = pair();
+    socket2::SockRef::from(&stream.socket).set_send_buffer_size(4096).unwrap();
+    let (first, second) = (frame(LONGEST, 1), frame(60, 2));
+    stream.write(&first).unwrap();
+    assert!(stream.is_half_done(), "it was not cut");
+    assert_eq!(stream.write(&second).unwrap_err().kind(), ErrorKind::WouldBlock);
+    let (mut got, mut bytes) = (Vec::new(), vec![0; 1 << 16]);
+    while got.len() < 4 + LONGEST {
+        let len = other.read(&mut bytes).unwrap();
+        got.extend_from_slice(&bytes[..len]);
+        let _ = stream.flush();
+    }
+    assert!(got == framed(&first) && !stream.is_half_done());
+    stream.write(&second).unwrap();
+}
+
+#[test]
 fn a_frame_that_does_not_fit_stays_whole_and_nothing_overtakes_it() {
     let (mut stream, mut other) = pair();
     let mut sent = Vec::new();

@@ -47,7 +47,7 @@ impl Tap {
             .write(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(DEV_TUN)
-            .map_err(because(format!("cannot open {DEV_TUN}")))?;
+            .map_err(|e| no_tun(&e))?;
         request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
         // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) })
@@ -129,6 +129,14 @@ fn empty() -> libc::ifreq {
     unsafe { std::mem::zeroed() }
 }
 
+/// Whether a tap may be called so.
+///
+/// # Errors
+/// It may not; the text says why.
+pub fn check_name(name: &str) -> io::Result<()> {
+    request(name).map(drop)
+}
+
 /// A request about the interface of this name.
 fn request(name: &str) -> io::Result<libc::ifreq> {
     let mut request = empty();
@@ -136,13 +144,27 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
     let fine = |byte: u8| byte.is_ascii_graphic() && !b"%/:".contains(&byte);
     let fits = (1..request.ifr_name.len()).contains(&name.len());
     if !fits || !name.bytes().all(fine) || [".", ".."].contains(&name) {
-        let why = format!("`{}` is no name of a network interface", name.escape_debug());
+        let why = format!(
+            "`{}` is no name of a network interface: those have 1 to 15 letters without spaces, \
+             /, : and %",
+            name.escape_debug()
+        );
         return Err(io::Error::new(ErrorKind::InvalidInput, why));
     }
     for (to, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = byte as libc::c_char;
     }
     Ok(request)
+}
+
+/// Why no tap can be opened at all.
+fn no_tun(e: &io::Error) -> io::Error {
+    let way_out = match e.kind() {
+        ErrorKind::NotFound => "; `modprobe tun` makes it",
+        ErrorKind::PermissionDenied => "; it must be open to this user, as it usually is to all",
+        _ => "",
+    };
+    io::Error::new(e.kind(), format!("cannot open {DEV_TUN}: {e}{way_out}"))
 }
 
 fn refusal(name: &str, new: bool, e: &io::Error) -> io::Error {
@@ -153,7 +175,10 @@ fn refusal(name: &str, new: bool, e: &io::Error) -> io::Error {
              `ip tuntap add {name} mode tap user $USER` makes it"
         ),
         Some(libc::EPERM | libc::EACCES) => {
-            format!("no permission to use tap `{name}`; it must be made with `mode tap user $USER`")
+            format!(
+                "no permission to use tap `{name}`, which belongs to somebody else; \
+                 `ip tuntap add {name} mode tap user $USER` makes one for this user"
+            )
         }
         Some(libc::EINVAL) => {
             format!("`{name}` is no tap with one queue (`ip tuntap add {name} mode tap`)")

@@ -36,7 +36,11 @@ fn an_error_says_what_to_do() {
     let text = |errno, new| refusal("web0", new, &io::Error::from_raw_os_error(errno)).to_string();
     assert!(text(libc::EBUSY, false).contains("in use by another program"));
     assert!(text(libc::EPERM, true).contains("ip tuntap add web0 mode tap user"));
-    assert!(text(libc::EPERM, false).contains("no permission to use"));
+    let text_of_others = text(libc::EPERM, false);
+    assert!(text_of_others.contains("no permission to use tap `web0`, which belongs to somebody"));
+    assert!(text_of_others.contains("`ip tuntap add web0 mode tap user $USER`"));
+    let text_of_none = no_tun(&ErrorKind::NotFound.into()).to_string();
+    assert!(text_of_none.contains("/dev/net/tun") && text_of_none.contains("`modprobe tun`"));
     assert!(text(libc::EINVAL, false).contains("no tap with one queue"));
 }
 
