@@ -114,6 +114,14 @@ impl Ledger {
     pub fn end_of_lost(mut self, hosts: &Hosts) -> Result<Outcome> {
         let gone = || Ok(self.pgbench.try_wait()?.map(drop).ok_or("pgbench waits".to_owned()));
         eventually(2 * END, gone)?;
+        // The database recovers before it lets anybody in.
+        let program = format!("{BIN}/pg_isready");
+        let ready = || {
+            let out = hosts.tool(Place::Client, &[&program, "-h", GUEST]).output()?;
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            Ok(if out.status.success() { Ok(()) } else { Err(said) })
+        };
+        eventually(2 * END, ready)?;
         self.compare(hosts)
     }
 
