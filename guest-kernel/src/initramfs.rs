@@ -19,7 +19,7 @@ const GUEST: [&str; 6] =
 /// What a guest loads when a step of its work needs it.
 const ON_DEMAND: [&str; 2] = ["loop", "virtio_blk"];
 /// What the lab's KVM host loads. From `virtio_blk` on: disks, and hosts and networks in it.
-const LAB: [&str; 15] = [
+const LAB: [&str; 16] = [
     "virtio_pci",
     "virtio_console",
     "9pnet_virtio",
@@ -34,6 +34,7 @@ const LAB: [&str; 15] = [
     "veth",
     "bridge",
     "tun",
+    "vhost_net",
     "sch_netem",
 ];
 

@@ -2,6 +2,7 @@
 //!
 //! - [`kernels`]: stock Debian kernels, fetched and verified by apt, cached.
 //! - [`debian`]: disk images of a stock Debian, made from its packages.
+//! - [`qemu`]: a newer QEMU than the installed one, to compare with.
 //! - [`modules`]: which kernel modules an image needs, in loading order.
 //! - [`initramfs`]: packs our static init and those modules into a newc archive.
 //! - [`unpack`]: turns a compressed `bzImage` into the ELF `vmlinux` inside it.
@@ -28,6 +29,8 @@ pub mod kernels;
 pub mod labconf;
 #[cfg(feature = "host")]
 pub mod modules;
+#[cfg(feature = "host")]
+pub mod qemu;
 #[cfg(feature = "host")]
 pub mod unpack;
 

@@ -18,7 +18,7 @@ mod build;
 mod content;
 mod gpt;
 mod recipe;
-mod sources;
+pub(crate) mod sources;
 mod spec;
 
 use std::fs::{self, File};

@@ -30,6 +30,22 @@ struct Archives {
 
 /// Lines of a `sources.list` for the release.
 pub fn lines(release: Release, progress: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
+    Ok(archives(progress)?.lines(release))
+}
+
+/// The same, and its backports.
+pub fn with_backports(release: Release, progress: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
+    let archives = archives(progress)?;
+    let mut lines = archives.lines(release);
+    lines.push(line(&archives.main, &format!("{release}-backports")));
+    Ok(lines)
+}
+
+fn line(uri: &str, suite: &str) -> String {
+    format!("deb [signed-by={KEYRING}] {uri} {suite} main")
+}
+
+fn archives(progress: &mut dyn FnMut(&str)) -> Result<Archives> {
     if !Path::new(KEYRING).exists() {
         return Err(Error::NoKeyring { path: KEYRING.into() });
     }
@@ -37,15 +53,14 @@ pub fn lines(release: Release, progress: &mut dyn FnMut(&str)) -> Result<Vec<Str
         let mut query = apt::program("apt-get");
         apt::run(query.args(["indextargets", "--format", FORMAT]), "apt").map(|out| parse(&out))
     };
-    let archives = match ask()? {
-        Some(archives) => archives,
+    match ask()? {
+        Some(archives) => Ok(archives),
         // Without package lists apt knows no origins.
         None => {
             apt::update_lists(progress)?;
-            ask()?.ok_or(Error::NoArchive)?
+            ask()?.ok_or(Error::NoArchive)
         }
-    };
-    Ok(archives.lines(release))
+    }
 }
 
 /// This machine's settings that the build's apt shall have.
@@ -63,7 +78,6 @@ fn settings_in(dump: &str) -> Vec<String> {
 
 impl Archives {
     fn lines(&self, release: Release) -> Vec<String> {
-        let line = |uri: &str, suite: &str| format!("deb [signed-by={KEYRING}] {uri} {suite} main");
         let mut lines = vec![
             line(&self.main, &release.to_string()),
             line(&self.main, &format!("{release}-updates")),

@@ -14,7 +14,7 @@ use wherry_guest_kernel::kernels::KernelId;
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{images, setup, testing};
+use crate::{devices, images, setup, testing};
 
 /// A lab begins no run after so many seconds: the longer one lives, the more is lost when it
 /// freezes.
@@ -53,6 +53,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["cases", "quick", "only", "peer",
         "resume"])]
     from: Vec<PathBuf>,
+    /// Measures disks and network of a guest beside QEMU 10's, and nothing else: in emulation.
+    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer", "html", "from", "resume"])]
+    devices: bool,
+    /// The half of --devices that runs in the lab: leaves its figures in this folder.
+    #[arg(long, hide = true, value_name = "DIR", requires = "devices")]
+    inner: Option<PathBuf>,
     /// Ends after one lab, to go on with --resume.
     #[arg(long, hide = true)]
     one_lab: bool,
@@ -63,9 +69,15 @@ pub struct Args {
 
 /// Runs `cargo xtask bench`.
 pub fn main(args: &Args) -> Result<u8> {
+    if let Some(dir) = &args.inner {
+        return devices::inner(args.runs, dir);
+    }
     let start = Instant::now();
     for path in [&args.json, &args.html].into_iter().flatten() {
         check_writable(path)?;
+    }
+    if args.devices {
+        return devices::outer(args.runs, args.json.as_deref());
     }
     let workspace = Workspace::find()?;
     let out = workspace.out()?.join("bench");

@@ -10,14 +10,15 @@
 //!   Ctrl-C.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
-//! - [`testing`], [`demo`], [`vm_demo`] and [`mod@bench`]: what runs in the lab; [`inside`]: the
-//!   part of the tests that is there.
+//! - [`testing`], [`demo`], [`vm_demo`], [`mod@bench`] and [`devices`]: what runs in the lab;
+//!   [`inside`]: the part of the tests that is there.
 
 mod bench;
 mod build;
 mod debians;
 mod demo;
 mod deny;
+mod devices;
 mod house;
 mod image;
 mod images;
@@ -92,6 +93,8 @@ enum Command {
     #[command(
         after_help = "Examples:\n  cargo xtask bench --quick --peer qemu --html bench.html\n  \
                             cargo xtask bench idle-1g --runs 5 --json idle.json\n  \
+                            cargo xtask bench --devices --runs 3   # throughput of disks and \
+                            network\n  \
                             cargo xtask bench /tmp/my-case.toml\n  \
                             cargo xtask bench --from old.json --html old.html   # only the report\n\
                             \n\
