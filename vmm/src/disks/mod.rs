@@ -344,4 +344,4 @@ impl One {
 #[cfg(test)]
 mod device_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

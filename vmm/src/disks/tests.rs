@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 
-pub(super) fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
+pub(crate) fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
     let path = dir.join(name);
     File::create(&path).unwrap().set_len(sectors * SECTOR).unwrap();
     DiskConfig {
@@ -20,7 +20,7 @@ pub(super) fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
     }
 }
 
-pub(super) fn disks(config: &DiskConfig) -> Disks {
+pub(crate) fn disks(config: &DiskConfig) -> Disks {
     Disks::new([config.clone()]).unwrap()
 }
 

@@ -9,9 +9,14 @@ use wherry_devices::virtio::balloon::BalloonConfig;
 
 use super::*;
 use crate::config::SerialSink;
+use crate::disks::tests::{disks, image};
 use crate::machine::{MachineHooks, fixture};
 
 fn controller() -> Controller {
+    controller_of(Disks::default())
+}
+
+fn controller_of(disks: Disks) -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let settings = VmSettings {
         name: "vm".into(),
@@ -20,13 +25,17 @@ fn controller() -> Controller {
         reboot: true,
         vsock: Vsock::default(),
     };
-    Controller::new(settings, console, Arc::default())
+    Controller::new(settings, console, Arc::new(disks))
 }
 
 /// `None` without a KVM.
 fn paused() -> Option<(Controller, Arc<Machine>)> {
+    paused_with(Disks::default())
+}
+
+fn paused_with(disks: Disks) -> Option<(Controller, Arc<Machine>)> {
     let description = fixture::description(1, Some(&BalloonConfig::default()))?;
-    let controller = controller();
+    let controller = controller_of(disks);
     let (console, disks) = (controller.console.clone(), controller.disks.clone());
     let hooks = MachineHooks { console, disks, ..fixture::hooks() };
     let machine = Arc::new(Machine::build(&description, hooks).unwrap());
@@ -222,4 +231,24 @@ fn one_console_too_many_is_refused_before_it_is_granted() {
     assert!(refused.hint.unwrap().contains("Ctrl-]"));
     users.pop();
     vm.check_console().unwrap();
+}
+
+#[test]
+fn a_guest_whose_disk_somebody_else_has_does_not_migrate_and_says_so_until_it_is_its_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = image(temp.path(), "a", 8);
+    let Some((vm, _machine)) = paused_with(disks(&config)) else { return };
+    let stranger = disks(&config);
+    vm.disks.describe().unwrap();
+    vm.disks.let_go().unwrap();
+    stranger.describe().unwrap();
+    let migrate = || vm.migrate(&MigrateRequest::new("unix:/nowhere/at/all"), &mut |_| ());
+    let refused = migrate().unwrap_err();
+    assert_eq!(refused.code, ErrorCode::DiskTaken, "{}", refused.message);
+    assert_eq!(vm.info().state, VmState::LockLost);
+    assert_eq!(vm.resume(false).unwrap_err().code, ErrorCode::DiskTaken);
+    drop(stranger);
+    // It gets as far as the peer that is not there.
+    assert_eq!(migrate().unwrap_err().code, ErrorCode::MigrationFailed);
+    assert_eq!(vm.info().state, VmState::Paused);
 }
