@@ -19,6 +19,7 @@ mod ports;
 mod rootfs;
 pub mod seeds;
 mod sessions;
+mod stream;
 mod trace;
 mod wire;
 
@@ -33,6 +34,7 @@ pub use net::net;
 pub use ports::{power, serial};
 pub use rootfs::{NO_MEMORY, boots, limit_memory, rootfs};
 pub use sessions::{destination, source};
+pub use stream::stream;
 pub use trace::trace;
 pub use wire::wire;
 
@@ -55,10 +57,11 @@ pub fn moved() -> (u32, u32) {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "balloon", run: balloon, cases: 6000 },
     Target { name: "blk", run: blk, cases: 300 },
     Target { name: "net", run: net, cases: 1000 },
+    Target { name: "stream", run: stream, cases: 2000 },
     Target { name: "serial", run: serial, cases: 2000 },
     Target { name: "power", run: power, cases: 3000 },
     Target { name: "wire", run: wire, cases: 20_000 },
