@@ -108,6 +108,17 @@ fn a_frame_longer_than_the_room_goes_out_in_parts() {
 }
 
 #[test]
+fn the_rest_of_a_frame_goes_before_the_next_one() {
+    let (mut stream, mut other) = pair();
+    let (first, second) = (framed(&frame(60, 1)), frame(60, 2));
+    stream.output = first.clone();
+    stream.write(&second).unwrap();
+    let mut bytes = vec![0; 1 << 16];
+    let len = other.read(&mut bytes).unwrap();
+    assert!(bytes[..len] == [first, framed(&second)].concat() && !stream.is_half_done());
+}
+
+#[test]
 fn a_frame_that_does_not_fit_stays_whole_and_nothing_overtakes_it() {
     let (mut stream, mut other) = pair();
     let mut sent = Vec::new();
