@@ -216,7 +216,9 @@ pub struct ConsoleArgs {
 
 /// `wherry receive`
 #[derive(Debug, Args)]
-#[command(after_help = "A guest that reboots here ends the VM.\n\n\
+#[command(after_help = "A guest that reboots here boots what it did at the source: from \
+    its disk, or a kernel and initrd that the source sends unless --kernel and --initrd name the \
+    same.\n\n\
     The migration stream is neither encrypted nor authenticated: listen where only the source can \
     reach.\n\n\
     Examples:\n  \
@@ -225,6 +227,7 @@ pub struct ConsoleArgs {
     wherry receive web tcp:10.0.0.2:4444 --net tap=web0,id=net0\n  \
     wherry receive web tcp:10.0.0.2:4444 --net user,forward=2222:22\n  \
     wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw\n  \
+    wherry receive web tcp:10.0.0.2:4444 --kernel vmlinuz --initrd initrd.img\n  \
     wherry receive web tcp:10.0.0.2:4444 --config web.toml")]
 pub struct ReceiveArgs {
     /// A file with options.
@@ -240,6 +243,15 @@ pub struct ReceiveArgs {
     /// comes]
     #[arg(long, value_name = "SIZE", value_parser = room)]
     pub max_memory: Option<u64>,
+    /// The guest's kernel on this host: if it is the same, the source does not send it
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The guest's initial RAM disk on this host, in the same way
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// End the VM when the guest reboots; then nothing of that is sent
+    #[arg(long)]
+    pub no_reboot: bool,
     /// This host's ends of its networks.
     #[command(flatten)]
     pub net: NetArgs,

@@ -111,6 +111,8 @@ struct Report {
     rounds: Vec<RoundReport>,
     nr_pages: u64,
     total_bytes: u64,
+    boot_file_bytes: u64,
+    reboot_ends: Option<String>,
     hinting: HintFigures,
     downtime: Downtime,
     total_ms: u64,
@@ -175,7 +177,13 @@ pub fn print(out: &mut Output, value: &Value) {
     if report.nr_pages > 0 {
         line.push_str(&format!(", guest RAM {}", show_pages(report.nr_pages)));
     }
+    if report.boot_file_bytes > 0 {
+        line.push_str(&format!(", kernel and initrd {}", show_bytes(report.boot_file_bytes)));
+    }
     out.line(line);
+    if let Some(why) = &report.reboot_ends {
+        out.line(format!("reboot: ends the guest there: {}", why.escape_debug()));
+    }
     let d = &report.downtime;
     let verify =
         report.verify.as_ref().map_or(String::new(), |_| format!(", verify {}", ms(d.verify_us)));

@@ -64,6 +64,9 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
         nets,
         disks,
         vsock,
+        kernel: args.kernel.map(Into::into),
+        initrd: args.initrd.map(Into::into),
+        reboot: !args.no_reboot,
     })
 }
 

@@ -212,6 +212,12 @@ pub struct Report {
     pub total_bytes: u64,
     /// Bytes of vCPU and device state.
     pub state_bytes: u64,
+    /// Bytes of kernel and initrd, which a destination that has them does not need; part of the
+    /// total.
+    pub boot_file_bytes: u64,
+    /// Whether the destination was told what the guest boots at a reset; else that ends it there.
+    #[serde(skip)]
+    pub boot_told: bool,
     /// Pages sent with content, all rounds.
     pub sent: u64,
     /// Pages skipped for hints, all rounds.

@@ -7,11 +7,12 @@
 //! another with no gaps (a *page number* here is therefore **not** a guest frame number above the
 //! 32-bit hole).
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use crate::bitmap::Bitmap;
 pub use crate::units::PAGE_SIZE;
+pub use crate::wire::boot::{Digest, FileId};
 
 /// Guest memory, as source or destination. Access may race with running vCPUs; only whole pages are
 /// moved.
@@ -144,6 +145,12 @@ pub trait Machine: Send + Sync {
     /// version of the protocol.
     fn describe(&self, version: u16) -> io::Result<Vec<u8>>;
 
+    /// What it boots at a reset, for a destination that can do that. Asked for once in a migration.
+    /// `None`: nothing is said, and a reset there ends the guest.
+    fn boot(&self) -> io::Result<Option<Boot>> {
+        Ok(None)
+    }
+
     /// Bytes that the state takes now beyond a few KiB, if it depends on what the guest does: they
     /// are sent in the pause. The machine runs.
     fn state_bytes(&self) -> u64 {
@@ -160,6 +167,22 @@ pub trait Machine: Send + Sync {
     }
 }
 
+/// What a machine boots at a reset.
+pub struct Boot {
+    /// In the machine's own encoding.
+    pub description: Vec<u8>,
+    /// The files that it takes.
+    pub files: Vec<BootFile>,
+}
+
+/// A file of it.
+pub struct BootFile {
+    /// By which a destination knows whether it has it.
+    pub id: FileId,
+    /// What is in it. Reading does not wait.
+    pub content: Box<dyn Read + Send>,
+}
+
 /// Everything that a source needs.
 #[derive(Clone)]
 pub struct SourceVm {
@@ -173,12 +196,23 @@ pub struct SourceVm {
     pub machine: Arc<dyn Machine>,
 }
 
+/// Where a file goes that is not here.
+pub type Sink = Option<Box<dyn Write>>;
+
 /// What the destination builds. Called in this order by the engine; an `Err` at any point refuses
 /// the migration.
 pub trait DestinationVm {
     /// Builds the empty machine from the source's description and gives its RAM. Refusals (less
     /// CPU, no memory) are errors whose text is sent to the source.
     fn prepare(&mut self, description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>>;
+
+    /// What it boots at a reset, from a source that says so, and the files that takes. Gives for
+    /// each where it is to be written, or `None` if it is here. What was written counts from
+    /// [`load`](Self::load) on; before that it may be half a file, or another.
+    fn boot(&mut self, description: &[u8], files: &[FileId]) -> io::Result<Vec<Sink>> {
+        let _ = description;
+        Ok(files.iter().map(|_| None).collect())
+    }
 
     /// Loads vCPU and device state, completely, without running anything.
     fn load(&mut self, state: &[u8]) -> io::Result<()>;

@@ -24,6 +24,9 @@ pub struct Env {
     pub kernel: Option<PathBuf>,
     /// Initramfs with our init and that kernel's modules; the bare-metal guest has none.
     pub initrd: Option<PathBuf>,
+    /// Whether `wherry receive` takes these files, too, so that they are not sent. The last
+    /// release does not.
+    pub here: bool,
     /// Scratch folder for sockets and logs; on a file system that has sockets.
     pub dir: PathBuf,
     /// The network namespace that all of `wherry` runs in, as a file; ours if there is none.
@@ -51,7 +54,14 @@ impl Env {
     /// As [`Env::from_vars`].
     pub fn binary(dir: &Path) -> Result<Self> {
         let wherry = var("WHERRY_BIN")?;
-        Ok(Self { wherry, kernel: None, initrd: None, dir: dir.to_owned(), netns: None })
+        Ok(Self {
+            wherry,
+            kernel: None,
+            initrd: None,
+            here: true,
+            dir: dir.to_owned(),
+            netns: None,
+        })
     }
 
     /// The same with binary and images copied to the scratch folder, for labs whose other file
@@ -182,6 +192,11 @@ impl Guest {
     pub fn receive_with(env: &Env, name: &str, uri: &str, args: &[String]) -> Result<Self> {
         let mut command =
             env.command(&["receive", name, uri, "--serial", "none", "--max-memory", "1TiB"]);
+        for (option, file) in [("--kernel", &env.kernel), ("--initrd", &env.initrd)] {
+            if let Some(file) = file.as_ref().filter(|_| env.here) {
+                command.arg(option).arg(file);
+            }
+        }
         command.args(args);
         Self::spawn(env, name, command)
     }

@@ -11,6 +11,8 @@
 
 #[path = "hostile/owner.rs"]
 mod owner;
+#[path = "hostile/reboots.rs"]
+mod reboots;
 #[path = "hostile/releases.rs"]
 mod releases;
 #[path = "hostile/strangers.rs"]

@@ -224,6 +224,12 @@ pub struct ReceiveConfig {
     /// The host's end of its sockets, if it has any. `None`: in the runtime folder, by the VM's
     /// name.
     pub vsock: Option<OsString>,
+    /// Kernel and initrd on this host, which spare sending the guest's if they are the same.
+    pub kernel: Option<OsString>,
+    /// See there.
+    pub initrd: Option<OsString>,
+    /// Whether a guest's reboot starts it again, as at the source; otherwise it ends the VM.
+    pub reboot: bool,
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

@@ -8,8 +8,8 @@
 //!
 //! Memory may come over data connections beside the first (module `lanes`).
 //!
-//! Phases: introduction → memory (rounds of pages) → (digests of it, if the source wants to verify)
-//! → state → loaded, waiting → **HandOff** → running.
+//! Phases: introduction → (what a reset boots, module `boot`) → memory (rounds of pages) → (digests
+//! of it, if the source wants to verify) → state → loaded, waiting → **HandOff** → running.
 //!
 //! Invariant: [`DestinationVm::run`] is called once, after HandOff arrived whole, and never without
 //! it.
@@ -18,6 +18,7 @@
 //! so the guest is the source's. After that, an Abort from the source still proves it (the source
 //! aborts only before HandOff); a broken connection proves nothing.
 
+mod boot;
 mod door;
 mod lanes;
 mod memory;
@@ -37,8 +38,8 @@ use crate::verify::digester::{Digester, chunk_at};
 use crate::wire::digests::Digests;
 use crate::wire::version::{Agreed, Hello, Welcome};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_PAGES, RoundStart, StateEnd,
-    SyncPoint, VerifyChunk, WireError, max_state,
+    self, FEATURE_BOOT, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_PAGES, RoundStart,
+    StateEnd, SyncPoint, VerifyChunk, WireError, max_state,
 };
 use door::{Door, Heard};
 use lanes::{Lanes, Shared};
@@ -230,6 +231,9 @@ impl Receiver<'_> {
         vm: &mut dyn DestinationVm,
     ) -> Result<Received, Error> {
         let ram = self.greet(machine, vm)?;
+        if self.uses(FEATURE_BOOT) {
+            self.take_boot(vm)?;
+        }
         if self.uses(FEATURE_STREAMS) {
             self.accept_lanes(&ram)?;
         }
@@ -378,9 +382,13 @@ impl Receiver<'_> {
                 }
                 _ => {}
             }
-            if self.last_progress.elapsed() >= Duration::from_millis(200) {
-                self.report();
-            }
+            self.report_now_and_then();
+        }
+    }
+
+    fn report_now_and_then(&mut self) {
+        if self.last_progress.elapsed() >= Duration::from_millis(200) {
+            self.report();
         }
     }
 

@@ -97,6 +97,8 @@ impl<'a> Migration<'a> {
     pub(super) fn handshake(&mut self) -> Result<(), Error> {
         self.enter(Phase::Handshake);
         self.sender.lanes = self.peer.handshake(self.vm, self.cfg)?;
+        self.report.boot_told = self.peer.boot_file_bytes.is_some();
+        self.report.boot_file_bytes = self.peer.boot_file_bytes.unwrap_or(0);
         Ok(())
     }
 

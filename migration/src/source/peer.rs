@@ -16,12 +16,14 @@ use crate::config::{Compression, SourceConfig};
 use crate::control::CancelToken;
 use crate::error::{Error, Phase};
 use crate::link::{Cap, FrameReader, FrameWriter, Interrupt, SIGN_OF_LIFE};
-use crate::traits::SourceVm;
+use crate::traits::{Boot, BootFile, SourceVm};
 use crate::transport::{Connections, TICK, Throttle, Transport, TransportError};
+use crate::wire::boot::{self, BootWanted};
+use crate::wire::codec;
 use crate::wire::version::{Hello, Welcome};
 use crate::wire::{
-    self, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_DESCRIPTION, MAX_STREAMS,
-    WireError,
+    self, FEATURE_BOOT, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_DESCRIPTION,
+    MAX_STREAMS, WireError,
 };
 
 use super::lanes::{Lanes, random_token};
@@ -38,6 +40,8 @@ pub(super) struct Peer {
     /// Where data connections come from.
     connections: Option<Box<dyn Connections>>,
     cap: Option<Cap>,
+    /// Bytes of files that the machine boots, if the destination was told of them.
+    pub(super) boot_file_bytes: Option<u64>,
     /// How long to wait for an answer.
     stall: Duration,
     answers: Receiver<Answer>,
@@ -73,6 +77,7 @@ impl Peer {
             interrupt,
             connections,
             cap,
+            boot_file_bytes: None,
             stall: cfg.stall_timeout,
             answers,
             unread,
@@ -91,7 +96,9 @@ impl Peer {
         ];
         let wanted = wanted.into_iter().filter(|(wanted, _)| *wanted);
         let needed = wanted.fold(0, |all, (_, feature)| all | feature);
-        let hello = Hello::new(&cfg.versions, needed);
+        let boot = vm.machine.boot().map_err(Error::machine("say what it boots"))?;
+        let offered = if boot.is_some() { FEATURE_BOOT } else { 0 };
+        let hello = Hello { offered, ..Hello::new(&cfg.versions, needed) };
         self.writer.send_control(Kind::Hello, &hello)?;
         let agreed = Welcome::decode(&self.answer(Kind::Welcome)?, &hello)?;
         self.writer.version = agreed.version;
@@ -104,7 +111,39 @@ impl Peer {
         let machine = wire::Machine { nr_pages: vm.ram.nr_pages(), description };
         self.writer.send_control(Kind::Machine, &machine)?;
         self.answer(Kind::Ready)?;
+        if let Some(boot) = boot.filter(|_| agreed.features & FEATURE_BOOT != 0) {
+            self.boot_file_bytes = Some(self.send_boot(boot)?);
+        }
         if cfg.streams > 1 { self.open_lanes(cfg) } else { Ok(Lanes::none()) }
+    }
+
+    /// Says what the machine boots, and sends what of that the destination lacks. Returns how many
+    /// bytes that took.
+    fn send_boot(&mut self, boot: Boot) -> Result<u64, Error> {
+        let Boot { description, files } = boot;
+        let said = boot::Boot { description, files: files.iter().map(|file| file.id).collect() };
+        said.check()?;
+        self.writer.send_control(Kind::Boot, &said)?;
+        let wanted = self.answer(Kind::BootWanted)?;
+        let wanted: BootWanted = codec::decode(&wanted, Kind::BootWanted)?;
+        if wanted.files.len() != files.len() {
+            return Err(WireError::Payload(Kind::BootWanted).into());
+        }
+        let before = self.writer.bytes();
+        for (BootFile { id, mut content }, _) in
+            files.into_iter().zip(wanted.files).filter(|(_, wanted)| *wanted)
+        {
+            let mut left = id.len;
+            let mut part = vec![0; boot::PART];
+            while left > 0 {
+                let len = usize::try_from(left).unwrap_or(usize::MAX).min(boot::PART);
+                let part = part.get_mut(..len).unwrap_or_default();
+                content.read_exact(part).map_err(Error::machine("read what it boots"))?;
+                self.writer.send(Kind::BootPart, &[part])?;
+                left -= len as u64;
+            }
+        }
+        Ok(self.writer.bytes() - before)
     }
 
     /// The destination's answer, which may be that it does not take this guest.
@@ -205,9 +244,10 @@ fn read_answers(
     tell: &Sender<Answer>,
     stop: &Interrupt,
 ) {
+    use Kind::{BootWanted, Digests, Loaded, Ready, Running, Welcome};
     let legal: &[Kind] = match verify {
-        true => &[Kind::Welcome, Kind::Ready, Kind::Digests, Kind::Loaded, Kind::Running],
-        false => &[Kind::Welcome, Kind::Ready, Kind::Loaded, Kind::Running],
+        true => &[Welcome, Ready, BootWanted, Digests, Loaded, Running],
+        false => &[Welcome, Ready, BootWanted, Loaded, Running],
     };
     loop {
         let next = frames.next(legal, "from a destination").and_then(|found| {

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::dest::Dest;
 use super::model::Model;
 use super::oracle::config;
+use crate::traits::DestinationVm;
 use crate::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use crate::wire::{
@@ -75,6 +76,12 @@ fn end(state: &[u8]) -> Vec<u8> {
 
 /// Feeds bytes to a receiver and then ends the stream.
 pub(super) fn feed(bytes: Vec<u8>) -> (Result<Received, Failure>, Dest) {
+    let mut dest = Dest::default();
+    (feed_to(bytes, &mut dest), dest)
+}
+
+/// The same, with a machine of its own.
+pub(super) fn feed_to(bytes: Vec<u8>, dest: &mut dyn DestinationVm) -> Result<Received, Failure> {
     let (near, far) = UnixStream::pair().unwrap();
     let mut drain = near.try_clone().unwrap();
     let drainer = thread::spawn(move || {
@@ -85,13 +92,12 @@ pub(super) fn feed(bytes: Vec<u8>) -> (Result<Received, Failure>, Dest) {
         let _ = near.write_all(&bytes);
         let _ = near.shutdown(Shutdown::Write);
     });
-    let mut dest = Dest::default();
     let cfg =
         DestinationConfig { stall_timeout: Duration::from_secs(2), ..DestinationConfig::default() };
-    let result = receive(Box::new(far), &mut dest, &cfg, &(), &CancelToken::new());
+    let result = receive(Box::new(far), dest, &cfg, &(), &CancelToken::new());
     feeder.join().unwrap();
     drainer.join().unwrap();
-    (result, dest)
+    result
 }
 
 pub(super) fn stream(frames: &[(Kind, Vec<u8>)]) -> Vec<u8> {
@@ -103,7 +109,7 @@ pub(super) fn stream(frames: &[(Kind, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// A short, valid migration.
-fn valid() -> Vec<(Kind, Vec<u8>)> {
+pub(super) fn valid() -> Vec<(Kind, Vec<u8>)> {
     vec![
         hello(0),
         machine(100),

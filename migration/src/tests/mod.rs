@@ -5,6 +5,7 @@
 
 mod asking;
 mod auto;
+mod boot;
 mod dest;
 mod faults;
 mod handoff;

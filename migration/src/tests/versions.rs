@@ -10,6 +10,7 @@ use super::hostile::{feed, frame_of, hello, machine, pages, round, stream};
 use super::model::Model;
 use super::oracle::{config, pair};
 use crate::traits::{Machine, SourceVm};
+use crate::wire::boot::{Boot, BootWanted, FileId};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
@@ -51,6 +52,12 @@ fn payload(kind: Kind) -> Vec<u8> {
         Kind::Streams => control(&Streams { nr: 3, token: 0x1234 << 100 }),
         Kind::Join => control(&Join { stream: 2, token: 0x1234 << 100 }),
         Kind::Sync => control(&SyncPoint { round: 7 }),
+        Kind::Boot => {
+            let file = FileId { len: 0x1234, digest: 0x0102_0304_0506_0708 };
+            control(&Boot { description: b"what".to_vec(), files: vec![file] })
+        }
+        Kind::BootPart => b"part".to_vec(),
+        Kind::BootWanted => control(&BootWanted { files: vec![true, false] }),
         Kind::Abort => control(&Abort::new("why")),
         Kind::Idle | Kind::HandOff | Kind::Ready | Kind::Loaded | Kind::Running => vec![],
     }

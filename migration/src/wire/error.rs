@@ -85,6 +85,9 @@ pub enum WireError {
     /// checksum.
     #[error("machine state: {0}")]
     State(&'static str),
+    /// What a reset boots, and its files.
+    #[error("what it boots: {0}")]
+    Boot(&'static str),
     /// Data connections that cannot be.
     #[error("data connections: {0}")]
     Streams(&'static str),

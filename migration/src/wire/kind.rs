@@ -30,6 +30,10 @@ pub enum Kind {
     Sync = 12,
     /// Source: what machine this is.
     Machine = 13,
+    /// Source: what the machine boots at a reset.
+    Boot = 14,
+    /// Source: part of a file that it boots.
+    BootPart = 15,
     /// Destination: what we speak.
     Welcome = 16,
     /// Destination: memory and state are in place, nothing runs.
@@ -40,6 +44,8 @@ pub enum Kind {
     Digests = 19,
     /// Destination: the machine is built.
     Ready = 20,
+    /// Destination: which files that takes are not here.
+    BootWanted = 21,
     /// Either: I give up, and why.
     Abort = 32,
 }
@@ -50,7 +56,8 @@ impl Kind {
         use Kind::*;
         let all = [
             Hello, Round, Pages, Idle, State, StateEnd, HandOff, Verify, PagesLz4, Streams, Join,
-            Sync, Machine, Welcome, Loaded, Running, Digests, Ready, Abort,
+            Sync, Machine, Boot, BootPart, Welcome, Loaded, Running, Digests, Ready, BootWanted,
+            Abort,
         ];
         all.into_iter().find(|k| *k as u16 == kind)
     }

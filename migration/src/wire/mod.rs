@@ -26,6 +26,9 @@
 //!                                        <- Welcome {version, features}
 //!   Machine {nr_pages, description}      ->               builds it
 //!                                        <- Ready
+//!   [Boot {description, files}           ->]              with FEATURE_BOOT: what a reset boots
+//!   [                                    <- BootWanted]   the files of it that are not here
+//!   [BootPart*                           ->]              these, one after another
 //!   [Streams {nr, token}                 ->]              with FEATURE_STREAMS: so many data
 //!                                                         connections are open
 //!   Round {1}  Pages*  Idle*  Round {2}  Pages* … ->      writes guest RAM (with FEATURE_LZ4
@@ -47,6 +50,7 @@
 //! Nothing that follows a Sync on any connection is applied before everything that precedes it on
 //! all of them; and no state is looked at before the data connections have ended.
 
+pub mod boot;
 pub(crate) mod codec;
 pub mod digests;
 pub mod error;
@@ -89,8 +93,11 @@ pub const FEATURE_VERIFY: u64 = 1;
 pub const FEATURE_LZ4: u64 = 2;
 /// Feature of [`version::Hello`]: memory comes over data connections.
 pub const FEATURE_STREAMS: u64 = 4;
+/// Feature of [`version::Hello`]: what the machine boots at a reset comes with it. Offered, never
+/// needed: at a destination without it a reset ends the guest.
+pub const FEATURE_BOOT: u64 = 8;
 /// All features that there are.
-pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS;
+pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS | FEATURE_BOOT;
 /// Data connections at most.
 pub const MAX_STREAMS: u32 = 16;
 /// Most pages of guest RAM, one page less than 8 TiB: what one memory slot of KVM can have.
@@ -119,10 +126,12 @@ impl Kind {
             Kind::Machine => MAX_DESCRIPTION + 64,
             Kind::Pages | Kind::PagesLz4 => pages::MAX_PAYLOAD,
             Kind::State => STATE_PART,
+            Kind::Boot => boot::MAX_PAYLOAD,
+            Kind::BootPart => boot::PART,
             Kind::Abort => MAX_REASON + 16,
             Kind::Digests => digests::MAX_PAYLOAD,
             Kind::Round | Kind::StateEnd | Kind::Verify => 64,
-            Kind::Streams | Kind::Join | Kind::Sync => 64,
+            Kind::Streams | Kind::Join | Kind::Sync | Kind::BootWanted => 64,
             Kind::Idle | Kind::HandOff | Kind::Ready | Kind::Loaded | Kind::Running => 0,
         }
     }

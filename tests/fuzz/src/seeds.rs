@@ -18,7 +18,7 @@ use wherry_migration::wire::{
     FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Join, Kind, Machine, RoundStart,
     StateEnd, Streams, SyncPoint, VerifyChunk,
 };
-use wherry_vmm::boot::smbios::Firmware;
+use wherry_vmm::boot::reset::Reset;
 use wherry_vmm::config::devices;
 use wherry_vmm::cpu::compat::CpuDescriptionV1;
 use wherry_vmm::cpu::state::VcpuStateV1;
@@ -337,9 +337,8 @@ fn machine() -> Seeds {
         let (id, kind) = (spec.id.clone(), spec.kind);
         Saved { id, kind, version: kind.state_for(NEWEST), bytes }
     };
-    let firmware = Firmware::default();
-    let description =
-        Description { ram_bytes: 1 << 30, nr_vcpus: 2, cpu, kernel, firmware, devices };
+    let reset = Reset::default();
+    let description = Description { ram_bytes: 1 << 30, nr_vcpus: 2, cpu, kernel, reset, devices };
     let chip = |chip_id| kvm_irqchip { chip_id, ..Default::default() };
     let vm = VmStateV1 {
         clock_ns: 5,

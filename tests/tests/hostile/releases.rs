@@ -25,7 +25,8 @@ fn there_and_back(variable: &str) -> Result<()> {
     }
     let scratch = Scratch::new("releases")?;
     let env = scratch.env("HOSTILE")?;
-    let other = Env { wherry: binary.into(), ..env.clone() };
+    let here = variable == "WHERRY_BIN_NEWER";
+    let other = Env { wherry: binary.into(), here, ..env.clone() };
     let mut guest = start(&env, "first", "storm", 1)?;
     // The last hop shows that what came from the other release is of this one again; and the other
     // has a version of its own for guests that move between two of its kind.

@@ -50,6 +50,11 @@ impl Credential {
         Ok(Self { name: name.into(), value: value.into() })
     }
 
+    /// Its name and value, for the wire.
+    pub fn parts(&self) -> (&str, &[u8]) {
+        (&self.name, &self.value)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

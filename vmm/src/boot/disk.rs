@@ -8,7 +8,8 @@ use std::fs::File;
 use anyhow::Context;
 use wherry_rootfs::{BootFiles, Listing, Reader};
 
-use super::files::{Files, Named, Part};
+use super::files::{Files, Named};
+use super::part::Part;
 
 /// What a disk boots.
 #[derive(Debug)]

@@ -1,20 +1,18 @@
 //! What a guest boots, as files that are open: kernel, initrd and command line by themselves, of a
 //! unified kernel image, or of a disk.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::error::READ;
+use super::kept::{Carried, Kept};
+use super::part::{Part, open};
 use super::uki::{self, Uki};
 
-/// What to boot, and to boot again at a reset. At a destination these are the source's paths, kept
-/// for the next migration but never opened.
+/// What to boot, and to boot again at a reset. At a destination a path is the source's, kept for
+/// the next migration but never opened, unless it was given there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     /// bzImage, ELF kernel or unified kernel image. Empty: what is in the first disk boots.
@@ -29,73 +27,6 @@ impl Kernel {
     /// Whether the first disk's own kernel boots.
     pub fn is_in_disk(&self) -> bool {
         self.path.as_os_str().is_empty()
-    }
-}
-
-/// A part of a file, read as if it were a file of its own.
-#[derive(Debug)]
-pub struct Part {
-    file: File,
-    start: u64,
-    len: u64,
-    /// Position in it.
-    at: u64,
-}
-
-impl Part {
-    /// The `len` bytes from `start` on; what the file has not reads as its end.
-    pub(super) fn new(file: File, start: u64, len: u64) -> Self {
-        Self { file, start, len, at: 0 }
-    }
-
-    /// Its length in bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// A part of this part, which must have checked that it lies in it.
-    fn part(&self, (start, len): (u64, u64)) -> io::Result<Self> {
-        Ok(Self::new(self.file.try_clone()?, self.start.saturating_add(start), len))
-    }
-
-    /// Moves the file, whose position others may share, to ours; how much is left from there.
-    fn go(&mut self) -> io::Result<u64> {
-        self.file.seek(SeekFrom::Start(self.start.saturating_add(self.at)))?;
-        Ok(self.len.saturating_sub(self.at))
-    }
-}
-
-impl Read for Part {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.go()?;
-        let n = (&self.file).take(left).read(buffer)?;
-        self.at += n as u64;
-        Ok(n)
-    }
-}
-
-impl Seek for Part {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.len.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-impl ReadVolatile for Part {
-    fn read_volatile<B: BitmapSlice>(
-        &mut self,
-        buffer: &mut VolatileSlice<B>,
-    ) -> Result<usize, VolatileMemoryError> {
-        let left = usize::try_from(self.go().map_err(VolatileMemoryError::IOError)?);
-        let len = buffer.len().min(left.unwrap_or(usize::MAX));
-        let n = self.file.read_volatile(&mut buffer.subslice(0, len)?)?;
-        self.at += n as u64;
-        Ok(n)
     }
 }
 
@@ -115,14 +46,14 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens what `source` names.
+    /// Opens what `source` names; what was `carried` here is that instead of a path.
     ///
     /// # Errors
     /// A file cannot be opened, or is a damaged unified kernel image.
-    pub fn open(source: &Kernel) -> anyhow::Result<Self> {
-        let name = format!("kernel {}", source.path.display());
+    pub fn open(source: &Kernel, carried: &Carried) -> anyhow::Result<Self> {
+        let name = named("kernel", &source.path, carried.kernel.as_ref());
         let kernel = || -> anyhow::Result<(Part, Option<Uki>)> {
-            let mut part = open(&source.path)?.context(
+            let mut part = open_or(&source.path, carried.kernel.as_ref())?.context(
                 "is not a regular file; give the path of a bzImage (vmlinuz) or an ELF vmlinux",
             )?;
             let len = part.len();
@@ -131,8 +62,9 @@ impl Files {
         };
         let (part, uki) = kernel().with_context(|| name.clone())?;
         let given = source.initrd.as_ref().map(|path| {
-            let name = format!("initrd {}", path.display());
-            let opened = open(path).and_then(|part| part.context("is not a regular file"));
+            let name = named("initrd", path, carried.initrd.as_ref());
+            let opened = open_or(path, carried.initrd.as_ref())
+                .and_then(|part| part.context("is not a regular file"));
             let part = opened.with_context(|| name.clone())?;
             anyhow::Ok(Named { name, part })
         });
@@ -154,13 +86,13 @@ impl Files {
     }
 }
 
-/// Opens a file for reading; `None` if it is not a regular file.
-fn open(path: &Path) -> anyhow::Result<Option<Part>> {
-    let meta = std::fs::metadata(path).context(READ)?;
-    if !meta.is_file() {
-        return Ok(None);
+fn named(what: &str, path: &Path, kept: Option<&Kept>) -> String {
+    match kept {
+        Some(_) => format!("{what} that came with the guest"),
+        None => format!("{what} {}", path.display()),
     }
-    let file = File::open(path).context(READ)?;
-    let len = file.metadata().context(READ)?.len();
-    Ok(Some(Part::new(file, 0, len)))
+}
+
+fn open_or(path: &Path, kept: Option<&Kept>) -> anyhow::Result<Option<Part>> {
+    kept.map_or_else(|| open(path), |kept| kept.part().map(Some).context(READ))
 }

@@ -49,15 +49,13 @@ pub const FLUSH_RUNNING: Duration = Duration::from_secs(60);
 struct Open {
     disk: Arc<FileDisk>,
     claim: Claim<Stamp>,
-    /// The first disk again, for who must not write it.
-    boots: Option<Arc<File>>,
+    /// The file again, for who must not write it.
+    boots: Arc<File>,
 }
 
 struct One {
     config: DiskConfig,
     place: Place,
-    /// Whether the machine may boot from it.
-    first: bool,
     open: Mutex<Option<Open>>,
 }
 
@@ -93,11 +91,11 @@ impl Disks {
     /// # Errors
     /// One is not there.
     pub fn new(configs: impl IntoIterator<Item = DiskConfig>) -> io::Result<Self> {
-        let one = |(nth, config): (usize, DiskConfig)| {
+        let one = |config: DiskConfig| {
             let place = Place::of(Path::new(&config.path)).map_err(|e| refuse(&config, e))?;
-            Ok(One { config, place, first: nth == 0, open: Mutex::default() })
+            Ok(One { config, place, open: Mutex::default() })
         };
-        let all = configs.into_iter().enumerate().map(one).collect::<io::Result<_>>()?;
+        let all = configs.into_iter().map(one).collect::<io::Result<_>>()?;
         Ok(Self { all, ..Self::default() })
     }
 
@@ -176,9 +174,20 @@ impl Disks {
         Ok(if limits == Limits::default() { disk } else { Arc::new(Throttled::new(disk, limits)) })
     }
 
-    /// What the machine boots from: its first disk, which cannot be written through this.
-    pub fn boots(&self) -> Option<Arc<File>> {
-        lock(&self.all.first()?.open).as_ref()?.boots.clone()
+    /// A disk from which a machine boots, which cannot be written through this.
+    pub fn boots(&self, id: &str) -> Option<Arc<File>> {
+        let one = self.all.iter().find(|one| one.config.id == id)?;
+        lock(&one.open).as_ref().map(|open| open.boots.clone())
+    }
+
+    /// A disk that somebody beside this has open: a machine that is over has not given all of it
+    /// back, and may still write.
+    pub fn busy(&self) -> Option<String> {
+        let busy = |one: &&One| {
+            lock(&one.open).as_ref().is_some_and(|open| Arc::strong_count(&open.disk) > 1)
+        };
+        let one = self.all.iter().find(busy)?;
+        Some(format!("disk `{}` ({})", one.config.id, one.config.shown()))
     }
 
     /// What was written so far is on the disks.
@@ -310,16 +319,12 @@ impl One {
 
     fn open_anew(&self) -> io::Result<Open> {
         let disk = self.open_disk()?;
-        let mut boots = None;
-        if self.first {
-            let file = self.place.open(OFlags::RDONLY)?;
-            let which = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
-            if which(&file)? != which(disk.file())? {
-                return Err(io::Error::other("it was replaced while it was opened; try again"));
-            }
-            boots = Some(Arc::new(file));
+        let file = self.place.open(OFlags::RDONLY)?;
+        let which = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
+        if which(&file)? != which(disk.file())? {
+            return Err(io::Error::other("it was replaced while it was opened; try again"));
         }
-        Ok(Open { disk: Arc::new(disk), claim: Claim::default(), boots })
+        Ok(Open { disk: Arc::new(disk), claim: Claim::default(), boots: Arc::new(file) })
     }
 
     /// The file, without its lock.

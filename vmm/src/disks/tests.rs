@@ -262,9 +262,9 @@ fn what_reads_a_disk_to_boot_from_it_cannot_write_it() {
     let config = image(dir.path(), "a", 8);
     let other = DiskConfig { id: "data".into(), ..image(dir.path(), "b", 8) };
     let vm = Disks::new([config.clone(), other]).unwrap();
-    assert!(vm.boots().is_none());
+    assert!(vm.boots("disk0").is_none());
     vm.describe().unwrap();
-    let boots = vm.boots().unwrap();
+    let boots = vm.boots("disk0").unwrap();
     boots.write_at(b"x", 0).unwrap_err();
     // It is the guest's disk all the same, whatever has its name by now.
     OpenOptions::new().write(true).open(&config.path).unwrap().write_all(b"new").unwrap();
@@ -272,6 +272,9 @@ fn what_reads_a_disk_to_boot_from_it_cannot_write_it() {
     let mut read = [0; 3];
     (&*boots).read_exact(&mut read).unwrap();
     assert_eq!(&read, b"new");
+    // Which one that is, its device says, whatever the order here.
+    let size = |id| vm.boots(id).map(|file| file.metadata().unwrap().len());
+    assert_eq!((size("data"), size("none")), (Some(8 * SECTOR), None));
 }
 
 #[test]

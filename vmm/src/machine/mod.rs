@@ -12,6 +12,7 @@ mod devices;
 mod event_loop;
 mod hooks;
 mod irq;
+pub mod offer;
 pub mod state;
 
 use std::sync::{Arc, Mutex};
@@ -160,11 +161,14 @@ impl Machine {
         let mem = self.ram.memory();
         let slots: Vec<u32> = self.description.devices.iter().filter_map(|d| d.slot).collect();
         let rsdp = acpi::write_tables(mem, self.description.nr_vcpus, &slots)?;
-        smbios::write_tables(mem, &self.description.firmware)?;
-        let kernel = &self.description.kernel;
-        let files = match self.disks.boots().filter(|_| kernel.is_in_disk()) {
-            Some(image) => from_disk(&image, &kernel.cmdline)?.files,
-            None => Files::open(kernel)?,
+        let Description { kernel, reset, .. } = &self.description;
+        smbios::write_tables(mem, &reset.firmware)?;
+        let files = if kernel.is_in_disk() {
+            let id = self.description.boot_disk().context("there is no disk to boot from")?;
+            let image = self.disks.boots(id).context("the disk to boot from is not open")?;
+            from_disk(&image, &kernel.cmdline)?.files
+        } else {
+            Files::open(kernel, &reset.carried)?
         };
         let loaded = loader::load_files(mem, files, rsdp)?;
         let first = self.vcpus.first().context("a machine has at least one vCPU")?;

@@ -13,10 +13,11 @@ use wherry_codec::records::{Format, Record, RecordError, Records, Writer};
 use wherry_codec::{CodecError, encode};
 use wherry_devices::device::{Saved, Spec};
 use wherry_devices::kinds;
+use wherry_devices::virtio::blk;
 
 use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
 pub use crate::boot::loader::Kernel;
-use crate::boot::smbios::Firmware;
+use crate::boot::reset::Reset;
 use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
@@ -66,11 +67,10 @@ pub struct Description {
     pub nr_vcpus: u32,
     /// What the guest's CPUs can do, before the per-vCPU parts.
     pub cpu: CpuDescriptionV1,
-    /// For a reboot.
+    /// What it boots.
     pub kernel: Kernel,
-    /// For a reboot, and therefore not sent: a guest that has moved keeps the tables that it has in
-    /// its memory, and no machine boots where one arrived.
-    pub firmware: Firmware,
+    /// What it does at a reset, of which a destination is told by itself ([`super::offer`]).
+    pub reset: Reset,
     /// The devices, in the order in which they are built.
     pub devices: Vec<Spec>,
 }
@@ -108,8 +108,8 @@ impl Description {
     ) -> anyhow::Result<Self> {
         let kvm = crate::kvm::open_kvm()?;
         let cpu = CpuDescriptionV1::new(&kvm, &probe(&kvm)?)?;
-        let firmware = Firmware::default();
-        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, firmware, devices })
+        let reset = Reset::default();
+        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, reset, devices })
     }
 
     /// For the handshake, as this version of the protocol has it.
@@ -168,8 +168,13 @@ impl Description {
         if kernel.cmdline.len() > MAX_CMDLINE {
             return Err(StateError::Unsupported("a command line that is too long".into()));
         }
-        let firmware = Firmware::default();
-        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, firmware, devices })
+        let reset = Reset::default();
+        Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, reset, devices })
+    }
+
+    /// The disk whose own kernel boots, if one does: the first.
+    pub fn boot_disk(&self) -> Option<&str> {
+        self.devices.iter().find(|spec| *spec.kind == blk::KIND).map(|spec| spec.id.as_str())
     }
 
     /// Refuses a host whose CPU cannot do what the guest was told, naming the features.
@@ -260,7 +265,7 @@ fn vcpu_id(nr: usize) -> String {
     format!("vcpu-{nr}")
 }
 
-fn push<T: Serialize>(
+pub(super) fn push<T: Serialize>(
     out: &mut Writer,
     id: &str,
     kind: &str,

@@ -75,7 +75,7 @@ fn description() -> Description {
             initrd: Some("/boot/initrd".into()),
             cmdline: "quiet".into(),
         },
-        firmware: Firmware::default(),
+        reset: Reset::default(),
         devices: devices(Some(&config), true, &[], vec![]).unwrap(),
     }
 }

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use wherry_devices::virtio::balloon::{BalloonHandle, HintRange};
 use wherry_migration::bitmap::Bitmap;
-use wherry_migration::traits::{HintSink, HintSource, Machine as EngineMachine};
+use wherry_migration::traits::{Boot, BootFile, HintSink, HintSource, Machine as EngineMachine};
 
+use crate::boot::kept::Kept;
 use crate::disks::FLUSH_RUNNING;
 use crate::life::Event;
 use crate::life::owner::Owner;
 use crate::machine::Machine;
+use crate::machine::offer::Offer;
 use crate::memory::Ram;
 
 /// The balloon as a source of hints: guest-physical ranges become page numbers.
@@ -90,6 +92,8 @@ pub struct SourceMachine {
     pub owner: Arc<Owner<Machine>>,
     /// Whether the guest runs: before, after a failure, and at the destination.
     pub run: bool,
+    /// What a destination is told of its resets.
+    pub offer: Offer,
 }
 
 impl SourceMachine {
@@ -117,6 +121,14 @@ impl EngineMachine for SourceMachine {
 
     fn describe(&self, version: u16) -> io::Result<Vec<u8>> {
         self.machine.description().encode(version).map_err(io::Error::other)
+    }
+
+    fn boot(&self) -> io::Result<Option<Boot>> {
+        let description = self.machine.description().encode_reset(self.offer.reset);
+        let description = description.map_err(io::Error::other)?;
+        let file = |kept: &Kept| Ok(BootFile { id: kept.id(), content: Box::new(kept.part()?) });
+        let files = self.offer.files.iter().map(file).collect::<io::Result<_>>()?;
+        Ok(Some(Boot { description, files }))
     }
 
     fn state_bytes(&self) -> u64 {

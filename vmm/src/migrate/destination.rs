@@ -1,18 +1,20 @@
 //! The destination's machine as the engine's traits want it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kvm_ioctls::VmFd;
 use wherry_migration::error::describe;
-use wherry_migration::traits::{DestinationVm, GuestRam};
+use wherry_migration::traits::{DestinationVm, FileId, GuestRam, Sink};
 use wherry_migration::wire::MAX_PAGES;
 use wherry_migration::{
     CancelToken, DestinationConfig, Error, Listener, Phase, Snapshot, await_source, receive_from,
 };
 
+use super::boot::BootFiles;
 use crate::config::ReceiveConfig;
 use crate::kvm::open_kvm;
 use crate::life::owner::{Owner, Vcpus};
@@ -76,6 +78,10 @@ struct DestinationMachine<'a> {
     /// When the source said what it wants: the guest still ran there.
     begun: Instant,
     vm_and_ram: Option<(Description, Arc<VmFd>, Arc<Ram>)>,
+    /// What it boots at a reset.
+    boot: BootFiles,
+    /// Told whether it does.
+    reboots: &'a AtomicBool,
     machine: Option<(Arc<Machine>, bool)>,
 }
 
@@ -123,9 +129,16 @@ impl DestinationVm for DestinationMachine<'_> {
         Ok(ram)
     }
 
+    fn boot(&mut self, description: &[u8], files: &[FileId]) -> io::Result<Vec<Sink>> {
+        let (machine, ..) =
+            self.vm_and_ram.as_mut().ok_or_else(|| io::Error::other("no machine to boot"))?;
+        self.boot.take(machine, description, files).map_err(refuse)
+    }
+
     fn load(&mut self, state: &[u8]) -> io::Result<()> {
-        let (d, vm, ram) =
+        let (mut d, vm, ram) =
             self.vm_and_ram.take().ok_or_else(|| io::Error::other("state before memory"))?;
+        self.boot.finish(&mut d)?;
         let mut state = MachineState::decode(state).map_err(|e| refuse(e.into()))?;
         if let Some(warning) = state.vm.bound_clock(self.begun.elapsed()) {
             eprintln!("wherry: {warning}");
@@ -143,6 +156,8 @@ impl DestinationVm for DestinationMachine<'_> {
     fn run(&mut self) -> io::Result<()> {
         let (machine, run) =
             self.machine.as_ref().ok_or_else(|| io::Error::other("hand-off before state"))?;
+        // Known before anybody sees the guest end.
+        self.reboots.store(machine.description().reset.boots, Ordering::SeqCst);
         // The machine in charge and running in one step: a command before it finds no guest, one
         // after it this one.
         self.owner.arrive(machine.clone(), *run).map_err(|refusal| match machine.ended() {
@@ -162,10 +177,13 @@ impl DestinationVm for DestinationMachine<'_> {
 pub fn receive(
     listener: Listener,
     hooks: MachineHooks,
-    owner: &Owner<Machine>,
+    (owner, reboots): (&Owner<Machine>, &AtomicBool),
     wanted: &ReceiveConfig,
     cancel: &CancelToken,
 ) -> anyhow::Result<Arc<Machine>> {
+    // Before a source waits for it.
+    let ReceiveConfig { kernel, initrd, reboot, .. } = wanted;
+    let boot = BootFiles::new(kernel.as_deref(), initrd.as_deref(), *reboot);
     let &ReceiveConfig { progress, max_memory, .. } = wanted;
     let mut strangers = Strangers::new(Instant::now());
     let mut turned_away = |peer: &str, why: &Error| {
@@ -188,8 +206,15 @@ pub fn receive(
             eprintln!("wherry: receiving, {}: {} MB so far", now.phase, now.bytes / 1_000_000);
         }
     };
-    let mut arriving =
-        DestinationMachine { hooks, owner, begun: Instant::now(), vm_and_ram: None, machine: None };
+    let mut arriving = DestinationMachine {
+        hooks,
+        owner,
+        begun: Instant::now(),
+        vm_and_ram: None,
+        boot,
+        reboots,
+        machine: None,
+    };
     let received = receive_from(source, &mut arriving, &config, &say, cancel);
     if received.is_err() && owner.machine().0.is_none() {
         // The source waits for them, and freeing memory takes its time.
@@ -200,6 +225,12 @@ pub fn receive(
         eprintln!(
             "wherry: the guest runs here, but the source could not be told: end it there with \
              `wherry kill`"
+        );
+    }
+    if !arriving.boot.told {
+        eprintln!(
+            "wherry: the source is an older wherry and does not say what the guest boots: a reboot \
+             ends it here"
         );
     }
     match arriving.machine {
@@ -228,6 +259,8 @@ mod tests {
             owner: &owner,
             begun: Instant::now(),
             vm_and_ram: None,
+            boot: BootFiles::new(None, None, true),
+            reboots: &AtomicBool::new(false),
             machine: None,
         };
         let bytes = description.encode(u16::MAX).unwrap();

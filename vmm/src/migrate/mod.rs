@@ -2,6 +2,7 @@
 //! and vCPUs.
 
 mod adapters;
+mod boot;
 mod destination;
 mod updates;
 
@@ -15,13 +16,14 @@ use wherry_migration::error::describe;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
-    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, SourceConfig, TransportError,
-    connect,
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Report, SourceConfig,
+    TransportError, connect,
 };
 
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
 use crate::disks::Disks;
 use crate::life::owner::Owner;
+use crate::machine::offer::ResetV1;
 use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
 use adapters::{Hints, SourceMachine};
@@ -32,6 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Slowest connection, in bytes a second: a destination takes frames that come more slowly for an
 /// attack.
 const LEAST_BANDWIDTH: u64 = 4096;
+/// Why a reboot ends a guest that has moved to an older release.
+const OLD: &str = "the destination is an older wherry, which boots no guest that came to it";
 /// Patience with a guest that is asked for fresh statistics (the decision whether hints pay needs
 /// them).
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
@@ -114,6 +118,8 @@ pub fn to(
     // Before anybody listens for what comes next: a destination waits for the greeting of whoever
     // has connected.
     refresh_statistics(owner, STATISTICS_TIMEOUT);
+    let offer = machine.description().offer();
+    let (boots, ends) = (offer.reset != ResetV1::Ends, offer.ends.clone());
     let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
         TransportError::Cancelled => {
             ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
@@ -128,7 +134,12 @@ pub fn to(
         hints: machine.balloon().map(|b| -> Arc<dyn HintSource> {
             Arc::new(Hints { ram: machine.ram().clone(), balloon: b.clone() })
         }),
-        machine: Arc::new(SourceMachine { machine: machine.clone(), owner: owner.clone(), run }),
+        machine: Arc::new(SourceMachine {
+            machine: machine.clone(),
+            owner: owner.clone(),
+            run,
+            offer,
+        }),
     };
     let defaults = SourceConfig { versions: newer::versions(), ..SourceConfig::default() };
     let config = SourceConfig {
@@ -159,8 +170,10 @@ pub fn to(
             tell(update);
         }
         match engine.join() {
-            Ok(Ok(report)) => serde_json::to_value(report)
-                .map_err(|e| ControlError::failed(format!("migrated, but no report: {e}"))),
+            Ok(Ok(report)) => {
+                let old = (boots && !report.boot_told).then(|| OLD.to_owned());
+                report_of(report, ends.or(old))
+            }
             Ok(Err(failure)) => Err(explain(&failure, machine.disks())),
             // Before it began or after it was over; whoever asked for the migration knows who owns
             // the guest.
@@ -169,6 +182,16 @@ pub fn to(
             }
         }
     })
+}
+
+/// The report, and why the guest's next reboot ends it, though it would not have here.
+fn report_of(report: Report, reboot_ends: Option<String>) -> Result<Value, ControlError> {
+    let mut report = serde_json::to_value(report)
+        .map_err(|e| ControlError::failed(format!("migrated, but no report: {e}")))?;
+    if let (Some(fields), Some(why)) = (report.as_object_mut(), reboot_ends) {
+        fields.insert("reboot_ends".into(), why.into());
+    }
+    Ok(report)
 }
 
 fn explain(failure: &wherry_migration::Failure, disks: &Disks) -> ControlError {

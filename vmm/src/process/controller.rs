@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,6 @@ pub struct VmSettings {
     pub kernel: Option<String>,
     /// Console sink, for `info`.
     pub serial: String,
-    /// Whether a guest that resets itself goes on with a new machine.
-    pub reboot: bool,
     /// Where its guest's sockets end.
     pub vsock: Vsock,
 }
@@ -50,6 +49,8 @@ pub struct VmSettings {
 /// Implements [`VmControl`] on whatever machine runs now.
 pub struct Controller {
     pub(super) settings: VmSettings,
+    /// Whether a guest that resets itself goes on with a new machine.
+    pub(super) reboots: AtomicBool,
     started: Instant,
     pub(super) console: Console,
     /// Who stops, starts and gives away the machine.
@@ -66,6 +67,7 @@ impl Controller {
         Self {
             disks,
             settings,
+            reboots: AtomicBool::new(false),
             started: Instant::now(),
             console,
             owner: Arc::default(),
@@ -97,10 +99,14 @@ impl Controller {
         }
     }
 
+    pub(super) fn reboots(&self) -> bool {
+        self.reboots.load(Ordering::SeqCst)
+    }
+
     /// The state as others see it: a reset is the beginning of a reboot, if there is to be one.
     fn seen(&self, life: Life) -> Life {
         match life {
-            Life::Ended(End::Reset) if self.settings.reboot => Life::Rebooting,
+            Life::Ended(End::Reset) if self.reboots() => Life::Rebooting,
             life => life,
         }
     }
@@ -139,7 +145,7 @@ impl Controller {
         let name = &self.settings.name;
         let (what, hint) = match end {
             End::PowerOff => ("the guest powered off while it migrated", None),
-            End::Reset if self.settings.reboot => (
+            End::Reset if self.reboots() => (
                 "the guest reset itself while it migrated",
                 Some("it starts again here and can be migrated then".to_owned()),
             ),

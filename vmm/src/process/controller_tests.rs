@@ -22,10 +22,11 @@ fn controller_of(disks: Disks) -> Controller {
         name: "vm".into(),
         kernel: None,
         serial: "none".into(),
-        reboot: true,
         vsock: Vsock::default(),
     };
-    Controller::new(settings, console, Arc::new(disks))
+    let controller = Controller::new(settings, console, Arc::new(disks));
+    controller.reboots.store(true, Ordering::SeqCst);
+    controller
 }
 
 /// `None` without a KVM.

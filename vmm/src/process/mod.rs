@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,10 @@ use controller::{Controller, VmSettings};
 
 /// A receiver that is killed has so long to take its socket away.
 const LAST_STEPS: Duration = Duration::from_secs(1);
+/// How long a reboot waits for requests that a disk still has.
+const DISKS_IDLE: Duration = Duration::from_secs(60);
+/// Time between two looks at them.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Reboots within [`BRAKE_WITHIN`] that go through at once.
 const BRAKE_AFTER: usize = 3;
 /// See [`BRAKE_AFTER`].
@@ -52,7 +57,6 @@ impl VmProcess {
         kernel: Option<String>,
         serial: &SerialSink,
         nets: Nets,
-        reboot: bool,
         disks: Arc<Disks>,
         vsock: Vsock,
     ) -> anyhow::Result<Self> {
@@ -66,7 +70,7 @@ impl VmProcess {
                 format!("pty {path}")
             },
         );
-        let settings = VmSettings { name, kernel, serial, reboot, vsock };
+        let settings = VmSettings { name, kernel, serial, vsock };
         let controller = Arc::new(Controller::new(settings, console, disks));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
@@ -103,7 +107,8 @@ impl VmProcess {
         result.map(|(reason, _machine)| reason)
     }
 
-    fn serve(&self, mut machine: Arc<Machine>) -> anyhow::Result<(ExitReason, Arc<Machine>)> {
+    fn serve(&self, machine: Arc<Machine>) -> anyhow::Result<(ExitReason, Option<Arc<Machine>>)> {
+        let mut machine = Some(machine);
         let mut brake = Brake::new(BRAKE_PAUSE);
         loop {
             // The owner stopped the machine when it came to this.
@@ -115,15 +120,20 @@ impl VmProcess {
                     None
                 }
             });
-            if end == Some(End::Reset) && self.controller.settings.reboot {
-                machine = self.reboot(machine, &mut brake)?;
+            if end == Some(End::Reset)
+                && self.controller.reboots()
+                && let Some(old) = machine.take()
+            {
+                machine = self.reboot(old, &mut brake)?;
                 continue;
             }
             let reason = match end {
                 None => ExitReason::Migrated,
                 Some(End::PowerOff) => ExitReason::PoweredOff,
                 Some(End::Reset) => ExitReason::Rebooted,
-                Some(End::Fatal) => ExitReason::Crashed(machine.why()),
+                Some(End::Fatal) => {
+                    ExitReason::Crashed(machine.as_ref().map(|m| m.why()).unwrap_or_default())
+                }
                 Some(End::Kill) => ExitReason::Killed,
             };
             self.owner().clear();
@@ -148,20 +158,42 @@ impl VmProcess {
         }
     }
 
-    /// A new machine in place of one that reset itself; the old one if the VM was killed meanwhile.
-    fn reboot(&self, old: Arc<Machine>, brake: &mut Brake) -> anyhow::Result<Arc<Machine>> {
+    /// A new machine in place of one that reset itself; none if the VM was killed meanwhile.
+    fn reboot(&self, old: Arc<Machine>, brake: &mut Brake) -> anyhow::Result<Option<Arc<Machine>>> {
         let owner = self.owner();
         if owner.event(Event::Reboot).is_err() || owner.killed_within(brake.pause(Instant::now())) {
-            return Ok(old);
+            return Ok(Some(old));
         }
         let description = old.description().clone();
         self.controller.replace(&description);
         drop(old);
-        let booted = self.boot(&description);
+        let booted = self.wait_for_disks(DISKS_IDLE).and_then(|idle| match idle {
+            true => self.boot(&description).map(Some),
+            false => Ok(None),
+        });
         let machine = booted.context("the guest rebooted and cannot be started again")?;
-        // Refused if it was killed meanwhile, which the run loop sees.
-        let _ = owner.arrive(machine.clone(), true);
+        if let Some(machine) = &machine {
+            // Refused if it was killed meanwhile, which the run loop sees.
+            let _ = owner.arrive(machine.clone(), true);
+        }
         Ok(machine)
+    }
+
+    /// Waits until no request of a machine that is over is still with a disk: it would write
+    /// beneath the next one. False if the VM was killed meanwhile.
+    fn wait_for_disks(&self, limit: Duration) -> anyhow::Result<bool> {
+        let end = Instant::now() + limit;
+        while let Some(busy) = self.controller.disks.busy() {
+            anyhow::ensure!(
+                Instant::now() < end,
+                "{busy} has not ended within {limit:?} what was asked of it before; the storage \
+                 beneath it hangs"
+            );
+            if self.owner().killed_within(LOOK_AGAIN) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -211,9 +243,10 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let host = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
     let uuid = uuid(&host, &config.name);
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
-    description.firmware = Firmware { uuid, credentials: config.credentials };
-    let serial = &config.serial;
-    let host = VmProcess::start(claim, Some(shown), serial, nets, config.reboot, disks, vsock)?;
+    description.reset.firmware = Firmware { uuid, credentials: config.credentials };
+    description.reset.boots = config.reboot;
+    let host = VmProcess::start(claim, Some(shown), &config.serial, nets, disks, vsock)?;
+    host.controller.reboots.store(config.reboot, Ordering::SeqCst);
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
@@ -230,20 +263,20 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let claim = dir.claim(&config.name)?;
     let nets = Nets::open(&config.nets)?;
     let listener = migrate::listen(&config.uri, dir.path())?;
-    // The kernel's path came from the source and means nothing here: a guest that reboots ends.
     let disks = Arc::new(Disks::new(config.disks.clone())?);
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
-    let host = VmProcess::start(claim, None, &config.serial, nets, false, disks, vsock)?;
+    let host = VmProcess::start(claim, None, &config.serial, nets, disks, vsock)?;
     let machine = {
         // `kill` must end the wait for a source, too.
         let hooks = host.hooks();
-        let owner = host.owner().clone();
+        let (owner, controller) = (host.owner().clone(), host.controller.clone());
         let (done, result) = channel();
         let killed = CancelToken::new();
         let cancel = killed.clone();
         let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let received = || migrate::receive(listener, hooks, &owner, &config, &cancel);
+            let told = (&*owner, &controller.reboots);
+            let received = || migrate::receive(listener, hooks, told, &config, &cancel);
             // Also if it panics: nobody must wait for it.
             let got = catch_unwind(AssertUnwindSafe(received)).unwrap_or_else(|_| {
                 Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry"))
@@ -283,6 +316,8 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DiskConfig;
+    use crate::life::owner::Vcpus;
     use crate::machine::fixture;
 
     #[test]
@@ -292,8 +327,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
         let (nets, disks, vsock) = (Nets::default(), Arc::default(), Vsock::default());
-        let host =
-            VmProcess::start(claim, None, &SerialSink::None, nets, true, disks, vsock).unwrap();
+        let host = VmProcess::start(claim, None, &SerialSink::None, nets, disks, vsock).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();
         machine.ending.note(End::Reset, "");
@@ -305,8 +339,58 @@ mod tests {
             host.owner().kill();
             rebooting.join().unwrap()
         });
-        assert!(Arc::ptr_eq(&left.expect("it did not wait"), &machine));
+        assert!(Arc::ptr_eq(&left.expect("it did not wait").unwrap(), &machine));
         assert_eq!(host.owner().life(), Life::Ended(End::Kill));
+    }
+
+    /// A request that a disk still has when its machine is over holds the disk, as this does.
+    #[test]
+    fn a_reboot_waits_for_what_a_disk_was_asked_before_and_ends_if_that_hangs() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("web.raw");
+        std::fs::File::create(&path).unwrap().set_len(4096).unwrap();
+        let config = DiskConfig {
+            id: "root".into(),
+            path: path.into(),
+            read_only: false,
+            direct: false,
+            serial: String::new(),
+            bytes_per_second: None,
+            ops: None,
+            lock: true,
+        };
+        let disks = Arc::new(Disks::new([config]).unwrap());
+        disks.describe().unwrap();
+        let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
+        let (sink, nets) = (SerialSink::None, Nets::default());
+        let host =
+            VmProcess::start(claim, None, &sink, nets, disks.clone(), Vsock::default()).unwrap();
+        let wait = |limit| host.wait_for_disks(limit);
+        assert!(wait(Duration::ZERO).unwrap());
+        let request = disks.get("root").unwrap();
+        let error = wait(Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("disk `root`") && error.contains("hangs"), "{error}");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait(Duration::from_secs(3600)));
+            drop(request);
+            assert!(waiting.join().unwrap().unwrap());
+        });
+        // So does a whole reboot, before it builds a machine; and `kill` ends the wait.
+        let _request = disks.get("root").unwrap();
+        let Some(description) = fixture::description(1, None) else { return };
+        let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
+        host.owner().arrive(machine.clone(), false).unwrap();
+        machine.ending.note(End::Reset, "");
+        let next = std::thread::scope(|scope| {
+            let mut brake = Brake::new(Duration::ZERO);
+            let host = &host;
+            let rebooting = scope.spawn(move || host.reboot(machine, &mut brake));
+            host.owner().wait(|life| (life == Life::Rebooting).then_some(()));
+            host.owner().kill();
+            rebooting.join().unwrap()
+        });
+        // The next one would have failed: it has no kernel.
+        assert!(next.is_ok_and(|next| next.is_none_or(|m| m.ended() == Some(End::Reset))));
     }
 
     #[test]

@@ -8,6 +8,9 @@ use crate::serial::{COM1, say};
 
 const LINE_STATUS: u16 = COM1 + 5;
 const DATA_READY: u8 = 1;
+/// The machine's ACPI reset register, and what resets it.
+const RESET_PORT: u16 = 0x602;
+const RESET: u8 = 1;
 /// Steps between two looks at the port, each of which is an exit.
 const PATIENCE: u32 = 16;
 
@@ -71,6 +74,10 @@ fn answer(command: &str, guest: &mut Attacker) {
                 tally.checked,
                 tally.bad
             );
+        }
+        "reboot" => {
+            say!("reboot reason=command");
+            port::write(RESET_PORT, RESET);
         }
         // Spoils an honest page, so that it can be seen that this is noticed.
         "spoil" => {

@@ -187,6 +187,7 @@ impl Scene {
         fault: Option<(Direction, FaultPlan, Fault)>,
     ) -> (Runs, Said, [Seen; 3]) {
         let model = Model::new(PAGES, false, vec![]);
+        model.boots.store(true, SeqCst);
         model.on(Trigger::Harvest, [1, 130, 131, 400].map(Op::Write).to_vec());
         if self.only == Some(Kind::Idle) {
             // As long as nothing else is sent.

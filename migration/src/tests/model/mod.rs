@@ -104,6 +104,8 @@ pub(super) struct Model {
     pub(super) prepared: AtomicU64,
     /// It does not let go of what a destination needs.
     pub(super) keeps: AtomicBool,
+    /// It says what it boots at a reset: one file.
+    pub(super) boots: AtomicBool,
     /// What it says of its state's size.
     pub(super) state_bytes: AtomicU64,
     /// Its state is filled up to this size.
@@ -155,6 +157,7 @@ impl Model {
             slow_log: AtomicU64::new(0),
             prepared: AtomicU64::new(0),
             keeps: AtomicBool::new(false),
+            boots: AtomicBool::default(),
             state_bytes: AtomicU64::new(0),
             least_state: AtomicU64::new(0),
             triggers: Mutex::default(),

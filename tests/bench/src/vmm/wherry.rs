@@ -82,6 +82,7 @@ impl Vmm for Wherry {
     }
 
     fn receive(&self, files: &Files, _: &Case, port: u16) -> Result<Box<dyn Machine>> {
+        let (kernel, initrd) = (files.kernel.display(), files.initrd.display());
         self.spawn(
             files,
             "destination",
@@ -91,6 +92,9 @@ impl Vmm for Wherry {
                 format!("tcp:127.0.0.1:{port}"),
                 // Source and destination share this host's memory.
                 "--max-memory=1TiB".into(),
+                // What is measured is memory: files are not sent.
+                format!("--kernel={kernel}"),
+                format!("--initrd={initrd}"),
             ],
         )
     }
