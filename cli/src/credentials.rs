@@ -18,6 +18,24 @@ const MAX_FILE: u64 = 64 << 10;
 /// Longest host name (Linux's HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
 
+/// systemd's own generator lets sshd listen on a guest's sockets where it finds them when the
+/// system starts. The driver is there by then if the device is on a PCI bus, which systemd looks
+/// through, and not otherwise. So the guest is given the units themselves, which systemd takes from
+/// credentials since version 256 (systemd-debug-generator(8)); an older one leaves them alone.
+const SSHD_ON_VSOCK: [(&str, &str); 3] = [
+    (
+        "systemd.extra-unit.wherry-ssh.socket",
+        "[Unit]\nDescription=SSH over vsock\n[Socket]\nListenStream=vsock::22\nAccept=yes\n",
+    ),
+    (
+        "systemd.extra-unit.wherry-ssh@.service",
+        "[Unit]\nDescription=SSH session over vsock\nAfter=nss-user-lookup.target\n[Service]\n\
+         ExecStart=-sshd -i\nStandardInput=socket\nRuntimeDirectory=sshd\n\
+         RuntimeDirectoryPreserve=yes\n",
+    ),
+    ("systemd.unit-dropin.sockets.target", "[Unit]\nWants=wherry-ssh.socket\n"),
+];
+
 /// Options of `run`.
 #[derive(Debug, Default, Args)]
 pub struct CredentialArgs {
@@ -38,8 +56,8 @@ pub struct CredentialArgs {
 }
 
 impl CredentialArgs {
-    /// All credentials, or what is wrong with them.
-    pub fn credentials(&self) -> Result<Vec<Credential>, String> {
+    /// All credentials, or what is wrong with them. With `sockets` the guest has a vsock.
+    pub fn credentials(&self, sockets: bool) -> Result<Vec<Credential>, String> {
         let mut all = Vec::new();
         let mut keys = String::new();
         for file in &self.ssh_key {
@@ -53,6 +71,11 @@ impl CredentialArgs {
         }
         if !keys.is_empty() {
             all.push(credential("--ssh-key", "ssh.authorized_keys.root", keys)?);
+            if sockets {
+                for (name, value) in SSHD_ON_VSOCK {
+                    all.push(credential("--ssh-key", name, value)?);
+                }
+            }
         }
         if let Some(name) = &self.hostname {
             all.push(credential("--hostname", "system.hostname", name.as_str())?);
@@ -168,15 +191,15 @@ mod tests {
             is("empty", ""),
             is("s", &b"\0\n=\xff"[..]),
         ];
-        assert_eq!(args.credentials().unwrap(), all);
+        assert_eq!(args.credentials(false).unwrap(), all);
         assert_eq!(args.kernel_option().as_deref(), Some("systemd.hostname=web"));
         let none = CredentialArgs::default();
-        assert_eq!((none.credentials().unwrap(), none.kernel_option()), (vec![], None));
+        assert_eq!((none.credentials(false).unwrap(), none.kernel_option()), (vec![], None));
     }
 
     #[test]
     fn what_is_wrong_is_said_without_the_value() {
-        let refused = |args: CredentialArgs| args.credentials().unwrap_err();
+        let refused = |args: CredentialArgs| args.credentials(false).unwrap_err();
         let keys = |ssh_key| CredentialArgs { ssh_key: vec![ssh_key], ..Default::default() };
         let text = |all: &[&str]| CredentialArgs {
             credential: all.iter().map(|&one| one.into()).collect(),
@@ -219,5 +242,18 @@ mod tests {
         for bad in ["", ".", "a..b", "a.", ".a", "-a", "a-", "a_b", "a b", "\u{e4}", &long] {
             hostname(bad).expect_err(bad);
         }
+    }
+
+    #[test]
+    fn with_a_vsock_a_key_brings_an_sshd_that_listens_there() {
+        let key = file(KEY.as_bytes());
+        let args = CredentialArgs { ssh_key: vec![path(&key)], ..CredentialArgs::default() };
+        let all = args.credentials(true).unwrap();
+        assert_eq!(all.len(), 1 + SSHD_ON_VSOCK.len());
+        for (name, value) in SSHD_ON_VSOCK {
+            assert!(all.contains(&is(name, value)), "{name}");
+        }
+        // Nobody's key, nobody's door.
+        assert_eq!(CredentialArgs::default().credentials(true).unwrap(), vec![]);
     }
 }

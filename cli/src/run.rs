@@ -118,7 +118,8 @@ pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         return usage(format!("--cpus: {} is not from 1 to {MAX_VCPUS}", args.cpus));
     }
     let mut cmdline = args.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
-    let credentials = args.credentials.credentials().map_err(ControlError::usage)?;
+    let credentials =
+        args.credentials.credentials(args.vsock.vsock.is_some()).map_err(ControlError::usage)?;
     for more in args.credentials.kernel_option().iter().chain(&args.append) {
         if !cmdline.is_empty() {
             cmdline.push(' ');
