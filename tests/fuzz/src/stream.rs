@@ -76,7 +76,7 @@ impl Run {
         match input.u8() % op::NR {
             op::RAW => {
                 let len = input.u8().into();
-                self.send(&input.take(len).to_vec());
+                self.send(input.take(len));
             }
             op::FRAME => {
                 let len = usize::from(input.u16()).max(1);
