@@ -181,6 +181,21 @@ fn answer(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(Vec::new())
 }
 
+/// Copies until `from` ends. `io::copy` would have the kernel splice where one side is a pipe, and
+/// Linux holds a pipe's lock while such a splice waits for the other side: whoever reads what is in
+/// the pipe waits with it, for ever if the guest waits for them.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(len) => to.write_all(buffer.get(..len).unwrap_or_default())?,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// Copies both ways until the guest ends its half. The end of the input ends only the other one.
 fn relay(stream: &UnixStream) -> io::Result<()> {
     // Files: nothing waits in a buffer of ours.
@@ -189,13 +204,13 @@ fn relay(stream: &UnixStream) -> io::Result<()> {
     let to_guest = stream.try_clone()?;
     std::thread::Builder::new().name("input".into()).spawn(move || {
         // Ends with the process; whatever ends it, the guest gets no more.
-        let _ = io::copy(&mut input, &mut &to_guest);
+        let _ = copy(&mut input, &mut &to_guest);
         let _ = to_guest.shutdown(Shutdown::Write);
     })?;
-    match io::copy(&mut &*stream, &mut output) {
+    match copy(&mut &*stream, &mut output) {
         // Gone with its VM, or nobody reads.
         Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => Ok(()),
-        copied => copied.map(drop),
+        copied => copied,
     }
 }
 
@@ -249,5 +264,25 @@ mod tests {
         assert_eq!(answer(&mut here).unwrap(), b"");
         let (mut here, _) = UnixStream::pair().unwrap();
         assert_eq!(answer(&mut here).unwrap(), b"", "sent away");
+    }
+
+    #[test]
+    fn what_is_in_a_pipe_can_be_read_while_more_is_awaited() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut from, mut to) = (here, File::from(std::os::fd::OwnedFd::from(writer)));
+        let relay = std::thread::spawn(move || copy(&mut from, &mut to));
+        for word in [*b"one", *b"two"] {
+            there.write_all(&word).unwrap();
+            // Byte by byte, as ssh reads a banner; the relay waits for the next word meanwhile.
+            let got = word.map(|_| {
+                let mut byte = [0];
+                reader.read_exact(&mut byte).unwrap();
+                byte[0]
+            });
+            assert_eq!(got, word);
+        }
+        drop(there);
+        relay.join().unwrap().unwrap();
     }
 }
