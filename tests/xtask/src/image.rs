@@ -12,7 +12,7 @@ use wherry_guest_kernel::debian::{self, Extra, Image, Release, Spec, Watch};
 use wherry_guest_kernel::kernels::{self, Flavour};
 
 use crate::note::note;
-use crate::signals;
+use crate::{setup, signals};
 
 /// Options of `image`.
 #[derive(Debug, Parser)]
@@ -91,6 +91,22 @@ pub fn provide(spec: &Spec, again: bool) -> Result<Image> {
         bail!("{}: {error}; this does it: sudo -E {} {}", cannot(), this.display(), options(spec));
     }
     provided.with_context(cannot)
+}
+
+/// Why this image cannot be had here, if it is not in the cache: building one takes root, and root
+/// that may mount.
+pub fn obstacle(spec: &Spec) -> Option<String> {
+    if debian::find(spec, &kernels::cache_dir()).is_some() {
+        return None;
+    }
+    if !setup::is_root() {
+        let this = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+        return Some(format!("root makes it: sudo -E {} {}", this.display(), options(spec)));
+    }
+    let mut mount = Command::new("unshare");
+    mount.args(["--mount", "--pid", "--fork", "--mount-proc", "true"]);
+    let may = mount.output().is_ok_and(|out| out.status.success());
+    (!may).then(|| "root may not mount here".to_owned())
 }
 
 /// The command line that builds this image.

@@ -59,6 +59,12 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(0)
 }
 
+/// Whether this is root.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
 fn missing() -> Vec<&'static str> {
     NEEDS.iter().filter(|need| !(need.present)()).map(|need| need.package).collect()
 }
@@ -76,8 +82,7 @@ pub fn install_missing() -> Result<()> {
             packages.join(", ")
         );
     }
-    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         bail!(
             "missing: {}; this installs it: sudo apt-get update && sudo {install}",
             packages.join(", ")

@@ -13,7 +13,7 @@ use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{debians, deny, house, images, inside, releases, setup};
+use crate::{debians, deny, house, image, images, inside, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -106,6 +106,10 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     if !lab::is_ours(workspace)? {
         executables.retain(|test| !is_called(test, "debian") && !is_called(test, "storage"));
         note("tests that mount and make networks are not run here (WHERRY_LAB=qemu runs them)");
+    }
+    if let Some(why) = image::obstacle(&image::tested()) {
+        executables.retain(|test| !is_called(test, "debian"));
+        note(&format!("tests of a stock Debian are not run, for want of its image: {why}"));
     }
     let debian = executables.iter().any(|test| is_called(test, "debian"));
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
