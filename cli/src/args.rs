@@ -1,7 +1,6 @@
 //! The command line's grammar and help.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -14,6 +13,7 @@ use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
 use super::net::NetArgs;
 use super::ssh::SshArgs;
+use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
 use super::vm_name::name;
 use super::vsock::{StreamArgs, VsockArgs};
 use super::{serial, units, uri};
@@ -377,65 +377,6 @@ pub struct ReportArgs {
     /// The page; with the ending .svg only the map of memory, as a picture
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-}
-
-/// `wherry resume`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  wherry resume web\n  wherry resume web --force   # the destination \
-                  surely does not run it"
-)]
-pub struct ResumeArgs {
-    /// Name of the VM (see `wherry ls`)
-    #[arg(value_parser = name)]
-    pub name: String,
-    /// Even if a migration's outcome is unknown: only when the destination surely does not run the
-    /// guest
-    #[arg(long)]
-    pub force: bool,
-}
-
-/// `wherry stop`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  wherry stop web\n  wherry stop web --timeout 5s || wherry kill web"
-)]
-pub struct StopArgs {
-    /// Name of the VM (see `wherry ls`)
-    #[arg(value_parser = name)]
-    pub name: String,
-    /// How long the guest may take
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
-    pub timeout: Duration,
-}
-
-/// `wherry balloon`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  wherry balloon web                # statistics\n  wherry balloon \
-                  web target 256MiB  # take 256 MiB from the \
-    guest\n  wherry balloon web target 0       # give it all back"
-)]
-pub struct BalloonArgs {
-    /// Name of the VM (see `wherry ls`)
-    #[arg(value_parser = name)]
-    pub name: String,
-    /// What to do with it [default: stats]
-    #[command(subcommand)]
-    pub action: Option<BalloonAction>,
-}
-
-/// What to do with the balloon.
-#[derive(Debug, Subcommand)]
-pub enum BalloonAction {
-    /// Set how much memory the balloon should take from the guest
-    Target {
-        /// Size of the balloon, such as 256MiB; 0 gives all memory back
-        #[arg(value_parser = units::size)]
-        size: u64,
-    },
-    /// Show statistics and counters
-    Stats,
 }
 
 /// `wherry doctor`

@@ -31,16 +31,7 @@ pub const HELP: &str = "path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TE
 
 /// One `--disk`. A word without `=` is the path. Its id is empty if it has none.
 pub fn parse(text: &str) -> Result<DiskConfig, String> {
-    let mut disk = DiskConfig {
-        id: String::new(),
-        path: "".into(),
-        read_only: false,
-        direct: false,
-        serial: String::new(),
-        bytes_per_second: None,
-        ops: None,
-        lock: true,
-    };
+    let mut disk = DiskConfig::new("", "");
     for (nth, word) in list::split(text, &[])?.into_iter().enumerate() {
         let value = &*word.value;
         match word.key.unwrap_or_default() {

@@ -2,18 +2,78 @@
 
 use std::time::{Duration, Instant};
 
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use wherry_vmm::control::{BalloonInfo, ControlError, ErrorCode, Info, MigrationState, Request};
 use wherry_vmm::exit::Exit;
 
-use super::args::{BalloonAction, BalloonArgs, ResumeArgs, StopArgs};
-use super::units::{show_bytes, show_millis};
+use super::units::{self, show_bytes, show_millis};
+use super::vm_name::name;
 use super::{Context, report};
 
 /// How long `ls` waits for each VM.
 const LS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long `kill` waits for the end: longer than a hand-off whose outcome is waited for.
 const KILL_PATIENCE: Duration = Duration::from_secs(40);
+
+/// `wherry resume`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  wherry resume web\n  wherry resume web --force   # the destination \
+                  surely does not run it"
+)]
+pub struct ResumeArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Even if a migration's outcome is unknown: only when the destination surely does not run the
+    /// guest
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `wherry stop`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  wherry stop web\n  wherry stop web --timeout 5s || wherry kill web"
+)]
+pub struct StopArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// How long the guest may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]
+    pub timeout: Duration,
+}
+
+/// `wherry balloon`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  wherry balloon web                # statistics\n  wherry balloon \
+                  web target 256MiB  # take 256 MiB from the \
+    guest\n  wherry balloon web target 0       # give it all back"
+)]
+pub struct BalloonArgs {
+    /// Name of the VM (see `wherry ls`)
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// What to do with it [default: stats]
+    #[command(subcommand)]
+    pub action: Option<BalloonAction>,
+}
+
+/// What to do with the balloon.
+#[derive(Debug, Subcommand)]
+pub enum BalloonAction {
+    /// Set how much memory the balloon should take from the guest
+    Target {
+        /// Size of the balloon, such as 256MiB; 0 gives all memory back
+        #[arg(value_parser = units::size)]
+        size: u64,
+    },
+    /// Show statistics and counters
+    Stats,
+}
 
 /// `wherry ls`
 pub fn ls(context: &mut Context) -> Result<Exit, ControlError> {

@@ -29,6 +29,21 @@ pub struct DiskConfig {
 }
 
 impl DiskConfig {
+    /// A raw image as the guest finds it unless more is said: it may write, through the host's page
+    /// cache, as fast as it can, under the image's lock.
+    pub fn new(id: impl Into<String>, path: impl Into<OsString>) -> Self {
+        Self {
+            id: id.into(),
+            path: path.into(),
+            read_only: false,
+            direct: false,
+            serial: String::new(),
+            bytes_per_second: None,
+            ops: None,
+            lock: true,
+        }
+    }
+
     /// The path, for messages.
     pub fn shown(&self) -> String {
         Path::new(&self.path).display().to_string()

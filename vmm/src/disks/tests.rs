@@ -8,16 +8,7 @@ use super::*;
 pub(crate) fn image(dir: &Path, name: &str, sectors: u64) -> DiskConfig {
     let path = dir.join(name);
     File::create(&path).unwrap().set_len(sectors * SECTOR).unwrap();
-    DiskConfig {
-        id: "disk0".into(),
-        path: path.into(),
-        read_only: false,
-        direct: false,
-        serial: String::new(),
-        bytes_per_second: None,
-        ops: None,
-        lock: true,
-    }
+    DiskConfig::new("disk0", path)
 }
 
 pub(crate) fn disks(config: &DiskConfig) -> Disks {

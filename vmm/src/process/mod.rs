@@ -349,16 +349,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("web.raw");
         std::fs::File::create(&path).unwrap().set_len(4096).unwrap();
-        let config = DiskConfig {
-            id: "root".into(),
-            path: path.into(),
-            read_only: false,
-            direct: false,
-            serial: String::new(),
-            bytes_per_second: None,
-            ops: None,
-            lock: true,
-        };
+        let config = DiskConfig::new("root", path);
         let disks = Arc::new(Disks::new([config]).unwrap());
         disks.describe().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
