@@ -20,7 +20,8 @@ use super::{Context, vsock};
 /// `wherry ssh`
 #[derive(Debug, Args)]
 #[command(after_help = "Without --address this goes over the guest's sockets (--vsock on): \
-    Debian 13's sshd listens there. The exit code is that of `ssh`.\n\n\
+    a guest started with --ssh-key listens there if its systemd is 256 or newer, as Debian 13's \
+    is. The exit code is that of `ssh`.\n\n\
     Examples:\n  \
     wherry ssh web\n  \
     wherry ssh web -- uptime\n  \

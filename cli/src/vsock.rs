@@ -143,8 +143,9 @@ fn connect(context: &Context, name: &str, port: u32) -> Result<UnixStream, Contr
         let error = ControlError::failed(text);
         if port == SSH {
             error.hint(
-                "it may still be starting; Debian 13's sshd listens there, Debian 12's does not: \
-                 reach it by its network with `wherry ssh NAME --address HOST`",
+                "it may still be starting; sshd listens there in a guest started with --ssh-key \
+                 whose systemd is 256 or newer (Debian 13, not 12): reach others by their network \
+                 with `wherry ssh NAME --address HOST`",
             )
         } else {
             error
