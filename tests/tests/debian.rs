@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use wherry_tests::debian::flow::Flow;
@@ -141,6 +141,8 @@ fn soak_a_destination_that_is_killed_has_lost_no_commit() -> Result<()> {
 /// Boots, reboots, gets another kernel from a package, boots that one, moves, and reboots once
 /// more where it arrived.
 fn lives(disk: &str, packages: &str) -> Result<()> {
+    let began = Instant::now();
+    let say = |what: &str| println!("{:>5} s: {what}", began.elapsed().as_secs());
     let scratch = Scratch::new("debian-kernels")?;
     let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
     let env = Env::binary(scratch.path())?.on_fast_storage()?;
@@ -149,19 +151,24 @@ fn lives(disk: &str, packages: &str) -> Result<()> {
     let mut debian = Debian::start(hosts, &env, &disks, &["--memory", "1GiB"])?;
     debian.wait_for_ssh()?;
     let first = debian.run("uname -r")?;
+    say(&format!("up with {}; reboots", first.trim()));
     debian.reboot()?;
     assert_eq!(debian.run("uname -r")?, first);
+    say("installs another kernel");
     debian.run(
         "mount -o ro /dev/disk/by-id/virtio-packages /mnt && dpkg -i /mnt/*.deb && umount /mnt",
     )?;
+    say("reboots into it");
     debian.reboot()?;
     let second = debian.run("uname -r")?;
-    println!("from {} to {}", first.trim(), second.trim());
     assert_ne!(first, second);
+    say(&format!("up with {}; moves", second.trim()));
     debian.move_over(&["--verify"])?;
     assert_eq!(debian.run("uname -r")?, second);
+    say("reboots where it arrived");
     debian.reboot()?;
     assert_eq!(debian.run("uname -r")?, second);
+    say("shuts down");
     debian.shut_down()
 }
 

@@ -48,7 +48,7 @@ pub struct Args {
 pub fn main(args: &Args) -> Result<u8> {
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
     for executable in &args.executables {
-        for name in names(executable, &args.filter)? {
+        for name in names(executable, &args.filter, soak())? {
             let mut entry = match take(args, executable, &name)? {
                 Taken::Ours(entry) => entry,
                 Taken::Passed => {
@@ -126,16 +126,16 @@ fn take(args: &Args, executable: &Path, name: &str) -> Result<Taken> {
     }
 }
 
-/// Names of the tests in an executable that contain `filter`; with `--soak` also those that are
+/// Names of the tests in an executable that contain `filter`; for a soak also those that are
 /// ignored, which are long.
-pub fn names(executable: &Path, filter: &str) -> Result<Vec<String>> {
+pub fn names(executable: &Path, filter: &str, soak: bool) -> Result<Vec<String>> {
     let list = |ignored: &[&str]| -> Result<Vec<String>> {
         let out = Command::new(executable).arg("--list").args(ignored).arg(filter).output();
         let out = out.with_context(|| format!("cannot run {}", executable.display()))?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         Ok(text.lines().filter_map(|line| line.strip_suffix(": test").map(Into::into)).collect())
     };
-    let ignored = if soak() { Vec::new() } else { list(&["--ignored"])? };
+    let ignored = if soak { Vec::new() } else { list(&["--ignored"])? };
     Ok(list(&[])?.into_iter().filter(|name| !ignored.contains(name)).collect())
 }
 
@@ -148,6 +148,8 @@ fn run(executable: &Path, name: &str, limit: Duration) -> Result<bool> {
     let started = Instant::now();
     let mut test = Command::new(executable)
         .args(["--exact", name, "--quiet", "--include-ignored"])
+        // A soak says how far it is; the others' output is for failures.
+        .args(name.starts_with("soak_").then_some("--nocapture"))
         .spawn()
         .with_context(|| format!("cannot run {}", executable.display()))?;
     let status = wait(&mut test, limit)?;

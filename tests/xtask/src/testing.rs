@@ -96,7 +96,8 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     let wherry = workspace.wherry()?;
     let mut executables = workspace.integration_tests()?;
     if let Some(filter) = &args.filter {
-        executables.retain(|test| inside::names(test, filter).is_ok_and(|names| !names.is_empty()));
+        let any = |test: &PathBuf| inside::names(test, filter, args.soak).map(|n| !n.is_empty());
+        executables.retain(|test| any(test).unwrap_or(false));
     }
     // Nothing run is nothing shown: a mistyped filter must not look like success.
     ensure!(!executables.is_empty(), "no integration test is called like that");
