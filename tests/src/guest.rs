@@ -303,6 +303,14 @@ impl Guest {
         let _ = self.child.wait();
     }
 
+    /// How the VMM ended, if it has.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Waits for the VMM to end by itself.
     ///
     /// # Errors
@@ -310,7 +318,7 @@ impl Guest {
     pub fn wait_exit(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + timeout;
         loop {
-            if let Some(s) = self.child.try_wait()? {
+            if let Some(s) = self.ended()? {
                 return Ok(s);
             }
             if Instant::now() > end {

@@ -35,7 +35,9 @@ pub enum Frame {
 pub enum When {
     /// Instead of forwarding the n-th such frame (from 1).
     Instead(Frame, u32),
-    /// After having forwarded it.
+    /// Before forwarding it: it is the last that goes on.
+    Before(Frame, u32),
+    /// After having forwarded it. Its receiver may have answered by then.
     After(Frame, u32),
 }
 
@@ -108,16 +110,23 @@ fn pump(
         if from.take(u64::from(len)).read_to_end(&mut frame).is_err() {
             break;
         }
-        let (When::Instead(wanted, nth) | When::After(wanted, nth)) = when;
+        let (When::Instead(wanted, nth) | When::Before(wanted, nth) | When::After(wanted, nth)) =
+            when;
         seen += u32::from(kind == wanted as u16);
         let now = kind == wanted as u16 && seen == nth;
+        let act = || {
+            if let Some(act) = act.lock().ok().and_then(|mut a| a.take()) {
+                act();
+            }
+        };
+        if now && !matches!(when, When::After(..)) {
+            act();
+        }
         if !(now && matches!(when, When::Instead(..))) && to.write_all(&frame).is_err() {
             break;
         }
         if now {
-            if let Some(act) = act.lock().ok().and_then(|mut a| a.take()) {
-                act();
-            }
+            act();
             break;
         }
     }

@@ -13,7 +13,10 @@ use wherry_tests::debian::flow::Flow;
 use wherry_tests::debian::ledger::{self, Ledger};
 use wherry_tests::debian::{Debian, load};
 use wherry_tests::hosts::{GUEST, Hosts, MAC, Place};
-use wherry_tests::{Env, Result, Scratch, eventually};
+use wherry_tests::{Env, Frame, Result, Scratch, When, eventually};
+
+/// What the guest's kernel says about its disks; nothing, if all is well.
+const DISK_ERRORS: &str = "journalctl -k --no-pager | grep -iE 'I/O error|EXT4-fs error' || true";
 
 /// A block device of the lab.
 fn device(variable: &str) -> Result<String> {
@@ -97,8 +100,7 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     assert!(own <= 16 << 10, "{own} KiB");
 
     println!("passes of the load: {}", load::end(&debian)?);
-    let errors = "journalctl -k --no-pager | grep -iE 'I/O error|EXT4-fs error' || true";
-    assert_eq!(debian.run(errors)?, "");
+    assert_eq!(debian.run(DISK_ERRORS)?, "");
     debian.shut_down()
 }
 
@@ -135,6 +137,39 @@ fn soak_a_destination_that_is_killed_has_lost_no_commit() -> Result<()> {
     println!("{outcome:?}");
     assert!(outcome.committed > 0);
     assert_eq!(outcome.lost, 0);
+    debian.shut_down()
+}
+
+/// pgbench runs and the source is killed at a step of a migration behind the hand-off: the guest
+/// runs on the other host, and the ledger is complete.
+fn lose_source(debian: &mut Debian, step: &str, when: When) -> Result<()> {
+    const SOME: u64 = 20;
+    ledger::clear(&debian.hosts)?;
+    let ledger = Ledger::begin(&debian.hosts)?;
+    ledger.wait_for(&debian.hosts, SOME)?;
+    let from = debian.place();
+    assert!(debian.kill_source(when, &["--verify"])?, "{step}: it runs nowhere");
+    ledger.wait_for(&debian.hosts, SOME)?;
+    let outcome = ledger.end(&debian.hosts)?;
+    println!("{step}: source killed on {from:?}, it runs on {:?}: {outcome:?}", debian.place());
+    assert!(outcome.committed > 0, "{step}");
+    assert_eq!(outcome.lost, 0, "{step}");
+    assert_eq!(debian.run(DISK_ERRORS)?, "", "{step}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_a_source_that_is_killed_after_the_hand_off_has_lost_no_commit() -> Result<()> {
+    let scratch = Scratch::new("debian-after")?;
+    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
+    ledger::prepare(&debian)?;
+    for (step, when) in [
+        ("the hand-off gets there", When::Before(Frame::HandOff, 1)),
+        ("the destination says that it runs", When::Instead(Frame::Running, 1)),
+    ] {
+        lose_source(&mut debian, step, when)?;
+    }
     debian.shut_down()
 }
 

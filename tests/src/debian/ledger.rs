@@ -47,6 +47,21 @@ pub fn prepare(debian: &Debian) -> Result<()> {
     Ok(())
 }
 
+/// Empties the table for the next [`Ledger`], which counts from 1 again.
+///
+/// # Errors
+/// The guest could not.
+pub fn clear(hosts: &Hosts) -> Result<()> {
+    ask(hosts, "truncate ledger").map(drop)
+}
+
+/// What the database answers to the client: a row a line, a space between two columns.
+fn ask(hosts: &Hosts, query: &str) -> Result<String> {
+    let program = format!("{BIN}/psql");
+    let mut psql = hosts.tool(Place::Client, &[&program, "-h", GUEST, "-U", "postgres"]);
+    hosts::output(psql.args(["-At", "-F", " ", "-c", query]))
+}
+
 /// A pgbench that runs.
 pub struct Ledger {
     pgbench: Child,
@@ -73,7 +88,8 @@ impl Ledger {
         // A server that was lost does not say so: it is asked. A pause is much shorter.
         let database = format!(
             "host={GUEST} user=postgres dbname=postgres \
-             keepalives_idle=20 keepalives_interval=5 keepalives_count=6"
+             keepalives_idle=20 keepalives_interval=5 keepalives_count=6 \
+             tcp_user_timeout=60000"
         );
         let mut pgbench = hosts.tool(Place::Client, &[&program, "-n", "-c", CLIENTS]);
         pgbench.args(["-T", "86400", "-D", "i=0", "-f", "/mnt/transaction.sql"]);
@@ -81,6 +97,23 @@ impl Ledger {
         let said = std::fs::File::create(hosts.file("pgbench"))?;
         pgbench.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
         Ok(Self { pgbench: pgbench.spawn().context("cannot start pgbench")? })
+    }
+
+    /// Waits until so many more transactions are in the table.
+    ///
+    /// # Errors
+    /// They do not come.
+    pub fn wait_for(&self, hosts: &Hosts, more: u64) -> Result<()> {
+        let count = || -> Result<u64> {
+            let answer = ask(hosts, "select count(*) from ledger")?;
+            answer.trim().parse().with_context(|| format!("not a number: {answer}"))
+        };
+        let wanted = count()? + more;
+        let enough = || {
+            let now = count()?;
+            Ok(if now >= wanted { Ok(()) } else { Err(format!("{now} of {wanted} are there")) })
+        };
+        eventually(END, enough).map(drop)
     }
 
     /// Ends pgbench and compares what it saw with what is in the table.
@@ -129,10 +162,7 @@ impl Ledger {
         let pid = self.pgbench.id();
         let log = std::fs::read_to_string(hosts.file(&format!("log.{pid}")))
             .context("pgbench left no log")?;
-        let program = format!("{BIN}/psql");
-        let query = "select client, n from ledger";
-        let mut psql = hosts.tool(Place::Client, &[&program, "-h", GUEST, "-U", "postgres"]);
-        let table = hosts::output(psql.args(["-At", "-F", " ", "-c", query]))?;
+        let table = ask(hosts, "select client, n from ledger")?;
         compare(&log, &table)
     }
 }

@@ -5,17 +5,21 @@ pub mod ledger;
 pub mod load;
 pub mod stream;
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::hosts::{self, Hosts, Place};
-use crate::{Env, Guest, Result, eventually, migrate};
+use crate::{Env, Guest, Proxy, Result, When, eventually, migrate};
 
 /// A stock Debian boots in a quarter of this in the lab.
 pub const BOOT: Duration = Duration::from_secs(420);
 const NAME: &str = "deb";
+/// A VMM ends, or says that it runs.
+const SOON: Duration = Duration::from_secs(60);
 
 /// The guest, and where it is. Its disks are on both hosts.
 pub struct Debian {
@@ -89,17 +93,10 @@ impl Debian {
     /// # Errors
     /// The migration failed.
     pub fn move_over(&mut self, args: &[&str]) -> Result<Value> {
-        let to = if self.place == Place::A { Place::B } else { Place::A };
-        let (source, target) =
-            (self.hosts.on(self.place, &self.env)?, self.hosts.on(to, &self.env)?);
+        let to = self.other();
         self.moves += 1;
         let uri = format!("tcp:{}:{}", to.address(), 4444 + self.moves);
-        let console = format!("file:{}", target.dir.join("console").display());
-        let mut command = target.command(&["receive", NAME, &uri, "--serial", &console]);
-        command
-            .args(self.disks.iter().flat_map(|disk| ["--disk", disk]))
-            .args(["--net", &format!("tap={}", hosts::TAP)]);
-        let mut destination = Guest::spawn(&target, NAME, command)?;
+        let (source, mut destination) = self.receive(&uri)?;
         let report = migrate(&source, NAME, &uri, args).with_context(|| {
             format!("source: {}destination: {}", self.guest.last_words(), destination.last_words())
         })?;
@@ -109,6 +106,59 @@ impl Debian {
         self.guest = destination;
         self.place = to;
         Ok(report)
+    }
+
+    /// Begins to move it to the other host and kills the source `when` a frame comes by. Whether
+    /// it arrived: it runs there then, and nowhere otherwise.
+    ///
+    /// # Errors
+    /// The source was not killed; or the destination neither runs the guest nor gives up.
+    pub fn kill_source(&mut self, when: When, args: &[&str]) -> Result<bool> {
+        let to = self.other();
+        self.moves += 1;
+        let real = self.env.dir.join(format!("{}.migrate", self.moves));
+        let (source, mut destination) = self.receive(&format!("unix:{}", real.display()))?;
+        let pid = self.guest.pid().to_string();
+        let kill = move || {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        };
+        let proxy = Proxy::start(&real.with_extension("proxy"), &real, when, kill)?;
+        let answer = migrate(&source, NAME, &proxy.uri(), args);
+        ensure!(answer.is_err(), "it moved, and the source was not killed: {answer:?}");
+        let status = self.guest.wait_exit(SOON)?;
+        let killed = status.signal() == Some(9);
+        ensure!(killed, "the source ended by itself ({status}): {}", self.guest.log());
+        let settled = || {
+            if let Some(status) = destination.ended()? {
+                let why = destination.log();
+                ensure!(!status.success(), "the destination had no guest and succeeded: {why}");
+                return Ok(Ok(false));
+            }
+            let state = destination.info().map_or(Value::Null, |info| info["state"].clone());
+            Ok(if state == "running" { Ok(true) } else { Err(format!("it is {state}")) })
+        };
+        let (arrived, _) = eventually(SOON, settled)?;
+        if arrived {
+            self.guest = destination;
+            self.place = to;
+        }
+        Ok(arrived)
+    }
+
+    fn other(&self) -> Place {
+        if self.place == Place::A { Place::B } else { Place::A }
+    }
+
+    /// `wherry receive` on the other host; with the host that it is on.
+    fn receive(&self, uri: &str) -> Result<(Env, Guest)> {
+        let source = self.hosts.on(self.place, &self.env)?;
+        let target = self.hosts.on(self.other(), &self.env)?;
+        let console = format!("file:{}", target.dir.join("console").display());
+        let mut command = target.command(&["receive", NAME, uri, "--serial", &console]);
+        command
+            .args(self.disks.iter().flat_map(|disk| ["--disk", disk]))
+            .args(["--net", &format!("tap={}", hosts::TAP)]);
+        Ok((source, Guest::spawn(&target, NAME, command)?))
     }
 
     /// Its VMM.
