@@ -9,11 +9,13 @@
 //! - [`vmm`]: what is asked of a VMM; `vmm::wherry`, `vmm::qemu`.
 //! - [`measure`]: one run. [`link`]: the network between source and destination. [`process`]: CPU
 //!   time and memory of a process.
+//! - [`native`]: another benchmark: what a byte costs, without KVM.
 
 mod case;
 mod entry;
 mod link;
 mod measure;
+mod native;
 mod note;
 mod plan;
 mod process;
@@ -42,6 +44,11 @@ enum Command {
     Run(run::Args),
     /// Shows the results.
     Report(report::Args),
+    /// Measures what a byte of guest memory costs, beside plain copies; without KVM.
+    Native(native::Args),
+    /// The destination of one run of it.
+    #[command(hide = true)]
+    NativeDestination(native::destination::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +56,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::main(&args),
         Command::Run(args) => run::main(&args),
         Command::Report(args) => report::main(&args),
+        Command::Native(args) => native::main(&args),
+        Command::NativeDestination(args) => native::destination::main(&args),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: migrations in the lab, measured, as tables, JSON and an HTML report.
 //!
 //! The work is done by `wherry-bench` (`tests/bench`); this builds what it needs and gives it a
-//! lab, and a fresh one whenever the old one has died or has been used for long enough.
+//! lab, and a fresh one whenever the old one has died or has been used for long enough. With
+//! `--native` there is neither lab nor guest.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,9 +41,9 @@ pub struct Args {
     /// Only the cases marked as quick: about 10 minutes with a peer, on two quiet cores.
     #[arg(long)]
     quick: bool,
-    /// Runs each case so often; the tables then show medians.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    runs: u32,
+    /// Runs each case so often; the tables then show medians [default: 1, with --native 7]
+    #[arg(long, value_name = "N")]
+    runs: Option<u32>,
     /// Writes the results to this file as a JSON list.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -56,6 +57,14 @@ pub struct Args {
     /// Measures disks and network of a guest beside QEMU 10's, and nothing else: in emulation.
     #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer", "html", "from", "resume"])]
     devices: bool,
+    /// Measures what a byte of guest memory costs, beside plain copies, and nothing else: two
+    /// processes on this machine, without KVM.
+    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer", "html", "from", "resume",
+        "devices"])]
+    native: bool,
+    /// Guest memory for --native [default: 1GiB]
+    #[arg(long, value_name = "SIZE", requires = "native")]
+    memory: Option<String>,
     /// The half of --devices that runs in the lab: leaves its figures in this folder.
     #[arg(long, hide = true, value_name = "DIR", requires = "devices")]
     inner: Option<PathBuf>,
@@ -70,18 +79,21 @@ pub struct Args {
 /// Runs `cargo xtask bench`.
 pub fn main(args: &Args) -> Result<u8> {
     if let Some(dir) = &args.inner {
-        return devices::inner(args.runs, dir);
+        return devices::inner(args.runs.unwrap_or(1), dir);
     }
     let start = Instant::now();
     for path in [&args.json, &args.html].into_iter().flatten() {
         check_writable(path)?;
     }
     if args.devices {
-        return devices::outer(args.runs, args.json.as_deref());
+        return devices::outer(args.runs.unwrap_or(1), args.json.as_deref());
     }
     let workspace = Workspace::find()?;
     let out = workspace.out()?.join("bench");
     let tool = build(&workspace)?;
+    if args.native {
+        return native(&tool, args);
+    }
     if args.from.is_empty() {
         run(&workspace, &tool, &out, args)?;
         note(&format!(
@@ -104,6 +116,17 @@ pub fn main(args: &Args) -> Result<u8> {
     report.arg("--traces").arg(&out);
     report.args(args.from.iter().map(|file| here.join(file)));
     code(&mut report)
+}
+
+fn native(tool: &Path, args: &Args) -> Result<u8> {
+    let mut native = Command::new(tool);
+    native.arg("native");
+    let runs = args.runs.map(|runs| runs.to_string());
+    for (option, value) in [("--memory", &args.memory), ("--runs", &runs)] {
+        native.args(value.iter().flat_map(|value| [option, value]));
+    }
+    native.args(args.json.iter().flat_map(|path| ["--json".as_ref(), path.as_os_str()]));
+    code(&mut native)
 }
 
 fn build(workspace: &Workspace) -> Result<PathBuf> {
@@ -183,7 +206,7 @@ fn plan(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<(
         .arg(workspace.root.join("tests/bench/cases"))
         .arg("--out")
         .arg(out);
-    plan.args(["--runs", &args.runs.to_string()]);
+    plan.args(["--runs", &args.runs.unwrap_or(1).to_string()]);
     plan.args(args.peer.iter().flat_map(|peer| ["--peer", peer]));
     plan.args(args.only.iter().flat_map(|only| ["--only", only]));
     plan.args(args.quick.then_some("--quick")).args(&args.cases);

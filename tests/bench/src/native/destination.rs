@@ -1,0 +1,79 @@
+//! The other process: listens, says where, takes one copy, compares it and says what it cost.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use wherry_migration::Endpoint;
+
+use super::way::{Job, MIB, Socket, Variant};
+use super::{content, cost, engine, plain};
+
+/// Options of `native-destination`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// What to take, as JSON.
+    job: String,
+}
+
+/// What a destination says at the end.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Took {
+    /// CPU time in seconds, from when it listened until it had all.
+    pub cpu_s: f64,
+}
+
+/// Runs `native-destination`.
+pub fn main(args: &Args) -> Result<u8> {
+    end_with_parent();
+    let job: Job = serde_json::from_str(&args.job).context("not a job")?;
+    touch(job.bytes)?;
+    let at = match job.way.transport {
+        Socket::Tcp => Endpoint::Tcp("127.0.0.1:0".into()),
+        Socket::Unix => Endpoint::Unix(job.dir.join("socket")),
+    };
+    let took = match job.way.variant {
+        Variant::Wherry => {
+            let listener = wherry_migration::Listener::bind(&at)?;
+            say(&listener.endpoint()?.to_string())?;
+            let before = cost::cpu()?;
+            let ram = engine::receive(listener)?;
+            let took = cost::cpu()? - before;
+            content::check(&*ram, job.seed)?;
+            took
+        }
+        variant => {
+            // Written, so that it is there.
+            let warm = vec![1; MIB as usize];
+            let (listener, at) = plain::Listener::bind(&at)?;
+            say(&at.to_string())?;
+            let before = cost::cpu()?;
+            let got = plain::receive(&mut listener.accept()?, variant, job.bytes, warm)?;
+            let took = cost::cpu()? - before;
+            got.check(job.seed)?;
+            took
+        }
+    };
+    say(&serde_json::to_string(&Took { cpu_s: took.as_secs_f64() })?)?;
+    Ok(0)
+}
+
+/// One line for the source.
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// Takes as much memory as will arrive, and gives it back. Where this machine is a virtual one its
+/// host may not have backed it yet, and that costs many times the copy.
+fn touch(bytes: u64) -> Result<()> {
+    std::hint::black_box(vec![1u8; usize::try_from(bytes)?]);
+    Ok(())
+}
+
+fn end_with_parent() {
+    // SAFETY: takes numbers, and changes nothing but when this process ends.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}

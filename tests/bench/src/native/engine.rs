@@ -1,0 +1,106 @@
+//! Wherry's engine between two memories, with a machine around them that has nothing to do.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::traits::{DestinationVm, DirtyLog, GuestRam, Machine, SourceVm};
+use wherry_migration::{
+    CancelToken, DestinationConfig, Endpoint, HintPolicy, Listener, SourceConfig, await_source,
+    connect, migrate, receive_from,
+};
+use wherry_vmm::memory::Ram;
+
+use super::way::Way;
+
+/// The source's machine and its dirty log: its guest does not run.
+struct Still;
+
+impl DirtyLog for Still {
+    fn start(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn protect(&self, _first: u64, _nr: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Nothing has been written.
+    fn harvest(&self, _out: &mut Bitmap) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn stop(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Machine for Still {
+    fn pause(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn hand_over(&self, _begun: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn describe(&self, _version: u16) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn save(&self, _version: u16) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+}
+
+/// The source's end. Returns the bytes on the wire when the destination has all.
+pub fn send(way: Way, ram: &Arc<Ram>, to: &Endpoint) -> Result<u64> {
+    let machine = Arc::new(Still);
+    let vm = SourceVm { ram: ram.clone(), log: machine.clone(), hints: None, machine };
+    let cancel = CancelToken::new();
+    let transport = connect(to, Duration::from_secs(5), &cancel)?;
+    let config = SourceConfig {
+        hints: HintPolicy::Off,
+        compression: way.compression,
+        streams: way.streams,
+        ..SourceConfig::default()
+    };
+    let report = migrate(&vm, transport, &config, &(), &cancel)?;
+    ensure!(report.sent >= ram.nr_pages(), "{} pages were sent", report.sent);
+    Ok(report.total_bytes)
+}
+
+/// The destination's machine.
+#[derive(Default)]
+struct Empty(Option<Arc<Ram>>);
+
+impl DestinationVm for Empty {
+    fn prepare(&mut self, _description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
+        let ram = Ram::new(nr_pages * wherry_vmm::memory::PAGE).map_err(io::Error::other)?;
+        Ok(self.0.insert(Arc::new(ram)).clone())
+    }
+
+    fn load(&mut self, _state: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The destination's end.
+pub fn receive(listener: Listener) -> Result<Arc<Ram>> {
+    let (config, cancel) = (DestinationConfig::default(), CancelToken::new());
+    let arrival = await_source(listener, &config, &cancel, &mut |_, _| ())?;
+    let mut vm = Empty::default();
+    let received = receive_from(arrival, &mut vm, &config, &(), &cancel)?;
+    ensure!(received.acknowledged, "the source does not know that all is here");
+    vm.0.context("there is no memory")
+}

@@ -1,0 +1,56 @@
+//! What a byte of guest memory costs, without KVM: memory of two processes of this machine, moved
+//! by plain copies and by Wherry's engine in turns, and the CPU time that each side took.
+//!
+//! The source is this process. Each run has a destination of its own: this program again, with
+//! memory that nobody has touched yet. The guest does not run, so there is one round, and what is
+//! measured is the way of a page from one memory into the other.
+//!
+//! - [`way`]: what is measured. [`rounds`]: the runs, in turns.
+//! - [`destination`]: the other process. [`plain`], [`engine`]: both ends of a copy.
+//! - [`content`]: what is in the memory, and whether it has arrived. [`cost`]: CPU time.
+//! - [`results`]: medians, as a table and as JSON.
+
+mod content;
+mod cost;
+pub mod destination;
+mod engine;
+mod plain;
+mod results;
+mod rounds;
+mod way;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use crate::case::size_bytes;
+use way::{MIB, Way};
+
+/// Options of `native`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Guest memory, as in 1GiB: both processes take as much.
+    #[arg(long, default_value = "1GiB")]
+    memory: String,
+    /// Runs of everything.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Writes the JSON list.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// Runs `native`.
+pub fn main(args: &Args) -> Result<u8> {
+    let bytes = size_bytes(&args.memory)?;
+    ensure!(bytes >= MIB && bytes.is_multiple_of(MIB), "--memory is whole MiB");
+    let rounds = rounds::all(&Way::all(), bytes, args.runs)?;
+    let rows = results::rows(&rounds, bytes);
+    print!("{}", results::table(&rows));
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,137 @@
+//! Medians over the runs, as a table and for JSON.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use wherry_migration::Compression;
+
+use super::rounds::{Run, Runs};
+use super::way::{Variant, Way};
+use crate::spread::median;
+
+/// A row: medians of all runs of a way.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// What was measured.
+    #[serde(flatten)]
+    pub way: Way,
+    /// Guest memory.
+    pub bytes: u64,
+    /// How often.
+    pub runs: usize,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// CPU time of the source.
+    pub source_cpu_s_per_gib: f64,
+    /// CPU time of the destination.
+    pub destination_cpu_s_per_gib: f64,
+    /// CPU time of both.
+    pub cpu_s_per_gib: f64,
+    /// By the clock.
+    pub gib_per_s: f64,
+    /// CPU time of both, over that of the plain copy into new memory by the same kind of socket in
+    /// the same round.
+    pub of_plain_new: f64,
+    /// All runs, in their order.
+    pub each: Vec<Run>,
+}
+
+/// All rows.
+pub fn rows(runs: &Runs, bytes: u64) -> Vec<Row> {
+    let gib = bytes as f64 / f64::from(1 << 30);
+    let both = |run: &Run| run.source_cpu_s + run.destination_cpu_s;
+    let row = |(way, each): &(Way, Vec<Run>)| {
+        let of = |figure: &dyn Fn(&Run) -> f64| middle(each.iter().map(figure));
+        let reference = runs.iter().find(|(other, _)| {
+            other.variant == Variant::PlainNew && other.transport == way.transport
+        });
+        let reference = reference.map_or(&[][..], |(_, runs)| runs);
+        let pairs = each.iter().zip(reference);
+        Row {
+            way: *way,
+            bytes,
+            runs: each.len(),
+            wire_bytes: of(&|run| run.wire_bytes as f64) as u64,
+            source_cpu_s_per_gib: of(&|run| run.source_cpu_s / gib),
+            destination_cpu_s_per_gib: of(&|run| run.destination_cpu_s / gib),
+            cpu_s_per_gib: of(&|run| both(run) / gib),
+            gib_per_s: of(&|run| gib / run.wall_s),
+            of_plain_new: middle(pairs.map(|(run, plain)| both(run) / both(plain))),
+            each: each.clone(),
+        }
+    };
+    runs.iter().map(row).collect()
+}
+
+fn middle(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = numbers.collect();
+    sorted.sort_by(f64::total_cmp);
+    median(&sorted).unwrap_or(f64::NAN)
+}
+
+/// For the terminal.
+pub fn table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    if let Some(row) = rows.first() {
+        let mib = row.bytes >> 20;
+        let _ = writeln!(
+            text,
+            "{mib} MiB of guest memory, medians of {} runs; CPU in s/GiB, and over that of the \
+             plain copy\ninto new memory by the same socket in the same round\n",
+            row.runs
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{:<24}{:<7}{:>7}  {:<6}{:>8}{:>13}{:>8}{:>8}{:>9}",
+        "", "socket", "streams", "", "source", "destination", "both", "ratio", "GiB/s"
+    );
+    for row in rows {
+        let packed = if row.way.compression == Compression::None { "" } else { "lz4" };
+        let _ = writeln!(
+            text,
+            "{:<24}{:<7}{:>7}  {:<6}{:>8.3}{:>13.3}{:>8.3}{:>8.2}{:>9.2}",
+            row.way.variant,
+            row.way.transport,
+            row.way.streams,
+            packed,
+            row.source_cpu_s_per_gib,
+            row.destination_cpu_s_per_gib,
+            row.cpu_s_per_gib,
+            row.of_plain_new,
+            row.gib_per_s
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::native::way::Socket;
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let way = |variant| Way {
+            variant,
+            transport: Socket::Tcp,
+            streams: 1,
+            compression: Compression::None,
+        };
+        let run = |source_cpu_s| Run {
+            source_cpu_s,
+            destination_cpu_s: 1.0,
+            wall_s: 4.0,
+            wire_bytes: 2 << 30,
+        };
+        // The third round was slow for all.
+        let runs = vec![
+            (way(Variant::PlainNew), vec![run(3.0), run(3.0), run(15.0)]),
+            (way(Variant::Wherry), vec![run(1.0), run(1.0), run(31.0)]),
+        ];
+        let rows = rows(&runs, 2 << 30);
+        assert_eq!((rows[0].of_plain_new, rows[1].of_plain_new), (1.0, 0.5));
+        assert_eq!((rows[1].source_cpu_s_per_gib, rows[1].cpu_s_per_gib), (0.5, 1.0));
+        assert_eq!((rows[1].gib_per_s, rows[1].wire_bytes), (0.5, 2 << 30));
+    }
+}

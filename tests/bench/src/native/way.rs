@@ -1,0 +1,94 @@
+//! What is measured: by what, over what.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use wherry_migration::Compression;
+
+/// Bytes in a MiB, and what a plain copy moves at once.
+pub const MIB: u64 = 1 << 20;
+
+/// What moves the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// One MiB that is written and read again and again, until it is as many bytes.
+    PlainWarm,
+    /// All of the memory, written from where the guest has it and read into new memory.
+    PlainNew,
+    /// Wherry's engine.
+    Wherry,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::PlainWarm => "plain, warm to warm",
+            Self::PlainNew => "plain, into new memory",
+            Self::Wherry => "Wherry",
+        })
+    }
+}
+
+/// The kind of socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Socket {
+    /// TCP over the loopback.
+    Tcp,
+    /// A Unix socket.
+    Unix,
+}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+        })
+    }
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// What moves the bytes.
+    pub variant: Variant,
+    /// Over what.
+    pub transport: Socket,
+    /// Connections that carry memory.
+    pub streams: u32,
+    /// Whether it compresses.
+    pub compression: Compression,
+}
+
+impl Way {
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        let (none, lz4) = (Compression::None, Compression::Lz4);
+        let mut all = Vec::new();
+        for transport in [Socket::Tcp, Socket::Unix] {
+            let way =
+                |variant, streams, compression| Self { variant, transport, streams, compression };
+            all.push(way(Variant::PlainWarm, 1, none));
+            all.push(way(Variant::PlainNew, 1, none));
+            all.extend([1, 2, 4].map(|streams| way(Variant::Wherry, streams, none)));
+            all.push(way(Variant::Wherry, 1, lz4));
+        }
+        all
+    }
+}
+
+/// What a destination is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// What is measured.
+    pub way: Way,
+    /// Guest memory.
+    pub bytes: u64,
+    /// Of its content.
+    pub seed: u64,
+    /// A folder for the socket.
+    pub dir: PathBuf,
+}
