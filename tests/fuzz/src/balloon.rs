@@ -13,9 +13,10 @@ use wherry_devices::host::BalloonBackend;
 use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonHandle, HintRange};
 use wherry_devices::virtio::mmio::regs::{offset, status};
-use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
+use wherry_devices::{BusDevice, GuestMemory};
 
 use crate::bytes::Bytes;
+use crate::guest::Line;
 
 const LOW: u64 = 1 << 20;
 const HIGH: u64 = 4 << 30;
@@ -62,13 +63,6 @@ pub(crate) const REGISTERS: [u64; 17] = [
     offset::CONFIG + CONFIG_ACTUAL,
     offset::CONFIG + CONFIG_POISON,
 ];
-
-struct Line;
-impl InterruptLine for Line {
-    fn set(&self, _: bool) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 fn assert_in_ram(gpa: u64, len: u64) {
     assert!(

@@ -12,6 +12,7 @@ mod bytes;
 mod config;
 mod control;
 mod frames;
+mod guest;
 mod kernel;
 mod machine;
 mod net;

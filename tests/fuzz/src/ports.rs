@@ -5,19 +5,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use wherry_devices::BusDevice;
 use wherry_devices::host::PowerSink;
 use wherry_devices::power::Power;
 use wherry_devices::serial::{MAX_BACKLOG, Serial};
-use wherry_devices::{BusDevice, InterruptLine};
 
 use crate::bytes::Bytes;
-
-struct Line;
-impl InterruptLine for Line {
-    fn set(&self, _: bool) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::guest::Line;
 
 fn access(device: &mut dyn BusDevice, input: &mut Bytes<'_>) {
     let (at, len) = (u64::from(input.u8() % 20), usize::from(input.u8() % 9));
