@@ -208,6 +208,19 @@ impl Guest {
         self.write(offset::QUEUE_NOTIFY, queue as u32);
     }
 
+    /// The index of the used ring.
+    pub(crate) fn used(&self, queue: usize) -> u16 {
+        let at = RINGS + queue as u64 * RING + USED + 2;
+        self.mem.read_obj(GuestAddress(at)).expect("RAM")
+    }
+
+    /// An entry of the used ring: the head of a chain, and the bytes that were written.
+    pub(crate) fn used_entry(&self, queue: usize, nth: u16) -> (u32, u32) {
+        let at = RINGS + queue as u64 * RING + USED + 4 + 8 * u64::from(nth % self.size);
+        let read = |at| self.mem.read_obj(GuestAddress(at)).expect("RAM");
+        (read(at), read(at + 4))
+    }
+
     /// A ring that rewrites itself may go on for ever.
     pub(crate) fn turn(&mut self) {
         for _ in 0..16 {

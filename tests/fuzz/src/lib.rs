@@ -11,17 +11,20 @@ mod blk;
 mod bytes;
 mod config;
 mod control;
+mod driver;
 mod frames;
 mod guest;
 mod kernel;
 mod machine;
 mod net;
 mod ports;
+mod rng;
 mod rootfs;
 pub mod seeds;
 mod sessions;
 mod stream;
 mod trace;
+mod vsock;
 mod wire;
 
 pub use balloon::balloon;
@@ -33,10 +36,12 @@ pub use kernel::kernel;
 pub use machine::machine;
 pub use net::net;
 pub use ports::{power, serial};
+pub use rng::rng;
 pub use rootfs::{NO_MEMORY, boots, limit_memory, rootfs};
 pub use sessions::{destination, source};
 pub use stream::stream;
 pub use trace::trace;
+pub use vsock::vsock;
 pub use wire::wire;
 
 use std::sync::atomic::Ordering;
@@ -58,10 +63,12 @@ pub fn moved() -> (u32, u32) {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "balloon", run: balloon, cases: 6000 },
     Target { name: "blk", run: blk, cases: 300 },
     Target { name: "net", run: net, cases: 1000 },
+    Target { name: "vsock", run: vsock, cases: 60 },
+    Target { name: "rng", run: rng, cases: 800 },
     Target { name: "stream", run: stream, cases: 2000 },
     Target { name: "serial", run: serial, cases: 2000 },
     Target { name: "power", run: power, cases: 3000 },

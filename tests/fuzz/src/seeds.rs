@@ -37,6 +37,8 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "balloon" => balloon(),
         "blk" => blk(),
         "net" => crate::net::seeds(),
+        "vsock" => crate::vsock::seeds(),
+        "rng" => crate::rng::seeds(),
         "stream" => crate::stream::seeds(),
         "serial" => serial(),
         "power" => vec![("button", vec![0, 1, 2, 4, 1, 0, 0, 0])],
@@ -55,7 +57,8 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     let mut seeds: Vec<_> =
         seeds.into_iter().map(|(name, data)| (format!("seed-{name}"), data)).collect();
     // Targets that take any byte for an operation.
-    if matches!(target, "balloon" | "blk" | "net" | "stream" | "serial" | "power") {
+    let device = matches!(target, "balloon" | "blk" | "net" | "vsock" | "rng" | "serial" | "power");
+    if device || target == "stream" {
         let mut rng = Rng::new(1);
         seeds.extend((0..8).map(|n| (format!("seed-random-{n}"), rng.bytes(40 << n))));
     }

@@ -69,7 +69,8 @@ macro_rules! tests {
         }
     )*};
 }
-tests!(balloon blk net stream serial power wire machine trace kernel control config rootfs);
+tests!(balloon blk net vsock rng stream serial power wire);
+tests!(machine trace kernel control config rootfs);
 
 /// Both ends in one test, which counts the migrations.
 #[test]
