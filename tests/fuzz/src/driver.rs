@@ -76,6 +76,8 @@ impl Driver {
     /// All is in order again; what was given is the driver's.
     pub(crate) fn bring_up(&mut self, wanted: u32) {
         self.at.bring_up(wanted, true);
+        // Zeroes that are written where they do not belong are to be seen, too.
+        self.at.put(BUFFER, &[0xa5; (RAM - BUFFER) as usize]);
         self.given.fill(Default::default());
         self.used.fill(0);
         self.ram = self.at.get(0, RAM as usize);

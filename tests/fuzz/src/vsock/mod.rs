@@ -66,6 +66,9 @@ struct Known {
     said: Vec<(u32, u32)>,
     /// Bytes that were sent.
     sent: u32,
+    /// Those since the connection was asked for or accepted, and those of them that the device has.
+    since: u32,
+    taken: u32,
     /// What the guest was told that the host has taken.
     forwarded: u32,
     /// `None`: there is no connection.
@@ -250,7 +253,7 @@ impl Guest {
         // Of a connection, whatever it says.
         let heard = whole && !matches!(shape % 16, 9..12);
         if heard && matches!(op, packet::REQUEST | packet::RESPONSE) {
-            known.stream = None;
+            (known.stream, known.since) = (None, 0);
         }
         let stream = *known.stream.get_or_insert_with(|| self.to_host.open());
         let bytes = self.to_host.next(stream, len as usize);
@@ -262,6 +265,7 @@ impl Guest {
         if heard && there && op == packet::RW && header.len <= len {
             self.to_host.sent(stream, header.len as usize);
             known.sent += header.len;
+            known.since += header.len;
         }
     }
 
@@ -290,6 +294,7 @@ impl Guest {
             // The device has heard them all.
             for known in self.known.values_mut() {
                 known.said.drain(..known.said.len().saturating_sub(1));
+                known.taken = known.since;
             }
         }
         self.driver.check();
@@ -312,7 +317,7 @@ impl Guest {
         match op {
             packet::REQUEST | packet::RESPONSE => {
                 known.reader = Some(Reader::default());
-                known.forwarded = 0;
+                (known.forwarded, known.taken) = (0, 0);
             }
             // It may be that of another one, which never was answered.
             packet::RST => (known.reader, known.forwarded) = (None, 0),
@@ -326,6 +331,9 @@ impl Guest {
                 reader.take(&mut self.to_guest, payload);
             }
         }
+        // Of a connection that lives it has taken all; what the host has not taken it holds.
+        let held = known.taken.saturating_sub(fwd_cnt) as usize;
+        assert!(op == packet::RST || held <= ROOM, "{header:?}, and {held} bytes");
         assert!((known.forwarded..=known.sent).contains(&fwd_cnt), "{header:?}, {}", known.sent);
         known.forwarded = fwd_cnt;
         if op == packet::REQUEST {

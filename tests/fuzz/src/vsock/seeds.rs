@@ -22,6 +22,11 @@ fn send(ports: u8, what: u16, flags: u8, len: u16, shape: u8) -> Vec<u8> {
     vec![op::SEND, ports, what as u8, flags, 0, len[0], len[1], shape]
 }
 
+/// A packet of a guest that has room for 100 bytes.
+fn narrow(ports: u8, what: u16) -> Vec<u8> {
+    vec![op::SEND, ports, what as u8, 0, 128, 100, 0, 0, 0, 0, 0, 0]
+}
+
 fn host(what: u8, nth: u8, len: u16) -> Vec<u8> {
     [&[what, nth][..], &len.to_le_bytes()].concat()
 }
@@ -51,6 +56,11 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         .collect();
     let nonsense = (0..4).flat_map(|nth| [op::CLIENT, nth, 0]).collect::<Vec<_>>();
     let on = [&room()[..], &RUN, &EVENTS, &RUN].concat();
+    let how_much = [send(OWN, packet::CREDIT_REQUEST, 0, 0, 0), room(), RUN.to_vec()].concat();
+    let written = [host(op::WRITE, 0, 500), room(), RUN.to_vec(), room(), RUN.to_vec()].concat();
+    // It is sent before the host takes more, and comes after what waits.
+    let last = [send(OWN, packet::RW, 0, 300, 0), large.clone(), RUN.to_vec()].concat();
+    let small = narrow(ASKED, packet::RESPONSE);
     vec![
         ("asked", asked.clone()),
         ("own", own.clone()),
@@ -59,7 +69,9 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             [&asked[..], &MOVE, &on, &client, &accept, &talk(ASKED), &MOVE, &MOVE, &on].concat(),
         ),
         ("reset", [&own[..], &UP, &own].concat()),
-        ("flood", [&own[..], &flood(95, 0), &large].concat()),
+        ("flood", [&own[..], &flood(95, 0), &how_much, &large].concat()),
+        ("narrow", [&begin[..], &client, &small, &RUN, &written].concat()),
+        ("behind", [&own[..], &flood(45, 0), &last, &large, &RUN, &large, &RUN, &large].concat()),
         (
             "slow",
             [&own[..], &flood(60, 0x20), &large, &RUN, &large, &flood(30, 0), &large].concat(),
