@@ -9,16 +9,17 @@
 //!
 //! Why a shared memfd and not private memory: its extents tell which pages were ever populated
 //! (`SEEK_DATA`) without reading a page and without mistaking swapped pages for holes; `pread` of a
-//! hole does not populate it, as a read through the mapping would; `pwrite` of whole pages at the
-//! destination neither faults nor zeroes first (unless the host's kernel zeroes all that it
-//! allocates); and a hole punched in it gives memory back at once.
+//! hole does not populate it, as a read through the mapping would (module `read`); `pwrite` of
+//! whole pages at the destination neither faults nor zeroes first (unless the host's kernel zeroes
+//! all that it allocates); and a hole punched in it gives memory back at once.
 
 mod dirty;
+mod read;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
@@ -55,6 +56,8 @@ pub struct Ram {
     file: File,
     regions: Vec<Region>,
     mem: Arc<GuestMemory>,
+    /// Taken for writing by who punches a hole, for reading by who needs that none appears.
+    holes: RwLock<()>,
 }
 
 impl Ram {
@@ -83,7 +86,7 @@ impl Ram {
         }
         let mem = GuestMemory::from_arc_regions(mapped);
         let mem = Arc::new(mem.context("guest memory layout is invalid")?);
-        Ok(Self { file, regions, mem })
+        Ok(Self { file, regions, mem, holes: RwLock::default() })
     }
 
     /// The memory as devices and the loader see it; writes through it are tracked.
@@ -130,6 +133,7 @@ impl Ram {
     /// stays valid: a later access sees fresh zero pages, which guest memory users (volatile
     /// accesses only) must expect anyway.
     fn punch(&self, first: u64, nr: u64) -> io::Result<()> {
+        let _no_reader = self.holes.write().unwrap_or_else(PoisonError::into_inner);
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(&self.file, flags, first * PAGE, nr * PAGE)?)
     }
@@ -180,7 +184,7 @@ impl GuestRam for Ram {
     }
 
     fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, first * PAGE)
+        self.read_pages(first, buf)
     }
 
     fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
