@@ -167,19 +167,35 @@ fn lose_source(mut debian: Debian, step: &str, when: When, arrives: bool) -> Res
     Ok(debian)
 }
 
-#[test]
-#[ignore = "long"]
-fn soak_a_source_that_is_killed_before_the_hand_off_has_lost_no_commit() -> Result<()> {
-    let scratch = Scratch::new("debian-before")?;
+/// Steps at which the guest does not arrive, one after another.
+fn lose_sources(scratch: &str, steps: &[(&str, When)]) -> Result<()> {
+    let scratch = Scratch::new(scratch)?;
     let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
-    for (step, when) in [
-        ("in round one", When::Before(Frame::Pages, 5)),
-        ("the destination has locks and state", When::Instead(Frame::Loaded, 1)),
-    ] {
+    for &(step, when) in steps {
         debian = lose_source(debian, step, when, false)?;
     }
     debian.shut_down()
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_a_source_that_is_killed_before_the_hand_off_has_lost_no_commit() -> Result<()> {
+    let steps = [
+        ("in round one", When::Before(Frame::Pages, 5)),
+        ("the destination has locks and state", When::Instead(Frame::Loaded, 1)),
+    ];
+    lose_sources("debian-before", &steps)
+}
+
+#[test]
+#[ignore = "long"]
+fn soak_a_source_that_is_killed_around_its_locks_has_lost_no_commit() -> Result<()> {
+    let steps = [
+        ("paused, nobody has the locks", When::Instead(Frame::State, 1)),
+        ("the hand-off is lost", When::Instead(Frame::HandOff, 1)),
+    ];
+    lose_sources("debian-locks", &steps)
 }
 
 #[test]
