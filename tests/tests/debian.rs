@@ -214,7 +214,8 @@ fn soak_a_source_that_is_killed_after_the_hand_off_has_lost_no_commit() -> Resul
 }
 
 /// Boots, reboots, gets another kernel from a package, boots that one, moves, and reboots once
-/// more where it arrived.
+/// more where it arrived. The new kernel's initrd has only the modules that this guest needs: to
+/// pack all of them takes more than 20 minutes in emulation.
 fn lives(disk: &str, packages: &str) -> Result<()> {
     let began = Instant::now();
     let say = |what: &str| println!("{:>5} s: {what}", began.elapsed().as_secs());
@@ -231,7 +232,9 @@ fn lives(disk: &str, packages: &str) -> Result<()> {
     assert_eq!(debian.run("uname -r")?, first);
     say("installs another kernel");
     debian.run(
-        "mount -o ro /dev/disk/by-id/virtio-packages /mnt && dpkg -i /mnt/*.deb && umount /mnt",
+        "cd /etc/initramfs-tools && echo MODULES=list > conf.d/small && \
+         printf '%s\\n' virtio_mmio virtio_blk ext4 > modules && \
+         mount -o ro /dev/disk/by-id/virtio-packages /mnt && dpkg -i /mnt/*.deb && umount /mnt",
     )?;
     say("reboots into it");
     debian.reboot()?;
