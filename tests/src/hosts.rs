@@ -77,22 +77,30 @@ impl Hosts {
         let keys = dir.join("keys");
         fs::create_dir_all(&tools)?;
         fs::create_dir_all(&keys)?;
-        let mount = |args: &[&str], from: &Path, to: &Path| {
-            succeed(Command::new("mount").args(args).arg(from).arg(to))
-        };
-        mount(&["-o", "ro"], image, &tools)?;
-        for dir in ["dev", "proc", "sys", "run"] {
-            mount(&["--bind"], &Path::new("/").join(dir), &tools.join(dir))?;
-        }
-        mount(&["-t", "tmpfs"], Path::new("tmpfs"), &tools.join("tmp"))?;
-        // Keys, logs and scripts are under the same name inside the tool box.
-        mount(&["--bind"], &keys, &tools.join("mnt"))?;
+        // From here on what is mounted goes with it, before anybody removes `dir`.
         let mut hosts = Self { tools, keys, dhcp: None };
+        hosts.mount(image)?;
         hosts.network()?;
         hosts.serve_dhcp()?;
         let key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/mnt/key"];
         succeed(&mut hosts.tool(Place::Client, &key))?;
         Ok(hosts)
+    }
+
+    fn mount(&self, image: &Path) -> Result<()> {
+        let mount = |args: &[&str], from: &Path, to: &Path| {
+            succeed(Command::new("mount").args(args).arg(from).arg(to))
+        };
+        mount(&["-o", "ro"], image, &self.tools)?;
+        for dir in ["dev", "proc", "sys"] {
+            mount(&["--bind"], &Path::new("/").join(dir), &self.tools.join(dir))?;
+        }
+        // In `/run` are the names of namespaces, which go with it.
+        for dir in ["run", "tmp"] {
+            mount(&["-t", "tmpfs"], Path::new("tmpfs"), &self.tools.join(dir))?;
+        }
+        // Keys, logs and scripts are under the same name inside the tool box.
+        mount(&["--bind"], &self.keys, &self.tools.join("mnt"))
     }
 
     fn ip(&self, words: &str) -> Result<()> {

@@ -55,6 +55,21 @@ fn wait_for_port(hosts: &Hosts, port: &str) -> Result<()> {
 }
 
 #[test]
+fn hosts_are_built_beside_what_a_killed_test_left() -> Result<()> {
+    let tools = device("WHERRY_TOOLS")?;
+    let (first, second) = (Scratch::new("hosts-left")?, Scratch::new("hosts")?);
+    std::mem::forget(Hosts::build(Path::new(&tools), first.path())?);
+    // Its tool box is still mounted there.
+    std::mem::forget(first);
+    let hosts = Hosts::build(Path::new(&tools), second.path())?;
+    let address = format!("{}/24", Place::B.address());
+    let shown = hosts.tool(Place::B, &["ip", "-br", "addr", "show", "br0"]).output()?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains(&address), "{shown}");
+    Ok(())
+}
+
+#[test]
 fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let scratch = Scratch::new("debian")?;
     let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;

@@ -162,7 +162,7 @@ fn run(executable: &Path, name: &str, limit: Duration) -> Result<bool> {
     let passed = status.is_some_and(|s| s.success());
     if !passed && lab::is_emulated() {
         // What the test left behind must not disturb the next one, and there are no VMs but ours.
-        let _ = Command::new("pkill").args(["-KILL", "-x", "wherry|wherry-vm"]).status();
+        let _ = Command::new("pkill").args(["-KILL", "-x", "wherry(-vm)?"]).status();
     }
     let word = if passed { "ok" } else { "FAILED" };
     note(&format!("{name} ... {word} ({:.1} s)", started.elapsed().as_secs_f64()));
