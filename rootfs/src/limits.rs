@@ -23,8 +23,8 @@ impl Default for Limits {
             kernel: 64 << 20,
             initrd: 512 << 20,
             memory: 256 << 20,
-            cpu_seconds: 5,
-            deadline: Duration::from_secs(15),
+            cpu_seconds: 30,
+            deadline: Duration::from_secs(60),
         }
     }
 }

@@ -73,9 +73,12 @@ pub fn limit(limits: &ProcessLimits) -> Result<(), SandboxError> {
         (Resource::Core, "on cores", 0),
     ] {
         // A limit that is already lower stays.
-        let value = getrlimit(resource).maximum.map_or(value, |hard| hard.min(value));
-        let both = Rlimit { current: Some(value), maximum: Some(value) };
-        setrlimit(resource, both).map_err(|e| SandboxError::Limit(name, e.into()))?;
+        let hard = getrlimit(resource).maximum;
+        let lower = |value: u64| Some(hard.map_or(value, |hard| hard.min(value)));
+        // A second before the hard limit on CPU time, which only kills, SIGXCPU says why.
+        let grace = u64::from(resource == Resource::Cpu);
+        let limit = Rlimit { current: lower(value), maximum: lower(value.saturating_add(grace)) };
+        setrlimit(resource, limit).map_err(|e| SandboxError::Limit(name, e.into()))?;
     }
     Ok(())
 }

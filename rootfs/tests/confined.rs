@@ -92,10 +92,13 @@ fn a_process_that_does_not_end_is_killed_after_the_deadline() {
 
 #[test]
 fn a_process_that_ends_badly_leaves_no_answer() {
-    let died = |deed| match read_with(deed, b"", patient()) {
+    let died_within = |deed, limits| match read_with(deed, b"", limits) {
         Err(Error::Died(how)) => how,
         other => panic!("{deed}: {other:?}"),
     };
+    let died = |deed| died_within(deed, patient());
+    let hurried = Limits { cpu_seconds: 1, ..patient() };
+    assert_eq!(died_within("hang", hurried), "took more than 1 seconds of CPU time");
     assert!(died("panic").contains("exit code 101"));
     assert!(died("memory").contains("256 MiB of memory"));
     assert!(died("socket").contains("system call"));

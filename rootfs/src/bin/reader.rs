@@ -17,7 +17,9 @@ fn main() {
     match deed {
         "landlock" => landlock(),
         "hang" => {
-            confined();
+            // The last of the limits that the reader gives.
+            let seconds = arguments.last().and_then(|number| number.to_str()?.parse().ok());
+            confine(&Limits { cpu_seconds: seconds.unwrap_or(1), ..Limits::default() });
             loop {
                 std::hint::spin_loop();
             }
@@ -48,7 +50,11 @@ fn main() {
 }
 
 fn confined() {
-    if reader::confine(&Limits::default()).is_err() {
+    confine(&Limits::default());
+}
+
+fn confine(limits: &Limits) {
+    if reader::confine(limits).is_err() {
         exit(90);
     }
 }
