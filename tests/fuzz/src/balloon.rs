@@ -16,7 +16,7 @@ use wherry_devices::virtio::mmio::regs::{offset, status};
 use wherry_devices::{BusDevice, GuestMemory};
 
 use crate::bytes::Bytes;
-use crate::guest::Line;
+use crate::guest::{Line, REGISTERS};
 
 const LOW: u64 = 1 << 20;
 const HIGH: u64 = 4 << 30;
@@ -43,26 +43,6 @@ pub(crate) mod op {
     pub(crate) const MOVE: u8 = 10;
     pub(crate) const RESET: u8 = 11;
 }
-
-pub(crate) const REGISTERS: [u64; 17] = [
-    offset::STATUS,
-    offset::QUEUE_SEL,
-    offset::QUEUE_READY,
-    offset::QUEUE_SIZE,
-    offset::QUEUE_NOTIFY,
-    offset::INTERRUPT_ACK,
-    offset::DEVICE_FEATURES_SEL,
-    offset::DRIVER_FEATURES_SEL,
-    offset::DRIVER_FEATURES,
-    offset::QUEUE_DESC_LOW,
-    offset::QUEUE_DESC_HIGH,
-    offset::QUEUE_DRIVER_LOW,
-    offset::QUEUE_DRIVER_HIGH,
-    offset::QUEUE_DEVICE_LOW,
-    offset::QUEUE_DEVICE_HIGH,
-    offset::CONFIG + CONFIG_ACTUAL,
-    offset::CONFIG + CONFIG_POISON,
-];
 
 fn assert_in_ram(gpa: u64, len: u64) {
     assert!(

@@ -17,9 +17,8 @@ use wherry_devices::host::DiskFull;
 use wherry_devices::virtio::blk::request::kind;
 use wherry_devices::virtio::blk::{Disk, DiskError, DiskOptions, KIND, QUEUE_SIZE};
 
-use crate::balloon::REGISTERS;
 use crate::bytes::Bytes;
-use crate::guest::{self, BUFFER, NEXT, RAM, WRITE};
+use crate::guest::{self, BUFFER, NEXT, RAM, REGISTERS, WRITE};
 
 const SECTORS: u64 = 32;
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use vm_memory::{Bytes as _, GuestAddress};
 use wherry_devices::device::Spec;
 
-use crate::balloon::REGISTERS;
 use crate::bytes::Bytes;
 use crate::guest::{BUFFER, Backend, Guest, RAM, RINGS};
 
@@ -54,23 +53,10 @@ impl Driver {
         }
     }
 
-    /// Writes a register as nobody would, all of them in any width, or memory.
+    /// See [`Guest::disorder`].
     pub(crate) fn disorder(&mut self, what: u8, input: &mut Bytes<'_>) {
         self.orderly = false;
-        match what {
-            0 => {
-                let (at, value) = (input.pick(&REGISTERS), u32::from(input.u8()));
-                self.at.write(at, value);
-            }
-            1 => {
-                let (at, len) = (u64::from(input.u16() % 0x1000), usize::from(input.u8() % 10));
-                self.at.access(at, input.take(len));
-            }
-            _ => {
-                let (at, bytes) = (u64::from(input.u32()) % RAM, input.array::<8>());
-                self.at.put(at, &bytes);
-            }
-        }
+        self.at.disorder(what, input);
     }
 
     /// All is in order again; what was given is the driver's.

@@ -9,9 +9,12 @@ use event_manager::{EventManager, SubscriberOps};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, MmapRegion};
 use wherry_devices::device::{Build, Built, Devices, Saved, Spec, Subscriber};
 use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink, Sockets};
+use wherry_devices::virtio::balloon::constants::{CONFIG_ACTUAL, CONFIG_POISON};
 use wherry_devices::virtio::blk::Disk;
 use wherry_devices::virtio::mmio::regs::{offset, status};
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
+
+use crate::bytes::Bytes;
 
 pub(crate) const RAM: u64 = 256 << 10;
 const PAGE: u64 = 4096;
@@ -26,6 +29,27 @@ pub(crate) const BUFFER: u64 = 0x2_0000;
 /// Flags of a descriptor.
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
+
+/// Registers that a driver may write; the last two are the balloon's.
+pub(crate) const REGISTERS: [u64; 17] = [
+    offset::STATUS,
+    offset::QUEUE_SEL,
+    offset::QUEUE_READY,
+    offset::QUEUE_SIZE,
+    offset::QUEUE_NOTIFY,
+    offset::INTERRUPT_ACK,
+    offset::DEVICE_FEATURES_SEL,
+    offset::DRIVER_FEATURES_SEL,
+    offset::DRIVER_FEATURES,
+    offset::QUEUE_DESC_LOW,
+    offset::QUEUE_DESC_HIGH,
+    offset::QUEUE_DRIVER_LOW,
+    offset::QUEUE_DRIVER_HIGH,
+    offset::QUEUE_DEVICE_LOW,
+    offset::QUEUE_DEVICE_HIGH,
+    offset::CONFIG + CONFIG_ACTUAL,
+    offset::CONFIG + CONFIG_POISON,
+];
 
 /// What the host has for the only device.
 pub(crate) trait Backend {
@@ -226,6 +250,24 @@ impl Guest {
         for _ in 0..16 {
             if self.events.run_with_timeout(0).expect("an event loop") == 0 {
                 break;
+            }
+        }
+    }
+
+    /// Writes a register as nobody would (0), all of them in any width (1), or memory.
+    pub(crate) fn disorder(&mut self, what: u8, input: &mut Bytes<'_>) {
+        match what {
+            0 => {
+                let (at, value) = (input.pick(&REGISTERS), u32::from(input.u8()));
+                self.write(at, value);
+            }
+            1 => {
+                let (at, len) = (u64::from(input.u16() % 0x1000), usize::from(input.u8() % 10));
+                self.access(at, input.take(len));
+            }
+            _ => {
+                let (at, bytes) = (u64::from(input.u32()) % RAM, input.array::<8>());
+                self.put(at, &bytes);
             }
         }
     }

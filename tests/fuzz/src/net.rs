@@ -17,9 +17,8 @@ use wherry_devices::host::{Frames, HostFd, Offloads};
 use wherry_devices::virtio::net::constants::{ETHERNET, HEADER, MAX_FRAME};
 use wherry_devices::virtio::net::{KIND, NetOptions};
 
-use crate::balloon::REGISTERS;
 use crate::bytes::Bytes;
-use crate::guest::{self, BUFFER, Backend, RAM};
+use crate::guest::{self, BUFFER, Backend};
 
 /// Size of the rings.
 const SIZE: u16 = 64;
@@ -157,19 +156,8 @@ impl Guest {
 
     fn step(&mut self, input: &mut Bytes<'_>) {
         match input.u8() % op::NR {
-            0 => {
-                let (at, value) = (input.pick(&REGISTERS), u32::from(input.u8()));
-                self.at.write(at, value);
-            }
-            1 => {
-                let (at, len) = (u64::from(input.u16() % 0x1000), usize::from(input.u8() % 10));
-                self.at.access(at, input.take(len));
-            }
+            what @ (0 | 1 | 3) => self.at.disorder(what, input),
             op::UP => self.at.bring_up(!input.u32(), true),
-            3 => {
-                let (at, bytes) = (u64::from(input.u32()) % RAM, input.array::<8>());
-                self.at.put(at, &bytes);
-            }
             op::CHAIN => self.chain(input),
             op::FRAME => {
                 let (head, len) = (input.array::<12>(), usize::from(input.u16()));

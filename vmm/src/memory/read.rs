@@ -47,11 +47,12 @@ impl Ram {
             return self.file.read_exact_at(piece, first * PAGE);
         }
         // Nothing is spoiled by a panic: it guards no data.
-        let _no_new_holes = self.holes.read().unwrap_or_else(PoisonError::into_inner);
+        let no_new_holes = self.holes.read().unwrap_or_else(PoisonError::into_inner);
         let gpa = region.gpa + (first - region.first_page) * PAGE;
         let mut there = [0; PIECE];
         let Some(there) = there.get_mut(..piece.len() / PAGE_SIZE) else { return Ok(()) };
         self.look(gpa, there);
+        let mut absent = Vec::new();
         let (mut done, mut rest) = (0, piece);
         for same in there.chunk_by(|a, b| a == b) {
             let (pages, more) = rest.split_at_mut(same.len() * PAGE_SIZE);
@@ -59,11 +60,13 @@ impl Ram {
                 let from = GuestAddress(gpa + done * PAGE);
                 self.mem.read_slice(pages, from).map_err(io::Error::other)?;
             } else {
-                self.file.read_exact_at(pages, (first + done) * PAGE)?;
+                absent.push((first + done, pages));
             }
             (done, rest) = (done + same.len() as u64, more);
         }
-        Ok(())
+        // Nobody who punches holes waits for what has to be swapped in.
+        drop(no_new_holes);
+        absent.into_iter().try_for_each(|(page, buf)| self.file.read_exact_at(buf, page * PAGE))
     }
 
     /// 1 for each page from `gpa` on that is in memory, 0 for holes, swapped pages, and where the
@@ -82,6 +85,8 @@ impl Ram {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use wherry_migration::bitmap::Bitmap;
     use wherry_migration::traits::GuestRam;
 
@@ -121,18 +126,25 @@ mod tests {
     #[test]
     fn reading_brings_back_no_page_that_is_given_back_meanwhile() {
         let ram = Ram::new(1 << 20).unwrap();
+        let reads = AtomicU32::new(0);
         let brought_back = std::thread::scope(|scope| {
             let gives = scope.spawn(|| {
                 let give = |_: &u32| {
-                    ram.write(0, &[1; 64 * PAGE_SIZE]).unwrap();
-                    ram.zero(0, 64).unwrap();
+                    ram.write(0, &[1; 1 << 20]).unwrap();
+                    ram.zero(0, ram.nr_pages()).unwrap();
+                    // What was being read is read to its end.
+                    let begun = reads.load(Ordering::SeqCst);
+                    while reads.load(Ordering::SeqCst) == begun {
+                        std::thread::yield_now();
+                    }
                     !populated(&ram).is_empty()
                 };
-                (0..2000).filter(give).count()
+                (0..300).filter(give).count()
             });
             let mut buf = vec![0; 1 << 20];
             while !gives.is_finished() {
                 ram.read(0, &mut buf).unwrap();
+                reads.fetch_add(1, Ordering::SeqCst);
             }
             gives.join().unwrap()
         });
