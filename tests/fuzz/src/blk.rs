@@ -18,7 +18,7 @@ use wherry_devices::virtio::blk::request::kind;
 use wherry_devices::virtio::blk::{Disk, DiskError, DiskOptions, KIND, QUEUE_SIZE};
 
 use crate::bytes::Bytes;
-use crate::guest::{self, BUFFER, NEXT, RAM, REGISTERS, WRITE};
+use crate::guest::{self, BUFFER, NEXT, WRITE};
 
 const SECTORS: u64 = 32;
 
@@ -171,18 +171,7 @@ impl Guest {
 
     fn step(&mut self, input: &mut Bytes<'_>) {
         match input.u8() % op::NR {
-            op::REGISTER => {
-                let at = input.pick(&REGISTERS);
-                let value = match input.u8() {
-                    small @ 0..=191 => u32::from(small),
-                    _ => input.u32(),
-                };
-                self.at.write(at, value);
-            }
-            1 => {
-                let (at, len) = (u64::from(input.u16() % 0x1000), usize::from(input.u8() % 10));
-                self.at.access(at, input.take(len));
-            }
+            what @ (op::REGISTER | 1 | 11) => self.at.disorder(what, input),
             op::UP => {
                 // Without FLUSH, EVENT_IDX, or both; or not as far as it goes.
                 let options = input.u8();
@@ -201,11 +190,7 @@ impl Guest {
             op::RUN => self.run(),
             op::HARVEST => self.at.harvest(),
             op::MOVE => self.at.move_on(),
-            op::FAULT => self.disk.faults.store(input.u8(), Ordering::SeqCst),
-            _ => {
-                let (at, bytes) = (u64::from(input.u32()) % RAM, input.array::<8>());
-                self.at.put(at, &bytes);
-            }
+            _ => self.disk.faults.store(input.u8(), Ordering::SeqCst),
         }
     }
 
@@ -250,8 +235,7 @@ impl Guest {
     /// All that was taken comes back.
     fn run(&mut self) {
         self.at.turn();
-        self.at.pause();
-        self.at.resume();
+        self.at.rest();
         self.at.turn();
     }
 }

@@ -31,7 +31,7 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 
 /// Registers that a driver may write; the last two are the balloon's.
-pub(crate) const REGISTERS: [u64; 17] = [
+const REGISTERS: [u64; 17] = [
     offset::STATUS,
     offset::QUEUE_SEL,
     offset::QUEUE_READY,
@@ -53,6 +53,13 @@ pub(crate) const REGISTERS: [u64; 17] = [
 
 /// What the host has for the only device.
 pub(crate) trait Backend {
+    /// All of RAM. What a migration has of it is looked at up to [`RAM`].
+    fn ram(&self) -> Vec<(GuestAddress, usize)> {
+        vec![(GuestAddress(0), RAM as usize)]
+    }
+    fn balloon(&self) -> Arc<dyn BalloonBackend> {
+        unreachable!("the device does not ask for it")
+    }
     fn entropy(&self) -> Box<dyn Read + Send> {
         unreachable!("the device does not ask for it")
     }
@@ -84,7 +91,7 @@ impl Host for Machine<'_> {
         unreachable!("no virtio device asks for it")
     }
     fn balloon(&self) -> Arc<dyn BalloonBackend> {
-        unreachable!("its target has a guest of its own")
+        self.1.balloon()
     }
     fn entropy(&self) -> io::Result<Box<dyn Read + Send>> {
         Ok(self.1.entropy())
@@ -151,8 +158,7 @@ impl Guest {
         (rings, size): (usize, u16),
         patience: Duration,
     ) -> Self {
-        let ranges = [(GuestAddress(0), RAM as usize)];
-        let mem = Arc::new(GuestMemory::from_ranges(&ranges).expect("memory"));
+        let mem = Arc::new(GuestMemory::from_ranges(&host.ram()).expect("memory"));
         let (devices, bus, events) = build(&spec, None, &mem, &*host);
         devices.resume();
         let (avail, taken) = (vec![0; rings], vec![0; RAM as usize]);
@@ -171,7 +177,7 @@ impl Guest {
         self.settle();
     }
 
-    fn read(&self, at: u64) -> u32 {
+    pub(crate) fn read(&self, at: u64) -> u32 {
         let mut data = [0; 4];
         self.bus.lock().unwrap().read(at, &mut data);
         u32::from_le_bytes(data)
@@ -258,7 +264,11 @@ impl Guest {
     pub(crate) fn disorder(&mut self, what: u8, input: &mut Bytes<'_>) {
         match what {
             0 => {
-                let (at, value) = (input.pick(&REGISTERS), u32::from(input.u8()));
+                let at = input.pick(&REGISTERS);
+                let value = match input.u8() {
+                    small @ 0..=191 => u32::from(small),
+                    _ => input.u32(),
+                };
                 self.write(at, value);
             }
             1 => {
@@ -317,6 +327,13 @@ impl Guest {
         self.devices.resume();
     }
 
+    /// For a moment. What comes meanwhile has to wait.
+    pub(crate) fn rest(&mut self) {
+        self.pause();
+        self.turn();
+        self.resume();
+    }
+
     /// A migration takes what is marked.
     pub(crate) fn harvest(&mut self) {
         let region = self.mem.find_region(GuestAddress(0)).expect("RAM");
@@ -331,13 +348,19 @@ impl Guest {
 
     /// To a new device, with the same memory and the same host.
     pub(crate) fn move_on(&mut self) {
+        assert!(self.arrives_alike(), "on arrival");
+    }
+
+    /// The same for a device that may change when it arrives; whether it did not.
+    pub(crate) fn arrives_alike(&mut self) -> bool {
         self.pause();
         let saved = self.devices.save(u16::MAX).expect("plain data");
         let there = build(&self.spec, saved.first(), &self.mem, &*self.host);
         (self.devices, self.bus, self.events) = there;
-        assert!(self.devices.save(u16::MAX).expect("plain data") == saved, "on arrival");
+        let alike = self.devices.save(u16::MAX).expect("plain data") == saved;
         self.devices.after_restore().expect("a line");
         self.resume();
+        alike
     }
 
     /// What the migration has is RAM as it is.

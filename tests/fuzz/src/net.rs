@@ -171,11 +171,7 @@ impl Guest {
             op::HARVEST => self.at.harvest(),
             op::MOVE => self.move_on(),
             op::ANNOUNCE => self.at.devices.announce(),
-            _ => {
-                self.at.pause();
-                self.at.turn();
-                self.at.resume();
-            }
+            _ => self.at.rest(),
         }
     }
 

@@ -100,11 +100,7 @@ impl Guest {
             op::MOVE => self.move_on(),
             op::SOURCE => self.source.0.store(input.u16().into(), Ordering::Relaxed),
             8 => self.driver.at.harvest(),
-            _ => {
-                self.driver.at.pause();
-                self.driver.at.turn();
-                self.driver.at.resume();
-            }
+            _ => self.driver.at.rest(),
         }
     }
 

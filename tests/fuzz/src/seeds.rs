@@ -83,8 +83,8 @@ fn balloon() -> Seeds {
     let up = [0, op::UP, 0];
     let stats = [op::STATS, 10, 4, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     let id = [op::HOST, 2, op::COMMAND, 255];
-    let hint = [op::RANGE, 0, 2, 0, 64, 1, 0, 14];
-    let report = [op::RANGE, 1, 2, 0, 64, 1, 0, 14];
+    let hint = [op::RANGE, 0, 2, 0, 0x30, 1, 0, 14];
+    let report = [op::RANGE, 1, 2, 0, 0x30, 1, 0, 14];
     let inflate = [op::NUMBERS, 0, 200, 0, 2, 0];
     let deflate = [op::NUMBERS, 1, 20, 0, 2, 0];
     let stop_queue = |queue| [register(1, queue), register(2, 0)].concat();

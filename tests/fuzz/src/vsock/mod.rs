@@ -157,11 +157,7 @@ impl Guest {
             }
             op::LISTEN => self.host.listen(input.pick(&LISTENING), input.u8() & 1 != 0),
             15 => self.driver.at.harvest(),
-            _ => {
-                self.driver.at.pause();
-                self.driver.at.turn();
-                self.driver.at.resume();
-            }
+            _ => self.driver.at.rest(),
         }
     }
 
