@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use tempfile::TempDir;
-use wherry_tests::kvm::or_not_run;
+use wherry_tests::needs::KVM;
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -53,7 +53,7 @@ fn build_vm() {
 
 /// Where a `wherry receive` can run: a folder, and the runtime folder in it. `None` without a KVM.
 fn receiver_place() -> Option<(TempDir, RuntimeDir)> {
-    or_not_run(wherry_vmm::kvm::open_kvm())?;
+    KVM.or_not_run(wherry_vmm::kvm::open_kvm())?;
     build_vm();
     let temp = tempfile::tempdir().unwrap();
     let dir = RuntimeDir::at(temp.path().join("run"));

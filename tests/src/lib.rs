@@ -10,7 +10,7 @@ pub mod debian;
 pub mod docs;
 mod guest;
 pub mod hosts;
-pub mod kvm;
+pub mod needs;
 mod proxy;
 mod scratch;
 

@@ -143,7 +143,7 @@ fn supervise(mut probe: Command, limit: Duration) -> (Vec<Detail>, Result<(), St
 
 #[cfg(test)]
 mod tests {
-    use wherry_tests::kvm::or_not_run;
+    use wherry_tests::needs::KVM;
     use wherry_vmm::kvm::open_kvm;
 
     use super::*;
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_probe_ends_with_a_verdict_on_any_kvm() {
-        let Some(kvm) = or_not_run(open_kvm()) else { return };
+        let Some(kvm) = KVM.or_not_run(open_kvm()) else { return };
         let mut out = Vec::new();
         probe::run(&kvm, &mut out).unwrap();
         let lines: Vec<probe::Line> = String::from_utf8(out)

@@ -9,9 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
-
-/// Set where e2fsprogs is installed: there these tests must run.
-const REQUIRE: &str = "WHERRY_REQUIRE_MKE2FS";
+use wherry_tests::needs::MKE2FS;
 
 pub const UUID: &str = "0af33b4c-7d1e-4b8e-9d9a-5c3d2e1f0a9b";
 pub const ROOT: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
@@ -22,15 +20,7 @@ pub const FIRST: &str = "00000001-0002-0003-0405-060708090a0b";
 
 /// Whether there is a `mke2fs`. If not, the test is not run and says so.
 pub fn mke2fs_is_here() -> bool {
-    if mke2fs().arg("-V").output().is_ok() {
-        return true;
-    }
-    let required = std::env::var_os(REQUIRE).is_some_and(|value| !value.is_empty());
-    assert!(!required, "not run, though {REQUIRE} is set: no mke2fs");
-    let test = std::thread::current();
-    let name = test.name().unwrap_or("a test");
-    let _ = writeln!(std::io::stderr(), "{name}: not run, no mke2fs (package e2fsprogs)");
-    false
+    MKE2FS.or_not_run(mke2fs().arg("-V").output()).is_some()
 }
 
 fn mke2fs() -> Command {

@@ -22,12 +22,14 @@ struct Need {
     present: fn() -> bool,
 }
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
     Need { package: "qemu-system-x86", present: || on_path("qemu-system-x86_64") },
     Need { package: "dpkg", present: || on_path("dpkg-deb") },
     Need { package: "gcc", present: || on_path("cc") },
     // Not on every user's path.
     Need { package: "e2fsprogs", present: || on_path("mke2fs") || is_file("/usr/sbin/mke2fs") },
+    // Networks of guests without privileges.
+    Need { package: "passt", present: || on_path("passt") },
     // The guest's init is linked statically.
     Need { package: "libc6-dev", present: || build::static_libc_present() },
 ];

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
+use wherry_tests::needs;
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
@@ -63,10 +64,10 @@ pub fn main(args: &Args) -> Result<u8> {
 fn tests(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
     if !args.integration {
         outcomes.push(timed("unit tests", || {
-            // Setup has installed e2fsprogs.
-            let mut required = vec!["WHERRY_REQUIRE_MKE2FS"];
+            // Setup has installed e2fsprogs and passt.
+            let mut required = vec![needs::MKE2FS.variable, needs::PASST.variable];
             match lab::look_at_kvm() {
-                Ok(()) => required.push(wherry_tests::kvm::REQUIRE),
+                Ok(()) => required.push(needs::KVM.variable),
                 Err(e) => note(&format!("/dev/kvm: {e}: unit tests that need it are not run")),
             }
             // The integration tests' own folder is left to the lab.

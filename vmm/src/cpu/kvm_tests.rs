@@ -15,7 +15,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use wherry_codec::{decode, encode};
 use wherry_devices::GuestMemory;
-use wherry_tests::kvm::or_not_run;
+use wherry_tests::needs::KVM;
 
 /// A VM with RAM and vCPUs; fields drop in this order.
 struct Machine {
@@ -28,7 +28,7 @@ struct Machine {
 impl Machine {
     /// `None` without a KVM.
     fn new(vcpus: u64) -> Option<Self> {
-        let kvm = or_not_run(open_kvm())?;
+        let kvm = KVM.or_not_run(open_kvm())?;
         let vm = kvm.create_vm().unwrap();
         let ranges: Vec<_> =
             ram_regions(128 * MIB).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();

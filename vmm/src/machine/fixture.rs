@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wherry_devices::virtio::balloon::BalloonConfig;
-use wherry_tests::kvm::or_not_run;
+use wherry_tests::needs::KVM;
 
 use super::{Description, Kernel, MachineHooks};
 use crate::config::{SerialSink, devices};
@@ -14,7 +14,7 @@ use crate::vsock::Vsock;
 
 /// Of 128 MiB; with a balloon also a source of randomness. `None` without a KVM, which is said.
 pub fn description(nr_vcpus: u32, balloon: Option<&BalloonConfig>) -> Option<Description> {
-    or_not_run(open_kvm())?;
+    KVM.or_not_run(open_kvm())?;
     let kernel = Kernel { path: "none".into(), initrd: None, cmdline: String::new() };
     let devices = devices(balloon, balloon.is_some(), &[], vec![]).unwrap();
     Some(Description::new(128 << 20, nr_vcpus, devices, kernel).unwrap())

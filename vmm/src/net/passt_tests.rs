@@ -1,12 +1,12 @@
 //! passt, and others in its place.
 
 use std::fs;
-use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 
 use wherry_devices::host::Frames;
 use wherry_devices::virtio::net::constants::MAX_FRAME;
+use wherry_tests::needs::PASST;
 
 use super::*;
 
@@ -116,13 +116,14 @@ fn what_is_wrong_at_the_start_is_said() {
 /// With the real one. `None`, and said, where there is none, or no network that it could use.
 fn real(forwards: Vec<Forward>) -> Option<io::Result<Watch>> {
     let started = Watch::start("net0", Program::new(&UserNet { forwards, mtu: Some(1500) }));
-    let why = started.as_ref().err().map(ToString::to_string).unwrap_or_default();
-    if why == ABSENT || why.contains("External interface not usable") {
-        // Not `eprintln`, whose words nobody sees of a test that passes.
-        let _ = writeln!(io::stderr(), "net::passt: not run here: {why}");
-        return None;
+    match started.as_ref().map_err(ToString::to_string) {
+        Err(why) if why == ABSENT => PASST.or_not_run(Err(why)),
+        Err(why) if why.contains("External interface not usable") => {
+            PASST.not_run(why);
+            None
+        }
+        _ => Some(started),
     }
-    Some(started)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::mpsc::channel;
 
 use kvm_ioctls::VmFd;
 use wherry_devices::BusDevice;
-use wherry_tests::kvm::or_not_run;
+use wherry_tests::needs::KVM;
 
 use super::*;
 use crate::kvm::open_kvm;
@@ -15,7 +15,7 @@ fn context(pio: Bus, ending: Arc<Ending>) -> VcpuContext {
 
 /// A vCPU in real mode at 0x1000, with `code` there; `None` without a KVM.
 fn real_mode(code: &[u8], context: VcpuContext) -> Option<(Vcpu, VmFd)> {
-    let vm = or_not_run(open_kvm())?.create_vm().unwrap();
+    let vm = KVM.or_not_run(open_kvm())?.create_vm().unwrap();
     install_kick_handler();
     let mut page = vec![0u8; 0x3000];
     let start = page.as_ptr().align_offset(4096);
@@ -230,7 +230,7 @@ fn string_io_stays_at_its_port() {
 
 #[test]
 fn a_vcpu_that_is_parked_again_at_once_says_so() {
-    let Some(kvm) = or_not_run(open_kvm()) else { return };
+    let Some(kvm) = KVM.or_not_run(open_kvm()) else { return };
     let vm = kvm.create_vm().unwrap();
     install_kick_handler();
     let context = context(Bus::new(), ending());
