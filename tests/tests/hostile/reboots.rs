@@ -47,6 +47,8 @@ fn a_guest_reboots_where_it_has_moved_to_with_what_came_with_it() -> Result<()> 
         let sent = report["boot_file_bytes"].as_u64().context("no boot_file_bytes")?;
         assert!(sent >= bytes && report["reboot_ends"].is_null(), "{report:#}");
         guest = there;
+        let came = format!("{} of another host, came with the guest", kernel.display());
+        assert_eq!(guest.info()?["kernel"], came.as_str());
         reboots(&mut guest)?;
     }
     Ok(())
@@ -59,8 +61,10 @@ fn a_kernel_that_is_there_is_not_sent_and_one_that_is_gone_does_not_hold_the_gue
     let mut guest = start(&env, &[])?;
     let (mut there, report) = moved(&env, &mut guest, "second")?;
     assert_eq!(report["boot_file_bytes"], 0, "{report:#}");
+    let kernel = env.kernel.as_ref().context("no kernel")?;
+    assert_eq!(there.info()?["kernel"], kernel.display().to_string().as_str());
     reboots(&mut there)?;
-    std::fs::remove_file(env.kernel.as_ref().context("no kernel")?)?;
+    std::fs::remove_file(kernel)?;
     let without = Env { here: false, ..env.clone() };
     let (mut last, report) = moved(&without, &mut there, "third")?;
     let why = report["reboot_ends"].as_str().unwrap_or_default();

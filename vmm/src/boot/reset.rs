@@ -12,4 +12,6 @@ pub struct Reset {
     pub firmware: Firmware,
     /// What it boots, as far as that came with it.
     pub carried: Carried,
+    /// The kernel's path is another host's, from which the machine came.
+    pub elsewhere: bool,
 }

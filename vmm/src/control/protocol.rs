@@ -301,7 +301,7 @@ pub struct Info {
     pub ram_bytes: u64,
     /// Resident memory of the VMM in bytes, guest RAM included.
     pub rss_bytes: u64,
-    /// Path of the kernel that it was started with, if it was started here.
+    /// Where its kernel is, for people: a path of this host's or of another's, or its disk.
     pub kernel: Option<String>,
     /// Milliseconds since the VMM started.
     pub uptime_ms: u64,

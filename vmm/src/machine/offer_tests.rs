@@ -37,7 +37,7 @@ fn description(kernel: &str, initrd: Option<&str>) -> Description {
                 uuid: std::array::from_fn(|at| at as u8),
                 credentials: credentials.map(Result::unwrap).into(),
             },
-            carried: Carried::default(),
+            ..Reset::default()
         },
         devices: devices(None, false, &[], vec![disk]).unwrap(),
     }

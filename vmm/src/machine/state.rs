@@ -23,6 +23,9 @@ use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
 use crate::newer;
 
+/// Linux takes no longer path (PATH_MAX).
+const LONGEST_PATH: usize = 4096;
+
 /// A machine has far fewer devices.
 const MAX_DEVICES: usize = 64;
 
@@ -168,8 +171,23 @@ impl Description {
         if kernel.cmdline.len() > MAX_CMDLINE {
             return Err(StateError::Unsupported("a command line that is too long".into()));
         }
-        let reset = Reset::default();
+        let reset = Reset { elsewhere: true, ..Reset::default() };
         Ok(Self { ram_bytes, nr_vcpus, cpu, kernel, reset, devices })
+    }
+
+    /// Where its kernel is, for people.
+    pub fn shown_kernel(&self) -> String {
+        if self.kernel.is_in_disk() {
+            return "its own, in its first disk".into();
+        }
+        if !self.reset.elsewhere {
+            return self.kernel.path.display().to_string();
+        }
+        // It is a peer's word: too long for a path, or no text for a terminal.
+        let path = self.kernel.path.to_string_lossy();
+        let path: String = path.chars().take(LONGEST_PATH).collect();
+        let came = if self.reset.carried.kernel.is_some() { ", came with the guest" } else { "" };
+        format!("{} of another host{came}", path.escape_debug())
     }
 
     /// The disk whose own kernel boots, if one does: the first.

@@ -97,7 +97,10 @@ impl BootFiles {
             ensure!(len <= most, "a reset would boot a {what} of {len} bytes; {most} are the most");
             if let Some(local) = local.filter(|local| local.is(*id)) {
                 match nth {
-                    0 => machine.kernel.path.clone_from(&local.path),
+                    0 => {
+                        machine.kernel.path.clone_from(&local.path);
+                        machine.reset.elsewhere = false;
+                    }
                     _ => machine.kernel.initrd = Some(local.path.clone()),
                 }
                 sinks.push(None);

@@ -39,7 +39,8 @@ fn said() -> Vec<u8> {
 
 /// Another, as it is before anything is said.
 fn arrived() -> Description {
-    Description { reset: Reset::default(), ..description() }
+    let bytes = description().encode(u16::MAX).unwrap();
+    Description::decode(&bytes).unwrap()
 }
 
 #[test]
@@ -56,6 +57,7 @@ fn what_this_host_has_is_not_sent_and_what_is_sent_is_kept() {
     sinks[1].as_mut().unwrap().write_all(b"initrd").unwrap();
     drop(sinks);
     boot.finish(&mut machine).unwrap();
+    assert_eq!(machine.shown_kernel(), kernel.display().to_string());
     let Carried { kernel, initrd } = machine.reset.carried;
     assert!(kernel.is_none());
     let mut read = Vec::new();
@@ -71,6 +73,23 @@ fn nothing_is_wanted_where_a_reset_ends_the_guest() {
     assert!(sinks.iter().all(Option::is_none) && sinks.len() == 2);
     boot.finish(&mut machine).unwrap();
     assert!(!machine.reset.boots && machine.reset.carried.kernel.is_none());
+    assert_eq!(machine.shown_kernel(), "/source/k of another host");
+}
+
+#[test]
+fn people_see_where_a_kernel_came_from_and_no_more_of_a_peers_word_than_a_path() {
+    let mut machine = arrived();
+    let files = [id(b"k"), id(b"")];
+    let mut boot = BootFiles::new(None, None, true);
+    let mut sinks = boot.take(&mut machine, &said(), &files).unwrap();
+    sinks[0].as_mut().unwrap().write_all(b"k").unwrap();
+    boot.finish(&mut machine).unwrap();
+    assert_eq!(machine.shown_kernel(), "/source/k of another host, came with the guest");
+    machine.kernel.path = format!("/\x1b[2J{}", "k".repeat(1 << 20)).into();
+    let shown = machine.shown_kernel();
+    assert!(shown.starts_with("/\\u{1b}[2Jkk") && shown.len() < 5000, "{}", shown.len());
+    machine.kernel.path = "".into();
+    assert_eq!(machine.shown_kernel(), "its own, in its first disk");
 }
 
 #[test]

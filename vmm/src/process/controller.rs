@@ -38,12 +38,25 @@ const STATISTICS_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct VmSettings {
     /// Name of the VM.
     pub name: String,
-    /// Kernel, for `info`.
-    pub kernel: Option<String>,
     /// Console sink, for `info`.
     pub serial: String,
     /// Where its guest's sockets end.
     pub vsock: Vsock,
+}
+
+/// What `info` says of a machine.
+#[derive(Clone, Default)]
+struct Shape {
+    nr_vcpus: u32,
+    ram_bytes: u64,
+    kernel: Option<String>,
+}
+
+impl Shape {
+    fn of(description: &Description) -> Self {
+        let &Description { nr_vcpus, ram_bytes, .. } = description;
+        Self { nr_vcpus, ram_bytes, kernel: Some(description.shown_kernel()) }
+    }
 }
 
 /// Implements [`VmControl`] on whatever machine runs now.
@@ -57,8 +70,8 @@ pub struct Controller {
     pub(super) owner: Arc<Owner<Machine>>,
     /// Its disks on this host.
     pub(super) disks: Arc<Disks>,
-    /// vCPUs and bytes of RAM, once a machine was replaced by one like it.
-    shape: OnceLock<(u32, u64)>,
+    /// What is known of the machine while there is none: before the first, and between two.
+    shape: OnceLock<Shape>,
 }
 
 impl Controller {
@@ -75,9 +88,14 @@ impl Controller {
         }
     }
 
+    /// There is to be such a machine.
+    pub fn expect(&self, description: &Description) {
+        self.shape.get_or_init(|| Shape::of(description));
+    }
+
     /// The machine gives way to a new one like it.
     pub fn replace(&self, description: &Description) {
-        self.shape.get_or_init(|| (description.nr_vcpus, description.ram_bytes));
+        self.expect(description);
         self.owner.clear();
     }
 
@@ -218,17 +236,16 @@ fn shown(life: Life) -> VmState {
 impl VmControl for Controller {
     fn info(&self) -> Info {
         let (machine, life) = self.owner.machine();
-        let shape = |m: &Arc<Machine>| (m.description().nr_vcpus, m.ram().bytes());
-        let shape = machine.as_ref().map(shape).or_else(|| self.shape.get().copied());
-        let (nr_vcpus, ram_bytes) = shape.unwrap_or_default();
+        let shape = machine.as_ref().map(|m| Shape::of(m.description()));
+        let shape = shape.or_else(|| self.shape.get().cloned()).unwrap_or_default();
         Info {
             name: self.settings.name.clone(),
             pid: std::process::id(),
             state: self.shown(life),
-            nr_vcpus,
-            ram_bytes,
+            nr_vcpus: shape.nr_vcpus,
+            ram_bytes: shape.ram_bytes,
             rss_bytes: rss_bytes(),
-            kernel: self.settings.kernel.clone(),
+            kernel: shape.kernel,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.settings.serial.clone()),
             vsock: self.settings.vsock.path().map(|path| path.display().to_string()),

@@ -18,12 +18,7 @@ fn controller() -> Controller {
 
 fn controller_of(disks: Disks) -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let settings = VmSettings {
-        name: "vm".into(),
-        kernel: None,
-        serial: "none".into(),
-        vsock: Vsock::default(),
-    };
+    let settings = VmSettings { name: "vm".into(), serial: "none".into(), vsock: Vsock::default() };
     let controller = Controller::new(settings, console, Arc::new(disks));
     controller.reboots.store(true, Ordering::SeqCst);
     controller
@@ -114,6 +109,7 @@ fn a_vm_that_reboots_says_so_until_its_next_machine_is_there() {
         }
         let info = vm.info();
         assert_eq!((info.state.as_str(), info.ram_bytes), ("rebooting", 128 << 20), "step {step}");
+        assert_eq!(info.kernel, Some(machine.description().shown_kernel()), "step {step}");
         let errors = [
             vm.pause().unwrap_err(),
             vm.resume(false).unwrap_err(),

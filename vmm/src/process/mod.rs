@@ -54,7 +54,7 @@ struct VmProcess {
 impl VmProcess {
     fn start(
         claim: NameClaim,
-        kernel: Option<String>,
+        expected: Option<&Description>,
         serial: &SerialSink,
         nets: Nets,
         disks: Arc<Disks>,
@@ -70,8 +70,9 @@ impl VmProcess {
                 format!("pty {path}")
             },
         );
-        let settings = VmSettings { name, kernel, serial, vsock };
+        let settings = VmSettings { name, serial, vsock };
         let controller = Arc::new(Controller::new(settings, console, disks));
+        expected.into_iter().for_each(|description| controller.expect(description));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
@@ -235,17 +236,13 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     // Without a path the first disk's own kernel boots, whichever that is at each reset.
     let path = config.kernel.unwrap_or_default().into();
     let kernel = Kernel { path, initrd: config.initrd.map(Into::into), cmdline: config.cmdline };
-    let shown = match kernel.is_in_disk() {
-        true => "its own, in its first disk".into(),
-        false => kernel.path.display().to_string(),
-    };
     // A host without a name calls its machines as others do.
     let host = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
     let uuid = uuid(&host, &config.name);
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.reset.firmware = Firmware { uuid, credentials: config.credentials };
     description.reset.boots = config.reboot;
-    let host = VmProcess::start(claim, Some(shown), &config.serial, nets, disks, vsock)?;
+    let host = VmProcess::start(claim, Some(&description), &config.serial, nets, disks, vsock)?;
     host.controller.reboots.store(config.reboot, Ordering::SeqCst);
     let machine = host.boot(&description)?;
     // Refused if it was killed meanwhile, which the run loop sees.
