@@ -11,6 +11,7 @@
 //! on request).
 #![forbid(unsafe_code)]
 
+pub mod aside;
 pub mod bitmap;
 pub mod config;
 pub mod control;

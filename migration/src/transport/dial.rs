@@ -1,19 +1,17 @@
 //! Connecting to a destination, so that it can be cancelled at any time.
 //!
 //! A socket that does not block is asked again and again whether it is connected, with a sleep
-//! between that a cancel ends. Only the lookup of a name cannot be interrupted: it has a thread of
-//! its own, which is left to itself when nobody waits for it any more.
+//! between that a cancel ends. Only the lookup of a name cannot be interrupted, and is done aside.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Connections, Endpoint, Halves, TICK, Transport, TransportError};
+use crate::aside::{Left, aside};
 use crate::control::CancelToken;
 
 /// Connects to a listening destination, waiting up to `timeout` for its name and for each of its
@@ -152,33 +150,19 @@ fn look_up(
     find: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
 ) -> Result<Vec<SocketAddr>, TransportError> {
     let failed = |e| TransportError::Resolve(to.clone(), e);
-    let (tell, heard) = channel();
-    thread::Builder::new()
-        .name("resolve".into())
-        .spawn(move || {
-            // Fails only when nobody waits any more.
-            let _ = tell.send(find());
-        })
-        .map_err(failed)?;
-    let until = Instant::now() + timeout;
-    loop {
-        match heard.recv_timeout(TICK / 4) {
-            Ok(found) => return found.map_err(failed),
-            Err(RecvTimeoutError::Disconnected) => return Err(failed(ErrorKind::Other.into())),
-            Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => {
-                return Err(TransportError::Cancelled);
-            }
-            Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
-                return Err(failed(ErrorKind::TimedOut.into()));
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-        }
+    match aside("resolve", Some(timeout), cancel, find) {
+        Ok(found) => found.map_err(failed),
+        Err(Left::Cancelled) => Err(TransportError::Cancelled),
+        Err(Left::Late) => Err(failed(ErrorKind::TimedOut.into())),
+        Err(Left::Failed(e)) => Err(failed(e)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::sync::mpsc::channel;
+    use std::thread;
 
     use super::*;
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use wherry_migration::CancelToken;
 use wherry_migration::traits::{Digest, FileId};
 
 use super::error::READ;
@@ -41,10 +42,10 @@ impl Kept {
     /// What the file of this path has now, if it is no longer than `most`.
     ///
     /// # Errors
-    /// It is, is no regular file, or cannot be read.
-    pub fn read(path: &Path, most: u64) -> anyhow::Result<Self> {
+    /// It is, is no regular file, or cannot be read; or somebody cancels.
+    pub fn read(path: &Path, most: u64, cancel: &CancelToken) -> anyhow::Result<Self> {
         let mut arriving = Arriving::new()?;
-        let id = read(path, most, &mut arriving.0)?;
+        let id = read(path, most, &mut arriving.0, cancel)?;
         Ok(arriving.seal(id)?)
     }
 
@@ -97,15 +98,21 @@ impl Arriving {
 /// # Errors
 /// As for [`Kept::read`].
 pub fn file_id(path: &Path, most: u64) -> anyhow::Result<FileId> {
-    read(path, most, &mut io::sink())
+    read(path, most, &mut io::sink(), &CancelToken::new())
 }
 
-fn read(path: &Path, most: u64, copy: &mut impl Write) -> anyhow::Result<FileId> {
+fn read(
+    path: &Path,
+    most: u64,
+    copy: &mut impl Write,
+    cancel: &CancelToken,
+) -> anyhow::Result<FileId> {
     let mut file = open(path)?.context("is not a regular file")?;
     let mib = most >> 20;
     ensure!(file.len() <= most, "has {} MiB; {mib} are the most that is carried", file.len() >> 20);
     let (mut buffer, mut len, mut digest) = (vec![0; PIECE], 0, Digest::default());
     loop {
+        ensure!(!cancel.is_cancelled(), "cancelled");
         let n = match file.read(&mut buffer) {
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -130,7 +137,8 @@ mod tests {
         let path = dir.path().join("kernel");
         let bytes: Vec<u8> = (0..3 * PIECE + 5).map(|at| (at / 7) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
-        let kept = Kept::read(&path, MAX_KERNEL).unwrap();
+        let cancel = CancelToken::new();
+        let kept = Kept::read(&path, MAX_KERNEL, &cancel).unwrap();
         assert_eq!(kept.id(), file_id(&path, MAX_KERNEL).unwrap());
         std::fs::write(&path, b"another").unwrap();
         assert_ne!(kept.id(), file_id(&path, MAX_KERNEL).unwrap());
@@ -142,6 +150,9 @@ mod tests {
         }
         (&*kept.file).write_all(b"x").unwrap_err();
         kept.file.set_len(3).unwrap_err();
+        cancel.cancel();
+        let error = Kept::read(&path, MAX_KERNEL, &cancel).unwrap_err().to_string();
+        assert_eq!(error, "cancelled");
     }
 
     #[test]
@@ -150,10 +161,10 @@ mod tests {
         let path = dir.path().join("initrd");
         std::fs::write(&path, [7; 100]).unwrap();
         assert_eq!(file_id(&path, 100).unwrap().len, 100);
-        let error = Kept::read(&path, 99).unwrap_err().to_string();
+        let error = file_id(&path, 99).unwrap_err().to_string();
         assert!(error.contains("are the most"), "{error}");
-        Kept::read(dir.path(), 100).unwrap_err();
-        Kept::read(&dir.path().join("none"), 100).unwrap_err();
+        file_id(dir.path(), 100).unwrap_err();
+        file_id(&dir.path().join("none"), 100).unwrap_err();
         let arriving = Arriving::new().unwrap();
         arriving.sink().unwrap().write_all(&[7; 99]).unwrap();
         arriving.seal(FileId { len: 100, digest: 0 }).unwrap_err();

@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
 use wherry_codec::records::{Format, Records, Writer};
+use wherry_migration::CancelToken;
 use wherry_migration::wire::boot::MAX_FILE;
 
 use super::state::{Description, StateError, push};
@@ -48,29 +49,30 @@ pub struct Offer {
 
 impl Description {
     /// What a destination is to be told. Reads the files that the machine boots, as a reset here
-    /// would: what their paths have now.
-    pub fn offer(&self) -> Offer {
+    /// would: what their paths have now. One who cancels wants nothing of it.
+    pub fn offer(&self, cancel: &CancelToken) -> Offer {
         if !self.reset.boots {
             return Offer { reset: ResetV1::Ends, files: vec![], ends: None };
         }
         if self.kernel.is_in_disk() {
             return Offer { reset: ResetV1::Disk, files: vec![], ends: None };
         }
-        match self.files() {
+        match self.files(cancel) {
             Ok(files) => Offer { reset: ResetV1::Files, files, ends: None },
             Err(e) => Offer { reset: ResetV1::Ends, files: vec![], ends: Some(format!("{e:#}")) },
         }
     }
 
-    fn files(&self) -> anyhow::Result<Vec<Kept>> {
+    fn files(&self, cancel: &CancelToken) -> anyhow::Result<Vec<Kept>> {
         let Carried { kernel, initrd } = &self.reset.carried;
         let given = self.kernel.initrd.as_ref().map(|path| ("initrd", path, initrd, MAX_FILE));
         let all = [Some(("kernel", &self.kernel.path, kernel, MAX_KERNEL)), given];
-        let read = |(what, path, kept, most): (_, &std::path::PathBuf, &Option<Kept>, _)| match kept
-        {
-            Some(kept) => Ok(kept.clone()),
-            None => Kept::read(path, most).with_context(|| format!("{what} {}", path.display())),
-        };
+        let read =
+            |(what, path, kept, most): (_, &std::path::PathBuf, &Option<Kept>, _)| match kept {
+                Some(kept) => Ok(kept.clone()),
+                None => Kept::read(path, most, cancel)
+                    .with_context(|| format!("{what} {}", path.display())),
+            };
         all.into_iter().flatten().map(read).collect()
     }
 

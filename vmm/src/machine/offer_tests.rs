@@ -113,20 +113,23 @@ fn a_destination_gets_what_a_reset_here_would_boot() {
     std::fs::write(path("k"), b"kernel").unwrap();
     let mut machine = description(&path("k"), Some(&path("i")));
     // A file is gone: the machine can move, and a reset there ends it.
-    let offer = machine.offer();
+    let offer = machine.offer(&CancelToken::new());
     assert_eq!((offer.reset, offer.files.len()), (ResetV1::Ends, 0));
     assert!(offer.ends.unwrap().contains(&path("i")));
     std::fs::write(path("i"), b"initrd").unwrap();
     let lens = |offer: &Offer| offer.files.iter().map(|kept| kept.id().len).collect::<Vec<_>>();
-    let offer = machine.offer();
+    let offer = machine.offer(&CancelToken::new());
     assert_eq!((offer.reset, lens(&offer), &offer.ends), (ResetV1::Files, vec![6, 6], &None));
     // What came with it goes on, whatever is there now.
     machine.reset.carried.initrd = offer.files.last().cloned();
     std::fs::write(path("k"), b"new kernel").unwrap();
     std::fs::remove_file(path("i")).unwrap();
-    assert_eq!(lens(&machine.offer()), [10, 6]);
+    assert_eq!(lens(&machine.offer(&CancelToken::new())), [10, 6]);
     machine.reset.boots = false;
-    assert_eq!((machine.offer().reset, lens(&machine.offer())), (ResetV1::Ends, vec![]));
-    let offer = description("", None).offer();
+    assert_eq!(
+        (machine.offer(&CancelToken::new()).reset, lens(&machine.offer(&CancelToken::new()))),
+        (ResetV1::Ends, vec![])
+    );
+    let offer = description("", None).offer(&CancelToken::new());
     assert_eq!((offer.reset, lens(&offer), offer.ends), (ResetV1::Disk, vec![], None));
 }

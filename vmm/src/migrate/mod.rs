@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use wherry_migration::aside::{Left, aside};
 use wherry_migration::error::describe;
 use wherry_migration::traits::{HintSource, SourceVm};
 use wherry_migration::wire::MAX_STREAMS;
@@ -23,7 +24,7 @@ use wherry_migration::{
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
 use crate::disks::Disks;
 use crate::life::owner::Owner;
-use crate::machine::offer::ResetV1;
+use crate::machine::offer::{Offer, ResetV1};
 use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
 use adapters::{Hints, SourceMachine};
@@ -102,6 +103,23 @@ fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     Ok(endpoint)
 }
 
+/// What the destination is to be told. The files that it boots may be where no read ends.
+fn offer(machine: &Machine, cancel: &CancelToken) -> Result<Offer, ControlError> {
+    let (description, token) = (machine.description().clone(), cancel.clone());
+    aside("boot-files", None, cancel, move || description.offer(&token)).map_err(
+        |left| match left {
+            Left::Failed(e) => ControlError::new(
+                ErrorCode::MigrationFailed,
+                format!("cannot read what the guest boots: {e}"),
+            ),
+            Left::Cancelled | Left::Late => ControlError::new(
+                ErrorCode::Cancelled,
+                "cancelled while what the guest boots was read",
+            ),
+        },
+    )
+}
+
 /// Migrates the machine away. On success it is paused for good and the report is returned;
 /// otherwise the error's code says whether the guest goes on here ([`ErrorCode::MigrationFailed`])
 /// or that this is unknown ([`ErrorCode::MigrationUnknown`]).
@@ -118,7 +136,7 @@ pub fn to(
     // Before anybody listens for what comes next: a destination waits for the greeting of whoever
     // has connected.
     refresh_statistics(owner, STATISTICS_TIMEOUT);
-    let offer = machine.description().offer();
+    let offer = offer(machine, cancel)?;
     let (boots, ends) = (offer.reset != ResetV1::Ends, offer.ends.clone());
     let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
         TransportError::Cancelled => {
