@@ -1,5 +1,8 @@
 //! Machines for tests: without a kernel, on KVM where there is one.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use wherry_devices::virtio::balloon::BalloonConfig;
@@ -25,4 +28,18 @@ pub fn hooks() -> MachineHooks {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let (nets, disks) = (Nets::default(), Arc::default());
     MachineHooks { console, nets, vsock: Vsock::default(), disks, wake: Arc::new(|| ()) }
+}
+
+/// A file that opening waits for, as for one on a file server that is gone: somebody has a lease on
+/// it (fcntl(2)), and Linux asks them first.
+pub fn file_that_hangs(path: &Path) -> File {
+    let file = File::create(path).unwrap();
+    let fd = file.as_raw_fd();
+    // SAFETY: neither call takes a pointer. The second leaves nobody to be sent a signal.
+    let leased = unsafe {
+        libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(fd, libc::F_SETOWN, 0) == 0
+    };
+    assert!(leased, "{}", std::io::Error::last_os_error());
+    file
 }

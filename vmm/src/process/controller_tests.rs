@@ -250,20 +250,6 @@ fn a_guest_whose_disk_somebody_else_has_does_not_migrate_and_says_so_until_it_is
     assert_eq!(vm.info().state, VmState::Paused);
 }
 
-/// A file that opening waits for, as for one on a file server that is gone: somebody has a lease
-/// on it (fcntl(2)), and Linux asks them first.
-fn file_that_hangs(path: &std::path::Path) -> std::fs::File {
-    let file = std::fs::File::create(path).unwrap();
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-    // SAFETY: neither call takes a pointer. The second leaves nobody to be sent a signal.
-    let leased = unsafe {
-        libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
-            && libc::fcntl(fd, libc::F_SETOWN, 0) == 0
-    };
-    assert!(leased, "{}", std::io::Error::last_os_error());
-    file
-}
-
 #[test]
 fn a_migration_is_cancelled_that_still_reads_what_the_guest_boots() {
     let temp = tempfile::tempdir().unwrap();
@@ -274,7 +260,7 @@ fn a_migration_is_cancelled_that_still_reads_what_the_guest_boots() {
     let vm = controller();
     let machine = Arc::new(Machine::build(&description, fixture::hooks()).unwrap());
     vm.owner.arrive(machine, false).unwrap();
-    let held = file_that_hangs(&path);
+    let held = fixture::file_that_hangs(&path);
     let request = MigrateRequest::new("unix:/nowhere/at/all");
     let result = std::thread::scope(|scope| {
         let migrating = scope.spawn(|| vm.migrate(&request, &mut |_| ()));

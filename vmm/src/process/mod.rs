@@ -30,7 +30,7 @@ use crate::net::Nets;
 use crate::vsock::Vsock;
 use controller::{Controller, VmSettings};
 
-/// A receiver that is killed has so long to take its socket away.
+/// A receiver that is killed has so long to take its socket away, and a boot to end.
 const LAST_STEPS: Duration = Duration::from_secs(1);
 /// How long a reboot waits for requests that a disk still has.
 const DISKS_IDLE: Duration = Duration::from_secs(60);
@@ -90,10 +90,49 @@ impl VmProcess {
         MachineHooks { console, nets, vsock, disks, wake: Arc::new(move || owner.poke()) }
     }
 
-    fn boot(&self, description: &Description) -> anyhow::Result<Arc<Machine>> {
-        let machine = Machine::build(description, self.hooks())?;
-        machine.boot()?;
-        Ok(Arc::new(machine))
+    /// A machine that is about to run its first instruction; none if the VM was killed before. What
+    /// it boots may be where no read ends.
+    fn boot(&self, description: &Description) -> anyhow::Result<Option<Arc<Machine>>> {
+        let (description, hooks) = (description.clone(), self.hooks());
+        self.unless_killed("boot", &CancelToken::new(), move || {
+            let machine = Machine::build(&description, hooks)?;
+            machine.boot()?;
+            Ok(Arc::new(machine))
+        })
+    }
+
+    /// What `work` returns, on a thread of its own. None if the VM is killed: then `killed` is
+    /// cancelled, and the thread left to itself if that does not end it.
+    fn unless_killed<T: Send + 'static>(
+        &self,
+        name: &str,
+        killed: &CancelToken,
+        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<Option<T>> {
+        let (done, result) = channel();
+        let owner = self.owner().clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            // Also if it panics: nobody must wait for it.
+            let got = catch_unwind(AssertUnwindSafe(work))
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("a panic: a defect of Wherry")));
+            let _ = done.send(got);
+            owner.poke();
+        })?;
+        let got = self.owner().wait(|life| match (result.try_recv(), life) {
+            (Ok(got), _) => Some(Some(got)),
+            (Err(TryRecvError::Empty), Life::Ended(End::Kill)) => Some(None),
+            (Err(TryRecvError::Empty), _) => None,
+            (Err(TryRecvError::Disconnected), _) => {
+                Some(Some(Err(anyhow::anyhow!("a thread ended without a result"))))
+            }
+        });
+        let Some(got) = got else {
+            killed.cancel();
+            let _ = result.recv_timeout(LAST_STEPS);
+            return Ok(None);
+        };
+        let _ = thread.join();
+        got.map(Some)
     }
 
     /// Runs `machine`, through reboots, until the VM ends, and lets all answers and the last words
@@ -169,7 +208,7 @@ impl VmProcess {
         self.controller.replace(&description);
         drop(old);
         let booted = self.wait_for_disks(DISKS_IDLE).and_then(|idle| match idle {
-            true => self.boot(&description).map(Some),
+            true => self.boot(&description),
             false => Ok(None),
         });
         let machine = booted.context("the guest rebooted and cannot be started again")?;
@@ -244,7 +283,7 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     description.reset.boots = config.reboot;
     let host = VmProcess::start(claim, Some(&description), &config.serial, nets, disks, vsock)?;
     host.controller.reboots.store(config.reboot, Ordering::SeqCst);
-    let machine = host.boot(&description)?;
+    let Some(machine) = host.boot(&description)? else { return Ok(ExitReason::Killed) };
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
     host.run(machine)
@@ -264,48 +303,22 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
     let host = VmProcess::start(claim, None, &config.serial, nets, disks, vsock)?;
-    let machine = {
-        // `kill` must end the wait for a source, too.
-        let hooks = host.hooks();
-        let (owner, controller) = (host.owner().clone(), host.controller.clone());
-        let (done, result) = channel();
-        let killed = CancelToken::new();
-        let cancel = killed.clone();
-        let thread = std::thread::Builder::new().name("receive".into()).spawn(move || {
-            let told = (&*owner, &controller.reboots);
-            let received = || migrate::receive(listener, hooks, told, &config, &cancel);
-            // Also if it panics: nobody must wait for it.
-            let got = catch_unwind(AssertUnwindSafe(received)).unwrap_or_else(|_| {
-                Err(anyhow::anyhow!("the receiver panicked: a defect of Wherry"))
-            });
-            let _ = done.send(got);
-            owner.poke();
-        })?;
-        // The guest may arrive and end before the receiver is through.
-        let got = host.owner().wait(|life| match (result.try_recv(), life) {
-            (Ok(got), _) => Some(Some(got)),
-            (Err(TryRecvError::Empty), Life::Ended(End::Kill)) => Some(None),
-            (Err(TryRecvError::Empty), _) => None,
-            (Err(TryRecvError::Disconnected), _) => {
-                Some(Some(Err(anyhow::anyhow!("the receiver ended without a result"))))
-            }
-        });
-        let Some(got) = got else {
-            // So that it takes its socket away.
-            killed.cancel();
-            let _ = result.recv_timeout(LAST_STEPS);
-            return Ok(ExitReason::Killed);
-        };
-        let _ = thread.join();
-        match (got, host.owner().machine().0) {
-            (Ok(machine), _) => machine,
-            // It runs here, whatever failed after that.
-            (Err(e), Some(machine)) => {
-                eprintln!("wherry: {e:#}; the guest runs here");
-                machine
-            }
-            (Err(e), None) => return Err(e),
+    // `kill` must end the wait for a source, too, and take its socket away.
+    let (hooks, killed) = (host.hooks(), CancelToken::new());
+    let (controller, cancel) = (host.controller.clone(), killed.clone());
+    let received = host.unless_killed("receive", &killed, move || {
+        let told = (&*controller.owner, &controller.reboots);
+        migrate::receive(listener, hooks, told, &config, &cancel)
+    });
+    let machine = match (received, host.owner().machine().0) {
+        (Ok(None), _) => return Ok(ExitReason::Killed),
+        (Ok(Some(machine)), _) => machine,
+        // It runs here, whatever failed after that.
+        (Err(e), Some(machine)) => {
+            eprintln!("wherry: {e:#}; the guest runs here");
+            machine
         }
+        (Err(e), None) => return Err(e),
     };
     host.run(machine)
 }
@@ -338,6 +351,23 @@ mod tests {
         });
         assert!(Arc::ptr_eq(&left.expect("it did not wait").unwrap(), &machine));
         assert_eq!(host.owner().life(), Life::Ended(End::Kill));
+    }
+
+    #[test]
+    fn a_kill_ends_a_vm_that_still_reads_what_it_boots() {
+        let Some(mut description) = fixture::description(1, None) else { return };
+        let temp = tempfile::tempdir().unwrap();
+        let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
+        let (nets, disks, vsock) = (Nets::default(), Arc::default(), Vsock::default());
+        let host = VmProcess::start(claim, None, &SerialSink::None, nets, disks, vsock).unwrap();
+        description.kernel.path = temp.path().join("kernel");
+        let _held = fixture::file_that_hangs(&description.kernel.path);
+        let booted = std::thread::scope(|scope| {
+            let booting = scope.spawn(|| host.boot(&description));
+            host.owner().kill();
+            booting.join().unwrap()
+        });
+        assert!(booted.expect("the read ended first").is_none());
     }
 
     /// A request that a disk still has when its machine is over holds the disk, as this does.
