@@ -6,22 +6,25 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use wherry_vmm::control::ControlError;
+use wherry_vmm::config::Forward;
+use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::exit::Exit;
 
 use super::{Context, vsock};
 
 /// `wherry ssh`
 #[derive(Debug, Args)]
-#[command(after_help = "Without --address this goes over the guest's sockets (--vsock on): \
-    a guest started with --ssh-key listens there if its systemd is 256 or newer, as Debian 13's \
-    is. The exit code is that of `ssh`.\n\n\
+#[command(after_help = "Without --address this goes over the guest's sockets (--vsock on) if it \
+    listens there: a guest started with --ssh-key does if its systemd is 256 or newer, as Debian \
+    13's is. Else it goes by a port of this host that leads to the guest's port 22 (--net \
+    user,forward=2222:22). The exit code is that of `ssh`.\n\n\
     Examples:\n  \
     wherry ssh web\n  \
     wherry ssh web -- uptime\n  \
@@ -79,15 +82,57 @@ fn address(text: &str) -> Result<Address, String> {
     Ok(Address { host: host.into(), port: port.transpose()? })
 }
 
+/// How a guest is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    /// Over its sockets.
+    Vsock,
+    /// By a network, its own or this host's.
+    Network(Address),
+}
+
+/// The way to a guest that has these, if one leads there. Whether it `listens` on vsock is asked
+/// only where there is another way.
+fn way(vsock: bool, forwards: &[Forward], listens: impl FnOnce() -> bool) -> Option<Way> {
+    let forward = forwards.iter().find(|forward| u32::from(forward.guest) == vsock::SSH);
+    let network = forward.map(|&Forward { address, host, .. }| {
+        let address = match address {
+            IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            one => one,
+        };
+        Way::Network(Address { host: address.to_string(), port: Some(host) })
+    });
+    match (vsock, network) {
+        (true, Some(network)) => Some(if listens() { Way::Vsock } else { network }),
+        (true, None) => Some(Way::Vsock),
+        (false, network) => network,
+    }
+}
+
+/// The way that was asked for, or the one there is.
+fn find(context: &Context, SshArgs { name, address, .. }: &SshArgs) -> Result<Way, ControlError> {
+    if let Some(address) = address {
+        return Ok(Way::Network(address.clone()));
+    }
+    // Said here better than by a command of ssh's.
+    let info = vsock::running(context, name)?;
+    let listens = || vsock::listens(context, name, vsock::SSH);
+    way(info.vsock.is_some(), &info.forwards, listens).ok_or_else(|| {
+        let text = format!("{name} has neither vsock nor a port that leads to its port 22");
+        ControlError::new(ErrorCode::Unsupported, text).hint(
+            "start it with --vsock on or --net user,forward=2222:22, or reach it by its network: \
+             `wherry ssh NAME --address HOST`",
+        )
+    })
+}
+
 /// `wherry ssh NAME`. It goes on as `ssh`, and returns only if that cannot be.
 pub fn ssh(context: &Context, args: &SshArgs) -> Result<Exit, ControlError> {
-    if args.address.is_none() {
-        // Said here better than by a command of ssh's.
-        vsock::socket(context, &args.name)?;
-    }
+    let way = find(context, args)?;
     let own = std::env::current_exe()
         .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
-    let words = words(args, &own, &context.dir.known_hosts(&args.name));
+    let words = words(args, &way, &own, &context.dir.known_hosts(&args.name));
     Err(cannot_start(&Command::new("ssh").args(words).exec()))
 }
 
@@ -100,7 +145,7 @@ fn cannot_start(e: &io::Error) -> ControlError {
 }
 
 /// What `ssh` is told.
-fn words(args: &SshArgs, own: &Path, known_hosts: &Path) -> Vec<OsString> {
+fn words(args: &SshArgs, way: &Way, own: &Path, known_hosts: &Path) -> Vec<OsString> {
     let name = &args.name;
     let mut options: Vec<OsString> = vec![
         format!("HostKeyAlias=wherry-{name}").into(),
@@ -108,13 +153,13 @@ fn words(args: &SshArgs, own: &Path, known_hosts: &Path) -> Vec<OsString> {
         "StrictHostKeyChecking=accept-new".into(),
         "CheckHostIP=no".into(),
     ];
-    match &args.address {
-        Some(Address { host, port }) => {
+    match way {
+        Way::Network(Address { host, port }) => {
             options.push(format!("HostName={}", host.replace('%', "%%")).into());
             options.extend(port.map(|port| format!("Port={port}").into()));
             options.push("ProxyCommand=none".into());
         }
-        None => {
+        Way::Vsock => {
             let own = quoted(&doubled(own.as_os_str()));
             let rest = format!(" vsock {name} {}", vsock::SSH);
             options.push(joined(b"ProxyCommand=", &own, rest.as_bytes()));
@@ -162,28 +207,28 @@ mod tests {
         }
     }
 
-    fn shown(args: &SshArgs) -> String {
-        let words =
-            words(args, Path::new("/o'pt/50%/wherry"), Path::new("/run/w 1%/web.known_hosts"));
+    fn shown(args: &SshArgs, way: &Way) -> String {
+        let (own, known_hosts) = ("/o'pt/50%/wherry", "/run/w 1%/web.known_hosts");
+        let words = words(args, way, Path::new(own), Path::new(known_hosts));
         words.join(OsStr::new(" ")).into_string().unwrap()
     }
 
     #[test]
     fn ssh_goes_over_the_guests_sockets_and_knows_its_keys_alone() {
         assert_eq!(
-            shown(&args()),
+            shown(&args(), &Way::Vsock),
             "-o HostKeyAlias=wherry-web -o UserKnownHostsFile=\"/run/w 1%%/web.known_hosts\" \
              -o StrictHostKeyChecking=accept-new -o CheckHostIP=no \
              -o ProxyCommand='/o'\\''pt/50%%/wherry' vsock web 22 -l root wherry-web"
         );
         let rest = vec!["-v".into(), "uname".into(), "-a".into()];
         let some = SshArgs { identity: Some("k".into()), user: "me".into(), rest, ..args() };
-        assert!(shown(&some).ends_with(" -l me -i k wherry-web -v uname -a"));
+        assert!(shown(&some, &Way::Vsock).ends_with(" -l me -i k wherry-web -v uname -a"));
     }
 
     #[test]
     fn an_address_goes_by_the_network() {
-        let by = |text| shown(&SshArgs { address: Some(address(text).unwrap()), ..args() });
+        let by = |text| shown(&args(), &Way::Network(address(text).unwrap()));
         let here = by("10.0.0.7:2222");
         assert!(here.contains("-o HostName=10.0.0.7 -o Port=2222 -o ProxyCommand=none"), "{here}");
         assert!(by("web.lan").contains("-o HostName=web.lan -o ProxyCommand=none"));
@@ -195,6 +240,24 @@ mod tests {
         for wrong in ["", "-o", "a b"] {
             user(wrong).expect_err(wrong);
         }
+    }
+
+    #[test]
+    fn vsock_is_taken_where_the_guest_listens_there_and_a_port_that_leads_to_it_elsewhere() {
+        let no = || panic!("asked without need");
+        let forward = |address: &str, guest| {
+            let address = address.parse().unwrap();
+            Forward { address, host: 2222, guest }
+        };
+        let by = |text| Some(Way::Network(address(text).unwrap()));
+        let ssh = [forward("127.0.0.1", 80), forward("0.0.0.0", 22)];
+        assert_eq!(way(true, &ssh, || true), Some(Way::Vsock));
+        assert_eq!(way(true, &ssh, || false), by("127.0.0.1:2222"));
+        assert_eq!(way(false, &ssh, no), by("127.0.0.1:2222"));
+        assert_eq!(way(false, &[forward("::", 22)], no), by("[::1]:2222"));
+        assert_eq!(way(false, &[forward("10.0.0.1", 22)], no), by("10.0.0.1:2222"));
+        assert_eq!(way(true, &ssh[..1], no), Some(Way::Vsock));
+        assert_eq!(way(false, &ssh[..1], no), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use wherry_migration::{Compression, HintPolicy};
 use wherry_trace::{Event, Start, What};
+use wherry_vmm::config::Forward;
 use wherry_vmm::control::*;
 
 use super::*;
@@ -51,6 +52,7 @@ impl VmControl for FakeVm {
             uptime_ms: 61_000,
             serial: Some("none".into()),
             vsock: None,
+            forwards: vec![Forward { address: [0, 0, 0, 0].into(), host: 8080, guest: 80 }],
             balloon: Some(self.balloon_stats().unwrap()),
             unlocked_disks: vec!["disk0".into()],
             last_migration: None,
@@ -375,9 +377,21 @@ fn migrations_that_fail_say_where_the_guest_is() {
                  first after 9.0 ms, then 8.0 MiB/s; saved 2.0 MiB and -16.0 ms";
     assert!(out.contains(words), "{out}");
     assert!(out.contains("disk0      not locked (forced)"), "{out}");
+    assert!(out.contains("forward    0.0.0.0:8080 to port 80"), "{out}");
     let (_, value) = bench.json("wherry info web");
+    assert_eq!(value["forwards"], json!([{"address": "0.0.0.0", "host": 8080, "guest": 80}]));
     assert_eq!(value["unlocked_disks"][0], "disk0");
     assert_eq!(value["last_migration"]["progress"]["hinting"]["overridden"], 1);
+}
+
+#[test]
+fn ssh_into_a_guest_to_which_nothing_leads_says_what_would() {
+    let bench = Bench::new();
+    let (exit, _, err) = bench.run("wherry ssh web");
+    assert_eq!(exit, Exit::Failed);
+    assert!(err.contains("neither vsock nor a port that leads to its port 22"), "{err}");
+    let hints = ["--vsock on", "--net user,forward=2222:22", "wherry ssh NAME --address HOST"];
+    assert!(hints.iter().all(|hint| err.contains(hint)), "{err}");
 }
 
 #[test]

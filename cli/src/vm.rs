@@ -1,9 +1,11 @@
 //! Commands that look at or change a running VM.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use wherry_vmm::config::Forward;
 use wherry_vmm::control::{BalloonInfo, ControlError, ErrorCode, Info, MigrationState, Request};
 use wherry_vmm::exit::Exit;
 
@@ -149,6 +151,9 @@ pub fn info(context: &mut Context, name: &str) -> Result<Exit, ControlError> {
     }
     if let Some(vsock) = info.vsock {
         show("vsock", vsock);
+    }
+    for Forward { address, host, guest } in info.forwards {
+        show("forward", format!("{} to port {guest}", SocketAddr::new(address, host)));
     }
     show("uptime", show_millis(info.uptime_ms as f64));
     if let Some(balloon) = info.balloon {

@@ -111,29 +111,31 @@ pub fn vsock(context: &Context, args: &StreamArgs) -> Result<Exit, ControlError>
     Ok(Exit::Ok)
 }
 
-/// The Unix socket of a VM's sockets.
+/// What is known of a VM whose guest runs.
 ///
 /// # Errors
-/// There is no such VM, it has none, or no guest runs.
-pub fn socket(context: &Context, name: &str) -> Result<PathBuf, ControlError> {
+/// There is no such VM, or no guest runs.
+pub fn running(context: &Context, name: &str) -> Result<Info, ControlError> {
     let info: Info = context.client(name)?.call(&Request::Info {})?;
-    if !matches!(info.state, VmState::Running | VmState::Migrating | VmState::Rebooting) {
-        let text = format!("{name} does not run now: it is {}", info.state.as_str());
-        return Err(ControlError::new(ErrorCode::InvalidState, text));
+    if matches!(info.state, VmState::Running | VmState::Migrating | VmState::Rebooting) {
+        return Ok(info);
     }
-    match info.vsock {
-        Some(path) => Ok(path.into()),
-        None => Err(ControlError::new(ErrorCode::Unsupported, format!("{name} has no vsock"))
-            .hint(
-                "start it with --vsock on, or reach it by its network: \
-                `wherry ssh NAME --address HOST`",
-            )),
-    }
+    let text = format!("{name} does not run now: it is {}", info.state.as_str());
+    Err(ControlError::new(ErrorCode::InvalidState, text))
+}
+
+/// Whether somebody in the guest listens at this port.
+pub fn listens(context: &Context, name: &str, port: u32) -> bool {
+    connect(context, name, port).is_ok()
 }
 
 /// A stream to a port of the guest.
 fn connect(context: &Context, name: &str, port: u32) -> Result<UnixStream, ControlError> {
-    let path = socket(context, name)?;
+    let info = running(context, name)?;
+    let Some(path) = info.vsock.map(PathBuf::from) else {
+        let error = ControlError::new(ErrorCode::Unsupported, format!("{name} has no vsock"));
+        return Err(error.hint("start it with --vsock on"));
+    };
     let failed =
         |e: io::Error| ControlError::failed(format!("cannot connect to {}: {e}", path.display()));
     let mut stream = UnixStream::connect(&path).map_err(failed)?;
@@ -144,8 +146,9 @@ fn connect(context: &Context, name: &str, port: u32) -> Result<UnixStream, Contr
         if port == SSH {
             error.hint(
                 "it may still be starting; sshd listens there in a guest started with --ssh-key \
-                 whose systemd is 256 or newer (Debian 13, not 12): reach others by their network \
-                 with `wherry ssh NAME --address HOST`",
+                 whose systemd is 256 or newer (Debian 13, not 12): start others with \
+                 --net user,forward=2222:22, or reach them by their network with \
+                 `wherry ssh NAME --address HOST`",
             )
         } else {
             error

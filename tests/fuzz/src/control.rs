@@ -29,6 +29,7 @@ impl VmControl for FakeVm {
             serial: None,
             vsock: None,
             balloon: None,
+            forwards: Vec::new(),
             unlocked_disks: Vec::new(),
             last_migration: None,
         }

@@ -25,6 +25,8 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use wherry_migration::{Compression, HintPolicy};
 
+use crate::config::Forward;
+
 /// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be
 /// longer ([`MAX_REPLY_LINE`]).
 pub const MAX_REQUEST_LINE: usize = 64 * 1024;
@@ -311,6 +313,9 @@ pub struct Info {
     /// The Unix socket of the guest's sockets, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<String>,
+    /// Ports of this host that lead to the guest, through passt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<Forward>,
     /// The balloon, if the machine has one.
     pub balloon: Option<BalloonInfo>,
     /// Disks whose lock the running guest does not have: a person let it go on without.

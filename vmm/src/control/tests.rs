@@ -41,6 +41,7 @@ impl VmControl for FakeVm {
             serial: None,
             vsock: None,
             balloon: None,
+            forwards: Vec::new(),
             unlocked_disks: Vec::new(),
             last_migration: None,
         }

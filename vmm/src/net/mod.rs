@@ -19,7 +19,7 @@ use wherry_devices::device::Spec;
 use wherry_devices::host::Frames;
 use wherry_devices::virtio::net::{KIND, NetOptions};
 
-use crate::config::{NetBackend, NetEnd};
+use crate::config::{Forward, NetBackend, NetEnd};
 use passt::{Program, Watch};
 use tap::Tap;
 pub use tap::check_name;
@@ -30,7 +30,7 @@ pub struct Nets(Arc<BTreeMap<String, End>>);
 
 enum End {
     Tap(Tap),
-    User(Watch),
+    User { watch: Watch, forwards: Vec<Forward> },
 }
 
 impl Nets {
@@ -44,7 +44,8 @@ impl Nets {
             let opened = match backend {
                 NetBackend::Tap(name) => Tap::open(name).map(End::Tap),
                 NetBackend::Fd(fd) => Tap::inherited(*fd).map(End::Tap),
-                NetBackend::User(net) => Watch::start(id, Program::new(net)).map(End::User),
+                NetBackend::User(net) => Watch::start(id, Program::new(net))
+                    .map(|watch| End::User { watch, forwards: net.forwards.clone() }),
             };
             let end = opened.with_context(|| format!("cannot give network `{id}` to the guest"))?;
             all.insert(id.clone(), end);
@@ -59,11 +60,20 @@ impl Nets {
     pub fn get(&self, id: &str) -> io::Result<Box<dyn Frames>> {
         match self.0.get(id) {
             Some(End::Tap(tap)) => Ok(Box::new(tap.clone())),
-            Some(End::User(watch)) => Ok(Box::new(watch.user().clone())),
+            Some(End::User { watch, .. }) => Ok(Box::new(watch.user().clone())),
             None => Err(io::Error::other(format!(
                 "this host has no network `{id}`; give it one with --net tap=NAME,id={id}"
             ))),
         }
+    }
+
+    /// Ports of this host that lead to the guest.
+    pub fn forwards(&self) -> Vec<Forward> {
+        let of = |end: &End| match end {
+            End::Tap(_) => vec![],
+            End::User { forwards, .. } => forwards.clone(),
+        };
+        self.0.values().flat_map(of).collect()
     }
 
     /// Whether each of these devices that wants one has one that does what its guest relies on.
@@ -121,7 +131,8 @@ mod tests {
     #[test]
     fn a_guest_that_leaves_work_to_its_host_is_refused_by_one_that_does_not_do_it() {
         let watch = Watch::start("db", Program::echo()).unwrap();
-        let nets = Nets(Arc::new([("db".to_owned(), End::User(watch))].into()));
+        let nets =
+            Nets(Arc::new([("db".to_owned(), End::User { watch, forwards: vec![] })].into()));
         nets.check(&[net(false)]).unwrap();
         let refused = nets.check(&[net(true)]).unwrap_err().to_string();
         assert!(refused.contains("network `db`") && refused.contains("offloads=off"), "{refused}");

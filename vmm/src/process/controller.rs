@@ -10,6 +10,7 @@ use serde_json::Value;
 use wherry_migration::CancelToken;
 
 use super::balloon::balloon_info;
+use crate::config::Forward;
 use crate::console::Console;
 use crate::control::{
     BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, Update, VmControl, VmState,
@@ -42,6 +43,8 @@ pub struct VmSettings {
     pub serial: String,
     /// Where its guest's sockets end.
     pub vsock: Vsock,
+    /// Ports of this host that lead to its guest.
+    pub forwards: Vec<Forward>,
 }
 
 /// What `info` says of a machine.
@@ -249,6 +252,7 @@ impl VmControl for Controller {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.settings.serial.clone()),
             vsock: self.settings.vsock.path().map(|path| path.display().to_string()),
+            forwards: self.settings.forwards.clone(),
             balloon: machine.and_then(|m| balloon_info(&m)),
             unlocked_disks: self.disks.forced(),
             last_migration: None,

@@ -18,7 +18,12 @@ fn controller() -> Controller {
 
 fn controller_of(disks: Disks) -> Controller {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
-    let settings = VmSettings { name: "vm".into(), serial: "none".into(), vsock: Vsock::default() };
+    let settings = VmSettings {
+        name: "vm".into(),
+        serial: "none".into(),
+        vsock: Vsock::default(),
+        forwards: vec![],
+    };
     let controller = Controller::new(settings, console, Arc::new(disks));
     controller.reboots.store(true, Ordering::SeqCst);
     controller
