@@ -41,6 +41,15 @@ pub(crate) fn preadv(file: &File, at: u64, into: &[VolatileSlice<'_>]) -> io::Re
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
+/// preadv2(2) with `RWF_NOWAIT`, of the first [`MAX_SLICES`]: what is in memory.
+pub(crate) fn preadv_now(file: &File, at: u64, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let (iovecs, at) = (iovecs(into), offset(at)?);
+    let (fd, number, flags) = (file.as_raw_fd(), iovecs.len() as i32, libc::RWF_NOWAIT);
+    // SAFETY: As for preadv.
+    let got = unsafe { libc::preadv2(fd, iovecs.as_ptr(), number, at, flags) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
 /// pwritev(2), of the first [`MAX_SLICES`].
 pub(crate) fn pwritev(file: &File, at: u64, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let (iovecs, at) = (iovecs(from), offset(at)?);

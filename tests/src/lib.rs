@@ -10,6 +10,7 @@ pub mod debian;
 pub mod docs;
 mod guest;
 pub mod hosts;
+mod mount;
 pub mod needs;
 mod proxy;
 mod scratch;
@@ -17,6 +18,7 @@ mod scratch;
 pub use balloon::{Balloon, eventually, note};
 pub use console::{Console, Fields};
 pub use guest::{Env, Guest, GuestOptions, MigrateError, SETTLE, migrate};
+pub use mount::Mount;
 pub use proxy::{Frame, Proxy, When};
 pub use scratch::Scratch;
 

@@ -6,21 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use wherry_tests::hosts::output;
-use wherry_tests::{Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate};
+use wherry_tests::{
+    Guest, GuestOptions, MigrateError, Mount, Result, Scratch, eventually, migrate,
+};
 
 const BOOT: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
 const WRITTEN: Duration = Duration::from_secs(400);
-
-/// A file system of its own, which is thawed and unmounted in the end.
-struct Mount<'a>(&'a Path);
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(self.0).output();
-        let _ = Command::new("umount").arg("--lazy").arg(self.0).output();
-    }
-}
 
 fn guest(env: &wherry_tests::Env, image: &Path) -> Result<Guest> {
     File::create(image)?.set_len(20 << 20)?;
@@ -47,17 +39,13 @@ fn is(guest: &Guest, state: &str) -> Result<()> {
 fn a_disk_that_hangs_fails_the_migration_and_nothing_else() -> Result<()> {
     let scratch = Scratch::new("hangs")?;
     let env = scratch.env("CLOUD_6_12")?;
-    let (file, dir) = (scratch.path().join("fs"), scratch.path().join("mount"));
-    File::create(&file)?.set_len(96 << 20)?;
-    std::fs::create_dir(&dir)?;
-    output(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&file))?;
-    output(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&dir))?;
-    let _mount = Mount(&dir);
+    let dir = scratch.path().join("mount");
+    let mount = Mount::ext4(&dir, 96 << 20)?;
     let image = dir.join("disk.raw");
     let mut guest = guest(&env, &image)?;
     guest.console()?.send("disk 3")?;
     // From now on every write waits.
-    output(Command::new("fsfreeze").arg("--freeze").arg(&dir))?;
+    mount.freeze(true)?;
     std::thread::sleep(Duration::from_secs(3));
     let uri = env.unix_uri("hangs");
     let disk = ["--disk".to_owned(), format!("path={}", image.display())];
@@ -67,7 +55,7 @@ fn a_disk_that_hangs_fails_the_migration_and_nothing_else() -> Result<()> {
     assert_eq!(error.code, 5, "{error}");
     assert!(!destination.wait_exit(SOON)?.success());
     is(&guest, "running")?;
-    output(Command::new("fsfreeze").arg("--unfreeze").arg(&dir))?;
+    mount.freeze(false)?;
     assert_eq!(guest.wait_for("disk", WRITTEN)?.num("bad")?, 0);
     let uri = env.unix_uri("again");
     let mut destination = Guest::receive_with(&env, "again", &uri, &disk)?;
@@ -81,9 +69,7 @@ fn a_full_disk_pauses_the_guest_until_there_is_room() -> Result<()> {
     let scratch = Scratch::new("full")?;
     let env = scratch.env("CLOUD_6_12")?;
     let dir = scratch.path().join("mount");
-    std::fs::create_dir(&dir)?;
-    output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&dir))?;
-    let _mount = Mount(&dir);
+    let _mount = Mount::new(&dir, &["-t", "tmpfs", "-o", "size=8m", "tmpfs"])?;
     let mut guest = guest(&env, &dir.join("disk.raw"))?;
     guest.console()?.send("disk 2")?;
     is(&guest, "paused")?;

@@ -99,6 +99,10 @@ impl Aligned {
         Ok(())
     }
 
+    pub(super) fn read_now(&self, at: u64, into: &[VolatileSlice<'_>]) -> bool {
+        self.fits(at, into) && self.disk.read_now(at, into)
+    }
+
     pub(super) fn write(&self, at: u64, from: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
         let whole = |n: u64| n.is_multiple_of(self.align);
         if self.align <= 1 || (whole(at) && whole(total(from) as u64)) {

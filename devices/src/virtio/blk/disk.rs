@@ -51,6 +51,12 @@ pub trait Disk: Send + Sync {
     /// Part of it may have been written.
     fn read(&self, at: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError>;
 
+    /// As [`read`](Self::read), if nobody has to wait for it: all of it is in the host's memory.
+    /// Returns whether it was read; if not, part of it may have been written.
+    fn read_now(&self, _at: u64, _into: &[VolatileSlice<'_>]) -> bool {
+        false
+    }
+
     /// Writes all of `from`, in order, from byte `at` on.
     ///
     /// # Errors
@@ -92,6 +98,9 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
     }
     fn read(&self, at: u64, into: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
         (**self).read(at, into)
+    }
+    fn read_now(&self, at: u64, into: &[VolatileSlice<'_>]) -> bool {
+        (**self).read_now(at, into)
     }
     fn write(&self, at: u64, from: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
         (**self).write(at, from)

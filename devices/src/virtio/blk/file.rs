@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Advice, AtFlags, FallocateFlags, OFlags, StatxFlags};
@@ -21,6 +22,8 @@ pub struct FileDisk {
     read_only: bool,
     size: u64,
     alignment: u64,
+    /// The file system can read what is in memory, and only that. (tmpfs cannot.)
+    at_once: AtomicBool,
     /// A flush failed: the kernel forgot what it could not write, and the next would succeed. Held
     /// while one is under way, since of two at the same time the kernel tells one.
     lost: Mutex<bool>,
@@ -42,7 +45,10 @@ impl FileDisk {
         let read_only = flags & OFlags::RWMODE == OFlags::RDONLY;
         let alignment = if flags.contains(OFlags::DIRECT) { direct_alignment(&file) } else { 1 };
         let size = (&file).seek(SeekFrom::End(0))?;
-        Ok(Self { file, block_device, read_only, size, alignment, lost: Mutex::new(false) })
+        // With O_DIRECT nothing is in memory.
+        let at_once = AtomicBool::new(alignment == 1);
+        let lost = Mutex::new(false);
+        Ok(Self { file, block_device, read_only, size, alignment, at_once, lost })
     }
 
     /// The file.
@@ -130,6 +136,21 @@ impl Disk for FileDisk {
         all(at, into, |at, into| sys::preadv(&self.file, at, into))
     }
 
+    fn read_now(&self, at: u64, into: &[VolatileSlice<'_>]) -> bool {
+        if !self.at_once.load(Ordering::Relaxed) {
+            return false;
+        }
+        match sys::preadv_now(&self.file, at, into) {
+            Ok(got) => got == total(into),
+            Err(e) => {
+                if e.kind() == ErrorKind::Unsupported {
+                    self.at_once.store(false, Ordering::Relaxed);
+                }
+                false
+            }
+        }
+    }
+
     fn write(&self, at: u64, from: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
         all(at, from, |at, from| sys::pwritev(&self.file, at, from))
     }
@@ -187,9 +208,9 @@ mod tests {
     fn a_flush_that_failed_makes_every_later_one_fail() {
         let (_other, pipe) = std::io::pipe().unwrap();
         let file = File::from(OwnedFd::from(pipe));
-        let lost = Mutex::new(false);
+        let (lost, at_once) = (Mutex::new(false), AtomicBool::new(false));
         let (block_device, read_only, size, alignment) = (false, false, 0, 1);
-        let mut disk = FileDisk { file, block_device, read_only, size, alignment, lost };
+        let mut disk = FileDisk { file, block_device, read_only, size, alignment, at_once, lost };
         disk.flush().unwrap_err();
         // What is flushed now could be.
         disk.file = tempfile::tempfile().unwrap();

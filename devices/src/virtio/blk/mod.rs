@@ -2,7 +2,7 @@
 //!
 //! The event loop takes requests from the queue and checks them ([`request`]); workers do them, and
 //! complete them when they are through ([`pool`]). A slow disk holds nobody up but who waits for
-//! it. No more than [`DEPTH`] requests are taken, the others stay in the queue.
+//! it; what is in the host's memory is read by the loop itself. No more than [`DEPTH`] requests are taken, the others stay in the queue.
 //!
 //! # Pauses
 //! A pause waits for what a worker has begun. What has not begun, waits for its turn
@@ -89,6 +89,10 @@ impl Blk {
                 Some(answer.len)
             }
             Ok(request) => {
+                let request = match self.pool.at_once(request) {
+                    Ok(len) => return Some(len),
+                    Err(request) => request,
+                };
                 // There is one as soon as there is a driver.
                 let ticket = self.completer.as_ref()?.take(0, chain.head);
                 self.pool.submit(Job { request, ticket, chain });

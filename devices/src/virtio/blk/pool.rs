@@ -8,6 +8,9 @@
 //!   that nothing is in flight finds all that is kept, and is told of every free place.
 //! - **While there is a hurry nothing begins**: the queue of jobs is empty, and what waits beneath
 //!   ([`Disk::hurry`](super::disk::Disk::hurry)) comes back undone.
+//! - **What nobody has to wait for is done where it is taken from the queue**: a small read of what
+//!   the host has in memory. It is never in flight, so that nobody finds it half done; what of it
+//!   was begun and turns out to need waiting is a job like any other.
 //! - **What was put off is kept only while there is a hurry**: its end is what begins it again.
 //!   What comes back later, since a pause gave up waiting, is a job again. So the disk beneath
 //!   hears of a hurry after the pool, and of its end before.
@@ -35,6 +38,8 @@ use crate::virtio::mmio::Ticket;
 const PIECE: usize = 4 << 20;
 /// Requests that are done at the same time.
 const WORKERS: usize = 4;
+/// Bytes whose copying takes less than it takes to wake a worker and to hear of it again.
+const AT_ONCE: usize = 128 << 10;
 
 /// A request to be done.
 pub(super) struct Job {
@@ -50,6 +55,8 @@ struct State {
     kept: Vec<KeptV1>,
     /// Jobs, and those with a worker.
     out: usize,
+    /// Workers without work.
+    idle: usize,
     /// Somebody wants to know of a free place.
     waiting: bool,
     hurry: bool,
@@ -131,11 +138,26 @@ impl Pool {
         !state.waiting
     }
 
+    /// Does it at once if nobody has to wait for it. Returns the bytes written into the chain.
+    pub(super) fn at_once(&self, request: Request) -> Result<u32, Request> {
+        let (Op::Read(at), Some(data)) = (&request.op, &request.data) else { return Err(request) };
+        let slices = data.slices();
+        if total(&slices) > AT_ONCE || !self.shared.disk.read_now(*at, &slices) {
+            return Err(request);
+        }
+        Ok(self.shared.finish(request, status::OK))
+    }
+
     pub(super) fn submit(&self, job: Job) {
         let mut state = self.shared.lock();
         state.out += 1;
         state.jobs.push_back(job);
-        self.shared.work.notify_one();
+        let idle = state.idle > 0;
+        // Without the lock, which is the first thing that a worker wants.
+        drop(state);
+        if idle {
+            self.shared.work.notify_one();
+        }
     }
 
     /// See the module's text. What has not begun is kept.
@@ -211,7 +233,9 @@ impl Shared {
             if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
             }
+            state.idle += 1;
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
@@ -219,12 +243,9 @@ impl Shared {
         while let Some(job) = self.next() {
             match self.perform(&job.request.op, job.request.data.as_ref()) {
                 Done::With(status) => {
-                    let Job { request: Request { data, answer, .. }, ticket, .. } = job;
-                    // Marked when it was written, and before the driver is told.
-                    drop(data);
-                    answer.write(&self.mem, status);
+                    let len = self.finish(job.request, status);
                     self.lock().ended(&self.freed);
-                    ticket.complete(answer.len);
+                    job.ticket.complete(len);
                 }
                 Done::Full => self.keep(job, self.lock()),
                 Done::PutOff => {
@@ -237,6 +258,13 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Its data is marked when it was written, and before the driver is told.
+    fn finish(&self, Request { data, answer, .. }: Request, status: u8) -> u32 {
+        drop(data);
+        answer.write(&self.mem, status);
+        answer.len
     }
 
     fn keep(&self, Job { request, ticket, chain }: Job, mut state: MutexGuard<'_, State>) {

@@ -25,6 +25,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 struct Inner {
     in_flight: usize,
     done: Vec<Done>,
+    /// The loop wants to know when nothing is in flight.
+    awaited: bool,
 }
 
 /// A chain to give back.
@@ -39,7 +41,7 @@ pub(super) struct Done {
 pub(super) struct Completions {
     inner: Mutex<Inner>,
     idle: Condvar,
-    /// Something is done.
+    /// Something is done, or all that was awaited.
     pub(super) event: EventFd,
 }
 
@@ -75,6 +77,18 @@ impl Completions {
     /// Whether nothing is in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().in_flight == 0
+    }
+
+    /// Whether nothing is in flight. If not, the loop is told as soon as nothing is.
+    pub(super) fn is_idle_or_tells(&self) -> bool {
+        let mut inner = self.lock();
+        inner.awaited = inner.in_flight > 0;
+        !inner.awaited
+    }
+
+    /// The only error is a counter that is about to overflow, which wakes the loop as well.
+    fn tell(&self) {
+        let _ = self.event.write(1);
     }
 }
 
@@ -116,15 +130,68 @@ impl Ticket {
 }
 
 impl Drop for Ticket {
+    /// The loop is told once for all that is done before it looks, without the lock that it then
+    /// takes, and before this is no longer in flight: who sees that nothing is finds it told.
     fn drop(&mut self) {
+        if let Some(done) = self.done {
+            let mut inner = self.to.lock();
+            inner.done.push(done);
+            let first = inner.done.len() == 1;
+            drop(inner);
+            if first {
+                self.to.tell();
+            }
+        }
         let mut inner = self.to.lock();
         inner.in_flight -= 1;
-        inner.done.extend(self.done);
         if inner.in_flight == 0 {
             self.to.idle.notify_all();
+            if std::mem::take(&mut inner.awaited) {
+                self.to.tell();
+            }
         }
-        // With the lock held: who sees that nothing is in flight finds the loop told. The only
-        // error is a counter that is about to overflow, which wakes the loop as well.
-        let _ = self.to.event.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completer() -> Completer {
+        Completer(Arc::new(Completions::new().unwrap()))
+    }
+
+    /// How often the loop was told since.
+    fn told(completer: &Completer) -> u64 {
+        completer.0.event.read().unwrap_or(0)
+    }
+
+    #[test]
+    fn the_loop_is_told_once_for_all_that_it_has_not_taken() {
+        let completer = completer();
+        let tickets = [1, 2, 3].map(|head| completer.take(0, head));
+        let mut left = tickets.into_iter();
+        left.by_ref().take(2).for_each(|ticket| ticket.complete(0));
+        assert_eq!((told(&completer), completer.0.take_done().len()), (1, 2));
+        left.for_each(|ticket| ticket.complete(0));
+        assert_eq!((told(&completer), completer.0.take_done().len()), (1, 1));
+        completer.take(0, 4).put_back();
+        assert_eq!((told(&completer), completer.0.take_done().len()), (0, 0));
+    }
+
+    /// Once more than for what is done: it may have taken that, and seen it still in flight.
+    #[test]
+    fn who_waits_for_the_last_is_told_of_it() {
+        let completer = completer();
+        assert!(completer.0.is_idle_or_tells());
+        let [first, second] = [1, 2].map(|head| completer.take(0, head));
+        assert!(!completer.0.is_idle_or_tells());
+        first.put_back();
+        assert_eq!(told(&completer), 0);
+        second.complete(0);
+        assert_eq!(told(&completer), 2);
+        assert!(completer.0.is_idle_or_tells());
+        completer.take(0, 3).complete(0);
+        assert_eq!(told(&completer), 0, "nobody waits any more");
     }
 }

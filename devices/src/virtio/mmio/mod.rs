@@ -308,7 +308,7 @@ impl<D: VirtioDevice> MmioDevice<D> {
     }
 
     fn withdraw(&mut self, what: Withdrawal) {
-        if !self.completions.is_idle() {
+        if !self.completions.is_idle_or_tells() {
             self.withdrawal = self.withdrawal.max(Some(what));
             self.hurry();
         } else if what == Withdrawal::Device {

@@ -56,6 +56,8 @@ pub struct MemDisk {
     pub align: u64,
     pub content: Mutex<Vec<u8>>,
     pub calls: Mutex<Vec<(Call, u64, u64)>>,
+    /// So many of its bytes, from the first on, are in the host's memory: nobody waits for them.
+    pub cached: AtomicU64,
     /// Called before anything is done, and may fail it.
     pub before: Mutex<Option<Hook>>,
     /// Called after it was done, and may fail it.
@@ -74,6 +76,7 @@ impl MemDisk {
             align: 1,
             content: Mutex::new(content),
             calls: Mutex::default(),
+            cached: AtomicU64::new(0),
             before: Mutex::default(),
             after: Mutex::default(),
             hurries: AtomicU64::new(0),
@@ -173,6 +176,17 @@ impl Disk for MemDisk {
                 slice.copy_from(&content[..slice.len()]);
                 content = &mut content[slice.len()..];
             }
+        })
+    }
+    fn read_now(&self, at: u64, into: &[VolatileSlice<'_>]) -> bool {
+        let content = self.content.lock().unwrap();
+        let cached = self.cached.load(Ordering::SeqCst).min(content.len() as u64) as usize;
+        let mut left = content[..cached].get(at as usize..).unwrap_or_default();
+        into.iter().all(|slice| {
+            let (some, rest) = left.split_at(slice.len().min(left.len()));
+            slice.copy_from(some);
+            left = rest;
+            some.len() == slice.len()
         })
     }
     fn write(&self, at: u64, from: &[VolatileSlice<'_>]) -> Result<(), DiskError> {

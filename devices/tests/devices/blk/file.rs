@@ -1,10 +1,11 @@
 //! Disks in files of the host.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{IoSliceMut, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
+use rustix::io::ReadWriteFlags;
 use vm_memory::VolatileSlice;
 use wherry_devices::virtio::blk::request::{kind, status};
 use wherry_devices::virtio::blk::{Disk, DiskError, FileDisk};
@@ -74,6 +75,22 @@ fn a_file_that_has_shrunk_is_an_error_and_not_a_short_answer() {
     assert_eq!(rig.ask(kind::IN, 9, &[inb(DATA, 512)]), status::OK);
     assert_eq!(rig.ask(kind::IN, 9, &[inb(DATA, 1024)]), status::IOERR);
     assert_eq!(rig.ask(kind::IN, 20, &[inb(DATA, 512)]), status::IOERR);
+}
+
+/// Where the file system can say so: what the device makes of it is tested with a disk that does.
+#[test]
+fn only_what_is_in_memory_is_read_at_once() {
+    let file = file(64 * 512);
+    let disk = FileDisk::new(file.try_clone().unwrap()).unwrap();
+    let mut got = [0; 1024];
+    let mut kernel = [IoSliceMut::new(&mut got)];
+    let can = rustix::io::preadv2(&file, &mut kernel, 0, ReadWriteFlags::NOWAIT).is_ok();
+    got.fill(0);
+    let read = |got: &mut [u8], at| disk.read_now(at, &[VolatileSlice::from(got)]);
+    assert!(!read(&mut got, 63 * 512), "there is less");
+    assert_eq!(read(&mut got, 512), can);
+    let want = bytes(&file)[512..][..1024].to_vec();
+    assert!(if can { got[..] == want } else { !read(&mut got, 512) });
 }
 
 #[test]

@@ -9,11 +9,38 @@ use wherry_devices::virtio::blk::{DiskError, DiskOptions, feature};
 use wherry_devices::virtio::mmio::regs::{self, offset};
 
 use super::disks::{Call, MemDisk, SECTORS, options};
-use super::{DATA, Rig, range};
+use super::{DATA, NONE, Rig, range};
 use crate::conformance::virtio::{r32, w32};
 use crate::driver::{Buf, PAGE, inb, out};
 
 const BYTES: usize = SECTORS as usize * 512;
+
+/// The workers are held up: who is answered was not with them.
+#[test]
+fn small_reads_of_what_is_in_memory_are_done_where_they_are_taken() {
+    let content: Vec<u8> = (0..512 * 512).map(|n| (n / 512 + n) as u8).collect();
+    let disk = Arc::new(MemDisk::new(content.clone()));
+    disk.cached.store(400 * 512, Ordering::SeqCst);
+    disk.hold(true);
+    let mut rig = Rig::new(&DiskOptions { sectors: 512, ..options() }, disk.clone());
+    let sent = |sector, pieces, to, rig: &mut Rig| {
+        let answer = rig.send(kind::IN, sector, &vec![inb(to, 4096); pieces]);
+        rig.turn();
+        (rig.status(answer), rig.driver.take_used(&rig.bench).len())
+    };
+    assert_eq!(sent(392, 1, DATA, &mut rig), (status::OK, 1));
+    assert!(rig.get(DATA, 4096) == content[392 * 512..400 * 512]);
+    assert_eq!(sent(0, 32, DATA, &mut rig), (status::OK, 1));
+    assert_eq!(disk.calls(), []);
+    // One is too large, of one not all is in memory.
+    assert_eq!(sent(0, 33, DATA, &mut rig), (NONE, 0));
+    assert_eq!(sent(393, 1, DATA + PAGE, &mut rig), (NONE, 0));
+    disk.wait_held(2);
+    disk.hold(false);
+    rig.bench.run();
+    assert_eq!(rig.driver.take_used(&rig.bench).len(), 2);
+    assert!(rig.get(DATA + PAGE, 4096) == content[393 * 512..401 * 512]);
+}
 
 #[test]
 fn reads_and_writes_are_where_they_should_be_and_nowhere_else() {

@@ -70,6 +70,7 @@ pub fn inner(runs: u32, dir: &Path) -> Result<u8> {
     let scratch = PathBuf::from("/dev/shm/devices");
     std::fs::create_dir_all(&scratch)?;
     let hosts = Hosts::build(Path::new("/dev/vdb"), &scratch)?;
+    let _disks = vms::file_system(&scratch)?;
     let env = hosts.on(Place::A, &Env::binary(&scratch)?.on_fast_storage()?)?;
     let files = vms::Files::new(&hosts, env, &scratch)?;
     let mut server = hosts.tool(Place::A, &["iperf3", "--server"]);

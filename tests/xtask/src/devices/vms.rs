@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use wherry_guest_kernel::qemu::Qemu;
 use wherry_tests::hosts::{self, Hosts, Place};
-use wherry_tests::{Console, Env, Fields, Guest};
+use wherry_tests::{Console, Env, Fields, Guest, Mount};
 
 /// Where the lab has QEMU: in memory.
 pub const QEMU: &str = "/dev/shm/qemu";
-/// Bytes of each disk that is measured; it is in the lab's memory.
+/// Bytes of each disk that is measured; it is in the lab's page cache.
 pub const DISK_BYTES: u64 = 256 << 20;
+/// Disks that there are.
+const DISKS: u64 = 4;
 const MEMORY: &str = "512M";
 const BOOT: Duration = Duration::from_secs(600);
 const ANSWER: Duration = Duration::from_secs(180);
@@ -85,10 +87,11 @@ impl Files {
     }
 
     fn disk(&self, kind: Kind, variant: &str) -> Result<PathBuf> {
-        let path = self.dir.join(format!("{}-{variant}.raw", kind.name()));
+        let path = self.dir.join("disks").join(format!("{}-{variant}.raw", kind.name()));
         // Filled: a hole would be read without a look at the file.
         let mut file = File::create(&path)?;
         std::io::copy(&mut std::io::Read::take(std::io::repeat(0x5a), DISK_BYTES), &mut file)?;
+        file.sync_all()?;
         Ok(path)
     }
 }
@@ -97,6 +100,17 @@ impl Files {
 /// through another card.
 fn net(number: usize, index: usize) -> String {
     format!("10.78.{}", number * 2 + index)
+}
+
+/// A file system for the disks, in memory. What is written to it stays in the page cache: nobody is
+/// to measure when it is written back.
+pub fn file_system(dir: &Path) -> Result<Mount> {
+    let mount = Mount::ext4(&dir.join("disks"), (DISKS + 1) * DISK_BYTES)?;
+    let settings = ["dirty_writeback_centisecs", "dirty_background_ratio", "dirty_ratio"];
+    for (name, value) in settings.into_iter().zip(["0", "80", "90"]) {
+        fs::write(Path::new("/proc/sys/vm").join(name), value).context(name)?;
+    }
+    Ok(mount)
 }
 
 /// A VM with a shell in it.
@@ -241,7 +255,7 @@ fn qemu(kind: Kind, number: usize, hosts: &Hosts, files: &Files, cmdline: &str) 
     command.arg(Qemu::program(Path::new(QEMU)));
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-machine", machine, "-cpu", "host", "-smp", "1", "-m", MEMORY]);
-    command.args(["-global", "virtio-mmio.force-legacy=false", "-object", "iothread,id=io0"]);
+    command.args(["-global", "virtio-mmio.force-legacy=false"]);
     command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(&files.initrd);
     command.args(["-append", cmdline, "-serial", "chardev:serial", "-chardev"]);
     command.arg(format!("socket,id=serial,path={},server=on,wait=off", path("serial").display()));
@@ -251,7 +265,6 @@ fn qemu(kind: Kind, number: usize, hosts: &Hosts, files: &Files, cmdline: &str) 
     for (index, variant) in kind.disks().iter().enumerate() {
         let file = files.disk(kind, variant)?;
         let aio = if *variant == "threads" { "threads" } else { "io_uring" };
-        let thread = if *variant == "iothread" { ",iothread=io0" } else { "" };
         let node = format!("d{index}");
         drives.push((
             format!(
@@ -259,7 +272,7 @@ fn qemu(kind: Kind, number: usize, hosts: &Hosts, files: &Files, cmdline: &str) 
                  file.filename={}",
                 file.display()
             ),
-            format!("virtio-blk-{bus},drive={node},serial={node}{thread}"),
+            format!("virtio-blk-{bus},drive={node},serial={node}"),
         ));
     }
     for (drive, device) in &drives {
