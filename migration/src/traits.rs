@@ -24,6 +24,21 @@ pub trait GuestRam: Send + Sync {
     /// populates a hole.
     fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// Copies as many pages as `buf` has room for, from page `first` on, and leaves out those that
+    /// `keep`, which is given each page's number and its copy, does not want. The others are at the
+    /// front of `buf`, one behind the other; returns their length. Never populates a hole.
+    ///
+    /// So each page can be looked at while it is in the CPU's first cache.
+    fn take(
+        &self,
+        first: u64,
+        buf: &mut [u8],
+        keep: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> io::Result<usize> {
+        self.read(first, buf)?;
+        Ok(sift(first, buf, keep))
+    }
+
     /// Writes `data` (a multiple of [`PAGE_SIZE`]) from page `first` on. Destination only.
     fn write(&self, first: u64, data: &[u8]) -> io::Result<()>;
 
@@ -45,6 +60,22 @@ pub trait GuestRam: Send + Sync {
     fn address(&self, page: u64) -> u64 {
         page.saturating_mul(PAGE_SIZE as u64)
     }
+}
+
+/// For [`GuestRam::take`]: moves the pages in `buf` that `keep` wants, whose first is number
+/// `first`, to the front, and returns their length.
+pub fn sift(first: u64, buf: &mut [u8], keep: &mut dyn FnMut(u64, &[u8]) -> bool) -> usize {
+    let mut len = 0;
+    for (page, at) in (first..).zip((0..buf.len()).step_by(PAGE_SIZE)) {
+        let bytes = at..buf.len().min(at + PAGE_SIZE);
+        if keep(page, buf.get(bytes.clone()).unwrap_or_default()) {
+            if at != len {
+                buf.copy_within(bytes, len);
+            }
+            len += PAGE_SIZE;
+        }
+    }
+    len
 }
 
 /// The dirty log: KVM's log OR the VMM's own writes to guest memory.

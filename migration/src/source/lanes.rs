@@ -29,9 +29,10 @@ use crate::config::{Compression, SourceConfig};
 use crate::error::Error;
 use crate::link::{Cap, FrameWriter, Interrupt, SIGN_OF_LIFE};
 use crate::transport::{Connections, TICK};
-use crate::wire::pages::{MAX_CONTENT, packed_room};
+use crate::wire::pages::packed_room;
 use crate::wire::{self, Join, Kind, SyncPoint};
 
+use super::claim::FRAME_ROOM;
 use super::meter::Meter;
 
 /// Chunks of a lane: one on its way, one ready.
@@ -40,7 +41,7 @@ const CHUNKS: u32 = 2;
 /// that says nothing.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks with less content than this say little about the link.
-pub(super) const MEASURE: usize = 256 << 10;
+pub(super) const MEASURE: usize = 128 << 10;
 
 /// Pages on their way to a connection.
 pub(super) struct Chunk {
@@ -351,7 +352,7 @@ fn work(
 
 impl Chunk {
     pub(super) fn new() -> Self {
-        Self { table: Vec::new(), content: vec![0; MAX_CONTENT], len: 0 }
+        Self { table: Vec::new(), content: vec![0; FRAME_ROOM], len: 0 }
     }
 
     /// Content of the runs that have some.
@@ -387,7 +388,7 @@ mod tests {
         (lanes.nr_under_way, lanes.clock) = (40, begun);
         // One lane takes 10 ms for each big chunk, the other is done with a small one just before.
         for n in 1..=20 {
-            for (len, before) in [(4096, 1), (MAX_CONTENT, 0)] {
+            for (len, before) in [(4096, 1), (FRAME_ROOM, 0)] {
                 let chunk = Chunk { len, ..Chunk::new() };
                 let at = begun + Duration::from_millis(10 * n - before);
                 let report = LaneReport {
@@ -402,7 +403,7 @@ mod tests {
         }
         let mut meter = Meter::default();
         lanes.hear(Duration::ZERO, &mut meter).unwrap();
-        let link = (MAX_CONTENT + 4096) as f64 * 100.0;
+        let link = (FRAME_ROOM + 4096) as f64 * 100.0;
         assert!(
             (meter.rate().unwrap() / link - 1.0).abs() < 0.01,
             "{:?}, not {link}",

@@ -38,10 +38,11 @@ impl Meter {
 
     /// Bytes of guest memory, bytes on the wire for them, and the time that they took.
     pub(super) fn add(&mut self, content: u64, wire: u64, time: Duration) {
-        // The last 20 or so chunks count: about 20 MiB.
-        self.content = self.content * 0.95 + content as f64;
-        self.wire = self.wire * 0.95 + wire as f64;
-        self.seconds = self.seconds * 0.95 + time.as_secs_f64();
+        // The last 20 MiB or so count.
+        let fade = 0.95f64.powf(content as f64 / f64::from(1 << 20));
+        self.content = self.content * fade + content as f64;
+        self.wire = self.wire * fade + wire as f64;
+        self.seconds = self.seconds * fade + time.as_secs_f64();
     }
 
     /// A round on a dirty set sent so many pages in so many bytes.

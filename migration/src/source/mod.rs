@@ -34,6 +34,7 @@
 //! [`TICK`](crate::transport::TICK). Hints come on the device's thread. With several connections
 //! for memory, each has a thread that packs and writes (module `lanes`). No thread spins.
 
+mod claim;
 mod guard;
 mod lanes;
 mod meter;

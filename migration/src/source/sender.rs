@@ -1,44 +1,39 @@
 //! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane
 //! (module `lanes`) if there are any.
 //!
-//! The order is what makes it safe. A page's to-send bit is taken first, so that nobody else deals
-//! with the page. In round one its word is protected next, if it is not yet; only then is the page
-//! read. A write after the protection is in the next harvest, a write before it is in what was
-//! read. (In later rounds the harvest has protected everything.)
+//! The order is what makes it safe, and module `claim` keeps it. A page's to-send bit is taken
+//! first, so that nobody else deals with the page. In round one its word is protected next, if it
+//! is not yet; only then is the page read. A write after the protection is in the next harvest, a
+//! write before it is in what was read. (In later rounds the harvest has protected everything.)
 //!
-//! A chunk is up to 256 pages: big enough that the protection's ioctl and the socket's write cost
-//! little per page, small enough that a slice or a cancel is never late by more than a few
-//! milliseconds.
+//! Up to 256 pages are claimed and protected at a time, a quarter of them is a chunk: what is read
+//! together and goes out as one frame. A page is looked at while it is in the CPU's first cache,
+//! just copied, and a chunk is written while it is in the second. Slices and cancels are never late
+//! by more than a few milliseconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bitmap::{AtomicBitmap, Bitmap, word_runs};
+use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::config::{Compression, SourceConfig};
 use crate::error::Error;
-use crate::hinting::sink::protect_words;
 use crate::link::FrameWriter;
 use crate::round::Round;
 use crate::traits::{DirtyLog, GuestRam, SourceVm};
 use crate::transport::TICK;
-use crate::units::{PAGE_SIZE, is_zero};
-use crate::wire::pages::{MAX_CONTENT, MAX_RUNS, Run, encode_runs};
+use crate::units::is_zero;
+use crate::wire::pages::{MAX_RUNS, Run, encode_runs};
 use crate::wire::{Kind, SyncPoint};
 
+use super::claim::{Claimed, Frame, Protected};
 use super::lanes::{Chunk, Lanes, MEASURE, room_to_pack};
 use super::meter::Meter;
 
-const CHUNK_PAGES: u32 = (MAX_CONTENT / PAGE_SIZE) as u32;
-/// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up
-/// the caller.
-const WORDS_PER_CALL: usize = 1 << 16;
 /// How long to wait for a lane before looking after other things.
 const LANE_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Reused from chunk to chunk.
 struct Buffers {
-    words: Vec<(usize, u64)>,
-    spans: Vec<(u64, u32)>,
     runs: Vec<Run>,
     chunk: Chunk,
     /// Room for compressed content; empty if it is not compressed.
@@ -47,13 +42,7 @@ struct Buffers {
 
 impl Buffers {
     fn new(compression: Compression) -> Self {
-        Self {
-            packed: room_to_pack(compression),
-            words: Vec::new(),
-            spans: Vec::new(),
-            runs: Vec::new(),
-            chunk: Chunk::new(),
-        }
+        Self { packed: room_to_pack(compression), runs: Vec::new(), chunk: Chunk::new() }
     }
 }
 
@@ -72,6 +61,8 @@ pub(super) struct Sender {
     ram: Arc<dyn GuestRam>,
     log: Arc<dyn DirtyLog>,
     nr_pages: u64,
+    /// What was claimed and protected and is not yet read.
+    protected: Protected,
     /// Pages of which the destination may hold content: those that were sent and not zeroed since.
     content: Bitmap,
     buffers: Buffers,
@@ -91,6 +82,7 @@ impl Sender {
             ram: vm.ram.clone(),
             log: vm.log.clone(),
             nr_pages,
+            protected: Protected::default(),
             content: Bitmap::new(nr_pages),
             buffers: Buffers::new(cfg.compression),
             lanes: Lanes::none(),
@@ -133,14 +125,11 @@ impl Sender {
             return Ok(true);
         }
         let started = Instant::now();
-        if !self.claim(round, cursor) {
+        let Some(frame) = self.next_frame(round, cursor, guarded)? else {
             self.lanes.keep(lane);
             return Ok(*cursor < round.nr_words());
-        }
-        if let Some(guarded) = guarded {
-            self.protect_claimed(guarded)?;
-        }
-        let len = self.read_claimed(round)?;
+        };
+        let len = self.read(round, &frame)?;
         let read = started.elapsed();
         self.reading += read;
         if self.buffers.runs.is_empty() {
@@ -166,82 +155,48 @@ impl Sender {
         Ok(true)
     }
 
-    /// Takes up to a chunk's worth of words into `buffers.words`.
-    fn claim(&mut self, round: &Round, cursor: &mut usize) -> bool {
-        let words = &mut self.buffers.words;
-        words.clear();
-        let mut pages = 0;
-        let end = round.nr_words().min(cursor.saturating_add(WORDS_PER_CALL));
-        while *cursor < end && pages + 64 <= CHUNK_PAGES {
-            let taken = round.claim(*cursor);
-            if taken != 0 {
-                pages += taken.count_ones();
-                words.push((*cursor, taken));
-            }
-            *cursor += 1;
+    /// The next pages to read: of what is protected, or else from word `cursor` on.
+    fn next_frame(
+        &mut self,
+        round: &Round,
+        cursor: &mut usize,
+        guarded: Option<&AtomicBitmap>,
+    ) -> Result<Option<Frame>, Error> {
+        if let Some(frame) = self.protected.next_frame() {
+            return Ok(Some(frame));
         }
-        !words.is_empty()
+        let claimed = Claimed::take(round, cursor);
+        let protected = claimed.protect(&*self.log, guarded, self.nr_pages);
+        self.protected = protected.map_err(Error::machine("write-protect guest memory"))?;
+        Ok(self.protected.next_frame())
     }
 
-    fn protect_claimed(&mut self, guarded: &AtomicBitmap) -> Result<(), Error> {
-        let words = self.buffers.words.iter().map(|&(word, _)| word);
-        let mut todo = words.filter(|&word| !guarded.test(word as u64)).peekable();
-        while let Some(start) = todo.next() {
-            let mut end = start + 1;
-            while todo.next_if_eq(&end).is_some() {
-                end += 1;
-            }
-            protect_words(&*self.log, guarded, self.nr_pages, start..end)
-                .map_err(Error::machine("write-protect guest memory"))?;
-        }
-        Ok(())
-    }
-
-    /// Reads the claimed pages, sorts them into content and zero, fills `buffers.runs` and
-    /// `buffers.chunk`. Returns the length of the content.
-    fn read_claimed(&mut self, round: &Round) -> Result<usize, Error> {
-        let Buffers { words, spans, runs, chunk: Chunk { content, .. }, .. } = &mut self.buffers;
-        spans.clear();
+    /// Reads pages, sorts them into content and zero, fills `buffers.runs` and `buffers.chunk`.
+    /// Returns the length of the content.
+    fn read(&mut self, round: &Round, frame: &Frame) -> Result<usize, Error> {
+        let Self { ram, content, buffers, .. } = self;
+        let Buffers { runs, chunk, .. } = buffers;
         runs.clear();
-        for &(word, taken) in words.iter() {
-            for (at, nr) in word_runs(taken) {
-                let first = word as u64 * 64 + u64::from(at);
-                match spans.last_mut() {
-                    Some((start, len)) if *start + u64::from(*len) == first => *len += nr,
-                    _ => spans.push((first, nr)),
-                }
-            }
-        }
-        let mut len = 0;
         let mut zeros = 0;
-        for &(first, nr) in spans.iter() {
-            let bytes = nr as usize * PAGE_SIZE;
-            let span = &mut content[len..len + bytes];
-            (self.ram.read(first, span)).map_err(Error::machine("read guest memory"))?;
-            let from = len;
-            for page in 0..nr {
-                let number = first + u64::from(page);
-                let at = from + page as usize * PAGE_SIZE;
-                if !is_zero(&content[at..at + PAGE_SIZE]) {
-                    if at != len {
-                        content.copy_within(at..at + PAGE_SIZE, len);
-                    }
-                    len += PAGE_SIZE;
-                    push(runs, number, 1, false);
-                    self.content.set(number);
-                    continue;
-                }
-                zeros += 1;
-                // The destination is zero where it never got content.
-                if self.content.test(number) {
-                    self.content.clear(number);
-                    push(runs, number, 1, true);
-                }
+        let mut keep = |page: u64, bytes: &[u8]| {
+            if !is_zero(bytes) {
+                push(runs, page, 1, false);
+                content.set(page);
+                return true;
             }
-        }
+            zeros += 1;
+            // The destination is zero where it never got content.
+            if content.test(page) {
+                content.clear(page);
+                push(runs, page, 1, true);
+            }
+            false
+        };
+        let len = frame.read(&**ram, &mut chunk.content, &mut keep);
+        let len = len.map_err(Error::machine("read guest memory"))?;
         round.mark_zero(zeros);
-        for &(word, taken) in words.iter() {
-            let sent = taken & self.content.words()[word];
+        for &(word, taken) in frame.words() {
+            let sent = taken & content.words()[word];
             if sent != 0 {
                 round.mark_sent(word, sent);
             }

@@ -184,7 +184,16 @@ impl GuestRam for Ram {
     }
 
     fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.read_pages(first, buf)
+        self.take(first, buf, &mut |_, _| true).map(|_| ())
+    }
+
+    fn take(
+        &self,
+        first: u64,
+        buf: &mut [u8],
+        keep: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> io::Result<usize> {
+        self.take_pages(first, buf, keep)
     }
 
     fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {

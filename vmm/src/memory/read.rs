@@ -12,61 +12,77 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::PoisonError;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use wherry_migration::traits::PAGE_SIZE;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use wherry_migration::traits::{PAGE_SIZE, sift};
 
 use super::{PAGE, Ram, Region};
 
 /// Pages that are looked at, and read, while nobody punches a hole: 1 MiB.
 const PIECE: usize = 256;
 
+/// [`GuestRam::take`]'s choice.
+type Keep<'a> = &'a mut dyn FnMut(u64, &[u8]) -> bool;
+
 impl Ram {
-    /// Reads pages from page `first` on without populating any. `buf` is whole pages.
-    pub(super) fn read_pages(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut at = first;
-        let mut rest = buf;
-        while !rest.is_empty() {
+    /// [`GuestRam::take`].
+    pub(super) fn take_pages(&self, first: u64, buf: &mut [u8], keep: Keep) -> io::Result<usize> {
+        if !buf.len().is_multiple_of(PAGE_SIZE) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let end = first.saturating_add((buf.len() / PAGE_SIZE) as u64);
+        let (mut at, mut len) = (first, 0);
+        while at < end {
             let within = |r: &&Region| at >= r.first_page && at - r.first_page < r.len / PAGE;
             let region = self.regions.iter().find(within).ok_or(io::ErrorKind::UnexpectedEof)?;
-            let left = region.first_page + region.len / PAGE - at;
-            let nr = (rest.len() / PAGE_SIZE).min(PIECE);
-            let nr = usize::try_from(left).map_or(nr, |left| nr.min(left));
-            let Some((piece, more)) = rest.split_at_mut_checked(nr * PAGE_SIZE) else { break };
-            if nr == 0 {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            self.read_piece(region, at, piece)?;
-            (at, rest) = (at + nr as u64, more);
+            let left = end.min(region.first_page + region.len / PAGE) - at;
+            let nr = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            // No more was kept than was read, so there is room.
+            let room = buf.get_mut(len..).unwrap_or_default();
+            let (kept, there, absent) = self.take_there(region, at, nr, room, keep)?;
+            (at, len) = (at + there as u64, len + kept);
+            // Nobody who punches holes waits for what has to be swapped in.
+            let room = buf.get_mut(len..).unwrap_or_default();
+            let room = room.get_mut(..absent * PAGE_SIZE).unwrap_or_default();
+            self.file.read_exact_at(room, at * PAGE)?;
+            (at, len) = (at + absent as u64, len + sift(at, room, keep));
         }
-        Ok(())
+        Ok(len)
     }
 
-    /// Reads pages of one region.
-    fn read_piece(&self, region: &Region, first: u64, piece: &mut [u8]) -> io::Result<()> {
-        if piece.len() <= PAGE_SIZE {
-            return self.file.read_exact_at(piece, first * PAGE);
+    /// Takes those of the first pages that are in memory. Returns the length of what was kept, and
+    /// the numbers of pages that were there and of those behind them that are not; together at
+    /// least 1, and at most `nr`. All pages are of one region.
+    fn take_there(
+        &self,
+        region: &Region,
+        first: u64,
+        nr: usize,
+        room: &mut [u8],
+        keep: Keep,
+    ) -> io::Result<(usize, usize, usize)> {
+        if nr <= 1 {
+            return Ok((0, 0, nr));
         }
-        // Nothing is spoiled by a panic: it guards no data.
-        let no_new_holes = self.holes.read().unwrap_or_else(PoisonError::into_inner);
-        let gpa = region.gpa + (first - region.first_page) * PAGE;
         let mut there = [0; PIECE];
-        let Some(there) = there.get_mut(..piece.len() / PAGE_SIZE) else { return Ok(()) };
+        let there = there.get_mut(..nr).unwrap_or_default();
+        // Nothing is spoiled by a panic: it guards no data.
+        let _no_new_holes = self.holes.read().unwrap_or_else(PoisonError::into_inner);
+        let gpa = region.gpa + (first - region.first_page) * PAGE;
         self.look(gpa, there);
-        let mut absent = Vec::new();
-        let (mut done, mut rest) = (0, piece);
-        for same in there.chunk_by(|a, b| a == b) {
-            let (pages, more) = rest.split_at_mut(same.len() * PAGE_SIZE);
-            if same.first() == Some(&1) {
-                let from = GuestAddress(gpa + done * PAGE);
-                self.mem.read_slice(pages, from).map_err(io::Error::other)?;
-            } else {
-                absent.push((first + done, pages));
+        let are = there.iter().take_while(|&&page| page == 1).count();
+        let absent = there.iter().skip(are).take_while(|&&page| page == 0).count();
+        let from = self.mem.get_slice(GuestAddress(gpa), are * PAGE_SIZE);
+        let from = from.map_err(io::Error::other)?;
+        let mut len = 0;
+        for (page, at) in (first..).zip((0..from.len()).step_by(PAGE_SIZE)) {
+            let source = from.subslice(at, PAGE_SIZE).map_err(io::Error::other)?;
+            let copy = room.get_mut(len..len + PAGE_SIZE).unwrap_or_default();
+            source.copy_to(copy);
+            if keep(page, copy) {
+                len += PAGE_SIZE;
             }
-            (done, rest) = (done + same.len() as u64, more);
         }
-        // Nobody who punches holes waits for what has to be swapped in.
-        drop(no_new_holes);
-        absent.into_iter().try_for_each(|(page, buf)| self.file.read_exact_at(buf, page * PAGE))
+        Ok((len, are, absent))
     }
 
     /// 1 for each page from `gpa` on that is in memory, 0 for holes, swapped pages, and where the
@@ -87,6 +103,7 @@ impl Ram {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use vm_memory::Bytes;
     use wherry_migration::bitmap::Bitmap;
     use wherry_migration::traits::GuestRam;
 
@@ -115,9 +132,21 @@ mod tests {
         let before = populated(&ram);
         let mut buf = vec![0xaa; nr as usize * PAGE_SIZE];
         ram.read(first, &mut buf).unwrap();
+        let wanted = |page| if used(page) { content(page) } else { 0 };
         for (bytes, page) in buf.chunks(PAGE_SIZE).zip(first..) {
-            let wanted = if used(page) { content(page) } else { 0 };
-            assert!(bytes.iter().all(|&byte| byte == wanted), "page {page}");
+            assert!(bytes.iter().all(|&byte| byte == wanted(page)), "page {page}");
+        }
+        // Those that are not wanted leave no gap, whichever way they were read.
+        let (mut shown, mut kept) = (first.., Vec::new());
+        let len = ram.take(first, &mut buf, &mut |page, bytes| {
+            assert_eq!(Some(page), shown.next());
+            assert!(bytes.iter().all(|&byte| byte == wanted(page)), "page {page}");
+            kept.extend((page % 3 > 0).then_some(page));
+            page % 3 > 0
+        });
+        assert_eq!((len.unwrap(), shown.next()), (kept.len() * PAGE_SIZE, Some(first + nr)));
+        for (bytes, &page) in buf.chunks(PAGE_SIZE).zip(&kept) {
+            assert!(bytes.iter().all(|&byte| byte == wanted(page)), "page {page}");
         }
         assert_eq!(populated(&ram), before);
         assert!(ram.read(ram.nr_pages() - 1, &mut buf[..2 * PAGE_SIZE]).is_err());
