@@ -5,7 +5,7 @@
 //! ticks (see [`crate::transport`]) and give up when cancelled, when told to stop, or when nothing
 //! has moved for the stall time.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, IoSlice, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -178,10 +178,10 @@ impl FrameWriter {
         let time = self.frame_limit.of(len);
         self.late = Deadline { until: Instant::now() + time, time };
         self.broken = true;
-        self.write(&header.encode())?;
-        for part in parts {
-            self.write(part)?;
-        }
+        let header = header.encode();
+        let mut all = vec![IoSlice::new(&header)];
+        all.extend(parts.iter().map(|part| IoSlice::new(part)));
+        self.write(&mut all)?;
         self.broken = false;
         self.seq += 1;
         self.last = Instant::now();
@@ -234,16 +234,19 @@ impl FrameWriter {
         self.out.shutdown();
     }
 
-    fn write(&mut self, mut rest: &[u8]) -> Result<(), Error> {
+    /// Writes all of a frame, in one call if the connection takes that much and no cap forbids it.
+    fn write(&mut self, mut rest: &mut [IoSlice<'_>]) -> Result<(), Error> {
         let mut moved = Instant::now();
+        // Skips parts that have nothing in them.
+        IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
             self.interrupt.check()?;
-            let mut piece = rest;
+            let mut due = rest.iter().map(|part| part.len()).sum();
             if let Some(throttle) = &self.throttle {
                 let wait = {
                     let mut throttle = lock(throttle);
-                    piece = rest.get(..throttle.piece()).unwrap_or(rest);
-                    throttle.charge(piece.len(), Instant::now())
+                    due = throttle.piece().min(due);
+                    throttle.charge(due, Instant::now())
                 };
                 if !wait.is_zero() {
                     self.wait(wait)?;
@@ -251,18 +254,18 @@ impl FrameWriter {
                     moved = Instant::now();
                 }
             }
-            while !piece.is_empty() {
-                match self.out.write(piece) {
+            while due > 0 {
+                match write_some(&mut *self.out, rest, due) {
                     Ok(0) => return Err(Error::Closed),
                     Ok(n) => {
                         self.bytes += n as u64;
-                        piece = piece.get(n..).unwrap_or_default();
-                        rest = rest.get(n..).unwrap_or_default();
+                        due = due.saturating_sub(n);
+                        IoSlice::advance_slices(&mut rest, n);
                         moved = Instant::now();
                         if moved >= self.late.until && !rest.is_empty() {
                             return Err(Error::Late(self.late.time));
                         }
-                        if !piece.is_empty() {
+                        if due > 0 {
                             self.interrupt.check()?;
                         }
                     }
@@ -291,6 +294,28 @@ impl FrameWriter {
             }
             self.interrupt.cancel.sleep(left.min(TICK));
         }
+    }
+}
+
+/// Writes up to `due` bytes of what is left of a frame, which is not empty.
+fn write_some(
+    out: &mut dyn WriteHalf,
+    rest: &[IoSlice<'_>],
+    mut due: usize,
+) -> std::io::Result<usize> {
+    let mut whole = 0;
+    for part in rest {
+        if part.len() > due {
+            break;
+        }
+        due -= part.len();
+        whole += 1;
+    }
+    match rest.split_at_checked(whole) {
+        // The cap ends within the first part.
+        Some(([], [first, ..])) => out.write(first.get(..due).unwrap_or_default()),
+        Some((parts, _)) => out.write_vectored(parts),
+        None => Ok(0),
     }
 }
 

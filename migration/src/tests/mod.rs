@@ -10,6 +10,7 @@ mod dest;
 mod faults;
 mod handoff;
 mod hostile;
+mod link;
 mod matrix;
 mod model;
 mod mutations;
