@@ -14,11 +14,11 @@ use crate::units::PAGE_SIZE;
 /// Pages that are claimed and protected at a time: each protection costs a system call, and vCPUs
 /// that run have to notice it.
 const CLAIM_PAGES: u32 = 256;
-/// Pages from which on a frame is full: 256 KiB, which stays in a CPU's cache from the copy until
-/// it is written.
-const FRAME_PAGES: u32 = 64;
-/// Room for a frame's content, in bytes: the last word may have 64 pages, too.
-pub(super) const FRAME_ROOM: usize = (FRAME_PAGES as usize + 63) * PAGE_SIZE;
+/// Most pages of a frame: 512 KiB, which stay in a CPU's second cache from the copy until they are
+/// written. With 256 KiB the peer waits for the next frame, asleep, twice as often.
+const FRAME_PAGES: u32 = 128;
+/// Room for a frame's content, in bytes.
+pub(super) const FRAME_ROOM: usize = FRAME_PAGES as usize * PAGE_SIZE;
 /// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up
 /// the caller.
 const WORDS_PER_CALL: usize = 1 << 16;
@@ -77,7 +77,7 @@ impl Protected {
     pub(super) fn next_frame(&mut self) -> Option<Frame> {
         let mut words = Vec::new();
         let mut pages = 0;
-        while pages < FRAME_PAGES
+        while pages + 64 <= FRAME_PAGES
             && let Some((word, taken)) = self.0.pop_front()
         {
             pages += taken.count_ones();
@@ -245,7 +245,7 @@ mod tests {
     fn pages_are_protected_by_the_mib_and_read_by_the_frame() {
         let guest = Watched::new();
         let frames = frames(Bitmap::full(PAGES), &guest);
-        assert_eq!(frames, [vec![64; 40], vec![7]].concat());
+        assert_eq!(frames, [vec![128; 20], vec![7]].concat());
         assert_eq!(*guest.calls.lock().unwrap(), 11);
     }
 

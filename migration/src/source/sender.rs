@@ -6,7 +6,7 @@
 //! is not yet; only then is the page read. A write after the protection is in the next harvest, a
 //! write before it is in what was read. (In later rounds the harvest has protected everything.)
 //!
-//! Up to 256 pages are claimed and protected at a time, a quarter of them is a chunk: what is read
+//! Up to 256 pages are claimed and protected at a time, half of them is a chunk: what is read
 //! together and goes out as one frame. A page is looked at while it is in the CPU's first cache,
 //! just copied, and a chunk is written while it is in the second. Slices and cancels are never late
 //! by more than a few milliseconds.
