@@ -10,7 +10,7 @@ use divan::counter::BytesCount;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::round::{Plan, Round};
 use wherry_migration::units::{PAGE_SIZE, is_zero};
-use wherry_migration::wire::checksum;
+use wherry_migration::wire::Sum;
 use wherry_migration::wire::pages::{
     MAX_CONTENT, MAX_RUNS, Run, encode_runs, pack_lz4, packed_room, parse, parse_lz4,
 };
@@ -88,11 +88,11 @@ fn zero_pages(bencher: Bencher<'_, '_>) {
         .bench_local(|| black_box(&chunk).chunks(PAGE_SIZE).filter(|page| is_zero(page)).count());
 }
 
-/// The checksum over a chunk's content.
-#[divan::bench]
-fn frame_checksum(bencher: Bencher<'_, '_>) {
+/// The checksums over a chunk's content.
+#[divan::bench(args = [Sum::Xxh64, Sum::Crc32])]
+fn frame_checksum(bencher: Bencher<'_, '_>, sum: Sum) {
     let chunk = vec![0xa5; MAX_CONTENT];
-    bencher.counter(BytesCount::new(MAX_CONTENT)).bench_local(|| checksum(&[black_box(&chunk)]));
+    bencher.counter(BytesCount::new(MAX_CONTENT)).bench_local(|| sum.over(&[black_box(&chunk)]));
 }
 
 fn most_runs() -> Vec<Run> {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::MAX_PAGES;
+use crate::wire::sum::crc32_is_faster;
 use crate::wire::version::VERSIONS;
+use crate::wire::{FEATURE_CRC32, FEATURES, MAX_PAGES};
 
 /// Which way to honour hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -125,6 +126,8 @@ pub struct SourceConfig {
     pub verify: bool,
     /// What pausing, state and hand-off add to the downtime, for the prediction.
     pub switchover_estimate: Duration,
+    /// Whether to offer CRC32 for memory.
+    pub crc32: bool,
     /// Protocol versions to offer.
     pub versions: RangeInclusive<u16>,
 }
@@ -149,6 +152,7 @@ impl Default for SourceConfig {
             hint_rest: Duration::from_millis(10),
             verify: false,
             switchover_estimate: Duration::from_millis(10),
+            crc32: crc32_is_faster(),
             versions: VERSIONS,
         }
     }
@@ -168,8 +172,17 @@ pub struct DestinationConfig {
     pub frame_limit: FrameLimit,
     /// Most pages of guest RAM to accept, looked at before anything is allocated for them.
     pub max_pages: u64,
+    /// Whether to take CRC32 for memory from a source that offers it.
+    pub crc32: bool,
     /// Protocol versions to take.
     pub versions: RangeInclusive<u16>,
+}
+
+impl DestinationConfig {
+    /// Features that it knows.
+    pub(crate) fn features(&self) -> u64 {
+        if self.crc32 { FEATURES } else { FEATURES & !FEATURE_CRC32 }
+    }
 }
 
 impl Default for DestinationConfig {
@@ -180,6 +193,7 @@ impl Default for DestinationConfig {
             streams_timeout: Duration::from_secs(10),
             frame_limit: FrameLimit::default(),
             max_pages: MAX_PAGES,
+            crc32: crc32_is_faster(),
             versions: VERSIONS,
         }
     }

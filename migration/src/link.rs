@@ -18,9 +18,10 @@ use crate::error::Error;
 use crate::sync::lock;
 use crate::transport::{TICK, Throttle, WriteHalf};
 use crate::wire::pages::pack_lz4;
+use crate::wire::sum::ContentSum;
 use crate::wire::text::printable;
 use crate::wire::version::{FIRST, NEWEST, not_agreed};
-use crate::wire::{Abort, HEADER_LEN, Header, Kind, MAGIC, WireError, checksum, codec};
+use crate::wire::{Abort, HEADER_LEN, Header, Kind, MAGIC, Sum, WireError, codec};
 
 /// Reasons to leave a wait early. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -120,6 +121,8 @@ pub struct FrameWriter {
     throttle: Option<Cap>,
     /// Version of all frames; until one is agreed on, the newest.
     pub version: u16,
+    /// Features that are used: none until they are agreed on.
+    pub features: u64,
     stall: Duration,
     /// How long a frame may take; waiting for the cap does not count.
     frame_limit: FrameLimit,
@@ -148,6 +151,7 @@ impl FrameWriter {
             bytes: 0,
             throttle,
             version: NEWEST,
+            features: 0,
             stall,
             frame_limit,
             late: Deadline { until: now, time: Duration::ZERO },
@@ -169,11 +173,15 @@ impl FrameWriter {
 
     /// Sends one frame whose payload is the parts one after another.
     pub fn send(&mut self, kind: Kind, parts: &[&[u8]]) -> Result<(), Error> {
+        self.send_summed(kind, parts, Sum::of(kind, self.features).over(parts))
+    }
+
+    fn send_summed(&mut self, kind: Kind, parts: &[&[u8]], sum: u32) -> Result<(), Error> {
         let len: usize = parts.iter().map(|p| p.len()).sum();
         let len = u32::try_from(len).ok().filter(|&l| l as usize <= kind.limit());
         let len = len.ok_or(WireError::TooLong { kind, len: u32::MAX })?;
         let (version, seq) = (self.version, self.seq);
-        let header = Header { version, kind: kind as u16, seq, len, sum: checksum(parts) };
+        let header = Header { version, kind: kind as u16, seq, len, sum };
         self.interrupt.check()?;
         let time = self.frame_limit.of(len);
         self.late = Deadline { until: Instant::now() + time, time };
@@ -188,19 +196,22 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Sends pages: their run table and the content of those that have some. It is compressed if
+    /// Sends pages: their run table and the content of those that have some, with the CRC32 of that
+    /// if it is known. The content is compressed if
     /// `room` has [`packed_room`](crate::wire::pages::packed_room) bytes for that, and that saves
     /// anything; `room` may be empty.
     pub fn send_pages(
         &mut self,
         table: &[u8],
-        content: &[u8],
+        (content, sum): (&[u8], Option<&ContentSum>),
         room: &mut [u8],
     ) -> Result<(), Error> {
         let packed = if room.is_empty() { None } else { pack_lz4(content, room) };
-        match packed {
-            Some(packed) => self.send(Kind::PagesLz4, &[table, packed]),
-            None => self.send(Kind::Pages, &[table, content]),
+        let (packed, parts) = (packed.is_some(), [table, packed.unwrap_or(content)]);
+        match sum.filter(|_| Sum::of(Kind::Pages, self.features) == Sum::Crc32) {
+            _ if packed => self.send(Kind::PagesLz4, &parts),
+            Some(sum) => self.send_summed(Kind::Pages, &parts, sum.behind(table)),
+            None => self.send(Kind::Pages, &parts),
         }
     }
 
@@ -325,6 +336,8 @@ pub struct FrameReader {
     seq: u64,
     /// Version of all frames, but for those with which one is agreed on.
     pub version: u16,
+    /// Features that are used: none until they are agreed on.
+    pub features: u64,
     /// Give up after this long without a byte; `None` waits for ever.
     stall: Option<Duration>,
     /// Give up at this time, whatever comes.
@@ -350,6 +363,7 @@ impl FrameReader {
             input,
             seq: 0,
             version: NEWEST,
+            features: 0,
             stall,
             deadline: None,
             frame_limit,
@@ -404,7 +418,7 @@ impl FrameReader {
         payload.resize(header.len as usize, 0);
         self.fill(&mut payload, &[])?;
         self.payload = payload;
-        if checksum(&[&self.payload]) != header.sum {
+        if Sum::of(kind, self.features).over(&[&self.payload]) != header.sum {
             return Err(WireError::PayloadSum.into());
         }
         if kind == Kind::Welcome {

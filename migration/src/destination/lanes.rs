@@ -142,10 +142,10 @@ impl Lanes {
             bytes: AtomicU64::new(0),
         });
         let mut lanes = Self { threads: Vec::new(), barrier };
-        let (config, version) = (shared.cfg.clone(), shared.agreed.version);
+        let (config, agreed) = (shared.cfg.clone(), shared.agreed);
         let mut door =
             Door::new(connections, &shared.interrupt.cancel, move |transport, interrupt| {
-                hear(transport, (token, version), &config, interrupt)
+                hear(transport, (token, agreed), &config, interrupt)
             });
         let until = Instant::now() + shared.cfg.streams_timeout;
         let mut joined = vec![false; nr as usize];
@@ -255,14 +255,14 @@ impl Drop for Lanes {
 /// Reads which of the source's connections it is.
 fn hear(
     transport: Box<dyn Transport>,
-    (token, version): (u128, u16),
+    (token, agreed): (u128, Agreed),
     cfg: &DestinationConfig,
     interrupt: &Interrupt,
 ) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
     let (input, output) = transport.split().map_err(Error::Connection)?;
     let patience = (Some(cfg.stall_timeout), cfg.frame_limit);
     let mut reader = FrameReader::new(input, patience, interrupt.clone());
-    reader.version = version;
+    (reader.version, reader.features) = (agreed.version, agreed.features);
     reader.within(cfg.hello_timeout);
     reader.next(&[Kind::Join], "on a data connection")?;
     let join: Join = reader.control(Kind::Join)?;

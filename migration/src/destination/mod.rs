@@ -128,8 +128,9 @@ fn introduce(
     cfg: &DestinationConfig,
 ) -> Result<(Agreed, wire::Machine), Error> {
     reader.next(&[Kind::Hello], "as a greeting")?;
-    let agreed = Hello::decode(reader.payload())?.agree(&cfg.versions)?;
+    let agreed = Hello::decode(reader.payload())?.agree(&cfg.versions, cfg.features())?;
     (reader.version, writer.version) = (agreed.version, agreed.version);
+    reader.features = agreed.features;
     writer.send_control(Kind::Welcome, &Welcome::new(agreed))?;
     reader.next(&[Kind::Machine], "before a machine")?;
     let machine: wire::Machine = reader.control(Kind::Machine)?;

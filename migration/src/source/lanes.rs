@@ -30,6 +30,8 @@ use crate::error::Error;
 use crate::link::{Cap, FrameWriter, Interrupt, SIGN_OF_LIFE};
 use crate::transport::{Connections, TICK};
 use crate::wire::pages::packed_room;
+use crate::wire::sum::ContentSum;
+use crate::wire::version::Agreed;
 use crate::wire::{self, Join, Kind, SyncPoint};
 
 use super::claim::FRAME_ROOM;
@@ -50,6 +52,8 @@ pub(super) struct Chunk {
     /// Content of the runs that have some; its first `len` bytes count.
     pub(super) content: Vec<u8>,
     pub(super) len: usize,
+    /// Its CRC32, if that was made.
+    pub(super) sum: Option<ContentSum>,
 }
 
 enum Job {
@@ -150,7 +154,7 @@ impl Lanes {
         cfg: &SourceConfig,
         cap: Option<&Cap>,
         interrupt: &Interrupt,
-        version: u16,
+        agreed: Agreed,
     ) -> Result<Self, Error> {
         let (tell, reports) = channel();
         let mut lanes = Self::of(reports, interrupt);
@@ -165,7 +169,7 @@ impl Lanes {
             output.set_sharers(nr);
             let patience = (cfg.stall_timeout, cfg.frame_limit);
             let mut writer = FrameWriter::new(output, cap.cloned(), patience, interrupt.clone());
-            writer.version = version;
+            (writer.version, writer.features) = (agreed.version, agreed.features);
             writer.send_control(Kind::Join, &Join { stream, token })?;
             let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
             let (jobs, todo) = channel();
@@ -352,12 +356,12 @@ fn work(
 
 impl Chunk {
     pub(super) fn new() -> Self {
-        Self { table: Vec::new(), content: vec![0; FRAME_ROOM], len: 0 }
+        Self { table: Vec::new(), content: vec![0; FRAME_ROOM], len: 0, sum: None }
     }
 
-    /// Content of the runs that have some.
-    pub(super) fn content(&self) -> &[u8] {
-        self.content.get(..self.len).unwrap_or_default()
+    /// Content of the runs that have some, and its sum.
+    pub(super) fn content(&self) -> (&[u8], Option<&ContentSum>) {
+        (self.content.get(..self.len).unwrap_or_default(), self.sum.as_ref())
     }
 }
 

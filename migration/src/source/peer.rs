@@ -20,10 +20,10 @@ use crate::traits::{Boot, BootFile, SourceVm};
 use crate::transport::{Connections, TICK, Throttle, Transport, TransportError};
 use crate::wire::boot::{self, BootWanted};
 use crate::wire::codec;
-use crate::wire::version::{Hello, Welcome};
+use crate::wire::version::{Agreed, Hello, Welcome};
 use crate::wire::{
-    self, FEATURE_BOOT, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_DESCRIPTION,
-    MAX_STREAMS, WireError,
+    self, FEATURE_BOOT, FEATURE_CRC32, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind,
+    MAX_DESCRIPTION, MAX_STREAMS, WireError,
 };
 
 use super::lanes::{Lanes, random_token};
@@ -89,19 +89,18 @@ impl Peer {
     /// Agrees on a version and on features, has the machine built, and opens data connections if
     /// they are wanted.
     pub(super) fn handshake(&mut self, vm: &SourceVm, cfg: &SourceConfig) -> Result<Lanes, Error> {
-        let wanted = [
+        let needed = [
             (cfg.verify, FEATURE_VERIFY),
             (cfg.compression == Compression::Lz4, FEATURE_LZ4),
             (cfg.streams > 1, FEATURE_STREAMS),
         ];
-        let wanted = wanted.into_iter().filter(|(wanted, _)| *wanted);
-        let needed = wanted.fold(0, |all, (_, feature)| all | feature);
         let boot = vm.machine.boot().map_err(Error::machine("say what it boots"))?;
-        let offered = if boot.is_some() { FEATURE_BOOT } else { 0 };
-        let hello = Hello { offered, ..Hello::new(&cfg.versions, needed) };
+        let offered = [(boot.is_some(), FEATURE_BOOT), (cfg.crc32, FEATURE_CRC32)];
+        let offered = features(&offered);
+        let hello = Hello { offered, ..Hello::new(&cfg.versions, features(&needed)) };
         self.writer.send_control(Kind::Hello, &hello)?;
         let agreed = Welcome::decode(&self.answer(Kind::Welcome)?, &hello)?;
-        self.writer.version = agreed.version;
+        (self.writer.version, self.writer.features) = (agreed.version, agreed.features);
 
         let description = vm.machine.describe(agreed.version);
         let description = description.map_err(Error::machine("describe the machine"))?;
@@ -160,8 +159,9 @@ impl Peer {
         };
         let token = random_token().map_err(Error::Connection)?;
         let announced = wire::Streams { nr: cfg.streams.min(MAX_STREAMS), token };
-        let (cap, version) = (self.cap.as_ref(), self.writer.version);
-        let lanes = Lanes::open(&*connections, &announced, cfg, cap, &self.interrupt, version)?;
+        let agreed = Agreed { version: self.writer.version, features: self.writer.features };
+        let cap = self.cap.as_ref();
+        let lanes = Lanes::open(&*connections, &announced, cfg, cap, &self.interrupt, agreed)?;
         // They wait to be accepted by then, so that a destination need not wait for one that never
         // comes.
         self.writer.send_control(Kind::Streams, &announced)?;
@@ -234,6 +234,11 @@ impl Drop for Peer {
             let _ = reader.join();
         }
     }
+}
+
+/// Those that are wanted.
+fn features(all: &[(bool, u64)]) -> u64 {
+    all.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, feature)| all | feature)
 }
 
 /// The reading thread: passes answers on until the connection ends or nobody waits any more.

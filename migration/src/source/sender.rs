@@ -23,7 +23,8 @@ use crate::traits::{DirtyLog, GuestRam, SourceVm};
 use crate::transport::TICK;
 use crate::units::is_zero;
 use crate::wire::pages::{MAX_RUNS, Run, encode_runs};
-use crate::wire::{Kind, SyncPoint};
+use crate::wire::sum::ContentSum;
+use crate::wire::{Kind, Sum, SyncPoint};
 
 use super::claim::{Claimed, Frame, Protected};
 use super::lanes::{Chunk, Lanes, MEASURE, room_to_pack};
@@ -129,7 +130,8 @@ impl Sender {
             self.lanes.keep(lane);
             return Ok(*cursor < round.nr_words());
         };
-        let len = self.read(round, &frame)?;
+        let summed = Sum::of(Kind::Pages, out.features) == Sum::Crc32;
+        let len = self.read(round, &frame, summed)?;
         let read = started.elapsed();
         self.reading += read;
         if self.buffers.runs.is_empty() {
@@ -172,14 +174,18 @@ impl Sender {
     }
 
     /// Reads pages, sorts them into content and zero, fills `buffers.runs` and `buffers.chunk`.
-    /// Returns the length of the content.
-    fn read(&mut self, round: &Round, frame: &Frame) -> Result<usize, Error> {
+    /// Returns the length of the content. With `summed` its CRC32 is made on the way.
+    fn read(&mut self, round: &Round, frame: &Frame, summed: bool) -> Result<usize, Error> {
         let Self { ram, content, buffers, .. } = self;
-        let Buffers { runs, chunk, .. } = buffers;
+        let Buffers { runs, chunk, packed, .. } = buffers;
         runs.clear();
         let mut zeros = 0;
+        let mut sum = (summed && packed.is_empty()).then(ContentSum::default);
         let mut keep = |page: u64, bytes: &[u8]| {
             if !is_zero(bytes) {
+                if let Some(sum) = &mut sum {
+                    sum.update(bytes);
+                }
                 push(runs, page, 1, false);
                 content.set(page);
                 return true;
@@ -194,6 +200,7 @@ impl Sender {
         };
         let len = frame.read(&**ram, &mut chunk.content, &mut keep);
         let len = len.map_err(Error::machine("read guest memory"))?;
+        chunk.sum = sum;
         round.mark_zero(zeros);
         for &(word, taken) in frame.words() {
             let sent = taken & content.words()[word];

@@ -16,8 +16,8 @@ use crate::traits::DestinationVm;
 use crate::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use crate::wire::{
-    FEATURE_LZ4, FEATURES, Header, Kind, MAX_STATE, Machine, RoundStart, STATE_PART, StateEnd,
-    checksum, codec,
+    FEATURE_CRC32, FEATURE_LZ4, FEATURES, Header, Kind, MAX_STATE, Machine, RoundStart, STATE_PART,
+    StateEnd, Sum, WireError, codec,
 };
 use crate::*;
 
@@ -28,7 +28,12 @@ pub(super) fn frame(kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
 
 /// The same, of any version.
 pub(super) fn frame_of(version: u16, kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
-    let sum = checksum(&[payload]);
+    frame_summed(Sum::Xxh64, version, kind, seq, payload)
+}
+
+/// The same, by what it is summed.
+pub(super) fn frame_summed(sum: Sum, version: u16, kind: u16, seq: u64, payload: &[u8]) -> Vec<u8> {
+    let sum = sum.over(&[payload]);
     let header = Header { version, kind, seq, len: payload.len() as u32, sum };
     let mut out = header.encode().to_vec();
     out.extend_from_slice(payload);
@@ -92,8 +97,11 @@ pub(super) fn feed_to(bytes: Vec<u8>, dest: &mut dyn DestinationVm) -> Result<Re
         let _ = near.write_all(&bytes);
         let _ = near.shutdown(Shutdown::Write);
     });
-    let cfg =
-        DestinationConfig { stall_timeout: Duration::from_secs(2), ..DestinationConfig::default() };
+    let cfg = DestinationConfig {
+        stall_timeout: Duration::from_secs(2),
+        crc32: true,
+        ..DestinationConfig::default()
+    };
     let result = receive(Box::new(far), dest, &cfg, &(), &CancelToken::new());
     feeder.join().unwrap();
     drainer.join().unwrap();
@@ -131,6 +139,27 @@ fn a_valid_stream_is_received() {
     let memory = dest.memory();
     assert!(memory[3 * 4096..4 * 4096].iter().all(|&b| b == 9));
     assert!(memory[4 * 4096..].iter().all(|&b| b == 0));
+}
+
+#[test]
+fn memory_is_summed_as_was_agreed_and_all_else_as_ever() {
+    let sent = |features, kinds: &[Kind]| {
+        let mut frames = valid();
+        frames[0] = hello(features);
+        let bytes = frames.iter().zip(0..).flat_map(|((kind, payload), seq)| {
+            let sum = if kinds.contains(kind) { Sum::Crc32 } else { Sum::Xxh64 };
+            frame_summed(sum, NEWEST, *kind as u16, seq, payload)
+        });
+        feed(bytes.collect())
+    };
+    let refused = |(result, dest): (Result<Received, Failure>, Dest)| {
+        let Error::Wire(WireError::PayloadSum) = result.unwrap_err().cause else { return false };
+        dest.memory().iter().all(|&byte| byte == 0)
+    };
+    assert!(sent(FEATURE_CRC32, &[Kind::Pages]).0.is_ok());
+    assert!(refused(sent(FEATURE_CRC32, &[])));
+    assert!(refused(sent(0, &[Kind::Pages])));
+    assert!(refused(sent(FEATURE_CRC32, &[Kind::Pages, Kind::Round])));
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn sent(most: usize, cap: Option<Cap>) -> (Seen, Vec<u8>, Vec<u8>) {
     let mut writer = FrameWriter::new(out, cap, patience, Interrupt::default());
     let (mut table, content) = (Vec::new(), vec![7; 32 * 4096]);
     encode_runs(&[Run { first: 3, nr: 32, zero: false }], &mut table);
-    writer.send_pages(&table, &content, &mut []).unwrap();
+    writer.send_pages(&table, (&content, None), &mut []).unwrap();
     writer.send(Kind::Idle, &[]).unwrap();
     let seen = std::mem::take(&mut *seen.lock().unwrap());
     assert_eq!(writer.bytes(), seen.bytes.len() as u64);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use super::dest::Dest;
-use super::hostile::{feed, frame_of, hello, machine, pages, round, stream};
+use super::hostile::{feed, frame_of, frame_summed, hello, machine, pages, round, stream};
 use super::model::Model;
 use super::oracle::{config, pair};
 use crate::traits::{Machine, SourceVm};
@@ -14,7 +14,9 @@ use crate::wire::boot::{Boot, BootWanted, FileId};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
-use crate::wire::{Abort, Join, Kind, StateEnd, Streams, SyncPoint, VerifyChunk};
+use crate::wire::{
+    Abort, FEATURE_CRC32, Join, Kind, StateEnd, Streams, Sum, SyncPoint, VerifyChunk,
+};
 use crate::*;
 
 /// The payload of a frame of each kind.
@@ -66,9 +68,13 @@ fn payload(kind: Kind) -> Vec<u8> {
 #[test]
 fn golden_bytes_of_every_frame() {
     for kind in (0..=u16::MAX).filter_map(Kind::from_u16) {
-        let frame = frame_of(2, kind as u16, 0x77, &payload(kind));
-        let name = format!("frame-{:02}-{kind:?}.bin", kind as u16).to_lowercase();
-        wherry_codec::golden::check(env!("CARGO_MANIFEST_DIR"), &name, &frame);
+        let memory = matches!(kind, Kind::Pages | Kind::PagesLz4);
+        for (features, name) in [(0, ""), (FEATURE_CRC32, if memory { "-crc32" } else { "" })] {
+            let sum = Sum::of(kind, features);
+            let frame = frame_summed(sum, 2, kind as u16, 0x77, &payload(kind));
+            let name = format!("frame-{:02}-{kind:?}{name}.bin", kind as u16).to_lowercase();
+            wherry_codec::golden::check(env!("CARGO_MANIFEST_DIR"), &name, &frame);
+        }
     }
 }
 
@@ -105,20 +111,26 @@ fn moved(
     to: RangeInclusive<u16>,
     streams: u32,
 ) -> Result<Vec<u16>, Box<(Failure, Failure)>> {
+    let from = SourceConfig { versions: from, streams, ..config(HintMode::Auto) };
+    moved_by(&from, DestinationConfig { versions: to, ..DestinationConfig::default() })
+}
+
+fn moved_by(
+    from: &SourceConfig,
+    to: DestinationConfig,
+) -> Result<Vec<u16>, Box<(Failure, Failure)>> {
     let model = Model::new(200, false, vec![]);
     let asked = Arc::new(Asked { inner: model.clone(), versions: Mutex::default() });
     let vm = SourceVm { machine: asked.clone(), ..model.vm() };
-    let cfg = SourceConfig { versions: from, streams, ..config(HintMode::Auto) };
-    let (near, far) = match streams {
+    let (near, far) = match from.streams {
         1 => pair(),
-        _ => super::streams::linked(streams, |_| pair()),
+        streams => super::streams::linked(streams, |_| pair()),
     };
     let receiver = thread::spawn(move || {
-        let cfg = DestinationConfig { versions: to, ..DestinationConfig::default() };
         let mut dest = Dest::default();
-        receive(far, &mut dest, &cfg, &(), &CancelToken::new()).map(|_| dest.memory())
+        receive(far, &mut dest, &to, &(), &CancelToken::new()).map(|_| dest.memory())
     });
-    let report = migrate(&vm, near, &cfg, &(), &CancelToken::new());
+    let report = migrate(&vm, near, from, &(), &CancelToken::new());
     match (report, receiver.join().unwrap()) {
         (Ok(_), Ok(memory)) => {
             model.compare(&memory).unwrap();
@@ -138,6 +150,20 @@ fn guests_move_between_a_release_and_the_next_both_ways() {
         assert_eq!(moved(2..=2, 2..=3, streams).unwrap(), [2, 2]);
         assert_eq!(moved(2..=3, 2..=3, streams).unwrap(), [3, 3]);
         assert_eq!(moved(2..=3, 3..=4, streams).unwrap(), [3, 3]);
+    }
+}
+
+#[test]
+fn memory_moves_whichever_side_has_no_use_for_crc32() {
+    for (streams, compression) in
+        [(1, Compression::None), (1, Compression::Lz4), (2, Compression::None)]
+    {
+        for (offers, takes) in [(true, true), (true, false), (false, true), (false, false)] {
+            let from =
+                SourceConfig { crc32: offers, streams, compression, ..config(HintMode::Auto) };
+            let to = DestinationConfig { crc32: takes, ..DestinationConfig::default() };
+            assert!(moved_by(&from, to).is_ok(), "{offers} {takes} {streams} {compression:?}");
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! | 6 | 2 | kind |
 //! | 8 | 8 | sequence number, from 0, one series per direction |
 //! | 16 | 4 | payload length in bytes |
-//! | 20 | 4 | [`checksum`] of the payload |
+//! | 20 | 4 | [`Sum`] of the payload |
 //! | 24 | 4 | CRC32 of bytes 0..24 |
 //!
 //! The header has this layout in every version.
@@ -56,15 +56,15 @@ pub mod digests;
 pub mod error;
 pub mod kind;
 pub mod pages;
+pub mod sum;
 pub mod text;
 pub mod version;
-
-use std::hash::Hasher;
 
 use serde::{Deserialize, Serialize};
 
 pub use error::WireError;
 pub use kind::Kind;
+pub use sum::Sum;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"WHRY";
@@ -96,26 +96,16 @@ pub const FEATURE_STREAMS: u64 = 4;
 /// Feature of [`version::Hello`]: what the machine boots at a reset comes with it. Offered, never
 /// needed: at a destination without it a reset ends the guest.
 pub const FEATURE_BOOT: u64 = 8;
+/// Feature of [`version::Hello`]: frames of memory are summed by CRC32. Offered, never needed, by
+/// and to sides where that is faster.
+pub const FEATURE_CRC32: u64 = 16;
 /// All features that there are.
-pub const FEATURES: u64 = FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS | FEATURE_BOOT;
+pub const FEATURES: u64 =
+    FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS | FEATURE_BOOT | FEATURE_CRC32;
 /// Data connections at most.
 pub const MAX_STREAMS: u32 = 16;
 /// Most pages of guest RAM, one page less than 8 TiB: what one memory slot of KVM can have.
 pub const MAX_PAGES: u64 = (1 << 31) - 1;
-
-/// Checksum of a payload: XXH64 of its parts one after another, its halves XORed.
-///
-/// It guards against damage, not against an attacker. XXH64 and not a CRC: it is as fast as memory
-/// with plain multiplications, where a CRC needs carry-less ones, which not every machine has and
-/// software emulation does bit by bit.
-pub fn checksum(parts: &[&[u8]]) -> u32 {
-    let mut hash = twox_hash::XxHash64::with_seed(0);
-    for part in parts {
-        hash.write(part);
-    }
-    let sum = hash.finish();
-    (sum ^ sum >> 32) as u32
-}
 
 impl Kind {
     /// Longest legal payload in bytes.
@@ -148,7 +138,7 @@ pub struct Header {
     pub seq: u64,
     /// Payload length in bytes; not yet held against the kind's limit.
     pub len: u32,
-    /// [`checksum`] of the payload.
+    /// [`Sum`] of the payload.
     pub sum: u32,
 }
 

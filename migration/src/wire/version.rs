@@ -15,7 +15,6 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::FEATURES;
 use super::codec::decode_front;
 use super::error::{NoCommonVersion, WireError};
 use super::kind::Kind;
@@ -39,7 +38,7 @@ pub struct Hello {
     pub oldest: u16,
     /// The newest.
     pub newest: u16,
-    /// Features that the destination must have and use, of [`FEATURES`].
+    /// Features that the destination must have and use, of [`super::FEATURES`].
     pub needed: u64,
     /// Features that it may use.
     pub offered: u64,
@@ -81,15 +80,19 @@ impl Hello {
         if fine { Ok(hello) } else { Err(WireError::Payload(Kind::Hello)) }
     }
 
-    /// What a destination that speaks `versions` agrees to.
-    pub(crate) fn agree(&self, versions: &RangeInclusive<u16>) -> Result<Agreed, WireError> {
+    /// What a destination that speaks `versions` and knows `features` agrees to.
+    pub(crate) fn agree(
+        &self,
+        versions: &RangeInclusive<u16>,
+        features: u64,
+    ) -> Result<Agreed, WireError> {
         let version = self.newest.min(*versions.end());
         if version < self.oldest || version < *versions.start() {
             let theirs = Speaks { versions: self.oldest..=self.newest, release: &self.release };
             return Err(nothing_in_common(&theirs, versions));
         }
-        match self.needed & !FEATURES {
-            0 => Ok(Agreed { version, features: self.needed | self.offered & FEATURES }),
+        match self.needed & !features {
+            0 => Ok(Agreed { version, features: self.needed | self.offered & features }),
             unknown => Err(WireError::Features(unknown)),
         }
     }
@@ -146,6 +149,7 @@ impl fmt::Display for Speaks<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::FEATURES;
     use super::*;
 
     fn hello(oldest: u16, newest: u16) -> Hello {
@@ -154,7 +158,8 @@ mod tests {
 
     #[test]
     fn the_newest_version_that_both_know_is_spoken() {
-        let agreed = |hello: Hello, ours| hello.agree(&ours).map(|agreed| agreed.version).ok();
+        let agreed =
+            |hello: Hello, ours| hello.agree(&ours, FEATURES).map(|agreed| agreed.version).ok();
         assert_eq!(agreed(hello(2, 3), 2..=3), Some(3));
         assert_eq!(agreed(hello(2, 3), 3..=4), Some(3));
         assert_eq!(agreed(hello(3, 4), 2..=3), Some(3));
@@ -165,18 +170,18 @@ mod tests {
 
     #[test]
     fn two_that_have_no_version_in_common_are_both_named() {
-        let error = hello(4, 5).agree(&(2..=3)).unwrap_err().to_string();
+        let error = hello(4, 5).agree(&(2..=3), FEATURES).unwrap_err().to_string();
         assert!(error.contains("versions 4 to 5 (wherry 9.9\u{fffd})"), "{error}");
         assert!(error.contains(&format!("versions 2 to 3 ({RELEASE})")), "{error}");
     }
 
     #[test]
     fn features_that_are_needed_and_unknown_are_refused_and_those_offered_are_not() {
-        let offers = Hello { offered: FEATURES + 1, ..hello(2, 2) };
-        let features = offers.agree(&(2..=2)).unwrap().features;
-        assert_eq!(features, FEATURES & offers.offered | 1);
+        let offers = Hello { offered: 2 * FEATURES + 1, ..hello(2, 2) };
+        let agreed = |known| offers.agree(&(2..=2), known).unwrap().features;
+        assert_eq!((agreed(FEATURES), agreed(5)), (FEATURES, 5));
         let needs = Hello { needed: (FEATURES + 1) | 1, ..hello(2, 2) };
-        assert!(needs.agree(&(2..=2)).is_err());
+        assert!(needs.agree(&(2..=2), FEATURES).is_err());
     }
 
     #[test]

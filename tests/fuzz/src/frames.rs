@@ -2,7 +2,7 @@
 //! fuzzer would see none accepted.
 
 use wherry_migration::wire::version::NEWEST;
-use wherry_migration::wire::{Header, Kind, checksum};
+use wherry_migration::wire::{FEATURE_CRC32, Header, Kind, Sum};
 
 use crate::bytes::Bytes;
 
@@ -21,6 +21,8 @@ pub(crate) const BAD_SUM: u8 = 1;
 pub(crate) const BAD_NUMBER: u8 = 2;
 /// So many pages of content follow the payload as the byte after it says.
 pub(crate) const CONTENT: u8 = 4;
+/// Memory is summed by CRC32.
+pub(crate) const CRC32: u8 = 8;
 
 impl Record {
     pub(crate) fn take(input: &mut Bytes<'_>) -> Self {
@@ -46,7 +48,9 @@ impl Record {
     pub(crate) fn frame(&self, seq: &mut u64) -> Vec<u8> {
         let number = *seq + u64::from(self.flags & BAD_NUMBER != 0);
         *seq += 1;
-        let sum = checksum(&[&self.payload]) ^ u32::from(self.flags & BAD_SUM != 0);
+        let features = if self.flags & CRC32 != 0 { FEATURE_CRC32 } else { 0 };
+        let sum = Kind::from_u16(self.kind).map_or(Sum::Xxh64, |kind| Sum::of(kind, features));
+        let sum = sum.over(&[&self.payload]) ^ u32::from(self.flags & BAD_SUM != 0);
         let len = self.payload.len() as u32;
         let header = Header { version: NEWEST, kind: self.kind, seq: number, len, sum };
         [&header.encode()[..], &self.payload].concat()

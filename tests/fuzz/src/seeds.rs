@@ -15,8 +15,8 @@ use wherry_migration::wire::digests::Digests;
 use wherry_migration::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use wherry_migration::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use wherry_migration::wire::{
-    FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Join, Kind, Machine, RoundStart,
-    StateEnd, Streams, SyncPoint, VerifyChunk,
+    FEATURE_CRC32, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Header, Join, Kind, Machine,
+    RoundStart, StateEnd, Streams, SyncPoint, VerifyChunk,
 };
 use wherry_vmm::boot::reset::Reset;
 use wherry_vmm::config::devices;
@@ -27,7 +27,7 @@ use wherry_vmm::machine::{Description, Kernel, MachineState};
 
 use crate::balloon::op;
 use crate::blk::op as disk;
-use crate::frames::Record;
+use crate::frames::{CRC32, Record};
 use crate::machine::RAM;
 use crate::{Rng, TARGETS};
 
@@ -239,9 +239,14 @@ fn destination() -> Seeds {
         }
         out
     };
+    let mut summed = pages(0, 3);
+    if let Some(flags) = summed.get_mut(2) {
+        *flags |= CRC32;
+    }
     let with = |parts: &[&[u8]]| [&[0][..], &parts.concat()].concat();
     vec![
         ("plain", with(&[&plain])),
+        ("crc32", with(&[&hello(FEATURE_CRC32), &round(1), &summed, &end()])),
         ("packed", with(&[&hello(FEATURE_LZ4), &round(1), &packed, &end()])),
         ("verify", with(&[&hello(FEATURE_VERIFY), &round(1), &pages(0, 3), &verify, &end()])),
         ("streams", with(&[&over[0], &over[1]])),
@@ -269,6 +274,7 @@ fn source() -> Seeds {
         ("hints", answers(2, 0)),
         ("verify", answers(4, FEATURE_VERIFY)),
         ("packed", answers(8, FEATURE_LZ4)),
+        ("crc32", answers(16, FEATURE_CRC32)),
         ("no-answer", lost),
     ]
 }

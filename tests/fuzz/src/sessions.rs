@@ -159,8 +159,12 @@ pub fn destination(data: &[u8]) {
     let mut connections: VecDeque<_> = connections.into();
     let bytes = connections.pop_front().unwrap_or_default();
     let mut dest = Dest::default();
-    let cfg =
-        DestinationConfig { stall_timeout: Duration::from_secs(5), ..DestinationConfig::default() };
+    let cfg = DestinationConfig {
+        stall_timeout: Duration::from_secs(5),
+        // Whatever this machine is good at.
+        crc32: true,
+        ..DestinationConfig::default()
+    };
     let first = Box::new(Fed { bytes, more: Arc::new(Mutex::new(connections)) });
     let result = receive(first, &mut dest, &cfg, &(), &CancelToken::new());
     assert_eq!(result.is_ok(), dest.runs == 1, "{result:?}");
@@ -383,6 +387,7 @@ pub fn source(data: &[u8]) {
     let cfg = SourceConfig {
         verify: options & 4 != 0,
         compression: if options & 8 != 0 { Compression::Lz4 } else { Compression::None },
+        crc32: options & 16 != 0,
         max_rounds: 2,
         on_timeout: OnTimeout::Force,
         stall_timeout: Duration::from_millis(500),
