@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::Result;
 use crate::hosts::output;
 
-/// A mounted file system, which is thawed and unmounted in the end.
+/// A mounted file system, which is unmounted in the end.
 pub struct Mount(PathBuf);
 
 impl Mount {
@@ -33,19 +33,29 @@ impl Mount {
         Self::new(dir, &["-o", "loop", &file.to_string_lossy()])
     }
 
-    /// Whoever writes waits, or may go on.
+    /// Whoever writes to it waits until what this returns is dropped: before any VM, whose process
+    /// cannot end while it waits.
     ///
     /// # Errors
     /// fsfreeze(8) says why not.
-    pub fn freeze(&self, on: bool) -> Result<()> {
-        let what = if on { "--freeze" } else { "--unfreeze" };
-        output(Command::new("fsfreeze").arg(what).arg(&self.0)).map(drop)
+    pub fn freeze(&self) -> Result<Frozen<'_>> {
+        output(Command::new("fsfreeze").arg("--freeze").arg(&self.0))?;
+        Ok(Frozen(&self.0))
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = self.freeze(false);
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).output();
+    }
+}
+
+/// See [`Mount::freeze`].
+#[must_use]
+pub struct Frozen<'a>(&'a Path);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(self.0).output();
     }
 }

@@ -44,9 +44,14 @@ fn a_disk_that_hangs_fails_the_migration_and_nothing_else() -> Result<()> {
     let image = dir.join("disk.raw");
     let mut guest = guest(&env, &image)?;
     guest.console()?.send("disk 3")?;
-    // From now on every write waits.
-    mount.freeze(true)?;
+    let frozen = mount.freeze()?;
     std::thread::sleep(Duration::from_secs(3));
+    // Its console does not wait for its disk, which answers in the end.
+    for nth in 1..=10 {
+        let word = format!("echo {nth}");
+        guest.console()?.send(&word)?;
+        guest.wait_for(&word, SOON)?;
+    }
     let uri = env.unix_uri("hangs");
     let disk = ["--disk".to_owned(), format!("path={}", image.display())];
     let mut destination = Guest::receive_with(&env, "destination", &uri, &disk)?;
@@ -55,7 +60,7 @@ fn a_disk_that_hangs_fails_the_migration_and_nothing_else() -> Result<()> {
     assert_eq!(error.code, 5, "{error}");
     assert!(!destination.wait_exit(SOON)?.success());
     is(&guest, "running")?;
-    mount.freeze(false)?;
+    drop(frozen);
     assert_eq!(guest.wait_for("disk", WRITTEN)?.num("bad")?, 0);
     let uri = env.unix_uri("again");
     let mut destination = Guest::receive_with(&env, "again", &uri, &disk)?;
