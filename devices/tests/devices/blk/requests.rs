@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, MmapRegion};
 use wherry_devices::virtio::blk::request::{kind, status};
@@ -40,6 +42,40 @@ fn small_reads_of_what_is_in_memory_are_done_where_they_are_taken() {
     rig.bench.run();
     assert_eq!(rig.driver.take_used(&rig.bench).len(), 2);
     assert!(rig.get(DATA + PAGE, 4096) == content[393 * 512..401 * 512]);
+}
+
+/// The loop serves network and console, too: whatever a disk is asked for that hangs, it turns.
+#[test]
+fn the_event_loop_does_not_wait_for_a_disk() {
+    // A loop that waits is let go: seen, not waited for.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let kinds = [kind::IN, kind::OUT, kind::FLUSH, kind::DISCARD, kind::WRITE_ZEROES];
+    for first in kinds {
+        let mut rig = Rig::usual();
+        rig.disk.hold(true);
+        let (disk, (turned, has_turned)) = (rig.disk.clone(), channel());
+        let waited = std::thread::spawn(move || {
+            let waited = has_turned.recv_timeout(PATIENCE).is_err();
+            disk.hold(!waited);
+            waited
+        });
+        rig.put(DATA, &range(1, 1, 0));
+        let mut ask = |kind| match kind {
+            kind::FLUSH => rig.send(kind, 0, &[]),
+            kind::IN | kind::OUT => rig.send(kind, 3, &[Buf(DATA + PAGE, 512, kind == kind::IN)]),
+            _ => rig.send(kind, 0, &[out(DATA, 16)]),
+        };
+        let answers: Vec<_> = [first].into_iter().chain(kinds).map(&mut ask).collect();
+        rig.turn();
+        let _ = turned.send(());
+        assert!(!waited.join().unwrap(), "the loop waited for request {first}");
+        rig.disk.wait_held(4);
+        assert_eq!(rig.driver.take_used(&rig.bench), []);
+        rig.disk.hold(false);
+        rig.bench.run();
+        assert_eq!(rig.driver.take_used(&rig.bench).len(), answers.len());
+        assert!(answers.iter().all(|at| rig.status(*at) == status::OK));
+    }
 }
 
 #[test]
