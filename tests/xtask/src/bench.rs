@@ -57,6 +57,9 @@ pub struct Args {
     /// Measures disks and network of a guest beside QEMU 10's, and nothing else: in emulation.
     #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer", "html", "from", "resume"])]
     devices: bool,
+    /// Only work of --devices that has this in its name.
+    #[arg(long, value_name = "TEXT", requires = "devices", default_value = "")]
+    work: String,
     /// Measures what a byte of guest memory costs, beside plain copies, and nothing else: two
     /// processes on this machine, without KVM.
     #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer", "html", "from", "resume",
@@ -78,15 +81,16 @@ pub struct Args {
 
 /// Runs `cargo xtask bench`.
 pub fn main(args: &Args) -> Result<u8> {
+    let wanted = devices::Wanted { runs: args.runs.unwrap_or(1), name: args.work.clone() };
     if let Some(dir) = &args.inner {
-        return devices::inner(args.runs.unwrap_or(1), dir);
+        return devices::inner(&wanted, dir);
     }
     let start = Instant::now();
     for path in [&args.json, &args.html].into_iter().flatten() {
         check_writable(path)?;
     }
     if args.devices {
-        return devices::outer(args.runs.unwrap_or(1), args.json.as_deref());
+        return devices::outer(&wanted, args.json.as_deref());
     }
     let workspace = Workspace::find()?;
     let out = workspace.out()?.join("bench");

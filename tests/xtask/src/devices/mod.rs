@@ -26,9 +26,27 @@ use results::{Results, Sample};
 use vms::{Kind, QEMU, Vm};
 use work::{NETWORK, Work};
 
+/// What is to be measured.
+pub struct Wanted {
+    pub runs: u32,
+    /// Only work whose name has this in it.
+    pub name: String,
+}
+
+impl Wanted {
+    fn work(&self) -> Result<Vec<Work>> {
+        let mut all = Work::disks();
+        all.extend(NETWORK);
+        all.retain(|work| work.name.contains(&self.name));
+        ensure!(!all.is_empty(), "no work has `{}` in its name", self.name);
+        Ok(all)
+    }
+}
+
 /// Runs the outer half.
-pub fn outer(runs: u32, json: Option<&Path>) -> Result<u8> {
+pub fn outer(wanted: &Wanted, json: Option<&Path>) -> Result<u8> {
     let start = Instant::now();
+    wanted.work()?;
     setup::install_missing()?;
     let workspace = Workspace::find()?;
     let wherry = workspace.wherry()?;
@@ -42,14 +60,15 @@ pub fn outer(runs: u32, json: Option<&Path>) -> Result<u8> {
     let _ = std::fs::remove_file(&file);
 
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
-    job.timeout = Some(Duration::from_secs(1200 + 600 * u64::from(runs)));
+    job.timeout = Some(Duration::from_secs(1200 + 600 * u64::from(wanted.runs)));
     job.env = testing::lab_environment(&wherry, &[]);
     // The guests' disk, and the tool box.
     job.disks = vec![image.path.clone(), image.path];
     job.writable.push(dir.clone());
     job.copies.push((qemu.folder, QEMU.into()));
     job.argv = vec![std::env::current_exe()?.into(), "bench".into(), "--devices".into()];
-    job.argv.extend(["--runs".into(), runs.to_string().into()]);
+    job.argv.extend(["--runs".into(), wanted.runs.to_string().into()]);
+    job.argv.extend(["--work".into(), wanted.name.clone().into()]);
     job.argv.extend(["--inner".into(), dir.into()]);
     let code = lab::run_emulated(&workspace, &job, "it mounts and makes networks")?;
     ensure!(code == 0, "the benchmark failed in the lab (exit code {code}); see above");
@@ -66,7 +85,7 @@ pub fn outer(runs: u32, json: Option<&Path>) -> Result<u8> {
 }
 
 /// Runs the inner half, which leaves its samples in `dir`.
-pub fn inner(runs: u32, dir: &Path) -> Result<u8> {
+pub fn inner(wanted: &Wanted, dir: &Path) -> Result<u8> {
     let scratch = PathBuf::from("/dev/shm/devices");
     std::fs::create_dir_all(&scratch)?;
     let hosts = Hosts::build(Path::new("/dev/vdb"), &scratch)?;
@@ -75,14 +94,14 @@ pub fn inner(runs: u32, dir: &Path) -> Result<u8> {
     let files = vms::Files::new(&hosts, env, &scratch)?;
     let mut server = hosts.tool(Place::A, &["iperf3", "--server"]);
     let mut server = server.stdout(std::process::Stdio::null()).spawn().context("iperf3")?;
-    let outcome = measure(runs, &hosts, &files);
+    let outcome = measure(wanted, &hosts, &files);
     let _ = server.kill();
     let _ = server.wait();
     std::fs::write(dir.join("results.json"), serde_json::to_vec(&outcome?)?)?;
     Ok(0)
 }
 
-fn measure(runs: u32, hosts: &Hosts, files: &vms::Files) -> Result<Vec<Sample>> {
+fn measure(wanted: &Wanted, hosts: &Hosts, files: &vms::Files) -> Result<Vec<Sample>> {
     let mut vms = Vec::new();
     for (number, kind) in Kind::ALL.into_iter().enumerate() {
         let began = Instant::now();
@@ -90,12 +109,12 @@ fn measure(runs: u32, hosts: &Hosts, files: &vms::Files) -> Result<Vec<Sample>> 
         note(&format!("{} is up after {:.0} s", kind.name(), began.elapsed().as_secs_f64()));
     }
     // All do the same number of requests: so many as the reference does in some seconds.
-    let mut all = Work::disks();
+    let (runs, mut all) = (wanted.runs, wanted.work()?);
     for work in &mut all {
-        let amount = work.calibrate(&mut vms[Kind::REFERENCE])?;
-        note(&format!("{}: {amount} requests", work.name));
+        if let Some(amount) = work.calibrate(&mut vms[Kind::REFERENCE])? {
+            note(&format!("{}: {amount} requests", work.name));
+        }
     }
-    all.extend(NETWORK);
     let mut samples = Vec::new();
     // The first does not count: then all have in memory what they run.
     for run in 0..=runs {

@@ -61,13 +61,13 @@ impl Work {
         matches!(self.does, Does::Net { .. })
     }
 
-    /// Sets how many requests there are by what this VM does in a while; says how many.
-    pub fn calibrate(&mut self, vm: &mut Vm) -> Result<u64> {
-        let Does::Disk { rw, block, depth, requests } = &mut self.does else { return Ok(0) };
+    /// Sets how many requests there are, if it is to be so many, by what this VM does in a while.
+    pub fn calibrate(&mut self, vm: &mut Vm) -> Result<Option<u64>> {
+        let Does::Disk { rw, block, depth, requests } = &mut self.does else { return Ok(None) };
         let how = format!("--runtime={SECONDS} --time_based");
         let rate = fio(vm, 0, rw, *block, *depth, &how)?;
         *requests = ((rate * SECONDS) as u64).max(1);
-        Ok(*requests)
+        Ok(Some(*requests))
     }
 
     /// Does it, the given way of the VM's.
