@@ -154,7 +154,11 @@ fn prepare(conf: &LabConf) -> Result<(), String> {
         let options = format!("{NINE_P},cache=mmap");
         step(format!("mount {}", target.display()), sys::mount(tag, &target, "9p", 0, &options))?;
     }
-    step("chroot", std::os::unix::fs::chroot("/root"))?;
+    // In place of the first root, not below it: who is in a part of the root only may make no user
+    // namespace, as passt does.
+    step("cd /root", std::env::set_current_dir("/root"))?;
+    step("move the root", sys::mount(".", "/", "", libc::MS_MOVE, ""))?;
+    step("chroot", std::os::unix::fs::chroot("."))?;
     step("cd /", std::env::set_current_dir("/"))?;
     for (link, target) in
         [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
