@@ -11,15 +11,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use crate::Result;
 use crate::guest::{Env, at};
 
 /// Name of a tap on each host.
 pub const TAP: &str = "tap0";
+/// A port of each host that leads to port 22 of a VM on a network of passt's.
+pub const FORWARDED: u16 = 2222;
 /// The address that a VM with [`MAC`] gets from the client's DHCP server.
 pub const GUEST: &str = "10.77.0.10";
 /// The MAC address that VMs have on both hosts.
@@ -134,6 +135,11 @@ impl Hosts {
             }
             self.ip(&format!("-n {name} addr add {}/24 dev {uplink}", place.address()))?;
             self.ip(&format!("-n {name} link set {uplink} up"))?;
+            if place != Place::Client {
+                // passt goes where the default route goes.
+                let client = Place::Client.address();
+                self.ip(&format!("-n {name} route add default via {client} dev {uplink}"))?;
+            }
         }
         Ok(())
     }
@@ -172,33 +178,36 @@ impl Hosts {
         command
     }
 
+    /// The root of the tool box.
+    pub fn tools(&self) -> &Path {
+        &self.tools
+    }
+
     /// Where the tool box's `/mnt/NAME` is for us.
     pub fn file(&self, name: &str) -> PathBuf {
         self.keys.join(name)
     }
 
-    /// `ssh root@GUEST WORDS` from the client, by a key that no password protects.
+    /// `ssh root@GUEST WORDS` from the client.
     pub fn ssh(&self, words: &[&str]) -> Command {
+        self.ssh_from(Place::Client, (GUEST, 22), words)
+    }
+
+    /// `ssh root@ADDRESS WORDS` from a place, by a key that no password protects.
+    pub fn ssh_from(&self, place: Place, (address, port): (&str, u16), words: &[&str]) -> Command {
         let options = [
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/mnt/known_hosts",
             "LogLevel=ERROR",
             "ConnectTimeout=5",
         ];
-        let mut command = self.tool(Place::Client, &["ssh", "-i", "/mnt/key"]);
+        let mut command = self.tool(place, &["ssh", "-i", "/mnt/key"]);
         for option in options {
             command.args(["-o", option]);
         }
-        command.arg(format!("root@{GUEST}")).args(words).stdin(Stdio::null());
+        command.args(["-p", &port.to_string(), &format!("root@{address}")]);
+        command.args(words).stdin(Stdio::null());
         command
-    }
-
-    /// Runs a script in the guest; what it printed.
-    ///
-    /// # Errors
-    /// It failed.
-    pub fn in_guest(&self, script: &str) -> Result<String> {
-        output(&mut self.ssh(&[script]))
     }
 
     /// Which address the switch between the hosts knows at which port (`up-a`, `up-b`).
@@ -208,24 +217,6 @@ impl Hosts {
     pub fn switch_table(&self) -> Result<String> {
         let words = ["bridge", "fdb", "show", "br", "lan", "dynamic"];
         output(Command::new("chroot").arg(&self.tools).args(words))
-    }
-
-    /// Waits until the guest lets us in.
-    ///
-    /// # Errors
-    /// It did not within the time.
-    pub fn wait_for_ssh(&self, limit: Duration) -> Result<()> {
-        let end = Instant::now() + limit;
-        loop {
-            let out = self.ssh(&["true"]).output()?;
-            if out.status.success() {
-                return Ok(());
-            }
-            if Instant::now() > end {
-                bail!("no ssh into the guest: {}", String::from_utf8_lossy(&out.stderr));
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wherry_tests::debian::flow::Flow;
 use wherry_tests::debian::ledger::{self, Ledger};
-use wherry_tests::debian::{Debian, load};
-use wherry_tests::hosts::{GUEST, Hosts, MAC, Place};
+use wherry_tests::debian::{Debian, Net, load};
+use wherry_tests::hosts::{FORWARDED, GUEST, Hosts, MAC, Place};
 use wherry_tests::{Env, Frame, Result, Scratch, When, eventually};
 
 /// What the guest's kernel says about its disks; nothing, if all is well.
@@ -26,12 +26,17 @@ fn device(variable: &str) -> Result<String> {
 
 /// A Debian with its own disk and one for data, and people in it.
 fn start(scratch: &Scratch, disk: &str, args: &[&str]) -> Result<Debian> {
+    start_on(Net::Tap, scratch, disk, args)
+}
+
+/// The same, on this network.
+fn start_on(net: Net, scratch: &Scratch, disk: &str, args: &[&str]) -> Result<Debian> {
     let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
     let env = Env::binary(scratch.path())?.on_fast_storage()?;
     let data = scratch.path().join("data.raw");
     File::create(&data)?.set_len(1 << 30)?;
     let data = format!("path={},serial=data", data.display());
-    let debian = Debian::start(hosts, &env, &[device(disk)?, data], args)?;
+    let debian = Debian::start(hosts, &env, net, &[device(disk)?, data], args)?;
     debian.wait_for_ssh()?;
     Ok(debian)
 }
@@ -116,6 +121,57 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
 
     println!("passes of the load: {}", load::end(&debian)?);
     assert_eq!(debian.run(DISK_ERRORS)?, "");
+    debian.shut_down()
+}
+
+/// A program at the client that says a word to whoever connects to its port 5001.
+struct Greeter(Child);
+
+impl Greeter {
+    fn start(hosts: &Hosts) -> Result<Self> {
+        const GREET: &str = "use IO::Socket::INET; \
+            $s = IO::Socket::INET->new(Listen => 8, LocalPort => 5001, ReuseAddr => 1) or die $!; \
+            while ($c = $s->accept) { print $c qq(welcome\n); close $c }";
+        let mut greet = hosts.tool(Place::Client, &["perl", "-e", GREET]);
+        greet.stdin(Stdio::null()).spawn().map(Self).context("cannot start perl")
+    }
+}
+
+impl Drop for Greeter {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+#[test]
+fn a_stock_debian_on_a_network_without_privileges_is_reached_where_it_has_moved() -> Result<()> {
+    const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+    let scratch = Scratch::new("debian-user")?;
+    let disk = "WHERRY_DEBIAN_BOOKWORM_CLOUD";
+    let mut debian = start_on(Net::User, &scratch, disk, &["--memory", "512MiB"])?;
+    let boot = debian.run(BOOT_ID)?;
+    let _greeter = Greeter::start(&debian.hosts)?;
+    let reached = |debian: &Debian| -> Result<()> {
+        // A login is a connection of its own.
+        debian.wait_for_ssh()?;
+        assert_eq!(debian.run(BOOT_ID)?, boot);
+        let addresses = debian.run("ip -4 -o addr show scope global; ip route")?;
+        assert!(addresses.contains("inet 10.0.2.15/24"), "{addresses}");
+        let gateway = addresses.lines().find(|line| line.starts_with("default"));
+        let by_dhcp = gateway
+            .is_some_and(|line| line.contains("via 10.0.2.2 ") && line.contains("proto dhcp"));
+        assert!(by_dhcp, "{addresses}");
+        let client = Place::Client.address();
+        assert_eq!(debian.run(&format!("cat < /dev/tcp/{client}/5001"))?, "welcome\n");
+        assert_eq!(debian.run_by_wherry("hostname")?, "deb\n");
+        Ok(())
+    };
+    reached(&debian)?;
+    debian.move_over(&["--verify"])?;
+    let before = format!(": < /dev/tcp/127.0.0.1/{FORWARDED}");
+    let before = debian.hosts.tool(Place::A, &["bash", "-c", &before]).output()?;
+    assert!(!before.status.success(), "its port is still open where it was");
+    reached(&debian)?;
     debian.shut_down()
 }
 
@@ -239,7 +295,7 @@ fn lives(disk: &str, packages: &str) -> Result<()> {
     let env = Env::binary(scratch.path())?.on_fast_storage()?;
     let packages = format!("path={},readonly=on,serial=packages", device(packages)?);
     let disks = [device(disk)?, packages];
-    let mut debian = Debian::start(hosts, &env, &disks, &["--memory", "1GiB"])?;
+    let mut debian = Debian::start(hosts, &env, Net::Tap, &disks, &["--memory", "1GiB"])?;
     debian.wait_for_ssh()?;
     let first = debian.run("uname -r")?;
     say(&format!("up with {}; reboots", first.trim()));

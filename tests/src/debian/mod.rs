@@ -5,6 +5,8 @@ pub mod ledger;
 pub mod load;
 pub mod stream;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
@@ -21,11 +23,31 @@ const NAME: &str = "deb";
 /// A VMM ends, or says that it runs.
 const SOON: Duration = Duration::from_secs(60);
 
+/// Its network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Net {
+    /// On the hosts' network, to be reached by the client.
+    Tap,
+    /// On a network that passt makes, to be reached by a port of its host.
+    User,
+}
+
+impl Net {
+    /// As `--net` takes it on each host.
+    fn end(self) -> String {
+        match self {
+            Self::Tap => format!("tap={}", hosts::TAP),
+            Self::User => format!("user,forward={}:22", hosts::FORWARDED),
+        }
+    }
+}
+
 /// The guest, and where it is. Its disks are on both hosts.
 pub struct Debian {
     /// Hosts and client.
     pub hosts: Hosts,
     env: Env,
+    net: Net,
     disks: Vec<String>,
     place: Place,
     moves: u32,
@@ -33,16 +55,22 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// Starts it on host a. It gets a name, a key for root, a card on the hosts' network, `disks`
-    /// (as `--disk` takes them; the first boots), and no more; `args` are added to `wherry run`'s.
+    /// Starts it on host a. It gets a name, a key for root, a network card, `disks` (as `--disk`
+    /// takes them; the first boots), and no more; `args` are added to `wherry run`'s.
     ///
     /// # Errors
     /// The VMM did not come up.
-    pub fn start(hosts: Hosts, env: &Env, disks: &[String], args: &[&str]) -> Result<Self> {
+    pub fn start(
+        hosts: Hosts,
+        env: &Env,
+        net: Net,
+        disks: &[String],
+        args: &[&str],
+    ) -> Result<Self> {
         let host = hosts.on(Place::A, env)?;
-        let guest = first(&host, &hosts, disks, args)?;
+        let guest = first(&host, &hosts, net, disks, args)?;
         let (env, disks) = (env.clone(), disks.to_vec());
-        Ok(Self { hosts, env, disks, place: Place::A, moves: 0, guest })
+        Ok(Self { hosts, env, net, disks, place: Place::A, moves: 0, guest })
     }
 
     /// Starts it again where it was, from its disks.
@@ -51,7 +79,7 @@ impl Debian {
     /// As [`Debian::start`].
     pub fn start_again(mut self, args: &[&str]) -> Result<Self> {
         let host = self.hosts.on(self.place, &self.env)?;
-        self.guest = first(&host, &self.hosts, &self.disks, args)?;
+        self.guest = first(&host, &self.hosts, self.net, &self.disks, args)?;
         Ok(self)
     }
 
@@ -63,9 +91,9 @@ impl Debian {
         const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
         let before = self.run(BOOT_ID)?;
         // It may cut the connection before it answers.
-        let _ = self.hosts.in_guest("systemctl reboot");
+        let _ = self.ssh("systemctl reboot").output();
         let again = || {
-            let now = self.hosts.in_guest(BOOT_ID);
+            let now = hosts::output(&mut self.ssh(BOOT_ID));
             let now = now.map_err(|error| format!("no answer: {error}"));
             Ok(now.and_then(|id| if id == before { Err("it still runs".into()) } else { Ok(()) }))
         };
@@ -77,7 +105,41 @@ impl Debian {
     /// # Errors
     /// It does not, with what it said on its console.
     pub fn wait_for_ssh(&self) -> Result<()> {
-        self.hosts.wait_for_ssh(BOOT).with_context(|| self.last_words())
+        let open = || {
+            let out = self.ssh("true").output()?;
+            let why = || format!("no ssh into it: {}", String::from_utf8_lossy(&out.stderr));
+            Ok(if out.status.success() { Ok(()) } else { Err(why()) })
+        };
+        eventually(BOOT, open).map(drop).with_context(|| self.last_words())
+    }
+
+    /// A script in it, over ssh.
+    fn ssh(&self, script: &str) -> Command {
+        match self.net {
+            Net::Tap => self.hosts.ssh(&[script]),
+            Net::User => {
+                let by = ("127.0.0.1", hosts::FORWARDED);
+                self.hosts.ssh_from(self.place, by, &[script])
+            }
+        }
+    }
+
+    /// Runs a script in it by `wherry ssh` on its host, with the `ssh` of the tool box.
+    ///
+    /// # Errors
+    /// As [`Debian::run`].
+    pub fn run_by_wherry(&self, script: &str) -> Result<String> {
+        let host = self.hosts.on(self.place, &self.env)?;
+        let bin = host.dir.join("bin");
+        let text =
+            format!("#!/bin/sh\nexec chroot '{}' ssh \"$@\"\n", self.hosts.tools().display());
+        std::fs::create_dir_all(&bin)?;
+        std::fs::write(bin.join("ssh"), text)?;
+        std::fs::set_permissions(bin.join("ssh"), Permissions::from_mode(0o755))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut ssh = host.command(&["ssh", NAME, "--identity", "/mnt/key", "--", script]);
+        ssh.env("PATH", format!("{}:{path}", bin.display()));
+        hosts::output(&mut ssh).with_context(|| self.last_words())
     }
 
     /// Runs a script in it, over ssh.
@@ -85,7 +147,7 @@ impl Debian {
     /// # Errors
     /// It failed, with what the guest said on its console.
     pub fn run(&self, script: &str) -> Result<String> {
-        self.hosts.in_guest(script).with_context(|| self.last_words())
+        hosts::output(&mut self.ssh(script)).with_context(|| self.last_words())
     }
 
     /// Moves it to the other host; the migration's report.
@@ -157,7 +219,7 @@ impl Debian {
         let mut command = target.command(&["receive", NAME, uri, "--serial", &console]);
         command
             .args(self.disks.iter().flat_map(|disk| ["--disk", disk]))
-            .args(["--net", &format!("tap={}", hosts::TAP)]);
+            .args(["--net", &self.net.end()]);
         Ok((source, Guest::spawn(&target, NAME, command)?))
     }
 
@@ -202,9 +264,9 @@ impl Debian {
 }
 
 /// `wherry run` on a host.
-fn first(host: &Env, hosts: &Hosts, disks: &[String], args: &[&str]) -> Result<Guest> {
+fn first(host: &Env, hosts: &Hosts, net: Net, disks: &[String], args: &[&str]) -> Result<Guest> {
     let console = format!("file:{}", host.dir.join("console").display());
-    let net = format!("tap={},mac={}", hosts::TAP, hosts::MAC);
+    let net = format!("{},mac={}", net.end(), hosts::MAC);
     let mut command = host.command(&["run", NAME, "--hostname", NAME, "--serial", &console]);
     command.args(disks.iter().flat_map(|disk| ["--disk", disk]));
     command.arg("--ssh-key").arg(hosts.file("key.pub")).args(["--net", &net]).args(args);

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wherry_tests::Env;
-use wherry_tests::debian::Debian;
 use wherry_tests::debian::ledger::{self, Ledger};
 use wherry_tests::debian::stream::Stream;
+use wherry_tests::debian::{Debian, Net};
 use wherry_tests::hosts::{self, Hosts};
 
 use crate::build::Workspace;
@@ -97,7 +97,8 @@ pub fn inner(dir: &Path) -> Result<u8> {
 fn run(env: &Env, hosts: Hosts, out: &Out) -> Result<Figures> {
     note("a stock Debian 12 boots from its own disk");
     let began = Instant::now();
-    let mut debian = Debian::start(hosts, env, &["/dev/vda".to_owned()], &["--memory", MEMORY])?;
+    let mut debian =
+        Debian::start(hosts, env, Net::Tap, &["/dev/vda".to_owned()], &["--memory", MEMORY])?;
     debian.wait_for_ssh()?;
     let boot_s = began.elapsed().as_secs_f64();
     let kernel = debian.run(KERNEL)?;
