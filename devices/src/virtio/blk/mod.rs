@@ -2,7 +2,8 @@
 //!
 //! The event loop takes requests from the queue and checks them ([`request`]); workers do them, and
 //! complete them when they are through ([`pool`]). A slow disk holds nobody up but who waits for
-//! it; what is in the host's memory is read by the loop itself. No more than [`DEPTH`] requests are taken, the others stay in the queue.
+//! it; what is in the host's memory is read by the loop itself. No more than [`DEPTH`] requests are
+//! taken, the others stay in the queue.
 //!
 //! # Pauses
 //! A pause waits for what a worker has begun. What has not begun, waits for its turn
