@@ -199,7 +199,9 @@ impl Hosts {
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/mnt/known_hosts",
             "LogLevel=ERROR",
-            "ConnectTimeout=5",
+            // Also until sshd says its name. Who is not there says so, or nobody says where they are,
+            // within seconds.
+            "ConnectTimeout=60",
         ];
         let mut command = self.tool(place, &["ssh", "-i", "/mnt/key"]);
         for option in options {
