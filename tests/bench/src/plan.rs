@@ -212,8 +212,9 @@ mod tests {
         let mut words = shown.words.iter().skip(3);
         let mut cases = Vec::new();
         while let Some(word) = words.next() {
-            if ["--json", "--html", "--runs", "--peer", "--only", "--from"].contains(&word.as_str())
-            {
+            let with_value =
+                ["--json", "--html", "--runs", "--peer", "--only", "--from", "--memory", "--work"];
+            if with_value.contains(&word.as_str()) {
                 words.next();
             } else if !word.starts_with("--") && !is_path(word) {
                 cases.push(word.clone());

@@ -20,11 +20,11 @@ use super::{PAGE, Ram, Region};
 /// Pages that are looked at, and read, while nobody punches a hole: 1 MiB.
 const PIECE: usize = 256;
 
-/// [`GuestRam::take`]'s choice.
+/// The choice of [`take`](wherry_migration::traits::GuestRam::take).
 type Keep<'a> = &'a mut dyn FnMut(u64, &[u8]) -> bool;
 
 impl Ram {
-    /// [`GuestRam::take`].
+    /// See [`take`](wherry_migration::traits::GuestRam::take).
     pub(super) fn take_pages(&self, first: u64, buf: &mut [u8], keep: Keep) -> io::Result<usize> {
         if !buf.len().is_multiple_of(PAGE_SIZE) {
             return Err(io::ErrorKind::InvalidInput.into());
