@@ -183,10 +183,10 @@ impl Disk for MemDisk {
         let cached = self.cached.load(Ordering::SeqCst).min(content.len() as u64) as usize;
         let mut left = content[..cached].get(at as usize..).unwrap_or_default();
         into.iter().all(|slice| {
-            let (some, rest) = left.split_at(slice.len().min(left.len()));
-            slice.copy_from(some);
-            left = rest;
-            some.len() == slice.len()
+            slice.copy_from(left);
+            let all = left.len() >= slice.len();
+            left = left.get(slice.len()..).unwrap_or_default();
+            all
         })
     }
     fn write(&self, at: u64, from: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
