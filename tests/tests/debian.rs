@@ -144,7 +144,8 @@ impl Drop for Greeter {
 }
 
 #[test]
-fn a_stock_debian_on_a_network_without_privileges_is_reached_where_it_has_moved() -> Result<()> {
+#[ignore = "long"]
+fn soak_a_debian_without_privileges_is_reached_where_it_has_moved() -> Result<()> {
     const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
     let scratch = Scratch::new("debian-user")?;
     let disk = "WHERRY_DEBIAN_BOOKWORM_CLOUD";
