@@ -199,8 +199,7 @@ impl Hosts {
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/mnt/known_hosts",
             "LogLevel=ERROR",
-            // Also until sshd says its name. Who is not there says so, or nobody says where they are,
-            // within seconds.
+            // Also until sshd says its name. That nobody is there is known within seconds.
             "ConnectTimeout=60",
         ];
         let mut command = self.tool(place, &["ssh", "-i", "/mnt/key"]);
