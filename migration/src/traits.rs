@@ -29,12 +29,7 @@ pub trait GuestRam: Send + Sync {
     /// front of `buf`, one behind the other; returns their length. Never populates a hole.
     ///
     /// So each page can be looked at while it is in the CPU's first cache.
-    fn take(
-        &self,
-        first: u64,
-        buf: &mut [u8],
-        keep: &mut dyn FnMut(u64, &[u8]) -> bool,
-    ) -> io::Result<usize> {
+    fn take(&self, first: u64, buf: &mut [u8], keep: &mut Keep<'_>) -> io::Result<usize> {
         self.read(first, buf)?;
         Ok(sift(first, buf, keep))
     }
@@ -62,9 +57,12 @@ pub trait GuestRam: Send + Sync {
     }
 }
 
+/// Whether [`GuestRam::take`] is to keep a page, by its number and its copy.
+pub type Keep<'a> = dyn FnMut(u64, &[u8]) -> bool + 'a;
+
 /// For [`GuestRam::take`]: moves the pages in `buf` that `keep` wants, whose first is number
 /// `first`, to the front, and returns their length.
-pub fn sift(first: u64, buf: &mut [u8], keep: &mut dyn FnMut(u64, &[u8]) -> bool) -> usize {
+pub fn sift(first: u64, buf: &mut [u8], keep: &mut Keep<'_>) -> usize {
     let mut len = 0;
     for (page, at) in (first..).zip((0..buf.len()).step_by(PAGE_SIZE)) {
         let bytes = at..buf.len().min(at + PAGE_SIZE);

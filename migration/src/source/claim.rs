@@ -8,7 +8,7 @@ use std::io;
 use crate::bitmap::{AtomicBitmap, word_runs};
 use crate::hinting::sink::protect_words;
 use crate::round::Round;
-use crate::traits::{DirtyLog, GuestRam};
+use crate::traits::{DirtyLog, GuestRam, Keep};
 use crate::units::PAGE_SIZE;
 
 /// Pages that are claimed and protected at a time: each protection costs a system call, and vCPUs
@@ -106,7 +106,7 @@ impl Frame {
         &self,
         ram: &dyn GuestRam,
         content: &mut [u8],
-        keep: &mut dyn FnMut(u64, &[u8]) -> bool,
+        keep: &mut Keep<'_>,
     ) -> io::Result<usize> {
         let mut len = 0;
         for (first, nr) in self.spans() {

@@ -103,10 +103,12 @@ fn balloon() -> Seeds {
 fn blk() -> Seeds {
     let up = [disk::UP, 0];
     let read = [disk::REQUEST, 0, 3, 2];
+    // The last one's data reaches into a page that nobody else writes.
+    let reads = [disk::REQUEST, 0, 3, 3].repeat(4);
     let write = [disk::REQUEST, 1, 5, 3];
     let [flush, id] = [[disk::REQUEST, 2, 0, 0, 0, 0], [disk::REQUEST, 3, 0, 1, 0, 0]];
     let [discard, zero] = [[disk::REQUEST, 4, 0, 8, 8, 0], [disk::REQUEST, 5, 0, 16, 8, 1]];
-    let [full, well, fails] = [2, 0, 1].map(|faults| [disk::FAULT, faults]);
+    let [full, well, fails, cached] = [2, 0, 1, 8].map(|faults| [disk::FAULT, faults]);
     let stop = [disk::REGISTER, 1, 0, disk::REGISTER, 2, 0];
     let turn = [6];
     let all = [&read[..], &write, &flush, &id, &discard, &zero].concat();
@@ -116,6 +118,8 @@ fn blk() -> Seeds {
         ("only-read", with(1, &[&all, &[disk::RUN], &all])),
         ("direct", with(16, &[&all, &all, &[disk::MOVE], &all])),
         ("full", with(0, &[&full, &all, &turn, &[disk::MOVE], &all, &well, &[disk::RUN]])),
+        ("cached", with(0, &[&cached, &[disk::HARVEST], &reads, &[disk::RUN]])),
+        ("half-cached", with(0, &[&cached, &read, &[disk::REQUEST, 0, 15, 2], &[disk::RUN]])),
         ("fails", with(0, &[&fails, &all, &[disk::RUN], &well, &all])),
         ("reset", with(0, &[&all, &turn, &up, &all, &turn, &stop, &[disk::MOVE]])),
         ("stopped", with(0, &[&full, &write, &turn, &stop, &[disk::MOVE], &up, &all])),

@@ -30,7 +30,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, M
 use wherry_devices::GuestMemory;
 use wherry_devices::host::BalloonBackend;
 use wherry_migration::bitmap::Bitmap;
-use wherry_migration::traits::{GuestRam, PAGE_SIZE};
+use wherry_migration::traits::{GuestRam, Keep, PAGE_SIZE};
 
 pub use dirty::{DirtySource, DirtySources, KvmLog, clear_dirty_log};
 
@@ -187,12 +187,7 @@ impl GuestRam for Ram {
         self.take(first, buf, &mut |_, _| true).map(|_| ())
     }
 
-    fn take(
-        &self,
-        first: u64,
-        buf: &mut [u8],
-        keep: &mut dyn FnMut(u64, &[u8]) -> bool,
-    ) -> io::Result<usize> {
+    fn take(&self, first: u64, buf: &mut [u8], keep: &mut Keep<'_>) -> io::Result<usize> {
         self.take_pages(first, buf, keep)
     }
 

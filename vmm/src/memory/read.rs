@@ -13,19 +13,21 @@ use std::os::unix::fs::FileExt;
 use std::sync::PoisonError;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
-use wherry_migration::traits::{PAGE_SIZE, sift};
+use wherry_migration::traits::{Keep, PAGE_SIZE, sift};
 
 use super::{PAGE, Ram, Region};
 
 /// Pages that are looked at, and read, while nobody punches a hole: 1 MiB.
 const PIECE: usize = 256;
 
-/// The choice of [`take`](wherry_migration::traits::GuestRam::take).
-type Keep<'a> = &'a mut dyn FnMut(u64, &[u8]) -> bool;
-
 impl Ram {
     /// See [`take`](wherry_migration::traits::GuestRam::take).
-    pub(super) fn take_pages(&self, first: u64, buf: &mut [u8], keep: Keep) -> io::Result<usize> {
+    pub(super) fn take_pages(
+        &self,
+        first: u64,
+        buf: &mut [u8],
+        keep: &mut Keep<'_>,
+    ) -> io::Result<usize> {
         if !buf.len().is_multiple_of(PAGE_SIZE) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -58,7 +60,7 @@ impl Ram {
         first: u64,
         nr: usize,
         room: &mut [u8],
-        keep: Keep,
+        keep: &mut Keep<'_>,
     ) -> io::Result<(usize, usize, usize)> {
         if nr <= 1 {
             return Ok((0, 0, nr));
