@@ -3,18 +3,15 @@
 //! Each test has a process and a time limit of its own, so that one that hangs costs itself only
 //! and says where it hung.
 //!
-//! **A table of tests.** A folder has a file for each test that was begun, made exclusively by the
-//! lab whose number is in it: so labs share the tests, and none runs twice. "passed" follows the
-//! number in time. A lab that died is followed by one with its number, which goes on with what it
-//! had begun.
+//! **Disks are written once.** What a Debian wrote to its disk stays for as long as the lab does:
+//! keys, packages, a database. So a lab whose disks have been written ends before the next attempt
+//! that has use for them, with [`FRESH`], and a new one with its number goes on in the [`Table`].
 //!
 //! **A second attempt, in emulation only.** The emulated KVM host loses interrupts and now and then
 //! a guest (docs/lab.md). There, and nowhere else, a failed test is tried once more. Both
 //! outcomes are printed and the summary names each test that needed it: one that needs it often has
 //! something to say. On a real KVM host a failure is a failure.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -24,6 +21,7 @@ use clap::Parser;
 
 use crate::lab;
 use crate::note::note;
+use crate::table::Table;
 
 /// Options of `run-tests`.
 #[derive(Debug, Parser)]
@@ -44,37 +42,34 @@ pub struct Args {
     executables: Vec<PathBuf>,
 }
 
-/// Runs them; 1 if any failed for good.
+/// Exit code of a lab that must be followed by a fresh one with its number.
+pub const FRESH: u8 = 75;
+
+/// Runs them; 1 if any failed for good, [`FRESH`] if not all were run.
 pub fn main(args: &Args) -> Result<u8> {
+    let table = Table { dir: &args.table, lab: args.lab };
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
+    let mut ran = false;
     for executable in &args.executables {
         for name in names(executable, &args.filter, soak())? {
-            let mut entry = match take(args, executable, &name)? {
-                Taken::Ours(entry) => entry,
-                Taken::Passed => {
-                    nr_passed += 1;
-                    continue;
-                }
-                Taken::Theirs => continue,
-            };
+            let Some(mut entry) = table.take(executable, &name)? else { continue };
             // What a soak finds once in hundreds of migrations is what it is for.
             let soaks = soak() && name.starts_with("soak_");
             let attempts = if lab::is_emulated() && !soaks { 2 } else { 1 };
-            let mut attempt = 1;
-            let passed = loop {
-                let passed = run(executable, &name, Duration::from_secs(args.limit))?;
-                if passed || attempt == attempts {
-                    break passed;
+            while !entry.passed && entry.failures < attempts {
+                if ran && is_called(executable, "debian") && disks_are_written()? {
+                    note("the lab's disks have been written: going on in a fresh one");
+                    return Ok(FRESH);
                 }
-                attempt += 1;
-                note(&format!("{name}: once more, this host is emulated"));
-            };
-            if passed {
-                entry.write_all(PASSED.as_bytes())?;
+                if entry.failures > 0 {
+                    note(&format!("{name}: once more, this host is emulated"));
+                }
+                ran = true;
+                entry.note(run(executable, &name, Duration::from_secs(args.limit))?)?;
             }
-            match (passed, attempt) {
+            match (entry.passed, entry.failures) {
                 (false, _) => failed.push(name),
-                (true, 1) => nr_passed += 1,
+                (true, 0) => nr_passed += 1,
                 (true, _) => again.push(name),
             }
         }
@@ -89,41 +84,24 @@ pub fn main(args: &Args) -> Result<u8> {
     Ok(u8::from(!failed.is_empty()))
 }
 
-/// What the table says of a test.
-enum Taken {
-    /// This lab is to run it, and note here that it passed.
-    Ours(File),
-    /// It passed in a lab of this number.
-    Passed,
-    /// Another lab runs it, or did.
-    Theirs,
+/// Whether anything was written to a disk that the lab was given.
+fn disks_are_written() -> Result<bool> {
+    for index in 0..26 {
+        let disk = lab::disk_name(index).replace("/dev/", "");
+        let Ok(stat) = std::fs::read_to_string(format!("/sys/block/{disk}/stat")) else { break };
+        // Documentation/block/stat.rst: the fifth number is that of writes.
+        let writes = stat.split_whitespace().nth(4).with_context(|| format!("{disk}: {stat}"))?;
+        if writes != "0" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-const PASSED: &str = " passed";
-
-fn take(args: &Args, executable: &Path, name: &str) -> Result<Taken> {
-    let stem = executable.file_name().unwrap_or_default().to_string_lossy();
-    let path = args.table.join(format!("{stem} {name}"));
-    let cannot = || format!("cannot use {}", path.display());
-    let own = args.lab.to_string();
-    match OpenOptions::new().write(true).create_new(true).open(&path) {
-        Ok(mut entry) => {
-            entry.write_all(own.as_bytes()).with_context(cannot)?;
-            Ok(Taken::Ours(entry))
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let mut entry =
-                File::options().read(true).append(true).open(&path).with_context(cannot)?;
-            let mut said = String::new();
-            entry.read_to_string(&mut said).with_context(cannot)?;
-            Ok(match said.strip_prefix(&own) {
-                Some(PASSED) => Taken::Passed,
-                Some("") => Taken::Ours(entry),
-                _ => Taken::Theirs,
-            })
-        }
-        Err(error) => Err(error).with_context(cannot),
-    }
+/// Whether this is the executable of the integration test `name`: cargo adds a hash.
+pub fn is_called(test: &Path, name: &str) -> bool {
+    let file = test.file_name().unwrap_or_default().to_string_lossy();
+    file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
 /// Names of the tests in an executable that contain `filter`; for a soak also those that are

@@ -29,6 +29,7 @@ mod note;
 mod releases;
 mod setup;
 mod signals;
+mod table;
 mod testing;
 mod vm_demo;
 

@@ -11,6 +11,7 @@ use clap::Parser;
 use wherry_tests::needs;
 
 use crate::build::Workspace;
+use crate::inside::is_called;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
@@ -190,20 +191,25 @@ fn panicked() -> anyhow::Error {
     anyhow!("a lab's thread panicked")
 }
 
-/// Labs that may be begun: in emulation one now and then freezes, or its kernel panics. The next
-/// goes on with the test that the last one was at.
-const NR_LABS: u32 = 3;
+/// Labs of one number that may die: in emulation one now and then freezes, or its kernel panics.
+/// The next goes on with the test that the last one was at.
+const MAX_DEATHS: u32 = 2;
 
 fn run_in_labs(workspace: &Workspace, mut job: Job) -> Result<bool> {
     let end = job.timeout.map(|limit| Instant::now() + limit);
-    for _ in 1..NR_LABS {
+    let mut deaths = 0;
+    loop {
         match lab::run(workspace, &job) {
+            Ok(inside::FRESH) => {}
             Ok(code) => return Ok(code == 0),
-            Err(died) => note(&format!("{died:#}\ngoing on in a fresh lab")),
+            Err(died) if deaths < MAX_DEATHS => {
+                deaths += 1;
+                note(&format!("{died:#}\ngoing on in a fresh lab"));
+            }
+            Err(died) => return Err(died),
         }
         job.timeout = end.map(|end| end.saturating_duration_since(Instant::now()));
     }
-    Ok(lab::run(workspace, &job)? == 0)
 }
 
 /// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. A soak
@@ -222,12 +228,6 @@ fn here(
     command.envs(builds.iter().map(|(name, path)| (name, path)));
     command.env("WHERRY_SEEDS", if soak { "100" } else { "1" });
     Ok(command.status()?.success())
-}
-
-/// Whether this is the executable of the integration test `name`: cargo adds a hash.
-fn is_called(test: &Path, name: &str) -> bool {
-    let file = test.file_name().unwrap_or_default().to_string_lossy();
-    file.rsplit_once('-').is_some_and(|(stem, _)| stem == name)
 }
 
 /// The environment of whatever runs in the lab: where the binary, the kernels and the images are,
