@@ -91,7 +91,7 @@ fn plan(args: &Args) -> Result<Plan> {
     let mut vmms = vec![args.only.clone().unwrap_or_else(|| vmm::NAMES[0].to_owned())];
     vmms.extend(args.peer.iter().cloned());
     if let Some(unknown) = vmms.iter().find(|name| !vmm::NAMES.contains(&name.as_str())) {
-        bail!("{unknown}: no such VMM; there are {}", vmm::NAMES.join(" and "));
+        bail!("{unknown}: no such VMM; there are {}", vmm::NAMES.join(", "));
     }
     vmms.dedup();
     let mut problems = Vec::new();

@@ -15,7 +15,7 @@ use wherry_guest_kernel::kernels::KernelId;
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{devices, images, setup, testing};
+use crate::{devices, images, peer, setup, testing};
 
 /// A lab begins no run after so many seconds: the longer one lives, the more is lost when it
 /// freezes.
@@ -32,10 +32,11 @@ pub struct Args {
     /// paths of case files [default: all]
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
-    /// Measures this VMM, too: qemu.
+    /// Measures this VMM, too: qemu (10, which is fetched), or qemu-installed, which is on the
+    /// PATH; may be repeated.
     #[arg(long, value_name = "VMM")]
     peer: Vec<String>,
-    /// Measures this VMM alone: wherry or qemu.
+    /// Measures this VMM alone: wherry or one of these.
     #[arg(long, value_name = "VMM", conflicts_with = "peer")]
     only: Option<String>,
     /// Only the cases marked as quick: about 10 minutes with a peer, on two quiet cores.
@@ -152,11 +153,16 @@ fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()
     } else {
         plan(workspace, tool, out, args)?;
     }
-    let images = images::guests(workspace, &kernels(out)?)?;
+    let plan = read_plan(out)?;
+    let images = images::guests(workspace, &kernels(&plan)?)?;
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(BUDGET + LAST_RUN));
     job.env = testing::lab_environment(&wherry, &images);
     job.env.extend(commit(workspace).map(|commit| ("WHERRY_COMMIT".into(), commit.into())));
+    let runs = plan["runs"].as_array().context("the plan has no runs")?;
+    if runs.iter().any(|run| run["vmm"] == "qemu") {
+        peer::give(&mut job, lab::is_ours(workspace)?)?;
+    }
     job.writable.push(out.to_owned());
     job.argv = [tool.as_os_str(), "run".as_ref(), out.as_os_str()].map(Into::into).to_vec();
     job.argv.extend(["--budget".into(), BUDGET.to_string().into()]);
@@ -218,9 +224,12 @@ fn plan(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<(
     Ok(())
 }
 
+fn read_plan(out: &Path) -> Result<serde_json::Value> {
+    Ok(serde_json::from_slice(&std::fs::read(out.join("plan.json"))?)?)
+}
+
 /// The kernels that the plan's cases boot.
-fn kernels(out: &Path) -> Result<Vec<KernelId>> {
-    let plan: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("plan.json"))?)?;
+fn kernels(plan: &serde_json::Value) -> Result<Vec<KernelId>> {
     let names = plan["kernels"].as_array().context("the plan has no kernels")?;
     let names: Vec<&str> = names.iter().filter_map(|name| name.as_str()).collect();
     let known: Vec<KernelId> =

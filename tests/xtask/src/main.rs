@@ -26,6 +26,7 @@ mod inside;
 mod lab;
 mod model;
 mod note;
+mod peer;
 mod releases;
 mod setup;
 mod signals;

@@ -72,6 +72,7 @@ pub fn name(entry: &Entry) -> &str {
     match entry.vmm.as_str() {
         "wherry" => "Wherry",
         "qemu" => "QEMU",
+        "qemu-installed" => "QEMU (installed)",
         other => other,
     }
 }

@@ -15,14 +15,15 @@ use crate::case::{Case, Hints};
 pub use api::{Files, Migration, TRACE, TimedOut, Vmm};
 
 /// Names of the VMMs that can be measured; the first one is ours.
-pub const NAMES: [&str; 2] = ["wherry", "qemu"];
+pub const NAMES: [&str; 3] = ["wherry", "qemu", "qemu-installed"];
 
 /// The VMM of that name.
 pub fn by_name(name: &str) -> Result<Box<dyn Vmm>> {
     Ok(match name {
         "wherry" => Box::new(wherry::Wherry::new()?),
-        "qemu" => Box::new(qemu::Qemu::new()?),
-        _ => anyhow::bail!("{name}: no such VMM; there are {}", NAMES.join(" and ")),
+        "qemu" => Box::new(qemu::Qemu::given()?),
+        "qemu-installed" => Box::new(qemu::Qemu::installed()?),
+        _ => anyhow::bail!("{name}: no such VMM; there are {}", NAMES.join(", ")),
     })
 }
 

@@ -19,6 +19,8 @@ use super::recording::Recording;
 use crate::case::{Case, Hints};
 use crate::entry::{Figures, Round};
 
+/// The variable with the path of a QEMU that is not on the `PATH`.
+const GIVEN: &str = "WHERRY_QEMU";
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Rate that no link here reaches: QEMU's own default is 128 MiB/s.
 const NO_CAP: u64 = 100 << 30;
@@ -33,14 +35,16 @@ pub struct Qemu {
 }
 
 impl Qemu {
+    /// The one that `cargo xtask bench` has fetched.
+    pub fn given() -> Result<Self> {
+        let program = std::env::var_os(GIVEN).map(PathBuf::from);
+        Ok(Self { program: program.with_context(|| format!("{GIVEN} is not set"))? })
+    }
+
     /// From the `PATH`.
-    pub fn new() -> Result<Self> {
-        let program = on_path(PROGRAM);
-        Ok(Self {
-            program: program.with_context(|| {
-                format!("there is no {PROGRAM}: apt-get install qemu-system-x86")
-            })?,
-        })
+    pub fn installed() -> Result<Self> {
+        let why = || format!("there is no {PROGRAM}: apt-get install qemu-system-x86");
+        Ok(Self { program: on_path(PROGRAM).with_context(why)? })
     }
 
     fn spawn(

@@ -14,16 +14,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use wherry_guest_kernel::{kernels, qemu};
 use wherry_tests::Env;
 use wherry_tests::hosts::{Hosts, Place};
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::note;
-use crate::{image, setup, testing};
+use crate::{image, peer, setup, testing};
 use results::{Results, Sample};
-use vms::{Kind, QEMU, Vm};
+use vms::{Kind, Vm};
 use work::{NETWORK, Work};
 
 /// What is to be measured.
@@ -51,9 +50,6 @@ pub fn outer(wanted: &Wanted, json: Option<&Path>) -> Result<u8> {
     let workspace = Workspace::find()?;
     let wherry = workspace.wherry()?;
     let image = image::provide(&image::tested(), false)?;
-    let qemu = qemu::provide(&kernels::cache_dir(), &mut |line| note(line))
-        .context("cannot provide QEMU")?;
-    note(&qemu.version);
     let dir = workspace.out()?.join("devices");
     std::fs::create_dir_all(&dir)?;
     let file = dir.join("results.json");
@@ -65,7 +61,7 @@ pub fn outer(wanted: &Wanted, json: Option<&Path>) -> Result<u8> {
     // The guests' disk, and the tool box.
     job.disks = vec![image.path.clone(), image.path];
     job.writable.push(dir.clone());
-    job.copies.push((qemu.folder, QEMU.into()));
+    let qemu = peer::give(&mut job, true)?;
     job.argv = vec![std::env::current_exe()?.into(), "bench".into(), "--devices".into()];
     job.argv.extend(["--runs".into(), wanted.runs.to_string().into()]);
     job.argv.extend(["--work".into(), wanted.name.clone().into()]);
@@ -74,7 +70,7 @@ pub fn outer(wanted: &Wanted, json: Option<&Path>) -> Result<u8> {
     ensure!(code == 0, "the benchmark failed in the lab (exit code {code}); see above");
     let text = std::fs::read(&file).context("the lab left no results")?;
     let samples: Vec<Sample> = serde_json::from_slice(&text)?;
-    let results = Results { qemu: qemu.version, kernel: image.kernel, samples };
+    let results = Results { qemu, kernel: image.kernel, samples };
     show::print(&results);
     if let Some(path) = json {
         std::fs::write(path, serde_json::to_string_pretty(&results)? + "\n")

@@ -11,12 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use wherry_guest_kernel::qemu::Qemu;
 use wherry_tests::hosts::{self, Hosts, Place};
 use wherry_tests::{Console, Env, Fields, Guest, Mount};
 
-/// Where the lab has QEMU: in memory.
-pub const QEMU: &str = "/dev/shm/qemu";
+use crate::peer;
+
 /// Bytes of each disk that is measured; it is in the lab's page cache.
 pub const DISK_BYTES: u64 = 256 << 20;
 /// Disks that there are.
@@ -252,7 +251,7 @@ fn qemu(kind: Kind, number: usize, hosts: &Hosts, files: &Files, cmdline: &str) 
     };
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", hosts.netns(Place::A).display())).arg("--");
-    command.arg(Qemu::program(Path::new(QEMU)));
+    command.arg(std::env::var_os(peer::VARIABLE).context("no QEMU was given")?);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-machine", machine, "-cpu", "host", "-smp", "1", "-m", MEMORY]);
     command.args(["-global", "virtio-mmio.force-legacy=false"]);
