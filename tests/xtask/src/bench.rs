@@ -158,7 +158,7 @@ fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(BUDGET + LAST_RUN));
     job.env = testing::lab_environment(&wherry, &images);
-    job.env.extend(commit(workspace).map(|commit| ("WHERRY_COMMIT".into(), commit.into())));
+    job.env.extend(workspace.commit().map(|commit| ("WHERRY_COMMIT".into(), commit.into())));
     let runs = plan["runs"].as_array().context("the plan has no runs")?;
     if runs.iter().any(|run| run["vmm"] == "qemu") {
         peer::give(&mut job, lab::is_ours(workspace)?)?;
@@ -187,18 +187,6 @@ fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()
             "the lab gets nowhere; `cargo xtask bench --resume` tries again"
         );
     }
-}
-
-/// The commit that is measured, marked if the files differ from it.
-fn commit(workspace: &Workspace) -> Option<String> {
-    let mut git = Command::new("git");
-    let out = git
-        .args(["describe", "--always", "--dirty", "--abbrev=12"])
-        .current_dir(&workspace.root)
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-    (out.status.success() && !text.is_empty()).then_some(text)
 }
 
 /// Changes with every run that begins or ends.

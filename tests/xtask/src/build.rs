@@ -42,6 +42,15 @@ impl Workspace {
         Ok(Self { root: dir("workspace_root")?, target: dir("target_directory")? })
     }
 
+    /// The commit, marked if the files differ from it; `None` where git does not know.
+    pub fn commit(&self) -> Option<String> {
+        let mut git = Command::new("git");
+        git.args(["describe", "--always", "--dirty", "--abbrev=12"]).current_dir(&self.root);
+        let out = git.output().ok()?;
+        let text = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        (out.status.success() && !text.is_empty()).then_some(text)
+    }
+
     /// Where our own products go.
     pub fn out(&self) -> Result<PathBuf> {
         let out = self.target.join("wherry");

@@ -108,6 +108,20 @@ pub fn is_ours(workspace: &Workspace) -> Result<bool> {
     Ok(matches!(choose(workspace)?, Lab::Qemu(_)))
 }
 
+/// Refuses unless this machine is the lab.
+///
+/// # Errors
+/// Why it is not, and what to do.
+pub fn require_host(workspace: &Workspace) -> Result<()> {
+    match choose(workspace)? {
+        Lab::Host(_) => Ok(()),
+        Lab::Qemu(why) => bail!(
+            "guests do not run on this machine itself ({why}); `wherry doctor` says what is \
+             missing, and `cargo xtask test` without --host runs the tests in emulation"
+        ),
+    }
+}
+
 /// How a lab knows its disk number `index`.
 pub fn disk_name(index: usize) -> String {
     format!("/dev/vd{}", char::from(b'a' + index as u8))

@@ -19,6 +19,7 @@ mod debians;
 mod demo;
 mod deny;
 mod devices;
+mod host;
 mod house;
 mod image;
 mod images;
@@ -76,7 +77,8 @@ enum Command {
                       xtask test --soak\n  \
                             cargo xtask test --soak --integration --filter soak_ --migrations 50 \
                             --minutes 10\n  \
-                            cargo xtask test --units   # only what needs no KVM"
+                            cargo xtask test --units   # only what needs no KVM\n  \
+                            cargo xtask test --host   # on this machine's own KVM, and a report"
     )]
     Test(testing::Args),
     /// Migrate a stock Linux guest with hints off and on, and print what went over the wire.

@@ -15,7 +15,7 @@ use crate::inside::is_called;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{debians, deny, house, image, images, inside, releases, setup};
+use crate::{debians, deny, host, house, image, images, inside, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -41,6 +41,9 @@ pub struct Args {
     /// Runs only the integration tests.
     #[arg(long)]
     integration: bool,
+    /// Runs all of it on this machine's own KVM or not at all, and writes a report to send in.
+    #[arg(long, conflicts_with_all = ["units", "soak"])]
+    host: bool,
     /// Gives up on the integration tests after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u64,
@@ -58,8 +61,25 @@ pub fn main(args: &Args) -> Result<u8> {
     setup::install_missing()?;
     let workspace = Workspace::find()?;
     let mut outcomes = Vec::new();
+    if args.host {
+        host::check(&workspace)?;
+    }
     tests(&workspace, args, &mut outcomes)?;
+    if args.host {
+        let parts: Vec<_> = outcomes.iter().map(|o| (&*o.name, o.passed, o.seconds)).collect();
+        host::report(&workspace, &parts, &table(&workspace)?)?;
+    }
     summary(&outcomes)
+}
+
+/// Where tests leave what is known of VMs that failed.
+fn keep(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(workspace.out()?.join("failed"))
+}
+
+/// The folder of the labs' [table](crate::table).
+fn table(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(keep(workspace)?.join("table"))
 }
 
 fn tests(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
@@ -127,11 +147,10 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     let own = std::env::current_exe().context("where is xtask?")?;
     let limit = if args.soak { args.timeout.to_string() } else { TEST_LIMIT.to_owned() };
     job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), limit.into()];
-    // Where tests leave what is known of VMs that failed.
-    let keep = workspace.out()?.join("failed");
+    let keep = keep(workspace)?;
     std::fs::create_dir_all(&keep).with_context(|| format!("cannot create {}", keep.display()))?;
     job.env.push(("WHERRY_KEEP".into(), keep.clone().into()));
-    let table = keep.join("table");
+    let table = table(workspace)?;
     let _ = std::fs::remove_dir_all(&table);
     std::fs::create_dir(&table).with_context(|| format!("cannot create {}", table.display()))?;
     job.argv.extend(["--table".into(), table.into()]);
