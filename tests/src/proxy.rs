@@ -24,6 +24,8 @@ pub enum Frame {
     State = 5,
     /// The guest changes hands.
     HandOff = 7,
+    /// The source asks what the destination's memory holds; the guest is paused.
+    Verify = 8,
     /// The destination has loaded the state.
     Loaded = 17,
     /// The destination says that it runs.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wherry_tests::debian::flow::Flow;
 use wherry_tests::debian::ledger::{self, Ledger};
-use wherry_tests::debian::{Debian, Net, load};
+use wherry_tests::debian::{Debian, Killed, Net, load};
 use wherry_tests::hosts::{FORWARDED, GUEST, Hosts, MAC, Place};
 use wherry_tests::{Env, Frame, Result, Scratch, When, eventually};
 
@@ -24,19 +24,20 @@ fn device(variable: &str) -> Result<String> {
         .with_context(|| format!("{variable} is not set: run this with `cargo xtask test`"))
 }
 
-/// A Debian with its own disk and one for data, and people in it.
-fn start(scratch: &Scratch, disk: &str, args: &[&str]) -> Result<Debian> {
-    start_on(Net::Tap, scratch, disk, args)
+/// A Debian 12 with its own disk and one for data, and people in it.
+fn start(scratch: &Scratch, args: &[&str]) -> Result<Debian> {
+    start_on(Net::Tap, scratch, args)
 }
 
 /// The same, on this network.
-fn start_on(net: Net, scratch: &Scratch, disk: &str, args: &[&str]) -> Result<Debian> {
+fn start_on(net: Net, scratch: &Scratch, args: &[&str]) -> Result<Debian> {
     let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
     let env = Env::binary(scratch.path())?.on_fast_storage()?;
     let data = scratch.path().join("data.raw");
     File::create(&data)?.set_len(1 << 30)?;
     let data = format!("path={},serial=data", data.display());
-    let debian = Debian::start(hosts, &env, net, &[device(disk)?, data], args)?;
+    let disks = [device("WHERRY_DEBIAN_BOOKWORM_CLOUD")?, data];
+    let debian = Debian::start(hosts, &env, net, &disks, args)?;
     debian.wait_for_ssh()?;
     Ok(debian)
 }
@@ -77,7 +78,7 @@ fn hosts_are_built_beside_what_a_killed_test_left() -> Result<()> {
 #[test]
 fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let scratch = Scratch::new("debian")?;
-    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
     assert_eq!(debian.run("hostname")?.trim(), "deb");
     assert_eq!(debian.run("systemctl is-system-running --wait")?.trim(), "running");
     load::begin(&debian)?;
@@ -148,8 +149,7 @@ impl Drop for Greeter {
 fn soak_a_debian_without_privileges_is_reached_where_it_has_moved() -> Result<()> {
     const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
     let scratch = Scratch::new("debian-user")?;
-    let disk = "WHERRY_DEBIAN_BOOKWORM_CLOUD";
-    let mut debian = start_on(Net::User, &scratch, disk, &["--memory", "512MiB"])?;
+    let mut debian = start_on(Net::User, &scratch, &["--memory", "512MiB"])?;
     let boot = debian.run(BOOT_ID)?;
     let _greeter = Greeter::start(&debian.hosts)?;
     let reached = |debian: &Debian| -> Result<()> {
@@ -180,7 +180,7 @@ fn soak_a_debian_without_privileges_is_reached_where_it_has_moved() -> Result<()
 #[ignore = "long"]
 fn soak_a_debian_writes_and_trims_across_ten_moves() -> Result<()> {
     let scratch = Scratch::new("debian-fio")?;
-    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "512MiB"])?;
+    let mut debian = start(&scratch, &["--memory", "512MiB"])?;
     load::begin(&debian)?;
     for number in 1..=10 {
         // Also without the comparison, which would make up for an error in the order of things.
@@ -196,7 +196,7 @@ fn soak_a_debian_writes_and_trims_across_ten_moves() -> Result<()> {
 #[ignore = "long"]
 fn soak_a_destination_that_is_killed_has_lost_no_commit() -> Result<()> {
     let scratch = Scratch::new("debian-killed")?;
-    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
     let ledger = Ledger::begin(&debian.hosts)?;
     std::thread::sleep(Duration::from_secs(5));
@@ -214,17 +214,17 @@ fn soak_a_destination_that_is_killed_has_lost_no_commit() -> Result<()> {
 
 /// pgbench runs and the source is killed at a step of a migration. A guest that has not arrived is
 /// started again from its disk; either way the ledger is complete.
-fn lose_source(mut debian: Debian, step: &str, when: When, arrives: bool) -> Result<Debian> {
+fn lose_source(mut debian: Debian, step: &str, when: When, how: Killed) -> Result<Debian> {
     const SOME: u64 = 20;
     ledger::clear(&debian.hosts)?;
     let ledger = Ledger::begin(&debian.hosts)?;
     ledger.wait_for(&debian.hosts, SOME)?;
     let from = debian.place();
-    let arrived = debian.kill_source(when, &["--verify"])?;
-    let where_to = if arrived { debian.place().name() } else { "nowhere" };
+    let killed = debian.kill_source(when, &["--verify"])?;
+    let where_to = if killed.arrived { debian.place().name() } else { "nowhere" };
     println!("{step}: the source on host {} is dead, the guest runs: {where_to}", from.name());
-    assert_eq!(arrived, arrives, "{step}");
-    let outcome = if arrived {
+    assert_eq!(killed, how, "{step}");
+    let outcome = if killed.arrived {
         ledger.wait_for(&debian.hosts, SOME)?;
         ledger.end(&debian.hosts)?
     } else {
@@ -239,13 +239,13 @@ fn lose_source(mut debian: Debian, step: &str, when: When, arrives: bool) -> Res
     Ok(debian)
 }
 
-/// Steps at which the guest does not arrive, one after another.
-fn lose_sources(scratch: &str, steps: &[(&str, When)]) -> Result<()> {
+/// Steps at which the guest does not arrive, one after another; whether the disks are locked then.
+fn lose_sources(scratch: &str, steps: &[(&str, When, bool)]) -> Result<()> {
     let scratch = Scratch::new(scratch)?;
-    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
-    for &(step, when) in steps {
-        debian = lose_source(debian, step, when, false)?;
+    for &(step, when, locked) in steps {
+        debian = lose_source(debian, step, when, Killed { arrived: false, locked })?;
     }
     debian.shut_down()
 }
@@ -254,8 +254,8 @@ fn lose_sources(scratch: &str, steps: &[(&str, When)]) -> Result<()> {
 #[ignore = "long"]
 fn soak_a_source_that_is_killed_before_the_hand_off_has_lost_no_commit() -> Result<()> {
     let steps = [
-        ("in round one", When::Before(Frame::Pages, 5)),
-        ("the destination has locks and state", When::Instead(Frame::Loaded, 1)),
+        ("in round one", When::Before(Frame::Pages, 5), true),
+        ("the destination has locks and state", When::Instead(Frame::Loaded, 1), true),
     ];
     lose_sources("debian-before", &steps)
 }
@@ -264,8 +264,9 @@ fn soak_a_source_that_is_killed_before_the_hand_off_has_lost_no_commit() -> Resu
 #[ignore = "long"]
 fn soak_a_source_that_is_killed_around_its_locks_has_lost_no_commit() -> Result<()> {
     let steps = [
-        ("paused, nobody has the locks", When::Instead(Frame::State, 1)),
-        ("the hand-off is lost", When::Instead(Frame::HandOff, 1)),
+        ("paused, with the locks", When::Instead(Frame::Verify, 1), true),
+        ("paused, nobody has the locks", When::Instead(Frame::State, 1), false),
+        ("the hand-off is lost", When::Instead(Frame::HandOff, 1), true),
     ];
     lose_sources("debian-locks", &steps)
 }
@@ -274,13 +275,14 @@ fn soak_a_source_that_is_killed_around_its_locks_has_lost_no_commit() -> Result<
 #[ignore = "long"]
 fn soak_a_source_that_is_killed_after_the_hand_off_has_lost_no_commit() -> Result<()> {
     let scratch = Scratch::new("debian-after")?;
-    let mut debian = start(&scratch, "WHERRY_DEBIAN_BOOKWORM_CLOUD", &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
     for (step, when) in [
         ("the hand-off gets there", When::Before(Frame::HandOff, 1)),
         ("the destination says that it runs", When::Instead(Frame::Running, 1)),
+        ("the source has heard that", When::After(Frame::Running, 1)),
     ] {
-        debian = lose_source(debian, step, when, true)?;
+        debian = lose_source(debian, step, when, Killed { arrived: true, locked: true })?;
     }
     debian.shut_down()
 }
