@@ -13,10 +13,13 @@ use wherry_tests::debian::flow::Flow;
 use wherry_tests::debian::ledger::{self, Ledger};
 use wherry_tests::debian::{Debian, Killed, Net, load};
 use wherry_tests::hosts::{FORWARDED, GUEST, Hosts, MAC, Place};
-use wherry_tests::{Env, Frame, Result, Scratch, When, eventually};
+use wherry_tests::{Env, Frame, Mount, Result, Scratch, When, eventually};
 
 /// What the guest's kernel says about its disks; nothing, if all is well.
 const DISK_ERRORS: &str = "journalctl -k --no-pager | grep -iE 'I/O error|EXT4-fs error' || true";
+
+/// What waits for a disk begins to wait.
+const SOON: Duration = Duration::from_secs(60);
 
 /// A block device of the lab.
 fn device(variable: &str) -> Result<String> {
@@ -24,16 +27,16 @@ fn device(variable: &str) -> Result<String> {
         .with_context(|| format!("{variable} is not set: run this with `cargo xtask test`"))
 }
 
-/// A Debian 12 with its own disk and one for data, and people in it.
-fn start(scratch: &Scratch, args: &[&str]) -> Result<Debian> {
-    start_on(Net::Tap, scratch, args)
+/// A Debian 12 with its own disk and one for data in the folder `data`, and people in it.
+fn start(scratch: &Scratch, data: &Path, args: &[&str]) -> Result<Debian> {
+    start_on(Net::Tap, scratch, data, args)
 }
 
 /// The same, on this network.
-fn start_on(net: Net, scratch: &Scratch, args: &[&str]) -> Result<Debian> {
+fn start_on(net: Net, scratch: &Scratch, data: &Path, args: &[&str]) -> Result<Debian> {
     let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
     let env = Env::binary(scratch.path())?.on_fast_storage()?;
-    let data = scratch.path().join("data.raw");
+    let data = data.join("data.raw");
     File::create(&data)?.set_len(1 << 30)?;
     let data = format!("path={},serial=data", data.display());
     let disks = [device("WHERRY_DEBIAN_BOOKWORM_CLOUD")?, data];
@@ -60,6 +63,17 @@ fn wait_for_port(hosts: &Hosts, port: &str) -> Result<()> {
     eventually(Duration::from_secs(30), there).map(drop)
 }
 
+/// Writes of the disk for data that have ended, if others are with the device.
+fn ended_writes(debian: &Debian) -> Result<std::result::Result<u64, String>> {
+    const ASK: &str = "cd /sys/class/block/$(basename $(realpath /dev/disk/by-id/virtio-data)) && \
+        cat stat inflight";
+    let said = debian.run(ASK)?;
+    let numbers: Vec<u64> = said.split_whitespace().map_while(|n| n.parse().ok()).collect();
+    // The last one is that of writes under way.
+    let (ended, waiting) = numbers.get(4).zip(numbers.last()).context(said.clone())?;
+    Ok(if *waiting > 0 { Ok(*ended) } else { Err(format!("no write waits: {said}")) })
+}
+
 #[test]
 fn hosts_are_built_beside_what_a_killed_test_left() -> Result<()> {
     let tools = device("WHERRY_TOOLS")?;
@@ -78,7 +92,8 @@ fn hosts_are_built_beside_what_a_killed_test_left() -> Result<()> {
 #[test]
 fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let scratch = Scratch::new("debian")?;
-    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
+    let storage = Mount::ext4(&scratch.path().join("mount"), 96 << 20)?;
+    let mut debian = start(&scratch, &scratch.path().join("mount"), &["--memory", "768MiB"])?;
     assert_eq!(debian.run("hostname")?.trim(), "deb");
     assert_eq!(debian.run("systemctl is-system-running --wait")?.trim(), "running");
     load::begin(&debian)?;
@@ -91,6 +106,13 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let after = flow.checked();
     assert!(before < after, "it stood still: {before} bytes before, {after} after");
     flow.wait_for((100 << 20).max(after + 1))?;
+
+    // No request of that disk ends, and none of the network waits for one.
+    let frozen = storage.freeze()?;
+    let (ended, _) = eventually(SOON, || ended_writes(&debian))?;
+    flow.wait_for(flow.checked() + (8 << 20))?;
+    assert_eq!(ended_writes(&debian)?, Ok(ended), "the disk did not hang");
+    drop(frozen);
     flow.end()?;
     wait_for_port(&debian.hosts, "up-b")?;
 
@@ -149,7 +171,7 @@ impl Drop for Greeter {
 fn soak_a_debian_without_privileges_is_reached_where_it_has_moved() -> Result<()> {
     const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
     let scratch = Scratch::new("debian-user")?;
-    let mut debian = start_on(Net::User, &scratch, &["--memory", "512MiB"])?;
+    let mut debian = start_on(Net::User, &scratch, scratch.path(), &["--memory", "512MiB"])?;
     let boot = debian.run(BOOT_ID)?;
     let _greeter = Greeter::start(&debian.hosts)?;
     let reached = |debian: &Debian| -> Result<()> {
@@ -180,7 +202,7 @@ fn soak_a_debian_without_privileges_is_reached_where_it_has_moved() -> Result<()
 #[ignore = "long"]
 fn soak_a_debian_writes_and_trims_across_ten_moves() -> Result<()> {
     let scratch = Scratch::new("debian-fio")?;
-    let mut debian = start(&scratch, &["--memory", "512MiB"])?;
+    let mut debian = start(&scratch, scratch.path(), &["--memory", "512MiB"])?;
     load::begin(&debian)?;
     for number in 1..=10 {
         // Also without the comparison, which would make up for an error in the order of things.
@@ -196,7 +218,7 @@ fn soak_a_debian_writes_and_trims_across_ten_moves() -> Result<()> {
 #[ignore = "long"]
 fn soak_a_destination_that_is_killed_has_lost_no_commit() -> Result<()> {
     let scratch = Scratch::new("debian-killed")?;
-    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, scratch.path(), &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
     let ledger = Ledger::begin(&debian.hosts)?;
     std::thread::sleep(Duration::from_secs(5));
@@ -242,7 +264,7 @@ fn lose_source(mut debian: Debian, step: &str, when: When, how: Killed) -> Resul
 /// Steps at which the guest does not arrive, one after another; whether the disks are locked then.
 fn lose_sources(scratch: &str, steps: &[(&str, When, bool)]) -> Result<()> {
     let scratch = Scratch::new(scratch)?;
-    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, scratch.path(), &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
     for &(step, when, locked) in steps {
         debian = lose_source(debian, step, when, Killed { arrived: false, locked })?;
@@ -275,7 +297,7 @@ fn soak_a_source_that_is_killed_around_its_locks_has_lost_no_commit() -> Result<
 #[ignore = "long"]
 fn soak_a_source_that_is_killed_after_the_hand_off_has_lost_no_commit() -> Result<()> {
     let scratch = Scratch::new("debian-after")?;
-    let mut debian = start(&scratch, &["--memory", "768MiB"])?;
+    let mut debian = start(&scratch, scratch.path(), &["--memory", "768MiB"])?;
     ledger::prepare(&debian)?;
     for (step, when) in [
         ("the hand-off gets there", When::Before(Frame::HandOff, 1)),
