@@ -29,7 +29,8 @@ INSERT INTO ledger VALUES (:client_id, :i);
 COMMIT;
 ";
 
-/// Lets the client's network in and fills the database.
+/// Lets the client's network in and fills the database. All of it is on the disk then, the
+/// configuration, too, which nobody would write there before a VM is killed.
 ///
 /// # Errors
 /// The guest could not.
@@ -41,7 +42,8 @@ pub fn prepare(debian: &Debian) -> Result<()> {
          systemctl restart postgresql@15-main; \
          su postgres -c 'psql -q -c \
          \"create table ledger(client int, n int, primary key(client, n))\"; \
-         pgbench -q -i -s 1 2>&1'",
+         pgbench -q -i -s 1 2>&1'; \
+         sync",
     )?;
     std::fs::write(debian.hosts.file("transaction.sql"), TRANSACTION)?;
     Ok(())
