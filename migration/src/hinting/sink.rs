@@ -244,15 +244,18 @@ impl Sink {
             let Some(buf) = buffer.get_mut(..nr as usize * PAGE_SIZE) else {
                 return zero;
             };
-            // An error is the sender's to report: it will read the same page.
-            if self.ram.read(first, buf).is_err() {
-                return zero;
-            }
-            for (page, bytes) in buf.chunks_exact(PAGE_SIZE).enumerate() {
-                if !is_zero(bytes) {
-                    return zero;
+            let mut content = false;
+            // None is kept: each is looked at in the first cache, and the next is copied over it.
+            let looked = self.ram.take(first, buf, &mut |page, bytes| {
+                content = content || !is_zero(bytes);
+                if !content {
+                    zero |= 1 << (page % 64);
                 }
-                zero |= 1 << (at as usize + page);
+                false
+            });
+            // An error is the sender's to report: it will read the same page.
+            if looked.is_err() || content {
+                return zero;
             }
         }
         zero
