@@ -1,16 +1,18 @@
 //! Sending over several connections at once.
 //!
-//! The engine's thread claims, protects and reads pages (module `sender`). With data connections it
-//! does not write them itself: each chunk goes to a *lane*, a thread that compresses it, checksums
-//! it and writes it to a connection of its own. So packing and network work are spread over CPUs
-//! and connections, while everything that races with the guest stays on one thread.
+//! The engine's thread claims and protects pages (module `claim`). With data connections it reads
+//! none of them itself: each frame goes to a *lane*, a thread that reads it, compresses it,
+//! checksums it and writes it to a connection of its own. So all work that grows with memory is
+//! spread over CPUs and connections. What decides whether a page is lost stays on one thread: a
+//! lane gets a page that is claimed and protected, and a round is accounted for and harvested when
+//! all lanes have said that they are done.
 //!
 //! # Invariant
 //! A page that is sent in one round and again in a later one is applied in that order, even if it
 //! travels over two connections.
 //!
 //! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between
-//! two rounds stands a Sync, sent on every connection, the first included, behind all of its chunks
+//! two rounds stands a Sync, sent on every connection, the first included, behind all of its frames
 //! of the round; the destination applies nothing behind a Sync before it has applied everything
 //! ahead of it on all connections. What becomes zero between two rounds goes over the first
 //! connection, behind one Sync and ahead of the next, and is not in the round between.
@@ -21,60 +23,48 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::config::{Compression, SourceConfig};
+use crate::config::SourceConfig;
 use crate::error::Error;
 use crate::link::{Cap, FrameWriter, Interrupt, SIGN_OF_LIFE};
+use crate::round::Round;
 use crate::transport::{Connections, TICK};
-use crate::wire::pages::packed_room;
-use crate::wire::sum::ContentSum;
 use crate::wire::version::Agreed;
 use crate::wire::{self, Join, Kind, SyncPoint};
 
-use super::claim::FRAME_ROOM;
+use super::claim::Frame;
 use super::meter::Meter;
+use super::reader::Reader;
 
-/// Chunks of a lane: one on its way, one ready.
-const CHUNKS: u32 = 2;
+/// Frames of a lane: one on its way, one ready.
+const FRAMES: u32 = 2;
 /// How long a destination may take to accept all data connections: less than it waits for a peer
 /// that says nothing.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Chunks with less content than this say little about the link.
+/// Frames with less content than this say little about the link.
 pub(super) const MEASURE: usize = 128 << 10;
 
-/// Pages on their way to a connection.
-pub(super) struct Chunk {
-    /// The run table, as sent.
-    pub(super) table: Vec<u8>,
-    /// Content of the runs that have some; its first `len` bytes count.
-    pub(super) content: Vec<u8>,
-    pub(super) len: usize,
-    /// Its CRC32, if that was made.
-    pub(super) sum: Option<ContentSum>,
-}
-
 enum Job {
-    Pages(Chunk),
+    Pages(Frame, Arc<Round>),
     Sync(u32),
 }
 
 /// What a lane has done.
 enum Done {
-    /// These pages are written; the chunk may be used again.
-    Pages(Chunk),
+    /// A frame is written, with so many bytes of content.
+    Pages(usize),
     Sync,
     /// All that there was.
     End,
 }
 
-/// A chunk that waits for pages, and its lane.
-pub(super) struct Idle {
-    lane: usize,
-    pub(super) chunk: Chunk,
-}
+/// A lane that can take a frame.
+pub(super) struct Idle(usize);
 
 /// What was sent, and how long that took.
 #[derive(Default)]
@@ -90,7 +80,8 @@ struct LaneReport {
     done: Done,
     /// Bytes on the wire since it last said something.
     wire: u64,
-    /// How long it took.
+    /// How long reading took, and how long all the rest.
+    reading: Duration,
     busy: Duration,
     at: Instant,
 }
@@ -112,11 +103,12 @@ pub(super) struct Lanes {
     nr_under_way: usize,
     /// Bytes on the wire, of jobs that are done.
     bytes: u64,
-    /// Time that lanes worked, all together.
+    /// Time that lanes read, and that they worked otherwise, all together.
+    reading: Duration,
     busy: Duration,
-    /// When the last chunk was done, or the first one begun.
+    /// When the last frame was done, or the first one begun.
     clock: Instant,
-    /// Small chunks, to be measured with the next big one: the
+    /// Small frames, to be measured with the next big one: the
     /// other lanes' bytes went out in this time, too.
     small: Sent,
     interrupt: Interrupt,
@@ -135,6 +127,7 @@ impl Lanes {
             idle: VecDeque::new(),
             nr_under_way: 0,
             bytes: 0,
+            reading: Duration::ZERO,
             busy: Duration::ZERO,
             clock: Instant::now(),
             small: Default::default(),
@@ -152,7 +145,7 @@ impl Lanes {
         connections: &dyn Connections,
         announced: &wire::Streams,
         cfg: &SourceConfig,
-        cap: Option<&Cap>,
+        (cap, reader): (Option<&Cap>, &Reader),
         interrupt: &Interrupt,
         agreed: Agreed,
     ) -> Result<Self, Error> {
@@ -171,12 +164,15 @@ impl Lanes {
             let mut writer = FrameWriter::new(output, cap.cloned(), patience, interrupt.clone());
             (writer.version, writer.features) = (agreed.version, agreed.features);
             writer.send_control(Kind::Join, &Join { stream, token })?;
-            let (lane, compression, tell) = (stream as usize, cfg.compression, tell.clone());
+            let (lane, mut reader, tell) = (stream as usize, reader.another(), tell.clone());
             let (jobs, todo) = channel();
             let thread = thread::Builder::new()
                 .name(format!("migration-send-{stream}"))
                 .spawn(move || {
-                    if let Err(cause) = work(&mut writer, lane, compression, &todo, &tell) {
+                    let work = || work(&mut writer, lane, &mut reader, &todo, &tell);
+                    // A panic is told like any other end.
+                    let end = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Error::Panicked));
+                    if let Err(cause) = end {
                         let _ = tell.send(Err(cause));
                     }
                     writer
@@ -184,10 +180,8 @@ impl Lanes {
                 .map_err(Error::Connection)?;
             lanes.lanes.push(Lane { jobs, thread });
         }
-        for _ in 0..CHUNKS {
-            for lane in 0..lanes.lanes.len() {
-                lanes.idle.push_back(Idle { lane, chunk: Chunk::new() });
-            }
+        for _ in 0..FRAMES {
+            lanes.idle.extend((0..lanes.lanes.len()).map(Idle));
         }
         Ok(lanes)
     }
@@ -197,12 +191,17 @@ impl Lanes {
         self.bytes
     }
 
-    /// Time that lanes worked, all together.
+    /// Time that lanes read, all together.
+    pub(super) fn reading(&self) -> Duration {
+        self.reading
+    }
+
+    /// Time that they worked otherwise.
     pub(super) fn busy(&self) -> Duration {
         self.busy
     }
 
-    /// A chunk to fill, if there is a lane that has one within `patience`.
+    /// A lane that can take a frame, if there is one within `patience`.
     pub(super) fn take(
         &mut self,
         patience: Duration,
@@ -218,14 +217,19 @@ impl Lanes {
         Ok(self.idle.pop_front())
     }
 
-    /// Gives back a chunk, if one was taken, that was not needed.
+    /// Gives back a lane, if one was taken, that was not needed.
     pub(super) fn keep(&mut self, idle: Option<Idle>) {
         idle.into_iter().for_each(|idle| self.idle.push_front(idle));
     }
 
-    /// Sends a chunk.
-    pub(super) fn send(&mut self, Idle { lane, chunk }: Idle) -> Result<(), Error> {
-        self.give(lane, Job::Pages(chunk))
+    /// Has a frame of this round read and sent.
+    pub(super) fn send(
+        &mut self,
+        Idle(lane): Idle,
+        frame: Frame,
+        round: &Arc<Round>,
+    ) -> Result<(), Error> {
+        self.give(lane, Job::Pages(frame, round.clone()))
     }
 
     /// Whether everything is written.
@@ -276,24 +280,25 @@ impl Lanes {
             next = Some(self.reports.try_recv().unwrap_or(Err(Error::Closed)));
         }
         while let Some(report) = next {
-            let LaneReport { lane, done, wire, busy, at } = report?;
+            let LaneReport { lane, done, wire, reading, busy, at } = report?;
             self.bytes += wire;
+            self.reading += reading;
             self.busy += busy;
             if !matches!(done, Done::End) {
                 self.nr_under_way -= 1;
             }
-            if let Done::Pages(chunk) = done {
+            if let Done::Pages(len) = done {
                 // Lanes work side by side: what counts is the time from one being done to the next,
                 // whichever it is.
-                self.small.content += chunk.len as u64;
+                self.small.content += len as u64;
                 self.small.wire += wire;
                 self.small.time += at.saturating_duration_since(self.clock);
-                if chunk.len >= MEASURE {
+                if len >= MEASURE {
                     let Sent { content, wire, time } = std::mem::take(&mut self.small);
                     meter.add(content, wire, time);
                 }
                 self.clock = self.clock.max(at);
-                self.idle.push_back(Idle { lane, chunk });
+                self.idle.push_back(Idle(lane));
             }
             next = self.reports.try_recv().ok();
         }
@@ -316,26 +321,28 @@ impl Drop for Lanes {
 fn work(
     writer: &mut FrameWriter,
     lane: usize,
-    compression: Compression,
+    reader: &mut Reader,
     jobs: &Receiver<Job>,
     tell: &Sender<Result<LaneReport, Error>>,
 ) -> Result<(), Error> {
-    let mut packed = room_to_pack(compression);
     let mut told = 0;
-    let mut say = |done, writer: &FrameWriter, since: Instant| {
+    let mut say = |done, writer: &FrameWriter, since: Instant, reading: Duration| {
         let wire = writer.bytes() - told;
         told = writer.bytes();
         let at = Instant::now();
         // Fails only when nobody listens any more.
-        let _ = tell.send(Ok(LaneReport { lane, done, wire, busy: at - since, at }));
+        let busy = (at - since).saturating_sub(reading);
+        let _ = tell.send(Ok(LaneReport { lane, done, wire, reading, busy, at }));
     };
     loop {
         let job = jobs.recv_timeout(SIGN_OF_LIFE);
-        let since = Instant::now();
+        let (since, mut reading) = (Instant::now(), Duration::ZERO);
         let done = match job {
-            Ok(Job::Pages(chunk)) => {
-                writer.send_pages(&chunk.table, chunk.content(), &mut packed)?;
-                Done::Pages(chunk)
+            Ok(Job::Pages(frame, round)) => {
+                let len = reader.read(&round, &frame, writer)?;
+                reading = since.elapsed();
+                reader.send(writer)?;
+                Done::Pages(len)
             }
             Ok(Job::Sync(round)) => {
                 writer.send_control(Kind::Sync, &SyncPoint { round })?;
@@ -346,30 +353,11 @@ fn work(
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => {
-                say(Done::End, writer, since);
+                say(Done::End, writer, since, reading);
                 return Ok(());
             }
         };
-        say(done, writer, since);
-    }
-}
-
-impl Chunk {
-    pub(super) fn new() -> Self {
-        Self { table: Vec::new(), content: vec![0; FRAME_ROOM], len: 0, sum: None }
-    }
-
-    /// Content of the runs that have some, and its sum.
-    pub(super) fn content(&self) -> (&[u8], Option<&ContentSum>) {
-        (self.content.get(..self.len).unwrap_or_default(), self.sum.as_ref())
-    }
-}
-
-/// Room for [`FrameWriter::send_pages`]; empty if nothing is compressed.
-pub(super) fn room_to_pack(compression: Compression) -> Vec<u8> {
-    match compression {
-        Compression::None => Vec::new(),
-        Compression::Lz4 => vec![0; packed_room()],
+        say(done, writer, since, reading);
     }
 }
 
@@ -385,20 +373,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_chunks_do_not_take_their_time_away_from_big_ones() {
+    fn small_frames_do_not_take_their_time_away_from_big_ones() {
         let (tell, reports) = channel();
         let begun = Instant::now();
         let mut lanes = Lanes::of(reports, &Interrupt::default());
         (lanes.nr_under_way, lanes.clock) = (40, begun);
-        // One lane takes 10 ms for each big chunk, the other is done with a small one just before.
+        // One lane takes 10 ms for each big frame, the other is done with a small one just before.
         for n in 1..=20 {
-            for (len, before) in [(4096, 1), (FRAME_ROOM, 0)] {
-                let chunk = Chunk { len, ..Chunk::new() };
+            for (len, before) in [(4096, 1), (MEASURE, 0)] {
                 let at = begun + Duration::from_millis(10 * n - before);
                 let report = LaneReport {
                     lane: 0,
-                    done: Done::Pages(chunk),
+                    done: Done::Pages(len),
                     wire: len as u64,
+                    reading: Duration::ZERO,
                     busy: Duration::ZERO,
                     at,
                 };
@@ -407,7 +395,7 @@ mod tests {
         }
         let mut meter = Meter::default();
         lanes.hear(Duration::ZERO, &mut meter).unwrap();
-        let link = (FRAME_ROOM + 4096) as f64 * 100.0;
+        let link = (MEASURE + 4096) as f64 * 100.0;
         assert!(
             (meter.rate().unwrap() / link - 1.0).abs() < 0.01,
             "{:?}, not {link}",

@@ -96,7 +96,7 @@ impl<'a> Migration<'a> {
 
     pub(super) fn handshake(&mut self) -> Result<(), Error> {
         self.enter(Phase::Handshake);
-        self.sender.lanes = self.peer.handshake(self.vm, self.cfg)?;
+        self.sender.lanes = self.peer.handshake(self.vm, self.cfg, &self.sender.reader)?;
         self.report.boot_told = self.peer.boot_file_bytes.is_some();
         self.report.boot_file_bytes = self.peer.boot_file_bytes.unwrap_or(0);
         Ok(())
@@ -221,7 +221,7 @@ impl<'a> Migration<'a> {
             bytes: self.bytes(),
             rate: self.sender.meter.rate().unwrap_or(0.0) as u64,
             held: self.held,
-            reading: self.sender.reading,
+            reading: self.sender.reading(),
             sending: self.sender.sending(),
         }));
     }

@@ -32,7 +32,7 @@
 //! One thread does everything in turn: it sends for a slice, looks at hints, sleeps. A second one
 //! blocks reading the destination's answers, so that an Abort interrupts sending within a
 //! [`TICK`](crate::transport::TICK). Hints come on the device's thread. With several connections
-//! for memory, each has a thread that packs and writes (module `lanes`). No thread spins.
+//! for memory, each has a thread that reads, packs and writes (module `lanes`). No thread spins.
 
 mod claim;
 mod guard;
@@ -40,6 +40,7 @@ mod lanes;
 mod meter;
 mod migration;
 mod peer;
+mod reader;
 mod rounds;
 mod sender;
 mod switchover;

@@ -27,6 +27,7 @@ use crate::wire::{
 };
 
 use super::lanes::{Lanes, random_token};
+use super::reader::Reader;
 
 /// Answers that a destination may have under way: more were not asked for, and would fill memory.
 const MAX_UNREAD: u32 = 4;
@@ -87,8 +88,13 @@ impl Peer {
     }
 
     /// Agrees on a version and on features, has the machine built, and opens data connections if
-    /// they are wanted.
-    pub(super) fn handshake(&mut self, vm: &SourceVm, cfg: &SourceConfig) -> Result<Lanes, Error> {
+    /// they are wanted: with readers like this one.
+    pub(super) fn handshake(
+        &mut self,
+        vm: &SourceVm,
+        cfg: &SourceConfig,
+        reader: &Reader,
+    ) -> Result<Lanes, Error> {
         let needed = [
             (cfg.verify, FEATURE_VERIFY),
             (cfg.compression == Compression::Lz4, FEATURE_LZ4),
@@ -113,7 +119,7 @@ impl Peer {
         if let Some(boot) = boot.filter(|_| agreed.features & FEATURE_BOOT != 0) {
             self.boot_file_bytes = Some(self.send_boot(boot)?);
         }
-        if cfg.streams > 1 { self.open_lanes(cfg) } else { Ok(Lanes::none()) }
+        if cfg.streams > 1 { self.open_lanes(cfg, reader) } else { Ok(Lanes::none()) }
     }
 
     /// Says what the machine boots, and sends what of that the destination lacks. Returns how many
@@ -153,15 +159,15 @@ impl Peer {
         }
     }
 
-    fn open_lanes(&mut self, cfg: &SourceConfig) -> Result<Lanes, Error> {
+    fn open_lanes(&mut self, cfg: &SourceConfig, reader: &Reader) -> Result<Lanes, Error> {
         let Some(connections) = self.connections.take() else {
             return Err(Error::Stream(TransportError::Single));
         };
         let token = random_token().map_err(Error::Connection)?;
         let announced = wire::Streams { nr: cfg.streams.min(MAX_STREAMS), token };
         let agreed = Agreed { version: self.writer.version, features: self.writer.features };
-        let cap = self.cap.as_ref();
-        let lanes = Lanes::open(&*connections, &announced, cfg, cap, &self.interrupt, agreed)?;
+        let with = (self.cap.as_ref(), reader);
+        let lanes = Lanes::open(&*connections, &announced, cfg, with, &self.interrupt, agreed)?;
         // They wait to be accepted by then, so that a destination need not wait for one that never
         // comes.
         self.writer.send_control(Kind::Streams, &announced)?;

@@ -146,7 +146,7 @@ pub(super) fn last(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<(), Error> {
 /// one has words that are not yet `guarded`.
 fn run(
     m: &mut Migration<'_>,
-    round: &Round,
+    round: &Arc<Round>,
     mut epoch: Option<Epoch<'_>>,
     guarded: Option<&AtomicBitmap>,
 ) -> Result<Bitmap, Error> {
@@ -239,7 +239,7 @@ fn ballooned(m: &Migration<'_>) -> Bitmap {
 /// Sends for a slice. False: there is nothing left up to the end.
 fn send_slice(
     m: &mut Migration<'_>,
-    round: &Round,
+    round: &Arc<Round>,
     cursor: &mut usize,
     guarded: Option<&AtomicBitmap>,
 ) -> Result<bool, Error> {
@@ -255,7 +255,7 @@ fn send_slice(
 /// Sends all that is left, from the first page on.
 fn sweep(
     m: &mut Migration<'_>,
-    round: &Round,
+    round: &Arc<Round>,
     guarded: Option<&AtomicBitmap>,
 ) -> Result<(), Error> {
     let mut cursor = 0;

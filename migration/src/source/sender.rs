@@ -1,4 +1,4 @@
-//! Sending chunks of pages: claim → protect → read → (compress) → send, the last two on a lane
+//! Sending chunks of pages: claim → protect → read → (compress) → send, the last three on a lane
 //! (module `lanes`) if there are any.
 //!
 //! The order is what makes it safe, and module `claim` keeps it. A page's to-send bit is taken
@@ -15,82 +15,57 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
-use crate::config::{Compression, SourceConfig};
+use crate::config::SourceConfig;
 use crate::error::Error;
 use crate::link::FrameWriter;
 use crate::round::Round;
-use crate::traits::{DirtyLog, GuestRam, SourceVm};
+use crate::traits::{DirtyLog, SourceVm};
 use crate::transport::TICK;
-use crate::units::is_zero;
 use crate::wire::pages::{MAX_RUNS, Run, encode_runs};
-use crate::wire::sum::ContentSum;
-use crate::wire::{Kind, Sum, SyncPoint};
+use crate::wire::{Kind, SyncPoint};
 
 use super::claim::{Claimed, Frame, Protected};
-use super::lanes::{Chunk, Lanes, MEASURE, room_to_pack};
+use super::lanes::{Lanes, MEASURE};
 use super::meter::Meter;
+use super::reader::{Reader, push};
 
 /// How long to wait for a lane before looking after other things.
 const LANE_PATIENCE: Duration = Duration::from_millis(5);
 
-/// Reused from chunk to chunk.
-struct Buffers {
-    runs: Vec<Run>,
-    chunk: Chunk,
-    /// Room for compressed content; empty if it is not compressed.
-    packed: Vec<u8>,
-}
-
-impl Buffers {
-    fn new(compression: Compression) -> Self {
-        Self { packed: room_to_pack(compression), runs: Vec::new(), chunk: Chunk::new() }
-    }
-}
-
-/// Appends pages to a run table, extending the last run where possible.
-fn push(runs: &mut Vec<Run>, first: u64, nr: u32, zero: bool) {
-    match runs.last_mut() {
-        Some(last) if last.zero == zero && last.first + u64::from(last.nr) == first => {
-            last.nr += nr;
-        }
-        _ => runs.push(Run { first, nr, zero }),
-    }
-}
-
 /// Takes the guest's memory out of rounds and sends it.
 pub(super) struct Sender {
-    ram: Arc<dyn GuestRam>,
     log: Arc<dyn DirtyLog>,
     nr_pages: u64,
     /// What was claimed and protected and is not yet read.
     protected: Protected,
-    /// Pages of which the destination may hold content: those that were sent and not zeroed since.
-    content: Bitmap,
-    buffers: Buffers,
+    /// The first connection's.
+    pub(super) reader: Reader,
     /// Data connections, for memory; none if the first connection carries it.
     pub(super) lanes: Lanes,
     pub(super) meter: Meter,
-    /// Time that claiming, protecting and reading pages took.
-    pub(super) reading: Duration,
+    /// Time that claiming and protecting pages took, and reading them for the first connection.
+    reading_here: Duration,
     /// Time that packing them and writing them to the first connection took.
     sending_here: Duration,
 }
 
 impl Sender {
     pub(super) fn new(vm: &SourceVm, cfg: &SourceConfig) -> Self {
-        let nr_pages = vm.ram.nr_pages();
         Self {
-            ram: vm.ram.clone(),
             log: vm.log.clone(),
-            nr_pages,
+            nr_pages: vm.ram.nr_pages(),
             protected: Protected::default(),
-            content: Bitmap::new(nr_pages),
-            buffers: Buffers::new(cfg.compression),
+            reader: Reader::new(&vm.ram, cfg.compression),
             lanes: Lanes::none(),
             meter: Meter::new(cfg),
-            reading: Duration::ZERO,
+            reading_here: Duration::ZERO,
             sending_here: Duration::ZERO,
         }
+    }
+
+    /// Time that claiming, protecting and reading pages took, for all connections together.
+    pub(super) fn reading(&self) -> Duration {
+        self.reading_here + self.lanes.reading()
     }
 
     /// Time that packing and writing pages took, of all connections together.
@@ -117,7 +92,7 @@ impl Sender {
     pub(super) fn send_chunk(
         &mut self,
         out: &mut FrameWriter,
-        round: &Round,
+        round: &Arc<Round>,
         cursor: &mut usize,
         guarded: Option<&AtomicBitmap>,
     ) -> Result<bool, Error> {
@@ -126,33 +101,25 @@ impl Sender {
             return Ok(true);
         }
         let started = Instant::now();
-        let Some(frame) = self.next_frame(round, cursor, guarded)? else {
+        let frame = self.next_frame(round, cursor, guarded)?;
+        self.reading_here += started.elapsed();
+        let Some(frame) = frame else {
             self.lanes.keep(lane);
             return Ok(*cursor < round.nr_words());
         };
-        let summed = Sum::of(Kind::Pages, out.features) == Sum::Crc32;
-        let len = self.read(round, &frame, summed)?;
-        let read = started.elapsed();
-        self.reading += read;
-        if self.buffers.runs.is_empty() {
-            self.lanes.keep(lane);
+        if let Some(lane) = lane {
+            self.lanes.send(lane, frame, round)?;
             return Ok(true);
         }
-        let Buffers { chunk, runs, packed, .. } = &mut self.buffers;
-        chunk.table.clear();
-        encode_runs(runs, &mut chunk.table);
-        chunk.len = len;
-        if let Some(mut idle) = lane {
-            std::mem::swap(chunk, &mut idle.chunk);
-            self.lanes.send(idle)?;
-            return Ok(true);
-        }
+        let reading = Instant::now();
+        let len = self.reader.read(round, &frame, out)?;
+        let read = reading.elapsed();
+        self.reading_here += read;
         let before = out.bytes();
-        out.send_pages(&chunk.table, chunk.content(), packed)?;
-        let all = started.elapsed();
-        self.sending_here += all.saturating_sub(read);
+        self.reader.send(out)?;
+        self.sending_here += reading.elapsed().saturating_sub(read);
         if len >= MEASURE {
-            self.meter.add(len as u64, out.bytes() - before, all);
+            self.meter.add(len as u64, out.bytes() - before, started.elapsed());
         }
         Ok(true)
     }
@@ -173,53 +140,13 @@ impl Sender {
         Ok(self.protected.next_frame())
     }
 
-    /// Reads pages, sorts them into content and zero, fills `buffers.runs` and `buffers.chunk`.
-    /// Returns the length of the content. With `summed` its CRC32 is made on the way.
-    fn read(&mut self, round: &Round, frame: &Frame, summed: bool) -> Result<usize, Error> {
-        let Self { ram, content, buffers, .. } = self;
-        let Buffers { runs, chunk, packed, .. } = buffers;
-        runs.clear();
-        let mut zeros = 0;
-        let mut sum = (summed && packed.is_empty()).then(ContentSum::default);
-        let mut keep = |page: u64, bytes: &[u8]| {
-            if !is_zero(bytes) {
-                if let Some(sum) = &mut sum {
-                    sum.update(bytes);
-                }
-                push(runs, page, 1, false);
-                content.set(page);
-                return true;
-            }
-            zeros += 1;
-            // The destination is zero where it never got content.
-            if content.test(page) {
-                content.clear(page);
-                push(runs, page, 1, true);
-            }
-            false
-        };
-        let len = frame.read(&**ram, &mut chunk.content, &mut keep);
-        let len = len.map_err(Error::machine("read guest memory"))?;
-        chunk.sum = sum;
-        round.mark_zero(zeros);
-        for &(word, taken) in frame.words() {
-            let sent = taken & content.words()[word];
-            if sent != 0 {
-                round.mark_sent(word, sent);
-            }
-        }
-        Ok(len)
-    }
-
     /// Tells the destination that these pages are zero now, where it may hold content.
     pub(super) fn send_zeroed(
         &mut self,
         out: &mut FrameWriter,
         pages: &Bitmap,
     ) -> Result<(), Error> {
-        let mut stale = pages.clone();
-        stale.and(&self.content);
-        self.content.and_not(&stale);
+        let stale = self.reader.forget(pages);
         let mut runs: Vec<Run> = Vec::new();
         let mut all = stale.runs().peekable();
         while let Some((first, nr)) = all.next() {

@@ -301,14 +301,18 @@ fn a_guest_that_died_where_it_arrived_is_not_said_to_run() {
 
 #[test]
 fn a_panic_in_the_engine_gives_the_guest_its_memory_back() {
+    panics_at_read(1, pair());
+    panics_at_read(2, super::streams::linked(2, |_| pair()));
+}
+
+fn panics_at_read(streams: u32, (near, far): (Box<dyn Transport>, Box<dyn Transport>)) {
     let model = Model::new(PAGES, false, vec![]);
     model.panic_at_read.store(true, SeqCst);
-    let (near, far) = pair();
     let receiver = thread::spawn(move || {
         let mut dest = Dest::default();
         receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
     });
-    let cfg = config(HintMode::Auto);
+    let cfg = SourceConfig { streams, ..config(HintMode::Auto) };
     let failure = migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap_err();
     assert!(matches!(failure.cause, Error::Panicked), "{failure:?}");
     assert_eq!(failure.ownership, Ownership::SourceRuns, "as the guard knows, and nobody guesses");

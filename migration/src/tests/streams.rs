@@ -1,7 +1,7 @@
 //! Memory over several connections: rounds in order, one owner whatever breaks, strangers and liars
 //! turned away.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -16,6 +16,8 @@ use super::handoff::{PAGES, Runs, impatient, judge, script, try_each_fault};
 use super::hostile::{frame, hello, machine, pages, round, stream};
 use super::model::Model;
 use super::oracle::{config, migrate_model, migrate_over, pair};
+use crate::bitmap::Bitmap;
+use crate::traits::{GuestRam, SourceVm};
 use crate::transport::{Connections, Halves};
 use crate::wire::{Abort, FEATURE_STREAMS, Join, Kind, StateEnd, Streams, SyncPoint, codec};
 use crate::*;
@@ -409,4 +411,49 @@ fn a_source_that_gave_up_is_believed_about_why() {
     let (result, _) = feed(&first, vec![stream(&a[..2]), stream(&b)]);
     let cause = result.unwrap_err().cause;
     assert!(matches!(&cause, Error::PeerAbort(why) if why == "cancelled"), "{cause:?}");
+}
+
+/// Memory that notes which threads read it.
+struct Noted {
+    inner: Arc<Model>,
+    readers: Mutex<BTreeSet<String>>,
+}
+
+impl GuestRam for Noted {
+    fn nr_pages(&self) -> u64 {
+        self.inner.nr_pages()
+    }
+    fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
+        let name = thread::current().name().unwrap_or_default().to_owned();
+        self.readers.lock().unwrap().insert(name);
+        self.inner.read(first, buf)
+    }
+    fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
+        self.inner.write(first, data)
+    }
+    fn zero(&self, first: u64, nr: u64) -> io::Result<()> {
+        self.inner.zero(first, nr)
+    }
+    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+        self.inner.populated(out)
+    }
+}
+
+#[test]
+fn memory_is_read_by_the_threads_that_send_it() {
+    let model = Model::new(64 * 40, false, vec![]);
+    let ram = Arc::new(Noted { inner: model.clone(), readers: Mutex::default() });
+    let vm = SourceVm { ram: ram.clone(), ..model.vm() };
+    let (near, far) = linked(2, |_| pair());
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest::default();
+        let received =
+            receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new());
+        received.map(|_| dest.memory())
+    });
+    let cfg = SourceConfig { hints: HintPolicy::Off, streams: 2, ..config(HintMode::Auto) };
+    migrate(&vm, near, &cfg, &(), &CancelToken::new()).unwrap();
+    model.compare(&receiver.join().unwrap().unwrap()).unwrap();
+    let readers: Vec<_> = ram.readers.lock().unwrap().iter().cloned().collect();
+    assert_eq!(readers, ["migration-send-0", "migration-send-1"]);
 }
