@@ -288,6 +288,11 @@ impl Lanes {
                 self.nr_under_way -= 1;
             }
             if let Done::Pages(len) = done {
+                if len == 0 {
+                    // Nothing for the link: this lane's share of the time does not count.
+                    let nr = self.lanes.len().max(1) as u32;
+                    self.clock = self.clock.max(at.min(self.clock + (reading + busy) / nr));
+                }
                 // Lanes work side by side: what counts is the time from one being done to the next,
                 // whichever it is.
                 self.small.content += len as u64;
@@ -372,35 +377,46 @@ pub(super) fn random_token() -> io::Result<u128> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn small_frames_do_not_take_their_time_away_from_big_ones() {
+    /// What the link is measured at, in bytes per second, after reports of frames: their bytes, when
+    /// they were done, and how long they were read.
+    fn measured(frames: &[(usize, Duration, Duration)]) -> f64 {
         let (tell, reports) = channel();
         let begun = Instant::now();
         let mut lanes = Lanes::of(reports, &Interrupt::default());
-        (lanes.nr_under_way, lanes.clock) = (40, begun);
-        // One lane takes 10 ms for each big frame, the other is done with a small one just before.
-        for n in 1..=20 {
-            for (len, before) in [(4096, 1), (MEASURE, 0)] {
-                let at = begun + Duration::from_millis(10 * n - before);
-                let report = LaneReport {
-                    lane: 0,
-                    done: Done::Pages(len),
-                    wire: len as u64,
-                    reading: Duration::ZERO,
-                    busy: Duration::ZERO,
-                    at,
-                };
-                tell.send(Ok(report)).unwrap();
-            }
+        (lanes.nr_under_way, lanes.clock) = (frames.len(), begun);
+        for &(len, at, reading) in frames {
+            let (done, wire, at) = (Done::Pages(len), len as u64, begun + at);
+            let report = LaneReport { lane: 0, done, wire, reading, busy: Duration::ZERO, at };
+            tell.send(Ok(report)).unwrap();
         }
         let mut meter = Meter::default();
         lanes.hear(Duration::ZERO, &mut meter).unwrap();
+        assert_eq!((lanes.nr_under_way, lanes.idle.len()), (0, frames.len()));
+        meter.rate().unwrap()
+    }
+
+    #[test]
+    fn small_frames_do_not_take_their_time_away_from_big_ones() {
+        // One lane takes 10 ms for each big frame, the other is done with a small one just before.
+        let frames = (1..=20).flat_map(|n| {
+            [(4096, 1), (MEASURE, 0)]
+                .map(|(len, before)| (len, Duration::from_millis(10 * n - before), Duration::ZERO))
+        });
         let link = (MEASURE + 4096) as f64 * 100.0;
-        assert!(
-            (meter.rate().unwrap() / link - 1.0).abs() < 0.01,
-            "{:?}, not {link}",
-            meter.rate()
-        );
-        assert_eq!((lanes.nr_under_way, lanes.idle.len()), (0, 40));
+        let rate = measured(&frames.collect::<Vec<_>>());
+        assert!((rate / link - 1.0).abs() < 0.01, "{rate}, not {link}");
+    }
+
+    #[test]
+    fn zeros_do_not_make_the_link_slow() {
+        // Two frames of zeros, 10 ms each, before each big one, which takes 10 ms.
+        let ms = Duration::from_millis;
+        let frames = (0..20).flat_map(|n| {
+            let at = 30 * n;
+            [(0, at + 10, 10), (0, at + 20, 10), (MEASURE, at + 30, 1)]
+        });
+        let frames = frames.map(|(len, at, reading)| (len, ms(at), ms(reading)));
+        let (rate, link) = (measured(&frames.collect::<Vec<_>>()), MEASURE as f64 * 100.0);
+        assert!((rate / link - 1.0).abs() < 0.01, "{rate}, not {link}");
     }
 }
