@@ -14,7 +14,8 @@ use super::dest::Dest;
 use super::faults::{Fault, FaultPlan, faulty_pair};
 use super::handoff::{PAGES, Runs, impatient, judge, script, try_each_fault};
 use super::hostile::{frame, hello, machine, pages, round, stream};
-use super::model::Model;
+use super::model::{Model, Trigger};
+use super::ops::Op;
 use super::oracle::{config, migrate_model, migrate_over, pair};
 use crate::bitmap::Bitmap;
 use crate::traits::{GuestRam, SourceVm};
@@ -417,6 +418,14 @@ fn a_source_that_gave_up_is_believed_about_why() {
 struct Noted {
     inner: Arc<Model>,
     readers: Mutex<BTreeSet<String>>,
+    /// It cannot be read while the guest is paused: that waits.
+    waits: bool,
+}
+
+impl Noted {
+    fn of(inner: &Arc<Model>, waits: bool) -> Arc<Self> {
+        Arc::new(Self { inner: inner.clone(), readers: Mutex::default(), waits })
+    }
 }
 
 impl GuestRam for Noted {
@@ -426,6 +435,9 @@ impl GuestRam for Noted {
     fn read(&self, first: u64, buf: &mut [u8]) -> io::Result<()> {
         let name = thread::current().name().unwrap_or_default().to_owned();
         self.readers.lock().unwrap().insert(name);
+        while self.waits && self.inner.paused() {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.inner.read(first, buf)
     }
     fn write(&self, first: u64, data: &[u8]) -> io::Result<()> {
@@ -442,7 +454,7 @@ impl GuestRam for Noted {
 #[test]
 fn memory_is_read_by_the_threads_that_send_it() {
     let model = Model::new(64 * 40, false, vec![]);
-    let ram = Arc::new(Noted { inner: model.clone(), readers: Mutex::default() });
+    let ram = Noted::of(&model, false);
     let vm = SourceVm { ram: ram.clone(), ..model.vm() };
     let (near, far) = linked(2, |_| pair());
     let receiver = thread::spawn(move || {
@@ -456,4 +468,26 @@ fn memory_is_read_by_the_threads_that_send_it() {
     model.compare(&receiver.join().unwrap().unwrap()).unwrap();
     let readers: Vec<_> = ram.readers.lock().unwrap().iter().cloned().collect();
     assert_eq!(readers, ["migration-send-0", "migration-send-1"]);
+}
+
+#[test]
+fn memory_that_cannot_be_read_does_not_keep_the_guest_paused() {
+    let model = Model::new(PAGES, false, vec![]);
+    model.on(Trigger::Harvest, (0..64).map(Op::Write).collect());
+    let vm = SourceVm { ram: Noted::of(&model, true), ..model.vm() };
+    let (near, far) = linked(2, |_| pair());
+    let receiver = thread::spawn(move || {
+        let mut dest = Dest::default();
+        let received =
+            receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new());
+        (received.is_ok(), dest.runs)
+    });
+    let pause_limit = Some(Duration::from_millis(100));
+    let cfg = SourceConfig { streams: 2, max_rounds: 1, pause_limit, ..config(HintMode::Auto) };
+    // The lane's read ends only when the guest runs.
+    let failure = migrate(&vm, near, &cfg, &(), &CancelToken::new()).unwrap_err();
+    assert!(matches!(failure.cause, Error::PauseLimit(_)), "{failure:?}");
+    assert_eq!(failure.ownership, Ownership::SourceRuns);
+    assert!(!model.paused() && !model.log_on());
+    assert_eq!(receiver.join().unwrap(), (false, 0));
 }
