@@ -14,8 +14,7 @@
 //! *Why:* within a round a page is sent at most once, since its to-send bit is taken once. Between
 //! two rounds stands a Sync, sent on every connection, the first included, behind all of its frames
 //! of the round; the destination applies nothing behind a Sync before it has applied everything
-//! ahead of it on all connections. What becomes zero between two rounds goes over the first
-//! connection, behind one Sync and ahead of the next, and is not in the round between.
+//! ahead of it on all connections.
 //!
 //! The first connection carries everything else, HandOff included, and lanes end before the state
 //! is sent. So lanes have no part in who owns the guest.

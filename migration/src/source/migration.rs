@@ -171,8 +171,8 @@ impl<'a> Migration<'a> {
         self.meanwhile(harvest)?.map_err(Error::machine("harvest the dirty log"))
     }
 
-    /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB, so the
-    /// guest must run meanwhile.
+    /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB: for round
+    /// one alone, never with the guest paused.
     pub(super) fn populated(&mut self) -> Result<Bitmap, Error> {
         let (ram, mut found) = (self.vm.ram.clone(), Bitmap::new(self.nr_pages));
         let walk = move || ram.populated(&mut found).map(|()| found);

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::bitmap::AtomicBitmap;
 use crate::config::Compression;
 use crate::error::Error;
 use crate::link::FrameWriter;
@@ -19,7 +19,7 @@ use crate::wire::{Kind, Sum};
 use super::claim::{FRAME_ROOM, Frame};
 
 /// Appends pages to a run table, extending the last run where possible.
-pub(super) fn push(runs: &mut Vec<Run>, first: u64, nr: u32, zero: bool) {
+fn push(runs: &mut Vec<Run>, first: u64, nr: u32, zero: bool) {
     match runs.last_mut() {
         Some(last) if last.zero == zero && last.first + u64::from(last.nr) == first => {
             last.nr += nr;
@@ -125,15 +125,5 @@ impl Reader {
         encode_runs(&self.runs, &mut self.table);
         let content = self.content.get(..self.len).unwrap_or_default();
         out.send_pages(&self.table, (content, self.sum.as_ref()), &mut self.packed)
-    }
-
-    /// Those of `pages` of which the destination may hold content. It will not any more.
-    pub(super) fn forget(&self, pages: &Bitmap) -> Bitmap {
-        let mut stale = pages.clone();
-        stale.and(&self.held.snapshot());
-        for (word, &mask) in stale.words().iter().enumerate().filter(|(_, mask)| **mask != 0) {
-            self.held.clear_mask(word, mask);
-        }
-        stale
     }
 }

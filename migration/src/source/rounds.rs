@@ -94,11 +94,7 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
 
 /// Sends what is dirty. Returns what was written meanwhile.
 fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
-    let mut plan = Plan::of_dirty(dirty, ballooned(m));
-    if worth_asking_for_holes(plan.to_send.count(), m.nr_pages) {
-        plan.find_holes(&m.populated()?);
-        m.sender.send_zeroed(&mut m.peer.writer, &plan.hole)?;
-    }
+    let plan = Plan::of_dirty(dirty, ballooned(m));
     let round = m.begin(&plan);
     let time = m.sender.meter.time_for(plan.to_send.count());
     let epoch = match &m.vm.hints {
@@ -115,16 +111,7 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
     Ok(dirty)
 }
 
-/// Asking for holes looks at each page of memory (40 ns), reading a dirty one costs some 600 ns. So
-/// asking costs less if a sixteenth of memory is dirty, and a few pages are not worth it anyway.
-fn worth_asking_for_holes(dirty: u64, nr_pages: u64) -> bool {
-    dirty >= (nr_pages / 16).max(4096)
-}
-
 /// Sends what is dirty with the guest paused: no hints, no harvest. No memory follows.
-///
-/// Holes are not asked for: that takes time in proportion to all of memory, which the predicted
-/// downtime does not include, and what is dirty has to be read in any case.
 pub(super) fn last(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<(), Error> {
     let plan = Plan::of_dirty(dirty, ballooned(m));
     let round = m.begin(&plan);
@@ -263,23 +250,4 @@ fn sweep(
         m.tick(Some(round))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holes_are_not_asked_for_if_that_takes_longer_than_reading() {
-        let tib = 1 << 28;
-        for (dirty, nr_pages, worth) in [
-            (4096, tib, false),
-            (tib / 16 - 1, tib, false),
-            (tib / 16, tib, true),
-            (4095, 5000, false),
-            (4096, 5000, true),
-        ] {
-            assert_eq!(worth_asking_for_holes(dirty, nr_pages), worth, "{dirty} of {nr_pages}");
-        }
-    }
 }

@@ -14,20 +14,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bitmap::{AtomicBitmap, Bitmap};
+use crate::bitmap::AtomicBitmap;
 use crate::config::SourceConfig;
 use crate::error::Error;
 use crate::link::FrameWriter;
 use crate::round::Round;
 use crate::traits::{DirtyLog, SourceVm};
 use crate::transport::TICK;
-use crate::wire::pages::{MAX_RUNS, Run, encode_runs};
 use crate::wire::{Kind, SyncPoint};
 
 use super::claim::{Claimed, Frame, Protected};
 use super::lanes::{Lanes, MEASURE};
 use super::meter::Meter;
-use super::reader::{Reader, push};
+use super::reader::Reader;
 
 /// How long to wait for a lane before looking after other things.
 const LANE_PATIENCE: Duration = Duration::from_millis(5);
@@ -138,27 +137,5 @@ impl Sender {
         let protected = claimed.protect(&*self.log, guarded, self.nr_pages);
         self.protected = protected.map_err(Error::machine("write-protect guest memory"))?;
         Ok(self.protected.next_frame())
-    }
-
-    /// Tells the destination that these pages are zero now, where it may hold content.
-    pub(super) fn send_zeroed(
-        &mut self,
-        out: &mut FrameWriter,
-        pages: &Bitmap,
-    ) -> Result<(), Error> {
-        let stale = self.reader.forget(pages);
-        let mut runs: Vec<Run> = Vec::new();
-        let mut all = stale.runs().peekable();
-        while let Some((first, nr)) = all.next() {
-            // Runs are at most u32 long: guests of 16 TiB and more would need a split here.
-            push(&mut runs, first, u32::try_from(nr).unwrap_or(u32::MAX), true);
-            if runs.len() == MAX_RUNS || all.peek().is_none() {
-                let mut table = Vec::new();
-                encode_runs(&runs, &mut table);
-                out.send(Kind::Pages, &[&table])?;
-                runs.clear();
-            }
-        }
-        Ok(())
     }
 }

@@ -112,7 +112,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         | Pc::Stop
         | Pc::Close => hints(s, state),
         Pc::Send | Pc::Claimed | Pc::Guard | Pc::Read | Pc::GuardLate => send(s, state),
-        Pc::Account | Pc::Harvest | Pc::Decide | Pc::PlanLater | Pc::LaterHoles => {
+        Pc::Account | Pc::Harvest | Pc::Decide | Pc::PlanLater => {
             between_rounds(s, state)
         }
         Pc::PauseVcpus | Pc::PauseDevices | Pc::LastHarvest | Pc::Save | Pc::HandOff => {
@@ -297,16 +297,6 @@ fn between_rounds(s: &Scenario, state: &mut State) -> Pc {
             let e = &mut state.engine;
             e.round = RoundState::of_dirty(s, e.round.number + 1, e.dirty, ballooned);
             (e.sweeping, e.cursor) = (false, 0);
-            if s.later_holes { Pc::LaterHoles } else { begin_later(s, state) }
-        }
-        Pc::LaterHoles => {
-            let e = &mut state.engine;
-            let holes = e.round.find_holes(s, e.dirty, state.mem.populated);
-            let stale = holes & e.content;
-            e.content &= !stale;
-            if !on(Mutant::ZeroNotTold) {
-                state.mem.zero_dest(stale);
-            }
             begin_later(s, state)
         }
         other => other,

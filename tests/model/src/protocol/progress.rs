@@ -86,8 +86,6 @@ pub enum Pc {
     Decide,
     /// Ask for the balloon, and plan a later round.
     PlanLater,
-    /// Ask for holes in a later round.
-    LaterHoles,
     /// vCPUs stop.
     PauseVcpus,
     /// Devices stop.

@@ -87,15 +87,6 @@ impl RoundState {
         Self::begin(s, number, &plan)
     }
 
-    /// The same, of which these pages are populated. Returns the holes.
-    pub(super) fn find_holes(&mut self, s: &Scenario, dirty: Mask, populated: Mask) -> Mask {
-        let ballooned = spread(s, dirty & !self.to_send);
-        let mut plan = Plan { ballooned, ..Plan::of(spread(s, self.to_send)) };
-        plan.find_holes(&spread(s, populated));
-        *self = Self::begin(s, self.number, &plan);
-        gather(s, &plan.hole)
-    }
-
     fn begin(s: &Scenario, number: u32, plan: &Plan) -> Self {
         Self::of(s, &Round::new(number, nr_pages(s), plan))
     }

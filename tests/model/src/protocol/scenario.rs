@@ -43,8 +43,6 @@ pub struct Scenario {
     pub probe: bool,
     /// It asks again in later rounds, if it honours hints in the protected way.
     pub later: bool,
-    /// It looks for holes in later rounds.
-    pub later_holes: bool,
     /// It may stop early.
     pub stop_early: bool,
     /// The migration may fail or be cancelled at any step.
@@ -121,7 +119,6 @@ const BASE: Scenario = Scenario {
     checked: false,
     probe: false,
     later: false,
-    later_holes: false,
     stop_early: false,
     fail: false,
     rounds: 2,
@@ -198,7 +195,6 @@ static SCENARIOS: [Scenario; 11] = [
         writable: 0b011,
         balloonable: 0b011,
         hints: false,
-        later_holes: true,
         budget: Budget { writes: 2, frees: 1, balloon: 2, ..NONE },
         ..BASE
     },
@@ -272,7 +268,6 @@ const LARGE: Scenario = Scenario {
     balloonable: 0b0111_1100_0000,
     ring_page: 0b1000_0000_0000,
     later: true,
-    later_holes: true,
     stop_early: true,
     fail: true,
     rounds: 4,
