@@ -74,10 +74,13 @@ pub mod serial;
 pub mod sync;
 mod sys;
 pub mod virtio;
+pub mod written;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use interrupt::InterruptLine;
 
-/// Guest RAM. Every write of the VMM into it (used rings, device DMA) is tracked in the bitmap;
+/// Guest RAM. Every write of the VMM into it (used rings, device DMA) is marked in [`Written`];
 /// KVM's dirty log does not see those. Devices share it as `Arc<GuestMemory>`.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+///
+/// [`Written`]: written::Written
+pub type GuestMemory = vm_memory::GuestMemoryMmap<written::Written>;

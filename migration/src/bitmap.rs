@@ -4,9 +4,7 @@
 //! the hint sink. Both keep the bits in `u64` words, page *n* in word `n / 64` at bit `n % 64`: the
 //! layout of KVM's dirty log, so that a harvest is a copy.
 //!
-//! Invariant: bits at and beyond [`Bitmap::len`] are zero. Every method keeps it except
-//! [`Bitmap::words_mut`], whose user either writes only valid bits or calls [`Bitmap::trim`]
-//! afterwards.
+//! Invariant: bits at and beyond [`Bitmap::len`] are zero.
 //!
 //! Nothing here panics on a range that leaves the map: ranges are clipped. Single-bit reads outside
 //! the map say `false`.
@@ -70,14 +68,15 @@ impl Bitmap {
         &self.words
     }
 
-    /// The words, to be written. Set no bit at or beyond [`len`](Self::len), or call
-    /// [`trim`](Self::trim) afterwards.
-    pub fn words_mut(&mut self) -> &mut [u64] {
-        &mut self.words
+    /// Sets the bits of `mask` in a word. Bits outside the map are ignored.
+    pub fn or_word(&mut self, word: usize, mask: u64) {
+        for (w, valid) in word_masks(self.len, (word as u64).saturating_mul(64), 64) {
+            self.words[w] |= mask & valid;
+        }
     }
 
     /// Clears the unused bits of the last word.
-    pub fn trim(&mut self) {
+    fn trim(&mut self) {
         let used = self.len % 64;
         if used != 0
             && let Some(last) = self.words.last_mut()
@@ -314,6 +313,11 @@ mod tests {
         map.clear_range(u64::MAX, 5);
         map.set(u64::MAX);
         assert!(!map.test(u64::MAX) && map.test(60) && !map.test(59));
+        map.clear_range(64, 6);
+        map.or_word(1, 1 << 63 | 8);
+        map.or_word(2, 1);
+        map.or_word(usize::MAX, 1);
+        assert_eq!(map.runs().collect::<Vec<_>>(), [(60, 4), (67, 1)]);
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Recording {
         let mut hints = lock(&self.hints);
         if let Some((round, late)) = &mut hints.round {
             for (word, mask) in word_masks(self.nr_pages, first, nr) {
-                late.words_mut()[word] |= round.sent_mask(word) & mask;
+                late.or_word(word, round.sent_mask(word) & mask);
             }
         }
         let full = hints.ranges.len() >= MAX_RANGES;

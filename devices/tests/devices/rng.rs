@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, MmapRegion};
 use wherry_devices::virtio::rng::{KIND, MAX_REQUEST, os_entropy};
 
@@ -52,7 +53,7 @@ fn what_is_written_is_marked_dirty() {
     let region = mem.find_region(GuestAddress(0)).unwrap();
     MmapRegion::bitmap(region).reset();
     ask(&mut bench, &mut driver, &[inb(FROM + 3 * PAGE - 10, 20), inb(FROM + 9 * PAGE, 1)]);
-    let marked = |page: u64| MmapRegion::bitmap(region).is_addr_set((FROM + page * PAGE) as usize);
+    let marked = |page: u64| MmapRegion::bitmap(region).dirty_at((FROM + page * PAGE) as usize);
     assert_eq!((0..12).filter(|page| marked(*page)).collect::<Vec<_>>(), [2, 3, 9]);
 }
 

@@ -337,13 +337,14 @@ impl Guest {
     /// A migration takes what is marked.
     pub(crate) fn harvest(&mut self) {
         let region = self.mem.find_region(GuestAddress(0)).expect("RAM");
-        let dirty = MmapRegion::bitmap(region).get_and_reset();
-        for page in 0..RAM / PAGE {
-            if dirty[page as usize / 64] & 1 << (page % 64) != 0 {
+        MmapRegion::bitmap(region).take(|word, dirty| {
+            for page in
+                (0..64).filter(|bit| dirty >> bit & 1 == 1).map(|bit| word as u64 * 64 + bit)
+            {
                 let to = &mut self.taken[(page * PAGE) as usize..][..PAGE as usize];
                 self.mem.read_slice(to, GuestAddress(page * PAGE)).expect("RAM");
             }
-        }
+        });
     }
 
     /// To a new device, with the same memory and the same host.

@@ -102,7 +102,7 @@ impl DirtyLog for Guest {
     }
 
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        out.words_mut()[0] |= self.with(|hw| std::mem::take(&mut hw.dirty));
+        out.or_word(0, self.with(|hw| std::mem::take(&mut hw.dirty)));
         Ok(())
     }
 

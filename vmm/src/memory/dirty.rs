@@ -1,6 +1,6 @@
 //! The dirty log of a machine: a list of all that write guest memory, each with a log of its own.
 //!
-//! KVM sees what vCPUs write ([`KvmLog`]); vm-memory's bitmap sees what devices write through it,
+//! KVM sees what vCPUs write ([`KvmLog`]); [`Written`] has what devices write through vm-memory,
 //! used rings and discards among it ([`DeviceLog`]). Either alone loses pages, so
 //! [`DirtySources`] always asks all of them. A kernel thread that writes on a device's behalf would
 //! be one more source.
@@ -14,23 +14,28 @@
 //! one harvest is in the next. `KVM_CLEAR_DIRTY_LOG` clears a bit and removes write access under
 //! the MMU lock, then flushes TLBs, so a vCPU write after it faults and sets the bit. A page is
 //! read only after `protect` or `harvest` has returned.
+//!
+//! A harvest is made in the pause, too. It costs KVM's copy of one bit a page and a look at each
+//! word of that, some 10 ms for 1 TiB; all else costs by what is dirty.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_userspace_memory_region,
+    KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_dirty_log, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
-use vm_memory::bitmap::AtomicBitmap;
 use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iowr_nr;
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
+use wherry_devices::written::Written;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::DirtyLog;
 
 use super::{PAGE, Ram, Region};
+use crate::sync::lock;
 
 // include/uapi/linux/kvm.h
+ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
 /// Pages that one `KVM_CLEAR_DIRTY_LOG` covers at most (32 MiB of RAM). KVM holds its MMU lock
@@ -83,10 +88,10 @@ impl DirtySource for DirtySources {
 struct DeviceLog(Arc<Ram>);
 
 impl DeviceLog {
-    fn for_regions(&self, mut f: impl FnMut(&Region, &AtomicBitmap)) {
+    fn for_regions(&self, mut f: impl FnMut(&Region, &Written)) {
         for r in self.0.regions() {
-            if let Some(bits) = self.0.vmm_bitmap(r) {
-                f(r, bits);
+            if let Some(written) = self.0.written(r) {
+                f(r, written);
             }
         }
     }
@@ -95,7 +100,7 @@ impl DeviceLog {
 impl DirtyLog for DeviceLog {
     /// All pages are dirty now; what was written since boot says nothing more.
     fn start(&self) -> io::Result<()> {
-        self.for_regions(|_, bits| bits.reset());
+        self.for_regions(|_, written| written.reset());
         Ok(())
     }
 
@@ -105,7 +110,9 @@ impl DirtyLog for DeviceLog {
     }
 
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.for_regions(|r, bits| or_words(out, r.first_page, &bits.get_and_reset()));
+        self.for_regions(|r, written| {
+            written.take(|word, pages| out.or_word(first_word(r) + word, pages))
+        });
         Ok(())
     }
 
@@ -116,7 +123,9 @@ impl DirtyLog for DeviceLog {
 
 impl DirtySource for DeviceLog {
     fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.for_regions(|r, bits| or_words(out, r.first_page, &bits.clone().get_and_reset()));
+        self.for_regions(|r, written| {
+            written.look(|word, pages| out.or_word(first_word(r) + word, pages))
+        });
         Ok(())
     }
 }
@@ -125,12 +134,14 @@ impl DirtySource for DeviceLog {
 pub struct KvmLog {
     vm: Arc<VmFd>,
     ram: Arc<Ram>,
+    /// Room for the bits of the largest slot. New room would cost more than what is put there.
+    bits: Mutex<Vec<u64>>,
 }
 
 impl KvmLog {
     /// For a VM that had [`map_ram`](Self::map_ram) and manual protection enabled.
     pub fn new(vm: Arc<VmFd>, ram: Arc<Ram>) -> Self {
-        Self { vm, ram }
+        Self { vm, ram, bits: Mutex::default() }
     }
 
     /// Gives the RAM to the VM as memory slots 0, 1, … without logging.
@@ -173,6 +184,36 @@ impl KvmLog {
         }
         Ok(())
     }
+
+    /// Calls `f(slot, region, bits)` for each slot, with a bit for each page that is dirty. In
+    /// manual-protect mode reading the log clears nothing.
+    fn for_logs(
+        &self,
+        mut f: impl FnMut(u32, &Region, &[u64]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut room = lock(&self.bits);
+        for (slot, r) in (0..).zip(self.ram.regions()) {
+            let words = (r.len / PAGE).div_ceil(64) as usize;
+            if room.len() < words {
+                room.resize(words, 0);
+            }
+            let bits = room.get_mut(..words).unwrap_or_default();
+            get_dirty_log(&self.vm, slot, r.len / PAGE, bits)?;
+            f(slot, r, bits)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the bits of a slot of so many pages.
+fn get_dirty_log(vm: &VmFd, slot: u32, nr: u64, bits: &mut [u64]) -> io::Result<()> {
+    checked_pages(nr, bits)?;
+    let mut arg = kvm_dirty_log { slot, ..Default::default() };
+    arg.__bindgen_anon_1.dirty_bitmap = bits.as_mut_ptr().cast();
+    // SAFETY: KVM writes one bit for each page of the slot, in whole words; `checked_pages` has
+    // seen that `bits` has room for them, and nobody else has it until the call returns.
+    let r = unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &arg) };
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Clears and write-protects pages `first..first + nr` of a slot (numbers within the slot) whose
@@ -221,19 +262,16 @@ impl DirtyLog for KvmLog {
     }
 
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        let all = self.ram.bytes() / PAGE;
-        self.for_slots(0, all, |slot, r, _, nr| {
-            let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
-            let mut at = 0;
-            while at < nr {
+        self.for_logs(|slot, r, bits| {
+            let (mut at, nr) = (0, r.len / PAGE);
+            for words in bits.chunks((CLEAR_CHUNK / 64) as usize) {
                 let n = (nr - at).min(CLEAR_CHUNK);
-                let words = bits.get((at / 64) as usize..).unwrap_or_default();
-                if words.iter().take(n.div_ceil(64) as usize).any(|&w| w != 0) {
+                if words.iter().any(|&w| w != 0) {
                     clear_dirty_log(&self.vm, slot, at, n, words)?;
+                    or_words(out, first_word(r) + (at / 64) as usize, words);
                 }
                 at += n;
             }
-            or_words(out, r.first_page, &bits);
             Ok(())
         })
     }
@@ -244,24 +282,24 @@ impl DirtyLog for KvmLog {
 }
 
 impl DirtySource for KvmLog {
-    /// In manual-protect mode reading the log clears nothing.
     fn peek(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.for_slots(0, self.ram.bytes() / PAGE, |slot, r, _, _| {
-            let bits = self.vm.get_dirty_log(slot, r.len as usize).map_err(kvm_error)?;
-            or_words(out, r.first_page, &bits);
+        self.for_logs(|_, r, bits| {
+            or_words(out, first_word(r), bits);
             Ok(())
         })
     }
 }
 
-/// ORs a slot's words into the flat bitmap. Both regions start at a multiple of 64 pages (3 GiB is
-/// one), so words line up.
-fn or_words(out: &mut Bitmap, first_page: u64, words: &[u64]) {
-    debug_assert!(first_page.is_multiple_of(64));
-    let from = (first_page / 64) as usize;
-    let dst = out.words_mut().get_mut(from..).unwrap_or_default();
-    for (d, s) in dst.iter_mut().zip(words) {
-        *d |= s;
+/// Where the words of a region begin in the flat bitmap. Both regions start at a multiple of 64
+/// pages (3 GiB is one), so words line up.
+fn first_word(r: &Region) -> usize {
+    debug_assert!(r.first_page.is_multiple_of(64));
+    (r.first_page / 64) as usize
+}
+
+fn or_words(out: &mut Bitmap, first: usize, words: &[u64]) {
+    for (at, &word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
+        out.or_word(first + at, word);
     }
 }
 

@@ -24,11 +24,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::Context;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
 use rustix::io::Errno;
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::Bitmap as _;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
-use wherry_devices::GuestMemory;
+pub use wherry_devices::GuestMemory;
 use wherry_devices::host::BalloonBackend;
+use wherry_devices::written::Written;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{GuestRam, Keep, PAGE_SIZE};
 
@@ -110,8 +111,8 @@ impl Ram {
         Ok(p as u64)
     }
 
-    /// The VMM's own dirty bits of a region.
-    fn vmm_bitmap(&self, region: &Region) -> Option<&AtomicBitmap> {
+    /// What the VMM has written in a region.
+    fn written(&self, region: &Region) -> Option<&Written> {
         // The mapping's own method: that of vm-memory's trait gives slices alone.
         Some(MmapRegion::bitmap(self.mem.find_region(GuestAddress(region.gpa))?))
     }
@@ -155,7 +156,7 @@ impl Ram {
     }
 }
 
-type MappedRegion = Arc<GuestRegionMmap<AtomicBitmap>>;
+type MappedRegion = Arc<GuestRegionMmap<Written>>;
 
 fn map_region(
     file: File,
@@ -165,8 +166,8 @@ fn map_region(
 ) -> Result<MappedRegion, vm_memory::mmap::MmapRegionError> {
     use vm_memory::mmap::NewBitmap;
     let size = usize::try_from(len).unwrap_or(usize::MAX);
-    let region: MmapRegion<AtomicBitmap> =
-        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+    let region: MmapRegion<Written> =
+        MmapRegionBuilder::new_with_bitmap(size, Written::with_len(size))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::new(file, offset))
@@ -240,9 +241,9 @@ impl BalloonBackend for Ram {
                 let (from, to) =
                     (first.max(r.first_page), (first + nr).min(r.first_page + r.len / PAGE));
                 if from < to
-                    && let Some(bits) = self.vmm_bitmap(r)
+                    && let Some(written) = self.written(r)
                 {
-                    bits.set_addr_range(
+                    written.mark_dirty(
                         ((from - r.first_page) * PAGE) as usize,
                         ((to - from) * PAGE) as usize,
                     );
@@ -311,6 +312,6 @@ mod tests {
         ram.write(3, &[5; PAGE_SIZE]).unwrap();
         ram.discard(3 * PAGE, PAGE).unwrap();
         assert!(pages(&ram).is_empty());
-        assert!(ram.vmm_bitmap(&ram.regions()[0]).unwrap().is_bit_set(3));
+        assert!(ram.written(&ram.regions()[0]).unwrap().dirty_at(3 * PAGE_SIZE));
     }
 }

@@ -257,14 +257,15 @@ impl Model {
     /// What a migration does, also while requests are on their way.
     fn harvest(&mut self) {
         let region = self.rig.bench.mem.find_region(GuestAddress(0)).unwrap();
-        let dirty = MmapRegion::bitmap(region).get_and_reset();
-        for page in 0..RAM as u64 / PAGE {
-            if dirty[page as usize / 64] & 1 << (page % 64) != 0 {
+        MmapRegion::bitmap(region).take(|word, dirty| {
+            for page in
+                (0..64).filter(|bit| dirty >> bit & 1 == 1).map(|bit| word as u64 * 64 + bit)
+            {
                 let at = (page * PAGE) as usize;
                 let to = &mut self.taken[at..at + PAGE as usize];
                 self.rig.bench.mem.read_slice(to, GuestAddress(page * PAGE)).unwrap();
             }
-        }
+        });
     }
 
     fn end(mut self) {

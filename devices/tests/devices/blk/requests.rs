@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestAddress, GuestMemoryBackend, MmapRegion};
 use wherry_devices::virtio::blk::request::{kind, status};
 use wherry_devices::virtio::blk::{DiskError, DiskOptions, feature};
@@ -226,7 +227,7 @@ fn nothing_writes_to_a_disk_that_can_only_be_read() {
 fn marked(rig: &Rig) -> Vec<u64> {
     let region = rig.bench.mem.find_region(GuestAddress(0)).unwrap();
     let bitmap = MmapRegion::bitmap(region);
-    (0..16).filter(|page| bitmap.is_addr_set((DATA + page * PAGE) as usize)).collect()
+    (0..16).filter(|page| bitmap.dirty_at((DATA + page * PAGE) as usize)).collect()
 }
 
 /// A migration takes what is marked in the moment when the disk has just written, or half of it:

@@ -1,5 +1,6 @@
 //! Frames both ways.
 
+use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestAddress, GuestMemoryBackend, MmapRegion};
 
 use super::*;
@@ -41,7 +42,7 @@ fn a_frame_to_the_guest_is_written_whole_and_marked_dirty() {
     let bytes = [guest.get(FROM + PAGE - 20, 40), guest.get(FROM + 3 * PAGE, 72)].concat();
     assert_eq!(bytes, got(frame(100, 1), 1));
     assert_eq!(guest.get(FROM + 3 * PAGE + 72, 1), [0]);
-    let marked = (0..8).filter(|page| bitmap.is_addr_set((FROM + page * PAGE) as usize));
+    let marked = (0..8).filter(|page| bitmap.dirty_at((FROM + page * PAGE) as usize));
     assert_eq!(marked.collect::<Vec<_>>(), [0, 1, 3]);
 }
 

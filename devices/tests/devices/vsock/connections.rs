@@ -2,6 +2,7 @@
 
 use std::net::Shutdown;
 
+use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestMemoryBackend, MmapRegion};
 use wherry_devices::virtio::mmio::regs::offset;
 use wherry_devices::virtio::vsock::{LOCAL_PORTS, MAX_CONNECTIONS};
@@ -170,7 +171,7 @@ fn packets_to_the_guest_are_marked_dirty() {
     bitmap.reset();
     end.send(&[7; 900]);
     guest.bench.run();
-    let at = |page: u64| bitmap.is_addr_set((RX_AT + page * 4096) as usize);
+    let at = |page: u64| bitmap.dirty_at((RX_AT + page * 4096) as usize);
     // Which of the 32 buffers it is in, the driver finds out.
     assert_eq!((0..16).filter(|page| at(*page)).count(), 1);
     assert_eq!(guest.packet().1, [7; 900]);

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileSlice, WriteVolatile};
 use wherry_migration::Endpoint;
-use wherry_vmm::memory::Ram;
+use wherry_vmm::memory::{GuestMemory, Ram};
 
 use super::content;
 use super::way::{MIB, Variant};
@@ -104,7 +104,7 @@ pub fn receive(socket: &mut File, variant: Variant, bytes: u64, mut warm: Vec<u8
     Ok(got)
 }
 
-type Piece<'a> = VolatileSlice<'a, vm_memory::bitmap::BS<'a, vm_memory::bitmap::AtomicBitmap>>;
+type Piece<'a> = VolatileSlice<'a, vm_memory::bitmap::MS<'a, GuestMemory>>;
 
 /// Guest memory in pieces of a MiB, where it is mapped.
 fn pieces(ram: &Ram, mut each: impl FnMut(&mut Piece<'_>) -> Result<()>) -> Result<()> {

@@ -112,9 +112,7 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         | Pc::Stop
         | Pc::Close => hints(s, state),
         Pc::Send | Pc::Claimed | Pc::Guard | Pc::Read | Pc::GuardLate => send(s, state),
-        Pc::Account | Pc::Harvest | Pc::Decide | Pc::PlanLater => {
-            between_rounds(s, state)
-        }
+        Pc::Account | Pc::Harvest | Pc::Decide | Pc::PlanLater => between_rounds(s, state),
         Pc::PauseVcpus | Pc::PauseDevices | Pc::LastHarvest | Pc::Save | Pc::HandOff => {
             switch_over(s, state)
         }

@@ -37,7 +37,7 @@ fn nr_pages(s: &Scenario) -> u64 {
 fn spread(s: &Scenario, pages: Mask) -> Bitmap {
     let mut map = Bitmap::new(nr_pages(s));
     for (word, mask) in bits(s, pages) {
-        map.words_mut()[word] = mask;
+        map.or_word(word, mask);
     }
     map
 }
