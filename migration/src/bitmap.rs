@@ -4,7 +4,9 @@
 //! the hint sink. Both keep the bits in `u64` words, page *n* in word `n / 64` at bit `n % 64`: the
 //! layout of KVM's dirty log, so that a harvest is a copy.
 //!
-//! Invariant: bits at and beyond [`Bitmap::len`] are zero.
+//! Invariants: bits at and beyond [`Bitmap::len`] are zero. Where a word of a [`Bitmap`] is not zero
+//! its bit in the summary is set, one bit a word. So what is done to a map costs by the words that
+//! have bits, and a look at the summary: one word of it for each 16 MiB of memory.
 //!
 //! Nothing here panics on a range that leaves the map: ranges are clipped. Single-bit reads outside
 //! the map say `false`.
@@ -33,17 +35,57 @@ pub fn word_masks(len: u64, first: u64, nr: u64) -> impl Iterator<Item = (usize,
     })
 }
 
+/// The bits that are set, ascending.
+fn ones(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(bit)
+    })
+}
+
+/// What maps cost on this thread, for tests.
+#[cfg(test)]
+pub(crate) mod cost {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Words looked at or changed, of maps and of their summaries.
+        pub(crate) static WORDS: Cell<u64> = const { Cell::new(0) };
+        /// Words of the maps that were made.
+        pub(crate) static MADE: Cell<u64> = const { Cell::new(0) };
+    }
+}
+
+/// Counts what is looked at, in tests.
+fn look(nr: usize) {
+    #[cfg(test)]
+    cost::WORDS.set(cost::WORDS.get() + nr as u64);
+    let _ = nr;
+}
+
+/// Counts what is made, in tests.
+fn made(nr: usize) {
+    #[cfg(test)]
+    cost::MADE.set(cost::MADE.get() + nr as u64);
+    let _ = nr;
+}
+
 /// A plain bitmap of a fixed number of bits, all clear at first.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub struct Bitmap {
     words: Vec<u64>,
+    /// The summary: which words may have bits.
+    used: Vec<u64>,
     len: u64,
 }
 
 impl Bitmap {
     /// A map of `len` bits, all clear.
     pub fn new(len: u64) -> Self {
-        Self { words: vec![0; len.div_ceil(64) as usize], len }
+        let nr = len.div_ceil(64) as usize;
+        made(nr);
+        Self { words: vec![0; nr], used: vec![0; nr.div_ceil(64)], len }
     }
 
     /// A map of `len` bits, all set.
@@ -71,18 +113,43 @@ impl Bitmap {
     /// Sets the bits of `mask` in a word. Bits outside the map are ignored.
     pub fn or_word(&mut self, word: usize, mask: u64) {
         for (w, valid) in word_masks(self.len, (word as u64).saturating_mul(64), 64) {
-            self.words[w] |= mask & valid;
+            self.put(w, mask & valid);
         }
     }
 
-    /// Clears the unused bits of the last word.
-    fn trim(&mut self) {
-        let used = self.len % 64;
-        if used != 0
-            && let Some(last) = self.words.last_mut()
-        {
-            *last &= bits(0, used);
+    /// Sets valid bits of a word.
+    fn put(&mut self, word: usize, mask: u64) {
+        look(1);
+        self.words[word] |= mask;
+        self.used[word / 64] |= 1 << (word % 64);
+    }
+
+    /// Changes each word that may have bits to what `f` makes of its number and it, which has no
+    /// others.
+    fn change(&mut self, f: impl Fn(usize, u64) -> u64) {
+        look(self.used.len());
+        for (at, used) in self.used.iter_mut().enumerate() {
+            for bit in ones(*used) {
+                look(1);
+                let word = &mut self.words[at * 64 + bit];
+                *word = f(at * 64 + bit, *word);
+                if *word == 0 {
+                    *used &= !(1 << bit);
+                }
+            }
         }
+    }
+
+    /// The words that have bits, ascending, with their numbers.
+    pub fn nonzero(&self) -> impl Iterator<Item = (usize, u64)> {
+        look(self.used.len());
+        let used = self.used.iter().enumerate();
+        let words = used.flat_map(|(at, used)| ones(*used).map(move |bit| at * 64 + bit));
+        let words = words.map(|word| {
+            look(1);
+            (word, self.words[word])
+        });
+        words.filter(|(_, bits)| *bits != 0)
     }
 
     /// Sets one bit. Bits outside the map are ignored.
@@ -104,7 +171,7 @@ impl Bitmap {
     /// Sets `first..first + nr`, clipped to the map.
     pub fn set_range(&mut self, first: u64, nr: u64) {
         for (w, mask) in word_masks(self.len, first, nr) {
-            self.words[w] |= mask;
+            self.put(w, mask);
         }
     }
 
@@ -117,36 +184,35 @@ impl Bitmap {
 
     /// Sets every bit.
     pub fn set_all(&mut self) {
-        self.words.fill(u64::MAX);
-        self.trim();
+        self.set_range(0, self.len);
+    }
+
+    /// Clears every bit.
+    pub fn clear_all(&mut self) {
+        self.change(|_, _| 0);
     }
 
     /// Number of set bits.
     pub fn count(&self) -> u64 {
-        self.words.iter().map(|w| u64::from(w.count_ones())).sum()
+        self.nonzero().map(|(_, bits)| u64::from(bits.count_ones())).sum()
     }
 
     /// Sets the bits that are set in `other`. Maps are of the same length.
     pub fn or(&mut self, other: &Self) {
-        self.zip(other, |a, b| a | b);
+        debug_assert_eq!(self.len, other.len);
+        other.nonzero().for_each(|(word, bits)| self.put(word, bits));
     }
 
     /// Keeps only the bits that are set in `other` too. Maps are of the same length.
     pub fn and(&mut self, other: &Self) {
-        self.zip(other, |a, b| a & b);
+        debug_assert_eq!(self.len, other.len);
+        self.change(|word, bits| bits & other.words[word]);
     }
 
     /// Clears the bits that are set in `other`. Maps are of the same length.
     pub fn and_not(&mut self, other: &Self) {
-        self.zip(other, |a, b| a & !b);
-    }
-
-    fn zip(&mut self, other: &Self, f: impl Fn(u64, u64) -> u64) {
         debug_assert_eq!(self.len, other.len);
-        for (a, &b) in self.words.iter_mut().zip(&other.words) {
-            *a = f(*a, b);
-        }
-        self.trim();
+        self.change(|word, bits| bits & !other.words[word]);
     }
 
     /// The maximal runs of set bits, ascending, each as (first, number).
@@ -159,12 +225,31 @@ impl Bitmap {
         Runs { map: self, at: from, end: to.min(self.len) }
     }
 
-    /// First bit at or after `from` whose value is `value`, or `len`.
-    fn next(&self, from: u64, value: bool) -> u64 {
-        let flip = if value { 0 } else { u64::MAX };
+    /// First set bit at or after `from`, or `len`.
+    pub(crate) fn next_set(&self, from: u64) -> u64 {
+        let first = (from / 64) as usize;
+        let mask = !bits(0, from % 64);
+        let mut used = !bits(0, first as u64 % 64);
+        for (at, words) in self.used.iter().enumerate().skip(first / 64) {
+            look(1);
+            for word in ones(words & used).map(|bit| at * 64 + bit) {
+                look(1);
+                let found = self.words[word] & if word == first { mask } else { u64::MAX };
+                if found != 0 {
+                    return word as u64 * 64 + u64::from(found.trailing_zeros());
+                }
+            }
+            used = u64::MAX;
+        }
+        self.len
+    }
+
+    /// First clear bit at or after `from`, or `len`.
+    fn next_clear(&self, from: u64) -> u64 {
         let mut mask = !bits(0, from % 64);
         for (w, word) in self.words.iter().enumerate().skip((from / 64) as usize) {
-            let found = (word ^ flip) & mask;
+            look(1);
+            let found = !word & mask;
             if found != 0 {
                 return (w as u64 * 64 + u64::from(found.trailing_zeros())).min(self.len);
             }
@@ -173,6 +258,23 @@ impl Bitmap {
         self.len
     }
 }
+
+impl Clone for Bitmap {
+    fn clone(&self) -> Self {
+        made(self.words.len());
+        Self { words: self.words.clone(), used: self.used.clone(), len: self.len }
+    }
+}
+
+/// The same bits.
+impl PartialEq for Bitmap {
+    fn eq(&self, other: &Self) -> bool {
+        // Not the summary: it may have a bit for a word that has none.
+        (&self.words, self.len) == (&other.words, other.len)
+    }
+}
+
+impl Eq for Bitmap {}
 
 /// Iterator over the runs of set bits; see [`Bitmap::runs`].
 pub struct Runs<'a> {
@@ -185,11 +287,11 @@ impl Iterator for Runs<'_> {
     type Item = (u64, u64);
 
     fn next(&mut self) -> Option<(u64, u64)> {
-        let first = self.map.next(self.at, true);
+        let first = self.map.next_set(self.at);
         if first >= self.end {
             return None;
         }
-        self.at = self.map.next(first, false).min(self.end);
+        self.at = self.map.next_clear(first).min(self.end);
         Some((first, self.at - first))
     }
 }
@@ -264,6 +366,14 @@ impl AtomicBitmap {
         old.map_or(0, |old| mask & old)
     }
 
+    /// Gives a word these bits and no others. Nobody else has the map.
+    pub fn put(&mut self, word: usize, bits: u64) {
+        look(1);
+        if let Some(w) = self.words.get_mut(word) {
+            *w = AtomicU64::new(bits);
+        }
+    }
+
     /// Whether the bit is set; `false` outside the map.
     pub fn test(&self, bit: u64) -> bool {
         self.load((bit / 64) as usize) >> (bit % 64) & 1 == 1
@@ -276,91 +386,30 @@ impl AtomicBitmap {
 
     /// Number of set bits, each word read once.
     pub fn count(&self) -> u64 {
+        look(self.words.len());
         let words = self.words.iter();
         words.map(|w| u64::from(w.load(Ordering::Acquire).count_ones())).sum()
     }
 
     /// A plain copy, each word read once.
     pub fn snapshot(&self) -> Bitmap {
-        let words = self.words.iter().map(|w| w.load(Ordering::Acquire)).collect();
-        Bitmap { words, len: self.len }
+        look(self.words.len());
+        let mut map = Bitmap::new(self.len);
+        for (word, bits) in self.words.iter().map(|w| w.load(Ordering::Acquire)).enumerate() {
+            if bits != 0 {
+                map.put(word, bits);
+            }
+        }
+        map
     }
 }
 
 impl From<&Bitmap> for AtomicBitmap {
     fn from(map: &Bitmap) -> Self {
+        made(map.words.len());
         Self { words: map.words.iter().map(|&w| AtomicU64::new(w)).collect(), len: map.len }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn full_map_has_no_bit_beyond_its_length() {
-        for len in [0, 1, 63, 64, 65, 128, 130] {
-            assert_eq!(Bitmap::full(len).count(), len);
-        }
-    }
-
-    #[test]
-    fn ranges_are_clipped() {
-        let mut map = Bitmap::new(70);
-        map.set_range(60, u64::MAX);
-        assert_eq!(map.runs().collect::<Vec<_>>(), [(60, 10)]);
-        map.clear_range(u64::MAX, 5);
-        map.set(u64::MAX);
-        assert!(!map.test(u64::MAX) && map.test(60) && !map.test(59));
-        map.clear_range(64, 6);
-        map.or_word(1, 1 << 63 | 8);
-        map.or_word(2, 1);
-        map.or_word(usize::MAX, 1);
-        assert_eq!(map.runs().collect::<Vec<_>>(), [(60, 4), (67, 1)]);
-    }
-
-    #[test]
-    fn words_of_an_atomic_map_are_taken_once() {
-        let mut map = Bitmap::new(130);
-        map.set_range(3, 126);
-        let shared = AtomicBitmap::from(&map);
-        assert_eq!(shared.clear_mask(1, 0xf0), 0xf0);
-        assert_eq!(shared.take(1), !0xf0);
-        assert_eq!(shared.take(1), 0);
-        assert_eq!(shared.set_mask(1, 3), 3);
-        assert_eq!(shared.set_mask(1, 7), 4);
-        assert_eq!(shared.take(77), 0);
-        assert_eq!(shared.count(), 61 + 3 + 1);
-    }
-
-    proptest! {
-        #[test]
-        fn runs_and_ranges_agree_with_a_vector(len in 1u64..300,
-            ops in prop::collection::vec((0u64..320, 0u64..200, any::<bool>()), 0..20)) {
-            let mut map = Bitmap::new(len);
-            let mut model = vec![false; len as usize];
-            for (first, nr, value) in ops {
-                if value { map.set_range(first, nr) } else { map.clear_range(first, nr) }
-                for bit in first..(first + nr).min(len) { model[bit as usize] = value; }
-            }
-            prop_assert_eq!(map.count(), model.iter().filter(|b| **b).count() as u64);
-            let mut seen = vec![false; len as usize];
-            let mut last_end = None;
-            for (first, nr) in map.runs() {
-                prop_assert!(nr > 0 && last_end != Some(first));
-                last_end = Some(first + nr);
-                for bit in first..first + nr { seen[bit as usize] = true; }
-            }
-            prop_assert_eq!(&seen, &model);
-            let (from, to) = (len / 3, len - len / 4);
-            let inside: Vec<u64> = map.runs_in(from, to).flat_map(|(f, n)| f..f + n).collect();
-            prop_assert_eq!(inside, (from..to).filter(|&b| model[b as usize]).collect::<Vec<_>>());
-            for (w, word) in map.words().iter().enumerate() {
-                for (first, nr) in word_runs(*word) {
-                    for bit in first..first + nr { prop_assert!(model[w * 64 + bit as usize]); }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -5,74 +5,25 @@
 //!    clears bits with one `fetch_and`, or takes whole words to check them and puts back what it
 //!    does not skip. Whoever gets the bit counts the page. No mutex stands between hints and
 //!    sending.
-//! 2. **After [`Gate::close`] returned no hint has any effect.** The gate is one atomic: a closed
-//!    flag and the number of hints under way. A hint enters by adding one, and looks at the flag
-//!    *in the value that it replaced*. So it either entered before the close and is waited for, or
-//!    it sees the flag and leaves.
+//! 2. **After [`Gate::close`](crate::hinting::gate::Gate::close) returned no hint has any effect.**
 //! 3. `sent + zero + hole + hinted + ballooned + clean = pages`, checked in [`Round::account`].
+//! 4. **Only pages of the plan have a bit in any map of the round.** What is put back was taken, and
+//!    what is sent or hinted was taken, too. So the words of the plan are all that anybody has to
+//!    look at, and a round costs by what it has to send.
 //!
 //! # Hazard
 //! A round that ended while a hint is half done could lose a page: the hint takes the word, the
 //! sender sees an empty bitmap and ends the round, the hint puts the word back. So the gate is
 //! closed first, and then the bitmap is swept once more.
 
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
 use crate::error::Error;
 use crate::report::{HintFigures, RoundReport};
-use crate::sync::{AtomicU64, Condvar, Mutex};
+use crate::sync::AtomicU64;
 use crate::units::{PAGE_SIZE, millis};
-
-const CLOSED: u64 = 1 << 63;
-
-/// Lets hints in until it is closed.
-#[derive(Debug, Default)]
-pub struct Gate {
-    state: AtomicU64,
-    lock: Mutex<()>,
-    empty: Condvar,
-}
-
-impl Gate {
-    /// Enters for the life of the returned pass; `None` if the gate is closed.
-    pub fn enter(&self) -> Option<Pass<'_>> {
-        let before = self.state.fetch_add(1, SeqCst);
-        let pass = Pass(self);
-        (before & CLOSED == 0).then_some(pass)
-    }
-
-    /// Closes the gate and waits (asleep) until everyone who entered has left. Idempotent.
-    pub fn close(&self) {
-        self.state.fetch_or(CLOSED, SeqCst);
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.state.load(SeqCst) != CLOSED {
-            guard = self.empty.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Whether [`close`](Self::close) has begun.
-    pub fn is_closed(&self) -> bool {
-        self.state.load(SeqCst) & CLOSED != 0
-    }
-}
-
-/// Someone inside a [`Gate`]; leaves when dropped.
-#[derive(Debug)]
-pub struct Pass<'a>(&'a Gate);
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        if self.0.state.fetch_sub(1, SeqCst) == CLOSED | 1 {
-            // The lock orders this notification after the closer's look at the count: without it
-            // the wakeup could fall between its look and its sleep.
-            let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            self.0.empty.notify_all();
-        }
-    }
-}
 
 /// Why a page does not need sending, decided before the round starts.
 #[derive(Clone, Debug)]
@@ -81,15 +32,14 @@ pub struct Plan {
     pub to_send: Bitmap,
     /// Pages of the dirty set that are in the balloon.
     pub ballooned: Bitmap,
-    /// Pages of the dirty set that the host never populated.
+    /// Pages that the host never populated; without a bit, or of no length, in later rounds.
     pub hole: Bitmap,
 }
 
 impl Plan {
     /// These are to be sent, and the rest needs no sending.
     pub fn of(to_send: Bitmap) -> Self {
-        let none = Bitmap::new(to_send.len());
-        Self { to_send, ballooned: none.clone(), hole: none }
+        Self { to_send, ballooned: Bitmap::new(0), hole: Bitmap::new(0) }
     }
 
     /// Round one's plan, of all pages: what is in the balloon or a hole, in words that are
@@ -113,11 +63,10 @@ impl Plan {
     /// A later round's plan, of a harvest, whose pages are protected again: the same reasoning
     /// holds for the balloon as in round one. Nobody looks for holes, which would cost by all of
     /// memory: one that is dirty was punched since, and is read as zero.
-    pub fn of_dirty(dirty: &Bitmap, mut ballooned: Bitmap) -> Self {
-        ballooned.and(dirty);
-        let mut to_send = dirty.clone();
-        to_send.and_not(&ballooned);
-        Self { ballooned, ..Self::of(to_send) }
+    pub fn of_dirty(mut dirty: Bitmap, mut ballooned: Bitmap) -> Self {
+        ballooned.and(&dirty);
+        dirty.and_not(&ballooned);
+        Self { ballooned, ..Self::of(dirty) }
     }
 }
 
@@ -146,6 +95,26 @@ struct Counts {
     last_hint_us: AtomicU64,
 }
 
+/// The bitmaps of a round, without a bit. Making them costs by all of memory, so one round's become
+/// the next one's.
+#[derive(Debug)]
+pub struct Maps {
+    /// The words of the plan.
+    planned: Bitmap,
+    to_send: AtomicBitmap,
+    sent: AtomicBitmap,
+    hinted: AtomicBitmap,
+}
+
+impl Maps {
+    /// For a guest of `nr_pages`.
+    pub fn new(nr_pages: u64) -> Self {
+        let new = || AtomicBitmap::new(nr_pages);
+        let planned = Bitmap::new(nr_pages.div_ceil(64));
+        Self { planned, to_send: new(), sent: new(), hinted: new() }
+    }
+}
+
 /// One round of pre-copy. Shared by the sender and the hint sink.
 #[derive(Debug)]
 pub struct Round {
@@ -153,9 +122,7 @@ pub struct Round {
     pub number: u32,
     nr_pages: u64,
     left_out: LeftOut,
-    to_send: AtomicBitmap,
-    sent_map: AtomicBitmap,
-    hinted_map: AtomicBitmap,
+    maps: Maps,
     started: Instant,
     counts: Counts,
     first_hint_us: AtomicU64,
@@ -175,6 +142,15 @@ pub struct LeftOut {
 impl Round {
     /// A round over `plan` for a guest of `nr_pages`.
     pub fn new(number: u32, nr_pages: u64, plan: &Plan) -> Self {
+        Self::with(Maps::new(nr_pages), number, nr_pages, plan)
+    }
+
+    /// The same, with maps that were made for this guest.
+    pub fn with(mut maps: Maps, number: u32, nr_pages: u64, plan: &Plan) -> Self {
+        for (word, pages) in plan.to_send.nonzero() {
+            maps.planned.set(word as u64);
+            maps.to_send.put(word, pages);
+        }
         let (ballooned, hole) = (plan.ballooned.count(), plan.hole.count());
         let planned = plan.to_send.count() + ballooned + hole;
         let clean = nr_pages.saturating_sub(planned);
@@ -182,13 +158,23 @@ impl Round {
             number,
             nr_pages,
             left_out: LeftOut { hole, ballooned, clean },
-            to_send: AtomicBitmap::from(&plan.to_send),
-            sent_map: AtomicBitmap::new(nr_pages),
-            hinted_map: AtomicBitmap::new(nr_pages),
+            maps,
             started: Instant::now(),
             counts: Counts::default(),
             first_hint_us: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// Its maps, for another round.
+    pub fn into_maps(self) -> Maps {
+        let mut maps = self.maps;
+        for word in maps.planned.runs().flat_map(|(first, nr)| first..first + nr) {
+            for map in [&mut maps.to_send, &mut maps.sent, &mut maps.hinted] {
+                map.put(word as usize, 0);
+            }
+        }
+        maps.planned.clear_all();
+        maps
     }
 
     /// Pages of memory.
@@ -198,22 +184,32 @@ impl Round {
 
     /// Words of the bitmaps.
     pub fn nr_words(&self) -> usize {
-        self.to_send.nr_words()
+        self.maps.to_send.nr_words()
+    }
+
+    /// The first word from this one on that the plan has pages of.
+    pub(crate) fn planned_from(&self, word: usize) -> Option<usize> {
+        let word = self.maps.planned.next_set(word as u64) as usize;
+        (word < self.nr_words()).then_some(word)
+    }
+
+    fn planned(&self) -> impl Iterator<Item = usize> {
+        self.maps.planned.runs().flat_map(|(first, nr)| first as usize..(first + nr) as usize)
     }
 
     /// Takes all pages of a word that are still to be sent.
     pub fn claim(&self, word: usize) -> u64 {
-        self.to_send.take(word)
+        self.maps.to_send.take(word)
     }
 
     /// Returns claimed pages that were neither sent nor skipped.
     pub fn put_back(&self, word: usize, mask: u64) {
-        self.to_send.set_mask(word, mask);
+        self.maps.to_send.set_mask(word, mask);
     }
 
     /// Pages that nobody has taken yet.
     pub fn to_send(&self) -> Bitmap {
-        self.to_send.snapshot()
+        self.maps.to_send.snapshot()
     }
 
     /// Pages still to be dealt with: derived from the counters, so that asking costs nothing.
@@ -225,7 +221,7 @@ impl Round {
 
     /// Claimed pages of `word` were sent with content.
     pub fn mark_sent(&self, word: usize, mask: u64) {
-        self.sent_map.set_mask(word, mask);
+        self.maps.sent.set_mask(word, mask);
         self.counts.sent.fetch_add(u64::from(mask.count_ones()), Relaxed);
     }
 
@@ -236,14 +232,14 @@ impl Round {
 
     /// Claimed pages of `word` are skipped for a hint.
     pub fn mark_hinted(&self, word: usize, mask: u64) {
-        self.hinted_map.set_mask(word, mask);
+        self.maps.hinted.set_mask(word, mask);
         let nr = u64::from(mask.count_ones());
         self.counts.hinted.fetch_add(nr, Relaxed);
     }
 
     /// A hint clears the bits of `mask`: the protected way. Returns how many pages it skipped.
     pub fn clear_hinted(&self, word: usize, mask: u64) -> u64 {
-        let mask = self.to_send.clear_mask(word, mask);
+        let mask = self.maps.to_send.clear_mask(word, mask);
         if mask != 0 {
             self.mark_hinted(word, mask);
         }
@@ -253,7 +249,7 @@ impl Round {
     /// Notes pages of a hint that had already been sent in this round. `mask` is the hint's part of
     /// `word`.
     pub fn note_sent_before(&self, word: usize, mask: u64) {
-        let nr = u64::from((self.sent_map.load(word) & mask).count_ones());
+        let nr = u64::from((self.maps.sent.load(word) & mask).count_ones());
         if nr > 0 {
             self.counts.sent_then_hinted.fetch_add(nr, Relaxed);
             self.counts.too_late.fetch_add(nr, Relaxed);
@@ -307,18 +303,19 @@ impl Round {
 
     /// Pages of a word that were sent with content so far.
     pub fn sent_mask(&self, word: usize) -> u64 {
-        self.sent_map.load(word)
+        self.maps.sent.load(word)
     }
 
     /// Pages of `pages` that are still to be sent.
     pub(crate) fn left_of(&self, pages: &AtomicBitmap) -> u64 {
-        let left = |word| u64::from((self.to_send.load(word) & pages.load(word)).count_ones());
-        (0..self.nr_words()).map(left).sum()
+        let to_send = &self.maps.to_send;
+        let left = |word| u64::from((to_send.load(word) & pages.load(word)).count_ones());
+        self.planned().map(left).sum()
     }
 
     /// Pages of this round that were sent with content.
     pub fn sent_pages(&self) -> Bitmap {
-        self.sent_map.snapshot()
+        self.maps.sent.snapshot()
     }
 
     /// Its report so far; exact once the round is over.
@@ -355,8 +352,8 @@ impl Round {
         let skipped = report.zero + report.hole + report.hinting.hinted + report.ballooned;
         let counted = report.sent + skipped + report.clean;
         // Two things that must agree: the bitmap is empty, and the counters sum up.
-        let left = self.to_send.count();
-        if counted != self.nr_pages || left != 0 {
+        let left = self.planned().any(|word| self.maps.to_send.load(word) != 0);
+        if counted != self.nr_pages || left {
             return Err(Error::Accounting { round: self.number, counted, pages: self.nr_pages });
         }
         Ok(report)
@@ -364,14 +361,15 @@ impl Round {
 
     /// How many pages that were skipped for hints are in `harvest`: written since.
     pub fn overridden(&self, harvest: &Bitmap) -> u64 {
-        let mut overridden = self.hinted_pages();
-        overridden.and(harvest);
-        overridden.count()
+        let hinted = &self.maps.hinted;
+        let both =
+            |(word, written): (usize, u64)| u64::from((hinted.load(word) & written).count_ones());
+        harvest.nonzero().map(both).sum()
     }
 
     /// Pages of this round that were skipped for hints.
     pub fn hinted_pages(&self) -> Bitmap {
-        self.hinted_map.snapshot()
+        self.maps.hinted.snapshot()
     }
 
     /// The words that a hint touches, each with the mask of its pages.
@@ -390,32 +388,9 @@ impl Round {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
 
     fn plan(nr_pages: u64) -> Plan {
         Plan::of(Bitmap::full(nr_pages))
-    }
-
-    #[test]
-    fn closing_waits_for_those_inside_and_refuses_the_rest() {
-        let gate = Arc::new(Gate::default());
-        let pass = gate.enter().unwrap();
-        let closed = Arc::new(AtomicBool::new(false));
-        let (gate2, closed2) = (gate.clone(), closed.clone());
-        let closer = std::thread::spawn(move || {
-            gate2.close();
-            closed2.store(true, SeqCst);
-        });
-        while !gate.is_closed() {
-            std::thread::yield_now();
-        }
-        assert!(gate.enter().is_none());
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(!closed.load(SeqCst), "closed with a hint inside");
-        drop(pass);
-        closer.join().unwrap();
-        gate.close();
     }
 
     #[test]
@@ -458,7 +433,7 @@ mod tests {
         assert_eq!(plan.to_send.count(), 64 * 2 + 1);
         assert_eq!(words_with_a_hole(&populated).runs().collect::<Vec<_>>(), [(0, 2)]);
 
-        let plan = Plan::of_dirty(&map(&[1, 5, 6]), map(&[6, 71]));
+        let plan = Plan::of_dirty(map(&[1, 5, 6]), map(&[6, 71]));
         assert_eq!((&plan.to_send, &plan.ballooned), (&map(&[1, 5]), &map(&[6])));
         assert_eq!(plan.hole.count(), 0);
     }

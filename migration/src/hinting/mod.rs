@@ -51,6 +51,7 @@
 //! that it hints.
 
 pub(crate) mod epoch;
+pub mod gate;
 mod pace;
 pub mod policy;
 pub mod sink;

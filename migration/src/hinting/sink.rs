@@ -6,10 +6,12 @@ use std::sync::{Arc, PoisonError};
 
 use crate::bitmap::{AtomicBitmap, Bitmap};
 use crate::observe::{EpochId, Event, Observer};
-use crate::round::{Gate, Round};
+use crate::round::Round;
 use crate::sync::{AtomicBool, AtomicU64, Mutex};
 use crate::traits::{DirtyLog, GuestRam, HintSink};
 use crate::units::{PAGE_SIZE, is_zero};
+
+use super::gate::Gate;
 
 /// Words of 64 pages that a hint may have read at a time: 256 KiB each.
 const BUFFER_PAGES: usize = 64;
@@ -35,6 +37,10 @@ pub fn protect_words(
         guarded.set(word as u64);
     });
     Ok(())
+}
+
+fn none_named(round: &Round) -> Arc<AtomicBitmap> {
+    Arc::new(AtomicBitmap::new(round.nr_pages()))
 }
 
 enum Method {
@@ -76,13 +82,12 @@ pub struct Sink {
 impl Sink {
     /// Hints clear bits. Everything in the round's to-send bitmap is protected already.
     pub fn protected(round: &Arc<Round>, ram: &Arc<dyn GuestRam>, log: &Arc<dyn DirtyLog>) -> Self {
-        Self::new(round, ram, log, Method::Protected, false)
+        Self::new(round, ram, log, Method::Protected, false, none_named(round))
     }
 
     /// The sink for the id after the switch: everything is protected now.
     pub fn switched(&self) -> Self {
-        let next = Self::protected(&self.round, &self.ram, &self.log);
-        Self { named: self.named.clone(), ..next }
+        self.next(Method::Protected, false)
     }
 
     /// The sink for the next id of the same round, this one being closed. What was protected
@@ -92,8 +97,11 @@ impl Sink {
             Method::Protected => Method::Protected,
             Method::CheckedZero { guarded, .. } => Method::checked_zero(guarded),
         };
-        let next = Self::new(&self.round, &self.ram, &self.log, method, self.probe);
-        Self { found: self.found.clone(), named: self.named.clone(), ..next }
+        Self { found: self.found.clone(), ..self.next(method, self.probe) }
+    }
+
+    fn next(&self, method: Method, probe: bool) -> Self {
+        Self::new(&self.round, &self.ram, &self.log, method, probe, self.named.clone())
     }
 
     /// Hints are checked. What is in `guarded` now was protected before the id is published. With
@@ -105,7 +113,7 @@ impl Sink {
         guarded: &Arc<AtomicBitmap>,
         probe: bool,
     ) -> Self {
-        Self::new(round, ram, log, Method::checked_zero(guarded), probe)
+        Self::new(round, ram, log, Method::checked_zero(guarded), probe, none_named(round))
     }
 
     fn new(
@@ -114,6 +122,7 @@ impl Sink {
         log: &Arc<dyn DirtyLog>,
         method: Method,
         probe: bool,
+        named: Arc<AtomicBitmap>,
     ) -> Self {
         Self {
             round: round.clone(),
@@ -124,7 +133,7 @@ impl Sink {
             buffer: Mutex::default(),
             probe,
             found: Arc::default(),
-            named: Arc::new(AtomicBitmap::new(round.nr_pages())),
+            named,
         }
     }
 

@@ -19,8 +19,7 @@ const CLAIM_PAGES: u32 = 256;
 const FRAME_PAGES: u32 = 128;
 /// Room for a frame's content, in bytes.
 pub(super) const FRAME_ROOM: usize = FRAME_PAGES as usize * PAGE_SIZE;
-/// Empty words skipped in one call, so that an almost empty bitmap of a big guest does not hold up
-/// the caller.
+/// Words of the plan looked at in one call: those that hints have emptied do not hold up the caller.
 const WORDS_PER_CALL: usize = 1 << 16;
 
 /// Words of 64 pages and which of their pages were taken, ascending.
@@ -33,14 +32,20 @@ impl Claimed {
     /// Takes pages from word `cursor` on.
     pub(super) fn take(round: &Round, cursor: &mut usize) -> Self {
         let (mut words, mut pages) = (Words::new(), 0);
-        let end = round.nr_words().min(cursor.saturating_add(WORDS_PER_CALL));
-        while *cursor < end && pages + 64 <= CLAIM_PAGES {
-            let taken = round.claim(*cursor);
+        for _ in 0..WORDS_PER_CALL {
+            let Some(word) = round.planned_from(*cursor) else {
+                *cursor = round.nr_words();
+                break;
+            };
+            let taken = round.claim(word);
+            *cursor = word + 1;
             if taken != 0 {
                 pages += taken.count_ones();
-                words.push_back((*cursor, taken));
+                words.push_back((word, taken));
+                if pages + 64 > CLAIM_PAGES {
+                    break;
+                }
             }
-            *cursor += 1;
         }
         Self(words)
     }

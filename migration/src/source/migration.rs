@@ -10,7 +10,7 @@ use crate::config::SourceConfig;
 use crate::error::{Error, Phase};
 use crate::observe::{Event, Observer, Progress, Slice};
 use crate::report::{HintFigures, Report, Snapshot};
-use crate::round::{Plan, Round};
+use crate::round::{Maps, Plan, Round};
 use crate::traits::SourceVm;
 use crate::transport::TICK;
 use crate::units::micros;
@@ -19,6 +19,8 @@ use crate::wire::{Kind, RoundStart};
 use super::peer::Peer;
 use super::sender::Sender;
 
+/// Bitmaps that are kept for later: a round needs two, and another while it is planned.
+const SPARE: usize = 3;
 /// Time between two snapshots.
 const PROGRESS: Duration = Duration::from_millis(200);
 
@@ -56,6 +58,9 @@ pub(super) struct Migration<'a> {
     pub(super) phase: Phase,
     /// What is known so far.
     pub(super) report: Report,
+    /// Bitmaps without a bit, and those of a round. New ones cost by all of memory.
+    spare: Vec<Bitmap>,
+    spare_maps: Option<Maps>,
     /// Time held back for hints in this round.
     pub(super) held: Duration,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
@@ -85,6 +90,8 @@ impl<'a> Migration<'a> {
             sender: Sender::new(vm, cfg),
             phase: Phase::Handshake,
             report: Report { nr_pages, compression, streams, ..Report::default() },
+            spare: Vec::new(),
+            spare_maps: None,
             held: Duration::ZERO,
             protected_hints: false,
             paused: Stopwatch::start(),
@@ -111,10 +118,33 @@ impl<'a> Migration<'a> {
     /// Begins a round: tells whoever watches, and the destination.
     pub(super) fn begin(&mut self, plan: &Plan) -> Arc<Round> {
         let number = self.report.rounds.len() as u32 + 1;
-        let round = Arc::new(Round::new(number, self.nr_pages, plan));
+        let maps = self.spare_maps.take().unwrap_or_else(|| Maps::new(self.nr_pages));
+        let round = Arc::new(Round::with(maps, number, self.nr_pages, plan));
         self.held = Duration::ZERO;
         self.tell(&Event::Round(&round, plan));
         round
+    }
+
+    /// A round is over that another follows: what it needed is kept for that. The guest runs.
+    pub(super) fn end(&mut self, round: Arc<Round>, plan: Plan) {
+        // Somebody may hold on to the round, but not to the pause's time.
+        let maps = Arc::into_inner(round).map(Round::into_maps);
+        self.spare_maps = Some(maps.unwrap_or_else(|| Maps::new(self.nr_pages)));
+        self.give_back(plan.to_send);
+        self.give_back(plan.ballooned);
+    }
+
+    /// A bitmap of all pages, none of which has its bit.
+    pub(super) fn map(&mut self) -> Bitmap {
+        self.spare.pop().unwrap_or_else(|| Bitmap::new(self.nr_pages))
+    }
+
+    /// It is not needed any more.
+    pub(super) fn give_back(&mut self, mut map: Bitmap) {
+        if self.spare.len() < SPARE && map.len() == self.nr_pages {
+            map.clear_all();
+            self.spare.push(map);
+        }
     }
 
     /// To be called often: notices interruption, shows signs of life, tells where the round stands.
@@ -166,7 +196,7 @@ impl<'a> Migration<'a> {
 
     /// What is dirty now. The guest runs: harvesting may take as long as it takes.
     pub(super) fn harvest(&mut self) -> Result<Bitmap, Error> {
-        let (log, mut dirty) = (self.vm.log.clone(), Bitmap::new(self.nr_pages));
+        let (log, mut dirty) = (self.vm.log.clone(), self.map());
         let harvest = move || log.harvest(&mut dirty).map(|()| dirty);
         self.meanwhile(harvest)?.map_err(Error::machine("harvest the dirty log"))
     }
@@ -174,7 +204,7 @@ impl<'a> Migration<'a> {
     /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB: for round
     /// one alone, never with the guest paused.
     pub(super) fn populated(&mut self) -> Result<Bitmap, Error> {
-        let (ram, mut found) = (self.vm.ram.clone(), Bitmap::new(self.nr_pages));
+        let (ram, mut found) = (self.vm.ram.clone(), self.map());
         let walk = move || ram.populated(&mut found).map(|()| found);
         self.meanwhile(walk)?.map_err(Error::machine("find populated memory"))
     }

@@ -123,7 +123,7 @@ fn run(m: &mut Migration<'_>, guard: &mut Guard, shadow: Option<&Shadow>) -> Res
     guard.log_on = true;
     let dirty = rounds::converge(m)?;
     let dirty = switchover::pause(m, guard, dirty)?;
-    rounds::last(m, &dirty)?;
+    rounds::last(m, dirty)?;
     let state = switchover::save(m)?;
     verify::verify(m, shadow)?;
     switchover::send_state(m, &state)?;

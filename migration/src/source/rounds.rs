@@ -47,7 +47,7 @@ pub(super) fn converge(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
                 OnTimeout::Fail => Err(Error::NotConverging { rounds, dirty_pages, predicted_ms }),
             };
         }
-        dirty = next(m, &dirty)?;
+        dirty = next(m, dirty)?;
     }
 }
 
@@ -71,8 +71,10 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
         _ => words_with_a_hole(&populated),
     };
     protect(m, &todo, &guarded)?;
+    m.give_back(populated);
     let populated = m.populated()?;
     let plan = Plan::of_all(&populated, ballooned(m), &todo);
+    m.give_back(populated);
 
     m.enter(Phase::Rounds);
     let round = m.begin(&plan);
@@ -84,6 +86,7 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
         m.report.hints = Reason::DriverGone.into();
     }
     let dirty = run(m, &round, epoch, Some(&guarded))?;
+    m.end(round, plan);
     if let Some(first) = m.report.rounds.first() {
         m.report.round_one_bytes = first.bytes;
         let seconds = (first.duration_ms.max(1)) as f64 / 1000.0;
@@ -93,7 +96,7 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
 }
 
 /// Sends what is dirty. Returns what was written meanwhile.
-fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
+fn next(m: &mut Migration<'_>, dirty: Bitmap) -> Result<Bitmap, Error> {
     let plan = Plan::of_dirty(dirty, ballooned(m));
     let round = m.begin(&plan);
     let time = m.sender.meter.time_for(plan.to_send.count());
@@ -105,6 +108,7 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
         _ => None,
     };
     let dirty = run(m, &round, epoch, None)?;
+    m.end(round, plan);
     if let Some(done) = m.report.rounds.last() {
         m.sender.meter.add_dirty(done.sent, done.bytes);
     }
@@ -112,7 +116,7 @@ fn next(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<Bitmap, Error> {
 }
 
 /// Sends what is dirty with the guest paused: no hints, no harvest. No memory follows.
-pub(super) fn last(m: &mut Migration<'_>, dirty: &Bitmap) -> Result<(), Error> {
+pub(super) fn last(m: &mut Migration<'_>, dirty: Bitmap) -> Result<(), Error> {
     let plan = Plan::of_dirty(dirty, ballooned(m));
     let round = m.begin(&plan);
     let before = m.bytes();
@@ -214,8 +218,8 @@ fn protect(m: &mut Migration<'_>, todo: &Bitmap, guarded: &AtomicBitmap) -> Resu
 }
 
 /// What is in the balloon now.
-fn ballooned(m: &Migration<'_>) -> Bitmap {
-    let mut ballooned = Bitmap::new(m.nr_pages);
+fn ballooned(m: &mut Migration<'_>) -> Bitmap {
+    let mut ballooned = m.map();
     if let Some(hints) = &m.vm.hints {
         hints.ballooned(&mut ballooned);
         m.tell(&Event::Ballooned(&ballooned));

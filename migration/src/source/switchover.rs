@@ -24,15 +24,16 @@ pub(super) fn pause(
     m.meanwhile(move || machine.before_pause())?.map_err(Error::machine("prepare the pause"))?;
     m.tick(None)?;
     m.enter(Phase::LastRound);
-    m.paused = Stopwatch::start();
     let predicted = m.predicted_downtime(dirty.count());
+    m.paused = Stopwatch::start();
     m.peer.interrupt.limit.begin(pause_limit(m.cfg, predicted, m.nr_pages));
     guard.paused = true;
     m.vm.machine.pause().map_err(Error::machine("pause the guest"))?;
     m.report.downtime.pause_us = m.paused.lap();
-    let mut last = Bitmap::new(m.nr_pages);
+    let mut last = m.map();
     m.vm.log.harvest(&mut last).map_err(Error::machine("harvest the dirty log"))?;
     dirty.or(&last);
+    m.give_back(last);
     Ok(dirty)
 }
 

@@ -6,6 +6,7 @@
 mod asking;
 mod auto;
 mod boot;
+mod cost;
 mod dest;
 mod faults;
 mod handoff;

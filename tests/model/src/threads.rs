@@ -20,8 +20,9 @@ use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use loom::thread;
 
 use wherry_interleaved::bitmap::{AtomicBitmap, Bitmap, word_runs};
+use wherry_interleaved::hinting::gate::Gate;
 use wherry_interleaved::hinting::sink::{Sink, protect_words, word_map};
-use wherry_interleaved::round::{Gate, Plan, Round};
+use wherry_interleaved::round::{Plan, Round};
 use wherry_interleaved::traits::{DirtyLog, GuestRam, HintSink};
 use wherry_interleaved::units::PAGE_SIZE;
 

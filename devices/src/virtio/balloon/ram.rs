@@ -158,6 +158,10 @@ impl PageSet {
     /// Runs of flat page numbers: (first, how many).
     fn runs(&self) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
+        // No pass over the set in a pause for a balloon that nobody uses.
+        if self.count == 0 {
+            return out;
+        }
         let mut at = self.next(0, true);
         while let Some(first) = at {
             let end = self.next(first, false).unwrap_or(self.ram.pages);
@@ -186,6 +190,9 @@ impl PageSet {
     /// About the bytes that [`save`](Self::save) takes, before they are packed. One pass over the
     /// set, about 4 ms for each TiB of RAM.
     pub(super) fn saved_bytes(&self) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
         let (mut runs, mut before) = (0, 0);
         for word in &self.words {
             runs += u64::from((word & !(word << 1 | before)).count_ones());

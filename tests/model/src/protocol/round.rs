@@ -83,7 +83,7 @@ impl RoundState {
 
     /// A later round.
     pub(super) fn of_dirty(s: &Scenario, number: u32, dirty: Mask, ballooned: Mask) -> Self {
-        let plan = Plan::of_dirty(&spread(s, dirty), spread(s, ballooned));
+        let plan = Plan::of_dirty(spread(s, dirty), spread(s, ballooned));
         Self::begin(s, number, &plan)
     }
 
