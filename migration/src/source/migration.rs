@@ -61,6 +61,10 @@ pub(super) struct Migration<'a> {
     /// Bitmaps without a bit, and those of a round. New ones cost by all of memory.
     spare: Vec<Bitmap>,
     spare_maps: Option<Maps>,
+    /// How long the last harvest took, and planning the last round on a dirty set. The pause needs
+    /// both once more.
+    harvesting: Duration,
+    pub(super) planning: Duration,
     /// Time held back for hints in this round.
     pub(super) held: Duration,
     /// Hints were honoured in the protected way, so later rounds may ask for more.
@@ -92,6 +96,8 @@ impl<'a> Migration<'a> {
             report: Report { nr_pages, compression, streams, ..Report::default() },
             spare: Vec::new(),
             spare_maps: None,
+            harvesting: Duration::ZERO,
+            planning: Duration::ZERO,
             held: Duration::ZERO,
             protected_hints: false,
             paused: Stopwatch::start(),
@@ -185,7 +191,8 @@ impl<'a> Migration<'a> {
     pub(super) fn predicted_downtime(&self, dirty_pages: u64) -> Duration {
         let (meter, state) = (&self.sender.meter, self.vm.machine.state_bytes());
         let pages = meter.time_for(dirty_pages);
-        pages.saturating_add(meter.time_on_link(state)).saturating_add(self.cfg.switchover_estimate)
+        let here = self.harvesting + self.planning + self.cfg.switchover_estimate;
+        pages.saturating_add(meter.time_on_link(state)).saturating_add(here)
     }
 
     /// Turns the dirty log on.
@@ -197,8 +204,14 @@ impl<'a> Migration<'a> {
     /// What is dirty now. The guest runs: harvesting may take as long as it takes.
     pub(super) fn harvest(&mut self) -> Result<Bitmap, Error> {
         let (log, mut dirty) = (self.vm.log.clone(), self.map());
-        let harvest = move || log.harvest(&mut dirty).map(|()| dirty);
-        self.meanwhile(harvest)?.map_err(Error::machine("harvest the dirty log"))
+        let harvest = move || {
+            let started = Instant::now();
+            log.harvest(&mut dirty).map(|()| (dirty, started.elapsed()))
+        };
+        let harvested = self.meanwhile(harvest)?;
+        let (dirty, time) = harvested.map_err(Error::machine("harvest the dirty log"))?;
+        self.harvesting = time;
+        Ok(dirty)
     }
 
     /// Which pages may hold anything. Looks at all of memory, about 10 ms for each GiB: for round

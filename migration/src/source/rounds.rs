@@ -97,8 +97,10 @@ fn first(m: &mut Migration<'_>) -> Result<Bitmap, Error> {
 
 /// Sends what is dirty. Returns what was written meanwhile.
 fn next(m: &mut Migration<'_>, dirty: Bitmap) -> Result<Bitmap, Error> {
+    let started = Instant::now();
     let plan = Plan::of_dirty(dirty, ballooned(m));
     let round = m.begin(&plan);
+    m.planning = started.elapsed();
     let time = m.sender.meter.time_for(plan.to_send.count());
     let epoch = match &m.vm.hints {
         Some(source) if m.protected_hints && time > ROUND_FOR_HINTS => {

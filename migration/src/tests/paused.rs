@@ -199,6 +199,30 @@ fn a_machine_that_does_not_let_go_sends_no_state_and_goes_on() {
 }
 
 #[test]
+fn a_pause_is_predicted_with_the_harvest_that_is_made_in_it() {
+    let migrate = |trigger: Trigger, max_rounds| {
+        let model = Model::new(PAGES, false, vec![]);
+        model.during(trigger, || thread::sleep(Duration::from_secs(1)));
+        let cfg = SourceConfig {
+            downtime_limit: Duration::from_millis(900),
+            on_timeout: OnTimeout::Fail,
+            max_rounds,
+            ..config(HintMode::Auto)
+        };
+        migrate_over(&model, &cfg, &DestinationConfig::default(), pair()).0
+    };
+    let failure = migrate(Trigger::Harvest, 1).unwrap_err();
+    assert!(
+        matches!(failure.cause, Error::NotConverging { predicted_ms: 1000.., .. }),
+        "{failure:?}"
+    );
+    // Another round, whose harvest takes no time: what the last one took counts. Other work does
+    // not.
+    assert_eq!(migrate(Trigger::Harvest, 30).unwrap().rounds.len(), 3);
+    assert_eq!(migrate(Trigger::Walk, 1).unwrap().rounds.len(), 2);
+}
+
+#[test]
 fn a_pause_is_predicted_with_the_state_that_is_sent_in_it() {
     let migrate = |state_bytes, downtime_limit| {
         let model = Model::new(PAGES, false, vec![]);
