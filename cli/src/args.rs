@@ -167,6 +167,9 @@ pub struct RunArgs {
     /// Guest RAM, such as 512MiB or 2G
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = units::size)]
     pub memory: u64,
+    /// What it is made of.
+    #[command(flatten)]
+    pub backing: BackingArgs,
     /// Where the serial console goes.
     #[command(flatten)]
     pub console: ConsoleArgs,
@@ -208,6 +211,14 @@ pub struct ConfigArgs {
 
 /// Options of `run` and `receive` alike.
 #[derive(Debug, Args)]
+pub struct BackingArgs {
+    /// Put guest RAM on the tmpfs that this folder is on: with large pages, if it is mounted so
+    #[arg(long, value_name = "DIR")]
+    pub memory_backing: Option<PathBuf>,
+}
+
+/// Options of `run` and `receive` alike.
+#[derive(Debug, Args)]
 pub struct ConsoleArgs {
     /// Serial console: stdio, file:PATH[,max=SIZE], pty, or none (only `wherry console`)
     #[arg(long, value_name = "SINK", default_value = "stdio", value_parser = serial::parse)]
@@ -243,6 +254,9 @@ pub struct ReceiveArgs {
     /// comes]
     #[arg(long, value_name = "SIZE", value_parser = room)]
     pub max_memory: Option<u64>,
+    /// What the guest's memory is made of here.
+    #[command(flatten)]
+    pub backing: BackingArgs,
     /// The guest's kernel on this host: if it is the same, the source does not send it
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! `wherry run` and `wherry receive`: what can be refused is refused here; then the process goes on
 //! as `wherry-vm`.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -13,6 +14,7 @@ use wherry_vmm::config::{
 use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::exit::Exit;
 use wherry_vmm::kvm::{self, DEV_KVM};
+use wherry_vmm::memory::Backing;
 use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 
 use super::args::{self, ReceiveArgs, RunArgs};
@@ -34,6 +36,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
         check_file("initrd", initrd.as_ref())?;
     }
     config.disks.iter().try_for_each(disk::check)?;
+    check_backing(config.memory_backing.as_ref())?;
     drop(kvm);
     become_vm(context, Machine::Run(config))
 }
@@ -44,6 +47,7 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Control
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     config.disks.iter().try_for_each(disk::check)?;
+    check_backing(config.memory_backing.as_ref())?;
     become_vm(context, Machine::Receive(config))
 }
 
@@ -61,6 +65,7 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
         progress: !quiet && serial != SerialSink::Stdio,
         serial,
         max_memory: args.max_memory,
+        memory_backing: args.backing.memory_backing.map(Into::into),
         nets,
         disks,
         vsock,
@@ -68,6 +73,12 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
         initrd: args.initrd.map(Into::into),
         reboot: !args.no_reboot,
     })
+}
+
+/// Refuses a folder that guest RAM cannot be in.
+fn check_backing(folder: Option<&OsString>) -> Result<(), ControlError> {
+    let opened = Backing::open(folder.map(Path::new));
+    opened.map(drop).map_err(|e| ControlError::failed(format!("{e:#}")))
 }
 
 /// Opens KVM, or says what to do about it.
@@ -156,6 +167,7 @@ pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         cmdline,
         nr_vcpus: args.cpus,
         ram_bytes: args.memory,
+        memory_backing: args.backing.memory_backing.map(Into::into),
         serial: args.console.serial,
         reboot: !args.no_reboot,
         balloon,

@@ -1,10 +1,12 @@
-//! What a host's storage does to a VM: it hangs, it is full. Mounts, so the lab only.
+//! What a host's storage does to a VM: it hangs, it is full, its memory has large pages. Mounts, so
+//! the lab only.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context;
 use wherry_tests::hosts::output;
 use wherry_tests::{
     Guest, GuestOptions, MigrateError, Mount, Result, Scratch, eventually, migrate,
@@ -83,4 +85,42 @@ fn a_full_disk_pauses_the_guest_until_there_is_room() -> Result<()> {
     assert!(env.command(&["resume", "source"]).status()?.success());
     assert_eq!(guest.wait_for("disk", WRITTEN)?.num("bad")?, 0);
     is(&guest, "running")
+}
+
+/// Memory of this host's in large pages of a tmpfs, in KiB.
+fn in_large_pages() -> Result<u64> {
+    let info = fs::read_to_string("/proc/meminfo")?;
+    let line = info.lines().find_map(|line| line.strip_prefix("ShmemHugePages:"));
+    let line = line.context("this host's kernel has none")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn a_guest_in_large_pages_moves_to_such_and_to_small_ones() -> Result<()> {
+    let scratch = Scratch::new("large")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let dir = scratch.path().join("tmpfs");
+    let _mount = Mount::new(&dir, &["-t", "tmpfs", "-o", "huge=always,size=0", "tmpfs"])?;
+    let backing = ["--memory-backing".to_owned(), dir.display().to_string()];
+    let options = GuestOptions {
+        memory: "512MiB".into(),
+        append: "wherry.check=16 wherry.work=tmpfs:200,free:200".into(),
+        args: backing.to_vec(),
+        ..GuestOptions::default()
+    };
+    let mut guest = Guest::run(&env, "small", &options)?;
+    guest.wait_for("work done", BOOT)?;
+    assert!(in_large_pages()? >= 32 << 10, "{} KiB", in_large_pages()?);
+    // What the guest gives back is a part of a large page.
+    guest.inflate_to(64, SOON)?;
+    for (from, to, args) in [("small", "large", &backing[..]), ("large", "last", &[])] {
+        let uri = env.unix_uri(to);
+        let mut destination = Guest::receive_with(&env, to, &uri, args)?;
+        migrate(&env, from, &uri, &["--hints", "on", "--verify"])?;
+        assert!(guest.wait_exit(SOON)?.success(), "{}", guest.log());
+        assert_eq!(destination.ask("verify", SOON)?.num("bad")?, 0);
+        guest = destination;
+        assert_eq!(in_large_pages()? > 0, !args.is_empty(), "{to}: {} KiB", in_large_pages()?);
+    }
+    Ok(())
 }

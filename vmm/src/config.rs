@@ -47,6 +47,8 @@ pub struct RunConfig {
     pub nr_vcpus: u32,
     /// Guest RAM in bytes, [`MIN_RAM_BYTES`] ..= [`MAX_RAM_BYTES`], a multiple of 4096.
     pub ram_bytes: u64,
+    /// The folder on a tmpfs where its memory is; none for a memory file.
+    pub memory_backing: Option<OsString>,
     /// Where the serial console goes.
     pub serial: SerialSink,
     /// Whether a guest's reboot starts it again; otherwise it ends the VM.
@@ -217,6 +219,8 @@ pub struct ReceiveConfig {
     /// Most RAM in bytes that the guest may have. `None`: what the host has available when it
     /// comes.
     pub max_memory: Option<u64>,
+    /// As of a machine to boot.
+    pub memory_backing: Option<OsString>,
     /// What this host has for the guest's networks.
     pub nets: Vec<NetEnd>,
     /// Its disks on this host.

@@ -86,9 +86,31 @@ pub fn diagnose(path: &Path, probe: Command) -> Report {
             };
             drop(kvm);
             let (details, ended) = supervise(probe, PROBE_LIMIT);
-            Report::conclude([vec![opened], details].concat(), ended)
+            Report::conclude([vec![opened], details, vec![pages()]].concat(), ended)
         }
     }
+}
+
+/// How large the pages of guest memory are here.
+fn pages() -> Detail {
+    // Documentation/admin-guide/mm/transhuge.rst: the word in brackets holds.
+    let setting = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    let setting = std::fs::read_to_string(setting).unwrap_or_default();
+    judge_pages(setting.split(['[', ']']).nth(1).unwrap_or("unknown"))
+}
+
+fn judge_pages(setting: &str) -> Detail {
+    let large = ["always", "within_size", "force"].contains(&setting);
+    let (status, text) = if large {
+        (Status::Ok, format!("large ones, by shmem_enabled={setting}"))
+    } else {
+        let text = format!(
+            "4 KiB, by shmem_enabled={setting}; --memory-backing DIR on a tmpfs that is mounted \
+             huge=always has 2 MiB ones: a destination works less for each byte"
+        );
+        (Status::Note, text)
+    };
+    Detail { check: "pages of guest memory".into(), status, text }
 }
 
 /// Kills the probe however the supervision ends.

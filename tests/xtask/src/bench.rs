@@ -69,6 +69,9 @@ pub struct Args {
     /// Guest memory for --native [default: 1GiB]
     #[arg(long, value_name = "SIZE", requires = "native")]
     memory: Option<String>,
+    /// Puts the memory of --native's destination into this folder, too, as of `wherry receive`.
+    #[arg(long, value_name = "DIR", requires = "native")]
+    memory_backing: Option<PathBuf>,
     /// The half of --devices that runs in the lab: leaves its figures in this folder.
     #[arg(long, hide = true, value_name = "DIR", requires = "devices")]
     inner: Option<PathBuf>,
@@ -130,7 +133,9 @@ fn native(tool: &Path, args: &Args) -> Result<u8> {
     for (option, value) in [("--memory", &args.memory), ("--runs", &runs)] {
         native.args(value.iter().flat_map(|value| [option, value]));
     }
-    native.args(args.json.iter().flat_map(|path| ["--json".as_ref(), path.as_os_str()]));
+    for (option, path) in [("--json", &args.json), ("--memory-backing", &args.memory_backing)] {
+        native.args(path.iter().flat_map(|path| [option.as_ref(), path.as_os_str()]));
+    }
     code(&mut native)
 }
 

@@ -12,6 +12,7 @@ use super::{Description, Kernel, MachineHooks};
 use crate::config::{SerialSink, devices};
 use crate::console::Console;
 use crate::kvm::open_kvm;
+use crate::memory::Backing;
 use crate::net::Nets;
 use crate::vsock::Vsock;
 
@@ -27,7 +28,8 @@ pub fn description(nr_vcpus: u32, balloon: Option<&BalloonConfig>) -> Option<Des
 pub fn hooks() -> MachineHooks {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let (nets, disks) = (Nets::default(), Arc::default());
-    MachineHooks { console, nets, vsock: Vsock::default(), disks, wake: Arc::new(|| ()) }
+    let (vsock, memory) = (Vsock::default(), Backing::default());
+    MachineHooks { console, memory, nets, vsock, disks, wake: Arc::new(|| ()) }
 }
 
 /// A file that opening waits for, as for one on a file server that is gone: somebody has a lease on

@@ -6,6 +6,7 @@ use wherry_devices::host::DiskFull;
 
 use crate::console::Console;
 use crate::disks::Disks;
+use crate::memory::Backing;
 use crate::net::Nets;
 use crate::vsock::Vsock;
 
@@ -14,6 +15,8 @@ use crate::vsock::Vsock;
 pub struct MachineHooks {
     /// Where COM1 goes.
     pub console: Console,
+    /// What its memory is made of.
+    pub memory: Backing,
     /// What its network devices are connected to.
     pub nets: Nets,
     /// Where its sockets end.

@@ -44,7 +44,7 @@ use crate::kvm::open_kvm;
 use crate::life::ending::Ending;
 use crate::life::owner::Vcpus;
 use crate::life::{End, Gate, Locks, Refusal};
-use crate::memory::{DirtySources, KvmLog, Ram};
+use crate::memory::{Backing, DirtySources, KvmLog, Ram};
 use crate::sync::lock;
 use crate::vcpu::{Vcpu, VcpuContext, install_kick_handler};
 use devices::{Assembly, MachineHost};
@@ -80,7 +80,7 @@ impl Machine {
     /// # Errors
     /// KVM, memory or a device refuses; the text says which.
     pub fn build(description: &Description, hooks: MachineHooks) -> anyhow::Result<Self> {
-        let (vm, ram) = Self::create_vm_and_ram(description)?;
+        let (vm, ram) = Self::create_vm_and_ram(description, &hooks.memory)?;
         Self::assemble(description, &hooks, vm, ram, None)
     }
 
@@ -88,7 +88,10 @@ impl Machine {
     ///
     /// # Errors
     /// KVM lacks something, or the host cannot map the memory.
-    pub fn create_vm_and_ram(description: &Description) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
+    pub fn create_vm_and_ram(
+        description: &Description,
+        memory: &Backing,
+    ) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
         let kvm = open_kvm()?;
         cpu::vm::check_addresses(&kvm, description.ram_bytes)?;
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
@@ -99,7 +102,7 @@ impl Machine {
             "KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)",
         )?;
         cpu::vm::prepare(&vm)?;
-        let ram = Arc::new(Ram::new(description.ram_bytes)?);
+        let ram = Arc::new(Ram::new(description.ram_bytes, memory)?);
         Ok((vm, ram))
     }
 

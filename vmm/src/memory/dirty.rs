@@ -307,11 +307,12 @@ fn or_words(out: &mut Bitmap, first: usize, words: &[u64]) {
 mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
+    use super::super::Backing;
     use super::*;
 
     #[test]
     fn what_a_device_writes_is_seen_twice_by_looking_and_once_by_a_harvest() {
-        let ram = Arc::new(Ram::new(128 << 20).unwrap());
+        let ram = Arc::new(Ram::new(128 << 20, &Backing::Memfd).unwrap());
         let log = DeviceLog(ram.clone());
         let pages = |take: fn(&DeviceLog, &mut Bitmap) -> io::Result<()>| {
             let mut out = Bitmap::new(ram.bytes() / PAGE);

@@ -1,18 +1,19 @@
-//! Guest RAM: one memfd, mapped once, addressed three ways.
+//! Guest RAM: one memory file, mapped once, addressed three ways.
 //!
 //! * **guest-physical address** (gpa): what the guest and its devices use. Two regions, with a hole
 //!   below 4 GiB for devices;
 //! * **page number**: what migration uses. The regions one after another, no gaps (see
 //!   [`wherry_migration::traits`]);
-//! * **file offset** in the memfd: page number × 4096, so migration needs no mapping arithmetic at
+//! * **file offset** in it: page number × 4096, so migration needs no mapping arithmetic at
 //!   all.
 //!
-//! Why a shared memfd and not private memory: its extents tell which pages were ever populated
+//! Why a shared memory file and not private memory: its extents tell which pages were ever populated
 //! (`SEEK_DATA`) without reading a page and without mistaking swapped pages for holes; `pread` of a
 //! hole does not populate it, as a read through the mapping would (module `read`); `pwrite` of
 //! whole pages at the destination neither faults nor zeroes first (unless the host's kernel zeroes
 //! all that it allocates); and a hole punched in it gives memory back at once.
 
+mod backing;
 mod dirty;
 mod read;
 
@@ -22,7 +23,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context;
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use vm_memory::bitmap::Bitmap as _;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -33,6 +34,7 @@ use wherry_devices::written::Written;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{GuestRam, Keep, PAGE_SIZE};
 
+pub use backing::Backing;
 pub use dirty::{DirtySource, DirtySources, KvmLog, clear_dirty_log};
 
 use crate::boot::layout::ram_regions;
@@ -64,12 +66,13 @@ pub struct Ram {
 impl Ram {
     /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing but
     /// two bits a page.
-    pub fn new(bytes: u64) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// The host has no room for it, or cannot map it.
+    pub fn new(bytes: u64, backing: &Backing) -> anyhow::Result<Self> {
         let mib = bytes >> 20;
         let reserve = || format!("cannot reserve {mib} MiB of guest memory");
-        let file = memfd_create("wherry-guest-ram", MemfdFlags::CLOEXEC).with_context(reserve)?;
-        let file = File::from(file);
-        file.set_len(bytes).with_context(reserve)?;
+        let file = backing.file(bytes).with_context(reserve)?;
 
         let mut regions = Vec::new();
         let mut mapped = Vec::new();
@@ -268,7 +271,7 @@ mod tests {
 
     #[test]
     fn reading_a_hole_does_not_populate_it() {
-        let ram = Ram::new(128 << 20).unwrap();
+        let ram = Ram::new(128 << 20, &Backing::Memfd).unwrap();
         let mut buf = vec![1; 3 * PAGE_SIZE];
         ram.read(7, &mut buf).unwrap();
         assert!(buf.iter().all(|&b| b == 0));
@@ -281,7 +284,7 @@ mod tests {
 
     #[test]
     fn pages_above_the_hole_follow_those_below() {
-        let ram = Ram::new(4 << 30).unwrap();
+        let ram = Ram::new(4 << 30, &Backing::Memfd).unwrap();
         assert_eq!(ram.regions().len(), 2);
         let high = ram.regions()[1];
         assert_eq!(high.gpa, 4 << 30);
@@ -299,7 +302,7 @@ mod tests {
 
     #[test]
     fn writes_past_the_end_are_refused() {
-        let ram = Ram::new(128 << 20).unwrap();
+        let ram = Ram::new(128 << 20, &Backing::Memfd).unwrap();
         let last = ram.nr_pages();
         assert!(ram.write(last, &[0; PAGE_SIZE]).is_err());
         assert!(ram.read(last, &mut [0; PAGE_SIZE]).is_err());
@@ -308,7 +311,7 @@ mod tests {
 
     #[test]
     fn discard_marks_the_pages_dirty() {
-        let ram = Ram::new(128 << 20).unwrap();
+        let ram = Ram::new(128 << 20, &Backing::Memfd).unwrap();
         ram.write(3, &[5; PAGE_SIZE]).unwrap();
         ram.discard(3 * PAGE, PAGE).unwrap();
         assert!(pages(&ram).is_empty());

@@ -109,6 +109,7 @@ mod tests {
     use wherry_migration::bitmap::Bitmap;
     use wherry_migration::traits::GuestRam;
 
+    use super::super::Backing;
     use super::*;
 
     fn populated(ram: &Ram) -> Vec<u64> {
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn holes_and_pages_are_read_in_one_piece_and_stay_what_they_are() {
-        let ram = Ram::new(4 << 30).unwrap();
+        let ram = Ram::new(4 << 30, &Backing::Memfd).unwrap();
         // Around the end of low memory, in more than one piece.
         let (first, nr) = (ram.regions()[1].first_page - 300, 600);
         let content = |page: u64| (page % 251) as u8 + 1;
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn reading_brings_back_no_page_that_is_given_back_meanwhile() {
-        let ram = Ram::new(1 << 20).unwrap();
+        let ram = Ram::new(1 << 20, &Backing::Memfd).unwrap();
         let reads = AtomicU32::new(0);
         let brought_back = std::thread::scope(|scope| {
             let gives = scope.spawn(|| {

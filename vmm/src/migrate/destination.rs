@@ -124,7 +124,7 @@ impl DestinationVm for DestinationMachine<'_> {
         self.hooks.vsock.check(&d.devices)?;
         let kvm = open_kvm().map_err(refuse)?;
         d.check_cpu(&kvm).map_err(refuse)?;
-        let (vm, ram) = Machine::create_vm_and_ram(&d).map_err(refuse)?;
+        let (vm, ram) = Machine::create_vm_and_ram(&d, &self.hooks.memory).map_err(refuse)?;
         self.vm_and_ram = Some((d, vm, ram.clone()));
         Ok(ram)
     }

@@ -11,6 +11,7 @@ use super::*;
 use crate::config::SerialSink;
 use crate::disks::tests::{disks, image};
 use crate::machine::{MachineHooks, fixture};
+use crate::memory::Backing;
 
 fn controller() -> Controller {
     controller_of(Disks::default())
@@ -49,8 +50,10 @@ fn memory_for_which_the_cpu_has_no_addresses_is_refused_before_it_is_made() {
     let Some((_, machine)) = paused() else { return };
     let mut description = machine.description().clone();
     description.ram_bytes = 1 << 53;
-    let refused =
-        Machine::create_vm_and_ram(&description).err().expect("it has 8 PiB of memory").to_string();
+    let refused = Machine::create_vm_and_ram(&description, &Backing::Memfd)
+        .err()
+        .expect("it has 8 PiB of memory")
+        .to_string();
     assert!(
         refused.contains("8589934592 MiB of guest RAM") && refused.contains("-bit"),
         "{refused}"

@@ -25,6 +25,7 @@ use crate::disks::Disks;
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life};
 use crate::machine::{Description, Kernel, Machine, MachineHooks};
+use crate::memory::Backing;
 use crate::migrate;
 use crate::net::Nets;
 use crate::vsock::Vsock;
@@ -43,10 +44,20 @@ const BRAKE_WITHIN: Duration = Duration::from_secs(10);
 /// The wait before each further one.
 const BRAKE_PAUSE: Duration = Duration::from_secs(1);
 
+/// What a host has for a guest.
+#[derive(Default)]
+struct Ends {
+    nets: Nets,
+    disks: Arc<Disks>,
+    vsock: Vsock,
+    memory: Backing,
+}
+
 /// A VM process: its control socket, and what stands behind it.
 struct VmProcess {
     controller: Arc<Controller>,
     nets: Nets,
+    memory: Backing,
     /// Last, so that the socket and the lock go after everything else.
     _server: Server,
 }
@@ -56,10 +67,9 @@ impl VmProcess {
         claim: NameClaim,
         expected: Option<&Description>,
         serial: &SerialSink,
-        nets: Nets,
-        disks: Arc<Disks>,
-        vsock: Vsock,
+        ends: Ends,
     ) -> anyhow::Result<Self> {
+        let Ends { nets, disks, vsock, memory } = ends;
         let name = claim.name().to_owned();
         let (console, pty) = Console::open(serial)
             .with_context(|| format!("cannot open the serial console {serial}"))?;
@@ -76,7 +86,7 @@ impl VmProcess {
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
-        Ok(Self { controller, nets, _server: server })
+        Ok(Self { controller, nets, memory, _server: server })
     }
 
     fn owner(&self) -> &Arc<Owner<Machine>> {
@@ -86,8 +96,8 @@ impl VmProcess {
     fn hooks(&self) -> MachineHooks {
         let (console, owner) = (self.controller.console.clone(), self.owner().clone());
         let (nets, disks) = (self.nets.clone(), self.controller.disks.clone());
-        let vsock = self.controller.settings.vsock.clone();
-        MachineHooks { console, nets, vsock, disks, wake: Arc::new(move || owner.poke()) }
+        let (vsock, memory) = (self.controller.settings.vsock.clone(), self.memory.clone());
+        MachineHooks { console, memory, nets, vsock, disks, wake: Arc::new(move || owner.poke()) }
     }
 
     /// A machine that is about to run its first instruction; none if the VM was killed before. What
@@ -264,6 +274,7 @@ impl Brake {
 /// cannot map.
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
+    let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
     let nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
     let disks = Arc::new(Disks::new(config.disks)?);
     let described = disks.describe()?;
@@ -281,7 +292,8 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.reset.firmware = Firmware { uuid, credentials: config.credentials };
     description.reset.boots = config.reboot;
-    let host = VmProcess::start(claim, Some(&description), &config.serial, nets, disks, vsock)?;
+    let ends = Ends { nets, disks, vsock, memory };
+    let host = VmProcess::start(claim, Some(&description), &config.serial, ends)?;
     host.controller.reboots.store(config.reboot, Ordering::SeqCst);
     let Some(machine) = host.boot(&description)? else { return Ok(ExitReason::Killed) };
     // Refused if it was killed meanwhile, which the run loop sees.
@@ -297,12 +309,14 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
 pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let dir = RuntimeDir::from_env()?;
     let claim = dir.claim(&config.name)?;
+    let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
     let nets = Nets::open(&config.nets)?;
     let listener = migrate::listen(&config.uri, dir.path())?;
     let disks = Arc::new(Disks::new(config.disks.clone())?);
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
-    let host = VmProcess::start(claim, None, &config.serial, nets, disks, vsock)?;
+    let ends = Ends { nets, disks, vsock, memory };
+    let host = VmProcess::start(claim, None, &config.serial, ends)?;
     // `kill` must end the wait for a source, too, and take its socket away.
     let (hooks, killed) = (host.hooks(), CancelToken::new());
     let (controller, cancel) = (host.controller.clone(), killed.clone());
@@ -336,8 +350,7 @@ mod tests {
         let Some(description) = fixture::description(1, None) else { return };
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let (nets, disks, vsock) = (Nets::default(), Arc::default(), Vsock::default());
-        let host = VmProcess::start(claim, None, &SerialSink::None, nets, disks, vsock).unwrap();
+        let host = VmProcess::start(claim, None, &SerialSink::None, Ends::default()).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();
         machine.ending.note(End::Reset, "");
@@ -358,8 +371,7 @@ mod tests {
         let Some(mut description) = fixture::description(1, None) else { return };
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let (nets, disks, vsock) = (Nets::default(), Arc::default(), Vsock::default());
-        let host = VmProcess::start(claim, None, &SerialSink::None, nets, disks, vsock).unwrap();
+        let host = VmProcess::start(claim, None, &SerialSink::None, Ends::default()).unwrap();
         description.kernel.path = temp.path().join("kernel");
         let _held = fixture::file_that_hangs(&description.kernel.path);
         let booted = std::thread::scope(|scope| {
@@ -380,9 +392,8 @@ mod tests {
         let disks = Arc::new(Disks::new([config]).unwrap());
         disks.describe().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let (sink, nets) = (SerialSink::None, Nets::default());
-        let host =
-            VmProcess::start(claim, None, &sink, nets, disks.clone(), Vsock::default()).unwrap();
+        let ends = Ends { disks: disks.clone(), ..Ends::default() };
+        let host = VmProcess::start(claim, None, &SerialSink::None, ends).unwrap();
         let wait = |limit| host.wait_for_disks(limit);
         assert!(wait(Duration::ZERO).unwrap());
         let request = disks.get("root").unwrap();

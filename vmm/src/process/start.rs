@@ -153,6 +153,7 @@ mod tests {
             cmdline: "console=ttyS0".into(),
             nr_vcpus: 1,
             ram_bytes: 1 << 30,
+            memory_backing: Some(path(b"/m\xfc")),
             serial: SerialSink::File { path: path(b"\xfd"), max: Some(1) },
             reboot: true,
             balloon: None,

@@ -65,11 +65,13 @@ pub fn first(seed: u64, bytes: u64) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use wherry_vmm::memory::Backing;
+
     use super::*;
 
     #[test]
     fn a_wrong_page_is_named() {
-        let ram = Ram::new(1 << 20).unwrap();
+        let ram = Ram::new(1 << 20, &Backing::Memfd).unwrap();
         fill(&ram, 7).unwrap();
         check(&ram, 7).unwrap();
         assert!(check(&ram, 8).is_err());

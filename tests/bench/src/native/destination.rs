@@ -38,7 +38,7 @@ pub fn main(args: &Args) -> Result<u8> {
             let listener = wherry_migration::Listener::bind(&at)?;
             say(&listener.endpoint()?.to_string())?;
             let before = cost::cpu()?;
-            let ram = engine::receive(listener)?;
+            let ram = engine::receive(listener, job.folder.as_deref())?;
             let took = cost::cpu()? - before;
             content::check(&*ram, job.seed)?;
             took

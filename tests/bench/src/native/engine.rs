@@ -1,6 +1,7 @@
 //! Wherry's engine between two memories, with a machine around them that has nothing to do.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use wherry_migration::{
     CancelToken, DestinationConfig, Endpoint, HintPolicy, Listener, SourceConfig, await_source,
     connect, migrate, receive_from,
 };
-use wherry_vmm::memory::Ram;
+use wherry_vmm::memory::{Backing, PAGE, Ram};
 
 use super::way::Way;
 
@@ -77,13 +78,15 @@ pub fn send(way: Way, ram: &Arc<Ram>, to: &Endpoint) -> Result<u64> {
 }
 
 /// The destination's machine.
-#[derive(Default)]
-struct Empty(Option<Arc<Ram>>);
+struct Empty {
+    backing: Backing,
+    ram: Option<Arc<Ram>>,
+}
 
 impl DestinationVm for Empty {
     fn prepare(&mut self, _description: &[u8], nr_pages: u64) -> io::Result<Arc<dyn GuestRam>> {
-        let ram = Ram::new(nr_pages * wherry_vmm::memory::PAGE).map_err(io::Error::other)?;
-        Ok(self.0.insert(Arc::new(ram)).clone())
+        let ram = Ram::new(nr_pages * PAGE, &self.backing).map_err(io::Error::other)?;
+        Ok(self.ram.insert(Arc::new(ram)).clone())
     }
 
     fn load(&mut self, _state: &[u8]) -> io::Result<()> {
@@ -95,12 +98,12 @@ impl DestinationVm for Empty {
     }
 }
 
-/// The destination's end.
-pub fn receive(listener: Listener) -> Result<Arc<Ram>> {
+/// The destination's end; its memory is in a folder, if there is one.
+pub fn receive(listener: Listener, folder: Option<&Path>) -> Result<Arc<Ram>> {
     let (config, cancel) = (DestinationConfig::default(), CancelToken::new());
     let arrival = await_source(listener, &config, &cancel, &mut |_, _| ())?;
-    let mut vm = Empty::default();
+    let mut vm = Empty { backing: Backing::open(folder)?, ram: None };
     let received = receive_from(arrival, &mut vm, &config, &(), &cancel)?;
     ensure!(received.acknowledged, "the source does not know that all is here");
-    vm.0.context("there is no memory")
+    vm.ram.context("there is no memory")
 }

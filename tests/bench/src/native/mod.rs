@@ -25,7 +25,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use crate::case::size_bytes;
-use way::{MIB, Way};
+use way::MIB;
 
 /// Options of `native`.
 #[derive(Debug, Parser)]
@@ -36,6 +36,9 @@ pub struct Args {
     /// Runs of everything.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Puts the destination's memory into this folder, too, as of `wherry receive`.
+    #[arg(long, value_name = "DIR")]
+    memory_backing: Option<PathBuf>,
     /// Writes the JSON list.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -45,7 +48,7 @@ pub struct Args {
 pub fn main(args: &Args) -> Result<u8> {
     let bytes = size_bytes(&args.memory)?;
     ensure!(bytes >= MIB && bytes.is_multiple_of(MIB), "--memory is whole MiB");
-    let rounds = rounds::all(&Way::all(), bytes, args.runs)?;
+    let rounds = rounds::all(bytes, args.runs, args.memory_backing.as_deref())?;
     let rows = results::rows(&rounds, bytes);
     print!("{}", results::table(&rows));
     if let Some(path) = &args.json {

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileSlice, WriteVolatile};
 use wherry_migration::Endpoint;
-use wherry_vmm::memory::{GuestMemory, Ram};
+use wherry_vmm::memory::{Backing, GuestMemory, Ram};
 
 use super::content;
 use super::way::{MIB, Variant};
@@ -94,7 +94,7 @@ pub fn receive(socket: &mut File, variant: Variant, bytes: u64, mut warm: Vec<u8
             Got::Warm(warm)
         }
         Variant::PlainNew => {
-            let ram = Ram::new(bytes)?;
+            let ram = Ram::new(bytes, &Backing::Memfd)?;
             pieces(&ram, |piece| Ok(socket.read_exact_volatile(piece)?))?;
             Got::New(ram)
         }

@@ -83,18 +83,22 @@ pub fn table(rows: &[Row]) -> String {
     }
     let _ = writeln!(
         text,
-        "{:<24}{:<7}{:>7}  {:<6}{:>8}{:>13}{:>8}{:>8}{:>9}",
+        "{:<24}{:<7}{:>7}  {:<7}{:>7}{:>13}{:>8}{:>8}{:>9}",
         "", "socket", "streams", "", "source", "destination", "both", "ratio", "GiB/s"
     );
     for row in rows {
-        let packed = if row.way.compression == Compression::None { "" } else { "lz4" };
+        let how = match row.way {
+            Way { backed: true, .. } => "folder",
+            Way { compression: Compression::Lz4, .. } => "lz4",
+            _ => "",
+        };
         let _ = writeln!(
             text,
-            "{:<24}{:<7}{:>7}  {:<6}{:>8.3}{:>13.3}{:>8.3}{:>8.2}{:>9.2}",
+            "{:<24}{:<7}{:>7}  {:<7}{:>7.3}{:>13.3}{:>8.3}{:>8.2}{:>9.2}",
             row.way.variant,
             row.way.transport,
             row.way.streams,
-            packed,
+            how,
             row.source_cpu_s_per_gib,
             row.destination_cpu_s_per_gib,
             row.cpu_s_per_gib,
@@ -117,6 +121,7 @@ mod tests {
             transport: Socket::Tcp,
             streams: 1,
             compression: Compression::None,
+            backed: false,
         };
         let run = |source_cpu_s| Run {
             source_cpu_s,

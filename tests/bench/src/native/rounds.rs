@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use wherry_migration::Endpoint;
-use wherry_vmm::memory::Ram;
+use wherry_vmm::memory::{Backing, Ram};
 
 use super::destination::Took;
 use super::way::{Job, MIB, Variant, Way};
@@ -36,9 +36,10 @@ pub struct Run {
 /// A way, and its runs in their order: one a round.
 pub type Runs = Vec<(Way, Vec<Run>)>;
 
-/// Runs all of them, so many rounds.
-pub fn all(ways: &[Way], bytes: u64, rounds: u32) -> Result<Runs> {
-    let ram = Arc::new(Ram::new(bytes)?);
+/// Runs all of them, so many rounds; those that need a folder for memory if there is one.
+pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>) -> Result<Runs> {
+    let ways = Way::all(folder.is_some());
+    let ram = Arc::new(Ram::new(bytes, &Backing::Memfd)?);
     content::fill(&ram, SEED)?;
     let warm = content::first(SEED, MIB)?;
     let mut runs: Runs = ways.iter().map(|&way| (way, Vec::new())).collect();
@@ -47,7 +48,7 @@ pub fn all(ways: &[Way], bytes: u64, rounds: u32) -> Result<Runs> {
         for index in 0..ways.len() {
             let at = (index + round) % ways.len();
             let way = ways[at];
-            let run = one(way, &ram, &warm).with_context(|| {
+            let run = one(way, &ram, &warm, folder).with_context(|| {
                 format!("{}, {}, {} stream(s)", way.variant, way.transport, way.streams)
             })?;
             runs[at].1.push(run);
@@ -56,9 +57,9 @@ pub fn all(ways: &[Way], bytes: u64, rounds: u32) -> Result<Runs> {
     Ok(runs)
 }
 
-fn one(way: Way, ram: &Arc<Ram>, warm: &[u8]) -> Result<Run> {
+fn one(way: Way, ram: &Arc<Ram>, warm: &[u8], folder: Option<&Path>) -> Result<Run> {
     let dir = tempfile::tempdir().context("no folder for a socket")?;
-    let (mut other, to) = Destination::start(way, ram.bytes(), dir.path())?;
+    let (mut other, to) = Destination::start(way, ram.bytes(), dir.path(), folder)?;
     let (cpu, start) = (cost::cpu()?, Instant::now());
     let wire_bytes = match way.variant {
         Variant::Wherry => engine::send(way, ram, &to)?,
@@ -84,8 +85,9 @@ struct Destination {
 
 impl Destination {
     /// Starts it; returns where it listens.
-    fn start(way: Way, bytes: u64, dir: &Path) -> Result<(Self, Endpoint)> {
-        let job = Job { way, bytes, seed: SEED, dir: dir.to_owned() };
+    fn start(way: Way, bytes: u64, dir: &Path, folder: Option<&Path>) -> Result<(Self, Endpoint)> {
+        let folder = folder.filter(|_| way.backed).map(Path::to_owned);
+        let job = Job { way, bytes, seed: SEED, dir: dir.to_owned(), folder };
         let mut child = Command::new(std::env::current_exe()?)
             .arg("native-destination")
             .arg(serde_json::to_string(&job)?)

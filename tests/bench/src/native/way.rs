@@ -61,20 +61,29 @@ pub struct Way {
     pub streams: u32,
     /// Whether it compresses.
     pub compression: Compression,
+    /// Whether the destination's memory is in the folder of `--memory-backing`.
+    pub backed: bool,
 }
 
 impl Way {
-    /// All of them.
-    pub fn all() -> Vec<Self> {
+    /// All of them; those with a folder for memory, too, if there is one.
+    pub fn all(folder: bool) -> Vec<Self> {
         let (none, lz4) = (Compression::None, Compression::Lz4);
         let mut all = Vec::new();
         for transport in [Socket::Tcp, Socket::Unix] {
-            let way =
-                |variant, streams, compression| Self { variant, transport, streams, compression };
+            let way = |variant, streams, compression| Self {
+                variant,
+                transport,
+                streams,
+                compression,
+                backed: false,
+            };
             all.push(way(Variant::PlainWarm, 1, none));
             all.push(way(Variant::PlainNew, 1, none));
             all.extend([1, 2, 4].map(|streams| way(Variant::Wherry, streams, none)));
             all.push(way(Variant::Wherry, 1, lz4));
+            let backed = [1, 2].map(|n| Self { backed: true, ..way(Variant::Wherry, n, none) });
+            all.extend(backed.iter().filter(|_| folder));
         }
         all
     }
@@ -91,4 +100,6 @@ pub struct Job {
     pub seed: u64,
     /// A folder for the socket.
     pub dir: PathBuf,
+    /// What the way's `backed` means.
+    pub folder: Option<PathBuf>,
 }
