@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use wherry_guest_kernel::kernels::KernelId;
+use wherry_guest_kernel::qemu::Qemu;
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
@@ -63,7 +64,7 @@ pub struct Args {
     work: String,
     /// Measures what a byte of guest memory costs, beside plain copies, and nothing else: two
     /// processes on this machine, without KVM.
-    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "peer", "html", "from", "resume",
+    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "html", "from", "resume",
         "devices"])]
     native: bool,
     /// Guest memory for --native [default: 1GiB]
@@ -129,6 +130,13 @@ pub fn main(args: &Args) -> Result<u8> {
 fn native(tool: &Path, args: &Args) -> Result<u8> {
     let mut native = Command::new(tool);
     native.arg("native");
+    match args.peer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => {}
+        ["qemu"] => {
+            native.env(peer::VARIABLE, Qemu::program(&peer::provide()?.folder));
+        }
+        _ => bail!("--native has one peer: qemu"),
+    }
     let runs = args.runs.map(|runs| runs.to_string());
     for (option, value) in [("--memory", &args.memory), ("--runs", &runs)] {
         native.args(value.iter().flat_map(|value| [option, value]));

@@ -15,14 +15,23 @@ const IN_LAB: &str = "/dev/shm/qemu";
 /// The variable with the program's path.
 pub const VARIABLE: &str = "WHERRY_QEMU";
 
-/// Gives it to a job, `emulated` or on this machine; what it says that it is.
+/// Provides it, and says which.
 ///
 /// # Errors
 /// It cannot be had.
-pub fn give(job: &mut Job, emulated: bool) -> Result<String> {
+pub fn provide() -> Result<Qemu> {
     let qemu = qemu::provide(&kernels::cache_dir(), &mut |line| note(line))
         .context("cannot provide QEMU")?;
     note(&qemu.version);
+    Ok(qemu)
+}
+
+/// Gives it to a job, `emulated` or on this machine; what it says that it is.
+///
+/// # Errors
+/// As [`provide`].
+pub fn give(job: &mut Job, emulated: bool) -> Result<String> {
+    let qemu = provide()?;
     let folder = if emulated {
         job.copies.push((qemu.folder, IN_LAB.into()));
         PathBuf::from(IN_LAB)

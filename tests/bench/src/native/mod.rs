@@ -6,7 +6,7 @@
 //! measured is the way of a page from one memory into the other.
 //!
 //! - [`way`]: what is measured. [`rounds`]: the runs, in turns.
-//! - [`destination`]: the other process. [`plain`], [`engine`]: both ends of a copy.
+//! - [`destination`]: the other process. [`plain`], [`engine`], [`qemu`]: both ends of a copy.
 //! - [`content`]: what is in the memory, and whether it has arrived. [`cost`]: CPU time.
 //! - [`results`]: medians, as a table and as JSON.
 
@@ -15,6 +15,7 @@ mod cost;
 pub mod destination;
 mod engine;
 mod plain;
+mod qemu;
 mod results;
 mod rounds;
 mod way;

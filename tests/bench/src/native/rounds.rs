@@ -13,6 +13,7 @@ use wherry_migration::Endpoint;
 use wherry_vmm::memory::{Backing, Ram};
 
 use super::destination::Took;
+use super::qemu::Qemu;
 use super::way::{Job, MIB, Variant, Way};
 use super::{content, cost, engine, plain};
 use crate::note::note;
@@ -38,7 +39,8 @@ pub type Runs = Vec<(Way, Vec<Run>)>;
 
 /// Runs all of them, so many rounds; those that need a folder for memory if there is one.
 pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>) -> Result<Runs> {
-    let ways = Way::all(folder.is_some());
+    let qemu = Qemu::given(bytes, SEED)?;
+    let ways = Way::all(folder.is_some(), qemu.is_some());
     let ram = Arc::new(Ram::new(bytes, &Backing::Memfd)?);
     content::fill(&ram, SEED)?;
     let warm = content::first(SEED, MIB)?;
@@ -48,7 +50,11 @@ pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>) -> Result<Runs> {
         for index in 0..ways.len() {
             let at = (index + round) % ways.len();
             let way = ways[at];
-            let run = one(way, &ram, &warm, folder).with_context(|| {
+            let run = match (way.variant, &qemu) {
+                (Variant::Qemu, Some(qemu)) => qemu.run(way),
+                _ => one(way, &ram, &warm, folder),
+            };
+            let run = run.with_context(|| {
                 format!("{}, {}, {} stream(s)", way.variant, way.transport, way.streams)
             })?;
             runs[at].1.push(run);

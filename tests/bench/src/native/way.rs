@@ -19,6 +19,8 @@ pub enum Variant {
     PlainNew,
     /// Wherry's engine.
     Wherry,
+    /// QEMU.
+    Qemu,
 }
 
 impl fmt::Display for Variant {
@@ -27,6 +29,7 @@ impl fmt::Display for Variant {
             Self::PlainWarm => "plain, warm to warm",
             Self::PlainNew => "plain, into new memory",
             Self::Wherry => "Wherry",
+            Self::Qemu => "QEMU",
         })
     }
 }
@@ -66,8 +69,8 @@ pub struct Way {
 }
 
 impl Way {
-    /// All of them; those with a folder for memory, too, if there is one.
-    pub fn all(folder: bool) -> Vec<Self> {
+    /// All of them; those with a folder for memory, and QEMU's, if there is one.
+    pub fn all(folder: bool, qemu: bool) -> Vec<Self> {
         let (none, lz4) = (Compression::None, Compression::Lz4);
         let mut all = Vec::new();
         for transport in [Socket::Tcp, Socket::Unix] {
@@ -84,6 +87,8 @@ impl Way {
             all.push(way(Variant::Wherry, 1, lz4));
             let backed = [1, 2].map(|n| Self { backed: true, ..way(Variant::Wherry, n, none) });
             all.extend(backed.iter().filter(|_| folder));
+            let qemus = [1, 2].map(|streams| way(Variant::Qemu, streams, none));
+            all.extend(qemus.iter().filter(|_| qemu));
         }
         all
     }

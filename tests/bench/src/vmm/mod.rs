@@ -13,6 +13,8 @@ use wherry_migration::Compression;
 use crate::case::{Case, Hints};
 
 pub use api::{Files, Migration, TRACE, TimedOut, Vmm};
+pub use qemu::{GIVEN, NO_CAP};
+pub use qmp::Qmp;
 
 /// Names of the VMMs that can be measured; the first one is ours.
 pub const NAMES: [&str; 3] = ["wherry", "qemu", "qemu-installed"];

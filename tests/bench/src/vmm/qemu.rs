@@ -20,10 +20,10 @@ use crate::case::{Case, Hints};
 use crate::entry::{Figures, Round};
 
 /// The variable with the path of a QEMU that is not on the `PATH`.
-const GIVEN: &str = "WHERRY_QEMU";
+pub const GIVEN: &str = "WHERRY_QEMU";
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Rate that no link here reaches: QEMU's own default is 128 MiB/s.
-const NO_CAP: u64 = 100 << 30;
+pub const NO_CAP: u64 = 100 << 30;
 /// How often QEMU is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);
 /// The downtime limit's own bounds in QEMU.
