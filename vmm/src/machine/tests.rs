@@ -1,6 +1,8 @@
 //! A machine that stands still, on KVM where there is one.
 
 use kvm_bindings::kvm_clock_data;
+use wherry_migration::bitmap::Bitmap;
+use wherry_migration::traits::DirtyLog as _;
 
 use super::*;
 
@@ -29,4 +31,22 @@ fn a_tsc_that_stands_still_in_a_pause_is_made_up_for() {
     machine.halt().unwrap();
     let ms = went_on();
     assert!(ms.iter().all(|ms| *ms < 3_590_000), "by {ms:?} ms, for a pause that is over");
+}
+
+#[test]
+fn kvms_log_has_every_page_at_first_and_a_harvest_takes_them() {
+    let Some(description) = fixture::description(1, None) else { return };
+    let machine = Machine::build(&description, fixture::hooks()).unwrap();
+    machine.halt().unwrap();
+    let pages = description.ram_bytes / 4096;
+    let harvest = || {
+        let mut dirty = Bitmap::new(pages);
+        machine.log.harvest(&mut dirty).unwrap();
+        dirty.count()
+    };
+    machine.log.start().unwrap();
+    machine.log.protect(0, 128).unwrap();
+    // Twice into the same room: what was there before does not count.
+    assert_eq!([harvest(), harvest()], [pages - 128, 0]);
+    machine.log.stop().unwrap();
 }
