@@ -4,9 +4,9 @@
 //! the hint sink. Both keep the bits in `u64` words, page *n* in word `n / 64` at bit `n % 64`: the
 //! layout of KVM's dirty log, so that a harvest is a copy.
 //!
-//! Invariants: bits at and beyond [`Bitmap::len`] are zero. Where a word of a [`Bitmap`] is not zero
-//! its bit in the summary is set, one bit a word. So what is done to a map costs by the words that
-//! have bits, and a look at the summary: one word of it for each 16 MiB of memory.
+//! Invariants: bits at and beyond [`Bitmap::len`] are zero. Where a word of a [`Bitmap`] is not
+//! zero its bit in the summary is set, one bit a word. So what is done to a map costs by the words
+//! that have bits, and a look at the summary: one word of it for each 16 MiB of memory.
 //!
 //! Nothing here panics on a range that leaves the map: ranges are clipped. Single-bit reads outside
 //! the map say `false`.

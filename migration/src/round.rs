@@ -7,9 +7,9 @@
 //!    sending.
 //! 2. **After [`Gate::close`](crate::hinting::gate::Gate::close) returned no hint has any effect.**
 //! 3. `sent + zero + hole + hinted + ballooned + clean = pages`, checked in [`Round::account`].
-//! 4. **Only pages of the plan have a bit in any map of the round.** What is put back was taken, and
-//!    what is sent or hinted was taken, too. So the words of the plan are all that anybody has to
-//!    look at, and a round costs by what it has to send.
+//! 4. **Only pages of the plan have a bit in any map of the round.** What is put back was taken,
+//!    and what is sent or hinted was taken, too. So the words of the plan are all that anybody has
+//!    to look at, and a round costs by what it has to send.
 //!
 //! # Hazard
 //! A round that ended while a hint is half done could lose a page: the hint takes the word, the

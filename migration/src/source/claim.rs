@@ -19,7 +19,8 @@ const CLAIM_PAGES: u32 = 256;
 const FRAME_PAGES: u32 = 128;
 /// Room for a frame's content, in bytes.
 pub(super) const FRAME_ROOM: usize = FRAME_PAGES as usize * PAGE_SIZE;
-/// Words of the plan looked at in one call: those that hints have emptied do not hold up the caller.
+/// Words of the plan looked at in one call: those that hints have emptied do not hold up the
+/// caller.
 const WORDS_PER_CALL: usize = 1 << 16;
 
 /// Words of 64 pages and which of their pages were taken, ascending.

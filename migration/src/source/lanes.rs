@@ -376,8 +376,8 @@ pub(super) fn random_token() -> io::Result<u128> {
 mod tests {
     use super::*;
 
-    /// What the link is measured at, in bytes per second, after reports of frames: their bytes, when
-    /// they were done, and how long they were read.
+    /// What the link is measured at, in bytes per second, after reports of frames: their bytes,
+    /// when they were done, and how long they were read.
     fn measured(frames: &[(usize, Duration, Duration)]) -> f64 {
         let (tell, reports) = channel();
         let begun = Instant::now();

@@ -7,11 +7,11 @@
 //! * **file offset** in it: page number × 4096, so migration needs no mapping arithmetic at
 //!   all.
 //!
-//! Why a shared memory file and not private memory: its extents tell which pages were ever populated
-//! (`SEEK_DATA`) without reading a page and without mistaking swapped pages for holes; `pread` of a
-//! hole does not populate it, as a read through the mapping would (module `read`); `pwrite` of
-//! whole pages at the destination neither faults nor zeroes first (unless the host's kernel zeroes
-//! all that it allocates); and a hole punched in it gives memory back at once.
+//! Why a shared memory file and not private memory: its extents tell which pages were ever
+//! populated (`SEEK_DATA`) without reading a page and without mistaking swapped pages for holes;
+//! `pread` of a hole does not populate it, as a read through the mapping would (module `read`);
+//! `pwrite` of whole pages at the destination neither faults nor zeroes first (unless the host's
+//! kernel zeroes all that it allocates); and a hole punched in it gives memory back at once.
 
 mod backing;
 mod dirty;
@@ -25,10 +25,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::Context;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
-use vm_memory::bitmap::Bitmap as _;
+use vm_memory::bitmap::{Bitmap as _, MS};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
-pub use wherry_devices::GuestMemory;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion, VolatileSlice,
+};
+use wherry_devices::GuestMemory;
 use wherry_devices::host::BalloonBackend;
 use wherry_devices::written::Written;
 use wherry_migration::bitmap::Bitmap;
@@ -41,6 +43,9 @@ use crate::boot::layout::ram_regions;
 
 /// Page size as the unit of addresses.
 pub const PAGE: u64 = PAGE_SIZE as u64;
+
+/// Some bytes of guest RAM where it is mapped; writes to it are tracked.
+pub type Piece<'a> = VolatileSlice<'a, MS<'a, GuestMemory>>;
 
 /// One contiguous piece of guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

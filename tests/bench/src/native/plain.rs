@@ -10,9 +10,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context, Result, bail, ensure};
-use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileSlice, WriteVolatile};
+use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile, WriteVolatile};
 use wherry_migration::Endpoint;
-use wherry_vmm::memory::{Backing, GuestMemory, Ram};
+use wherry_vmm::memory::{Backing, Piece, Ram};
 
 use super::content;
 use super::way::{MIB, Variant};
@@ -103,8 +103,6 @@ pub fn receive(socket: &mut File, variant: Variant, bytes: u64, mut warm: Vec<u8
     socket.write_all(&[1])?;
     Ok(got)
 }
-
-type Piece<'a> = VolatileSlice<'a, vm_memory::bitmap::MS<'a, GuestMemory>>;
 
 /// Guest memory in pieces of a MiB, where it is mapped.
 fn pieces(ram: &Ram, mut each: impl FnMut(&mut Piece<'_>) -> Result<()>) -> Result<()> {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use wherry_migration::traits::PAGE_SIZE;
 
 use super::content;
-use super::rounds::Run;
+use super::cost::Run;
 use super::way::{MIB, Socket, Way};
 use crate::process;
 use crate::vmm::{GIVEN, NO_CAP, Qmp};

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use serde::Serialize;
 use wherry_migration::Compression;
 
-use super::rounds::{Run, Runs};
+use super::cost::Run;
+use super::rounds::Runs;
 use super::way::{Variant, Way};
 use crate::spread::median;
 

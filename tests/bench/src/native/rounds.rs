@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 use wherry_migration::Endpoint;
 use wherry_vmm::memory::{Backing, Ram};
 
+use super::cost::Run;
 use super::destination::Took;
 use super::qemu::Qemu;
 use super::way::{Job, MIB, Variant, Way};
@@ -20,19 +20,6 @@ use crate::note::note;
 
 /// Of what is in the memory.
 const SEED: u64 = 13;
-
-/// What one run took.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Run {
-    /// CPU time of the source, in seconds.
-    pub source_cpu_s: f64,
-    /// CPU time of the destination, in seconds.
-    pub destination_cpu_s: f64,
-    /// From the source's first byte until it knows that all is there, in seconds.
-    pub wall_s: f64,
-    /// Bytes on the wire.
-    pub wire_bytes: u64,
-}
 
 /// A way, and its runs in their order: one a round.
 pub type Runs = Vec<(Way, Vec<Run>)>;
