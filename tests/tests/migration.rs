@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
-use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, Scratch, migrate};
+use wherry_tests::{
+    Env, Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate, note,
+};
 
 const BOOT: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(60);
@@ -98,6 +100,35 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
             writeln!(std::io::stderr(), "hop {turn}: {} ms", report["total_ms"])?;
         }
     }
+    Ok(())
+}
+
+/// The lab has AVX with QEMU 10 (docs/lab.md), a real host nearly always.
+#[test]
+fn values_in_avx_registers_live_through_ten_moves() -> Result<()> {
+    let scratch = Scratch::new("avx")?;
+    let env = scratch.env("CLOUD_6_1")?;
+    let mut guest = start(&env, 1, "256MiB", "")?;
+    if guest.ask("avx", SOON)?.num("has")? == 0 {
+        note("not run: this host has no AVX for guests");
+        return Ok(());
+    }
+    let compared = |guest: &mut Guest| {
+        let said = guest.ask("avx", SOON)?;
+        assert_eq!(said.num("bad")?, 0, "{said:?}");
+        said.num("rounds")
+    };
+    for turn in 0..10 {
+        let before = compared(&mut guest)?;
+        let more = || {
+            let now = compared(&mut guest)?;
+            Ok(if now > before + 1 { Ok(()) } else { Err(format!("{now} rounds")) })
+        };
+        eventually(SOON, more)?;
+        guest = hop(&env, &mut guest, &format!("hop{turn}"), &[])?.0;
+    }
+    let before = compared(&mut guest)?;
+    note(&format!("{before} times compared"));
     Ok(())
 }
 

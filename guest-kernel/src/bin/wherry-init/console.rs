@@ -12,7 +12,7 @@ use crate::check::Check;
 use crate::serial::{self, say};
 use crate::sys::{self, End};
 use crate::work::{self, Worker};
-use crate::{cmdline, floor, heartbeat, stats};
+use crate::{avx, cmdline, floor, heartbeat, stats};
 
 /// Answers commands for ever.
 pub fn serve(check: &Check, worker: &Worker) -> ! {
@@ -88,6 +88,10 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
             let found: Vec<&str> = text.lines().filter(|line| line.contains(&wanted)).collect();
             say(&format!("dmesg ok lines={} last={}", found.len(), found.last().unwrap_or(&"")));
         }
+        "avx" => {
+            let (has, (rounds, bad)) = avx::status().map_or((0, (0, 0)), |counts| (1, counts));
+            say(&format!("avx ok has={has} rounds={rounds} bad={bad}"));
+        }
         "echo" => say(&format!("echo {}", words[1..].join(" "))),
         "fill" | "tmpfs" | "free" | "hog" | "writer" | "churn" | "cache" | "disk" | "scatter"
         | "eat" | "huge" | "sleep" | "surge" | "compaction" => match cmdline::parse_step(&words) {
@@ -109,7 +113,7 @@ fn answer(line: &str, check: &Check, worker: &Worker) {
         "help" => say(
             "help status verify floor resetgap drop compact vmstat buddyinfo dmesg write fill free \
              tmpfs hog writer churn cache disk scatter eat huge \
-              surge compaction sleep spoil cat echo poweroff reboot crash",
+              surge compaction sleep spoil cat avx echo poweroff reboot crash",
         ),
         _ => say(&format!("error unknown command {command}")),
     }

@@ -6,6 +6,7 @@
 //! serial console (`console`). With a job file in its initramfs it is the lab's KVM host instead
 //! (`lab`).
 
+mod avx;
 mod cache;
 mod check;
 mod churn;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use wherry_guest_kernel::kernels::KernelId;
 use wherry_guest_kernel::labconf::{LabConf, PORTS};
-use wherry_guest_kernel::{initramfs, unpack};
+use wherry_guest_kernel::{initramfs, kernels, qemu, unpack};
 
 use super::job::{EMULATED, Job, TIMED_OUT, env_number};
 use super::relay::{Event, Listeners, socket_path};
@@ -117,8 +117,26 @@ fn job_file(job: &Job) -> Result<LabConf> {
 /// for XSAVE (aesni_intel's self-test dies of it). Without tsc-scale because the emulation
 /// announces it and does not do it: a guest whose TSC KVM means to scale has a clock that runs
 /// ahead of its timers.
+///
+/// QEMU 10 asks KVM before it runs XSETBV: there guests have XSAVE and AVX ([`CPU_10`]).
 const CPU: &str = "max,+svm,+npt,-erms,-fsrm,-xsave,-avx,-avx2,-fma,-f16c,-vaes,\
      -vpclmulqdq,-tsc-scale";
+
+/// See [`CPU`].
+const CPU_10: &str = "max,+svm,+npt,-erms,-fsrm,-tsc-scale";
+
+/// The program and the CPU: of what is installed, or of the QEMU 10 that is fetched.
+fn program() -> Result<(PathBuf, &'static str)> {
+    Ok(match env_number("WHERRY_LAB_QEMU")? {
+        None => ("qemu-system-x86_64".into(), CPU),
+        Some(10) => {
+            let fetched = qemu::provide(&kernels::cache_dir(), &mut |line| note(line))?;
+            note(&fetched.version);
+            (qemu::Qemu::program(&fetched.folder), CPU_10)
+        }
+        Some(other) => bail!("WHERRY_LAB_QEMU={other}: there is 10, or what is installed"),
+    })
+}
 
 /// The lab's kernel. It must not judge its timer: on a busy machine the emulation is late, and the
 /// kernel takes it for broken and panics.
@@ -176,7 +194,8 @@ fn command(
     // One: with more, each in a thread of QEMU's own, nested guests and now and then the lab's
     // kernel itself lost memory (docs/lab.md).
     let cpus = env_number("WHERRY_LAB_CPUS")?.unwrap_or(1);
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let (program, cpu) = program()?;
+    let mut qemu = Command::new(program);
     qemu.args([
         "-nodefaults",
         "-no-user-config",
@@ -186,7 +205,7 @@ fn command(
         "-machine",
         "q35,hpet=off",
     ])
-    .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", &cpus.to_string()])
+    .args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", &cpus.to_string()])
     .args(["-m", &format!("{}M", memory(job)?)])
     .arg("-kernel")
     .arg(vmlinux)
