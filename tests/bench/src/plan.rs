@@ -212,8 +212,17 @@ mod tests {
         let mut words = shown.words.iter().skip(3);
         let mut cases = Vec::new();
         while let Some(word) = words.next() {
-            let with_value =
-                ["--json", "--html", "--runs", "--peer", "--only", "--from", "--memory", "--work"];
+            let with_value = [
+                "--json",
+                "--html",
+                "--runs",
+                "--peer",
+                "--only",
+                "--from",
+                "--memory",
+                "--work",
+                "--memory-backing",
+            ];
             if with_value.contains(&word.as_str()) {
                 words.next();
             } else if !word.starts_with("--") && !is_path(word) {
