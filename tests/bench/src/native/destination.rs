@@ -1,11 +1,14 @@
 //! The other process: listens, says where, takes one copy, compares it and says what it cost.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use wherry_migration::Endpoint;
+use wherry_migration::traits::{GuestRam, PAGE_SIZE};
+use wherry_vmm::memory::{Backing, Ram};
 
 use super::way::{Job, MIB, Socket, Variant};
 use super::{content, cost, engine, plain};
@@ -28,7 +31,7 @@ pub struct Took {
 pub fn main(args: &Args) -> Result<u8> {
     end_with_parent();
     let job: Job = serde_json::from_str(&args.job).context("not a job")?;
-    touch(job.bytes)?;
+    touch(job.bytes, job.folder.as_deref())?;
     let at = match job.way.transport {
         Socket::Tcp => Endpoint::Tcp("127.0.0.1:0".into()),
         Socket::Unix => Endpoint::Unix(job.dir.join("socket")),
@@ -67,9 +70,18 @@ fn say(line: &str) -> Result<()> {
 }
 
 /// Takes as much memory as will arrive, and gives it back. Where this machine is a virtual one its
-/// host may not have backed it yet, and that costs many times the copy.
-fn touch(bytes: u64) -> Result<()> {
-    std::hint::black_box(vec![1u8; usize::try_from(bytes)?]);
+/// host may not have backed it yet, and that costs many times the copy. Large pages come from
+/// elsewhere in it than small ones.
+fn touch(bytes: u64, folder: Option<&Path>) -> Result<()> {
+    if folder.is_some() {
+        let ram = Ram::new(bytes, &Backing::open(folder)?)?;
+        let piece = vec![1; MIB as usize];
+        (0..ram.nr_pages())
+            .step_by(MIB as usize / PAGE_SIZE)
+            .try_for_each(|page| ram.write(page, &piece))?;
+    } else {
+        std::hint::black_box(vec![1u8; usize::try_from(bytes)?]);
+    }
     Ok(())
 }
 
