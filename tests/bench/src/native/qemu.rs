@@ -2,7 +2,7 @@
 //! file is there before, full and populated; the destination's is new, and compared in the end.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ impl Qemu {
         let mut page = vec![0; PAGE_SIZE];
         for number in 0..bytes / PAGE_SIZE as u64 {
             content::page(seed, number, &mut page);
-            std::io::Write::write_all(&mut file, &page)?;
+            file.write_all(&page)?;
         }
         Ok(Some(Self { program, dir, bytes, seed }))
     }
