@@ -1,4 +1,4 @@
-//! Just enough ELF to read a kernel module's `.modinfo`.
+//! Just enough ELF to read a kernel module's `.modinfo`, and to load a kernel.
 
 /// Reads little-endian fields of an ELF64 file without trusting any offset.
 struct Elf<'a>(&'a [u8]);
@@ -39,6 +39,58 @@ pub(crate) fn section<'a>(file: &'a [u8], name: &str) -> Option<&'a [u8]> {
         let found = names.get(usize::try_from(name_at).ok()?..)?.split(|&b| b == 0).next()?;
         if found == name.as_bytes() { elf.bytes(offset, len) } else { None }
     })
+}
+
+/// A part of a program: what is in the file of it, where it belongs, and how many bytes it takes
+/// there.
+#[derive(Debug)]
+pub(crate) struct Segment<'a> {
+    /// PT_LOAD or another kind.
+    pub kind: u64,
+    /// Its physical address.
+    pub address: u64,
+    /// Bytes in memory; those that are not in the file are zero.
+    pub size: u64,
+    /// Bytes in the file.
+    pub content: &'a [u8],
+}
+
+/// Segments to be loaded.
+pub(crate) const PT_LOAD: u64 = 1;
+/// Notes.
+pub(crate) const PT_NOTE: u64 = 4;
+
+/// A program's segments; `None` when the file is no ELF64 or ends too early. Elf64_Phdr: type@0,
+/// offset@8, paddr@24, filesz@32, memsz@40.
+pub(crate) fn segments(file: &[u8]) -> Option<Vec<Segment<'_>>> {
+    let elf = Elf(file);
+    if elf.bytes(0, 6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let (table, entry, count) = (elf.int(32, 8)?, elf.int(54, 2)?, elf.int(56, 2)?);
+    let segment = |index: u64| {
+        let header = table.checked_add(index.checked_mul(entry)?)?;
+        let field = |offset: u64, len| elf.int(header.checked_add(offset)?, len);
+        let content = elf.bytes(field(8, 8)?, field(32, 8)?)?;
+        Some(Segment { kind: field(0, 4)?, address: field(24, 8)?, size: field(40, 8)?, content })
+    };
+    (0..count).map(segment).collect()
+}
+
+/// The content of the first note of this owner and type in a segment of notes. Elf64_Nhdr: sizes
+/// of name and content, type; both are padded to four bytes.
+pub(crate) fn note<'a>(notes: &'a [u8], owner: &[u8], kind: u64) -> Option<&'a [u8]> {
+    let notes = Elf(notes);
+    let mut at = 0;
+    loop {
+        let (name_len, len) = (notes.int(at, 4)?, notes.int(at + 4, 4)?);
+        let name = notes.bytes(at + 12, name_len)?;
+        let content = at + 12 + name_len.next_multiple_of(4);
+        if name == owner && notes.int(at + 8, 4)? == kind {
+            return notes.bytes(content, len);
+        }
+        at = content + len.next_multiple_of(4);
+    }
 }
 
 /// The modules that this one needs, from the `depends=` entry of its `.modinfo`; `None` when it has

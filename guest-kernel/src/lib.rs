@@ -2,10 +2,12 @@
 //!
 //! - [`kernels`]: stock Debian kernels, fetched and verified by apt, cached.
 //! - [`debian`]: disk images of a stock Debian, made from its packages.
-//! - [`qemu`]: a newer QEMU than the installed one, to compare with.
+//! - [`tools`]: programs out of Debian's archive that are not installed: a newer QEMU, and Bochs.
+//!   [`shared`]: the libraries that a program links.
 //! - [`modules`]: which kernel modules an image needs, in loading order.
 //! - [`initramfs`]: packs our static init and those modules into a newc archive.
 //! - [`unpack`]: turns a compressed `bzImage` into the ELF `vmlinux` inside it.
+//! - [`pvh`]: that kernel in the memory of a PC without a boot loader.
 //! - [`labconf`]: the job description that the lab's init reads.
 //!
 //! The guest programs themselves are the binary `wherry-init` (see `src/bin/wherry-init`), which
@@ -30,7 +32,11 @@ pub mod labconf;
 #[cfg(feature = "host")]
 pub mod modules;
 #[cfg(feature = "host")]
-pub mod qemu;
+pub mod pvh;
+#[cfg(feature = "host")]
+pub mod shared;
+#[cfg(feature = "host")]
+pub mod tools;
 #[cfg(feature = "host")]
 pub mod unpack;
 

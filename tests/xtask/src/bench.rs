@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use wherry_guest_kernel::kernels::KernelId;
-use wherry_guest_kernel::qemu::Qemu;
+use wherry_guest_kernel::tools::QEMU;
 
 use crate::build::Workspace;
 use crate::lab::{self, Job};
@@ -133,7 +133,7 @@ fn native(tool: &Path, args: &Args) -> Result<u8> {
     match args.peer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {}
         ["qemu"] => {
-            native.env(peer::VARIABLE, Qemu::program(&peer::provide()?.folder));
+            native.env(peer::VARIABLE, QEMU.program(&peer::provide()?.0));
         }
         _ => bail!("--native has one peer: qemu"),
     }

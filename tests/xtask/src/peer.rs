@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use wherry_guest_kernel::qemu::Qemu;
-use wherry_guest_kernel::{kernels, qemu};
+use wherry_guest_kernel::kernels;
+use wherry_guest_kernel::tools::QEMU;
 
 use crate::lab::Job;
 use crate::note::note;
@@ -15,15 +15,16 @@ const IN_LAB: &str = "/dev/shm/qemu";
 /// The variable with the program's path.
 pub const VARIABLE: &str = "WHERRY_QEMU";
 
-/// Provides it, and says which.
+/// Provides it, and says which: its folder, and what it says that it is.
 ///
 /// # Errors
 /// It cannot be had.
-pub fn provide() -> Result<Qemu> {
-    let qemu = qemu::provide(&kernels::cache_dir(), &mut |line| note(line))
-        .context("cannot provide QEMU")?;
-    note(&qemu.version);
-    Ok(qemu)
+pub fn provide() -> Result<(PathBuf, String)> {
+    let folder = QEMU.provide(&kernels::cache_dir(), &mut |line| note(line));
+    let folder = folder.context("cannot provide QEMU")?;
+    let version = QEMU.version(&folder)?;
+    note(&version);
+    Ok((folder, version))
 }
 
 /// Gives it to a job, `emulated` or on this machine; what it says that it is.
@@ -31,13 +32,11 @@ pub fn provide() -> Result<Qemu> {
 /// # Errors
 /// As [`provide`].
 pub fn give(job: &mut Job, emulated: bool) -> Result<String> {
-    let qemu = provide()?;
-    let folder = if emulated {
-        job.copies.push((qemu.folder, IN_LAB.into()));
-        PathBuf::from(IN_LAB)
-    } else {
-        qemu.folder
-    };
-    job.env.push((VARIABLE.into(), Qemu::program(&folder).into()));
-    Ok(qemu.version)
+    let (mut folder, version) = provide()?;
+    if emulated {
+        job.copies.push((folder, IN_LAB.into()));
+        folder = IN_LAB.into();
+    }
+    job.env.push((VARIABLE.into(), QEMU.program(&folder).into()));
+    Ok(version)
 }

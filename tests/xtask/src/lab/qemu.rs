@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use wherry_guest_kernel::kernels::KernelId;
 use wherry_guest_kernel::labconf::{LabConf, PORTS};
-use wherry_guest_kernel::{initramfs, kernels, qemu, unpack};
+use wherry_guest_kernel::tools::QEMU;
+use wherry_guest_kernel::{initramfs, kernels, unpack};
 
 use super::job::{EMULATED, Job, TIMED_OUT, env_number};
 use super::relay::{Event, Listeners, socket_path};
@@ -130,9 +131,9 @@ fn program() -> Result<(PathBuf, &'static str)> {
     Ok(match env_number("WHERRY_LAB_QEMU")? {
         None => ("qemu-system-x86_64".into(), CPU),
         Some(10) => {
-            let fetched = qemu::provide(&kernels::cache_dir(), &mut |line| note(line))?;
-            note(&fetched.version);
-            (qemu::Qemu::program(&fetched.folder), CPU_10)
+            let folder = QEMU.provide(&kernels::cache_dir(), &mut |line| note(line))?;
+            note(&QEMU.version(&folder)?);
+            (QEMU.program(&folder), CPU_10)
         }
         Some(other) => bail!("WHERRY_LAB_QEMU={other}: there is 10, or what is installed"),
     })
