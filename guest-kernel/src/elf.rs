@@ -57,6 +57,8 @@ pub(crate) struct Segment<'a> {
 
 /// Segments to be loaded.
 pub(crate) const PT_LOAD: u64 = 1;
+/// The loader that a program names.
+pub(crate) const PT_INTERP: u64 = 3;
 /// Notes.
 pub(crate) const PT_NOTE: u64 = 4;
 

@@ -4,8 +4,10 @@
 //! Images are not compressed: they are a few MB, and unpacking costs more than reading under
 //! software emulation.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use crate::cpio::Archive;
 use crate::error::{Error, Result, io};
@@ -38,10 +40,13 @@ const LAB: [&str; 16] = [
     "sch_netem",
 ];
 
+/// What the KVM host on an Intel CPU loads, which has no virtio.
+const LAB_INTEL: [&str; 1] = ["kvm_intel"];
+
 /// The initramfs of a test guest for the kernel whose modules are in `modules`.
 pub fn guest(init: &Path, modules: &Path) -> Result<Vec<u8>> {
     let tree = ModuleTree::open(modules)?;
-    pack(init, &tree.resolve(&GUEST)?, &tree.resolve(&ON_DEMAND)?, None)
+    Ok(pack(init, &tree.resolve(&GUEST)?, &tree.resolve(&ON_DEMAND)?, None)?.finish())
 }
 
 /// The modules of the lab's KVM host.
@@ -51,21 +56,52 @@ pub fn lab_modules(modules: &Path) -> Result<Vec<Module>> {
 
 /// The initramfs of the lab's KVM host, with the command to run.
 pub fn lab(init: &Path, modules: &[Module], conf: &LabConf) -> Result<Vec<u8>> {
-    pack(init, modules, &[], Some(conf))
+    Ok(pack(init, modules, &[], Some(conf))?.finish())
 }
+
+/// The initramfs of the lab's KVM host on an Intel CPU, with the command to run and the files that
+/// it needs: what is copied there, each with the folders above it.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn lab_intel(
+    init: &Path,
+    modules: &Path,
+    conf: &LabConf,
+    files: &[(PathBuf, PathBuf)],
+) -> Result<Vec<u8>> {
+    let modules = ModuleTree::open(modules)?.resolve(&LAB_INTEL)?;
+    let mut archive = pack(init, &modules, &[], Some(conf))?;
+    let mut dirs: BTreeSet<_> = DIRS.into_iter().map(PathBuf::from).collect();
+    for (from, to) in files {
+        let content = fs::read(from).map_err(io("read", from))?;
+        let mode = fs::metadata(from).map_err(io("read", from))?.permissions().mode();
+        let to = to.strip_prefix("/").unwrap_or(to);
+        let above: Vec<_> = to.ancestors().skip(1).filter(|dir| *dir != Path::new("")).collect();
+        for dir in above.into_iter().rev() {
+            if dirs.insert(dir.to_owned()) {
+                archive.dir(&dir.to_string_lossy());
+            }
+        }
+        archive.file(&to.to_string_lossy(), mode & 0o777, &content);
+    }
+    Ok(archive.finish())
+}
+
+const DIRS: [&str; 6] = ["dev", "proc", "sys", "run", "tmp", "modules"];
 
 fn pack(
     init: &Path,
     modules: &[Module],
     on_demand: &[Module],
     conf: Option<&LabConf>,
-) -> Result<Vec<u8>> {
+) -> Result<Archive> {
     let program = fs::read(init).map_err(io("read", init))?;
     if !program.starts_with(b"\x7fELF") {
         return Err(Error::Malformed { path: init.to_owned(), what: "not a program".into() });
     }
     let mut archive = Archive::default();
-    for dir in ["dev", "proc", "sys", "run", "tmp", "modules"] {
+    for dir in DIRS {
         archive.dir(dir);
     }
     // Before devtmpfs is mounted, this is where the kernel opens init's standard streams.
@@ -79,5 +115,5 @@ fn pack(
     if let Some(conf) = conf {
         archive.file(labconf::PATH.trim_start_matches('/'), 0o600, &conf.encode());
     }
-    Ok(archive.finish())
+    Ok(archive)
 }

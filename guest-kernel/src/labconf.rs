@@ -12,6 +12,10 @@ pub const PATH: &str = "/lab.conf";
 pub const PORTS: [&str; 5] =
     ["wherry.in", "wherry.out", "wherry.err", "wherry.ctl", "wherry.nudge"];
 
+/// The serial ports that stand for [`Port::Out`], [`Port::Err`] and [`Port::Control`] in a lab
+/// without virtio. The first one is the console, and nothing comes in.
+pub const SERIAL_PORTS: [&str; 3] = ["/dev/ttyS1", "/dev/ttyS2", "/dev/ttyS3"];
+
 /// So many bytes on [`Port::Nudge`] bring one answer.
 pub const NUDGES_PER_ANSWER: u32 = 50;
 
@@ -45,6 +49,9 @@ pub struct LabConf {
     /// Files and folders to be copied to the lab's memory before the command runs: source and
     /// target.
     pub copies: Vec<(OsString, OsString)>,
+    /// All that the command needs is in the initramfs, and its output goes to [`SERIAL_PORTS`]: for
+    /// a machine without virtio.
+    pub serial: bool,
 }
 
 impl LabConf {
@@ -71,6 +78,9 @@ impl LabConf {
             put("from", from);
             put("to", to);
         }
+        if self.serial {
+            put("serial", OsStr::new(""));
+        }
         out
     }
 
@@ -88,6 +98,7 @@ impl LabConf {
                 b"writable" => conf.writable.push((std::mem::take(&mut first), value)),
                 b"to" => conf.copies.push((std::mem::take(&mut first), value)),
                 b"cwd" => conf.cwd = value,
+                b"serial" => conf.serial = true,
                 _ => return None,
             }
         }
@@ -108,7 +119,10 @@ mod tests {
             cwd: os("/root"),
             writable: vec![(os("rw0"), os("/out"))],
             copies: vec![(os("/a"), os("/b"))],
+            serial: true,
         };
+        assert_eq!(LabConf::decode(&conf.encode()).unwrap(), conf);
+        let conf = LabConf { serial: false, ..conf };
         assert_eq!(LabConf::decode(&conf.encode()).unwrap(), conf);
         assert_eq!(LabConf::decode(b""), None);
         assert_eq!(LabConf::decode(b"arg\0"), None);

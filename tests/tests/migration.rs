@@ -73,7 +73,11 @@ fn ten_times_there_and_back_under_a_writer() -> Result<()> {
     let scratch = Scratch::new("pingpong")?;
     let env = scratch.env("CLOUD_6_1")?;
     let mut guest = start(&env, 2, "1GiB", "wherry.work=fill:300,free:300+writer:32,8")?;
-    let turns = if std::env::var_os("WHERRY_SOAK").is_some() { 200 } else { 20 };
+    let turns = match std::env::var("WHERRY_TURNS") {
+        Ok(turns) => turns.parse()?,
+        Err(_) if std::env::var_os("WHERRY_SOAK").is_some() => 200,
+        Err(_) => 20,
+    };
     for turn in 0..turns {
         let hints = ["on", "off", "auto"][turn % 3];
         // Two opinions: the guest's own check at every turn, and both sides' digests at every

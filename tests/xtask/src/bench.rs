@@ -16,7 +16,7 @@ use wherry_guest_kernel::tools::QEMU;
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{devices, images, peer, setup, testing};
+use crate::{devices, images, peer, setup};
 
 /// A lab begins no run after so many seconds: the longer one lives, the more is lost when it
 /// freezes.
@@ -170,7 +170,7 @@ fn run(workspace: &Workspace, tool: &Path, out: &Path, args: &Args) -> Result<()
     let images = images::guests(workspace, &kernels(&plan)?)?;
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(BUDGET + LAST_RUN));
-    job.env = testing::lab_environment(&wherry, &images);
+    job.env = images::lab_environment(&wherry, &images);
     job.env.extend(workspace.commit().map(|commit| ("WHERRY_COMMIT".into(), commit.into())));
     let runs = plan["runs"].as_array().context("the plan has no runs")?;
     if runs.iter().any(|run| run["vmm"] == "qemu") {

@@ -21,7 +21,7 @@ use wherry_tests::{Env, Guest, GuestOptions, SETTLE, migrate};
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{images, setup, testing, vm_demo};
+use crate::{images, setup, vm_demo};
 use case::*;
 
 /// Link between source and destination. Capped so that bytes cost time, as they do between hosts.
@@ -69,7 +69,7 @@ fn outer(json: Option<&Path>) -> Result<u8> {
 
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(1200));
-    job.env = testing::lab_environment(&wherry, &images);
+    job.env = images::lab_environment(&wherry, &images);
     job.writable.push(out);
     job.argv =
         vec![std::env::current_exe()?.into(), "demo".into(), "--inner".into(), file.clone().into()];

@@ -31,17 +31,7 @@ pub fn report(workspace: &Workspace, parts: &[Part<'_>], table: &Path) -> Result
     let mut text = String::from("# Wherry on a host\n\n");
     let mut line = |name: &str, value: String| text.push_str(&format!("- {name}: {value}\n"));
     line("commit", workspace.commit().unwrap_or_else(|| "unknown".into()));
-    for (name, key) in [("CPU", "model name"), ("microcode", "microcode")] {
-        line(name, cpu(&read("/proc/cpuinfo"), key));
-    }
-    line("CPUs", std::thread::available_parallelism().map_or(1, usize::from).to_string());
-    line("Linux", read("/proc/sys/kernel/osrelease"));
-    for module in ["kvm", "kvm_intel", "kvm_amd"] {
-        let of = parameters(&Path::new("/sys/module").join(module).join("parameters"));
-        if !of.is_empty() {
-            line(module, of.join(", "));
-        }
-    }
+    facts().into_iter().for_each(|(name, value)| line(name, value));
     for (name, passed, seconds) in parts {
         let word = if *passed { "passed" } else { "FAILED" };
         line(name, format!("{word} after {seconds:.0} s"));
@@ -50,14 +40,47 @@ pub fn report(workspace: &Workspace, parts: &[Part<'_>], table: &Path) -> Result
     for (name, word) in outcomes(table)? {
         text.push_str(&format!("- {name}: {word}\n"));
     }
-    let doctor = Command::new(workspace.wherry_path()).arg("doctor").output()?;
     text.push_str("\n## wherry doctor\n\n```\n");
-    text.push_str(&String::from_utf8_lossy(&doctor.stdout));
+    text.push_str(&doctor(&workspace.wherry_path())?);
     text.push_str("```\n");
     let path = workspace.out()?.join("host.md");
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     note(&format!("what to send in: {}", path.display()));
     Ok(path)
+}
+
+/// Says what this host is, and what the `doctor` of this `wherry` finds.
+///
+/// # Errors
+/// It cannot be run.
+pub fn say(wherry: &Path) -> Result<()> {
+    facts().iter().for_each(|(name, value)| note(&format!("{name}: {value}")));
+    note(&format!("wherry doctor:\n{}", doctor(wherry)?.trim_end()));
+    Ok(())
+}
+
+/// What this host is, by name.
+fn facts() -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    for (name, key) in [("CPU", "model name"), ("microcode", "microcode")] {
+        facts.push((name, cpu(&read("/proc/cpuinfo"), key)));
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    facts.push(("CPUs", cpus.to_string()));
+    facts.push(("Linux", read("/proc/sys/kernel/osrelease")));
+    for module in ["kvm", "kvm_intel", "kvm_amd"] {
+        let of = parameters(&Path::new("/sys/module").join(module).join("parameters"));
+        if !of.is_empty() {
+            facts.push((module, of.join(", ")));
+        }
+    }
+    facts
+}
+
+fn doctor(wherry: &Path) -> Result<String> {
+    let out = Command::new(wherry).arg("doctor").output();
+    let out = out.with_context(|| format!("cannot run {}", wherry.display()))?;
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 fn read(path: &str) -> String {

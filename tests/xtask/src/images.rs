@@ -1,5 +1,6 @@
 //! Stock kernels and the initramfs images for them.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -71,4 +72,14 @@ pub fn environment(images: &[Image]) -> Vec<(String, PathBuf)> {
         }
     }
     env
+}
+
+/// The environment of whatever runs in the lab: where the binary, the kernels and the images are,
+/// and where to write.
+pub fn lab_environment(wherry: &Path, images: &[Image]) -> Vec<(OsString, OsString)> {
+    let mut env = environment(images);
+    env.push(("WHERRY_BIN".into(), wherry.to_owned()));
+    env.push(("WHERRY_SCRATCH".into(), PathBuf::from("/dev/shm")));
+    env.push(("WHERRY_RUNTIME_DIR".into(), PathBuf::from("/run/user/0")));
+    env.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
 }

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use crate::lab;
 use crate::note::note;
 use crate::table::Table;
+use crate::{host, lab};
 
 /// Options of `run-tests`.
 #[derive(Debug, Parser)]
@@ -29,6 +29,12 @@ pub struct Args {
     /// Runs only the tests whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
+    /// Runs only the test of this name; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Says first what host this is, and what this `wherry doctor` finds.
+    #[arg(long, value_name = "WHERRY")]
+    host: Option<PathBuf>,
     /// Ends a test after so many seconds.
     #[arg(long, value_name = "SECONDS")]
     limit: u64,
@@ -47,11 +53,19 @@ pub const FRESH: u8 = 75;
 
 /// Runs them; 1 if any failed for good, [`FRESH`] if not all were run.
 pub fn main(args: &Args) -> Result<u8> {
+    if let Some(wherry) = &args.host {
+        host::say(wherry)?;
+    }
+    std::fs::create_dir_all(&args.table)
+        .with_context(|| format!("cannot create {}", args.table.display()))?;
     let table = Table { dir: &args.table, lab: args.lab };
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
     let mut ran = false;
     for executable in &args.executables {
         for name in names(executable, &args.filter, soak())? {
+            if !args.only.is_empty() && !args.only.contains(&name) {
+                continue;
+            }
             let Some(mut entry) = table.take(executable, &name)? else { continue };
             // What a soak finds once in hundreds of migrations is what it is for.
             let soaks = soak() && name.starts_with("soak_");

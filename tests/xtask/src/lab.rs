@@ -1,8 +1,13 @@
 //! The lab: where `/dev/kvm` is real.
 //!
 //! Either this machine, or a KVM host in QEMU's software emulation ([`qemu`]), which needs no
-//! hardware virtualisation at all and so works anywhere, slowly.
+//! hardware virtualisation at all and so works anywhere, slowly. Where it is asked for: a host on
+//! an Intel CPU in that of [`bochs`], which knows no files but those that are given to it
+//! ([`files`]).
 
+mod bochs;
+mod files;
+mod follow;
 mod job;
 mod qemu;
 mod relay;
@@ -46,6 +51,14 @@ pub struct Args {
     /// Shows the lab's kernel messages on standard error.
     #[arg(long)]
     verbose: bool,
+    /// In a KVM host on an Intel CPU, emulated by Bochs: slow, without standard input, disks and
+    /// this machine's files. It has COMMAND, if that is a path, and what is given with --copy, with
+    /// the libraries that they link.
+    #[arg(long, conflicts_with_all = ["rw", "disk", "cwd"])]
+    intel: bool,
+    /// With --intel: keeps all that comes over its serial ports in FILE.
+    #[arg(long, value_name = "FILE", requires = "intel")]
+    log: Option<PathBuf>,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -69,8 +82,17 @@ pub fn main(args: &Args) -> Result<u8> {
         timeout: args.timeout.map(Duration::from_secs),
         verbose: args.verbose,
         beside_others: false,
+        log: args.log.as_ref().map(|file| here.join(file)),
     };
-    run(&Workspace::find()?, &job)
+    let workspace = Workspace::find()?;
+    if args.intel { run_on_intel(&workspace, &job) } else { run(&workspace, &job) }
+}
+
+/// Runs a job in emulation of a host with an Intel CPU.
+pub fn run_on_intel(workspace: &Workspace, job: &Job) -> Result<u8> {
+    note("lab: a KVM host on an Intel CPU, in Bochs's software emulation");
+    crate::setup::install_missing()?;
+    bochs::run(workspace, job)
 }
 
 /// Runs a job in the lab that this machine allows; returns its exit code.

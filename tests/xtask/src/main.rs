@@ -11,7 +11,7 @@
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
 //! - [`testing`], [`demo`], [`vm_demo`], [`mod@bench`] and [`devices`]: what runs in the lab;
-//!   [`inside`]: the part of the tests that is there.
+//!   [`inside`]: the part of the tests that is there. [`intel`]: those on an Intel CPU.
 
 mod bench;
 mod build;
@@ -24,6 +24,7 @@ mod house;
 mod image;
 mod images;
 mod inside;
+mod intel;
 mod lab;
 mod model;
 mod note;
@@ -64,7 +65,12 @@ enum Command {
     /// QEMU's software emulation, with this machine's files as its root: changes stay in the lab's
     /// memory and are gone afterwards, except in folders given with --rw. Unix sockets work
     /// everywhere but below --rw folders.
+    ///
+    /// --intel is another host, with an Intel CPU, emulated by Bochs (fetched, not installed): some
+    /// 100 million instructions a second, one CPU, 2 GiB, up after 15 s. It has no more files than
+    /// it is given, no standard input, no disks and no network.
     #[command(after_help = "Examples:\n  cargo xtask lab -- ls -l /dev/kvm\n  \
+                            cargo xtask lab --intel -- target/release/wherry doctor\n  \
                             cargo xtask lab --rw /tmp/out -- sh -c 'dmesg > /tmp/out/dmesg.txt'\n  \
                             cargo xtask lab --timeout 300 --copy target/release/wherry:/run/wherry \
                             -- /run/wherry doctor\n\n\
@@ -77,6 +83,8 @@ enum Command {
                       xtask test --soak\n  \
                             cargo xtask test --soak --integration --filter soak_ --migrations 50 \
                             --minutes 10\n  \
+                            cargo xtask test --soak --integration --filter intel   # what runs on \
+                            an emulated Intel CPU\n  \
                             cargo xtask test --units   # only what needs no KVM\n  \
                             cargo xtask test --host   # on this machine's own KVM, and a report"
     )]

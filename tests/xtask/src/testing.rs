@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
@@ -15,7 +15,7 @@ use crate::inside::is_called;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{debians, deny, host, house, image, images, inside, releases, setup};
+use crate::{debians, deny, host, house, image, images, inside, intel, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -113,16 +113,45 @@ fn timed(name: &str, work: impl FnOnce() -> Result<bool>) -> Outcome {
     Outcome { name: name.to_owned(), passed, seconds: start.elapsed().as_secs_f64() }
 }
 
-/// Builds the integration tests here and runs all of them, one after the other in each lab.
+/// Builds the integration tests here and runs those that are asked for, for a soak some of them on
+/// an Intel CPU, too.
 fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
-    let wherry = workspace.wherry()?;
-    let mut executables = workspace.integration_tests()?;
+    let all = workspace.integration_tests()?;
+    let mut executables = all.clone();
     if let Some(filter) = &args.filter {
         let any = |test: &PathBuf| inside::names(test, filter, args.soak).map(|n| !n.is_empty());
         executables.retain(|test| any(test).unwrap_or(false));
     }
+    let filter = args.filter.as_deref().unwrap_or_default();
+    let on_intel = if args.soak { intel::chosen(filter) } else { Vec::new() };
     // Nothing run is nothing shown: a mistyped filter must not look like success.
-    ensure!(!executables.is_empty(), "no integration test is called like that");
+    ensure!(
+        !executables.is_empty() || !on_intel.is_empty(),
+        "no integration test is called like that"
+    );
+    let keep = keep(workspace)?;
+    std::fs::create_dir_all(&keep).with_context(|| format!("cannot create {}", keep.display()))?;
+    if !executables.is_empty() {
+        in_labs(workspace, args, executables, outcomes)?;
+    }
+    if !on_intel.is_empty() {
+        let timeout = Duration::from_secs(args.timeout);
+        let log = keep.join("intel.log");
+        outcomes.push(timed("tests on an Intel CPU", || {
+            intel::run(workspace, &on_intel, &all, log, timeout)
+        }));
+    }
+    Ok(())
+}
+
+/// Runs all tests of these executables, one after the other in each lab.
+fn in_labs(
+    workspace: &Workspace,
+    args: &Args,
+    mut executables: Vec<PathBuf>,
+    outcomes: &mut Vec<Outcome>,
+) -> Result<()> {
+    let wherry = workspace.wherry()?;
     let images = images::all(workspace)?;
     let hostile = workspace.hostile()?;
     // Some tests mount and make networks, which is nothing for a person's own machine.
@@ -136,8 +165,8 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     }
     let debian = executables.iter().any(|test| is_called(test, "debian"));
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
-    job.timeout = Some(std::time::Duration::from_secs(args.timeout));
-    job.env = lab_environment(&wherry, &images);
+    job.timeout = Some(Duration::from_secs(args.timeout));
+    job.env = images::lab_environment(&wherry, &images);
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
     if debian {
         debians::give(workspace, &mut job, args.soak)?;
@@ -148,7 +177,6 @@ fn integration(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) 
     let limit = if args.soak { args.timeout.to_string() } else { TEST_LIMIT.to_owned() };
     job.argv = vec![own.into(), "run-tests".into(), "--limit".into(), limit.into()];
     let keep = keep(workspace)?;
-    std::fs::create_dir_all(&keep).with_context(|| format!("cannot create {}", keep.display()))?;
     job.env.push(("WHERRY_KEEP".into(), keep.clone().into()));
     let table = table(workspace)?;
     let _ = std::fs::remove_dir_all(&table);
@@ -247,19 +275,6 @@ fn here(
     command.envs(builds.iter().map(|(name, path)| (name, path)));
     command.env("WHERRY_SEEDS", if soak { "100" } else { "1" });
     Ok(command.status()?.success())
-}
-
-/// The environment of whatever runs in the lab: where the binary, the kernels and the images are,
-/// and where to write.
-pub fn lab_environment(
-    wherry: &Path,
-    images: &[images::Image],
-) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
-    let mut env = images::environment(images);
-    env.push(("WHERRY_BIN".into(), wherry.to_owned()));
-    env.push(("WHERRY_SCRATCH".into(), PathBuf::from("/dev/shm")));
-    env.push(("WHERRY_RUNTIME_DIR".into(), PathBuf::from("/run/user/0")));
-    env.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
 }
 
 fn summary(outcomes: &[Outcome]) -> Result<u8> {

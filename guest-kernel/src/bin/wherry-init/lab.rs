@@ -3,11 +3,11 @@
 //!
 //! The root is the caller's, read over 9p and never written: an overlay in memory takes all
 //! changes. Folders named as writable are mounted from the caller directly. Streams go through
-//! pipes and threads of ours to virtio-serial ports, because a port can be opened only once and the
-//! command may reopen `/dev/stderr`.
+//! pipes and threads of ours to [`ports`], because a port can be opened only once and the command
+//! may reopen `/dev/stderr`. In a lab without virtio the initramfs stays the root.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use wherry_guest_kernel::labconf::{LabConf, PORTS, Port};
+use wherry_guest_kernel::labconf::LabConf;
 
+use crate::ports::{self, Ports};
 use crate::{modules, nudge, sys};
 
 const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,access=any";
@@ -34,8 +35,11 @@ pub fn main(job: &[u8]) -> ! {
     }
     let _keep = sys::keep_kvm_on();
     nudge::start();
-    let outcome = ports().and_then(|mut ports| {
-        let outcome = LabConf::decode(job)
+    let conf = LabConf::decode(job);
+    let open =
+        if conf.as_ref().is_some_and(|conf| conf.serial) { ports::serial } else { ports::virtio };
+    let outcome = open().and_then(|mut ports| {
+        let outcome = conf
             .ok_or_else(|| "malformed job".to_owned())
             .and_then(|conf| prepare(&conf).map(|()| conf))
             .and_then(|conf| run(&conf, &mut ports));
@@ -69,97 +73,18 @@ fn wait_for_clock() {
     }
 }
 
-struct Ports {
-    input: Option<File>,
-    out: Option<File>,
-    err: Option<File>,
-    control: File,
-}
-
-/// Opens the virtio-serial ports by their names; they appear soon after the driver is loaded.
-fn ports() -> Result<Ports, String> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    // Each is opened once: closing the input would throw away what is in it.
-    let open = |wanted: Port| loop {
-        match port(wanted) {
-            Some(file) => return Ok(file),
-            None if Instant::now() > deadline => {
-                return Err(format!("no port {}", PORTS[wanted as usize]));
-            }
-            None => thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    nudge::answer(open(Port::Nudge)?);
-    let (control, out, err) = (open(Port::Control)?, open(Port::Out)?, open(Port::Err)?);
-    let mut input = open(Port::In)?;
-    // The caller's first byte means nothing; until it is there, reading gives a false end of file.
-    while Instant::now() < deadline && !matches!(input.read(&mut [0]), Ok(1)) {
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(Ports { input: Some(input), out: Some(out), err: Some(err), control })
-}
-
-fn port(port: Port) -> Option<File> {
-    let wanted = PORTS[port as usize];
-    let class = Path::new("/sys/class/virtio-ports");
-    let node = fs::read_dir(class).ok()?.find_map(|entry| {
-        let entry = entry.ok()?;
-        let name = fs::read_to_string(entry.path().join("name")).ok()?;
-        (name.trim() == wanted).then(|| entry.file_name())
-    })?;
-    let read = matches!(port, Port::In | Port::Nudge);
-    OpenOptions::new().read(read).write(port != Port::In).open(Path::new("/dev").join(node)).ok()
-}
-
 fn step<T>(what: impl Into<String>, result: io::Result<T>) -> Result<T, String> {
     result.map_err(|e| format!("{}: {e}", what.into()))
 }
 
 /// Builds the root and moves into it.
 fn prepare(conf: &LabConf) -> Result<(), String> {
-    let quiet = libc::MS_NOSUID | libc::MS_NODEV;
-    for dir in ["/lower", "/upper", "/root"] {
-        step(dir, fs::create_dir_all(dir))?;
+    if conf.serial {
+        mount_in_dev(Path::new("/"))?;
+        step("make the working directory", fs::create_dir_all(&conf.cwd))?;
+    } else {
+        callers_root(&conf.writable)?;
     }
-    step(
-        "mount the caller's root",
-        sys::mount("root", "/lower", "9p", libc::MS_RDONLY, &format!("{NINE_P},cache=loose")),
-    )?;
-    step("mount tmpfs", sys::mount("tmpfs", "/upper", "tmpfs", 0, "size=75%"))?;
-    for dir in ["/upper/changes", "/upper/work"] {
-        step(dir, fs::create_dir_all(dir))?;
-    }
-    let layers = "lowerdir=/lower,upperdir=/upper/changes,workdir=/upper/work";
-    step("mount the overlay", sys::mount("overlay", "/root", "overlay", 0, layers))?;
-    for (source, name, flags, data) in [
-        ("devtmpfs", "dev", libc::MS_NOSUID, ""),
-        ("proc", "proc", quiet, ""),
-        ("sysfs", "sys", quiet, ""),
-        ("tmpfs", "run", quiet, "mode=755"),
-    ] {
-        let target = Path::new("/root").join(name);
-        let _ = fs::create_dir_all(&target);
-        step(format!("mount {name}"), sys::mount(source, &target, source, flags, data))?;
-    }
-    for (source, name, data) in
-        [("devpts", "dev/pts", "mode=620,ptmxmode=666"), ("tmpfs", "dev/shm", "mode=1777")]
-    {
-        let target = Path::new("/root").join(name);
-        let _ = fs::create_dir_all(&target);
-        step(format!("mount {name}"), sys::mount(source, &target, source, libc::MS_NOSUID, data))?;
-    }
-    for (tag, path) in &conf.writable {
-        let target =
-            Path::new("/root").join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path)));
-        let options = format!("{NINE_P},cache=mmap");
-        step(format!("mount {}", target.display()), sys::mount(tag, &target, "9p", 0, &options))?;
-    }
-    // In place of the first root, not below it: who is in a part of the root only may make no user
-    // namespace, as passt does.
-    step("cd /root", std::env::set_current_dir("/root"))?;
-    step("move the root", sys::mount(".", "/", "", libc::MS_MOVE, ""))?;
-    step("chroot", std::os::unix::fs::chroot("."))?;
-    step("cd /", std::env::set_current_dir("/"))?;
     for (link, target) in
         [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
@@ -174,6 +99,57 @@ fn prepare(conf: &LabConf) -> Result<(), String> {
         step(format!("copy {}", from.display()), copy(Path::new(from), Path::new(to)))?;
     }
     Ok(())
+}
+
+/// Mounts the caller's files and moves into them.
+fn callers_root(writable: &[(OsString, OsString)]) -> Result<(), String> {
+    let quiet = libc::MS_NOSUID | libc::MS_NODEV;
+    for dir in ["/lower", "/upper", "/root"] {
+        step(dir, fs::create_dir_all(dir))?;
+    }
+    step(
+        "mount the caller's root",
+        sys::mount("root", "/lower", "9p", libc::MS_RDONLY, &format!("{NINE_P},cache=loose")),
+    )?;
+    step("mount tmpfs", sys::mount("tmpfs", "/upper", "tmpfs", 0, "size=75%"))?;
+    for dir in ["/upper/changes", "/upper/work"] {
+        step(dir, fs::create_dir_all(dir))?;
+    }
+    let layers = "lowerdir=/lower,upperdir=/upper/changes,workdir=/upper/work";
+    step("mount the overlay", sys::mount("overlay", "/root", "overlay", 0, layers))?;
+    let root = Path::new("/root");
+    for (source, name, flags, data) in [
+        ("devtmpfs", "dev", libc::MS_NOSUID, ""),
+        ("proc", "proc", quiet, ""),
+        ("sysfs", "sys", quiet, ""),
+        ("tmpfs", "run", quiet, "mode=755"),
+    ] {
+        mount_on(&root.join(name), source, flags, data)?;
+    }
+    mount_in_dev(root)?;
+    for (tag, path) in writable {
+        let target = root.join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path)));
+        let options = format!("{NINE_P},cache=mmap");
+        step(format!("mount {}", target.display()), sys::mount(tag, &target, "9p", 0, &options))?;
+    }
+    // In place of the first root, not below it: who is in a part of the root only may make no user
+    // namespace, as passt does.
+    step("cd /root", std::env::set_current_dir(root))?;
+    step("move the root", sys::mount(".", "/", "", libc::MS_MOVE, ""))?;
+    step("chroot", std::os::unix::fs::chroot("."))?;
+    step("cd /", std::env::set_current_dir("/"))
+}
+
+fn mount_on(target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> Result<(), String> {
+    let _ = fs::create_dir_all(target);
+    step(format!("mount {}", target.display()), sys::mount(kind, target, kind, flags, data))
+}
+
+/// What belongs into `/dev` and is no device.
+fn mount_in_dev(root: &Path) -> Result<(), String> {
+    let pts = "mode=620,ptmxmode=666";
+    mount_on(&root.join("dev/pts"), "devpts", libc::MS_NOSUID, pts)?;
+    mount_on(&root.join("dev/shm"), "tmpfs", libc::MS_NOSUID, "mode=1777")
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
@@ -266,20 +242,22 @@ fn run(conf: &LabConf, ports: &mut Ports) -> Result<String, String> {
         relay(out, out_port, Arc::clone(&counts[0])),
         relay(err, err_port, Arc::clone(&counts[1])),
     ];
-    let (mut input, mut stdin) =
-        (ports.input.take().ok_or("no port")?, child.stdin.take().ok_or("no pipe")?);
     let done = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&done);
-    thread::spawn(move || {
-        let mut buffer = vec![0; 64 << 10];
-        while !ended.load(Ordering::Relaxed) {
-            match input.read(&mut buffer) {
-                Ok(len @ 1..)
-                    if stdin.write_all(&buffer[..len]).is_ok() && stdin.flush().is_ok() => {}
-                _ => break,
+    let mut stdin = child.stdin.take().ok_or("no pipe")?;
+    // Without a port of its own nothing comes in: the command sees the end at once.
+    if let Some(mut input) = ports.input.take() {
+        thread::spawn(move || {
+            let mut buffer = vec![0; 64 << 10];
+            while !ended.load(Ordering::Relaxed) {
+                match input.read(&mut buffer) {
+                    Ok(len @ 1..)
+                        if stdin.write_all(&buffer[..len]).is_ok() && stdin.flush().is_ok() => {}
+                    _ => break,
+                }
             }
-        }
-    });
+        });
+    }
     let status = wait(child.id())?;
     done.store(true, Ordering::Relaxed);
     // What the command wrote is in the pipes; a process it left behind may hold them open for ever.

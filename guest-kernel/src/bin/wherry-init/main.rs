@@ -20,6 +20,7 @@ mod mem;
 mod modules;
 mod nudge;
 mod periodic;
+mod ports;
 mod power;
 mod pressure;
 mod procfs;
@@ -46,6 +47,7 @@ fn main() {
 
 fn guest() -> ! {
     sys::mount_basics();
+    sys::mount_scratch();
     let options = cmdline::Options::read();
     serial::attach();
     let failed = modules::load_all(sys::has_pci());

@@ -36,19 +36,27 @@ pub fn mount(
     .map(|_| ())
 }
 
+const QUIET: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+
 /// Mounts what every init needs; a failure shows soon enough by itself.
 pub fn mount_basics() {
-    let quiet = libc::MS_NOSUID | libc::MS_NODEV;
-    for (kind, target, flags) in [
+    mount_all(&[
         ("devtmpfs", "/dev", libc::MS_NOSUID),
-        ("proc", "/proc", quiet | libc::MS_NOEXEC),
-        ("sysfs", "/sys", quiet | libc::MS_NOEXEC),
-        ("tmpfs", "/run", quiet),
-        ("tmpfs", "/tmp", quiet),
-    ] {
+        ("proc", "/proc", QUIET | libc::MS_NOEXEC),
+        ("sysfs", "/sys", QUIET | libc::MS_NOEXEC),
+    ]);
+}
+
+/// Mounts file systems of memory over what the initramfs has there.
+pub fn mount_scratch() {
+    mount_all(&[("tmpfs", "/run", QUIET), ("tmpfs", "/tmp", QUIET)]);
+}
+
+fn mount_all(all: &[(&str, &str, libc::c_ulong)]) {
+    for (kind, target, flags) in all {
         let _ = fs::create_dir_all(target);
         // The kernel mounts /dev by itself where it is configured so.
-        let _ = mount(kind, target, kind, flags, "");
+        let _ = mount(kind, target, kind, *flags, "");
     }
 }
 

@@ -20,7 +20,7 @@ use wherry_tests::hosts::{Hosts, Place};
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::note;
-use crate::{image, peer, setup, testing};
+use crate::{image, images, peer, setup};
 use results::{Results, Sample};
 use vms::{Kind, Vm};
 use work::{NETWORK, Work};
@@ -57,7 +57,7 @@ pub fn outer(wanted: &Wanted, json: Option<&Path>) -> Result<u8> {
 
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(1200 + 600 * u64::from(wanted.runs)));
-    job.env = testing::lab_environment(&wherry, &[]);
+    job.env = images::lab_environment(&wherry, &[]);
     // The guests' disk, and the tool box.
     job.disks = vec![image.path.clone(), image.path];
     job.writable.push(dir.clone());

@@ -5,13 +5,10 @@
 //! (`wherry-init`, module `lab`) takes this machine's files over 9p as its root, runs one command
 //! and reports over virtio-serial ports.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use wherry_guest_kernel::kernels::KernelId;
@@ -19,8 +16,9 @@ use wherry_guest_kernel::labconf::{LabConf, PORTS};
 use wherry_guest_kernel::tools::QEMU;
 use wherry_guest_kernel::{initramfs, kernels, unpack};
 
-use super::job::{EMULATED, Job, TIMED_OUT, env_number};
-use super::relay::{Event, Listeners, socket_path};
+use super::follow::{KernelLog, died, follow};
+use super::job::{EMULATED, Job, dies_with_us, env_number, scratch};
+use super::relay::{Listeners, socket_path};
 use crate::build::Workspace;
 use crate::note::note;
 use crate::{images, signals};
@@ -31,11 +29,6 @@ const MIN_MIB: u64 = 1536;
 const FULL_MIB: u64 = 7 << 10;
 /// More is not needed by any benchmark.
 const MAX_MIB: u64 = 12 << 10;
-/// Lines of the lab's kernel messages shown when it dies.
-const TAIL_LINES: usize = 25;
-
-/// A lab that does not answer for so long has frozen.
-const FROZEN: Duration = Duration::from_secs(120);
 
 /// Runs the job; returns its exit code.
 pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
@@ -55,9 +48,28 @@ pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
     let mut qemu =
         Qemu(command(&vmlinux, &initrd, &console, dir.path(), job)?.spawn().map_err(not_started)?);
     signals::guard(Some(qemu.0.id()), dir.path());
-    let outcome = follow(&mut qemu, listeners, &console, job, start);
+    let outcome = connect(&mut qemu, listeners, &console, job, start);
     signals::release(dir.path());
     outcome
+}
+
+fn connect(
+    qemu: &mut Qemu,
+    listeners: Listeners,
+    console: &Path,
+    job: &Job,
+    start: Instant,
+) -> Result<u8> {
+    let said = [("QEMU", console.with_file_name("qemu")), ("its console", console.to_owned())];
+    let relay = listeners.accept(|| matches!(qemu.0.try_wait(), Ok(None)))?;
+    let Some(relay) = relay else { return Err(died(&said, "QEMU ended at once")) };
+    let mut kernel_log = KernelLog::new(console);
+    let show = || {
+        if job.verbose {
+            kernel_log.show();
+        }
+    };
+    follow(relay, job.timeout, start, &said, show)
 }
 
 /// Ends QEMU however we leave.
@@ -70,17 +82,6 @@ impl Drop for Qemu {
     }
 }
 
-/// A temporary folder with a path short enough for Unix sockets.
-fn scratch() -> Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("wherry-lab-");
-    let parent = std::env::temp_dir();
-    let short = parent.as_os_str().len() < 60;
-    builder
-        .tempdir_in(if short { &parent } else { Path::new("/tmp") })
-        .context("cannot create a temporary folder")
-}
-
 fn not_started(error: std::io::Error) -> anyhow::Error {
     anyhow!(
         "cannot start qemu-system-x86_64: {error}; the Debian package is qemu-system-x86 \
@@ -90,15 +91,7 @@ fn not_started(error: std::io::Error) -> anyhow::Error {
 
 /// What the lab's init needs to know.
 fn job_file(job: &Job) -> Result<LabConf> {
-    // What describes this session here is not true in the lab.
-    let ours = ["WHERRY_LAB", "XDG_RUNTIME_DIR", "PWD", "OLDPWD"];
-    let mut env: Vec<(OsString, OsString)> =
-        std::env::vars_os().filter(|(key, _)| !ours.iter().any(|name| key == name)).collect();
-    env.extend(
-        [("WHERRY_LAB", "inside"), (EMULATED, "1"), ("XDG_RUNTIME_DIR", "/run/user/0")]
-            .map(|(k, v)| (k.into(), v.into())),
-    );
-    env.extend(job.env.iter().cloned());
+    let env = job.environment(&[(EMULATED, "1")]);
     let mut writable = Vec::new();
     for (index, folder) in job.writable.iter().enumerate() {
         fs::create_dir_all(folder)
@@ -108,7 +101,8 @@ fn job_file(job: &Job) -> Result<LabConf> {
         writable.push((format!("rw{index}").into(), folder.into()));
     }
     let copies = job.copies.iter().map(|(from, to)| (from.into(), to.into())).collect();
-    Ok(LabConf { argv: job.argv.clone(), env, cwd: job.cwd.clone().into(), writable, copies })
+    let cwd = job.cwd.clone().into();
+    Ok(LabConf { argv: job.argv.clone(), env, cwd, writable, copies, serial: false })
 }
 
 /// The lab's CPU. Without erms and fsrm the kernels in it copy and clear memory by 8 bytes and not
@@ -244,91 +238,6 @@ fn command(
     qemu.env("TMPDIR", dir);
     let errors = fs::File::create(dir.join("qemu")).context("cannot create a file")?;
     qemu.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
-    // SAFETY: between fork and exec only prctl is called, which is safe there: it allocates nothing
-    // and takes no lock.
-    unsafe {
-        qemu.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
+    dies_with_us(&mut qemu);
     Ok(qemu)
-}
-
-/// Waits for the command's end.
-fn follow(
-    qemu: &mut Qemu,
-    listeners: Listeners,
-    console: &Path,
-    job: &Job,
-    start: Instant,
-) -> Result<u8> {
-    let mut kernel_log = KernelLog { path: console.to_owned(), position: 0 };
-    let relay = listeners.accept(|| matches!(qemu.0.try_wait(), Ok(None)))?;
-    let Some(mut relay) = relay else { return Err(died(console, "QEMU ended at once")) };
-    loop {
-        if job.verbose {
-            kernel_log.show();
-        }
-        match relay.event() {
-            Event::Running => {
-                note(&format!("lab: up after {:.1} s", start.elapsed().as_secs_f64()))
-            }
-            Event::Exit(code, written) => {
-                relay.drain(written);
-                return Ok(code);
-            }
-            Event::Failed(text) => {
-                return Err(died(console, &format!("the lab could not run the command: {text}")));
-            }
-            Event::Closed => return Err(died(console, "the lab died")),
-            Event::Quiet if relay.silence() > FROZEN => return Err(died(console, "the lab froze")),
-            Event::Quiet => {}
-        }
-        if job.timeout.is_some_and(|limit| start.elapsed() > limit) {
-            note(&format!("lab: ended after {} s", start.elapsed().as_secs()));
-            return Ok(TIMED_OUT);
-        }
-    }
-}
-
-/// An error with the last words of the lab's kernel and of QEMU.
-fn died(console: &Path, what: &str) -> anyhow::Error {
-    let mut text = what.to_owned();
-    for (name, path) in
-        [("QEMU", console.with_file_name("qemu")), ("its console", console.to_owned())]
-    {
-        let content = fs::read(path).unwrap_or_default();
-        let content = String::from_utf8_lossy(&content);
-        let lines: Vec<&str> =
-            content.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
-        if let Some(panic) = lines.iter().find(|line| line.contains("Kernel panic")) {
-            text.push_str(&format!(": {panic}"));
-        }
-        if !lines.is_empty() {
-            let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n  ");
-            text.push_str(&format!("\n{name} said last:\n  {tail}"));
-        }
-    }
-    anyhow!(text)
-}
-
-/// Passes the lab's kernel messages on as they appear.
-struct KernelLog {
-    path: PathBuf,
-    position: u64,
-}
-
-impl KernelLog {
-    fn show(&mut self) {
-        let mut new = Vec::new();
-        let read = fs::File::open(&self.path).and_then(|mut file| {
-            file.seek(SeekFrom::Start(self.position))?;
-            file.read_to_end(&mut new)
-        });
-        if let Ok(len @ 1..) = read {
-            self.position += len as u64;
-            let _ = std::io::stderr().write_all(&new);
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! The caller's side of the virtio-serial ports: one Unix socket per port, binary-clean.
+//! The caller's side of the lab's ports: one Unix socket per port, binary-clean.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -68,8 +68,31 @@ impl Listeners {
             stream.set_nonblocking(false)?;
             streams.push(stream);
         }
-        Relay::start(streams).map(Some)
+        let stream = |port: Port| streams[port as usize].try_clone();
+        let relay = Relay::start(Streams {
+            input: Some(stream(Port::In)?),
+            out: stream(Port::Out)?,
+            err: stream(Port::Err)?,
+            control: stream(Port::Control)?,
+            nudge: Some(stream(Port::Nudge)?),
+        });
+        relay.map(Some)
     }
+}
+
+/// The lab's ports.
+#[derive(Debug)]
+pub struct Streams {
+    /// To the command's standard input, where there is a way.
+    pub input: Option<UnixStream>,
+    /// Its standard output.
+    pub out: UnixStream,
+    /// Its standard error.
+    pub err: UnixStream,
+    /// What the lab's init says.
+    pub control: UnixStream,
+    /// For a lab that must be kept awake.
+    pub nudge: Option<UnixStream>,
 }
 
 /// Bytes on their way between the caller and the command.
@@ -84,25 +107,28 @@ pub struct Relay {
 }
 
 impl Relay {
-    fn start(streams: Vec<UnixStream>) -> Result<Self> {
-        let stream = |port: Port| streams[port as usize].try_clone();
-        let mut input = stream(Port::In)?;
-        thread::spawn(move || {
-            // The first byte only tells the lab that the port is connected.
-            if input.write_all(b"\n").is_ok()
-                && io::copy(&mut io::stdin().lock(), &mut input).is_ok()
-            {
-                let _ = input.shutdown(Shutdown::Write);
-            }
-        });
+    /// Starts moving bytes between these and our own standard streams.
+    pub fn start(streams: Streams) -> Result<Self> {
+        let mut open = Vec::new();
+        if let Some(mut input) = streams.input {
+            open.push(input.try_clone()?);
+            thread::spawn(move || {
+                // The first byte only tells the lab that the port is connected.
+                if input.write_all(b"\n").is_ok()
+                    && io::copy(&mut io::stdin().lock(), &mut input).is_ok()
+                {
+                    let _ = input.shutdown(Shutdown::Write);
+                }
+            });
+        }
+        open.extend([streams.out.try_clone()?, streams.err.try_clone()?]);
         let counts: [Arc<AtomicU64>; 2] = Default::default();
-        move_bytes(stream(Port::Out)?, io::stdout(), Arc::clone(&counts[0]));
-        move_bytes(stream(Port::Err)?, io::stderr(), Arc::clone(&counts[1]));
-        let control = stream(Port::Control)?;
-        control.set_read_timeout(Some(Duration::from_millis(100)))?;
-        let nudges_unanswered = nudge(stream(Port::Nudge)?)?;
-        let control = BufReader::new(control);
-        Ok(Self { control, line: String::new(), counts, nudges_unanswered, _streams: streams })
+        move_bytes(streams.out, io::stdout(), Arc::clone(&counts[0]));
+        move_bytes(streams.err, io::stderr(), Arc::clone(&counts[1]));
+        streams.control.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let nudges_unanswered = streams.nudge.map(nudge).transpose()?.unwrap_or_default();
+        let control = BufReader::new(streams.control);
+        Ok(Self { control, line: String::new(), counts, nudges_unanswered, _streams: open })
     }
 
     /// For how long the lab has not answered.

@@ -23,7 +23,7 @@ use wherry_tests::hosts::{self, Hosts};
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{image, setup, testing};
+use crate::{image, images, setup};
 use figures::{FREED_MIB, Figures};
 
 /// Guest RAM.
@@ -61,7 +61,7 @@ pub fn outer(json: Option<&Path>) -> Result<u8> {
 
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(1500));
-    job.env = testing::lab_environment(&wherry, &[]);
+    job.env = images::lab_environment(&wherry, &[]);
     // The guest's disk, and the tool box.
     job.disks = vec![image.path.clone(), image.path];
     job.writable.push(dir.clone());
