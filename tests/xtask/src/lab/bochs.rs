@@ -180,34 +180,30 @@ impl Ports {
     }
 }
 
-/// Passes on what a port's file gets, and lines of it to the log.
+/// Passes on what a port's file gets, and puts it into the log: whole lines, so that those of
+/// different ports stay apart.
 fn pump(mut file: File, mut to: UnixStream, log: &Mutex<File>, ended: &AtomicBool) {
-    let (mut buffer, mut line) = (vec![0; 64 << 10], Vec::new());
+    let (mut buffer, mut waiting) = (vec![0; 64 << 10], Vec::new());
     loop {
         let last = ended.load(Ordering::Acquire);
-        match file.read(&mut buffer) {
-            Ok(0) if last => break,
-            Ok(0) => thread::sleep(Duration::from_millis(50)),
-            Ok(len) => {
-                for byte in &buffer[..len] {
-                    line.push(*byte);
-                    if *byte == b'\n' {
-                        write_line(log, &mut line);
-                    }
-                }
-                // Where nobody listens, the log does.
-                let _ = to.write_all(&buffer[..len]);
+        let len = match file.read(&mut buffer) {
+            Ok(0) if !last => {
+                thread::sleep(Duration::from_millis(50));
+                continue;
             }
-            Err(_) => break,
+            Ok(len) => len,
+            Err(_) => 0,
+        };
+        waiting.extend_from_slice(&buffer[..len]);
+        let whole = waiting.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let done: Vec<u8> = waiting.drain(..if len == 0 { waiting.len() } else { whole }).collect();
+        let _ = log.lock().unwrap_or_else(PoisonError::into_inner).write_all(&done);
+        // Where nobody listens, the log does.
+        let _ = to.write_all(&done);
+        if len == 0 {
+            break;
         }
     }
-    write_line(log, &mut line);
-}
-
-fn write_line(log: &Mutex<File>, line: &mut Vec<u8>) {
-    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-    let _ = log.write_all(line);
-    line.clear();
 }
 
 fn connect(
