@@ -51,6 +51,29 @@ pub struct Args {
 /// Exit code of a lab that must be followed by a fresh one with its number.
 pub const FRESH: u8 = 75;
 
+/// Tests that take minutes in emulation, the longest first. Begun late, one of them would run alone
+/// when the other labs are through.
+const LONG: [&str; 6] = [
+    "ten_times_there_and_back_under_a_writer",
+    "a_stock_debian_works_while_it_moves",
+    "balloon_on_cloud_6_12",
+    "balloon_on_cloud_6_1",
+    "memory_of_host_and_guest_on_cloud_6_1",
+    "owner::pause_beside_migrate_then_resume_never_two",
+];
+
+/// The tests in the executables, in the order in which they are to begin.
+fn in_order(args: &Args) -> Result<Vec<(&Path, String)>> {
+    let mut all = Vec::new();
+    for executable in &args.executables {
+        let mut names = names(executable, &args.filter, soak())?;
+        names.retain(|name| args.only.is_empty() || args.only.contains(name));
+        all.extend(names.into_iter().map(|name| (&**executable, name)));
+    }
+    all.sort_by_key(|(_, name)| LONG.iter().position(|long| long == name).unwrap_or(LONG.len()));
+    Ok(all)
+}
+
 /// Runs them; 1 if any failed for good, [`FRESH`] if not all were run.
 pub fn main(args: &Args) -> Result<u8> {
     if let Some(wherry) = &args.host {
@@ -61,31 +84,26 @@ pub fn main(args: &Args) -> Result<u8> {
     let table = Table { dir: &args.table, lab: args.lab };
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
     let mut ran = false;
-    for executable in &args.executables {
-        for name in names(executable, &args.filter, soak())? {
-            if !args.only.is_empty() && !args.only.contains(&name) {
-                continue;
+    for (executable, name) in in_order(args)? {
+        let Some(mut entry) = table.take(executable, &name)? else { continue };
+        // What a soak finds once in hundreds of migrations is what it is for.
+        let soaks = soak() && name.starts_with("soak_");
+        let attempts = if lab::is_emulated() && !soaks { 2 } else { 1 };
+        while !entry.passed && entry.failures < attempts {
+            if ran && is_called(executable, "debian") && disks_are_written()? {
+                note("the lab's disks have been written: going on in a fresh one");
+                return Ok(FRESH);
             }
-            let Some(mut entry) = table.take(executable, &name)? else { continue };
-            // What a soak finds once in hundreds of migrations is what it is for.
-            let soaks = soak() && name.starts_with("soak_");
-            let attempts = if lab::is_emulated() && !soaks { 2 } else { 1 };
-            while !entry.passed && entry.failures < attempts {
-                if ran && is_called(executable, "debian") && disks_are_written()? {
-                    note("the lab's disks have been written: going on in a fresh one");
-                    return Ok(FRESH);
-                }
-                if entry.failures > 0 {
-                    note(&format!("{name}: once more, this host is emulated"));
-                }
-                ran = true;
-                entry.note(run(executable, &name, Duration::from_secs(args.limit))?)?;
+            if entry.failures > 0 {
+                note(&format!("{name}: once more, this host is emulated"));
             }
-            match (entry.passed, entry.failures) {
-                (false, _) => failed.push(name),
-                (true, 0) => nr_passed += 1,
-                (true, _) => again.push(name),
-            }
+            ran = true;
+            entry.note(run(executable, &name, Duration::from_secs(args.limit))?)?;
+        }
+        match (entry.passed, entry.failures) {
+            (false, _) => failed.push(name),
+            (true, 0) => nr_passed += 1,
+            (true, _) => again.push(name),
         }
     }
     note(&format!(
@@ -195,6 +213,29 @@ fn print_tasks() {
             let top: Vec<String> =
                 read(task.join("stack")).lines().take(3).map(Into::into).collect();
             eprintln!("  {}: {}", read(task.join("comm")).trim(), top.join(" "));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(folder: &Path) -> String {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let text = |path: PathBuf| match path.is_dir() {
+            true => sources(&path),
+            false => std::fs::read_to_string(path).unwrap(),
+        };
+        entries.map(text).collect()
+    }
+
+    #[test]
+    fn long_tests_are_called_that() {
+        let all = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests"));
+        for long in LONG {
+            let name = long.rsplit("::").next().unwrap();
+            assert!(all.contains(&format!("fn {name}(")), "{long}");
         }
     }
 }

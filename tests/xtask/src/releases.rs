@@ -94,8 +94,8 @@ fn export(root: &Path, commit: &str, to: &Path) -> Result<()> {
     std::fs::remove_file(&tar).with_context(|| format!("cannot remove {file}"))
 }
 
-/// Builds both programs of the tree at `root`, quickly and not to be fast, and puts them into
-/// `place`.
+/// Builds both programs of the tree at `root`, quickly and not to be fast or debugged, and puts
+/// them into `place`.
 fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> Result<PathBuf> {
     // A target directory for each: cargo takes packages of the same name, version and place in
     // their workspace for the same, and goes by the times of files. In one directory this tree
@@ -105,7 +105,8 @@ fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> 
     let (manifest, dir) = (text(&manifest)?, text(&target)?);
     let packages = ["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"];
     let options = ["--manifest-path", manifest, "--target-dir", dir];
-    workspace.cargo(&[&["build"], &packages[..], &options, more].concat())?;
+    let quick = ["--config", "profile.dev.debug=false"];
+    workspace.cargo(&[&["build"], &packages[..], &options, &quick, more].concat())?;
     std::fs::create_dir_all(place).with_context(|| format!("cannot create {}", place.display()))?;
     // `wherry` last: it is what says that all is there.
     for program in ["wherry-vm", "wherry"] {
