@@ -7,6 +7,7 @@
 //! `cargo run --package wherry-migration --example socket_pair`
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -104,8 +105,8 @@ impl GuestRam for Guest {
         Ok(())
     }
 
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
-        let pages = self.pages.iter().zip(0..);
+    fn populated(&self, range: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
+        let pages = self.pages.iter().zip(0..).filter(|(_, n)| range.contains(n));
         pages.filter(|(page, _)| page.lock().unwrap().is_some()).for_each(|(_, n)| out.set(n));
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::config::FrameLimit;
 use crate::control::CancelToken;
 use crate::error::Error;
 use crate::sync::lock;
-use crate::transport::{TICK, Throttle, WriteHalf};
+use crate::transport::{TICK, Throttle, WriteHalf, unsent};
 use crate::wire::pages::pack_lz4;
 use crate::wire::sum::ContentSum;
 use crate::wire::text::printable;
@@ -113,6 +113,9 @@ fn is_tick(kind: ErrorKind) -> bool {
 /// A bandwidth cap, which the connections of one migration share.
 pub type Cap = Arc<Mutex<Throttle>>;
 
+/// Time over which a connection's rate is measured, to tell how much the kernel may take ahead.
+const PACE: Duration = Duration::from_millis(20);
+
 /// The sending direction.
 pub struct FrameWriter {
     out: Box<dyn WriteHalf>,
@@ -131,6 +134,10 @@ pub struct FrameWriter {
     /// Reasons to give up earlier.
     pub interrupt: Interrupt,
     last: Instant,
+    /// Connections that share the link, this one among them.
+    pub sharers: u32,
+    /// When the present [`PACE`] began, and what was on the wire then.
+    pace: (Instant, u64),
     /// Part of a frame is out: nothing that follows would be understood.
     broken: bool,
 }
@@ -157,6 +164,8 @@ impl FrameWriter {
             late: Deadline { until: now, time: Duration::ZERO },
             interrupt,
             last: now,
+            sharers: 1,
+            pace: (now, 0),
             broken: false,
         }
     }
@@ -193,7 +202,18 @@ impl FrameWriter {
         self.broken = false;
         self.seq += 1;
         self.last = Instant::now();
+        self.keep_pace();
         Ok(())
+    }
+
+    fn keep_pace(&mut self) {
+        let (began, before) = self.pace;
+        let time = self.last.saturating_duration_since(began);
+        if time >= PACE {
+            let rate = (self.bytes - before) as f64 / time.as_secs_f64();
+            self.out.set_unsent(unsent(rate, self.sharers));
+            self.pace = (self.last, self.bytes);
+        }
     }
 
     /// Sends pages: their run table and the content of those that have some, with the CRC32 of that

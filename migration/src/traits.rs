@@ -8,6 +8,7 @@
 //! 32-bit hole).
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::bitmap::Bitmap;
@@ -40,10 +41,10 @@ pub trait GuestRam: Send + Sync {
     /// Makes `nr` pages from `first` on read as zero and gives their memory back to the host.
     fn zero(&self, first: u64, nr: u64) -> io::Result<()>;
 
-    /// Sets in `out` the bit of every page that may hold something other than zero. A page whose
-    /// bit stays clear was a hole (reads as zero) at some time during the call. Costs time by
-    /// extents, not by pages, and populates nothing.
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()>;
+    /// Sets in `out` the bit of every one of these pages that may hold something other than zero. A
+    /// page whose bit stays clear was a hole (reads as zero) at some time during the call. Costs
+    /// time by extents, and by the pages in them, and populates nothing.
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()>;
 
     /// The first page from `first` on that may hold something other than zero; `nr_pages()` or more
     /// if there is none. Costs time by the holes that it skips, so it may be called in the pause.

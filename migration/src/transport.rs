@@ -13,11 +13,15 @@ mod listen;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use thiserror::Error;
 
@@ -35,14 +39,26 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// limited by this, so long links keep their speed (`TCP_NOTSENT_LOWAT`, tcp(7)).
 const UNSENT: u32 = 128 << 10;
 
+/// The most of it: more would not be in the CPU's second cache any more when it goes out.
+const MAX_UNSENT: u32 = 1 << 20;
+
 /// The least of it on one connection.
 const MIN_UNSENT: u32 = 16 << 10;
 
+/// What the kernel may take ahead on one of `sharers` connections that carries `rate` bytes a
+/// second: what goes out in a millisecond, but not less than [`UNSENT`] on all together. The sender
+/// sleeps and wakes twice for each time that this much has gone out, which over a fast link costs
+/// a quarter of its CPU time.
+pub(crate) fn unsent(rate: f64, sharers: u32) -> u32 {
+    let of = |all: u32| (all / sharers.max(1)).max(MIN_UNSENT);
+    // A cast of a float ends at the bounds of the type.
+    ((rate / 1000.0) as u32).clamp(of(UNSENT), of(MAX_UNSENT))
+}
+
 /// The writing half of a connection.
 pub trait WriteHalf: Write + Send {
-    /// It is one of `nr` that share a link: together they should not leave more to the kernel than
-    /// one would.
-    fn set_sharers(&self, _nr: u32) {}
+    /// The kernel should not take more than so many bytes ahead of the network.
+    fn set_unsent(&self, _bytes: u32) {}
 
     /// Ends the connection in both directions, so that a blocked reader wakes up. Errors do not
     /// matter any more.
@@ -85,10 +101,10 @@ impl WriteHalf for UnixStream {
 }
 
 impl WriteHalf for TcpStream {
-    fn set_sharers(&self, nr: u32) {
+    fn set_unsent(&self, bytes: u32) {
         // If it fails the kernel takes more ahead, which costs downtime over slow links and nothing
         // else.
-        let _ = SockRef::from(self).set_tcp_notsent_lowat((UNSENT / nr.max(1)).max(MIN_UNSENT));
+        let _ = SockRef::from(self).set_tcp_notsent_lowat(bytes);
     }
 
     fn shutdown(&self) {
@@ -96,12 +112,31 @@ impl WriteHalf for TcpStream {
     }
 }
 
+/// The reading half of a socket. It waits in poll(2) and not in recv(2): who sleeps in recv is also
+/// woken each time that the *writing* half gets room (the kernel's `woken_wake_function` does not
+/// ask what happened), so the source's thread for answers would wake for every frame that goes out.
+struct Reads<S>(S);
+
+impl<S: AsFd> Read for Reads<S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let tick = Timespec::try_from(TICK).map_err(io::Error::other)?;
+        loop {
+            match recv(&self.0, &mut *buf, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => {}
+                read => return Ok(read?.0),
+            }
+            if poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&tick))? == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+    }
+}
+
 impl Transport for UnixStream {
     fn split(self: Box<Self>) -> io::Result<Halves> {
         self.set_nonblocking(false)?;
-        self.set_read_timeout(Some(TICK))?;
         self.set_write_timeout(Some(TICK))?;
-        Ok((Box::new(self.try_clone()?), self))
+        Ok((Box::new(Reads(self.try_clone()?)), self))
     }
 }
 
@@ -111,9 +146,8 @@ impl Transport for TcpStream {
         // Frames are written whole; waiting to fill a segment would only lengthen the downtime.
         self.set_nodelay(true)?;
         SockRef::from(&*self).set_tcp_notsent_lowat(UNSENT)?;
-        self.set_read_timeout(Some(TICK))?;
         self.set_write_timeout(Some(TICK))?;
-        Ok((Box::new(self.try_clone()?), self))
+        Ok((Box::new(Reads(self.try_clone()?)), self))
     }
 
     fn peer(&self) -> String {
@@ -264,8 +298,31 @@ mod tests {
         let same = stream.try_clone().unwrap();
         let (_, output) = Box::new(stream).split().unwrap();
         assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT);
-        output.set_sharers(4);
-        assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), UNSENT / 4);
+        output.set_unsent(4 * UNSENT);
+        assert_eq!(SockRef::from(&same).tcp_notsent_lowat().unwrap(), 4 * UNSENT);
+    }
+
+    #[test]
+    fn the_kernel_takes_a_millisecond_ahead_within_bounds() {
+        let ahead = |megabytes, sharers| unsent(f64::from(megabytes) * 1e6, sharers);
+        assert_eq!([0, 125].map(|rate| ahead(rate, 1)), [UNSENT; 2]);
+        assert_eq!(ahead(500, 1), 500_000);
+        assert_eq!([2000, u32::MAX].map(|rate| ahead(rate, 1)), [MAX_UNSENT; 2]);
+        assert_eq!([10, 100, 1000].map(|rate| ahead(rate, 4)), [UNSENT / 4, 100_000, 256 << 10]);
+        assert_eq!([10, 1000].map(|rate| ahead(rate, 64)), [MIN_UNSENT; 2]);
+        assert_eq!(unsent(f64::NAN, 0), UNSENT);
+    }
+
+    #[test]
+    fn reading_waits_a_tick_at_most_and_sees_the_end() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut input, _) = Box::new(a).split().unwrap();
+        let mut buf = [0; 8];
+        assert_eq!(input.read(&mut buf).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        (&b).write_all(b"abc").unwrap();
+        assert_eq!(input.read(&mut buf).unwrap(), 3);
+        drop(b);
+        assert_eq!(input.read(&mut buf).unwrap(), 0);
     }
 
     #[test]

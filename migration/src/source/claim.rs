@@ -141,6 +141,7 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::sync::Mutex;
 
     use super::*;
@@ -210,7 +211,7 @@ mod tests {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
+        fn populated(&self, _: Range<u64>, _: &mut Bitmap) -> io::Result<()> {
             Ok(())
         }
     }

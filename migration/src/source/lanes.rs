@@ -158,10 +158,10 @@ impl Lanes {
             let opened = connections.next(&interrupt.cancel, left).map_err(Error::stream)?;
             // Nothing comes back on it.
             let (_, output) = opened.split().map_err(Error::Connection)?;
-            output.set_sharers(nr);
             let patience = (cfg.stall_timeout, cfg.frame_limit);
             let mut writer = FrameWriter::new(output, cap.cloned(), patience, interrupt.clone());
             (writer.version, writer.features) = (agreed.version, agreed.features);
+            writer.sharers = nr;
             writer.send_control(Kind::Join, &Join { stream, token })?;
             let (lane, mut reader, tell) = (stream as usize, reader.another(), tell.clone());
             let (jobs, todo) = channel();

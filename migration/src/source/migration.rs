@@ -218,7 +218,25 @@ impl<'a> Migration<'a> {
     /// one alone, never with the guest paused.
     pub(super) fn populated(&mut self) -> Result<Bitmap, Error> {
         let (ram, mut found) = (self.vm.ram.clone(), self.map());
-        let walk = move || ram.populated(&mut found).map(|()| found);
+        let walk = move || ram.populated(0..ram.nr_pages(), &mut found).map(|()| found);
+        self.meanwhile(walk)?.map_err(Error::machine("find populated memory"))
+    }
+
+    /// The same once more for these words of 64 pages; `found` stays as it is for all others.
+    pub(super) fn populated_again(
+        &mut self,
+        words: &Bitmap,
+        mut found: Bitmap,
+    ) -> Result<Bitmap, Error> {
+        let ram = self.vm.ram.clone();
+        let walk = || {
+            for (first, nr) in words.runs() {
+                let pages = first * 64..((first + nr) * 64).min(ram.nr_pages());
+                found.clear_range(pages.start, pages.end - pages.start);
+                ram.populated(pages, &mut found)?;
+            }
+            Ok(found)
+        };
         self.meanwhile(walk)?.map_err(Error::machine("find populated memory"))
     }
 

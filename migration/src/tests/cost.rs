@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -46,8 +47,13 @@ impl GuestRam for Sparse {
         (first..first + nr).for_each(|page| drop(self.0.lock().unwrap().remove(&page)));
         Ok(())
     }
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.0.lock().unwrap().keys().for_each(|&page| out.set(page));
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
+        self.0
+            .lock()
+            .unwrap()
+            .keys()
+            .filter(|page| pages.contains(page))
+            .for_each(|&page| out.set(page));
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! A model destination.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ impl GuestRam for DestRam {
         Ok(())
     }
 
-    fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
+    fn populated(&self, _: Range<u64>, _: &mut Bitmap) -> io::Result<()> {
         Err(io::Error::other("the destination has no time to look at all of its memory"))
     }
 

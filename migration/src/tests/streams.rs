@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
@@ -446,8 +447,8 @@ impl GuestRam for Noted {
     fn zero(&self, first: u64, nr: u64) -> io::Result<()> {
         self.inner.zero(first, nr)
     }
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.inner.populated(out)
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
+        self.inner.populated(pages, out)
     }
 }
 

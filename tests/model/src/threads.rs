@@ -11,6 +11,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
@@ -86,8 +87,8 @@ impl GuestRam for Guest {
         Err(io::Error::other("the source's memory is not written"))
     }
 
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
-        out.set_all();
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
+        out.set_range(pages.start, pages.end - pages.start);
         Ok(())
     }
 }
@@ -144,7 +145,7 @@ impl GuestRam for Mistaken {
         Err(io::Error::other("the source's memory is not written"))
     }
 
-    fn populated(&self, _: &mut Bitmap) -> io::Result<()> {
+    fn populated(&self, _: Range<u64>, _: &mut Bitmap) -> io::Result<()> {
         Ok(())
     }
 }

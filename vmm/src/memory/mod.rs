@@ -19,6 +19,7 @@ mod read;
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -213,11 +214,12 @@ impl GuestRam for Ram {
         self.punch(first, nr)
     }
 
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
-        let end = self.bytes();
-        let mut at = 0;
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
+        let end = pages.end.saturating_mul(PAGE).min(self.bytes());
+        let mut at = pages.start.saturating_mul(PAGE);
         while at < end {
-            let Some(data) = self.seek(SeekFrom::Data(at))? else { break };
+            let data = self.seek(SeekFrom::Data(at))?;
+            let Some(data) = data.filter(|&data| data < end) else { break };
             let hole = self.seek(SeekFrom::Hole(data))?.unwrap_or(end).min(end);
             let (first, last) = (data / PAGE, hole.div_ceil(PAGE));
             out.set_range(first, last - first);
@@ -270,7 +272,7 @@ mod tests {
 
     fn pages(ram: &Ram) -> Vec<u64> {
         let mut b = Bitmap::new(ram.nr_pages());
-        ram.populated(&mut b).unwrap();
+        ram.populated(0..ram.nr_pages(), &mut b).unwrap();
         (0..ram.nr_pages()).filter(|&p| b.test(p)).collect()
     }
 
@@ -285,6 +287,23 @@ mod tests {
         assert_eq!(pages(&ram), [9]);
         ram.zero(9, 1).unwrap();
         assert!(pages(&ram).is_empty());
+    }
+
+    #[test]
+    fn only_the_pages_asked_for_are_looked_at() {
+        let ram = Ram::new(128 << 20, &Backing::Memfd).unwrap();
+        ram.write(100, &[5; 300 * PAGE_SIZE]).unwrap();
+        let within = |from, to| {
+            let mut found = Bitmap::new(ram.nr_pages());
+            ram.populated(from..to, &mut found).unwrap();
+            found.runs().collect::<Vec<_>>()
+        };
+        assert_eq!(within(64, 128), [(100, 28)]);
+        assert_eq!(within(192, 256), [(192, 64)]);
+        assert_eq!(within(384, u64::MAX), [(384, 16)]);
+        // The next page with anything in it is behind what was asked for.
+        assert_eq!(within(0, 64), []);
+        assert_eq!(within(448, 512), []);
     }
 
     #[test]

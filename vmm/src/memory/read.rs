@@ -114,7 +114,7 @@ mod tests {
 
     fn populated(ram: &Ram) -> Vec<u64> {
         let mut pages = Bitmap::new(ram.nr_pages());
-        ram.populated(&mut pages).unwrap();
+        ram.populated(0..ram.nr_pages(), &mut pages).unwrap();
         (0..ram.nr_pages()).filter(|&page| pages.test(page)).collect()
     }
 

@@ -1,6 +1,7 @@
 //! The model guest as the engine sees it. Every call lets the guest go on.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
@@ -45,13 +46,13 @@ impl GuestRam for Model {
         Err(io::Error::other("the source's memory is not written"))
     }
 
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
         self.walks[usize::from(self.paused())].fetch_add(1, SeqCst);
         self.fire(Trigger::Walk);
         self.hook();
         {
             let inner = self.inner.lock().unwrap();
-            for page in 0..self.pages {
+            for page in pages {
                 if inner.populated[page as usize] {
                     out.set(page);
                 }

@@ -2,6 +2,7 @@
 //! source and destination, around a machine that does nothing but note.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -172,8 +173,8 @@ impl GuestRam for Recorder {
     fn zero(&self, _: u64, _: u64) -> io::Result<()> {
         Ok(())
     }
-    fn populated(&self, out: &mut Bitmap) -> io::Result<()> {
-        out.set_all();
+    fn populated(&self, pages: Range<u64>, out: &mut Bitmap) -> io::Result<()> {
+        out.set_range(pages.start, pages.end - pages.start);
         Ok(())
     }
 }
