@@ -322,7 +322,10 @@ pub struct AtomicBitmap {
 impl AtomicBitmap {
     /// A map of `len` bits, all clear.
     pub fn new(len: u64) -> Self {
-        Self::from(&Bitmap::new(len))
+        let nr = len.div_ceil(64) as usize;
+        made(nr);
+        // In place: of zeroes that nobody writes the host need not have any.
+        Self { words: vec![0; nr].into_iter().map(AtomicU64::new).collect(), len }
     }
 
     /// Number of bits.

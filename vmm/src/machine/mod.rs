@@ -19,10 +19,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
-};
 use kvm_ioctls::{VcpuFd, VmFd};
 use wherry_devices::device::Devices;
 use wherry_devices::power::Power;
@@ -95,12 +91,7 @@ impl Machine {
         let kvm = open_kvm()?;
         cpu::vm::check_addresses(&kvm, description.ram_bytes)?;
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
-        let mut cap =
-            kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
-        cap.args[0] = u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET);
-        vm.enable_cap(&cap).context(
-            "KVM has no manual dirty log with bits initially set (Linux 5.7 and later do)",
-        )?;
+        KvmLog::enable(&vm)?;
         cpu::vm::prepare(&vm)?;
         let ram = Arc::new(Ram::new(description.ram_bytes, memory)?);
         Ok((vm, ram))

@@ -70,8 +70,7 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing but
-    /// two bits a page.
+    /// Reserves `bytes` of guest RAM. Nothing is populated yet: untouched memory costs nothing.
     ///
     /// # Errors
     /// The host has no room for it, or cannot map it.

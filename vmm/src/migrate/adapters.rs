@@ -74,8 +74,9 @@ impl HintSource for Hints {
     }
 
     fn ballooned(&self, out: &mut Bitmap) {
-        for (gpa, len) in self.balloon.ballooned() {
-            self.ram.for_pages(gpa, len, |first, nr| out.set_range(first, nr));
+        // Both number the pages of all RAM alike.
+        if !self.balloon.ballooned_words(|word, pages| out.or_word(word, pages)) {
+            out.clear_all();
         }
     }
 

@@ -27,7 +27,8 @@ use crate::life::owner::Owner;
 use crate::machine::offer::{Offer, ResetV1};
 use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
-use adapters::{Hints, SourceMachine};
+pub use adapters::Hints;
+use adapters::SourceMachine;
 pub use destination::receive;
 
 /// Patience with a destination that does not answer a connection request.
