@@ -49,6 +49,9 @@ enum Command {
     /// The destination of one run of it.
     #[command(hide = true)]
     NativeDestination(native::destination::Args),
+    /// The source of one run of its pauses.
+    #[command(hide = true)]
+    NativeSource(native::pause::source::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::main(&args),
         Command::Native(args) => native::main(&args),
         Command::NativeDestination(args) => native::destination::main(&args),
+        Command::NativeSource(args) => native::pause::source::main(&args),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -222,6 +222,8 @@ mod tests {
                 "--memory",
                 "--work",
                 "--memory-backing",
+                "--ram",
+                "--populated",
             ];
             if with_value.contains(&word.as_str()) {
                 words.next();

@@ -7,14 +7,22 @@ use serde_json::Value;
 #[test]
 fn every_way_moves_every_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let json = dir.path().join("native.json");
+    let [json, html] = ["native.json", "native.html"].map(|name| dir.path().join(name));
     let status = Command::new(env!("CARGO_BIN_EXE_wherry-bench"))
-        .args(["native", "--memory", "16MiB", "--runs", "2", "--json"])
+        .args(["native", "--memory", "16MiB", "--runs", "2"])
+        .args(["--ram", "128MiB,4GiB", "--populated", "16MiB", "--json"])
         .arg(&json)
+        .arg("--html")
+        .arg(&html)
         .status()
         .unwrap();
     assert!(status.success());
     let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let (pauses, rows): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|row| row["variant"] == "pause");
+    pauses_are_of_every_guest(&pauses);
+    let page = std::fs::read_to_string(html).unwrap();
+    assert_eq!(page.matches("<figure>").count(), 4);
     let ways: Vec<String> = rows.iter().map(name).collect();
     let of = |socket: &str| {
         [
@@ -42,7 +50,31 @@ fn every_way_moves_every_byte() {
             assert!(row[key].as_f64().is_some_and(|n| n > 0.0), "{}: {key}", name(row));
         }
         assert_eq!(row["each"].as_array().unwrap().len(), 2);
+        let engine = row["engine_cpu_s_per_gib"].as_f64();
+        assert_eq!(engine.is_some(), row["variant"] == "wherry", "{}", name(row));
     }
+}
+
+fn pauses_are_of_every_guest(rows: &[Value]) {
+    let guest = |row: &Value| {
+        let (memory, log) = (row["memory"].as_str().unwrap(), row["log"].as_str().unwrap());
+        assert_eq!(row["kvm_ms"].is_number(), log == "kvm", "{log}");
+        assert!(log == "kvm" || log.starts_with("none: "), "{log}");
+        let number = |key: &str| row[key].as_f64().unwrap();
+        for key in ["pause_ms", "predicted_ms", "predicted_of_pause", "peak_extra_mib"] {
+            assert!(number(key) > 0.0, "{memory}: {key}");
+        }
+        let parts = number("overhead_ms") + number("pages_ms");
+        assert!(parts > 0.0 && number("peak_extra_mib") >= number("before_extra_mib"));
+        assert_eq!((row["runs"].as_u64(), row["populated_mib"].as_u64()), (Some(2), Some(16)));
+        // Pages that were dirty, and whether the balloon's set went, too.
+        let dirty = row["dirty_pages"].as_u64().unwrap();
+        (number("ram_gib"), memory.to_owned(), dirty, row["state_bytes"].as_u64().unwrap() > 2000)
+    };
+    let guests: Vec<_> = rows.iter().map(guest).collect();
+    let of =
+        |memory: &str, dirty, torn| [0.125, 4.0].map(|ram| (ram, memory.to_owned(), dirty, torn));
+    assert_eq!(guests, [of("sparse", 256, false), of("fragmented", 128, true)].concat());
 }
 
 fn name(row: &Value) -> String {

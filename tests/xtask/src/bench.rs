@@ -62,10 +62,9 @@ pub struct Args {
     /// Only work of --devices that has this in its name.
     #[arg(long, value_name = "TEXT", requires = "devices", default_value = "")]
     work: String,
-    /// Measures what a byte of guest memory costs, beside plain copies, and nothing else: two
-    /// processes on this machine, without KVM.
-    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "html", "from", "resume",
-        "devices"])]
+    /// Measures what a byte of guest memory costs, beside plain copies, what a pause costs where
+    /// memory is large, and nothing else: two processes on this machine, without a guest.
+    #[arg(long, conflicts_with_all = ["cases", "quick", "only", "from", "resume", "devices"])]
     native: bool,
     /// Guest memory for --native [default: 1GiB]
     #[arg(long, value_name = "SIZE", requires = "native")]
@@ -73,6 +72,16 @@ pub struct Args {
     /// Puts the memory of --native's destination into this folder, too, as of `wherry receive`.
     #[arg(long, value_name = "DIR", requires = "native")]
     memory_backing: Option<PathBuf>,
+    /// RAM of the guests whose pause --native measures, with commas between [default:
+    /// 4GiB,128GiB,1024GiB]
+    #[arg(long, value_name = "SIZES", requires = "native")]
+    ram: Option<String>,
+    /// What these use of it [default: 1GiB]
+    #[arg(long, value_name = "SIZE", requires = "native")]
+    populated: Option<String>,
+    /// Of --native the pause alone.
+    #[arg(long, requires = "native")]
+    pause: bool,
     /// The half of --devices that runs in the lab: leaves its figures in this folder.
     #[arg(long, hide = true, value_name = "DIR", requires = "devices")]
     inner: Option<PathBuf>,
@@ -138,12 +147,20 @@ fn native(tool: &Path, args: &Args) -> Result<u8> {
         _ => bail!("--native has one peer: qemu"),
     }
     let runs = args.runs.map(|runs| runs.to_string());
-    for (option, value) in [("--memory", &args.memory), ("--runs", &runs)] {
+    for (option, value) in [
+        ("--memory", &args.memory),
+        ("--runs", &runs),
+        ("--ram", &args.ram),
+        ("--populated", &args.populated),
+    ] {
         native.args(value.iter().flat_map(|value| [option, value]));
     }
-    for (option, path) in [("--json", &args.json), ("--memory-backing", &args.memory_backing)] {
+    for (option, path) in
+        [("--json", &args.json), ("--html", &args.html), ("--memory-backing", &args.memory_backing)]
+    {
         native.args(path.iter().flat_map(|path| [option.as_ref(), path.as_os_str()]));
     }
+    native.args(args.pause.then_some("--pause"));
     code(&mut native)
 }
 

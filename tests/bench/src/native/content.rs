@@ -8,6 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 use wherry_migration::traits::{GuestRam, PAGE_SIZE};
 use wherry_vmm::memory::Ram;
 
+/// Of what is in the memory.
+pub const SEED: u64 = 13;
 /// Pages that are looked at in one piece.
 const CHUNK: u64 = 64;
 

@@ -1,6 +1,5 @@
 //! The other process: listens, says where, takes one copy, compares it and says what it cost.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -10,6 +9,7 @@ use wherry_migration::Endpoint;
 use wherry_migration::traits::{GuestRam, PAGE_SIZE};
 use wherry_vmm::memory::{Backing, Ram};
 
+use super::other::{Other, end_with_parent, say, wait_for_end};
 use super::way::{Job, MIB, Socket, Variant};
 use super::{content, cost, engine, plain};
 
@@ -27,23 +27,34 @@ pub struct Took {
     pub cpu_s: f64,
 }
 
+/// Starts one; returns where it listens.
+pub fn start(job: &Job) -> Result<(Other, Endpoint)> {
+    let mut other = Other::start("native-destination", job)?;
+    let at = other.hear()?.parse()?;
+    Ok((other, at))
+}
+
 /// Runs `native-destination`.
 pub fn main(args: &Args) -> Result<u8> {
     end_with_parent();
     let job: Job = serde_json::from_str(&args.job).context("not a job")?;
-    touch(job.bytes, job.folder.as_deref())?;
+    touch(job.usage.map_or(job.bytes, |usage| usage.bytes()), job.folder.as_deref())?;
     let at = match job.way.transport {
         Socket::Tcp => Endpoint::Tcp("127.0.0.1:0".into()),
         Socket::Unix => Endpoint::Unix(job.dir.join("socket")),
     };
     let took = match job.way.variant {
-        Variant::Wherry => {
+        Variant::Wherry | Variant::Pause => {
             let listener = wherry_migration::Listener::bind(&at)?;
             say(&listener.endpoint()?.to_string())?;
             let before = cost::cpu()?;
             let ram = engine::receive(listener, job.folder.as_deref())?;
             let took = cost::cpu()? - before;
-            content::check(&*ram, job.seed)?;
+            wait_for_end()?;
+            match job.usage {
+                Some(usage) => usage.check(&ram)?,
+                None => content::check(&*ram, job.seed)?,
+            }
             took
         }
         variant => {
@@ -54,19 +65,13 @@ pub fn main(args: &Args) -> Result<u8> {
             let before = cost::cpu()?;
             let got = plain::receive(&mut listener.accept()?, variant, job.bytes, warm)?;
             let took = cost::cpu()? - before;
+            wait_for_end()?;
             got.check(job.seed)?;
             took
         }
     };
     say(&serde_json::to_string(&Took { cpu_s: took.as_secs_f64() })?)?;
     Ok(0)
-}
-
-/// One line for the source.
-fn say(line: &str) -> Result<()> {
-    let mut out = std::io::stdout();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
 }
 
 /// Takes as much memory as will arrive, and gives it back. Where this machine is a virtual one its
@@ -83,9 +88,4 @@ fn touch(bytes: u64, folder: Option<&Path>) -> Result<()> {
         std::hint::black_box(vec![1u8; usize::try_from(bytes)?]);
     }
     Ok(())
-}
-
-fn end_with_parent() {
-    // SAFETY: takes numbers, and changes nothing but when this process ends.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }

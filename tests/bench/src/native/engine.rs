@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use wherry_devices::virtio::balloon::BalloonHandle;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{DestinationVm, DirtyLog, GuestRam, Machine, SourceVm};
 use wherry_migration::{
@@ -14,6 +15,7 @@ use wherry_migration::{
 };
 use wherry_vmm::memory::{Backing, PAGE, Ram};
 
+use super::pause::balloon;
 use super::way::Way;
 
 /// The source's machine and its dirty log: its guest does not run.
@@ -81,6 +83,7 @@ pub fn send(way: Way, ram: &Arc<Ram>, to: &Endpoint) -> Result<u64> {
 struct Empty {
     backing: Backing,
     ram: Option<Arc<Ram>>,
+    balloon: Option<BalloonHandle>,
 }
 
 impl DestinationVm for Empty {
@@ -89,7 +92,10 @@ impl DestinationVm for Empty {
         Ok(self.ram.insert(Arc::new(ram)).clone())
     }
 
-    fn load(&mut self, _state: &[u8]) -> io::Result<()> {
+    fn load(&mut self, state: &[u8]) -> io::Result<()> {
+        if let Some(ram) = self.ram.as_ref().filter(|_| !state.is_empty()) {
+            self.balloon = Some(balloon::load(ram, state)?);
+        }
         Ok(())
     }
 
@@ -102,7 +108,7 @@ impl DestinationVm for Empty {
 pub fn receive(listener: Listener, folder: Option<&Path>) -> Result<Arc<Ram>> {
     let (config, cancel) = (DestinationConfig::default(), CancelToken::new());
     let arrival = await_source(listener, &config, &cancel, &mut |_, _| ())?;
-    let mut vm = Empty { backing: Backing::open(folder)?, ram: None };
+    let mut vm = Empty { backing: Backing::open(folder)?, ram: None, balloon: None };
     let received = receive_from(arrival, &mut vm, &config, &(), &cancel)?;
     ensure!(received.acknowledged, "the source does not know that all is here");
     vm.ram.context("there is no memory")

@@ -8,12 +8,16 @@
 //! - [`way`]: what is measured. [`rounds`]: the runs, in turns.
 //! - [`destination`]: the other process. [`plain`], [`engine`], [`qemu`]: both ends of a copy.
 //! - [`content`]: what is in the memory, and whether it has arrived. [`cost`]: CPU time.
-//! - [`results`]: medians, as a table and as JSON.
+//! - [`results`]: medians, as a table and as JSON. [`html`]: the page.
+//! - [`pause`]: what a pause costs, by the size of RAM. [`other`]: a process beside this one.
 
 mod content;
 mod cost;
 pub mod destination;
 mod engine;
+mod html;
+mod other;
+pub mod pause;
 mod plain;
 mod qemu;
 mod results;
@@ -40,20 +44,46 @@ pub struct Args {
     /// Puts the destination's memory into this folder, too, as of `wherry receive`.
     #[arg(long, value_name = "DIR")]
     memory_backing: Option<PathBuf>,
+    /// RAM of the guests whose pause is measured.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',',
+        default_values = ["4GiB", "128GiB", "1024GiB"])]
+    ram: Vec<String>,
+    /// What they use of it.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    populated: String,
+    /// Measures the pause alone.
+    #[arg(long)]
+    pause: bool,
     /// Writes the JSON list.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Writes the page.
+    #[arg(long)]
+    html: Option<PathBuf>,
 }
 
 /// Runs `native`.
 pub fn main(args: &Args) -> Result<u8> {
     let bytes = size_bytes(&args.memory)?;
     ensure!(bytes >= MIB && bytes.is_multiple_of(MIB), "--memory is whole MiB");
-    let rounds = rounds::all(bytes, args.runs, args.memory_backing.as_deref())?;
-    let rows = results::rows(&rounds, bytes);
-    print!("{}", results::table(&rows));
+    let sizes = args.ram.iter().map(|size| size_bytes(size)).collect::<Result<Vec<_>>>()?;
+    let populated = size_bytes(&args.populated)?;
+    // First of all: what is wrong with a size is said at once.
+    let pauses = pause::rows::rows(&pause::all(&sizes, populated, args.runs)?);
+    let copies = if args.pause {
+        Vec::new()
+    } else {
+        results::rows(&rounds::all(bytes, args.runs, args.memory_backing.as_deref())?, bytes)
+    };
+    print!("{}{}", results::table(&copies), pause::rows::table(&pauses));
     if let Some(path) = &args.json {
+        let mut rows = copies.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+        rows.extend(pauses.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?);
         std::fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::page(&copies, &pauses)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(0)

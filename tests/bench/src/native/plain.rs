@@ -62,7 +62,7 @@ pub fn send(socket: &mut File, variant: Variant, ram: &Ram, warm: &[u8]) -> Resu
     match variant {
         Variant::PlainWarm => (0..ram.bytes() / MIB).try_for_each(|_| socket.write_all(warm))?,
         Variant::PlainNew => pieces(ram, |piece| Ok(socket.write_all_volatile(piece)?))?,
-        Variant::Wherry | Variant::Qemu => bail!("not a plain copy"),
+        Variant::Wherry | Variant::Qemu | Variant::Pause => bail!("not a plain copy"),
     }
     let mut end = [0];
     socket.read_exact(&mut end).context("the destination has not got all")
@@ -98,7 +98,7 @@ pub fn receive(socket: &mut File, variant: Variant, bytes: u64, mut warm: Vec<u8
             pieces(&ram, |piece| Ok(socket.read_exact_volatile(piece)?))?;
             Got::New(ram)
         }
-        Variant::Wherry | Variant::Qemu => bail!("not a plain copy"),
+        Variant::Wherry | Variant::Qemu | Variant::Pause => bail!("not a plain copy"),
     };
     socket.write_all(&[1])?;
     Ok(got)

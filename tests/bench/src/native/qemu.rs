@@ -77,6 +77,7 @@ impl Qemu {
         self.check()?;
         Ok(Run {
             source_cpu_s: after[0] - before[0],
+            engine_cpu_s: None,
             destination_cpu_s: after[1] - before[1],
             wall_s: wall.as_secs_f64(),
             wire_bytes: end["ram"]["transferred"].as_u64().unwrap_or(0),

@@ -24,6 +24,10 @@ pub struct Row {
     pub wire_bytes: u64,
     /// CPU time of the source.
     pub source_cpu_s_per_gib: f64,
+    /// The part of it that the engine's own thread took: it looks at hints, plans and claims, and
+    /// with one connection it reads and sends, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine_cpu_s_per_gib: Option<f64>,
     /// CPU time of the destination.
     pub destination_cpu_s_per_gib: f64,
     /// CPU time of both.
@@ -48,12 +52,15 @@ pub fn rows(runs: &Runs, bytes: u64) -> Vec<Row> {
         });
         let reference = reference.map_or(&[][..], |(_, runs)| runs);
         let pairs = each.iter().zip(reference);
+        let engine = each.iter().filter_map(|run| Some(run.engine_cpu_s? / gib));
+        let engine: Vec<f64> = engine.collect();
         Row {
             way: *way,
             bytes,
             runs: each.len(),
             wire_bytes: of(&|run| run.wire_bytes as f64) as u64,
             source_cpu_s_per_gib: of(&|run| run.source_cpu_s / gib),
+            engine_cpu_s_per_gib: (!engine.is_empty()).then(|| middle(engine.into_iter())),
             destination_cpu_s_per_gib: of(&|run| run.destination_cpu_s / gib),
             cpu_s_per_gib: of(&|run| both(run) / gib),
             gib_per_s: of(&|run| gib / run.wall_s),
@@ -64,7 +71,8 @@ pub fn rows(runs: &Runs, bytes: u64) -> Vec<Row> {
     runs.iter().map(row).collect()
 }
 
-fn middle(numbers: impl Iterator<Item = f64>) -> f64 {
+/// The median.
+pub fn middle(numbers: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = numbers.collect();
     sorted.sort_by(f64::total_cmp);
     median(&sorted).unwrap_or(f64::NAN)
@@ -73,21 +81,21 @@ fn middle(numbers: impl Iterator<Item = f64>) -> f64 {
 /// For the terminal.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
-    if let Some(row) = rows.first() {
-        let mib = row.bytes >> 20;
-        let _ = writeln!(
-            text,
-            "{mib} MiB of guest memory, medians of {} runs; CPU in s/GiB, and over that of the \
-             plain copy\ninto new memory by the same socket in the same round\n",
-            row.runs
-        );
-    }
+    let Some(first) = rows.first() else { return text };
     let _ = writeln!(
         text,
-        "{:<24}{:<7}{:>7}  {:<7}{:>7}{:>13}{:>8}{:>8}{:>9}",
-        "", "socket", "streams", "", "source", "destination", "both", "ratio", "GiB/s"
+        "{} MiB of guest memory, medians of {} runs; CPU in s/GiB, and over that of the plain \
+         copy\ninto new memory by the same socket in the same round\n",
+        first.bytes >> 20,
+        first.runs
+    );
+    let _ = writeln!(
+        text,
+        "{:<24}{:<7}{:>7}  {:<7}{:>7}{:>9}{:>13}{:>8}{:>8}{:>9}",
+        "", "socket", "streams", "", "source", "(engine)", "destination", "both", "ratio", "GiB/s"
     );
     for row in rows {
+        let engine = row.engine_cpu_s_per_gib.map_or_else(String::new, |s| format!("{s:.3}"));
         let how = match row.way {
             Way { backed: true, .. } => "folder",
             Way { compression: Compression::Lz4, .. } => "lz4",
@@ -95,7 +103,7 @@ pub fn table(rows: &[Row]) -> String {
         };
         let _ = writeln!(
             text,
-            "{:<24}{:<7}{:>7}  {:<7}{:>7.3}{:>13.3}{:>8.3}{:>8.2}{:>9.2}",
+            "{:<24}{:<7}{:>7}  {:<7}{:>7.3}{engine:>9}{:>13.3}{:>8.3}{:>8.2}{:>9.2}",
             row.way.variant,
             row.way.transport,
             row.way.streams,
@@ -126,6 +134,7 @@ mod tests {
         };
         let run = |source_cpu_s| Run {
             source_cpu_s,
+            engine_cpu_s: None,
             destination_cpu_s: 1.0,
             wall_s: 4.0,
             wire_bytes: 2 << 30,

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use wherry_migration::Compression;
 
+use super::pause::usage::Usage;
+
 /// Bytes in a MiB, and what a plain copy moves at once.
 pub const MIB: u64 = 1 << 20;
 
@@ -21,6 +23,8 @@ pub enum Variant {
     Wherry,
     /// QEMU.
     Qemu,
+    /// Wherry's engine and a guest with a lot of memory: see [`super::pause`].
+    Pause,
 }
 
 impl fmt::Display for Variant {
@@ -30,6 +34,7 @@ impl fmt::Display for Variant {
             Self::PlainNew => "plain, into new memory",
             Self::Wherry => "Wherry",
             Self::Qemu => "QEMU",
+            Self::Pause => "Wherry's pause",
         })
     }
 }
@@ -92,6 +97,17 @@ impl Way {
         }
         all
     }
+
+    /// That of the pause.
+    pub fn pause() -> Self {
+        Self {
+            variant: Variant::Pause,
+            transport: Socket::Unix,
+            streams: 1,
+            compression: Compression::None,
+            backed: false,
+        }
+    }
 }
 
 /// What a destination is told.
@@ -107,4 +123,6 @@ pub struct Job {
     pub dir: PathBuf,
     /// What the way's `backed` means.
     pub folder: Option<PathBuf>,
+    /// How the memory is used, if not all of it is.
+    pub usage: Option<Usage>,
 }

@@ -16,7 +16,10 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ("guest-kernel", &[]),
     ("fuzz", &[]),
     ("tests", &[]),
-    ("tests/bench", &["migration", "replay", "report", "tests", "trace", "vmm"]),
+    (
+        "tests/bench",
+        &["codec", "devices", "migration", "replay", "report", "tests", "trace", "vmm"],
+    ),
     ("tests/fuzz", &["cli", "codec", "devices", "migration", "replay", "rootfs", "vmm"]),
     ("tests/model", &["devices", "migration", "tests/model/mutants", "vmm"]),
     ("tests/model/interleaved", &[]),
