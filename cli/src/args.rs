@@ -11,6 +11,7 @@ use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
 use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
+use super::metrics::MetricsArgs;
 use super::net::NetArgs;
 use super::ssh::SshArgs;
 use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
@@ -79,6 +80,8 @@ pub enum Command {
     /// List running VMs
     #[command(after_help = "Examples:\n  wherry ls\n  wherry ls --json | jq -r '.vms[].name'")]
     Ls,
+    /// Print figures of all running VMs for Prometheus
+    Metrics(MetricsArgs),
     /// Describe a VM, its balloon and its last migration
     #[command(
         after_help = "Examples:\n  wherry info web\n  wherry info web --json | jq .rss_bytes"

@@ -70,6 +70,38 @@ impl OutputFile {
     }
 }
 
+/// Puts a file of `--option PATH` into its place, whole: who reads it finds the old or the new one.
+/// It is readable as the process's umask lets it.
+///
+/// # Errors
+/// It cannot be written, or what is there is not a file; then that is as before.
+pub fn replace(option: &str, path: &Path, bytes: &[u8]) -> Result<(), ControlError> {
+    let failed = |e: io::Error| {
+        ControlError::failed(format!("cannot write the {option} file {}: {e}", path.display()))
+    };
+    let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
+    // Another name would take the place of a device, a pipe or a link.
+    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(failed(io::Error::other("what is there is not a regular file")));
+    }
+    let mut new = std::ffi::OsString::from(".");
+    new.push(name);
+    // Not with the ending of the name, by which others find files to read.
+    new.push(format!(".{}.new", std::process::id()));
+    let new = path.with_file_name(new);
+    // Left by one that was killed.
+    let _ = std::fs::remove_file(&new);
+    let written =
+        OpenOptions::new().write(true).create_new(true).open(&new).and_then(|mut file| {
+            let written = file.write_all(bytes).and_then(|()| std::fs::rename(&new, path));
+            if written.is_err() {
+                let _ = std::fs::remove_file(&new);
+            }
+            written
+        });
+    written.map_err(failed)
+}
+
 /// Whether these are of one regular file.
 pub fn same(a: &Metadata, b: &Metadata) -> bool {
     a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino())
@@ -111,5 +143,26 @@ mod tests {
         assert!(!open("/dev/null".as_ref()).is(&open("/dev/null".as_ref())));
         open("/dev/null".as_ref()).write(b"x").unwrap();
         assert!(OutputFile::open(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.prom");
+        replace("output", &path, b"a long text").unwrap();
+        let mut old = File::open(&path).unwrap();
+        replace("output", &path, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        // Who has begun to read goes on with what was there.
+        assert_eq!(io::read_to_string(&mut old).unwrap(), "a long text");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/full", &link).unwrap();
+        for wrong in [dir.path(), &link, &dir.path().join("nowhere/a"), "..".as_ref()] {
+            replace("output", wrong, b"").unwrap_err();
+        }
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, ["a.prom", "link"]);
     }
 }

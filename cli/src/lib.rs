@@ -1,6 +1,7 @@
 //! The `wherry` command: parses, talks to VMs through their control sockets, and says what
 //! happened. A VM itself is another program, `wherry-vm`.
 
+mod all_vms;
 mod args;
 mod boot_files;
 mod config;
@@ -12,6 +13,7 @@ mod doctor;
 mod file;
 mod html_report;
 mod list;
+mod metrics;
 mod migrate;
 mod net;
 mod output;
@@ -123,6 +125,7 @@ fn dispatch(
         Command::Replay(args) => replay::replay(context, &args),
         Command::Cancel(args) => migrate::cancel(context, &args.name),
         Command::Ls => vm::ls(context),
+        Command::Metrics(args) => metrics::metrics(context, &args),
         Command::Info(args) => vm::info(context, &args.name),
         Command::Pause(args) => vm::pause(context, &args.name),
         Command::Resume(args) => vm::resume(context, &args),

@@ -19,6 +19,7 @@ use super::*;
 
 mod docs;
 mod files;
+mod metrics;
 
 /// Answers what tests expect. Ends its server when stopped or killed, as a machine would.
 #[derive(Default)]
@@ -55,6 +56,9 @@ impl VmControl for FakeVm {
             forwards: vec![Forward { address: [0, 0, 0, 0].into(), host: 8080, guest: 80 }],
             balloon: Some(self.balloon_stats().unwrap()),
             unlocked_disks: vec!["disk0".into()],
+            disks: Vec::new(),
+            nets: Vec::new(),
+            migrations: MigrationCounts::default(),
             last_migration: None,
         }
     }

@@ -11,10 +11,8 @@ use wherry_vmm::exit::Exit;
 
 use super::units::{self, show_bytes, show_millis};
 use super::vm_name::name;
-use super::{Context, report};
+use super::{Context, all_vms, report};
 
-/// How long `ls` waits for each VM.
-const LS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long `kill` waits for the end: longer than a hand-off whose outcome is waited for.
 const KILL_PATIENCE: Duration = Duration::from_secs(40);
 
@@ -79,17 +77,7 @@ pub enum BalloonAction {
 
 /// `wherry ls`
 pub fn ls(context: &mut Context) -> Result<Exit, ControlError> {
-    let mut found: Vec<(String, Result<Info, ControlError>)> = Vec::new();
-    for name in context.dir.names()? {
-        let info = context
-            .client(&name)
-            .and_then(|mut client| client.call_within::<Info>(&Request::Info {}, LS_PATIENCE));
-        match info {
-            // A crash left its socket, or it ended just now.
-            Err(e) if matches!(e.code, ErrorCode::NoSuchVm | ErrorCode::ConnectionLost) => {}
-            other => found.push((name, other)),
-        }
-    }
+    let found = all_vms::ask(&context.dir)?;
     if context.out.json {
         let vms: Vec<Value> = found
             .iter()

@@ -18,6 +18,8 @@ pub struct Need {
 pub const KVM: Need = Need { what: "KVM", variable: "WHERRY_REQUIRE_KVM" };
 /// `mke2fs`, of the package e2fsprogs.
 pub const MKE2FS: Need = Need { what: "mke2fs", variable: "WHERRY_REQUIRE_MKE2FS" };
+/// `promtool`, of the package prometheus.
+pub const PROMTOOL: Need = Need { what: "promtool", variable: "WHERRY_REQUIRE_PROMTOOL" };
 /// passt(1).
 pub const PASST: Need = Need { what: "passt", variable: "WHERRY_REQUIRE_PASST" };
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use wherry_vmm::control::{
-    BalloonInfo, ControlError, Info, MigrateRequest, RuntimeDir, Server, Update, VmControl, VmState,
+    BalloonInfo, ControlError, Info, MigrateRequest, MigrationCounts, RuntimeDir, Server, Update,
+    VmControl, VmState,
 };
 
 struct FakeVm;
@@ -31,6 +32,9 @@ impl VmControl for FakeVm {
             balloon: None,
             forwards: Vec::new(),
             unlocked_disks: Vec::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            migrations: MigrationCounts::default(),
             last_migration: None,
         }
     }

@@ -15,6 +15,7 @@
 //! ```
 
 mod client;
+mod figures;
 mod line;
 mod protocol;
 mod runtime;
@@ -29,6 +30,7 @@ use std::os::unix::net::UnixStream;
 use serde_json::Value;
 
 pub use client::Client;
+pub use figures::{DiskInfo, MigrationCounts, NetInfo};
 pub use protocol::*;
 pub use runtime::{NameClaim, RuntimeDir, check_name};
 pub use server::{MAX_CLIENTS, Server};
@@ -37,7 +39,8 @@ pub use server::{MAX_CLIENTS, Server};
 /// any time, also several at once, and returns when the thing is done. Methods other than
 /// [`migrate`](VmControl::migrate) take seconds at most.
 pub trait VmControl: Send + Sync {
-    /// Describes the VM. Must work in every state; `last_migration` is filled in by the server.
+    /// Describes the VM. Must work in every state; what migrations
+    /// were is filled in by the server.
     fn info(&self) -> Info;
 
     /// Stops the vCPUs. Pausing what is paused succeeds.

@@ -25,6 +25,7 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use wherry_migration::{Compression, HintPolicy};
 
+use super::{DiskInfo, MigrationCounts, NetInfo};
 use crate::config::Forward;
 
 /// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be
@@ -321,6 +322,15 @@ pub struct Info {
     /// Disks whose lock the running guest does not have: a person let it go on without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unlocked_disks: Vec<String>,
+    /// What its disks did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskInfo>,
+    /// What its networks did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetInfo>,
+    /// How migrations away ended. The server fills it in.
+    #[serde(default)]
+    pub migrations: MigrationCounts,
     /// The last migration, if any. The server fills it in.
     #[serde(default)]
     pub last_migration: Option<MigrationStatus>,

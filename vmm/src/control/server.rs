@@ -17,8 +17,8 @@ use serde_json::Value;
 use super::line::{LineError, LineReader, write_line};
 use super::updates;
 use super::{
-    ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationState, MigrationStatus,
-    NameClaim, Reply, Request, Update, VmControl,
+    ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationCounts, MigrationState,
+    MigrationStatus, NameClaim, Reply, Request, Update, VmControl,
 };
 use crate::poll::hung_up;
 use crate::sync::lock;
@@ -67,6 +67,8 @@ struct Shared {
     /// Signalled when `Clients::busy` falls.
     quiet: Condvar,
     migration: Mutex<MigrationStatus>,
+    /// Changed with `migration` locked.
+    migrations: Mutex<MigrationCounts>,
 }
 
 #[derive(Default)]
@@ -102,6 +104,7 @@ impl Server {
             clients: Mutex::default(),
             quiet: Condvar::new(),
             migration: Mutex::default(),
+            migrations: Mutex::default(),
         });
         let for_acceptor = shared.clone();
         let acceptor = thread::Builder::new()
@@ -262,7 +265,11 @@ impl Shared {
         match request {
             Request::Info {} => {
                 let mut info = vm.info();
-                let migration = lock(&self.migration).clone();
+                let (migration, counts) = {
+                    let migration = lock(&self.migration);
+                    (migration.clone(), *lock(&self.migrations))
+                };
+                info.migrations = counts;
                 info.last_migration =
                     (migration.state != MigrationState::None).then_some(migration);
                 to_value(info)
@@ -387,7 +394,8 @@ impl Shared {
         let mut status = lock(&self.migration);
         match result {
             Err(e) if matches!(e.code, BadRequest | Busy | InvalidState | Unsupported) => {
-                *status = before
+                *status = before;
+                return;
             }
             Ok(report) => {
                 status.state = MigrationState::Completed;
@@ -401,5 +409,8 @@ impl Shared {
                 status.error = Some(error.clone());
             }
         }
+        let bytes = |value: &Option<Value>, key| value.as_ref().and_then(|v| v[key].as_u64());
+        let sent = bytes(&status.report, "total_bytes").or(bytes(&status.progress, "bytes"));
+        lock(&self.migrations).count(result, sent.unwrap_or_default());
     }
 }

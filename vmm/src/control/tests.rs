@@ -43,6 +43,9 @@ impl VmControl for FakeVm {
             balloon: None,
             forwards: Vec::new(),
             unlocked_disks: Vec::new(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            migrations: MigrationCounts::default(),
             last_migration: None,
         }
     }
@@ -88,7 +91,7 @@ impl VmControl for FakeVm {
                 }
             }
             "slow" => {
-                tell(Update::Progress(json!({"round": 1})));
+                tell(Update::Progress(json!({"round": 1, "bytes": 4096})));
                 let start = Instant::now();
                 while !self.cancelled.load(Ordering::SeqCst)
                     && start.elapsed() < Duration::from_secs(10)
@@ -286,6 +289,8 @@ fn a_refused_migration_does_not_hide_what_became_of_the_one_before() {
     assert_eq!(fixture.status(), unknown);
     let info: Info = fixture.client().call(&Request::Info {}).unwrap();
     assert_eq!(info.last_migration, Some(unknown));
+    // Nor is one that was refused counted.
+    assert_eq!(info.migrations, MigrationCounts { unknown: 1, ..MigrationCounts::default() });
 }
 
 #[test]
@@ -300,6 +305,9 @@ fn one_migration_at_a_time_and_cancel_ends_it() {
         let _: Value = fixture.client().call(&Request::MigrateCancel {}).unwrap();
         assert_eq!(first.join().unwrap().unwrap_err().code, ErrorCode::Cancelled);
     });
+    let info: Info = fixture.client().call(&Request::Info {}).unwrap();
+    let cancelled = MigrationCounts { cancelled: 1, sent_bytes: 4096, ..Default::default() };
+    assert_eq!(info.migrations, cancelled);
     assert_eq!(fixture.vm.migrations.load(Ordering::SeqCst), 1);
 }
 

@@ -16,6 +16,7 @@
 
 pub mod claim;
 mod config;
+mod counted;
 mod lock;
 mod place;
 
@@ -34,9 +35,11 @@ use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SEC
 
 use claim::{Claim, Taken};
 pub use config::DiskConfig;
+use counted::{Counted, Counts};
 use lock::{Locked, Stamp};
 use place::Place;
 
+use crate::control::DiskInfo;
 use crate::life::Locks;
 use crate::sync::lock;
 
@@ -56,6 +59,7 @@ struct Open {
 struct One {
     config: DiskConfig,
     place: Place,
+    counts: Arc<Counts>,
     open: Mutex<Option<Open>>,
 }
 
@@ -93,7 +97,7 @@ impl Disks {
     pub fn new(configs: impl IntoIterator<Item = DiskConfig>) -> io::Result<Self> {
         let one = |config: DiskConfig| {
             let place = Place::of(Path::new(&config.path)).map_err(|e| refuse(&config, e))?;
-            Ok(One { config, place, open: Mutex::default() })
+            Ok(One { config, place, counts: Arc::default(), open: Mutex::default() })
         };
         let all = configs.into_iter().map(one).collect::<io::Result<_>>()?;
         Ok(Self { all, ..Self::default() })
@@ -171,7 +175,11 @@ impl Disks {
         })?;
         let disk = one.open()?;
         let limits = Limits { bytes: one.config.bytes_per_second, ops: one.config.ops };
-        Ok(if limits == Limits::default() { disk } else { Arc::new(Throttled::new(disk, limits)) })
+        let disk: Arc<dyn Disk> = match limits == Limits::default() {
+            true => disk,
+            false => Arc::new(Throttled::new(disk, limits)),
+        };
+        Ok(Arc::new(Counted::new(disk, one.counts.clone())))
     }
 
     /// A disk from which a machine boots, which cannot be written through this.
@@ -238,6 +246,11 @@ impl Disks {
     pub fn lost(&self) -> bool {
         let mut claimed = self.all.iter().filter(|one| one.config.lock);
         claimed.any(|one| lock(&one.open).as_ref().is_some_and(|open| !open.claim.is_ours()))
+    }
+
+    /// What they did.
+    pub fn info(&self) -> Vec<DiskInfo> {
+        self.all.iter().map(|one| one.counts.info(&one.config.id)).collect()
     }
 
     /// Those without which the guest was let go on.

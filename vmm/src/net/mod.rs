@@ -4,6 +4,7 @@
 //! from elsewhere finds them by the names of its devices; what it had where it was is not asked
 //! for.
 
+mod counted;
 mod later;
 mod passt;
 pub mod stream;
@@ -20,13 +21,20 @@ use wherry_devices::host::Frames;
 use wherry_devices::virtio::net::{KIND, NetOptions};
 
 use crate::config::{Forward, NetBackend, NetEnd};
+use crate::control::NetInfo;
+use counted::{Counted, Counts};
 use passt::{Program, Watch};
 use tap::Tap;
 pub use tap::check_name;
 
 /// All of a process's, by the name of the device. Clones are the same ones.
 #[derive(Clone, Default)]
-pub struct Nets(Arc<BTreeMap<String, End>>);
+pub struct Nets(Arc<BTreeMap<String, One>>);
+
+struct One {
+    end: End,
+    counts: Arc<Counts>,
+}
 
 enum End {
     Tap(Tap),
@@ -48,7 +56,7 @@ impl Nets {
                     .map(|watch| End::User { watch, forwards: net.forwards.clone() }),
             };
             let end = opened.with_context(|| format!("cannot give network `{id}` to the guest"))?;
-            all.insert(id.clone(), end);
+            all.insert(id.clone(), One { end, counts: Arc::default() });
         }
         Ok(Self(Arc::new(all)))
     }
@@ -58,18 +66,26 @@ impl Nets {
     /// # Errors
     /// There is none.
     pub fn get(&self, id: &str) -> io::Result<Box<dyn Frames>> {
-        match self.0.get(id) {
-            Some(End::Tap(tap)) => Ok(Box::new(tap.clone())),
-            Some(End::User { watch, .. }) => Ok(Box::new(watch.user().clone())),
-            None => Err(io::Error::other(format!(
+        let one = self.0.get(id).ok_or_else(|| {
+            io::Error::other(format!(
                 "this host has no network `{id}`; give it one with --net tap=NAME,id={id}"
-            ))),
-        }
+            ))
+        })?;
+        let frames: Box<dyn Frames> = match &one.end {
+            End::Tap(tap) => Box::new(tap.clone()),
+            End::User { watch, .. } => Box::new(watch.user().clone()),
+        };
+        Ok(Box::new(Counted::new(frames, one.counts.clone())))
+    }
+
+    /// What they did.
+    pub fn info(&self) -> Vec<NetInfo> {
+        self.0.iter().map(|(id, one)| one.counts.info(id)).collect()
     }
 
     /// Ports of this host that lead to the guest.
     pub fn forwards(&self) -> Vec<Forward> {
-        let of = |end: &End| match end {
+        let of = |one: &One| match &one.end {
             End::Tap(_) => vec![],
             End::User { forwards, .. } => forwards.clone(),
         };
@@ -131,8 +147,8 @@ mod tests {
     #[test]
     fn a_guest_that_leaves_work_to_its_host_is_refused_by_one_that_does_not_do_it() {
         let watch = Watch::start("db", Program::echo()).unwrap();
-        let nets =
-            Nets(Arc::new([("db".to_owned(), End::User { watch, forwards: vec![] })].into()));
+        let one = One { end: End::User { watch, forwards: vec![] }, counts: Arc::default() };
+        let nets = Nets(Arc::new([("db".to_owned(), one)].into()));
         nets.check(&[net(false)]).unwrap();
         let refused = nets.check(&[net(true)]).unwrap_err().to_string();
         assert!(refused.contains("network `db`") && refused.contains("offloads=off"), "{refused}");

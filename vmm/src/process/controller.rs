@@ -10,10 +10,10 @@ use serde_json::Value;
 use wherry_migration::CancelToken;
 
 use super::balloon::balloon_info;
-use crate::config::Forward;
 use crate::console::Console;
 use crate::control::{
-    BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, Update, VmControl, VmState,
+    BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, MigrationCounts, Update, VmControl,
+    VmState,
 };
 use crate::disks::Disks;
 use crate::life::owner::Owner;
@@ -21,6 +21,7 @@ use crate::life::{End, Event, Life, Locks, Refusal};
 use crate::machine::{Description, Machine, refresh_statistics};
 use crate::memory::PAGE;
 use crate::migrate;
+use crate::net::Nets;
 use crate::vsock::Vsock;
 
 /// After a hand-off of which nobody knows what became.
@@ -43,8 +44,8 @@ pub struct VmSettings {
     pub serial: String,
     /// Where its guest's sockets end.
     pub vsock: Vsock,
-    /// Ports of this host that lead to its guest.
-    pub forwards: Vec<Forward>,
+    /// Its networks' ends on this host.
+    pub nets: Nets,
 }
 
 /// What `info` says of a machine.
@@ -252,9 +253,12 @@ impl VmControl for Controller {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.settings.serial.clone()),
             vsock: self.settings.vsock.path().map(|path| path.display().to_string()),
-            forwards: self.settings.forwards.clone(),
+            forwards: self.settings.nets.forwards(),
             balloon: machine.and_then(|m| balloon_info(&m)),
             unlocked_disks: self.disks.forced(),
+            disks: self.disks.info(),
+            nets: self.settings.nets.info(),
+            migrations: MigrationCounts::default(),
             last_migration: None,
         }
     }

@@ -23,7 +23,7 @@ fn controller_of(disks: Disks) -> Controller {
         name: "vm".into(),
         serial: "none".into(),
         vsock: Vsock::default(),
-        forwards: vec![],
+        nets: Nets::default(),
     };
     let controller = Controller::new(settings, console, Arc::new(disks));
     controller.reboots.store(true, Ordering::SeqCst);

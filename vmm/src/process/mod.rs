@@ -80,7 +80,7 @@ impl VmProcess {
                 format!("pty {path}")
             },
         );
-        let settings = VmSettings { name, serial, vsock, forwards: nets.forwards() };
+        let settings = VmSettings { name, serial, vsock, nets: nets.clone() };
         let controller = Arc::new(Controller::new(settings, console, disks));
         expected.into_iter().for_each(|description| controller.expect(description));
         let control: Arc<dyn VmControl> = controller.clone();
