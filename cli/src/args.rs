@@ -13,6 +13,7 @@ use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
 use super::metrics::MetricsArgs;
 use super::net::NetArgs;
+use super::pages::PagesArgs;
 use super::ssh::SshArgs;
 use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
 use super::vm_name::name;
@@ -116,6 +117,9 @@ pub enum Command {
     BootFiles(BootFilesArgs),
     /// Say what this host's KVM can do, and what to do about it
     Doctor(DoctorArgs),
+    /// Write manual pages and completions for shells below a folder
+    #[command(hide = true)]
+    Pages(PagesArgs),
 }
 
 /// The name of a running VM.

@@ -19,9 +19,9 @@ pub struct DiskArgs {
     /// Raw images and block devices.
     #[arg(long = "disk", value_name = "LIST", action = ArgAction::Append, value_parser = parse,
         value_hint = ValueHint::FilePath,
-        help = "A raw image or a block device as a disk (may be repeated): \
-                path=FILE[,id=NAME][,readonly=on][,direct=on][,serial=TEXT][,bps=RATE][,iops=N]\
-                [,lock=off]")]
+        help = "A raw image or a block device as a disk: path=FILE, and separated by commas \
+                id=NAME, readonly=on, direct=on, serial=TEXT, bps=RATE, iops=N, lock=off (may be \
+                repeated)")]
     pub disks: Vec<DiskConfig>,
 }
 

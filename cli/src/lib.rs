@@ -17,6 +17,7 @@ mod metrics;
 mod migrate;
 mod net;
 mod output;
+mod pages;
 mod replay;
 mod report;
 mod run;
@@ -35,8 +36,8 @@ mod vsock;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use wherry_vmm::control::{ControlError, RuntimeDir};
 use wherry_vmm::exit::Exit;
 use wherry_vmm::terminal;
@@ -137,5 +138,6 @@ fn dispatch(
         Command::Balloon(args) => vm::balloon(context, &args),
         Command::BootFiles(args) => boot_files::boot_files(context, &args),
         Command::Doctor(args) => doctor::doctor(context, &args),
+        Command::Pages(args) => pages::pages(context, &args, Cli::command()),
     }
 }
