@@ -45,8 +45,11 @@ pub struct Recording {
 
 /// What the engine's events leave behind.
 struct State {
-    /// The round that has not been harvested.
+    /// The round whose last harvest has not been, whether all of it is sent, and what an earlier
+    /// harvest found of pages that are not sent after that.
     round: Option<Arc<Round>>,
+    over: bool,
+    written: Option<Bitmap>,
     /// Round one's.
     plan: Option<Plan>,
     hints: Option<HintUse>,
@@ -77,6 +80,8 @@ impl Recording {
             started: now,
             state: Mutex::new(State {
                 round: None,
+                over: false,
+                written: None,
                 plan: None,
                 hints: None,
                 protected: Bitmap::new(nr_pages.div_ceil(64)),
@@ -138,7 +143,7 @@ impl Recording {
         self.tell(What::Round(RoundPlan { round: number, to_send, hole, ballooned, clean }));
         let now = Instant::now();
         let mut state = lock(&self.state);
-        state.round = Some(round.clone());
+        (state.round, state.over) = (Some(round.clone()), false);
         (state.next_slice, state.next_look) = (now, now + LOOK);
         if number == 1 {
             lock(&self.hints).round = Some((round.clone(), Bitmap::new(round.nr_pages())));
@@ -150,6 +155,7 @@ impl Recording {
         let now = Instant::now();
         let mut state = lock(&self.state);
         let round = slice.round;
+        state.over = slice.over;
         if slice.over || now >= state.next_slice {
             state.next_slice = now + SLICE;
             self.flush_hints();
@@ -167,17 +173,17 @@ impl Recording {
             }));
         }
         if !slice.over && now >= state.next_look {
-            let protected = state.protected.clone();
+            let (protected, written) = (state.protected.clone(), state.written.clone());
             // Whoever hints is not to wait for it.
             drop(state);
-            self.look(round.number, &protected);
+            self.look(round.number, &protected, written);
             lock(&self.state).next_look = now + LOOK.max(now.elapsed() * LOOK_SHARE);
         }
     }
 
-    fn look(&self, round: u32, protected: &Bitmap) {
+    fn look(&self, round: u32, protected: &Bitmap, written: Option<Bitmap>) {
         let Some(look) = &self.look else { return };
-        let mut dirty = Bitmap::new(self.nr_pages);
+        let mut dirty = written.unwrap_or_else(|| Bitmap::new(self.nr_pages));
         // An error shows when the log is harvested.
         if look(&mut dirty).is_err() {
             return;
@@ -195,6 +201,16 @@ impl Recording {
         state.protected.set_all();
         // None: the last harvest, with the guest paused.
         let Some(round) = state.round.take() else { return };
+        let mut dirty = dirty.clone();
+        if !state.over {
+            dirty.and_not(&round.to_send());
+            (state.round, state.written) = (Some(round), Some(dirty));
+            return;
+        }
+        if let Some(written) = state.written.take() {
+            dirty.or(&written);
+        }
+        let dirty = &dirty;
         let (number, overridden) = (round.number, round.overridden(dirty));
         self.tell(What::Harvest(Harvest { round: number, dirty: dirty.count(), overridden }));
         let late = lock(&self.hints).round.take();

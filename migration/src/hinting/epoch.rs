@@ -157,6 +157,11 @@ impl<'a> Epoch<'a> {
         self.mode == HintMode::Protected && self.over != Some(Reason::DoesNotPay)
     }
 
+    /// Whether no hint has any effect any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
     /// Decides the next slice. `link_rate`: bytes of guest memory that the link takes in a second.
     pub(crate) fn step(&mut self, link_rate: f64) -> Step {
         if self.over.is_some() {

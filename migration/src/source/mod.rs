@@ -5,6 +5,8 @@
 //! predicted downtime fits → pause → harvest → last round → (verification) → state → the
 //! destination says Loaded → HandOff → the destination says Running.
 //!
+//! Round one is harvested in the middle, too (module `halfway`).
+//!
 //! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes
 //! from the destination's balloon, some time after the guest runs there.
 //!
@@ -36,6 +38,7 @@
 
 mod claim;
 mod guard;
+mod halfway;
 mod lanes;
 mod meter;
 mod migration;

@@ -19,6 +19,7 @@ use crate::round::{Plan, Round, words_with_a_hole};
 use crate::traits::HintSource;
 use crate::units::millis;
 
+use super::halfway::Halfway;
 use super::migration::Migration;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
@@ -146,13 +147,20 @@ fn run(
 ) -> Result<Bitmap, Error> {
     let before = m.bytes();
     let mut cursor = 0;
+    let mut halfway = Halfway::default();
     m.announce(round)?;
     loop {
         m.tick(Some(round))?;
+        if let Some(guarded) = guarded.filter(|_| epoch.as_ref().is_none_or(Epoch::is_over)) {
+            halfway.begin(round);
+            if halfway.is_due(round) {
+                halfway.harvest(m, round, guarded)?;
+            }
+        }
         m.tell(&Event::Hints(m.report.hints));
         let rate = m.sender.meter.memory_rate();
         match epoch.as_mut().map_or(Step::Send, |epoch| epoch.step(rate)) {
-            Step::Send if !send_slice(m, round, &mut cursor, guarded)? => break,
+            Step::Send if !send_slice(m, round, &mut cursor, (guarded, &halfway))? => break,
             Step::Send => {}
             Step::Hold(time) => {
                 m.peer.interrupt.cancel.sleep(time);
@@ -182,7 +190,8 @@ fn run(
     }
     let mut done = round.account()?;
     m.slice(round, true);
-    let dirty = m.harvest()?;
+    let mut dirty = m.harvest()?;
+    halfway.add_to(m, &mut dirty);
     done.bytes = m.bytes() - before;
     done.hint_mode = epoch.map(|epoch| epoch.mode());
     done.held_ms = millis(m.held);
@@ -235,10 +244,10 @@ fn send_slice(
     m: &mut Migration<'_>,
     round: &Arc<Round>,
     cursor: &mut usize,
-    guarded: Option<&AtomicBitmap>,
+    (guarded, halfway): (Option<&AtomicBitmap>, &Halfway),
 ) -> Result<bool, Error> {
     let until = Instant::now() + m.cfg.slice;
-    while Instant::now() < until {
+    while Instant::now() < until && !halfway.is_due(round) {
         if !m.sender.send_chunk(&mut m.peer.writer, round, cursor, guarded)? {
             return Ok(false);
         }

@@ -9,6 +9,7 @@ mod boot;
 mod cost;
 mod dest;
 mod faults;
+mod halfway;
 mod handoff;
 mod hostile;
 mod link;

@@ -104,8 +104,11 @@ impl DirtyLog for Model {
     }
 
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        self.fire(Trigger::Harvest);
-        self.harvests.fetch_add(1, SeqCst);
+        match self.harvests.fetch_add(1, SeqCst) {
+            0 => self.fire(Trigger::Harvest),
+            1 => self.fire(Trigger::SecondHarvest),
+            _ => {}
+        }
         self.hook();
         {
             let mut inner = self.inner.lock().unwrap();

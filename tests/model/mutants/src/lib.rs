@@ -105,6 +105,9 @@ mutants! {
     RestBeforeAnnounced, false, Protocol,
         "a driver that has yet to announce its id is asked to rest, and takes STOP for the id";
     NoSweep, false, Protocol, "no sweep after the epoch closed";
+    HalfwayForgets, false, Protocol,
+        "halfway through round one, marks of pages that were sent are dropped, too";
+    HalfwayInEpoch, false, Protocol, "halfway through round one while hints still count";
     ZeroNotTold, false, Protocol,
         "a page that became zero is not sent though the destination has content";
 

@@ -112,7 +112,9 @@ fn next(s: &Scenario, state: &mut State) -> Pc {
         | Pc::Stop
         | Pc::Close => hints(s, state),
         Pc::Send | Pc::Claimed | Pc::Guard | Pc::Read | Pc::GuardLate => send(s, state),
-        Pc::Account | Pc::Harvest | Pc::Decide | Pc::PlanLater => between_rounds(s, state),
+        Pc::Account | Pc::Halfway | Pc::Harvest | Pc::Decide | Pc::PlanLater => {
+            between_rounds(s, state)
+        }
         Pc::PauseVcpus | Pc::PauseDevices | Pc::LastHarvest | Pc::Save | Pc::HandOff => {
             switch_over(s, state)
         }
@@ -241,6 +243,7 @@ fn hints(s: &Scenario, state: &mut State) -> Pc {
                 false => e.sink = None,
             }
             (e.sweeping, e.returning, e.cursor) = (true, false, 0);
+            e.halfway = true;
             if on(Mutant::NoSweep) { Pc::Account } else { Pc::Send }
         }
         other => other,
@@ -285,9 +288,17 @@ fn between_rounds(s: &Scenario, state: &mut State) -> Pc {
             }
             if state.engine.vcpus_paused { Pc::Save } else { Pc::Harvest }
         }
+        Pc::Halfway => {
+            let unclaimed = state.engine.round.to_send;
+            let found = harvest(state, unclaimed);
+            let e = &mut state.engine;
+            e.written = if on(Mutant::HalfwayForgets) { 0 } else { found & !unclaimed };
+            (e.halfway, e.guarded) = (true, s.all_words());
+            Pc::Send
+        }
         Pc::Harvest => {
-            let dirty = harvest(state);
-            state.engine.dirty = dirty;
+            let dirty = harvest(state, 0);
+            state.engine.dirty = dirty | std::mem::take(&mut state.engine.written);
             Pc::Decide
         }
         Pc::PlanLater => {
@@ -313,7 +324,7 @@ fn switch_over(s: &Scenario, state: &mut State) -> Pc {
             Pc::LastHarvest
         }
         Pc::LastHarvest => {
-            let last = harvest(state);
+            let last = harvest(state, 0);
             state.engine.dirty |= last;
             Pc::PlanLater
         }
@@ -402,6 +413,11 @@ fn claim(s: &Scenario, state: &mut State) -> Pc {
     let Some(word) = left else {
         return if e.sink.is_some() && !e.sweeping { Pc::Stop } else { Pc::Account };
     };
+    let over = e.sink.is_none() || on(Mutant::HalfwayInEpoch);
+    let left = (0..s.nr_words()).filter(|w| e.round.to_send & s.word(*w) != 0).count() as u32;
+    if e.round.number == 1 && over && !e.halfway && 2 * left <= s.nr_words() {
+        return Pc::Halfway;
+    }
     e.claimed = e.round.claim(s, word);
     e.cursor = word + 1;
     Pc::Claimed
@@ -435,13 +451,14 @@ fn read(s: &Scenario, state: &mut State) -> Pc {
     Pc::Send
 }
 
-/// Takes the dirty set; what is in it is protected again.
-fn harvest(state: &mut State) -> Mask {
+/// Takes the dirty set; what is in it is protected again. Marks of pages that are read `later` need
+/// not be of a write.
+fn harvest(state: &mut State, later: Mask) -> Mask {
     let mem = &mut state.mem;
     let vmm = if on(Mutant::VmmWrites) { 0 } else { mem.vmm_dirty };
     let dirty = mem.dirty | vmm;
     (mem.dirty, mem.vmm_dirty) = (0, 0);
-    let unwritten = dirty & !mem.written;
+    let unwritten = dirty & !mem.written & !later;
     mem.written = 0;
     if unwritten != 0 {
         state.wrong = Some(Wrong::Resent(unwritten));

@@ -74,6 +74,8 @@ pub enum Pc {
     SwitchProtect,
     /// Without further hints: wait for those inside.
     EarlyClose,
+    /// Harvest in the middle of round one.
+    Halfway,
     /// The round's bitmap is empty: STOP.
     Stop,
     /// Close the gate.
@@ -140,6 +142,10 @@ pub struct Engine {
     pub claimed: Mask,
     /// What the next round has to send.
     pub dirty: Mask,
+    /// Round one was harvested in the middle.
+    pub halfway: bool,
+    /// And these were written that are not sent after that in it.
+    pub written: Mask,
     /// Pages of which the destination may hold content.
     pub content: Mask,
     /// Hints were honoured in the protected way.
