@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::note::note;
@@ -69,6 +69,10 @@ fn in_order(args: &Args) -> Result<Vec<(&Path, String)>> {
         let mut names = names(executable, &args.filter, soak())?;
         names.retain(|name| args.only.is_empty() || args.only.contains(name));
         all.extend(names.into_iter().map(|name| (&**executable, name)));
+    }
+    // A test that is not run must not look like one that passed.
+    if let Some(none) = args.only.iter().find(|only| !all.iter().any(|(_, name)| name == *only)) {
+        bail!("no test is called {none}");
     }
     all.sort_by_key(|(_, name)| LONG.iter().position(|long| long == name).unwrap_or(LONG.len()));
     Ok(all)

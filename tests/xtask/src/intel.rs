@@ -21,8 +21,7 @@ const TESTS: [(&str, &[&str]); 3] = [
         &[
             "a_well_behaved_driver",
             "hints_of_pages_in_use",
-            "one_vcpu_hints_what_the_other_writes",
-            "a_guest_reboots_where_it_has_moved_to_with_what_came_with_it",
+            "reboots::a_guest_reboots_where_it_has_moved_to_with_what_came_with_it",
         ],
     ),
     ("migration", &["twice_there_and_back_with_little_memory"]),
