@@ -136,6 +136,8 @@ mod tests {
 
     use clap::CommandFactory;
 
+    use wherry_tests::needs::GROFF;
+
     use super::*;
     use crate::args::Cli;
 
@@ -206,7 +208,9 @@ mod tests {
 
     #[test]
     fn groff_has_nothing_against_the_pages() {
-        let Ok(_) = Process::new("groff").arg("--version").output() else { return };
+        if GROFF.or_not_run(Process::new("groff").arg("--version").output()).is_none() {
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         for (name, page) in manual() {
             let file = dir.path().join(&name);

@@ -183,20 +183,4 @@ mod tests {
         assert_eq!(taken, [(0, 1), (1, 1)]);
         assert_eq!(pages(|f| map.take(f)), [2]);
     }
-
-    #[test]
-    #[cfg_attr(debug_assertions, ignore = "only optimised code leaves zeroes as they come")]
-    fn marks_of_memory_that_nobody_writes_take_no_memory() {
-        let resident = || {
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
-        };
-        let before = resident();
-        // Of 8 TiB: 256 MiB of bits.
-        let map = Written::with_len(1 << 43);
-        map.mark_dirty(1 << 42, 1);
-        let more = resident().saturating_sub(before);
-        assert!(map.dirty_at(1 << 42) && more < 32, "{more} MiB");
-    }
 }

@@ -54,7 +54,7 @@ pub struct RoundReport {
     pub hint_mode: Option<HintMode>,
     /// Milliseconds that the sender held back for hints.
     pub held_ms: u64,
-    /// Dirty pages in the harvest that ended the round.
+    /// Dirty pages in the harvest that ended the round, and those that one in its middle left.
     pub dirty_at_end: u64,
 }
 

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_waits_a_tick_at_most_and_sees_the_end() {
+    fn reading_says_when_there_is_nothing_and_sees_the_end() {
         let (a, b) = UnixStream::pair().unwrap();
         let (mut input, _) = Box::new(a).split().unwrap();
         let mut buf = [0; 8];

@@ -20,6 +20,8 @@ pub const KVM: Need = Need { what: "KVM", variable: "WHERRY_REQUIRE_KVM" };
 pub const MKE2FS: Need = Need { what: "mke2fs", variable: "WHERRY_REQUIRE_MKE2FS" };
 /// `promtool`, of the package prometheus.
 pub const PROMTOOL: Need = Need { what: "promtool", variable: "WHERRY_REQUIRE_PROMTOOL" };
+/// groff(1).
+pub const GROFF: Need = Need { what: "groff", variable: "WHERRY_REQUIRE_GROFF" };
 /// passt(1).
 pub const PASST: Need = Need { what: "passt", variable: "WHERRY_REQUIRE_PASST" };
 

@@ -187,7 +187,7 @@ pub enum What {
         #[serde(default)]
         protected: u64,
     },
-    /// The harvest that ended a round.
+    /// The harvest that ended a round, with what is left of the one in the middle of round one.
     Harvest(Harvest),
     /// What became of guest RAM in a round, cell by cell from address 0 on.
     Map(Map),

@@ -206,7 +206,7 @@ impl Of<'_> {
             self.gauge("wherry_vm_last_migration_sent_bytes", help, bytes);
         }
         if let Some(nr) = either("/hinting/hinted", "/hinting/hinted") {
-            let help = "What the last migration did not send thanks to hints.";
+            let help = "What the last migration skipped for hints, also what was written later.";
             let bytes = nr.saturating_mul(PAGE);
             self.gauge("wherry_vm_last_migration_hinted_bytes", help, bytes);
         }

@@ -1,9 +1,14 @@
-//! Harvesting the dirty log in the middle of round one, too.
+//! Harvesting the dirty log in the middle of round one, too, after hints.
 //!
-//! A page that is written before its turn comes would be sent twice: what is sent holds the write,
-//! and the harvest at the end of the round finds its mark. Round one is the longest, and while
-//! hints were awaited nothing was sent at all. So when half of what is left has gone, the marks of
-//! pages that nobody has taken yet are dropped.
+//! Memory is protected before it is hinted: words with holes, or all of it. What is written there
+//! from then on has a mark, also if its turn comes later. So it would be sent twice: what is sent
+//! holds the write, and the harvest at the end of the round finds the mark. Naming its free memory
+//! takes a guest seconds in which nothing is sent. So when hints have no effect any more and half
+//! of what is left has gone, the marks of pages that nobody has taken yet are dropped.
+//!
+//! Words that are not protected early need none of this: they are when their turn comes, and what
+//! was written to them before is forgotten then. That is not changed by the harvest in the middle,
+//! though it protects all memory.
 //!
 //! # Invariant
 //! A page whose mark is dropped is read after the harvest that took the mark. It is write-protected
@@ -15,7 +20,7 @@
 //! All other marks are kept for the round's end: pages that were sent, are being sent, were hinted,
 //! or left out.
 
-use crate::bitmap::{AtomicBitmap, Bitmap, word_masks};
+use crate::bitmap::Bitmap;
 use crate::error::Error;
 use crate::round::Round;
 
@@ -42,19 +47,10 @@ impl Halfway {
     }
 
     /// Harvests.
-    pub(super) fn harvest(
-        &mut self,
-        m: &mut Migration<'_>,
-        round: &Round,
-        guarded: &AtomicBitmap,
-    ) -> Result<(), Error> {
+    pub(super) fn harvest(&mut self, m: &mut Migration<'_>, round: &Round) -> Result<(), Error> {
         let mut written = m.harvest()?;
         written.and_not(&round.to_send());
         self.written = Some(written);
-        // It has protected everything.
-        for (word, mask) in word_masks(guarded.len(), 0, guarded.len()) {
-            guarded.set_mask(word, mask);
-        }
         Ok(())
     }
 

@@ -151,10 +151,10 @@ fn run(
     m.announce(round)?;
     loop {
         m.tick(Some(round))?;
-        if let Some(guarded) = guarded.filter(|_| epoch.as_ref().is_none_or(Epoch::is_over)) {
+        if round.number == 1 && epoch.as_ref().is_some_and(Epoch::is_over) {
             halfway.begin(round);
             if halfway.is_due(round) {
-                halfway.harvest(m, round, guarded)?;
+                halfway.harvest(m, round)?;
             }
         }
         m.tell(&Event::Hints(m.report.hints));

@@ -164,7 +164,7 @@ fn nobody_walks_over_memory_for_holes_after_round_one() {
         // Most of memory is dirty; word 1, which was sent, is free, and the host takes it back.
         let mut ops: Vec<Op> = (128..MANY * 3 / 4).map(Op::Write).collect();
         ops.push(Op::Report(64, 64));
-        model.on(Trigger::SecondHarvest, ops);
+        model.on(Trigger::Harvest, ops);
         let hints = HintPolicy::Off;
         let cfg = SourceConfig { max_rounds, verify, hints, ..config(HintMode::Auto) };
         let (report, received, dest) =

@@ -85,7 +85,7 @@ fn verification_is_off_unless_asked_for() {
 fn ballooned_pages_that_differ_are_free() {
     let model = Model::new(PAGES, false, vec![]);
     // Sent with content, then taken by the balloon: zero at the source, stale at the destination.
-    model.on(Trigger::SecondHarvest, vec![Op::Inflate(PAGE, 5)]);
+    model.on(Trigger::Harvest, vec![Op::Inflate(PAGE, 5)]);
     let cfg = SourceConfig { hints: HintPolicy::Off, ..verified(HintMode::Auto) };
     let (report, verdict) = migrate_model(&model, &cfg);
     verdict.unwrap();

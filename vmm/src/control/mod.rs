@@ -39,8 +39,7 @@ pub use server::{MAX_CLIENTS, Server};
 /// any time, also several at once, and returns when the thing is done. Methods other than
 /// [`migrate`](VmControl::migrate) take seconds at most.
 pub trait VmControl: Send + Sync {
-    /// Describes the VM. Must work in every state; what migrations
-    /// were is filled in by the server.
+    /// Describes the VM. Must work in every state; what migrations were is filled in by the server.
     fn info(&self) -> Info;
 
     /// Stops the vCPUs. Pausing what is paused succeeds.

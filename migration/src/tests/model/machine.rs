@@ -104,11 +104,8 @@ impl DirtyLog for Model {
     }
 
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        match self.harvests.fetch_add(1, SeqCst) {
-            0 => self.fire(Trigger::Harvest),
-            1 => self.fire(Trigger::SecondHarvest),
-            _ => {}
-        }
+        self.fire(Trigger::Harvest);
+        self.harvests.fetch_add(1, SeqCst);
         self.hook();
         {
             let mut inner = self.inner.lock().unwrap();
@@ -119,6 +116,7 @@ impl DirtyLog for Model {
                 }
             }
         }
+        self.fire(Trigger::HarvestDone);
         self.hook();
         Ok(())
     }

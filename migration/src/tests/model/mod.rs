@@ -75,8 +75,8 @@ pub(super) enum Trigger {
     FirstReadDone,
     /// The first harvest is about to be made.
     Harvest,
-    /// The second one is. In round one without hints that is the one at its end.
-    SecondHarvest,
+    /// And has just been made.
+    HarvestDone,
     /// The first page of round two is about to be read.
     ReadInRoundTwo,
     /// HandOff is about to be sent.

@@ -293,7 +293,7 @@ fn between_rounds(s: &Scenario, state: &mut State) -> Pc {
             let found = harvest(state, unclaimed);
             let e = &mut state.engine;
             e.written = if on(Mutant::HalfwayForgets) { 0 } else { found & !unclaimed };
-            (e.halfway, e.guarded) = (true, s.all_words());
+            e.halfway = true;
             Pc::Send
         }
         Pc::Harvest => {

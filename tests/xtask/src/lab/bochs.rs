@@ -30,6 +30,8 @@ use crate::build::Workspace;
 use crate::note::note;
 use crate::{images, signals};
 
+/// Less does not hold the host.
+const MIN_MIB: u64 = 512;
 /// Memory of the host. What belongs to devices begins at 3 GiB.
 const MIB: u64 = 2048;
 const MAX_MIB: u64 = 3072;
@@ -61,7 +63,8 @@ pub fn run(workspace: &Workspace, job: &Job) -> Result<u8> {
     let kernel = images::kernel(KernelId::GENERIC_6_1)?;
     let vmlinux = unpack::cached(&kernel.vmlinuz)?;
     let mib = env_number("WHERRY_LAB_MEM")?.unwrap_or(MIB);
-    ensure!(mib <= MAX_MIB, "the lab on an Intel CPU has {MAX_MIB} MiB at most");
+    let fits = (MIN_MIB..=MAX_MIB).contains(&mib);
+    ensure!(fits, "the lab on an Intel CPU has {MIN_MIB} to {MAX_MIB} MiB");
     let dir = scratch()?;
     let conf = LabConf {
         argv: job.argv.clone(),
@@ -180,27 +183,33 @@ impl Ports {
     }
 }
 
+/// Looks that find nothing new after which the rest of a line is passed on.
+const QUIET: u32 = 20;
+
 /// Passes on what a port's file gets, and puts it into the log: whole lines, so that those of
-/// different ports stay apart.
+/// different ports stay apart, unless one does not end.
 fn pump(mut file: File, mut to: UnixStream, log: &Mutex<File>, ended: &AtomicBool) {
     let (mut buffer, mut waiting) = (vec![0; 64 << 10], Vec::new());
+    let mut quiet = 0;
     loop {
         let last = ended.load(Ordering::Acquire);
         let len = match file.read(&mut buffer) {
-            Ok(0) if !last => {
+            Ok(0) if !last && (quiet < QUIET || waiting.is_empty()) => {
+                quiet += 1;
                 thread::sleep(Duration::from_millis(50));
                 continue;
             }
             Ok(len) => len,
-            Err(_) => 0,
+            Err(_) => break,
         };
+        quiet = 0;
         waiting.extend_from_slice(&buffer[..len]);
         let whole = waiting.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let done: Vec<u8> = waiting.drain(..if len == 0 { waiting.len() } else { whole }).collect();
         let _ = log.lock().unwrap_or_else(PoisonError::into_inner).write_all(&done);
         // Where nobody listens, the log does.
         let _ = to.write_all(&done);
-        if len == 0 {
+        if len == 0 && last {
             break;
         }
     }
