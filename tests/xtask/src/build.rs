@@ -148,12 +148,13 @@ impl Workspace {
         self.target.join("release/wherry")
     }
 
-    /// Builds the integration tests of `wherry-tests` and returns their executables. They drive the
-    /// release binaries and need not be fast themselves.
+    /// Builds the integration tests of `wherry-tests` and returns their executables. Optimised:
+    /// they check what a guest sends byte by byte, on an emulated CPU.
     pub fn integration_tests(&self) -> Result<Vec<PathBuf>> {
         let out = cargo()
             .args([
                 "test",
+                "--release",
                 "--package",
                 "wherry-tests",
                 "--tests",
