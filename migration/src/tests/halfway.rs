@@ -8,28 +8,36 @@ use crate::*;
 
 const PAGES: u64 = 4096;
 
-/// The guest has nothing to hint. It writes a page that has just been read, and one that is read
-/// last; and another one of those right after the first harvest.
-fn written_again(mode: HintMode, streams: u32) -> Report {
+/// The guest hints what was never touched until it is asked no more. It writes a page that has just
+/// been read, and another one before the first harvest or right after it. Returns how many pages
+/// are to be sent again.
+fn again(mode: HintMode, streams: u32, trigger: Trigger, page: u64) -> u64 {
     let model = Model::new(PAGES, false, vec![]);
-    model.on(Trigger::FirstReadDone, vec![Op::Write(0), Op::Write(PAGES * 3 / 4 - 70)]);
-    model.on(Trigger::HarvestDone, vec![Op::Write(PAGES * 3 / 4 - 71)]);
+    let idle = (0..20).flat_map(|n| [Op::Hint(PAGES * 3 / 4 + n * 8, 8), Op::Deliver]);
+    model.on(Trigger::Published, idle.collect());
+    model.on(Trigger::FirstReadDone, vec![Op::Write(0)]);
+    model.on(trigger, vec![Op::Write(page)]);
     let cfg = SourceConfig { streams, hints: HintPolicy::On, ..config(mode) };
     let ends = if streams == 1 { pair() } else { linked(2, |_| pair()) };
     let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
     received.unwrap();
     model.compare(&dest.memory()).unwrap();
-    report.unwrap()
+    let rounds = report.unwrap().rounds;
+    assert_eq!(rounds[0].dirty_at_end, rounds[1].sent);
+    rounds[0].dirty_at_end
 }
 
 #[test]
 fn a_page_that_is_written_before_its_turn_is_sent_once() {
+    // It is read last.
+    const LATE: u64 = PAGES * 3 / 4 - 70;
+    let (before, after) = (Trigger::FirstReadDone, Trigger::HarvestDone);
     for streams in [1, 2] {
-        // All memory is protected before hints: what is written after the harvest is sent again.
-        let report = written_again(HintMode::Protected, streams);
-        assert_eq!((report.rounds[0].dirty_at_end, report.rounds[1].sent), (2, 2));
-        // Words without holes are protected when their turn comes.
-        let report = written_again(HintMode::CheckedZero, streams);
-        assert_eq!((report.rounds[0].dirty_at_end, report.rounds[1].sent), (1, 1));
+        // All memory is protected before hints. What is written after the harvest is sent again.
+        assert_eq!(again(HintMode::Protected, streams, before, LATE), 1);
+        assert_eq!(again(HintMode::Protected, streams, after, LATE), 2);
+        // Words without holes are protected when their turn comes, also after the harvest.
+        assert_eq!(again(HintMode::CheckedZero, streams, before, LATE), 1);
+        assert_eq!(again(HintMode::CheckedZero, streams, after, LATE), 1);
     }
 }

@@ -167,11 +167,11 @@ impl BalloonHandle {
     /// that is not certain (MUST_TELL_HOST was not negotiated, or a deflate request could not be
     /// read).
     pub fn ballooned(&self) -> Vec<(u64, u64)> {
-        let device = self.device.urgent();
-        let set = device.device().certain().then(|| device.device().set.clone());
-        // Runs of a torn set are many: they are looked for without the lock.
-        drop(device);
-        set.map_or_else(Vec::new, |set| set.ranges())
+        let mut set = self.device.urgent().device().set.another();
+        let certain = self.ballooned_words(|word, pages| {
+            set.put(word, pages);
+        });
+        if certain { set.ranges() } else { Vec::new() }
     }
 
     /// The same as words of 64 pages, ascending, without a copy: `each(word, pages)`, page *n* of

@@ -118,6 +118,11 @@ impl PageSet {
         Self { ram, words: vec![0; nr], used: vec![0; nr.div_ceil(64)], count: 0 }
     }
 
+    /// An empty one for the same memory.
+    pub(super) fn another(&self) -> Self {
+        Self::new(self.ram.clone())
+    }
+
     /// Pages in the set.
     pub(super) fn count(&self) -> u64 {
         self.count
@@ -153,7 +158,7 @@ impl PageSet {
     }
 
     /// Sets these bits of a word. `None`: it has none of them. Otherwise how many were new.
-    fn put(&mut self, at: usize, bits: u64) -> Option<u64> {
+    pub(super) fn put(&mut self, at: usize, bits: u64) -> Option<u64> {
         if bits == 0 {
             return Some(0);
         }
