@@ -10,11 +10,14 @@ use crate::*;
 #[test]
 fn the_bandwidth_cap_is_kept_by_one_connection_and_by_several_together() {
     for streams in [1, 4] {
-        keeps_the_cap(streams);
+        // Bits taken for bytes would be eight times too slow; a busy machine may be that once.
+        let slowest = (0..3).map(|_| keeps_the_cap(streams)).take_while(|ratio| *ratio > 4.0);
+        assert!(slowest.count() < 3, "{streams} streams");
     }
 }
 
-fn keeps_the_cap(streams: u32) {
+/// Returns how many times as long as it should it took.
+fn keeps_the_cap(streams: u32) -> f64 {
     let model = Model::new(64 * 64, false, vec![]);
     let cfg = SourceConfig {
         bandwidth: Some(16 << 20),
@@ -29,8 +32,7 @@ fn keeps_the_cap(streams: u32) {
     verdict.unwrap();
     let expected = report.total_bytes as f64 / f64::from(16 << 20);
     assert!(time > expected * 0.9 - 0.03, "{time} s, expected {expected} s");
-    // Bits taken for bytes would be eight times that; a busy machine may well take twice.
-    assert!(time < expected * 4.0, "{time} s, expected {expected} s");
+    time / expected
 }
 
 #[test]

@@ -148,13 +148,13 @@ impl Workspace {
         self.target.join("release/wherry")
     }
 
-    /// Builds the integration tests of `wherry-tests` and returns their executables. Optimised:
-    /// they check what a guest sends byte by byte, on an emulated CPU.
+    /// Builds the integration tests of `wherry-tests` and returns their executables.
     pub fn integration_tests(&self) -> Result<Vec<PathBuf>> {
         let out = cargo()
             .args([
                 "test",
-                "--release",
+                "--profile",
+                "checks",
                 "--package",
                 "wherry-tests",
                 "--tests",
