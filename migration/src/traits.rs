@@ -104,6 +104,12 @@ pub trait DirtyLog: Send + Sync {
 pub trait HintSink: Send + Sync {
     /// One hinted range. Called from the device's thread; must not block on the sender.
     fn hint(&self, first: u64, nr: u64);
+
+    /// Whether the driver had better hint no more under this command id: nothing of it would be
+    /// honoured. What it hints all the same is noted.
+    fn enough(&self) -> bool {
+        false
+    }
 }
 
 /// Where hints come from: the balloon device.

@@ -100,6 +100,11 @@ pub trait VirtioDevice: Send {
     fn queue_stopped(&mut self, _queue: usize) {}
     /// One chain of a live queue. Nothing in it may be trusted.
     fn handle(&mut self, queue: usize, chain: Chain<'_>) -> Completion;
+    /// Whether chains have changed config space, which the driver is to be told, once. Asked after
+    /// they were handled.
+    fn config_news(&mut self) -> bool {
+        false
+    }
     /// So many parts since the last chain that was used count for nothing: they come again. Returns
     /// whether the device has given up what they were for, and looks at them for something else.
     fn undone(&mut self, _queue: usize, _parts: usize, _more: More) -> bool {

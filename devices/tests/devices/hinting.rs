@@ -174,6 +174,39 @@ fn h10_any_number_of_segments_of_any_size_direct_or_indirect() {
     assert_eq!(rig.balloon.telemetry().hints_dropped, 0);
 }
 
+/// A sink that has enough after so many hints.
+struct Enough(Sink, usize);
+impl HintRange for Enough {
+    fn range(&self, gpa: u64, len: u64) {
+        self.0.range(gpa, len);
+    }
+    fn enough(&self) -> bool {
+        self.0.0.lock().unwrap().len() >= self.1
+    }
+}
+
+#[test]
+fn h4_a_driver_of_which_no_more_is_wanted_is_asked_to_rest_at_once() {
+    let mut rig = Rig::default_up();
+    let sink = Arc::new(Enough(Sink::default(), 2));
+    let id = rig.balloon.hint_start(sink.clone()).unwrap();
+    rig.command(id);
+    rig.hint(FREE, BLOCK);
+    assert_eq!(rig.config(CONFIG_CMD_ID), id);
+    let told = rig.interrupts();
+    rig.hint(FREE + LEN, BLOCK);
+    assert_eq!(rig.config(CONFIG_CMD_ID), CMD_STOP);
+    // For the chain, and for config space.
+    assert_eq!(rig.interrupts(), told + 2);
+    // What it hints before it looks still counts, and it is told once.
+    rig.hint(FREE + 2 * LEN, BLOCK);
+    assert_eq!(rig.interrupts(), told + 3);
+    assert_eq!(sink.0.take().len(), 3);
+    assert!(!rig.balloon.hint_rested());
+    rig.command(CMD_STOP);
+    assert!(rig.balloon.hint_rested() && !rig.balloon.hint_finished());
+}
+
 /// Ranges of which one ends where the next begins are one.
 fn joined(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let parts = ranges.chunk_by(|a, b| a.0 + a.1 == b.0);

@@ -1,11 +1,11 @@
-//! An epoch: the time from publishing an id until STOP, in which hints count.
+//! An epoch: the time from publishing an id until STOP or DONE, in which hints count.
 //!
 //! **Hinting in bursts.** Linux's driver allocates and hints block after block without yielding, so
 //! a guest with one vCPU does nothing else until it has finished: seconds, if it zeroes. But it
 //! looks at the id after each block. So each id is good for a short burst; then the driver is asked
 //! to rest, the guest's other work runs, and a new id follows. The driver keeps what it has hinted
-//! and goes on with what is left. Its hints count during the rest, too: the epoch is open until the
-//! round ends.
+//! and goes on with what is left. Its hints count during the rest, too: the epoch is open until
+//! asking ends, or the round does.
 //!
 //! **Taking back.** The driver names what could not be honoured again only if it got it back. DONE
 //! makes it take everything back, but only once its work item runs. A new id published before that
@@ -13,6 +13,11 @@
 //! again. So no new id is published before the device says that the driver cannot miss DONE any
 //! more, however long that takes. The sink is closed meanwhile, and the sender waits or sends, as
 //! the policy says.
+//!
+//! **The end.** When the driver is through, or is not to be asked any more, it is told DONE at
+//! once. The guest then has its memory while it is moved. What it writes to take it back, a page of
+//! structures for each 64 that it named, is mostly still to be sent, or found by the harvest in the
+//! middle ([`crate::source`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -181,9 +186,10 @@ impl<'a> Epoch<'a> {
         };
         match over {
             Some(why) => {
-                // Not DONE: taking memory back dirties the guest's page structures, and it all
-                // comes back in the end.
-                self.stop(why);
+                // DONE, not STOP: the guest has its memory back while it is moved, and need not
+                // take it all back in one go at the destination.
+                self.of.source.done();
+                self.closed(why);
                 Step::Over(why)
             }
             None if action == Action::Hold && self.of.round.remaining() > 0 => {
@@ -193,10 +199,14 @@ impl<'a> Epoch<'a> {
         }
     }
 
-    /// STOP: when this returns no hint has any effect. Idempotent.
+    /// The round is over. When this returns no hint has any effect. Idempotent.
+    ///
+    /// STOP, if the driver is still at it: the pause may be next, and what it would take back now
+    /// would be sent in it.
     pub(crate) fn close(&mut self) {
         if self.over.is_none() {
-            self.stop(Reason::On);
+            self.of.source.stop();
+            self.closed(Reason::On);
         }
     }
 
@@ -278,8 +288,8 @@ impl<'a> Epoch<'a> {
         left.max(Duration::from_millis(1)).min(cfg.slice)
     }
 
-    fn stop(&mut self, why: Reason) {
-        self.of.source.stop();
+    /// STOP or DONE is published.
+    fn closed(&mut self, why: Reason) {
         self.tell(&Event::Closed);
         self.sink.close();
         self.over = Some(why);

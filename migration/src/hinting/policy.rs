@@ -97,7 +97,7 @@ pub enum Action {
     Send,
     /// Publish DONE, and a new id when the driver has taken its memory back.
     TakeBack,
-    /// Ask no more.
+    /// Ask no more: the driver is through, or what it names is of no use.
     End(Reason),
 }
 
@@ -191,8 +191,8 @@ impl Asking {
         if !advance && !pays {
             return Action::End(Reason::DoesNotPay);
         }
-        if seen.driver == Driver::Finished {
-            return Action::Send;
+        if through {
+            return Action::End(Reason::On);
         }
         let pace = self.pacer.pace(&Sample {
             now: seen.now.saturating_sub(self.since),

@@ -303,6 +303,10 @@ impl HintSink for ObservedSink {
         self.observer.observe(&Event::Hinted { epoch: self.epoch, first, nr });
         self.sink.hint(first, nr);
     }
+
+    fn enough(&self) -> bool {
+        self.sink.enough()
+    }
 }
 
 #[derive(Default)]
@@ -331,5 +335,9 @@ impl HintSink for Sink {
             Method::CheckedZero { .. } if self.not_zeroing() => self.note_named(first, nr),
             Method::CheckedZero { early, guarded } => self.check(first, nr, early, guarded),
         }
+    }
+
+    fn enough(&self) -> bool {
+        self.not_zeroing()
     }
 }

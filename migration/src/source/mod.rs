@@ -7,8 +7,9 @@
 //!
 //! Round one is harvested in the middle, too (module `halfway`).
 //!
-//! STOP is published and the epoch closed before every harvest; each round has a new id. DONE comes
-//! from the destination's balloon, some time after the guest runs there.
+//! Each round has a new id. The epoch is closed before every harvest: DONE is published when asking
+//! is over, STOP if the round is over first; what the driver holds then it is told to take back by
+//! the destination's balloon, some time after the guest runs there.
 //!
 //! # Who owns the guest
 //! One fact decides: whether the source began to send HandOff.

@@ -24,9 +24,9 @@ use super::migration::Migration;
 
 /// Words protected in one call when a lot is to be protected: 1 GiB.
 const PROTECT_WORDS: usize = 4096;
-/// A later round asks for hints only if it lasts longer than this: shorter ones are over before the
-/// driver has answered.
-const ROUND_FOR_HINTS: Duration = Duration::from_millis(100);
+/// A later round asks for hints only if it lasts longer than this. Shorter ones are over before the
+/// driver has named all that is free, and then it holds that until it is at the destination.
+const ROUND_FOR_HINTS: Duration = Duration::from_secs(1);
 
 /// Sends all memory and then what is dirty, round after round, until the rest is small enough to be
 /// sent while the guest is paused. Returns that rest.

@@ -207,6 +207,8 @@ fn a_pause_is_predicted_with_the_harvest_that_is_made_in_it() {
             downtime_limit: Duration::from_millis(900),
             on_timeout: OnTimeout::Fail,
             max_rounds,
+            // Or there is a harvest in the middle of round one.
+            hints: HintPolicy::Off,
             ..config(HintMode::Auto)
         };
         migrate_over(&model, &cfg, &DestinationConfig::default(), pair()).0

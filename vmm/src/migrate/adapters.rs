@@ -33,6 +33,10 @@ impl HintRange for Translate {
     fn range(&self, gpa: u64, len: u64) {
         self.ram.for_pages(gpa, len, |first, nr| self.sink.hint(first, nr));
     }
+
+    fn enough(&self) -> bool {
+        self.sink.enough()
+    }
 }
 
 impl HintSource for Hints {

@@ -41,6 +41,8 @@ pub struct Balloon {
     pub(super) inflating: Option<Vec<u64>>,
     pub(super) stats: Stats,
     pub(super) hinting: Hinting,
+    /// The driver was asked to rest, and has yet to be told that config space changed.
+    pub(super) rest_is_news: bool,
     pub(super) telemetry: BalloonTelemetry,
 }
 
@@ -69,6 +71,7 @@ impl Balloon {
             inflating: None,
             stats: Stats::default(),
             hinting: Hinting::default(),
+            rest_is_news: false,
             telemetry: BalloonTelemetry::default(),
         }
     }

@@ -30,6 +30,10 @@ impl Balloon {
                 self.block(nth, desc.addr().0, u64::from(desc.len()), until);
             }
         }
+        let open = self.hinting.state.open;
+        if open && self.hinting.sink.as_ref().is_some_and(|sink| sink.enough()) {
+            self.rest_is_news |= self.hinting.rest();
+        }
     }
 
     /// The `nth` descriptor of a chain.

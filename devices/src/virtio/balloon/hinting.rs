@@ -25,6 +25,11 @@ pub trait HintRange: Send + Sync {
     /// was published. Called from the event loop with the device locked: be quick, and do not call
     /// the device.
     fn range(&self, gpa: u64, len: u64);
+
+    /// Whether the driver had better stop: it is asked to rest at once. Asked after each chain.
+    fn enough(&self) -> bool {
+        false
+    }
 }
 
 /// Why hinting could not start.

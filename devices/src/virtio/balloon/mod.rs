@@ -146,6 +146,10 @@ impl VirtioDevice for Balloon {
         Completion::Used(0)
     }
 
+    fn config_news(&mut self) -> bool {
+        std::mem::take(&mut self.rest_is_news)
+    }
+
     fn state_bytes(&self) -> u64 {
         self.set.saved_bytes()
     }

@@ -43,6 +43,9 @@ impl<D: VirtioDevice> MmioDevice<D> {
         let before = self.queues.get(index).map_or(0, QueueT::next_used);
         let outcome = self.run_batch(index, &mem);
         self.notify_used(index, &mem, before);
+        if self.device.config_news() {
+            self.config_changed();
+        }
         match outcome {
             Ok(batch) => batch == Batch::More,
             Err(_) => {

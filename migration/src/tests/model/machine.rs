@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{Model, Mutation, Trigger};
 use crate::bitmap::Bitmap;
+use crate::tests::ops::Op;
 use crate::traits::*;
 
 impl GuestRam for Model {
@@ -150,7 +151,8 @@ impl HintSource for Model {
     }
 
     fn rest(&self) -> bool {
-        !self.finished()
+        self.hook();
+        !self.inner.lock().unwrap().script.is_empty()
     }
 
     fn rested(&self) -> bool {
@@ -184,7 +186,12 @@ impl HintSource for Model {
 
     fn finished(&self) -> bool {
         self.hook();
-        self.inner.lock().unwrap().script.is_empty()
+        let inner = self.inner.lock().unwrap();
+        let names =
+            |op: &Op| matches!(op, Op::Hint(..) | Op::Deliver | Op::Lie(..) | Op::Stale(..));
+        let later = self.triggers.lock().unwrap();
+        let later = later.iter().any(|(_, ops)| ops.iter().any(names));
+        inner.script.is_empty() && inner.queue.is_empty() && !later
     }
 
     fn wait_seen(&self, _: Duration) -> bool {

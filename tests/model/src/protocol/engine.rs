@@ -2,6 +2,8 @@
 //! `migration/src/source/rounds.rs` and `switchover.rs` step by step; what became of each page is
 //! kept by the product's own `Round`, and undoing is by its own guard.
 
+use wherry_devices::virtio::balloon::constants::CMD_DONE;
+
 use super::bench::HintCall;
 use super::device::{self, word_of};
 use super::progress::{Method, Pc, Sink};
@@ -77,7 +79,8 @@ pub(super) fn step(s: &Scenario, state: &mut State, action: Action) {
             state.engine.pc = Pc::SwitchClose;
         }
         Action::StopEarly => {
-            device::call(state, HintCall::Stop);
+            device::call(state, HintCall::Done);
+            state.driver.owed = state.mem.held;
             state.engine.pc = Pc::EarlyClose;
         }
         Action::NextRound => state.engine.pc = Pc::PlanLater,
@@ -220,7 +223,7 @@ fn hints(s: &Scenario, state: &mut State) -> Pc {
         }
         Pc::EarlyClose => {
             let e = &mut state.engine;
-            // Not DONE: the driver keeps what it has, and a later round may ask again.
+            // A later round may ask again, once the driver has what it hinted.
             e.protected_hints = matches!(&e.sink, Some(sink) if sink.method == Method::Protected);
             (e.sink, e.sweeping, e.returning) = (None, true, false);
             e.cursor = 0;
@@ -397,7 +400,13 @@ fn protect_next(s: &Scenario, state: &mut State) -> Pc {
 fn begin_later(s: &Scenario, state: &mut State) -> Pc {
     let e = &mut state.engine;
     if s.later && e.protected_hints && !e.vcpus_paused {
-        return Pc::Publish;
+        if state.device.hints.saved.field != CMD_DONE {
+            return Pc::Publish;
+        }
+        // Not before the driver has what it hinted in the round before.
+        e.sink = Some(Sink { closed: true, ..Sink::new(Method::Protected) });
+        e.returning = true;
+        return Pc::Send;
     }
     if !on(Mutant::HintAfterClose) {
         e.sink = None;
