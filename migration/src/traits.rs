@@ -156,6 +156,12 @@ pub trait HintSource: Send + Sync {
 
     /// Bytes that the guest's statistics last called free, if it sends statistics.
     fn guest_free_bytes(&self) -> Option<u64>;
+
+    /// Whether the guest writes every page that it frees, and so all that it takes back after
+    /// [`done`](HintSource::done) (virtio 1.3, section 5.5.6.4, `VIRTIO_BALLOON_F_PAGE_POISON`).
+    fn writes_what_it_frees(&self) -> bool {
+        false
+    }
 }
 
 /// The machine's vCPUs, devices and their state.

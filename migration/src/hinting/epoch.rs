@@ -17,7 +17,8 @@
 //! **The end.** When the driver is through, or is not to be asked any more, it is told DONE at
 //! once. The guest then has its memory while it is moved. What it writes to take it back, a page of
 //! structures for each 64 that it named, is mostly still to be sent, or found by the harvest in the
-//! middle ([`crate::source`]).
+//! middle ([`crate::source`]). A guest that poisons or zeroes what it frees would write all of it
+//! once more: it is told STOP, and takes it back at the destination.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -186,9 +187,13 @@ impl<'a> Epoch<'a> {
         };
         match over {
             Some(why) => {
-                // DONE, not STOP: the guest has its memory back while it is moved, and need not
-                // take it all back in one go at the destination.
-                self.of.source.done();
+                match self.of.source.writes_what_it_frees() {
+                    // All that it hinted would be dirty.
+                    true => self.of.source.stop(),
+                    // It has its memory back while it is moved, and need not take it all back in
+                    // one go at the destination.
+                    false => self.of.source.done(),
+                }
                 self.closed(why);
                 Step::Over(why)
             }

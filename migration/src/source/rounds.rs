@@ -1,6 +1,6 @@
 //! Round one, with its hints, the rounds on the dirty set, and the last one.
 //!
-//! Order of every round: plan → publish an id → send, hints arriving → STOP, epoch closed → sweep
+//! Order of every round: plan → publish an id → send, hints arriving → epoch closed → sweep
 //! what hints put back → check the accounting → harvest. The module docs of [`crate::hinting`] say
 //! why each step stands where it does.
 
@@ -173,7 +173,9 @@ fn run(
                 // What was put back may lie behind the cursor.
                 cursor = 0;
             }
-            Step::Over(why) => m.report.hints = why.into(),
+            // A driver that is through with a later round says nothing of round one.
+            Step::Over(Reason::On) if round.number > 1 => {}
+            Step::Over(why) => m.report.hints.reason = why,
         }
     }
     if let Some(epoch) = &mut epoch {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::model::{Model, Trigger};
 use super::ops::Op;
-use super::oracle::{config, migrate_over, pair};
+use super::oracle::{config, migrate_model, migrate_over, pair};
 use super::streams::linked;
 use crate::*;
 
@@ -29,6 +29,16 @@ fn again(blocks: u64, mode: HintMode, streams: u32, trigger: Trigger, page: u64)
     // When asking is over, and when all is.
     assert_eq!(model.done.load(SeqCst), 2);
     rounds[0].dirty_at_end
+}
+
+#[test]
+fn a_guest_that_writes_what_it_frees_keeps_it_to_the_end() {
+    let model = Model::new(PAGES, false, vec![]);
+    model.poisons.store(true, SeqCst);
+    model.on(Trigger::Published, vec![Op::Hint(PAGES * 3 / 4, 8), Op::Deliver]);
+    let (report, verdict) = migrate_model(&model, &config(HintMode::Protected));
+    verdict.unwrap();
+    assert_eq!((report.rounds[0].hinting.hint_bytes, model.done.load(SeqCst)), (8 * 4096, 1));
 }
 
 #[test]

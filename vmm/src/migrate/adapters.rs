@@ -87,6 +87,10 @@ impl HintSource for Hints {
     fn guest_free_bytes(&self) -> Option<u64> {
         self.balloon.guest_free_bytes()
     }
+
+    fn writes_what_it_frees(&self) -> bool {
+        self.balloon.poisons()
+    }
 }
 
 /// vCPUs and devices of a machine that runs, or that its user had paused.

@@ -237,6 +237,12 @@ impl BalloonHandle {
         hints_available(&self.device.urgent())
     }
 
+    /// Whether the driver negotiated page poisoning: Linux does if it poisons, or zeroes, each page
+    /// that it frees.
+    pub fn poisons(&self) -> bool {
+        self.device.urgent().negotiated() & F_PAGE_POISON != 0
+    }
+
     /// Publishes a new id and passes the driver's hints to `sink`, which replaces an earlier one.
     /// Returns the id.
     pub fn hint_start(&self, sink: Arc<dyn HintRange>) -> Result<u32, HintError> {

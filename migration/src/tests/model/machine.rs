@@ -191,7 +191,8 @@ impl HintSource for Model {
             |op: &Op| matches!(op, Op::Hint(..) | Op::Deliver | Op::Lie(..) | Op::Stale(..));
         let later = self.triggers.lock().unwrap();
         let later = later.iter().any(|(_, ops)| ops.iter().any(names));
-        inner.script.is_empty() && inner.queue.is_empty() && !later
+        let through = inner.queue.is_empty() && !inner.script.iter().any(names) && !later;
+        through && !self.endless.load(SeqCst)
     }
 
     fn wait_seen(&self, _: Duration) -> bool {
@@ -215,6 +216,10 @@ impl HintSource for Model {
 
     fn guest_free_bytes(&self) -> Option<u64> {
         None
+    }
+
+    fn writes_what_it_frees(&self) -> bool {
+        self.poisons.load(SeqCst)
     }
 }
 

@@ -121,6 +121,10 @@ pub(super) struct Model {
     pub(super) hinting_published: AtomicBool,
     /// After this id the driver goes away.
     pub(super) last_id: AtomicU64,
+    /// The driver never says that it is through.
+    pub(super) endless: AtomicBool,
+    /// The guest writes what it frees.
+    pub(super) poisons: AtomicBool,
 }
 
 impl Model {
@@ -167,6 +171,8 @@ impl Model {
             harvests: AtomicU64::new(0),
             hinting_published: AtomicBool::new(false),
             last_id: AtomicU64::new(u64::MAX),
+            endless: AtomicBool::default(),
+            poisons: AtomicBool::default(),
         })
     }
 
