@@ -15,6 +15,7 @@ use super::metrics::MetricsArgs;
 use super::net::NetArgs;
 use super::pages::PagesArgs;
 use super::ssh::SshArgs;
+use super::tls::{MigrateTlsArgs, ReceiveTlsArgs};
 use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
 use super::vm_name::name;
 use super::vsock::{StreamArgs, VsockArgs};
@@ -237,11 +238,12 @@ pub struct ConsoleArgs {
 #[command(after_help = "A guest that reboots here boots what it did at the source: from \
     its disk, or a kernel and initrd that the source sends unless --kernel and --initrd name the \
     same.\n\n\
-    The migration stream is neither encrypted nor authenticated: listen where only the source can \
-    reach.\n\n\
+    Without tls: the migration stream is neither encrypted nor authenticated: listen where only \
+    the source can reach. With it, sources need a certificate of the same authority.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
+    wherry receive web tls:10.0.0.2:4444 --tls /etc/wherry/tls --tls-peer host-a\n  \
     wherry receive web tcp:10.0.0.2:4444 --net tap=web0,id=net0\n  \
     wherry receive web tcp:10.0.0.2:4444 --net user,forward=2222:22\n  \
     wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw\n  \
@@ -254,9 +256,12 @@ pub struct ReceiveArgs {
     /// Name for the VM
     #[arg(value_parser = name)]
     pub name: String,
-    /// Where to listen: unix:PATH or tcp:HOST:PORT
+    /// Where to listen: unix:PATH, tcp:HOST:PORT, or tls:HOST:PORT, which is encrypted
     #[arg(value_parser = uri::parse)]
     pub uri: String,
+    /// This host's certificates.
+    #[command(flatten)]
+    pub tls: ReceiveTlsArgs,
     /// Refuse a guest with more memory than this [default: what the host has available when it
     /// comes]
     #[arg(long, value_name = "SIZE", value_parser = room)]
@@ -299,6 +304,7 @@ const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_S
     given.\n\n\
     Examples:\n  \
     wherry migrate web tcp:host-b:4444\n  \
+    wherry migrate web tls:host-b:4444 --tls /etc/wherry/tls\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
     wherry migrate web tcp:host-b:4444 --compression lz4 --streams 4 --verify\n  \
@@ -309,9 +315,12 @@ pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
     #[arg(value_parser = name)]
     pub name: String,
-    /// Where the receiver listens: unix:PATH or tcp:HOST:PORT
+    /// Where the receiver listens: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT
     #[arg(value_parser = uri::parse)]
     pub uri: String,
+    /// This host's certificates.
+    #[command(flatten)]
+    pub tls: MigrateTlsArgs,
     /// Ask the guest which memory is free: where it pays, always, or never
     #[arg(long, value_parser = hints(), default_value = HintPolicy::default().as_str())]
     pub hints: HintPolicy,

@@ -26,6 +26,7 @@ mod ssh;
 mod ssh_key;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod trace;
 mod units;
 mod uri;

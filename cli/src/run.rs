@@ -58,9 +58,12 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
     let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
     let vsock = vsock::end(args.vsock.vsock).map_err(ControlError::usage)?;
     check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
+    args.tls.check(&args.uri).map_err(ControlError::usage)?;
     Ok(ReceiveConfig {
         name: args.name,
         uri: args.uri,
+        tls: args.tls.tls.map(Into::into),
+        tls_peers: args.tls.tls_peer,
         // With the guest's console on it, the terminal is the guest's.
         progress: !quiet && serial != SerialSink::Stdio,
         serial,

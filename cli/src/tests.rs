@@ -343,6 +343,12 @@ fn migrating() {
     let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --streams 4");
     assert!(out.contains("\nconnections: 4\n"), "{out}");
     assert_eq!((bench.vm.last.lock().unwrap().clone().unwrap().streams, sent.streams), (4, 1));
+    bench.run("wherry migrate web tls:b:9 --tls /keys --tls-name host-b");
+    let sent = bench.vm.last.lock().unwrap().clone().unwrap();
+    assert_eq!((sent.tls.as_deref(), sent.tls_name.as_deref()), (Some("/keys"), Some("host-b")));
+    for wrong in ["tls:b:9", "tls:b:9 --tls-name b", "tcp:b:9 --tls /keys"] {
+        assert_eq!(bench.run(&format!("wherry migrate web {wrong}")).0, Exit::Usage, "{wrong}");
+    }
     for wrong in ["0", "17", "all"] {
         assert_eq!(
             bench.run(&format!("wherry migrate web tcp:b:9 --streams {wrong}")).0,

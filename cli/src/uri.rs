@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-/// Checks `unix:PATH` or `tcp:HOST:PORT` and returns it in full: a relative path is relative to
-/// here, not to wherever the VMM runs.
+/// Checks `unix:PATH`, `tcp:HOST:PORT` or `tls:HOST:PORT` and returns it in full: a relative path
+/// is relative to here, not to wherever the VMM runs.
 pub fn parse(text: &str) -> Result<String, String> {
-    const FORMS: &str = "write unix:/PATH or tcp:HOST:PORT";
+    const FORMS: &str = "write unix:/PATH, tcp:HOST:PORT or tls:HOST:PORT";
     if text.chars().any(char::is_control) {
         return Err(format!("control characters in an address; {FORMS}"));
     }
@@ -13,14 +13,14 @@ pub fn parse(text: &str) -> Result<String, String> {
         if path.is_empty() {
             return Err(format!("no path after unix:; {FORMS}"));
         }
-        let path = std::path::absolute(Path::new(path)).map_err(|e| e.to_string())?;
-        let path = path.to_str().ok_or("the path is not UTF-8")?;
+        let path = in_full(Path::new(path))?;
         if path.len() > 107 {
             return Err("the socket's path is longer than 107 bytes".into());
         }
         return Ok(format!("unix:{path}"));
     }
-    let Some(rest) = text.strip_prefix("tcp:") else { return Err(FORMS.into()) };
+    let rest = text.strip_prefix("tcp:").or_else(|| text.strip_prefix("tls:"));
+    let Some(rest) = rest else { return Err(FORMS.into()) };
     let Some((host, port)) = rest.rsplit_once(':') else { return Err(format!("no port; {FORMS}")) };
     let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     match bracketed {
@@ -41,13 +41,21 @@ pub fn parse(text: &str) -> Result<String, String> {
     }
 }
 
+/// A path for the VM's process, which may be in another folder.
+pub fn in_full(path: &Path) -> Result<String, String> {
+    let path = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    path.into_os_string().into_string().map_err(|_| "the path is not UTF-8".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn addresses() {
-        for good in ["unix:/run/x", "tcp:host:1", "tcp:127.0.0.1:65535", "tcp:[::1]:4444"] {
+        for good in
+            ["unix:/run/x", "tcp:host:1", "tls:host:1", "tcp:127.0.0.1:65535", "tcp:[::1]:4444"]
+        {
             assert_eq!(parse(good).as_deref(), Ok(good));
         }
         assert!(parse("unix:rel").unwrap().starts_with("unix:/"));
@@ -57,6 +65,8 @@ mod tests {
             "unix:",
             "tcp:",
             "tcp:host",
+            "tls:host",
+            "tls::1",
             "tcp::1",
             "tcp:host:0",
             "tcp:host:65536",

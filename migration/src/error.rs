@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::transport::TransportError;
+use crate::transport::tls::TlsError;
 use crate::verify::verdict::WrongPages;
 use crate::wire::WireError;
 use crate::wire::error::NoCommonVersion;
@@ -144,6 +145,9 @@ pub enum Error {
     /// What the peer sent is not valid.
     #[error("invalid data from the peer")]
     Wire(#[source] WireError),
+    /// The peer is not who it should be, or does not want this side.
+    #[error("no TLS")]
+    Tls(#[source] TlsError),
     /// A data connection could not be made.
     #[error("no data connection")]
     Stream(#[source] TransportError),

@@ -221,18 +221,30 @@ impl FrameWriter {
                             self.interrupt.check()?;
                         }
                     }
-                    Err(e) if is_tick(e.kind()) => {
-                        self.interrupt.check()?;
-                        if moved.elapsed() >= self.stall {
-                            return Err(Error::Stalled(self.stall));
-                        }
-                    }
-                    Err(e) if e.kind() == ErrorKind::BrokenPipe => return Err(Error::Closed),
-                    Err(e) => return Err(Error::Connection(e)),
+                    Err(e) => self.bear(e, moved)?,
                 }
             }
         }
+        // What the connection has taken and kept: nothing may follow that would push it out.
+        while let Err(e) = self.out.flush() {
+            self.bear(e, moved)?;
+        }
         Ok(())
+    }
+
+    /// `Err` unless it is only that nothing has `moved` for a moment.
+    fn bear(&self, e: std::io::Error, moved: Instant) -> Result<(), Error> {
+        match e.kind() {
+            kind if is_tick(kind) => {
+                self.interrupt.check()?;
+                match moved.elapsed() >= self.stall {
+                    true => Err(Error::Stalled(self.stall)),
+                    false => Ok(()),
+                }
+            }
+            ErrorKind::BrokenPipe => Err(Error::Closed),
+            _ => Err(Error::Connection(e)),
+        }
     }
 
     /// Sleeps in ticks, so that a cap of a few bytes a second does not delay a cancel.

@@ -1,14 +1,15 @@
-//! Byte streams between source and destination: Unix and TCP sockets, their addresses, and the
+//! Byte streams between source and destination: Unix and TCP sockets, TLS, their addresses, and the
 //! bandwidth cap.
 //!
-//! Contract of the halves of a [`Transport`]: `read` and `write` block for at most about [`TICK`]
-//! and then return `WouldBlock` or `TimedOut`. The layer above ([`crate::link`]) loops, and between
-//! two ticks looks whether it was cancelled, whether the peer gave up, and whether nothing has
-//! moved for the stall time. So no thread is ever stuck in a system call, no signals are needed,
-//! and nothing spins.
+//! Contract of the halves of a [`Transport`]: `read`, `write` and `flush` block for at most about
+//! [`TICK`] and then return `WouldBlock` or `TimedOut`. The layer above ([`crate::link`]) loops,
+//! and between two ticks looks whether it was cancelled, whether the peer gave up, and whether
+//! nothing has moved for the stall time. So no thread is ever stuck in a system call, no signals
+//! are needed, and nothing spins.
 
 mod dial;
 mod listen;
+pub mod tls;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -55,7 +56,7 @@ pub(crate) fn unsent(rate: f64, sharers: u32) -> u32 {
     ((rate / 1000.0) as u32).clamp(of(UNSENT), of(MAX_UNSENT))
 }
 
-/// The writing half of a connection.
+/// The writing half of a connection. It may keep some of what it has taken until it is flushed.
 pub trait WriteHalf: Write + Send {
     /// The kernel should not take more than so many bytes ahead of the network.
     fn set_unsent(&self, _bytes: u32) {}
@@ -70,6 +71,13 @@ pub type Halves = (Box<dyn Read + Send>, Box<dyn WriteHalf>);
 
 /// A connection that has not begun.
 pub trait Transport: Send {
+    /// Does what both ends have to do before the first byte of content, for `limit` at most; ends
+    /// early, as [`TransportError::Cancelled`], once `leave` says so. A plain socket has nothing to
+    /// do.
+    fn greet(&mut self, _limit: Duration, _leave: &dyn Fn() -> bool) -> Result<(), TransportError> {
+        Ok(())
+    }
+
     /// Splits it into the two halves, which keep to the module's contract.
     fn split(self: Box<Self>) -> io::Result<Halves>;
 
@@ -86,6 +94,11 @@ pub trait Transport: Send {
 
 /// Data connections: the source opens them, the destination accepts them.
 pub trait Connections: Send {
+    /// Whether one is only made when the other end takes part in it, which so has to expect it.
+    fn need_both(&self) -> bool {
+        false
+    }
+
     /// The next one. Waits for `timeout` at most.
     fn next(
         &self,
@@ -143,9 +156,7 @@ impl Transport for UnixStream {
 impl Transport for TcpStream {
     fn split(self: Box<Self>) -> io::Result<Halves> {
         self.set_nonblocking(false)?;
-        // Frames are written whole; waiting to fill a segment would only lengthen the downtime.
-        self.set_nodelay(true)?;
-        SockRef::from(&*self).set_tcp_notsent_lowat(UNSENT)?;
+        tune(&self)?;
         self.set_write_timeout(Some(TICK))?;
         Ok((Box::new(Reads(self.try_clone()?)), self))
     }
@@ -155,12 +166,18 @@ impl Transport for TcpStream {
     }
 }
 
+fn tune(socket: &TcpStream) -> io::Result<()> {
+    // Frames are written whole; waiting to fill a segment would only lengthen the downtime.
+    socket.set_nodelay(true)?;
+    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT)
+}
+
 /// Why there is no connection.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// The text is not an address.
-    #[error("'{0}' is not an address; use tcp:HOST:PORT or unix:PATH")]
+    #[error("'{0}' is not an address; use tcp:HOST:PORT, tls:HOST:PORT or unix:PATH")]
     Address(String),
     /// Someone listens there already.
     #[error("{0} is already in use")]
@@ -186,6 +203,9 @@ pub enum TransportError {
     /// Could not listen.
     #[error("cannot listen on {0}")]
     Listen(Endpoint, #[source] io::Error),
+    /// There is no TLS on it.
+    #[error("no TLS")]
+    Tls(#[from] tls::TlsError),
     /// [`CancelToken::cancel`] was called while waiting.
     #[error("cancelled")]
     Cancelled,
@@ -196,6 +216,8 @@ pub enum TransportError {
 pub enum Endpoint {
     /// `tcp:HOST:PORT`; IPv6 hosts in brackets. Holds `HOST:PORT`.
     Tcp(String),
+    /// `tls:HOST:PORT`: TLS over TCP.
+    Tls(String),
     /// `unix:PATH`.
     Unix(PathBuf),
 }
@@ -204,6 +226,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Tcp(address) => write!(f, "tcp:{address}"),
+            Endpoint::Tls(address) => write!(f, "tls:{address}"),
             Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -216,14 +239,15 @@ impl FromStr for Endpoint {
         let bad = || TransportError::Address(text.to_owned());
         match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::Unix(path.into())),
-            Some(("tcp", address)) => {
+            Some((scheme @ ("tcp" | "tls"), address)) => {
                 let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
                 let bracketed = host.starts_with('[') && host.ends_with(']');
                 let host_ok = !host.is_empty() && (bracketed || !host.contains(':'));
                 if !host_ok || port.parse::<u16>().is_err() {
                     return Err(bad());
                 }
-                Ok(Endpoint::Tcp(address.to_owned()))
+                let of = if scheme == "tls" { Endpoint::Tls } else { Endpoint::Tcp };
+                Ok(of(address.to_owned()))
             }
             _ => Err(bad()),
         }
@@ -272,13 +296,14 @@ mod tests {
     fn addresses() {
         let parse = |text: &str| text.parse::<Endpoint>();
         assert_eq!(parse("unix:/a:b").unwrap(), Endpoint::Unix("/a:b".into()));
-        for good in ["tcp:host:1", "tcp:[::1]:65535", "tcp:127.0.0.1:0"] {
+        for good in ["tcp:host:1", "tls:host:1", "tcp:[::1]:65535", "tcp:127.0.0.1:0"] {
             assert_eq!(parse(good).unwrap().to_string(), good);
         }
         for bad in [
             "",
             "unix:",
             "tcp:host",
+            "tls:host",
             "tcp::1",
             "tcp:host:",
             "tcp:h:65536",

@@ -210,8 +210,12 @@ pub fn with_vsock(
 pub struct ReceiveConfig {
     /// Name for the control socket.
     pub name: String,
-    /// Where to listen: `unix:/absolute/path` or `tcp:HOST:PORT`.
+    /// Where to listen: `unix:/absolute/path`, `tcp:HOST:PORT` or `tls:HOST:PORT`.
     pub uri: String,
+    /// For `tls:`: the folder with this host's certificates.
+    pub tls: Option<OsString>,
+    /// Of whom one the source's certificate has to be; empty: of anybody whom the authority knows.
+    pub tls_peers: Vec<String>,
     /// Where the serial console goes.
     pub serial: SerialSink,
     /// Whether standard error is told how it goes.

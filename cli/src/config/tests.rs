@@ -268,7 +268,7 @@ fn one_file_serves_both_sides() {
         assert_eq!(files.receive(line).unwrap().name, "web");
     }
     let error = files.receive("web --config F/vm.toml").unwrap_err();
-    assert!(error.contains("write unix:/PATH or tcp:HOST:PORT"), "{error}");
+    assert!(error.contains("write unix:/PATH, tcp:HOST:PORT or tls:HOST:PORT"), "{error}");
     // What is left out is checked.
     files.write("vm.toml", "memory = \"1\"");
     let error = files.receive("web tcp:h:4 --config F/vm.toml").unwrap_err();

@@ -16,13 +16,30 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::config::DestinationConfig;
 use crate::control::CancelToken;
 use crate::error::Error;
-use crate::link::Interrupt;
+use crate::link::{Deadline, Interrupt};
 use crate::transport::{Connections, TICK, Transport, TransportError};
 
 /// Connections that are being asked at one time.
 pub(super) const MAX_WAITING: usize = 64;
+
+/// Does what precedes the first frame. Returns the deadline for all that somebody who connects has
+/// to say.
+pub(super) fn greet(
+    transport: &mut dyn Transport,
+    cfg: &DestinationConfig,
+    interrupt: &Interrupt,
+) -> Result<Option<Deadline>, Error> {
+    let deadline = Deadline::after(cfg.hello_timeout);
+    match transport.greet(cfg.hello_timeout, &|| interrupt.check().is_err()) {
+        Ok(()) => Ok(deadline),
+        Err(TransportError::Cancelled) => Err(interrupt.check().err().unwrap_or(Error::Cancelled)),
+        Err(TransportError::Tls(e)) => Err(Error::Tls(e)),
+        Err(e) => Err(Error::Stream(e)),
+    }
+}
 
 /// Which one of those that were asked, and what it said.
 type Answer<T> = (u64, Heard<T>);

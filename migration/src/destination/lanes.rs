@@ -28,7 +28,7 @@ use crate::transport::{Connections, TICK, Transport, TransportError, WriteHalf};
 use crate::wire::version::Agreed;
 use crate::wire::{self, FEATURE_LZ4, Join, Kind, MAX_STREAMS, SyncPoint, WireError};
 
-use super::door::{Door, Heard};
+use super::door::{Door, Heard, greet};
 use super::memory::Memory;
 
 /// The threads of all data connections.
@@ -254,16 +254,17 @@ impl Drop for Lanes {
 
 /// Reads which of the source's connections it is.
 fn hear(
-    transport: Box<dyn Transport>,
+    mut transport: Box<dyn Transport>,
     (token, agreed): (u128, Agreed),
     cfg: &DestinationConfig,
     interrupt: &Interrupt,
 ) -> Result<(u32, FrameReader, Box<dyn WriteHalf>), Error> {
+    let deadline = greet(&mut *transport, cfg, interrupt)?;
     let (input, output) = transport.split().map_err(Error::Connection)?;
     let patience = (Some(cfg.stall_timeout), cfg.frame_limit);
     let mut reader = FrameReader::new(input, patience, interrupt.clone());
     (reader.version, reader.features) = (agreed.version, agreed.features);
-    reader.within(cfg.hello_timeout);
+    reader.deadline = deadline;
     reader.next(&[Kind::Join], "on a data connection")?;
     let join: Join = reader.control(Kind::Join)?;
     if join.token != token {

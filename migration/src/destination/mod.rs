@@ -41,7 +41,7 @@ use crate::wire::{
     self, FEATURE_BOOT, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind, MAX_PAGES, RoundStart,
     StateEnd, SyncPoint, VerifyChunk, WireError, max_state,
 };
-use door::{Door, Heard};
+use door::{Door, Heard, greet};
 use lanes::{Lanes, Shared};
 use memory::Memory;
 
@@ -95,15 +95,16 @@ pub fn await_source(
 
 /// Hears a source out, or turns whoever it is away.
 fn hear(
-    transport: Box<dyn Transport>,
+    mut transport: Box<dyn Transport>,
     cfg: &DestinationConfig,
     interrupt: &Interrupt,
 ) -> Result<Arrival, Error> {
+    let deadline = greet(&mut *transport, cfg, interrupt)?;
     let connections = transport.data_connections();
     let (input, output) = transport.split().map_err(Error::Connection)?;
     let (stall, frame) = (cfg.stall_timeout, cfg.frame_limit);
     let mut reader = FrameReader::new(input, (Some(stall), frame), interrupt.clone());
-    reader.within(cfg.hello_timeout);
+    reader.deadline = deadline;
     let mut writer = FrameWriter::new(output, None, (stall, frame), interrupt.clone());
     match introduce(&mut reader, &mut writer, cfg) {
         Ok((agreed, machine)) => {

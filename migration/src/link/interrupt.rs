@@ -29,7 +29,8 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    pub(super) fn after(time: Duration) -> Option<Self> {
+    /// So long from now; `None` if there is no such time.
+    pub fn after(time: Duration) -> Option<Self> {
         Some(Self { until: Instant::now().checked_add(time)?, time })
     }
 

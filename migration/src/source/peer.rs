@@ -167,10 +167,16 @@ impl Peer {
         let announced = wire::Streams { nr: cfg.streams.min(MAX_STREAMS), token };
         let agreed = Agreed { version: self.writer.version, features: self.writer.features };
         let with = (self.cap.as_ref(), reader);
+        let first = connections.need_both();
+        if first {
+            self.writer.send_control(Kind::Streams, &announced)?;
+        }
         let lanes = Lanes::open(&*connections, &announced, cfg, with, &self.interrupt, agreed)?;
-        // They wait to be accepted by then, so that a destination need not wait for one that never
-        // comes.
-        self.writer.send_control(Kind::Streams, &announced)?;
+        if !first {
+            // They wait to be accepted by then, so that a destination need not wait for one that
+            // never comes.
+            self.writer.send_control(Kind::Streams, &announced)?;
+        }
         Ok(lanes)
     }
 

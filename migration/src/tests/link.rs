@@ -10,11 +10,12 @@ use crate::transport::{Throttle, WriteHalf};
 use crate::wire::pages::{Run, encode_runs};
 use crate::wire::{HEADER_LEN, Kind};
 
-/// What was written, and how much of it by each call.
+/// What was written, how much of it by each call, and where it was flushed.
 #[derive(Default)]
 struct Seen {
     bytes: Vec<u8>,
     calls: Vec<usize>,
+    flushed: Vec<usize>,
 }
 
 /// Takes `most` bytes a call.
@@ -38,8 +39,15 @@ impl Write for Takes {
         Ok(taken)
     }
 
+    /// Needs some time for it.
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let mut seen = self.seen.lock().unwrap();
+        let end = seen.bytes.len();
+        seen.flushed.push(end);
+        match seen.flushed.iter().filter(|at| **at == end).count() {
+            3.. => Ok(()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 }
 
@@ -68,6 +76,9 @@ fn a_frame_is_one_call_and_the_same_bytes_however_they_go_out() {
     let payload = [table, content].concat();
     assert_eq!(whole.calls, [HEADER_LEN + payload.len(), HEADER_LEN]);
     assert_eq!(whole.bytes[HEADER_LEN..][..payload.len()], payload);
+    // Nothing of a frame stays behind until the next one, which may never come.
+    let ends = [HEADER_LEN + payload.len(), 2 * HEADER_LEN + payload.len()];
+    assert_eq!(whole.flushed, ends.map(|end| [end; 3]).concat());
     // Cut anywhere: within the header, the table, the content.
     for most in [1000, 40, 7] {
         assert!(sent(most, None).0.bytes == whole.bytes, "{most} bytes a call");

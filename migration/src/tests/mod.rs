@@ -25,5 +25,6 @@ mod speed;
 mod strangers;
 mod streams;
 mod switch;
+pub(crate) mod tls;
 mod verify;
 mod versions;

@@ -13,24 +13,29 @@ use super::handoff::{PAGES, script};
 use super::hostile::{frame, hello, machine, stream};
 use super::model::Model;
 use super::oracle::config;
+use crate::error::describe;
 use crate::wire::{Abort, Kind, MAX_PAGES, WireError, codec};
 use crate::*;
 
 /// Longer than any test: what waits for it has failed.
-const NEVER: Duration = Duration::from_secs(3600);
+pub(super) const NEVER: Duration = Duration::from_secs(3600);
 /// Longer than a busy machine needs.
-const GUARD: Duration = Duration::from_secs(60);
+pub(super) const GUARD: Duration = Duration::from_secs(60);
 
-struct Host {
-    at: Endpoint,
-    cancel: CancelToken,
+pub(super) struct Host {
+    pub(super) at: Endpoint,
+    pub(super) cancel: CancelToken,
     turned_away: Receiver<String>,
     thread: JoinHandle<(Option<Result<Received, Failure>>, Dest)>,
 }
 
 /// A receiver that gives each visitor so long to say Hello.
 fn host(hello_timeout: Duration) -> Host {
-    let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+    host_at(Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap(), hello_timeout)
+}
+
+/// The same, where there is a listener already.
+pub(super) fn host_at(listener: Listener, hello_timeout: Duration) -> Host {
     let at = listener.endpoint().unwrap();
     let (tell, turned_away) = channel();
     let cancel = CancelToken::new();
@@ -40,7 +45,7 @@ fn host(hello_timeout: Duration) -> Host {
         let mut dest = Dest::default();
         let mut told = |peer: &str, why: &Error| {
             assert!(!peer.is_empty());
-            let _ = tell.send(why.to_string());
+            let _ = tell.send(describe(why));
         };
         match await_source(listener, &cfg, &token, &mut told) {
             Ok(arrival) => (Some(receive_from(arrival, &mut dest, &cfg, &(), &token)), dest),
@@ -51,19 +56,31 @@ fn host(hello_timeout: Duration) -> Host {
 }
 
 impl Host {
-    fn visit(&self) -> TcpStream {
-        let Endpoint::Tcp(at) = &self.at else { unreachable!() };
+    pub(super) fn visit(&self) -> TcpStream {
+        let (Endpoint::Tcp(at) | Endpoint::Tls(at)) = &self.at else { unreachable!() };
         TcpStream::connect(at).unwrap()
     }
 
-    fn turned_away(&self) -> String {
+    /// Why the next one was sent away that was.
+    pub(super) fn turned_away(&self) -> String {
         self.turned_away.recv_timeout(GUARD).expect("nobody was turned away")
     }
 
+    /// It has been cancelled, and there is no guest.
+    pub(super) fn ends_without_a_guest(self) -> bool {
+        let (received, dest) = self.thread.join().unwrap();
+        received.is_none() && dest.runs == 0
+    }
+
     /// The true source comes.
-    fn takes_the_source(self, streams: u32) {
-        let model = Model::new(PAGES, false, script());
+    pub(super) fn takes_the_source(self, streams: u32) {
         let near = connect(&self.at, GUARD, &CancelToken::new()).unwrap();
+        self.takes(near, streams);
+    }
+
+    /// A source that has connected is the one that is taken.
+    pub(super) fn takes(self, near: Box<dyn Transport>, streams: u32) {
+        let model = Model::new(PAGES, false, script());
         let cfg = SourceConfig { streams, ..config(HintMode::Auto) };
         migrate(&model.vm(), near, &cfg, &(), &CancelToken::new()).unwrap();
         let (received, dest) = self.thread.join().unwrap();
@@ -147,7 +164,7 @@ fn who_says_hello_and_brings_no_machine_is_turned_away() {
     for nr_pages in [0, MAX_PAGES + 1, u64::MAX] {
         let mut impossible = host.visit();
         impossible.write_all(&stream(&[hello(0), machine(nr_pages)])).unwrap();
-        assert_eq!(host.turned_away(), malformed.to_string());
+        assert_eq!(host.turned_away(), describe(&malformed));
     }
     drop(silent);
     host.takes_the_source(1);
@@ -169,7 +186,6 @@ fn waiting_for_a_source_is_cancelled_whoever_else_is_there() {
     let host = host(NEVER);
     let silent = host.visit();
     host.cancel.cancel();
-    let (received, dest) = host.thread.join().unwrap();
-    assert!(received.is_none() && dest.runs == 0);
+    assert!(host.ends_without_a_guest());
     drop(silent);
 }

@@ -123,7 +123,7 @@ fn sockets_have_further_connections() {
 
 const TOKEN: u128 = 77;
 
-fn join(stream: u32, token: u128) -> Vec<u8> {
+pub(super) fn join(stream: u32, token: u128) -> Vec<u8> {
     codec::encode(&Join { stream, token }, Kind::Join).unwrap()
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::tls::{Caller, Client, TlsError};
 use super::{Connections, Endpoint, Halves, TICK, Transport, TransportError};
 use crate::aside::{Left, aside};
 use crate::control::CancelToken;
@@ -21,14 +22,45 @@ pub fn connect(
     timeout: Duration,
     cancel: &CancelToken,
 ) -> Result<Box<dyn Transport>, TransportError> {
-    let (stream, found) = dial(to, timeout, cancel)?;
-    Ok(Box::new(Dialled { stream, found }))
+    match to {
+        Endpoint::Tls(_) => Err(TlsError::NoFolder(to.to_string()).into()),
+        _ => connect_by(to, None, timeout, cancel),
+    }
 }
 
-/// A connection, and where it went: a name may stand for several hosts.
+impl Client {
+    /// Connects to a destination, as [`connect`] does, and shakes hands, for `timeout` at most.
+    ///
+    /// # Errors
+    /// As there; or what is wrong with the other side.
+    pub fn connect(
+        &self,
+        to: &Endpoint,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Transport>, TransportError> {
+        match to {
+            Endpoint::Tls(address) => connect_by(to, Some(&self.caller(address)?), timeout, cancel),
+            _ => Err(TlsError::NotTls(to.to_string()).into()),
+        }
+    }
+}
+
+/// Connects, over TLS if there is a `caller`.
+fn connect_by(
+    to: &Endpoint,
+    caller: Option<&Caller>,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<Box<dyn Transport>, TransportError> {
+    let (stream, found) = dial(to, caller, timeout, cancel)?;
+    Ok(Box::new(Dialled { stream, again: Dial(found, caller.cloned()) }))
+}
+
+/// A connection, and the way to where it went.
 struct Dialled {
     stream: Box<dyn Transport>,
-    found: Endpoint,
+    again: Dial,
 }
 
 impl Transport for Dialled {
@@ -37,7 +69,7 @@ impl Transport for Dialled {
     }
 
     fn data_connections(&self) -> Option<Box<dyn Connections>> {
-        Some(Box::new(Dial(self.found.clone())))
+        Some(Box::new(self.again.clone()))
     }
 
     fn peer(&self) -> String {
@@ -45,22 +77,28 @@ impl Transport for Dialled {
     }
 }
 
-/// Connects to where the first connection went.
-struct Dial(Endpoint);
+/// Connects to where the first connection went: a name may stand for several hosts.
+#[derive(Clone)]
+struct Dial(Endpoint, Option<Caller>);
 
 impl Connections for Dial {
+    fn need_both(&self) -> bool {
+        self.1.is_some()
+    }
+
     fn next(
         &self,
         cancel: &CancelToken,
         timeout: Duration,
     ) -> Result<Box<dyn Transport>, TransportError> {
-        Ok(dial(&self.0, timeout, cancel)?.0)
+        Ok(dial(&self.0, self.1.as_ref(), timeout, cancel)?.0)
     }
 }
 
 /// Connects, and says to which of its addresses.
 fn dial(
     to: &Endpoint,
+    caller: Option<&Caller>,
     timeout: Duration,
     cancel: &CancelToken,
 ) -> Result<(Box<dyn Transport>, Endpoint), TransportError> {
@@ -71,14 +109,20 @@ fn dial(
             let socket = open(to, Domain::UNIX, &address, timeout, cancel)?;
             Ok((Box::new(UnixStream::from(socket)), to.clone()))
         }
-        Endpoint::Tcp(address) => {
+        Endpoint::Tcp(address) | Endpoint::Tls(address) => {
             let mut last = failed(io::Error::new(ErrorKind::NotFound, "the name has no address"));
             for address in resolve(to, address, timeout, cancel)? {
                 let domain = Domain::for_address(address);
                 match open(to, domain, &address.into(), timeout, cancel) {
                     Ok(socket) => {
-                        let found = Endpoint::Tcp(address.to_string());
-                        return Ok((Box::new(TcpStream::from(socket)), found));
+                        let (socket, found) = (TcpStream::from(socket), address.to_string());
+                        // Who answers and is not who should gets no second chance elsewhere.
+                        return Ok(match caller {
+                            Some(caller) => {
+                                (caller.secure(socket, timeout, cancel)?, Endpoint::Tls(found))
+                            }
+                            None => (Box::new(socket), Endpoint::Tcp(found)),
+                        });
                     }
                     Err(TransportError::Cancelled) => return Err(TransportError::Cancelled),
                     Err(e) => last = e,

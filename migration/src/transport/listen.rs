@@ -19,6 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 
+use super::tls::{Server, TlsError};
 use super::{Connections, Endpoint, TICK, Transport, TransportError};
 use crate::control::CancelToken;
 
@@ -37,17 +38,29 @@ struct Place {
 /// Waits for a source. A Unix socket's file is removed when the listener and the connections that
 /// have not begun are dropped.
 #[derive(Clone)]
-pub struct Listener(Arc<Socket>);
+pub struct Listener {
+    socket: Arc<Socket>,
+    /// Over TLS, with these certificates.
+    tls: Option<Server>,
+}
 
 impl Listener {
     /// Listens. A Unix socket file that nobody listens on any more is replaced.
     pub fn bind(at: &Endpoint) -> Result<Self, TransportError> {
+        match at {
+            Endpoint::Tls(_) => Err(TlsError::NoFolder(at.to_string()).into()),
+            _ => Self::bind_by(at, None),
+        }
+    }
+
+    /// The same, over TLS if there are certificates for it.
+    fn bind_by(at: &Endpoint, tls: Option<Server>) -> Result<Self, TransportError> {
         let failed = |e: io::Error| match e.kind() {
             ErrorKind::AddrInUse => TransportError::InUse(at.clone()),
             _ => TransportError::Listen(at.clone(), e),
         };
         let socket = match at {
-            Endpoint::Tcp(address) => {
+            Endpoint::Tcp(address) | Endpoint::Tls(address) => {
                 let listener = TcpListener::bind(address.as_str()).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 Socket::Tcp(listener)
@@ -59,22 +72,36 @@ impl Listener {
                 Socket::Unix(listener, place)
             }
         };
-        Ok(Self(Arc::new(socket)))
+        Ok(Self { socket: Arc::new(socket), tls })
     }
 
     /// Where it listens: for `tcp:HOST:0` the port that was chosen.
     pub fn endpoint(&self) -> io::Result<Endpoint> {
-        Ok(match &*self.0 {
-            Socket::Tcp(listener) => Endpoint::Tcp(listener.local_addr()?.to_string()),
+        let tcp = if self.tls.is_some() { Endpoint::Tls } else { Endpoint::Tcp };
+        Ok(match &*self.socket {
+            Socket::Tcp(listener) => tcp(listener.local_addr()?.to_string()),
             Socket::Unix(_, place) => Endpoint::Unix(place.path.clone()),
         })
+    }
+}
+
+impl Server {
+    /// Listens, as [`Listener::bind`] does. Whoever connects is asked for a certificate.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn listen(&self, at: &Endpoint) -> Result<Listener, TransportError> {
+        match at {
+            Endpoint::Tls(_) => Listener::bind_by(at, Some(self.clone())),
+            _ => Err(TlsError::NotTls(at.to_string()).into()),
+        }
     }
 }
 
 /// For who accepts by itself. It does not wait.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &*self.0 {
+        match &*self.socket {
             Socket::Tcp(listener) => listener.as_fd(),
             Socket::Unix(listener, _) => listener.as_fd(),
         }
@@ -89,8 +116,11 @@ impl Connections for Listener {
     ) -> Result<Box<dyn Transport>, TransportError> {
         let began = Instant::now();
         while !cancel.is_cancelled() {
-            let accepted: io::Result<Box<dyn Transport>> = match &*self.0 {
-                Socket::Tcp(listener) => listener.accept().map(|(s, _)| Box::new(s) as _),
+            let accepted: io::Result<Box<dyn Transport>> = match &*self.socket {
+                Socket::Tcp(listener) => listener.accept().and_then(|(s, _)| match &self.tls {
+                    Some(server) => server.secure(s),
+                    None => Ok(Box::new(s) as _),
+                }),
                 Socket::Unix(listener, _) => listener.accept().map(|(s, _)| Box::new(s) as _),
             };
             match accepted {
@@ -187,6 +217,14 @@ mod tests {
     struct Accepted(Box<dyn Transport>, Listener);
 
     impl Transport for Accepted {
+        fn greet(
+            &mut self,
+            limit: Duration,
+            leave: &dyn Fn() -> bool,
+        ) -> Result<(), TransportError> {
+            self.0.greet(limit, leave)
+        }
+
         fn split(self: Box<Self>) -> io::Result<Halves> {
             self.0.split()
         }

@@ -75,8 +75,14 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MigrateRequest {
-    /// Where the receiver listens: `unix:/absolute/path` or `tcp:HOST:PORT`.
+    /// Where the receiver listens: `unix:/absolute/path`, `tcp:HOST:PORT` or `tls:HOST:PORT`.
     pub uri: String,
+    /// For `tls:`: the folder with this host's certificates, from the root. Left out otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
+    /// Whom the receiver's certificate has to be for; `None`: for the URI's host. Left out then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_name: Option<String>,
     /// Free page hints.
     pub hints: HintPolicy,
     /// Longest acceptable predicted downtime in milliseconds.
@@ -114,6 +120,8 @@ impl Default for MigrateRequest {
     fn default() -> Self {
         Self {
             uri: String::new(),
+            tls: None,
+            tls_name: None,
             hints: HintPolicy::default(),
             downtime_limit_ms: 300,
             pause_limit_ms: None,

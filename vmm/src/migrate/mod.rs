@@ -7,7 +7,7 @@ mod destination;
 mod updates;
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +15,14 @@ use serde_json::Value;
 use wherry_migration::aside::{Left, aside};
 use wherry_migration::error::describe;
 use wherry_migration::traits::{HintSource, SourceVm};
+use wherry_migration::transport::tls::{self, TlsError};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
-    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Report, SourceConfig,
+    CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Report, SourceConfig, Transport,
     TransportError, connect,
 };
 
+use crate::config::ReceiveConfig;
 use crate::control::{ControlError, ErrorCode, MigrateRequest, Update};
 use crate::disks::Disks;
 use crate::life::owner::Owner;
@@ -46,9 +48,9 @@ const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 /// name, this one included, would put its control socket in place of the migration's.
 ///
 /// # Errors
-/// Not an address, in use, or the control socket of a VM.
-pub fn listen(uri: &str, runtime: &Path) -> anyhow::Result<Listener> {
-    let endpoint: Endpoint = uri.parse()?;
+/// Not an address, in use, the control socket of a VM, or certificates that are not right for it.
+pub fn listen(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<Listener> {
+    let endpoint: Endpoint = wanted.uri.parse()?;
     if let Endpoint::Unix(path) = &endpoint
         && is_of_a_vm(path, runtime)
     {
@@ -58,7 +60,12 @@ pub fn listen(uri: &str, runtime: &Path) -> anyhow::Result<Listener> {
              end in .sock"
         );
     }
-    Ok(Listener::bind(&endpoint)?)
+    Ok(match &wanted.tls {
+        Some(folder) => {
+            tls::Server::load(Path::new(folder), &wanted.tls_peers)?.listen(&endpoint)?
+        }
+        None => Listener::bind(&endpoint)?,
+    })
 }
 
 /// Whether it is the path of some VM's socket or lock in that folder, however the folder is
@@ -78,6 +85,16 @@ fn is_of_a_vm(path: &Path, runtime: &Path) -> bool {
 fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     let bad = |what: String| ControlError::new(ErrorCode::BadRequest, what);
     let endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
+    let certificates = request.tls.is_some();
+    match &endpoint {
+        Endpoint::Tls(_) if !certificates => {
+            return Err(bad(TlsError::NoFolder(request.uri.clone()).to_string()));
+        }
+        Endpoint::Tcp(_) | Endpoint::Unix(_) if certificates || request.tls_name.is_some() => {
+            return Err(bad(TlsError::NotTls(request.uri.clone()).to_string()));
+        }
+        _ => {}
+    }
     if !(1..=MAX_STREAMS).contains(&request.streams) {
         return Err(bad(format!(
             "streams: {} is not between 1 and {MAX_STREAMS}",
@@ -121,6 +138,53 @@ fn offer(machine: &Machine, cancel: &CancelToken) -> Result<Offer, ControlError>
     )
 }
 
+/// Connects to the destination.
+fn call(
+    to: &Endpoint,
+    request: &MigrateRequest,
+    cancel: &CancelToken,
+) -> Result<Box<dyn Transport>, ControlError> {
+    let connected = match &request.tls {
+        Some(folder) => certificates(folder, request.tls_name.clone(), cancel)?.connect(
+            to,
+            CONNECT_TIMEOUT,
+            cancel,
+        ),
+        None => connect(to, CONNECT_TIMEOUT, cancel),
+    };
+    connected.map_err(|e| match e {
+        TransportError::Cancelled => {
+            ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
+        }
+        TransportError::Tls(_) => ControlError::new(ErrorCode::MigrationFailed, describe(&e))
+            .hint("docs/tls.md says what certificates both hosts need; the guest goes on here"),
+        e => ControlError::new(ErrorCode::MigrationFailed, describe(&e))
+            .hint(format!("start `wherry receive NAME {to}` there first; the guest goes on here")),
+    })
+}
+
+/// What the source says who it is with. The folder may be where no read ends.
+fn certificates(
+    folder: &str,
+    name: Option<String>,
+    cancel: &CancelToken,
+) -> Result<tls::Client, ControlError> {
+    let failed = |why: String| {
+        let error = ControlError::new(ErrorCode::MigrationFailed, why);
+        error.hint("docs/tls.md says how to make them; the guest goes on here")
+    };
+    let from = PathBuf::from(folder);
+    let read = move || tls::Client::load(&from, name.as_deref());
+    match aside("certificates", None, cancel, read) {
+        Ok(read) => read.map_err(|e| failed(describe(&e))),
+        Err(Left::Failed(e)) => Err(failed(format!("cannot read the certificates: {e}"))),
+        Err(Left::Cancelled | Left::Late) => Err(ControlError::new(
+            ErrorCode::Cancelled,
+            "cancelled while the certificates were read",
+        )),
+    }
+}
+
 /// Migrates the machine away. On success it is paused for good and the report is returned;
 /// otherwise the error's code says whether the guest goes on here ([`ErrorCode::MigrationFailed`])
 /// or that this is unknown ([`ErrorCode::MigrationUnknown`]).
@@ -139,14 +203,7 @@ pub fn to(
     refresh_statistics(owner, STATISTICS_TIMEOUT);
     let offer = offer(machine, cancel)?;
     let (boots, ends) = (offer.reset != ResetV1::Ends, offer.ends.clone());
-    let transport = connect(&endpoint, CONNECT_TIMEOUT, cancel).map_err(|e| match e {
-        TransportError::Cancelled => {
-            ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
-        }
-        e => ControlError::new(ErrorCode::MigrationFailed, describe(&e)).hint(format!(
-            "start `wherry receive NAME {endpoint}` there first; the guest goes on here"
-        )),
-    })?;
+    let transport = call(&endpoint, request, cancel)?;
     let vm = SourceVm {
         ram: machine.ram().clone(),
         log: machine.log().clone(),
@@ -251,9 +308,8 @@ fn explain(failure: &wherry_migration::Failure, disks: &Disks) -> ControlError {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
+    use crate::config::SerialSink;
 
     #[test]
     fn a_request_whose_limits_nothing_can_keep_is_refused() {
@@ -261,6 +317,9 @@ mod tests {
         check(&request).unwrap();
         for wrong in [
             MigrateRequest { uri: "b:9".into(), ..request.clone() },
+            MigrateRequest { uri: "tls:b:9".into(), ..request.clone() },
+            MigrateRequest { tls: Some("/tls".into()), ..request.clone() },
+            MigrateRequest { tls_name: Some("b".into()), ..request.clone() },
             MigrateRequest { streams: 0, ..request.clone() },
             MigrateRequest { bandwidth_bytes_s: Some(0), ..request.clone() },
             MigrateRequest { downtime_limit_ms: 0, ..request.clone() },
@@ -275,13 +334,56 @@ mod tests {
         }
     }
 
+    fn receiver(uri: String, tls: Option<&Path>) -> ReceiveConfig {
+        ReceiveConfig {
+            name: "web".into(),
+            uri,
+            tls: tls.map(Into::into),
+            tls_peers: Vec::new(),
+            serial: SerialSink::None,
+            progress: false,
+            max_memory: None,
+            memory_backing: None,
+            nets: Vec::new(),
+            disks: Vec::new(),
+            vsock: None,
+            kernel: None,
+            initrd: None,
+            reboot: true,
+        }
+    }
+
+    #[test]
+    fn nobody_listens_without_the_certificates_that_were_asked_for() {
+        let (runtime, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let refused = |uri: &str, tls: Option<&Path>| {
+            let refused = listen(&receiver(uri.into(), tls), runtime.path());
+            format!("{:#}", refused.err().expect("it listens"))
+        };
+        let none = refused("tls:127.0.0.1:0", None);
+        assert!(none.contains("--tls DIR"), "{none}");
+        let lacks = refused("tls:127.0.0.1:0", Some(empty.path()));
+        for file in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
+            assert!(lacks.contains(file), "{lacks}");
+        }
+        let gone = refused("tls:127.0.0.1:0", Some(&empty.path().join("gone")));
+        assert!(gone.contains("cannot read"), "{gone}");
+        // And at the other side.
+        let failed = certificates(&empty.path().display().to_string(), None, &CancelToken::new());
+        let failed = failed.expect_err("it has certificates");
+        assert!(failed.message.contains("client-key.pem"), "{}", failed.message);
+        assert_eq!(failed.code, ErrorCode::MigrationFailed);
+    }
+
     #[test]
     fn a_migration_does_not_listen_in_place_of_a_control_socket() {
         let runtime = tempfile::tempdir().unwrap();
         let other = tempfile::tempdir().unwrap();
         let link = other.path().join("link");
         std::os::unix::fs::symlink(runtime.path(), &link).unwrap();
-        let at = |path: PathBuf| listen(&format!("unix:{}", path.display()), runtime.path());
+        let at = |path: PathBuf| {
+            listen(&receiver(format!("unix:{}", path.display()), None), runtime.path())
+        };
         for taken in ["web.sock", "web.lock", ".web.new"] {
             for folder in [
                 runtime.path(),

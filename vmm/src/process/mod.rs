@@ -311,7 +311,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let claim = dir.claim(&config.name)?;
     let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
     let nets = Nets::open(&config.nets)?;
-    let listener = migrate::listen(&config.uri, dir.path())?;
+    let listener = migrate::listen(&config, dir.path())?;
     let disks = Arc::new(Disks::new(config.disks.clone())?);
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use wherry_migration::Endpoint;
 use wherry_migration::traits::{GuestRam, PAGE_SIZE};
+use wherry_migration::transport::tls::Server;
+use wherry_migration::{Endpoint, Listener};
 use wherry_vmm::memory::{Backing, Ram};
 
 use super::other::{Other, end_with_parent, say, wait_for_end};
@@ -42,10 +43,14 @@ pub fn main(args: &Args) -> Result<u8> {
     let at = match job.way.transport {
         Socket::Tcp => Endpoint::Tcp("127.0.0.1:0".into()),
         Socket::Unix => Endpoint::Unix(job.dir.join("socket")),
+        Socket::Tls => Endpoint::Tls("127.0.0.1:0".into()),
     };
     let took = match job.way.variant {
         Variant::Wherry | Variant::Pause => {
-            let listener = wherry_migration::Listener::bind(&at)?;
+            let listener = match at {
+                Endpoint::Tls(_) => Server::load(&job.dir, &[])?.listen(&at)?,
+                _ => Listener::bind(&at)?,
+            };
             say(&listener.endpoint()?.to_string())?;
             let before = cost::cpu()?;
             let ram = engine::receive(listener, job.folder.as_deref())?;

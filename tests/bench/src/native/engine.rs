@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use wherry_devices::virtio::balloon::BalloonHandle;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{DestinationVm, DirtyLog, GuestRam, Machine, SourceVm};
+use wherry_migration::transport::tls::Client;
 use wherry_migration::{
     CancelToken, DestinationConfig, Endpoint, HintPolicy, Listener, SourceConfig, await_source,
     connect, migrate, receive_from,
@@ -62,12 +63,17 @@ impl Machine for Still {
     }
 }
 
-/// The source's end. Returns the bytes on the wire when the destination has all.
-pub fn send(way: Way, ram: &Arc<Ram>, to: &Endpoint) -> Result<u64> {
+/// The source's end, with its certificates in a folder if it is over TLS. Returns the bytes on the
+/// wire when the destination has all.
+pub fn send(way: Way, ram: &Arc<Ram>, to: &Endpoint, certificates: &Path) -> Result<u64> {
     let machine = Arc::new(Still);
     let vm = SourceVm { ram: ram.clone(), log: machine.clone(), hints: None, machine };
     let cancel = CancelToken::new();
-    let transport = connect(to, Duration::from_secs(5), &cancel)?;
+    let limit = Duration::from_secs(5);
+    let transport = match to {
+        Endpoint::Tls(_) => Client::load(certificates, None)?.connect(to, limit, &cancel)?,
+        _ => connect(to, limit, &cancel)?,
+    };
     let config = SourceConfig {
         hints: HintPolicy::Off,
         compression: way.compression,

@@ -17,10 +17,13 @@ const PAUSE: [(u8, &str); 3] =
 /// The whole page.
 pub fn page(copies: &[Row], pauses: &[pause::rows::Row]) -> Result<String> {
     let mut body = String::from("<h1>What a byte of guest memory costs</h1>");
-    for socket in [Socket::Tcp, Socket::Unix] {
+    for socket in Socket::ALL {
         let rows: Vec<&Row> = copies.iter().filter(|row| row.way.transport == socket).collect();
         if !rows.is_empty() {
-            body.push_str(&copied(socket, &rows)?);
+            let plain = |row: &&Row| {
+                row.way.variant == Variant::PlainNew && row.way.transport == socket.plain()
+            };
+            body.push_str(&copied(socket, copies.iter().find(plain), &rows)?);
         }
     }
     if !pauses.is_empty() {
@@ -35,8 +38,7 @@ pub fn page(copies: &[Row], pauses: &[pause::rows::Row]) -> Result<String> {
 }
 
 /// What copies over one kind of socket cost. The plain copy's line stands beside each bar.
-fn copied(socket: Socket, rows: &[&Row]) -> Result<String> {
-    let plain = rows.iter().find(|row| row.way.variant == Variant::PlainNew);
+fn copied(socket: Socket, plain: Option<&Row>, rows: &[&Row]) -> Result<String> {
     let bars = rows.iter().map(|row| Bar {
         label: label(row),
         parts: vec![
@@ -53,6 +55,7 @@ fn copied(socket: Socket, rows: &[&Row]) -> Result<String> {
     let name = match socket {
         Socket::Tcp => "Over TCP on the loopback",
         Socket::Unix => "Over a Unix socket",
+        Socket::Tls => "Over TLS on the loopback; beside it the plain copy over TCP",
     };
     let caption = "CPU time of both processes; the line is a plain copy of the same bytes into new \
                    memory. Each ratio is the median of those within a round.";

@@ -8,9 +8,11 @@
 //! - [`way`]: what is measured. [`rounds`]: the runs, in turns.
 //! - [`destination`]: the other process. [`plain`], [`engine`], [`qemu`]: both ends of a copy.
 //! - [`content`]: what is in the memory, and whether it has arrived. [`cost`]: CPU time.
+//!   [`certificates`]: those of both sides, for TLS.
 //! - [`results`]: medians, as a table and as JSON. [`html`]: the page.
 //! - [`pause`]: what a pause costs, by the size of RAM. [`other`]: a process beside this one.
 
+mod certificates;
 mod content;
 mod cost;
 pub mod destination;

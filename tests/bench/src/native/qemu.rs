@@ -55,12 +55,13 @@ impl Qemu {
         let to = match way.transport {
             Socket::Tcp => "tcp:127.0.0.1:0".into(),
             Socket::Unix => format!("unix:{}", self.dir.path().join("migrate").display()),
+            Socket::Tls => bail!("QEMU is not measured over TLS"),
         };
         let defer = json!({ "uri": to });
         destination.qmp.call("migrate-incoming", defer)?;
         let to = match way.transport {
             Socket::Unix => to,
-            Socket::Tcp => {
+            Socket::Tcp | Socket::Tls => {
                 let at = destination.qmp.call("query-migrate", json!({}))?;
                 let port = at["socket-address"][0]["port"].as_str().context("no port")?;
                 format!("tcp:127.0.0.1:{port}")

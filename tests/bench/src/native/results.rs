@@ -34,8 +34,8 @@ pub struct Row {
     pub cpu_s_per_gib: f64,
     /// By the clock.
     pub gib_per_s: f64,
-    /// CPU time of both, over that of the plain copy into new memory by the same kind of socket in
-    /// the same round.
+    /// CPU time of both, over that of the plain copy into new memory by the same kind of socket (by
+    /// TCP, for TLS) in the same round.
     pub of_plain_new: f64,
     /// All runs, in their order.
     pub each: Vec<Run>,
@@ -48,7 +48,7 @@ pub fn rows(runs: &Runs, bytes: u64) -> Vec<Row> {
     let row = |(way, each): &(Way, Vec<Run>)| {
         let of = |figure: &dyn Fn(&Run) -> f64| middle(each.iter().map(figure));
         let reference = runs.iter().find(|(other, _)| {
-            other.variant == Variant::PlainNew && other.transport == way.transport
+            other.variant == Variant::PlainNew && other.transport == way.transport.plain()
         });
         let reference = reference.map_or(&[][..], |(_, runs)| runs);
         let pairs = each.iter().zip(reference);

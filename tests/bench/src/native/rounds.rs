@@ -12,8 +12,8 @@ use super::content::SEED;
 use super::cost::Run;
 use super::destination::{self, Took};
 use super::qemu::Qemu;
-use super::way::{Job, MIB, Variant, Way};
-use super::{content, cost, engine, plain};
+use super::way::{Job, MIB, Socket, Variant, Way};
+use super::{certificates, content, cost, engine, plain};
 use crate::note::note;
 
 /// A way, and its runs in their order: one a round.
@@ -48,12 +48,15 @@ pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>) -> Result<Runs> {
 fn one(way: Way, ram: &Arc<Ram>, warm: &[u8], folder: Option<&Path>) -> Result<Run> {
     let dir = tempfile::tempdir().context("no folder for a socket")?;
     let folder = folder.filter(|_| way.backed).map(Path::to_owned);
-    let (bytes, dir) = (ram.bytes(), dir.path().to_owned());
+    if way.transport == Socket::Tls {
+        certificates::write(dir.path())?;
+    }
+    let (bytes, at) = (ram.bytes(), dir.path().to_owned());
     let (mut other, to) =
-        destination::start(&Job { way, bytes, seed: SEED, dir, folder, usage: None })?;
+        destination::start(&Job { way, bytes, seed: SEED, dir: at, folder, usage: None })?;
     let (cpu, thread, start) = (cost::cpu()?, cost::thread_cpu()?, Instant::now());
     let wire_bytes = match way.variant {
-        Variant::Wherry => engine::send(way, ram, &to)?,
+        Variant::Wherry => engine::send(way, ram, &to, dir.path())?,
         variant => {
             plain::send(&mut plain::connect(&to)?, variant, ram, warm)?;
             ram.bytes()

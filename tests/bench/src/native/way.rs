@@ -47,6 +47,18 @@ pub enum Socket {
     Tcp,
     /// A Unix socket.
     Unix,
+    /// TLS over TCP over the loopback.
+    Tls,
+}
+
+impl Socket {
+    /// All kinds, as tables have them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Tls, Self::Unix];
+
+    /// That of the plain copy which stands beside it.
+    pub fn plain(self) -> Self {
+        if self == Self::Tls { Self::Tcp } else { self }
+    }
 }
 
 impl fmt::Display for Socket {
@@ -54,6 +66,7 @@ impl fmt::Display for Socket {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Tls => "tls",
         })
     }
 }
@@ -78,7 +91,8 @@ impl Way {
     pub fn all(folder: bool, qemu: bool) -> Vec<Self> {
         let (none, lz4) = (Compression::None, Compression::Lz4);
         let mut all = Vec::new();
-        for transport in [Socket::Tcp, Socket::Unix] {
+        for transport in Socket::ALL {
+            let plain = transport.plain() == transport;
             let way = |variant, streams, compression| Self {
                 variant,
                 transport,
@@ -86,14 +100,14 @@ impl Way {
                 compression,
                 backed: false,
             };
-            all.push(way(Variant::PlainWarm, 1, none));
-            all.push(way(Variant::PlainNew, 1, none));
+            let copies = [Variant::PlainWarm, Variant::PlainNew].map(|copy| way(copy, 1, none));
+            all.extend(copies.iter().filter(|_| plain));
             all.extend([1, 2, 4].map(|streams| way(Variant::Wherry, streams, none)));
             all.push(way(Variant::Wherry, 1, lz4));
             let backed = [1, 2].map(|n| Self { backed: true, ..way(Variant::Wherry, n, none) });
             all.extend(backed.iter().filter(|_| folder));
             let qemus = [1, 2].map(|streams| way(Variant::Qemu, streams, none));
-            all.extend(qemus.iter().filter(|_| qemu));
+            all.extend(qemus.iter().filter(|_| qemu && plain));
         }
         all
     }
