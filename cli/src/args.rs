@@ -32,14 +32,15 @@ Exit codes:
   5  the migration failed or was cancelled; the guest goes on at the source, unless the
      message says that it has ended
   6  the outcome of the migration is unknown
-  7  the guest crashed or was killed (run, receive)
+  7  the guest crashed (run, receive)
   8  the guest was migrated, but the --trace or --report file could not be written
   9  the guest stays paused at the source: somebody else has the lock of one of its disks
+  10  the VM was killed (run, receive)
   128 + N  ended by signal N
 
 Files:
   Control sockets of running VMs are in $WHERRY_RUNTIME_DIR, else $XDG_RUNTIME_DIR/wherry,
-  else /run/wherry (root), else /tmp/wherry-UID.";
+  else /run/wherry (root), else /tmp/wherry-UID; those of systemd units in /run/wherry/NAME.";
 
 /// Run Linux guests on KVM and migrate them live, sending what they use instead of what they own.
 #[derive(Debug, Parser)]

@@ -175,7 +175,7 @@ fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
     assert!(!modes().3.intersects(raw), "{:?}", modes());
     keyboard.write_all(b"\x1dq").unwrap();
     let (code, text) = end(child);
-    assert_eq!((code, modes() == before), (Some(7), true), "{text}");
+    assert_eq!((code, modes() == before), (Some(10), true), "{text}");
 }
 
 #[test]

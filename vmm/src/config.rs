@@ -288,3 +288,15 @@ pub enum ExitReason {
     /// The guest cannot go on: triple fault, or KVM gave up. With the reason.
     Crashed(String),
 }
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Rebooted => f.write_str("the guest rebooted"),
+            Self::Killed => f.write_str("ended"),
+            Self::Migrated => f.write_str("the guest runs at its destination"),
+            Self::Crashed(why) => write!(f, "the guest crashed: {why}"),
+        }
+    }
+}

@@ -23,12 +23,14 @@ pub enum Exit {
     MigrationFailed = 5,
     /// Nobody knows where the guest is.
     MigrationUnknown = 6,
-    /// The guest crashed or was killed.
-    GuestEnded = 7,
+    /// The guest crashed.
+    GuestCrashed = 7,
     /// The guest was migrated, but a file that was asked for is not whole.
     FileIncomplete = 8,
     /// The guest is at the source and stays paused: somebody else has one of its disks.
     DiskTaken = 9,
+    /// The VM was killed, which who restarts what fails must tell from a crash.
+    Killed = 10,
 }
 
 impl Exit {

@@ -68,20 +68,17 @@ fn supervise(start: Start) -> Result<Exit, ControlError> {
         // Fails only if nobody reads it.
         let _ = writeln!(io::stdout(), "{document:#}");
     }
-    let (text, exit) = match &reason {
-        ExitReason::PoweredOff => ("the guest powered off".to_owned(), Exit::Ok),
-        ExitReason::Rebooted => ("the guest rebooted".to_owned(), Exit::Ok),
-        ExitReason::Migrated => ("the guest runs at its destination".to_owned(), Exit::Ok),
-        ExitReason::Killed => ("ended".to_owned(), Exit::GuestEnded),
-        ExitReason::Crashed(why) => {
-            let text = format!(
-                "the guest crashed: {why}; `wherry doctor` tells whether this host can run Linux"
-            );
-            (text, Exit::GuestEnded)
-        }
+    let exit = match reason {
+        ExitReason::PoweredOff | ExitReason::Rebooted | ExitReason::Migrated => Exit::Ok,
+        ExitReason::Killed => Exit::Killed,
+        ExitReason::Crashed(_) => Exit::GuestCrashed,
     };
     if !quiet {
-        let _ = writeln!(io::stderr(), "wherry: {name}: {text}");
+        let doctor = match reason {
+            ExitReason::Crashed(_) => "; `wherry doctor` tells whether this host can run Linux",
+            _ => "",
+        };
+        let _ = writeln!(io::stderr(), "wherry: {name}: {reason}{doctor}");
     }
     if reason == ExitReason::Killed && signal != 0 {
         terminal::exit_for_signal(signal);

@@ -10,6 +10,7 @@ use serde_json::Value;
 use wherry_migration::CancelToken;
 
 use super::balloon::balloon_info;
+use super::manager::{Manager, progress};
 use crate::console::Console;
 use crate::control::{
     BalloonInfo, ControlError, ErrorCode, Info, MigrateRequest, MigrationCounts, Update, VmControl,
@@ -74,6 +75,8 @@ pub struct Controller {
     pub(super) owner: Arc<Owner<Machine>>,
     /// Its disks on this host.
     pub(super) disks: Arc<Disks>,
+    /// Who started this process, if that is a service manager.
+    pub(super) manager: Manager,
     /// What is known of the machine while there is none: before the first, and between two.
     shape: OnceLock<Shape>,
 }
@@ -88,6 +91,7 @@ impl Controller {
             started: Instant::now(),
             console,
             owner: Arc::default(),
+            manager: Manager::from_env(),
             shape: OnceLock::new(),
         }
     }
@@ -101,6 +105,13 @@ impl Controller {
     pub fn replace(&self, description: &Description) {
         self.expect(description);
         self.owner.clear();
+    }
+
+    /// Says how the VM does. Of a migration its progress is said.
+    pub(super) fn tell_manager(&self, life: Life) {
+        if !matches!(life, Life::Migrating { .. }) {
+            self.manager.status(self.shown(life).as_str());
+        }
     }
 
     /// The machine, for a command; `what` as in [`refused`](Self::refused).
@@ -327,9 +338,16 @@ impl VmControl for Controller {
             self.owner.engine_ended(false);
             return Err(self.refused("migrate", Refusal::DiskTaken));
         }
+        let pages = m.ram().bytes() / PAGE;
+        let mut tell = |update: Update| {
+            if let Update::Progress(now) = &update {
+                self.manager.status(&progress(&request.uri, now, pages));
+            }
+            tell(update);
+        };
         // Also if this panics: a VM must not be left migrating.
         let result = catch_unwind(AssertUnwindSafe(|| {
-            migrate::to(&self.owner, (&m, run), request, tell, &cancel)
+            migrate::to(&self.owner, (&m, run), request, &mut tell, &cancel)
         }))
         .unwrap_or_else(|_| {
             Err(ControlError::new(

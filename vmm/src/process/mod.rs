@@ -4,6 +4,7 @@
 mod balloon;
 mod controller;
 pub mod keyboard;
+mod manager;
 pub mod start;
 
 use std::collections::VecDeque;
@@ -166,6 +167,7 @@ impl VmProcess {
                 Life::Migrated => Some(None),
                 Life::Ended(end) => Some(Some(end)),
                 _ => {
+                    self.controller.tell_manager(life);
                     self.pause_for_room();
                     None
                 }
@@ -186,6 +188,7 @@ impl VmProcess {
                 }
                 Some(End::Kill) => ExitReason::Killed,
             };
+            self.controller.manager.stopping(&reason.to_string());
             self.owner().clear();
             return Ok((reason, machine));
         }
@@ -216,6 +219,7 @@ impl VmProcess {
         }
         let description = old.description().clone();
         self.controller.replace(&description);
+        self.controller.tell_manager(Life::Rebooting);
         drop(old);
         let booted = self.wait_for_disks(DISKS_IDLE).and_then(|idle| match idle {
             true => self.boot(&description),
@@ -298,6 +302,7 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let Some(machine) = host.boot(&description)? else { return Ok(ExitReason::Killed) };
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
+    host.controller.manager.ready(&host.owner().life().to_string());
     host.run(machine)
 }
 
@@ -317,6 +322,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
     let ends = Ends { nets, disks, vsock, memory };
     let host = VmProcess::start(claim, None, &config.serial, ends)?;
+    host.controller.manager.ready(&format!("waiting for a guest at {}", config.uri));
     // `kill` must end the wait for a source, too, and take its socket away.
     let (hooks, killed) = (host.hooks(), CancelToken::new());
     let (controller, cancel) = (host.controller.clone(), killed.clone());
