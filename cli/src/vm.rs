@@ -9,9 +9,10 @@ use wherry_vmm::config::Forward;
 use wherry_vmm::control::{BalloonInfo, ControlError, ErrorCode, Info, MigrationState, Request};
 use wherry_vmm::exit::Exit;
 
+use super::all_vms::{self, Answer};
 use super::units::{self, show_bytes, show_millis};
 use super::vm_name::name;
-use super::{Context, all_vms, report};
+use super::{Context, report};
 
 /// How long `kill` waits for the end: longer than a hand-off whose outcome is waited for.
 const KILL_PATIENCE: Duration = Duration::from_secs(40);
@@ -75,25 +76,31 @@ pub enum BalloonAction {
     Stats,
 }
 
+/// A VM for `ls --json`.
+fn as_json(vm: &Answer) -> Value {
+    let mut value = match &vm.info {
+        Ok(info) => json!(info),
+        Err(error) => json!({"name": vm.name, "error": error}),
+    };
+    if let (Some(uid), Value::Object(fields)) = (vm.uid, &mut value) {
+        fields.insert("uid".into(), uid.into());
+    }
+    value
+}
+
 /// `wherry ls`
 pub fn ls(context: &mut Context) -> Result<Exit, ControlError> {
     let found = all_vms::ask(&context.dir)?;
     if context.out.json {
-        let vms: Vec<Value> = found
-            .iter()
-            .map(|(name, info)| match info {
-                Ok(info) => json!(info),
-                Err(error) => json!({"name": name, "error": error}),
-            })
-            .collect();
+        let vms: Vec<Value> = found.iter().map(as_json).collect();
         context.out.document(&json!({"vms": vms}));
         return Ok(Exit::Ok);
     }
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|(name, info)| match info {
+    let users = found.iter().any(|vm| vm.uid.is_some());
+    let row = |vm: &Answer| {
+        let mut row = match &vm.info {
             Ok(info) => vec![
-                name.clone(),
+                vm.name.clone(),
                 info.state.as_str().into(),
                 info.pid.to_string(),
                 info.nr_vcpus.to_string(),
@@ -101,13 +108,22 @@ pub fn ls(context: &mut Context) -> Result<Exit, ControlError> {
                 show_bytes(info.rss_bytes),
                 show_millis(info.uptime_ms as f64),
             ],
-            Err(error) => vec![name.clone(), format!("({error})"), "-".into()],
-        })
-        .collect();
+            Err(error) => vec![vm.name.clone(), format!("({error})"), "-".into()],
+        };
+        if users {
+            row.insert(1, vm.uid.map_or_else(|| "-".into(), |uid| uid.to_string()));
+        }
+        row
+    };
+    let rows: Vec<Vec<String>> = found.iter().map(row).collect();
     if rows.is_empty() {
         context.out.remark(format!("no VM runs in {}", context.dir.path().display()));
     } else {
-        context.out.table(&["NAME", "STATE", "PID", "CPUS", "MEMORY", "RESIDENT", "UPTIME"], &rows);
+        let mut header = vec!["NAME", "STATE", "PID", "CPUS", "MEMORY", "RESIDENT", "UPTIME"];
+        if users {
+            header.insert(1, "UID");
+        }
+        context.out.table(&header, &rows);
     }
     Ok(Exit::Ok)
 }

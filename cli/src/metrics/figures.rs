@@ -36,11 +36,14 @@ pub struct Of<'a> {
     pub all: &'a mut Families,
     /// Its name in the runtime folder.
     pub vm: &'a str,
+    /// Whose it is, if it is a user's that root looks at: names differ within one folder only.
+    pub uid: Option<u32>,
 }
 
 impl Of<'_> {
     fn add(&mut self, kind: Kind, name: &'static str, help: &'static str, more: Labels, n: Number) {
-        let labels = [("vm", self.vm.to_owned())].into_iter().chain(more).collect();
+        let user = self.uid.map(|uid| ("uid", uid.to_string()));
+        let labels = [("vm", self.vm.to_owned())].into_iter().chain(user).chain(more).collect();
         self.all.add((kind, name, help), labels, n);
     }
 

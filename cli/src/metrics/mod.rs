@@ -33,9 +33,9 @@ pub struct MetricsArgs {
 /// `wherry metrics`
 pub fn metrics(context: &mut Context, args: &MetricsArgs) -> Result<Exit, ControlError> {
     let vms = all_vms::ask(&context.dir)?;
-    for (name, info) in &vms {
-        if let Err(error) = info {
-            context.out.remark(format!("{name}: {error}"));
+    for vm in &vms {
+        if let Err(error) = &vm.info {
+            context.out.remark(format!("{}: {error}", vm.name));
         }
     }
     let families = families(&vms);
@@ -58,10 +58,10 @@ pub fn metrics(context: &mut Context, args: &MetricsArgs) -> Result<Exit, Contro
 pub fn families(vms: &[Answer]) -> Families {
     let mut all = Families::default();
     figures::build(&mut all);
-    for (name, info) in vms {
-        let mut of = figures::Of { all: &mut all, vm: name };
-        of.up(info.is_ok());
-        if let Ok(info) = info {
+    for vm in vms {
+        let mut of = figures::Of { all: &mut all, vm: &vm.name, uid: vm.uid };
+        of.up(vm.info.is_ok());
+        if let Ok(info) = &vm.info {
             of.info(info);
         }
     }

@@ -7,6 +7,7 @@ use std::process::{Command as Process, Stdio};
 use wherry_tests::{docs as texts, needs::PROMTOOL};
 
 use super::*;
+use crate::all_vms::Answer;
 use crate::metrics::families;
 
 /// A VM that tells everything.
@@ -64,8 +65,12 @@ fn full() -> Info {
 }
 
 fn text(vms: &[(&str, Info)]) -> String {
-    let vms: Vec<_> = vms.iter().map(|(name, info)| ((*name).into(), Ok(info.clone()))).collect();
+    let vms: Vec<_> = vms.iter().map(|(name, info)| answer(name, None, info.clone())).collect();
     families(&vms).text()
+}
+
+fn answer(name: &str, uid: Option<u32>, info: Info) -> Answer {
+    Answer { name: name.into(), uid, info: Ok(info) }
 }
 
 type Sample = (String, BTreeMap<String, String>);
@@ -159,8 +164,17 @@ fn figures_are_where_the_vm_has_them_in_base_units() {
     assert!(text.contains("operation=\"write\"} 1152921504606846976\n"), "{text}");
     // What it does not know is no zero.
     let bare = Info { balloon: None, last_migration: None, ..full() };
-    let bare = read(&families(&[("web".into(), Ok(bare))]).text());
+    let bare = read(&families(&[answer("web", None, bare)]).text());
     assert!(bare.keys().all(|(name, _)| !name.contains("balloon") && !name.contains("last_")));
+}
+
+#[test]
+fn two_vms_of_one_name_are_told_apart_by_their_user() {
+    let all =
+        read(&families(&[answer("web", None, full()), answer("web", Some(7), full())]).text());
+    let up = |labels: &[_]| value(&all, "wherry_vm_up", labels);
+    assert_eq!(up(&[("vm", "web")]), Some(1.0));
+    assert_eq!(up(&[("vm", "web"), ("uid", "7")]), Some(1.0));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The client side of the control socket.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -35,15 +37,19 @@ fn lost(error: &LineError) -> ControlError {
 }
 
 impl Client {
-    /// Connects to the VM called `name`.
+    /// Connects to the VM called `name`, which may be a unit's, in a folder of its own.
     pub fn connect(dir: &RuntimeDir, name: &str) -> Result<Self, ControlError> {
         check_name(name)?;
-        let path = dir.socket(name);
+        let home = dir.of(name);
+        let path = home.socket(name);
         let failed = |e: &io::Error| {
             ControlError::failed(format!("cannot connect to {}: {e}", path.display()))
         };
-        dir.look()?;
-        let writer = UnixStream::connect(&path).map_err(|e| match e.kind() {
+        let Some(folder) = home.look()? else { return Err(no_such_vm(dir, name)) };
+        let connected = own_socket(&folder, name).and_then(|socket| {
+            UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
+        });
+        let writer = connected.map_err(|e| match e.kind() {
             // Refused: the file is there but nobody listens, the VMM crashed.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_such_vm(dir, name),
             io::ErrorKind::PermissionDenied => {
@@ -125,10 +131,23 @@ impl Client {
     }
 }
 
+/// A VM's socket in a folder, if it belongs to who has the folder, and is no link to another: root
+/// looks into folders of users, who could lead it elsewhere.
+fn own_socket(folder: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let socket = rustix::fs::openat(folder, format!("{name}.sock"), flags, Mode::empty())?;
+    let (found, around) = (rustix::fs::fstat(&socket)?, rustix::fs::fstat(folder)?);
+    if FileType::from_raw_mode(found.st_mode) == FileType::Socket && found.st_uid == around.st_uid {
+        return Ok(socket);
+    }
+    Err(io::Error::other("it is no socket of its folder's owner"))
+}
+
 fn no_such_vm(dir: &RuntimeDir, name: &str) -> ControlError {
     let error = ControlError::new(ErrorCode::NoSuchVm, format!("no VM named \"{name}\" runs"));
-    let mut running = dir.names().unwrap_or_default();
-    running.retain(|other| other != name);
+    let places = dir.places().unwrap_or_default().into_iter();
+    let mine = places.filter(|place| place.uid.is_none() && place.name != name);
+    let running: Vec<String> = mine.map(|place| place.name).collect();
     let shown = running.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
     match running.len() {
         0 => error.hint(format!("none runs in {}", dir.path().display())),

@@ -17,6 +17,7 @@
 mod client;
 mod figures;
 mod line;
+mod places;
 mod protocol;
 mod runtime;
 mod server;
@@ -31,6 +32,7 @@ use serde_json::Value;
 
 pub use client::Client;
 pub use figures::{DiskInfo, MigrationCounts, NetInfo};
+pub use places::Place;
 pub use protocol::*;
 pub use runtime::{NameClaim, RuntimeDir, check_name};
 pub use server::{MAX_CLIENTS, Server};

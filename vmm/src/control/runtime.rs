@@ -24,6 +24,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{ControlError, ErrorCode};
 
+/// Root's folder below `/`, and above those of units.
+pub(super) const SYSTEM: &str = "run/wherry";
+
 /// Longest socket path in bytes (`sun_path` less its final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -71,8 +74,9 @@ pub fn check_name(name: &str) -> Result<(), ControlError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeDir {
     path: PathBuf,
-    /// Someone named this very folder; it is not one that we would look for by ourselves.
-    named: bool,
+    /// Below this are other folders that count, too. None: someone named this very folder; it is
+    /// not one that we would look for by ourselves.
+    root: Option<PathBuf>,
 }
 
 /// What the folder is opened for.
@@ -112,11 +116,12 @@ impl RuntimeDir {
         xdg: Option<OsString>,
         uid: u32,
     ) -> Result<Self, ControlError> {
-        let found = |path| Self { path, named: false };
+        let root = Path::new("/");
+        let found = |path| Self::below(path, root);
         let dir = match (own, xdg) {
             (Some(own), _) => Self::at(own),
             (None, Some(xdg)) => found(PathBuf::from(xdg).join("wherry")),
-            (None, None) if uid == 0 => found(PathBuf::from("/run/wherry")),
+            (None, None) if uid == 0 => found(root.join(SYSTEM)),
             (None, None) => found(PathBuf::from(format!("/tmp/wherry-{uid}"))),
         };
         if dir.path.is_absolute() {
@@ -132,7 +137,17 @@ impl RuntimeDir {
     /// A given folder.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         // Without a slash at the end, which would follow a symbolic link.
-        Self { path: path.into().components().collect(), named: true }
+        Self { path: path.into().components().collect(), root: None }
+    }
+
+    /// A folder that nobody named, on a host whose files are below `root`.
+    pub(super) fn below(path: PathBuf, root: &Path) -> Self {
+        Self { path, root: Some(root.to_owned()) }
+    }
+
+    /// Below which other folders count, if any do.
+    pub(super) fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
     }
 
     /// The folder.
@@ -152,7 +167,11 @@ impl RuntimeDir {
 
     /// Names that have a socket and a lock here, sorted. Some may be stale.
     pub fn names(&self) -> Result<Vec<String>, ControlError> {
-        let Some(folder) = self.look()? else { return Ok(Vec::new()) };
+        self.names_as(rustix::process::geteuid().as_raw())
+    }
+
+    pub(super) fn names_as(&self, uid: u32) -> Result<Vec<String>, ControlError> {
+        let Some(folder) = self.open_as(uid, Use::Look)? else { return Ok(Vec::new()) };
         let entries = Dir::read_from(&folder).map_err(io_error("list", &self.path))?;
         let files: Vec<String> = entries
             .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
@@ -198,7 +217,7 @@ impl RuntimeDir {
             Err(e) => return Err(io_error("open", &self.path)(e)),
         };
         let stat = rustix::fs::fstat(&folder).map_err(io_error("inspect", &self.path))?;
-        match objection(stat.st_uid, stat.st_mode, uid, self.named, what) {
+        match objection(stat.st_uid, stat.st_mode, uid, self.root.is_none(), what) {
             Some(reason) => refuse(reason),
             None => Ok(Some(folder)),
         }
@@ -219,6 +238,10 @@ impl RuntimeDir {
     pub fn claim(&self, name: &str) -> Result<NameClaim, ControlError> {
         check_name(name)?;
         let folder = self.create()?;
+        // A unit's, which is found by the same name.
+        if self.within(name).socket(name).exists() {
+            return Err(name_in_use(name));
+        }
         let socket = self.socket(name);
         let staging = self.path.join(staging(name));
         if staging.as_os_str().len().max(socket.as_os_str().len()) > MAX_SOCKET_PATH {
