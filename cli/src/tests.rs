@@ -20,6 +20,7 @@ use super::*;
 mod docs;
 mod files;
 mod metrics;
+mod service_units;
 
 /// Answers what tests expect. Ends its server when stopped or killed, as a machine would.
 #[derive(Default)]

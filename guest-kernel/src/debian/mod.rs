@@ -11,10 +11,12 @@
 //! their versions. It gets there by a rename of a complete folder, and is read-only: boot a copy.
 //!
 //! - [`spec`]: which image. [`recipe`]: what is in it. [`sources`]: where the packages come from.
-//! - [`build`]: mmdebstrap and mke2fs. [`gpt`]: a partition table. [`content`]: what came of it,
-//!   in names, versions, digests.
+//! - [`bootstrap`]: mmdebstrap. [`build`]: a disk. [`chroot`]: a fresh system to try things in.
+//!   [`gpt`]: a partition table. [`content`]: what came of it, in names, versions, digests.
 
+mod bootstrap;
 mod build;
+mod chroot;
 mod content;
 mod gpt;
 mod recipe;
@@ -27,7 +29,8 @@ use std::path::{Path, PathBuf};
 use crate::apt;
 use crate::error::{Error, Result, io};
 
-pub use build::Watch;
+pub use bootstrap::Watch;
+pub use chroot::try_in;
 pub use content::Image;
 pub use spec::{Extra, Release, Spec, flavour};
 

@@ -24,18 +24,23 @@ fn cargo() -> Command {
     command
 }
 
+/// What cargo knows of this workspace.
+pub fn metadata(options: &[&str]) -> Result<serde_json::Value> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let out = cargo()
+        .args(["metadata", "--format-version=1", "--manifest-path"])
+        .arg(manifest)
+        .args(options)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    serde_json::from_slice(&out.stdout).context("cannot read `cargo metadata`")
+}
+
 impl Workspace {
     /// Asks cargo, so that every way of setting the target directory counts.
     pub fn find() -> Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        let out = cargo()
-            .args(["metadata", "--no-deps", "--format-version=1", "--manifest-path"])
-            .arg(manifest)
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run cargo")?;
-        let meta: serde_json::Value =
-            serde_json::from_slice(&out.stdout).context("cannot read `cargo metadata`")?;
+        let meta = metadata(&["--no-deps"])?;
         let dir = |key: &str| {
             meta[key].as_str().map(PathBuf::from).context("`cargo metadata` is incomplete")
         };

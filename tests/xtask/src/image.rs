@@ -161,7 +161,7 @@ fn json(spec: &Spec, image: &Image, path: &Path) -> Result<serde_json::Value> {
 }
 
 /// Tells the person what is done, and cleans up after Ctrl-C.
-struct Terminal;
+pub struct Terminal;
 
 impl Watch for Terminal {
     fn say(&mut self, line: &str) {

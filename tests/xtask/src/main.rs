@@ -7,7 +7,7 @@
 //! - [`note`]: what is said meanwhile. [`deny`]: cargo-deny.
 //! - [`images`]: stock kernels and the initramfs images for them.
 //! - [`image`]: disk images of a stock Debian. [`debians`]: those that tests boot. [`signals`]:
-//!   Ctrl-C.
+//!   Ctrl-C. [`deb`]: a Debian package.
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
 //! - [`testing`], [`demo`], [`vm_demo`], [`mod@bench`] and [`devices`]: what runs in the lab;
@@ -15,6 +15,7 @@
 
 mod bench;
 mod build;
+mod deb;
 mod debians;
 mod demo;
 mod deny;
@@ -122,6 +123,9 @@ enum Command {
                       cargo xtask image --release trixie --kernel generic --with test\n  \
                       cargo xtask image --with postgres --size 8192 --json")]
     Image(image::Args),
+    /// Build a Debian package of the programs, their pages and units, and print where it is.
+    #[command(after_help = "Examples:\n  cargo xtask deb\n  cargo xtask deb --check")]
+    Deb(deb::Args),
     /// Check the rules of the house (no circles among files, who may import whom, width of lines)
     /// and count its lines.
     #[command(after_help = "Examples:\n  cargo xtask house\n  cargo xtask house --count --json")]
@@ -146,6 +150,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Image(args) => image::main(&args),
+        Command::Deb(args) => deb::main(&args),
         Command::House(args) => house::main(&args),
         Command::Ci(args) => testing::ci(&args),
         Command::RunTests(args) => inside::main(&args),
