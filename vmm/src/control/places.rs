@@ -71,6 +71,8 @@ impl RuntimeDir {
     pub(super) fn of_as(&self, name: &str, uid: u32) -> Self {
         let system = self.system();
         let units = [Some(self), system.as_ref()].into_iter().flatten();
+        // In a folder that is not this user's anybody may have made one of that name.
+        let units = units.filter(|folder| folder.is_fit_for(uid));
         let units = units.map(|folder| folder.within(name));
         let mut all = [self.clone()]
             .into_iter()

@@ -77,6 +77,15 @@ fn units_are_found_in_folders_of_their_names() {
 }
 
 #[test]
+fn a_vms_folder_in_one_that_others_may_write_to_is_not_looked_into() {
+    let host = Host::new(&[("run/user/5/wherry/web", "web"), ("run/wherry/web", "web")]);
+    let dir = host.dir("run/user/5/wherry");
+    assert_eq!(dir.of_as("web", host.me).path(), host.path("run/user/5/wherry/web"));
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(dir.of_as("web", host.me).path(), host.path("run/wherry/web"));
+}
+
+#[test]
 fn root_finds_users_by_the_owner_of_their_folder_and_nobody_else_does() {
     // As root the folders belong to no user; as a user this plays root with its own.
     let host = Host::new(&[("run/wherry", "own"), ("tmp/wherry-7", "planted")]);

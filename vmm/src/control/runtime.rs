@@ -223,8 +223,16 @@ impl RuntimeDir {
         }
     }
 
+    /// Whether this user may look for VMs in it.
+    pub(super) fn is_fit_for(&self, uid: u32) -> bool {
+        self.open_as(uid, Use::Look).is_ok_and(|folder| folder.is_some())
+    }
+
     fn create(&self) -> Result<OwnedFd, ControlError> {
-        match fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path) {
+        // Units' VMs have folders in root's, and users of their own. Its sockets are root's alone.
+        let system = self.root().is_some_and(|root| root.join(SYSTEM) == self.path);
+        let mode = if system { 0o755 } else { 0o700 };
+        match fs::DirBuilder::new().recursive(true).mode(mode).create(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error("create the runtime folder", &self.path)(e));
             }

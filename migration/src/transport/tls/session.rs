@@ -4,7 +4,9 @@
 //! Both halves share one TLS session behind a mutex, and neither waits for the network while it
 //! holds it: with the lock the socket, which never blocks, takes and gives what it can; the wait
 //! for more is a poll(2) without it. So a reader that waits for hours does not keep anybody from
-//! writing, and what is written leaves in the order in which it was encrypted.
+//! writing, and what is written leaves in the order in which it was encrypted. With the lock some
+//! bytes are looked at, once: a peer may send records without content (keys, tickets) without end,
+//! and TLS bounds them by no number.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -24,6 +26,10 @@ pub(super) const PROTOCOL: &[u8] = b"wherry-migration";
 /// Bytes that are taken from the socket at once.
 const ROOM: usize = 64 << 10;
 
+/// Bytes of records without content in a row, after which the other side is not listened to any
+/// more: a message of a handshake may have 64 KiB.
+const MAX_IDLE: usize = 256 << 10;
+
 /// A connection before it is split.
 pub(super) struct Secured(Arc<Shared>);
 
@@ -41,13 +47,18 @@ struct Session {
     /// Where that begins and ends.
     at: usize,
     end: usize,
+    /// Bytes that have come since there last was content.
+    idle: usize,
     /// Bytes that have gone out.
     gone: u64,
+    /// Sending has failed: what is encrypted and has not left never does.
+    failed: bool,
 }
 
 impl Secured {
     pub(super) fn new(socket: TcpStream, tls: Connection, side: Side) -> Self {
-        let session = Session { tls, side, came: vec![0; ROOM], at: 0, end: 0, gone: 0 };
+        let came = vec![0; ROOM];
+        let session = Session { tls, side, came, at: 0, end: 0, idle: 0, gone: 0, failed: false };
         Self(Arc::new(Shared { socket, session: Mutex::new(session) }))
     }
 }
@@ -76,7 +87,10 @@ impl Transport for Secured {
             }
             let writes = self.0.session().tls.wants_write();
             let out = if writes { PollFlags::OUT } else { PollFlags::empty() };
-            self.0.wait(PollFlags::IN | out).map_err(failed)?;
+            match self.0.wait(PollFlags::IN | out) {
+                Err(e) if !is_later(&e) => return Err(failed(e).into()),
+                _ => {}
+            }
         }
         let session = self.0.session();
         match session.tls.alpn_protocol() {
@@ -114,15 +128,20 @@ impl Shared {
 }
 
 impl Session {
-    /// Sends what is encrypted, as far as the socket takes it.
+    /// Sends what is encrypted, as far as the socket takes it. Once that has failed nothing is sent
+    /// any more: a HandOff of which nothing was taken must not leave later.
     fn push(&mut self, mut socket: &TcpStream) -> io::Result<()> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut socket)? {
-                0 => return Err(ErrorKind::BrokenPipe.into()),
-                n => self.gone += n as u64,
+        while self.tls.wants_write() && !self.failed {
+            match self.tls.write_tls(&mut socket) {
+                Ok(n) if n > 0 => self.gone += n as u64,
+                Err(e) if is_later(&e) => return Err(e),
+                broken => {
+                    self.failed = true;
+                    broken?;
+                }
             }
         }
-        Ok(())
+        if self.failed { Err(ErrorKind::BrokenPipe.into()) } else { Ok(()) }
     }
 
     /// Gives TLS some of what has come, or notes that nothing will.
@@ -132,7 +151,15 @@ impl Session {
             self.end = socket.read(&mut self.came)?;
         }
         let mut rest = self.came.get(self.at..self.end).unwrap_or_default();
-        self.at += self.tls.read_tls(&mut rest)?;
+        let taken = self.tls.read_tls(&mut rest)?;
+        self.at += taken;
+        if !self.tls.is_handshaking() {
+            self.idle += taken;
+            if self.idle > MAX_IDLE {
+                let what = "the other side sends TLS records with nothing in them";
+                return Err(io::Error::new(ErrorKind::InvalidData, what));
+            }
+        }
         if let Err(e) = self.tls.process_new_packets() {
             // An alert, which the other side may still read.
             let _ = self.push(socket);
@@ -153,17 +180,29 @@ impl Session {
         if self.end == 0 { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(false) }
     }
 
-    /// Content of at least one record, if one has come.
+    /// Content of at least one record, if one has come. `Interrupted`: something else has.
     fn read(&mut self, socket: &TcpStream, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.tls.reader().read(buf) {
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.pull(socket)?,
-                // Nobody said good-bye: it was cut off.
-                Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                    return Err(ErrorKind::ConnectionReset.into());
-                }
-                read => return read,
+        match self.content(buf) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => self.pull(socket)?,
+            read => return read,
+        }
+        match self.content(buf) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Err(ErrorKind::Interrupted.into()),
+            read => read,
+        }
+    }
+
+    fn content(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.tls.reader().read(buf) {
+            // Nobody said good-bye: it was cut off.
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+                Err(ErrorKind::ConnectionReset.into())
             }
+            Ok(n) => {
+                self.idle = 0;
+                Ok(n)
+            }
+            later => later,
         }
     }
 }
@@ -178,7 +217,7 @@ impl Read for Reads {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let now = self.0.session().read(&self.0.socket, buf);
         match now {
-            Err(e) if is_later(&e) => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             done => return done,
         }
         if !self.0.wait(PollFlags::IN)? {

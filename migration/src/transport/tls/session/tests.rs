@@ -176,6 +176,39 @@ fn a_write_that_fails_has_taken_nothing_and_a_flush_sends_all_that_was_taken() {
     let before = shared.session().gone;
     let failed = out.write(&[5; 24]).unwrap_err();
     assert_eq!((failed.kind(), shared.session().gone), (ErrorKind::BrokenPipe, before));
+    // It is still there, encrypted, and never leaves, whatever the socket would take.
+    assert!(shared.session().tls.wants_write() && shared.session().failed);
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let other = TcpStream::connect(other.local_addr().unwrap()).unwrap();
+    assert!(shared.session().push(&other).is_err());
+    assert_eq!(shared.session().gone, before);
+}
+
+#[test]
+fn records_without_content_are_not_listened_to_without_end() {
+    let (near, far) = pair();
+    let [near_session, far_session] = [near.0.clone(), far.0.clone()];
+    let ((mut input, _near), (_far, mut out)) = (near.split().unwrap(), far.split().unwrap());
+    let mut buf = [0; 10];
+    let mut renew_keys = || {
+        far_session.session().tls.refresh_traffic_keys().unwrap();
+        far_session.push().unwrap();
+    };
+    renew_keys();
+    while near_session.session().idle == 0 {
+        assert!(is_later(&input.read(&mut buf).unwrap_err()));
+    }
+    // Content makes up for it.
+    send(&mut *out, b"abc");
+    while let Err(e) = input.read(&mut buf) {
+        assert!(is_later(&e), "{e:?}");
+    }
+    assert_eq!(near_session.session().idle, 0);
+    near_session.session().idle = MAX_IDLE;
+    renew_keys();
+    let (got, end) = receive(&mut *input);
+    let said = end.unwrap_err().to_string();
+    assert!(got.is_empty() && said.contains("nothing in them"), "{said}");
 }
 
 #[test]
