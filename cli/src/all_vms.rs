@@ -54,13 +54,7 @@ pub fn ask(dir: &RuntimeDir) -> Result<Vec<Answer>, ControlError> {
     let answers = places.into_iter().zip(all).map(|(place, info)| Answer {
         name: place.name,
         uid: place.uid,
-        info: info.map_err(plain),
+        info,
     });
     Ok(answers.filter(there).collect())
-}
-
-/// An error as it may be shown: another user's program may have written it.
-fn plain(error: ControlError) -> ControlError {
-    let message = error.message.replace(char::is_control, " ");
-    ControlError { message, ..error }
 }

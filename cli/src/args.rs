@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::{Compression, HintPolicy};
-use wherry_vmm::config::{MIN_RAM_BYTES, SerialSink};
+use wherry_vmm::config::SerialSink;
 
 use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
@@ -265,7 +265,7 @@ pub struct ReceiveArgs {
     pub tls: ReceiveTlsArgs,
     /// Refuse a guest with more memory than this [default: what the host has available when it
     /// comes]
-    #[arg(long, value_name = "SIZE", value_parser = room)]
+    #[arg(long, value_name = "SIZE", value_parser = units::room)]
     pub max_memory: Option<u64>,
     /// What the guest's memory is made of here.
     #[command(flatten)]
@@ -486,14 +486,6 @@ pub fn balloon(
         poison: has(F::PagePoison),
         ..BalloonConfig::default()
     }))
-}
-
-/// Room for a guest.
-fn room(text: &str) -> Result<u64, String> {
-    match units::size(text)? {
-        n if n < MIN_RAM_BYTES => Err("every guest has 128 MiB or more".into()),
-        n => Ok(n),
-    }
 }
 
 #[cfg(test)]

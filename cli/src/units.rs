@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use wherry_vmm::config::MIN_RAM_BYTES;
+
 /// Splits `text` into its value as `digits / 10^decimals` and its unit.
 fn split(text: &str) -> Option<(u128, u32, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -153,6 +155,14 @@ pub fn show_millis(ms: f64) -> String {
         0 => format!("{} min {} s", seconds / 60, seconds % 60),
         hours if hours < 48 => format!("{hours} h {} min", seconds / 60 % 60),
         hours => format!("{} d {} h", hours / 24, hours % 24),
+    }
+}
+
+/// Room for a guest, in bytes.
+pub fn room(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        n if n < MIN_RAM_BYTES => Err("every guest has 128 MiB or more".into()),
+        n => Ok(n),
     }
 }
 

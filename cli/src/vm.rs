@@ -80,10 +80,12 @@ pub enum BalloonAction {
 fn as_json(vm: &Answer) -> Value {
     let mut value = match &vm.info {
         Ok(info) => json!(info),
-        Err(error) => json!({"name": vm.name, "error": error}),
+        Err(error) => json!({"error": error}),
     };
-    if let (Some(uid), Value::Object(fields)) = (vm.uid, &mut value) {
-        fields.insert("uid".into(), uid.into());
+    if let Value::Object(fields) = &mut value {
+        // By which it is found, whatever it calls itself.
+        fields.insert("name".into(), vm.name.clone().into());
+        fields.extend(vm.uid.map(|uid| ("uid".to_owned(), uid.into())));
     }
     value
 }

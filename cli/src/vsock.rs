@@ -138,7 +138,7 @@ fn connect(context: &Context, name: &str, port: u32) -> Result<UnixStream, Contr
     };
     let failed =
         |e: io::Error| ControlError::failed(format!("cannot connect to {}: {e}", path.display()));
-    let mut stream = UnixStream::connect(&path).map_err(failed)?;
+    let mut stream = context.dir.connect(name, &path)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     let nobody = || {
         let text = format!("nothing in {name} listens on vsock port {port}");

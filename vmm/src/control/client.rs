@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -46,9 +47,7 @@ impl Client {
             ControlError::failed(format!("cannot connect to {}: {e}", path.display()))
         };
         let Some(folder) = home.look()? else { return Err(no_such_vm(dir, name)) };
-        let connected = own_socket(&folder, name).and_then(|socket| {
-            UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
-        });
+        let connected = own_socket(&folder, Path::new(&format!("{name}.sock")));
         let writer = connected.map_err(|e| match e.kind() {
             // Refused: the file is there but nobody listens, the VMM crashed.
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => no_such_vm(dir, name),
@@ -114,7 +113,7 @@ impl Client {
                 Reply::Event(event) => on_update(Update::Progress(event)),
                 Reply::Trace(line) => on_update(Update::Trace(line)),
                 Reply::Ok(value) => return Ok(value),
-                Reply::Error(error) => return Err(error),
+                Reply::Error(error) => return Err(plain(error)),
             }
         }
     }
@@ -131,16 +130,39 @@ impl Client {
     }
 }
 
-/// A VM's socket in a folder, if it belongs to who has the folder, and is no link to another: root
-/// looks into folders of users, who could lead it elsewhere.
-fn own_socket(folder: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+/// An error as it may be shown: the VM's process need not be of this user's making.
+fn plain(error: ControlError) -> ControlError {
+    let message = error.message.replace(char::is_control, " ");
+    let hint = error.hint.map(|hint| hint.replace(|c: char| c.is_control() && c != '\n', " "));
+    ControlError { message, hint, ..error }
+}
+
+/// Connects to a VM's socket, in its folder or at a full path, if it belongs to who has the folder
+/// and is no link to another: root looks into folders of users, who could lead it elsewhere.
+fn own_socket(folder: &OwnedFd, path: &Path) -> io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let socket = rustix::fs::openat(folder, format!("{name}.sock"), flags, Mode::empty())?;
+    let socket = rustix::fs::openat(folder, path, flags, Mode::empty())?;
     let (found, around) = (rustix::fs::fstat(&socket)?, rustix::fs::fstat(folder)?);
     if FileType::from_raw_mode(found.st_mode) == FileType::Socket && found.st_uid == around.st_uid {
-        return Ok(socket);
+        return UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()));
     }
-    Err(io::Error::other("it is no socket of its folder's owner"))
+    Err(io::Error::other("it is no socket of the owner of the VM's folder"))
+}
+
+impl RuntimeDir {
+    /// Connects to another socket of the VM called `name`, at the path that it says.
+    ///
+    /// # Errors
+    /// Nobody listens there, or it is not the VM's user's.
+    pub fn connect(&self, name: &str, path: &Path) -> Result<UnixStream, ControlError> {
+        check_name(name)?;
+        let Some(folder) = self.of(name).look()? else { return Err(no_such_vm(self, name)) };
+        own_socket(&folder, path).map_err(|e| {
+            // It need not be of this user's making either.
+            let path = path.display().to_string().replace(char::is_control, " ");
+            ControlError::failed(format!("cannot connect to {path}: {e}"))
+        })
+    }
 }
 
 fn no_such_vm(dir: &RuntimeDir, name: &str) -> ControlError {

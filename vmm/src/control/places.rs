@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use super::runtime::SYSTEM;
 use super::{ControlError, RuntimeDir, check_name};
 
+/// VMs of one folder of a user's that root finds: each is asked, and is a row of the metrics.
+const MAX_OF_A_USER: usize = 64;
+
 /// A VM that has a socket, which may be stale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -53,8 +56,8 @@ impl RuntimeDir {
         }
         if uid == 0 {
             for (user, dir) in self.of_users() {
-                let names = dir.names_as(uid).unwrap_or_default();
-                all.extend(names.into_iter().map(|name| place(name, &dir, Some(user))));
+                let names = dir.names_as(uid).unwrap_or_default().into_iter().take(MAX_OF_A_USER);
+                all.extend(names.map(|name| place(name, &dir, Some(user))));
             }
         }
         all.sort_by(|a, b| (a.uid, &a.name).cmp(&(b.uid, &b.name)));
@@ -100,9 +103,9 @@ impl RuntimeDir {
         let logged_in = root.join("run/user");
         let tmp = root.join("tmp");
         let logged_in = names(&logged_in)
-            .filter_map(|name| Some((name.parse().ok()?, logged_in.join(name).join("wherry"))));
+            .filter_map(|name| Some((number(&name)?, logged_in.join(name).join("wherry"))));
         let others = names(&tmp)
-            .filter_map(|name| Some((name.strip_prefix("wherry-")?.parse().ok()?, tmp.join(name))));
+            .filter_map(|name| Some((number(name.strip_prefix("wherry-")?)?, tmp.join(name))));
         let theirs = |(user, path): &(u32, PathBuf)| {
             *user != 0
                 && path != self.path()
@@ -111,6 +114,11 @@ impl RuntimeDir {
         let all = logged_in.chain(others).filter(theirs);
         all.map(|(user, path)| (user, Self::at(path))).collect()
     }
+}
+
+/// A user's number, as the system writes it: each has one folder of a kind.
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|uid: &u32| uid.to_string() == text)
 }
 
 /// Names of what is in a folder, none if it cannot be listed.

@@ -1,9 +1,10 @@
 //! Whose VMs are found by whom.
 
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 
-use super::super::{Client, ErrorCode};
+use super::super::{Client, ErrorCode, Info, Request};
 use super::*;
 
 /// A host with VMs, all of which belong to who runs this.
@@ -111,6 +112,34 @@ fn root_finds_users_by_the_owner_of_their_folder_and_nobody_else_does() {
 }
 
 #[test]
+fn what_a_user_may_have_root_look_at_is_bounded() {
+    assert_eq!(["7", "07", "+7", "-7", ""].map(number), [Some(7), None, None, None, None]);
+    let mut host = Host::new(&[("run/wherry", "own")]);
+    let theirs = "tmp/wherry-7";
+    (0..MAX_OF_A_USER + 9).for_each(|n| host.add(theirs, &format!("vm{n}")));
+    if host.me == 0 {
+        std::os::unix::fs::chown(host.path(theirs), Some(7), None).unwrap();
+        assert_eq!(host.found("run/wherry", 0).len(), 1 + MAX_OF_A_USER);
+    }
+}
+
+#[test]
+fn what_a_vms_process_says_of_an_error_is_shown_without_control_characters() {
+    let host = Host::new(&[("run", "web")]);
+    let socket = host._sockets[0].try_clone().unwrap();
+    let vm = std::thread::spawn(move || {
+        let (mut client, _) = socket.accept().unwrap();
+        let error = r#"{"code":"failed","message":"\u001b[2Jno","hint":"one\ntwo\u0007"}"#;
+        writeln!(client, r#"{{"error":{error}}}"#).unwrap();
+        client
+    });
+    let mut client = Client::connect(&RuntimeDir::at(host.path("run")), "web").unwrap();
+    let said = client.call::<Info>(&Request::Info {}).unwrap_err();
+    assert_eq!((said.message.as_str(), said.hint.as_deref()), (" [2Jno", Some("one\ntwo ")));
+    drop(vm.join().unwrap());
+}
+
+#[test]
 fn a_socket_is_its_folders_owners_and_no_link() {
     let host = Host::new(&[("run", "web"), ("else", "other")]);
     let dir = RuntimeDir::at(host.path("run"));
@@ -119,13 +148,18 @@ fn a_socket_is_its_folders_owners_and_no_link() {
     fs::write(host.path("run/file.sock"), "").unwrap();
     for name in ["link", "file"] {
         let refused = Client::connect(&dir, name).err().unwrap();
-        assert!(refused.message.contains("is no socket of its"), "{refused}");
+        assert!(refused.message.contains("is no socket of the owner"), "{refused}");
     }
+    // Nor are others that a VM names.
+    dir.connect("web", &host.path("run/web.sock")).unwrap();
+    let refused = dir.connect("web", &host.path("run/link.sock")).unwrap_err();
+    assert!(refused.message.contains("is no socket of the owner"), "{refused}");
     let missing = Client::connect(&dir, "missing").err().unwrap();
     assert_eq!(missing.code, ErrorCode::NoSuchVm);
     if host.me == 0 {
         std::os::unix::fs::chown(host.path("run/web.sock"), Some(7), None).unwrap();
         assert!(Client::connect(&dir, "web").is_err());
+        assert!(dir.connect("web", &host.path("run/web.sock")).is_err());
     }
 }
 

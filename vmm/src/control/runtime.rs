@@ -10,6 +10,7 @@
 //! relative to it. Sockets are bound by path, which is the same folder then: nobody else can move
 //! one of ours out of `/tmp` or out of a folder that only we write to.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -166,18 +167,14 @@ impl RuntimeDir {
     }
 
     /// Names that have a socket and a lock here, sorted. Some may be stale.
-    pub fn names(&self) -> Result<Vec<String>, ControlError> {
-        self.names_as(rustix::process::geteuid().as_raw())
-    }
-
     pub(super) fn names_as(&self, uid: u32) -> Result<Vec<String>, ControlError> {
         let Some(folder) = self.open_as(uid, Use::Look)? else { return Ok(Vec::new()) };
         let entries = Dir::read_from(&folder).map_err(io_error("list", &self.path))?;
-        let files: Vec<String> = entries
+        let files: HashSet<String> = entries
             .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned))
             .collect();
         // Other sockets, such as the one that a receiver waits at, have no lock.
-        let locked = |name: &str| files.iter().any(|file| file.strip_suffix(".lock") == Some(name));
+        let locked = |name: &str| files.contains(&format!("{name}.lock"));
         let mut names: Vec<String> = files
             .iter()
             .filter_map(|file| file.strip_suffix(".sock"))

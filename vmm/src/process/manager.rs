@@ -69,7 +69,9 @@ impl Manager {
         let Some((socket, address)) = &self.to else { return };
         // One line, whatever is in it.
         let status = status.replace(char::is_control, " ");
-        let mut last = lock(&self.status);
+        // Who waits holds it while the manager takes its time.
+        let last = if wait { Some(lock(&self.status)) } else { self.status.try_lock().ok() };
+        let Some(mut last) = last else { return };
         if before.is_empty() && *last == status {
             return;
         }
