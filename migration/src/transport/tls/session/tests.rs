@@ -190,7 +190,7 @@ fn records_without_content_are_not_listened_to_without_end() {
     let [near_session, far_session] = [near.0.clone(), far.0.clone()];
     let ((mut input, _near), (_far, mut out)) = (near.split().unwrap(), far.split().unwrap());
     let mut buf = [0; 10];
-    let mut renew_keys = || {
+    let renew_keys = || {
         far_session.session().tls.refresh_traffic_keys().unwrap();
         far_session.push().unwrap();
     };
