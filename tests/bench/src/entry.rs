@@ -125,6 +125,10 @@ pub struct Figures {
     pub source_cpu_ms: Option<u64>,
     /// CPU time of the destination's VMM until the end of the migration, without that of the guest.
     pub destination_cpu_ms: Option<u64>,
+    /// CPU time in which the guest ran at the source during the migration.
+    pub guest_cpu_ms: Option<u64>,
+    /// Time in which a CPU of the lab had nothing to do during the migration, summed over its CPUs.
+    pub idle_ms: Option<u64>,
     /// Resident memory of the source before the migration.
     pub source_rss_before_bytes: Option<u64>,
     /// Peak resident memory of the source during the migration.

@@ -80,16 +80,24 @@ pub fn run(
         let free = scope.spawn(|| lowest_free(&mut console, &done));
         let memory = scope.spawn(|| peaks(from, &done));
         let start = Instant::now();
+        let idle_before = process::idle_ms();
         let result = source.migrate(migration);
         let wall = start.elapsed();
+        let idle = process::idle_ms().zip(idle_before).map(|(a, b)| a.saturating_sub(b));
         // The source may be a zombie by now, whose times can still be read.
-        let cpu = process::cpu(from).map(|cpu| cpu.own_since(cpu_before));
+        let cpu = process::cpu(from);
+        let guest = cpu.map(|cpu| cpu.guest_ms.saturating_sub(cpu_before.guest_ms));
+        let cpu = cpu.map(|cpu| cpu.own_since(cpu_before));
         let cpu_to = process::cpu(to).map(|cpu| cpu.own_since(process::Cpu::default()));
         done.store(true, Ordering::Relaxed);
-        (result.map(|figures| (figures, wall, cpu, cpu_to)), free.join(), memory.join())
+        (
+            result.map(|figures| (figures, wall, (cpu, cpu_to, guest, idle))),
+            free.join(),
+            memory.join(),
+        )
     });
     let floor = std::mem::take(&mut entry.figures);
-    let (mut figures, wall, cpu, cpu_to) = match result {
+    let (mut figures, wall, (cpu, cpu_to, guest, idle)) = match result {
         Ok(figures) => figures,
         Err(error) => {
             entry.figures = floor;
@@ -98,6 +106,7 @@ pub fn run(
     };
     figures.wall_ms = u64::try_from(wall.as_millis()).ok();
     (figures.source_cpu_ms, figures.destination_cpu_ms) = (cpu, cpu_to);
+    (figures.guest_cpu_ms, figures.idle_ms) = (guest, idle);
     (figures.source_rss_bytes, figures.source_beside_ram_bytes) = memory.unwrap_or_default();
     figures.source_rss_before_bytes = rss_before;
     figures.destination_rss_bytes = process::memory(to, "VmRSS");

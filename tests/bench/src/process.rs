@@ -19,12 +19,27 @@ impl Cpu {
     }
 }
 
+/// Milliseconds in which this machine's CPUs had nothing to do, or waited for a disk, so far.
+pub fn idle_ms() -> Option<u64> {
+    parse_idle(&fs::read_to_string("/proc/stat").ok()?, ticks()?)
+}
+
+/// proc(5): user nice system idle iowait …
+fn parse_idle(stat: &str, ticks: u64) -> Option<u64> {
+    let mut fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().skip(3);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some((next()? + next()?) * 1000 / ticks)
+}
+
+/// The kernel's unit of CPU time, as parts of a second.
+fn ticks() -> Option<u64> {
+    // SAFETY: sysconf takes a number and has no side effects.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|&t| t > 0)
+}
+
 /// CPU time so far; works for a process that has ended and was not waited for, too.
 pub fn cpu(pid: u32) -> Option<Cpu> {
-    // SAFETY: sysconf takes a number and has no side effects.
-    let ticks =
-        u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|&t| t > 0)?;
-    parse_cpu(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, ticks)
+    parse_cpu(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?, ticks()?)
 }
 
 /// proc(5): utime, stime and guest_time are fields 14, 15 and 43; field 3 follows the name in
@@ -73,6 +88,12 @@ mod tests {
         assert_eq!(cpu, Cpu { all_ms: 2500, guest_ms: 1000 });
         assert_eq!(cpu.own_since(Cpu { all_ms: 500, guest_ms: 0 }), 1000);
         assert_eq!(parse_cpu("7 (a) R 1", 100), None);
+    }
+
+    #[test]
+    fn idle_time_of_the_machine() {
+        assert_eq!(parse_idle("cpu  1 2 3 40 5 6\ncpu0 1 2 3 9 9 6\n", 100), Some(450));
+        assert_eq!(parse_idle("cpu  1 2 3 40", 100), None);
     }
 
     #[test]

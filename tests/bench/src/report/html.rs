@@ -256,7 +256,7 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
     type Get = fn(&Entry) -> String;
     // What minimum and maximum are called in the list of results, unit, and digits.
     type Spread = Option<(&'static str, f64, usize)>;
-    let rows: [(&str, Get, Spread); 21] = [
+    let rows: [(&str, Get, Spread); 23] = [
         ("outcome", |e| e.outcome.clone(), None),
         (
             "guest's memory",
@@ -307,6 +307,12 @@ fn figures_table(body: &mut String, members: &[&Entry]) -> Result<()> {
             |e| ms(e.figures.destination_cpu_ms.map(|n| n as f64)),
             Some(("destination_cpu_ms", 1.0, 0)),
         ),
+        (
+            "CPU time, guest",
+            |e| ms(e.figures.guest_cpu_ms.map(|n| n as f64)),
+            Some(("guest_cpu_ms", 1.0, 0)),
+        ),
+        ("CPUs idle", |e| ms(e.figures.idle_ms.map(|n| n as f64)), Some(("idle_ms", 1.0, 0))),
         (
             "peak memory, source",
             |e| mb(e.figures.source_rss_bytes),
