@@ -70,7 +70,7 @@ fn start_with(env: &Env, cpus: u32, memory: &str, work: &str, args: &[&str]) -> 
 #[test]
 fn ten_times_there_and_back_under_a_writer() -> Result<()> {
     let turns = if std::env::var_os("WHERRY_SOAK").is_some() { 200 } else { 20 };
-    there_and_back("pingpong", "512MiB", "wherry.work=fill:150,free:150+writer:32,8", turns)
+    there_and_back("pingpong", "384MiB", "wherry.work=fill:80,free:80+writer:16,8", turns)
 }
 
 /// For hosts that are too slow for more.

@@ -32,6 +32,9 @@ pub struct Args {
     /// Runs only the test of this name; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Leaves out the test of this name; may be repeated.
+    #[arg(long, value_name = "NAME", conflicts_with = "only")]
+    leave_out: Vec<String>,
     /// Says first what host this is, and what this `wherry doctor` finds.
     #[arg(long, value_name = "WHERRY")]
     host: Option<PathBuf>,
@@ -68,6 +71,7 @@ fn in_order(args: &Args) -> Result<Vec<(&Path, String)>> {
     for executable in &args.executables {
         let mut names = names(executable, &args.filter, soak())?;
         names.retain(|name| args.only.is_empty() || args.only.contains(name));
+        names.retain(|name| !args.leave_out.contains(name));
         all.extend(names.into_iter().map(|name| (&**executable, name)));
     }
     // A test that is not run must not look like one that passed.

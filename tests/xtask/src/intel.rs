@@ -41,6 +41,12 @@ pub fn chosen(filter: &str) -> Vec<&'static str> {
     names.filter(|name| is_chosen(name, filter)).collect()
 }
 
+/// The bare-metal guests among them: what is worth a run on another make of CPU where all have run
+/// on one.
+pub fn bare_metal() -> &'static [&'static str] {
+    TESTS.iter().find(|(executable, _)| *executable == "hostile").map_or(&[], |(_, names)| names)
+}
+
 /// Runs tests of these names there; whether all passed. What the lab says is kept in `log`.
 ///
 /// # Errors
@@ -92,5 +98,6 @@ mod tests {
         assert_eq!((chosen("").len(), chosen(PREFIX).len()), (all, all));
         assert_eq!(chosen("twice"), ["twice_there_and_back_with_little_memory"]);
         assert_eq!(chosen("no such test"), Vec::<&str>::new());
+        assert!(bare_metal().contains(&"a_well_behaved_driver"));
     }
 }

@@ -21,10 +21,13 @@ pub fn build(workspace: &Workspace) -> Result<Builds> {
     Ok(vec![("WHERRY_BIN_NEWER", newer(workspace)?), ("WHERRY_BIN_RELEASE", last)])
 }
 
-/// This tree, playing the next release. Apart from the other products, since it may replace none.
+/// This tree, playing the next release. Its programs are apart from the other products, of which
+/// they may replace none; what they are made of is what the unit tests are made of, mostly.
 fn newer(workspace: &Workspace) -> Result<PathBuf> {
     let place = workspace.out()?.join("releases/newer");
-    binaries(workspace, &workspace.root, &place, &["--features", "wherry-vmm/newer"])
+    let shared = format!("build.build-dir={:?}", text(&workspace.target)?);
+    let more = ["--features", "wherry-vmm/newer", "--config", &shared];
+    binaries(workspace, &workspace.root, &place, &more)
 }
 
 /// The last release, built once. `None`, and said, where this copy of the repository lacks it.
@@ -49,7 +52,9 @@ fn last(workspace: &Workspace) -> Result<Option<PathBuf>> {
     }
     let source = place.join("source");
     export(&workspace.root, commit, &source)?;
-    let built = binaries(workspace, &source, &place, &["--locked"]);
+    // Not to be debugged, and therefore sooner.
+    let more = ["--locked", "--config", "profile.dev.debug=false"];
+    let built = binaries(workspace, &source, &place, &more);
     // Its source is no part of this tree, for whoever looks for packages or counts lines.
     let _ = std::fs::remove_dir_all(&source);
     let _ = std::fs::remove_dir_all(place.join("target"));
@@ -94,8 +99,8 @@ fn export(root: &Path, commit: &str, to: &Path) -> Result<()> {
     std::fs::remove_file(&tar).with_context(|| format!("cannot remove {file}"))
 }
 
-/// Builds both programs of the tree at `root`, quickly and not to be fast or debugged, and puts
-/// them into `place`.
+/// Builds both programs of the tree at `root`, quickly and not to be fast, and puts them into
+/// `place`.
 fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> Result<PathBuf> {
     // A target directory for each: cargo takes packages of the same name, version and place in
     // their workspace for the same, and goes by the times of files. In one directory this tree
@@ -105,8 +110,7 @@ fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> 
     let (manifest, dir) = (text(&manifest)?, text(&target)?);
     let packages = ["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"];
     let options = ["--manifest-path", manifest, "--target-dir", dir];
-    let quick = ["--config", "profile.dev.debug=false"];
-    workspace.cargo(&[&["build"], &packages[..], &options, &quick, more].concat())?;
+    workspace.cargo(&[&["build"], &packages[..], &options, more].concat())?;
     std::fs::create_dir_all(place).with_context(|| format!("cannot create {}", place.display()))?;
     // `wherry` last: it is what says that all is there.
     for program in ["wherry-vm", "wherry"] {
