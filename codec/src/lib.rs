@@ -8,13 +8,15 @@
 //! off what is too much. So a decoded value counts only if it encodes to the very bytes that it
 //! came from.
 //!
-//! [`records`] puts a name, a kind and a version in front of such bytes.
+//! [`records`] puts a name, a kind and a version in front of such bytes; [`text`] makes words that
+//! are not trusted fit to be shown.
 
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "golden")]
 pub mod golden;
 pub mod records;
+pub mod text;
 
 use bincode::Options;
 use serde::{Serialize, de::DeserializeOwned};

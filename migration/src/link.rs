@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
+use wherry_codec::text::printable;
 
 use crate::config::FrameLimit;
 use crate::error::Error;
@@ -19,7 +20,6 @@ use crate::sync::lock;
 use crate::transport::{TICK, Throttle, WriteHalf, unsent};
 use crate::wire::pages::pack_lz4;
 use crate::wire::sum::ContentSum;
-use crate::wire::text::printable;
 use crate::wire::version::{FIRST, NEWEST, not_agreed};
 use crate::wire::{Abort, HEADER_LEN, Header, Kind, MAGIC, Sum, WireError, codec};
 pub use interrupt::{Deadline, Interrupt, PauseLimit};

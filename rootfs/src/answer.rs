@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
+use wherry_codec::text::printable;
 
 use crate::limits::Limits;
 use crate::refusal::Refusal;
@@ -184,20 +185,9 @@ impl Listing {
 
 /// A text without what a terminal would obey, and not too long.
 fn clean(text: &str) -> String {
-    let printable = |c: char| if c.is_control() || is_direction(c) { '\u{FFFD}' } else { c };
-    let mut clean = String::new();
-    for c in text.chars().map(printable) {
-        if clean.len() + c.len_utf8() > MAX_TEXT {
-            break;
-        }
-        clean.push(c);
-    }
+    let mut clean = printable(text);
+    clean.truncate(clean.floor_char_boundary(MAX_TEXT));
     clean
-}
-
-/// Characters that change the order in which others are shown.
-fn is_direction(c: char) -> bool {
-    matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

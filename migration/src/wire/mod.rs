@@ -57,7 +57,6 @@ pub mod error;
 pub mod kind;
 pub mod pages;
 pub mod sum;
-pub mod text;
 pub mod version;
 
 use serde::{Deserialize, Serialize};

@@ -14,11 +14,11 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+use wherry_codec::text::printable;
 
 use super::codec::decode_front;
 use super::error::{NoCommonVersion, WireError};
 use super::kind::Kind;
-use super::text::printable;
 
 /// The first version in which two sides agree on one.
 pub const FIRST: u16 = 2;

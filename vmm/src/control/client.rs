@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FileType, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use wherry_codec::text::printable;
 
 use super::line::{LineError, LineReader, write_line};
 use super::{
@@ -110,9 +111,9 @@ impl Client {
                     .hint("the VM may run another version of wherry")
             })?;
             match reply {
-                Reply::Event(event) => on_update(Update::Progress(event)),
+                Reply::Event(event) => on_update(Update::Progress(shown(event))),
                 Reply::Trace(line) => on_update(Update::Trace(line)),
-                Reply::Ok(value) => return Ok(value),
+                Reply::Ok(value) => return Ok(shown(value)),
                 Reply::Error(error) => return Err(plain(error)),
             }
         }
@@ -132,9 +133,21 @@ impl Client {
 
 /// An error as it may be shown: the VM's process need not be of this user's making.
 fn plain(error: ControlError) -> ControlError {
-    let message = error.message.replace(char::is_control, " ");
-    let hint = error.hint.map(|hint| hint.replace(|c: char| c.is_control() && c != '\n', " "));
+    let lines = |hint: String| hint.lines().map(printable).collect::<Vec<_>>().join("\n");
+    let (message, hint) = (printable(&error.message), error.hint.map(lines));
     ControlError { message, hint, ..error }
+}
+
+/// An answer as it may be shown. Also its keys: some commands show what they do not know.
+fn shown(answer: Value) -> Value {
+    match answer {
+        Value::String(text) => printable(&text).into(),
+        Value::Array(all) => all.into_iter().map(shown).collect(),
+        Value::Object(all) => {
+            all.into_iter().map(|(key, value)| (printable(&key), shown(value))).collect()
+        }
+        other => other,
+    }
 }
 
 /// Connects to a VM's socket, in its folder or at a full path, if it belongs to who has the folder
@@ -159,7 +172,7 @@ impl RuntimeDir {
         let Some(folder) = self.of(name).look()? else { return Err(no_such_vm(self, name)) };
         own_socket(&folder, path).map_err(|e| {
             // It need not be of this user's making either.
-            let path = path.display().to_string().replace(char::is_control, " ");
+            let path = printable(&path.display().to_string());
             ControlError::failed(format!("cannot connect to {path}: {e}"))
         })
     }
@@ -175,5 +188,54 @@ fn no_such_vm(dir: &RuntimeDir, name: &str) -> ControlError {
         0 => error.hint(format!("none runs in {}", dir.path().display())),
         1..=8 => error.hint(format!("running: {shown}")),
         n => error.hint(format!("running: {shown} and {} more; see `wherry ls`", n - 8)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Root asks VMs of users, whose processes may answer anything.
+    #[test]
+    fn an_answer_does_nothing_to_a_terminal() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RuntimeDir::at(temp.path());
+        let listener = UnixListener::bind(temp.path().join("web.sock")).unwrap();
+        let rude = "\u{1b}]0;x\u{7}\u{9b}2J\n\u{202e}";
+        let event = json!({"event": {rude: [rude]}});
+        let answers = [
+            json!({"ok": {"kernel": rude, "list": [{"name": rude}], rude: 1}}),
+            json!({"error": {"code": "busy", "message": rude, "hint": rude}}),
+        ];
+        let server = std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                write!(stream, "{event}\n{answer}\n").unwrap();
+            }
+        });
+        let acts = |text: &str| text.contains(|c: char| c.is_control() || c == '\u{202e}');
+        let mut events = Vec::new();
+        let mut ask = || {
+            let mut client = Client::connect(&dir, "web").unwrap();
+            client.call_with_events(&Request::Info {}, &mut |update| events.push(update))
+        };
+        // As a table shows it, not as JSON, which has an escape for some of them.
+        let clean = "\u{fffd}]0;x\u{fffd}\u{fffd}2J\u{fffd}\u{fffd}";
+        let answer = ask().unwrap();
+        assert_eq!(answer, json!({"kernel": clean, "list": [{"name": clean}], clean: 1}));
+        let error = ask().unwrap_err();
+        assert!(!acts(&error.message), "{error:?}");
+        assert!(!acts(&error.hint.unwrap().replace('\n', "")), "{}", error.message);
+        server.join().unwrap();
+        assert_eq!(events.len(), 2);
+        for event in events {
+            let Update::Progress(event) = event else { panic!("{event:?}") };
+            assert_eq!(event, json!({clean: [clean]}));
+        }
     }
 }

@@ -135,7 +135,10 @@ fn what_a_vms_process_says_of_an_error_is_shown_without_control_characters() {
     });
     let mut client = Client::connect(&RuntimeDir::at(host.path("run")), "web").unwrap();
     let said = client.call::<Info>(&Request::Info {}).unwrap_err();
-    assert_eq!((said.message.as_str(), said.hint.as_deref()), (" [2Jno", Some("one\ntwo ")));
+    assert_eq!(
+        (said.message.as_str(), said.hint.as_deref()),
+        ("\u{fffd}[2Jno", Some("one\ntwo\u{fffd}"))
+    );
     drop(vm.join().unwrap());
 }
 

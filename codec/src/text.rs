@@ -1,15 +1,17 @@
-//! Words of a peer.
+//! Words of a guest, a peer, a file or another user's process, on their way to people.
 
-/// What a peer wrote, with nothing in it that a terminal acts on: neither control characters nor
-/// those that change the direction of writing or begin a line.
+/// The text with nothing in it that a terminal acts on: neither control characters nor those that
+/// change the direction of writing or begin a line. Each is replaced.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
-            || matches!(c, '\u{2066}'..='\u{2069}')
-    };
     text.chars().map(|c| if acts(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Whether a terminal acts on it.
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
