@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use wherry_devices::virtio::balloon::BalloonConfig;
 use wherry_migration::{Compression, HintPolicy};
@@ -11,8 +11,10 @@ use wherry_vmm::config::SerialSink;
 use super::boot_files::BootFilesArgs;
 use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
+use super::log::LogArgs;
 use super::metrics::MetricsArgs;
 use super::net::NetArgs;
+use super::one_of::one_of;
 use super::pages::PagesArgs;
 use super::ssh::SshArgs;
 use super::tls::{MigrateTlsArgs, ReceiveTlsArgs};
@@ -206,6 +208,9 @@ pub struct RunArgs {
     /// Its sockets.
     #[command(flatten)]
     pub vsock: VsockArgs,
+    /// What is said of it.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// Options of `run` and `receive` alike.
@@ -291,6 +296,9 @@ pub struct ReceiveArgs {
     /// This host's end of its sockets.
     #[command(flatten)]
     pub vsock: VsockArgs,
+    /// What is said of it.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// What `--streams` may be.
@@ -430,15 +438,6 @@ pub struct DoctorArgs {
 pub enum Switch {
     On,
     Off,
-}
-
-/// One of a few words, each for a value of a type that is none of clap's.
-fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
-    all: [(&'static str, T); N],
-) -> impl TypedValueParser<Value = T> {
-    PossibleValuesParser::new(all.map(|(word, _)| word)).try_map(move |given| {
-        all.into_iter().find(|(word, _)| *word == given).map(|(_, value)| value).ok_or("unknown")
-    })
 }
 
 fn hints() -> impl TypedValueParser<Value = HintPolicy> {

@@ -14,6 +14,7 @@ use wherry_vmm::config::{
 use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::exit::Exit;
 use wherry_vmm::kvm::{self, DEV_KVM};
+use wherry_vmm::logging::Format;
 use wherry_vmm::memory::Backing;
 use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 
@@ -25,6 +26,7 @@ use super::{Context, net, output::Output, vsock};
 
 /// `wherry run`
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
+    let format = args.log.log_format;
     let config = run_config(args)?;
     check_output(&context.out, &config.serial)?;
     let kvm = open_kvm()?;
@@ -38,17 +40,18 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
     config.disks.iter().try_for_each(disk::check)?;
     check_backing(config.memory_backing.as_ref())?;
     drop(kvm);
-    become_vm(context, Machine::Run(config))
+    become_vm(context, Machine::Run(config), format)
 }
 
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
+    let format = args.log.log_format;
     let config = receive_config(args, context.out.quiet)?;
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     config.disks.iter().try_for_each(disk::check)?;
     check_backing(config.memory_backing.as_ref())?;
-    become_vm(context, Machine::Receive(config))
+    become_vm(context, Machine::Receive(config), format)
 }
 
 /// The configuration that the options describe, or what is wrong with them.
@@ -90,11 +93,15 @@ fn open_kvm() -> Result<Kvm, ControlError> {
 }
 
 /// Goes on as the VM's process; returns only if that cannot be.
-fn become_vm(context: &Context, machine: Machine) -> Result<Exit, ControlError> {
+fn become_vm(
+    context: &Context,
+    machine: Machine,
+    log_format: Format,
+) -> Result<Exit, ControlError> {
     let own = std::env::current_exe()
         .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
     let program = own.with_file_name(PROGRAM);
-    let start = Start { machine, json: context.out.json, quiet: context.out.quiet };
+    let start = Start { machine, json: context.out.json, quiet: context.out.quiet, log_format };
     let error = start.exec(&program);
     let what = format!("cannot start {}: {error}", program.display());
     Err(ControlError::failed(what).hint("install wherry and wherry-vm of one build in one folder"))

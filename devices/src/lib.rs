@@ -61,7 +61,7 @@
 //! must not call back into the device.
 
 // But for `sys`, which gives guest memory to the kernel.
-#![deny(unsafe_code)]
+#![deny(unsafe_code, clippy::print_stderr)]
 
 pub mod bus;
 pub mod device;

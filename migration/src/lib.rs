@@ -10,6 +10,7 @@
 //! (the protocol), [`destination`] (how to trust none of it), [`verify`] (proof of one migration,
 //! on request).
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr)]
 
 pub mod aside;
 pub mod bitmap;

@@ -3,6 +3,9 @@
 //!
 //! `docs/architecture.md` is the map of the code.
 
+// What is to be said goes to `logging`.
+#![deny(clippy::print_stderr)]
+
 pub mod boot;
 pub mod config;
 pub mod console;
@@ -12,6 +15,7 @@ pub mod disks;
 pub mod exit;
 pub mod kvm;
 pub mod life;
+pub mod logging;
 pub mod machine;
 pub mod memory;
 pub mod migrate;

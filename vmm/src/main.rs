@@ -6,9 +6,11 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use tracing::{error, info};
 use wherry_vmm::config::{ExitReason, SerialSink};
 use wherry_vmm::control::{ControlError, signals};
 use wherry_vmm::exit::{Exit, say};
+use wherry_vmm::logging::{self, Logging};
 use wherry_vmm::process::keyboard::raw_console;
 use wherry_vmm::process::start::{Machine, Start};
 use wherry_vmm::{process, terminal};
@@ -25,23 +27,31 @@ fn main() -> ExitCode {
     // signal installs no code; no other thread runs yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let mut json = false;
-    let start = Start::of_this_process(&args, &mut json);
-    let ended = start.and_then(supervise);
-    ExitCode::from(match ended {
-        Ok(exit) => exit as u8,
+    let started = Start::of_this_process(&args, &mut json).and_then(|start| {
+        let logging = logging::start(start.log_format, start.name(), start.quiet);
+        let failed = |e| ControlError::failed(format!("cannot say what happens: {e}"));
+        Ok((logging.map_err(failed)?, start))
+    });
+    let ended = match started {
+        Ok((logging, start)) => supervise(start, logging).inspect_err(|error| match json {
+            true => say(error, true, &mut io::stdout(), &mut io::stderr()),
+            false => error!(hint = error.hint.as_deref().unwrap_or_default(), "{error}"),
+        }),
         Err(error) => {
             say(&error, json, &mut io::stdout(), &mut io::stderr());
-            Exit::of(&error) as u8
+            Err(error)
         }
-    })
+    };
+    ExitCode::from(ended.unwrap_or_else(|error| Exit::of(&error)) as u8)
 }
 
 /// Runs a machine with signals and the terminal taken care of, and says how it ended.
-fn supervise(start: Start) -> Result<Exit, ControlError> {
-    let Start { machine, json, quiet } = start;
-    let (name, serial) = match &machine {
-        Machine::Run(config) => (config.name.clone(), &config.serial),
-        Machine::Receive(config) => (config.name.clone(), &config.serial),
+fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
+    let name = start.name().to_owned();
+    let Start { machine, json, quiet, .. } = start;
+    let serial = match &machine {
+        Machine::Run(config) => &config.serial,
+        Machine::Receive(config) => &config.serial,
     };
     let failed = |e: io::Error| ControlError::failed(format!("cannot set up the terminal: {e}"));
     // Before any other thread, so that all of them leave these signals to the watcher.
@@ -73,13 +83,14 @@ fn supervise(start: Start) -> Result<Exit, ControlError> {
         ExitReason::Killed => Exit::Killed,
         ExitReason::Crashed(_) => Exit::GuestCrashed,
     };
-    if !quiet {
-        let doctor = match reason {
-            ExitReason::Crashed(_) => "; `wherry doctor` tells whether this host can run Linux",
-            _ => "",
-        };
-        let _ = writeln!(io::stderr(), "wherry: {name}: {reason}{doctor}");
+    match &reason {
+        _ if quiet => {}
+        ExitReason::Crashed(_) => {
+            error!("{name}: {reason}; `wherry doctor` tells whether this host can run Linux");
+        }
+        _ => info!("{name}: {reason}"),
     }
+    drop(logging);
     if reason == ExitReason::Killed && signal != 0 {
         terminal::exit_for_signal(signal);
     }

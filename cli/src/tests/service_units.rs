@@ -110,6 +110,8 @@ fn both_units_of_vms_confine_alike_and_name_the_folders_that_are_found() {
         // A VM in a folder of its name: see `RuntimeDir::places`.
         assert_eq!(folder, Some("/run/wherry/%i"));
         assert_eq!(one(&unit, "Type"), "notify");
+        // Or a line of a guest's console that begins with `<0>` is an emergency of the host.
+        assert_eq!(one(&unit, "SyslogLevelPrefix"), "no");
     }
 }
 

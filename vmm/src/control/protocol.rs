@@ -71,6 +71,24 @@ pub enum Request {
     MigrateStatus {},
 }
 
+impl Request {
+    /// What it is to change, for people; `None` if it only asks. (Migrations and consoles speak for
+    /// themselves.)
+    pub fn change(&self) -> Option<&'static str> {
+        match self {
+            Self::Pause {} => Some("a pause"),
+            Self::Resume { force: false } => Some("the guest to go on"),
+            Self::Resume { force: true } => Some("the guest to go on, whatever is known of it"),
+            Self::Stop {} => Some("the power button"),
+            Self::Kill {} => Some("the end of the VM"),
+            Self::BalloonSet { .. } => Some("another size of the balloon"),
+            Self::MigrateCancel {} => Some("the end of the migration"),
+            Self::Info {} | Self::BalloonStats {} | Self::MigrateStatus {} => None,
+            Self::Console {} | Self::Migrate(_) => None,
+        }
+    }
+}
+
 /// Fields of [`Request::Migrate`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::Value;
+use tracing::info;
 
 use super::line::{LineError, LineReader, write_line};
 use super::updates;
@@ -20,6 +21,7 @@ use super::{
     ControlError, ErrorCode, MAX_REQUEST_LINE, MigrateRequest, MigrationCounts, MigrationState,
     MigrationStatus, NameClaim, Reply, Request, Update, VmControl,
 };
+use crate::logging::COURSE;
 use crate::poll::hung_up;
 use crate::sync::lock;
 
@@ -262,6 +264,9 @@ impl Shared {
 
     fn dispatch(&self, request: Request) -> Result<Value, ControlError> {
         let vm = &self.vm;
+        if let Some(what) = request.change() {
+            info!(target: COURSE, "a client asks for {what}");
+        }
         match request {
             Request::Info {} => {
                 let mut info = vm.info();

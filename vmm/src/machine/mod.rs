@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kvm_ioctls::{VcpuFd, VmFd};
+use tracing::warn;
 use wherry_devices::device::Devices;
 use wherry_devices::power::Power;
 use wherry_devices::serial::Serial;
@@ -254,7 +255,7 @@ impl Vcpus for Machine {
             self.access.note_parked(&self.vm, &v.fd(), id);
         }
         self.devices.pause(Instant::now() + DRAIN).map_err(|why| {
-            eprintln!("wherry: cannot stop the machine: {why}");
+            warn!("cannot stop the machine: {why}");
             Refusal::Unfinished
         })
     }

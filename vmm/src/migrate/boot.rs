@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::ensure;
+use tracing::warn;
 use wherry_migration::traits::{FileId, Sink};
 use wherry_migration::wire::boot::MAX_FILE;
 
@@ -30,7 +31,7 @@ impl Local {
             Ok(id) => Some(Self { what, path, id }),
             Err(e) => {
                 let path = path.display();
-                eprintln!("wherry: {what} {path}: {e:#}; the source sends what its guest boots");
+                warn!("{what} {path}: {e:#}; the source sends what its guest boots");
                 None
             }
         }
@@ -42,7 +43,7 @@ impl Local {
         if !same {
             let Self { what, path, .. } = self;
             let path = path.display();
-            eprintln!("wherry: {what} {path} is not the guest's; the source sends that");
+            warn!("{what} {path} is not the guest's; the source sends that");
         }
         same
     }

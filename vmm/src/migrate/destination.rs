@@ -1,68 +1,29 @@
 //! The destination's machine as the engine's traits want it.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kvm_ioctls::VmFd;
-use wherry_migration::error::describe;
+use tracing::warn;
 use wherry_migration::traits::{DestinationVm, FileId, GuestRam, Sink};
 use wherry_migration::wire::MAX_PAGES;
-use wherry_migration::{
-    CancelToken, DestinationConfig, Error, Listener, Phase, Snapshot, await_source, receive_from,
-};
+use wherry_migration::{CancelToken, DestinationConfig, Listener, await_source, receive_from};
 
 use super::boot::BootFiles;
+use super::course;
 use crate::config::ReceiveConfig;
 use crate::kvm::open_kvm;
 use crate::life::owner::{Owner, Vcpus};
 use crate::machine::{Description, Machine, MachineHooks, MachineState};
 use crate::memory::{PAGE, Ram};
 use crate::newer;
-use crate::sync::lock;
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
 /// touched.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(300);
-
-/// A line of progress at least this often.
-const SAY_EVERY: Duration = Duration::from_secs(5);
-
-/// Strangers that are named on standard error within a minute.
-const STRANGERS_A_MINUTE: u32 = 10;
-
-/// Says who was turned away, without letting a scanner fill the log.
-struct Strangers {
-    minute: Instant,
-    named: u32,
-    unnamed: u64,
-}
-
-impl Strangers {
-    fn new(now: Instant) -> Self {
-        Self { minute: now, named: 0, unnamed: 0 }
-    }
-
-    /// What to say about one more, if anything.
-    fn line(&mut self, now: Instant, peer: &str, why: &Error) -> Option<String> {
-        if now.saturating_duration_since(self.minute) >= Duration::from_secs(60) {
-            (self.minute, self.named) = (now, 0);
-        }
-        if self.named == STRANGERS_A_MINUTE {
-            self.unnamed += 1;
-            return None;
-        }
-        self.named += 1;
-        let others = match std::mem::take(&mut self.unnamed) {
-            0 => String::new(),
-            n => format!(" (and {n} others before)"),
-        };
-        let why = describe(why);
-        Some(format!("wherry: turned away {peer}{others}: {why}; still waiting for the source"))
-    }
-}
 
 /// Memory that this host has available, in bytes.
 fn available_memory() -> Option<u64> {
@@ -141,7 +102,7 @@ impl DestinationVm for DestinationMachine<'_> {
         self.boot.finish(&mut d)?;
         let mut state = MachineState::decode(state).map_err(|e| refuse(e.into()))?;
         if let Some(warning) = state.vm.bound_clock(self.begun.elapsed()) {
-            eprintln!("wherry: {warning}");
+            warn!("{warning}");
         }
         let running = state.running;
         let machine = Machine::assemble(&d, &self.hooks, vm, ram, Some(state)).map_err(refuse)?;
@@ -185,27 +146,14 @@ pub fn receive(
     let ReceiveConfig { kernel, initrd, reboot, .. } = wanted;
     let boot = BootFiles::new(kernel.as_deref(), initrd.as_deref(), *reboot);
     let &ReceiveConfig { progress, max_memory, .. } = wanted;
-    let mut strangers = Strangers::new(Instant::now());
-    let mut turned_away = |peer: &str, why: &Error| {
-        if let Some(line) = strangers.line(Instant::now(), peer, why) {
-            eprintln!("{line}");
-        }
-    };
     let mut config =
         DestinationConfig { versions: newer::versions(), ..DestinationConfig::default() };
-    let source =
-        await_source(listener, &config, cancel, &mut turned_away).context("no source connected")?;
+    let source = await_source(listener, &config, cancel, &mut course::turned_away)
+        .context("no source connected")?;
     if let Some(most) = max_memory.or_else(available_memory) {
         config.max_pages = (most / PAGE).min(MAX_PAGES);
     }
-    let said = Mutex::new((Phase::Handshake, Instant::now()));
-    let say = move |now: &Snapshot| {
-        let mut said = lock(&said);
-        if progress && (said.0 != now.phase || said.1.elapsed() >= SAY_EVERY) {
-            *said = (now.phase, Instant::now());
-            eprintln!("wherry: receiving, {}: {} MB so far", now.phase, now.bytes / 1_000_000);
-        }
-    };
+    let course = course::Arriving::begin(progress);
     let mut arriving = DestinationMachine {
         hooks,
         owner,
@@ -215,22 +163,16 @@ pub fn receive(
         reboots,
         machine: None,
     };
-    let received = receive_from(source, &mut arriving, &config, &say, cancel);
+    let received = receive_from(source, &mut arriving, &config, &course, cancel);
     if received.is_err() && owner.machine().0.is_none() {
         // The source waits for them, and freeing memory takes its time.
         arriving.hooks.disks.abandon();
     }
-    let received = received?;
-    if !received.acknowledged {
-        eprintln!(
-            "wherry: the guest runs here, but the source could not be told: end it there with \
-             `wherry kill`"
-        );
-    }
+    course.ended(received?);
     if !arriving.boot.told {
-        eprintln!(
-            "wherry: the source is an older wherry and does not say what the guest boots: a reboot \
-             ends it here"
+        warn!(
+            "the source is an older wherry and does not say what the guest boots: a reboot ends it \
+             here"
         );
     }
     match arriving.machine {
@@ -270,24 +212,6 @@ mod tests {
         let clock_ns = arrived.save(true, u16::MAX).unwrap().vm.clock_ns;
         let aged = Duration::from_nanos(clock_ns - state.vm.clock_ns);
         assert!(aged < Duration::from_secs(3600), "{aged:?}");
-    }
-
-    #[test]
-    fn a_scanner_does_not_fill_the_log() {
-        let start = Instant::now();
-        let mut strangers = Strangers::new(start);
-        let mut lines = |n: u64, now| -> Vec<String> {
-            (0..n).filter_map(|_| strangers.line(now, "10.0.0.9:1", &Error::Closed)).collect()
-        };
-        let first = lines(100, start);
-        assert_eq!(first.len(), 10);
-        assert!(
-            first[0].starts_with("wherry: turned away 10.0.0.9:1: the peer closed"),
-            "{}",
-            first[0]
-        );
-        let later = lines(1, start + Duration::from_secs(61));
-        assert!(later[0].contains("(and 90 others before)"), "{later:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod boot;
+mod course;
 mod destination;
 mod updates;
 
@@ -31,6 +32,7 @@ use crate::machine::{Machine, refresh_statistics};
 use crate::newer;
 pub use adapters::Hints;
 use adapters::SourceMachine;
+use course::Leaving;
 pub use destination::receive;
 
 /// Patience with a destination that does not answer a connection request.
@@ -192,9 +194,22 @@ fn certificates(
 /// A guest that does not `run` stays paused, here or there.
 pub fn to(
     owner: &Arc<Owner<Machine>>,
-    (machine, run): (&Arc<Machine>, bool),
+    machine: (&Arc<Machine>, bool),
     request: &MigrateRequest,
     tell: &mut dyn FnMut(Update),
+    cancel: &CancelToken,
+) -> Result<Value, ControlError> {
+    let course = Arc::new(Leaving::to(&request.uri));
+    let result = go(owner, machine, request, (tell, &course), cancel);
+    course.ended(&result);
+    result
+}
+
+fn go(
+    owner: &Arc<Owner<Machine>>,
+    (machine, run): (&Arc<Machine>, bool),
+    request: &MigrateRequest,
+    (tell, course): (&mut dyn FnMut(Update), &Arc<Leaving>),
     cancel: &CancelToken,
 ) -> Result<Value, ControlError> {
     let endpoint = check(request)?;
@@ -232,7 +247,7 @@ pub fn to(
         ..defaults
     };
     // The engine may report from its thread only; the channel keeps `tell` on ours.
-    let (mut teller, updates) = updates::UpdateSender::new();
+    let (mut teller, updates) = updates::UpdateSender::new(course.clone());
     if request.trace {
         teller.record(machine, &config);
     }

@@ -7,6 +7,7 @@ use wherry_migration::traits::GuestRam;
 use wherry_migration::{Observer, Progress, Snapshot, SourceConfig};
 use wherry_trace::Recording;
 
+use super::course::Leaving;
 use crate::control::Update;
 use crate::machine::Machine;
 use crate::memory::DirtySource;
@@ -15,6 +16,7 @@ use crate::sync::lock;
 /// Takes progress and, if wanted, the trace on the engine's threads.
 pub struct UpdateSender {
     updates: Arc<Updates>,
+    course: Arc<Leaving>,
     trace: Option<Arc<Recording>>,
 }
 
@@ -22,9 +24,9 @@ struct Updates(Mutex<Sender<Update>>);
 
 impl UpdateSender {
     /// With the end at which its updates come out.
-    pub fn new() -> (Self, Receiver<Update>) {
+    pub fn new(course: Arc<Leaving>) -> (Self, Receiver<Update>) {
         let (updates, out) = channel();
-        (Self { updates: Arc::new(Updates(Mutex::new(updates))), trace: None }, out)
+        (Self { updates: Arc::new(Updates(Mutex::new(updates))), course, trace: None }, out)
     }
 
     /// Begins to record a trace.
@@ -55,6 +57,7 @@ impl Updates {
 
 impl Progress for UpdateSender {
     fn update(&self, snapshot: &Snapshot) {
+        self.course.update(snapshot);
         self.updates.send(serde_json::to_value(snapshot).ok().map(Update::Progress));
     }
 

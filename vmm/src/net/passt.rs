@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::ioctl_fionbio;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tracing::{info, warn};
 
 use super::stream::{LONGEST, Stream};
 use super::user::User;
@@ -119,7 +120,7 @@ fn watch(id: &str, program: &Program, user: &User, mut running: Running, quit: &
             return;
         }
         let why = found.map_or(ended, |e| format!("passt sent {e}"));
-        eprintln!("wherry: network `{id}` is down: {why}; passt is started again");
+        down(id, &why);
         // What ends soon after its start is not started ever faster.
         if since.elapsed() > LONGEST_PAUSE {
             pause = program.pause;
@@ -138,8 +139,13 @@ fn watch(id: &str, program: &Program, user: &User, mut running: Running, quit: &
                 break next;
             }
         };
-        eprintln!("wherry: network `{id}` is up again");
+        info!(net = id, "network `{id}` is up again");
     }
+}
+
+/// A guest may bring its network down again and again.
+fn down(id: &str, why: &str) {
+    warn!(net = id, "network `{id}` is down: {why}; passt is started again");
 }
 
 /// Starts it, and waits until it answers.

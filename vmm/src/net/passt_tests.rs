@@ -9,6 +9,8 @@ use wherry_devices::virtio::net::constants::MAX_FRAME;
 use wherry_tests::needs::PASST;
 
 use super::*;
+use crate::logging::Format;
+use crate::logging::fixture::Heard;
 
 /// Only so that a test that fails does not hang.
 const GUARD: Duration = Duration::from_secs(60);
@@ -163,4 +165,12 @@ fn the_real_one_ends_by_itself_when_nobody_is_left() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(running.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_guest_that_brings_its_network_down_again_and_again_does_not_fill_the_log() {
+    let heard = Heard::new(Format::Human);
+    let lines = heard.flood(|nr| down("net0", &format!("passt sent {nr}")));
+    let first = "wherry: network `net0` is down: passt sent 0; passt is started again\n";
+    assert!(lines[0].starts_with(first), "{}", lines[0]);
 }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 
+use tracing::info;
+
 use crate::control::signals;
 use crate::terminal::{self, ESCAPE, RawMode};
 
@@ -35,6 +37,11 @@ impl Escape {
     }
 }
 
+/// Answers who types, which is no news for anybody else.
+fn prompt(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
 /// Makes the terminal raw, if there is one, and puts the search for Ctrl-] between it and standard
 /// input.
 pub fn raw_console(name: &str, quiet: bool) -> io::Result<Option<RawMode>> {
@@ -42,7 +49,7 @@ pub fn raw_console(name: &str, quiet: bool) -> io::Result<Option<RawMode>> {
         return Ok(None);
     }
     if !quiet {
-        eprintln!("wherry: console of {name}; Ctrl-] then q ends the VM");
+        info!("console of {name}; Ctrl-] then q ends the VM");
     }
     let mut keyboard = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let Some(raw) = RawMode::enter()? else { return Ok(None) };
@@ -61,11 +68,11 @@ pub fn raw_console(name: &str, quiet: bool) -> io::Result<Option<RawMode>> {
                     Typed::Guest(byte) => {
                         let lost = guest.write(&[byte]).is_err();
                         if lost && !std::mem::replace(&mut lossy, lost) {
-                            eprint!("{}", terminal::INPUT_LOST);
+                            prompt(terminal::INPUT_LOST);
                         }
                         lossy = lost;
                     }
-                    Typed::Ask => eprint!("\r\n[wherry: q ends the VM, Ctrl-] is sent to it]\r\n"),
+                    Typed::Ask => prompt("\r\n[wherry: q ends the VM, Ctrl-] is sent to it]\r\n"),
                     Typed::Quit if signals::end_vm() => {}
                     Typed::Quit => terminal::exit_for_signal(libc::SIGINT),
                 }

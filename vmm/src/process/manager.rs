@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::Value;
+use tracing::warn;
 
 use crate::sync::lock;
 
@@ -33,7 +34,7 @@ impl Manager {
             return Self::default();
         };
         Self::at(&name).unwrap_or_else(|e| {
-            eprintln!("wherry: the service manager is told nothing: {VARIABLE}: {e}");
+            warn!("the service manager is told nothing: {VARIABLE}: {e}");
             Self::default()
         })
     }
@@ -83,7 +84,7 @@ impl Manager {
             Ok(_) => *last = status,
             // Said again with the next change.
             Err(_) if !wait => {}
-            Err(e) => eprintln!("wherry: the service manager does not listen: {e}"),
+            Err(e) => warn!("the service manager does not listen: {e}"),
         }
     }
 }
@@ -109,6 +110,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::logging::Format;
+    use crate::logging::fixture::Heard;
 
     fn heard(socket: &UnixDatagram) -> Option<String> {
         let mut buffer = [0; 256];
@@ -156,6 +159,17 @@ mod tests {
         assert_eq!(heard(&socket).as_deref(), Some("STATUS=9999\n"));
         drop(socket);
         manager.status("nobody is there");
+    }
+
+    #[test]
+    fn a_manager_that_is_gone_does_not_fill_the_log() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("notify");
+        let manager = Manager::at(path.as_os_str()).unwrap();
+        let heard = Heard::new(Format::Human);
+        let lines = heard.flood(|nr| manager.ready(&nr.to_string()));
+        let first = "wherry: the service manager does not listen: No such file";
+        assert!(lines[0].starts_with(first), "{}", lines[0]);
     }
 
     #[test]

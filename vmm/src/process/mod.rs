@@ -16,6 +16,7 @@ use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tracing::{error, info, warn};
 use wherry_migration::CancelToken;
 
 use crate::boot::smbios::{Firmware, uuid};
@@ -25,6 +26,7 @@ use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
 use crate::disks::Disks;
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life};
+use crate::logging::COURSE;
 use crate::machine::{Description, Kernel, Machine, MachineHooks};
 use crate::memory::Backing;
 use crate::migrate;
@@ -77,7 +79,7 @@ impl VmProcess {
         let serial = pty.as_deref().map(Path::display).map_or_else(
             || serial.to_string(),
             |path| {
-                eprintln!("wherry: the serial console of {name} is {path}");
+                info!("the serial console of {name} is {path}");
                 format!("pty {path}")
             },
         );
@@ -203,11 +205,7 @@ impl VmProcess {
                 self.controller.disks.note_full(&id);
                 continue;
             }
-            let name = &self.controller.settings.name;
-            eprintln!(
-                "wherry: no room on this host for what {name} writes to disk `{id}`; it is paused: \
-                 make room, then `wherry resume {name}`"
-            );
+            no_room(&self.controller.settings.name, &id);
         }
     }
 
@@ -217,6 +215,7 @@ impl VmProcess {
         if owner.event(Event::Reboot).is_err() || owner.killed_within(brake.pause(Instant::now())) {
             return Ok(Some(old));
         }
+        info!(target: COURSE, "the guest reboots");
         let description = old.description().clone();
         self.controller.replace(&description);
         self.controller.tell_manager(Life::Rebooting);
@@ -249,6 +248,15 @@ impl VmProcess {
         }
         Ok(true)
     }
+}
+
+/// A guest may write on each time it is resumed.
+fn no_room(name: &str, disk: &str) {
+    warn!(
+        disk,
+        "no room on this host for what {name} writes to disk `{disk}`; it is paused: make room, \
+         then `wherry resume {name}`"
+    );
 }
 
 /// Keeps a guest that resets itself again and again from building machines as fast as the host can.
@@ -303,6 +311,12 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     // Refused if it was killed meanwhile, which the run loop sees.
     let _ = host.owner().arrive(machine.clone(), true);
     host.controller.manager.ready(&host.owner().life().to_string());
+    info!(
+        target: COURSE,
+        vcpus = u64::from(description.nr_vcpus),
+        memory_bytes = description.ram_bytes,
+        "the guest runs"
+    );
     host.run(machine)
 }
 
@@ -335,7 +349,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
         (Ok(Some(machine)), _) => machine,
         // It runs here, whatever failed after that.
         (Err(e), Some(machine)) => {
-            eprintln!("wherry: {e:#}; the guest runs here");
+            error!("{e:#}; the guest runs here");
             machine
         }
         (Err(e), None) => return Err(e),
@@ -348,6 +362,8 @@ mod tests {
     use super::*;
     use crate::config::DiskConfig;
     use crate::life::owner::Vcpus;
+    use crate::logging::Format;
+    use crate::logging::fixture::Heard;
     use crate::machine::fixture;
 
     #[test]
@@ -426,6 +442,13 @@ mod tests {
         });
         // The next one would have failed: it has no kernel.
         assert!(next.is_ok_and(|next| next.is_none_or(|m| m.ended() == Some(End::Reset))));
+    }
+
+    #[test]
+    fn a_guest_that_fills_its_disk_again_and_again_does_not_fill_the_log() {
+        let heard = Heard::new(Format::Human);
+        let lines = heard.flood(|_| no_room("web", "root"));
+        assert!(lines[0].ends_with("`root`; it is paused: make room, then `wherry resume web`\n"));
     }
 
     #[test]

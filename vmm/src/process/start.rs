@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{ReceiveConfig, RunConfig};
 use crate::control::ControlError;
+use crate::logging::Format;
 
 /// File name of the VM's program.
 pub const PROGRAM: &str = "wherry-vm";
@@ -37,6 +38,8 @@ pub struct Start {
     pub json: bool,
     /// No remarks.
     pub quiet: bool,
+    /// How it is said what happens.
+    pub log_format: Format,
 }
 
 /// How a VM begins.
@@ -62,12 +65,17 @@ fn all_seals() -> SealFlags {
 }
 
 impl Start {
-    /// Replaces this process by `program`, which gets this. Returns why that cannot be.
-    pub fn exec(&self, program: &Path) -> io::Error {
-        let name = match &self.machine {
+    /// The VM's name.
+    pub fn name(&self) -> &str {
+        match &self.machine {
             Machine::Run(config) => &config.name,
             Machine::Receive(config) => &config.name,
-        };
+        }
+    }
+
+    /// Replaces this process by `program`, which gets this. Returns why that cannot be.
+    pub fn exec(&self, program: &Path) -> io::Error {
+        let name = self.name();
         match self.seal(BUILD) {
             // The name is for people who list processes.
             Ok(file) => Command::new(program)
@@ -163,7 +171,7 @@ mod tests {
             vsock: None,
             disks: vec![],
         });
-        Start { machine, json: false, quiet: true }
+        Start { machine, json: false, quiet: true, log_format: Format::Json }
     }
 
     #[test]
