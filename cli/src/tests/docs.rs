@@ -100,3 +100,19 @@ fn mistakes_are_seen() {
         assert_eq!(wrong(text), 0, "{text}");
     }
 }
+
+#[test]
+fn tests_that_hold_what_security_md_promises_are_there() {
+    let mut files = Vec::new();
+    for folder in ["devices", "migration", "report", "rootfs", "tests", "vmm"] {
+        docs::files_below(&docs::root().join(folder), "rs", &mut files).unwrap();
+    }
+    let source: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let text = std::fs::read_to_string(docs::root().join("SECURITY.md")).unwrap();
+    let (_, table) = text.split_once("## How it is tested").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let names: Vec<&str> = table.split('`').skip(1).step_by(2).collect();
+    assert!(names.len() > 30, "{names:?}");
+    let mut gone = names.iter().filter(|name| !source.contains(&format!("fn {name}(")));
+    assert_eq!(gone.next(), None);
+}

@@ -1,8 +1,12 @@
 //! Attacks on the transport: descriptors, config space, resets, registers.
 
+use core::fmt::Write;
+
 use super::Attacker;
 use crate::balloon::{HINT, STATS};
 use crate::phys::*;
+use crate::port;
+use crate::serial::Serial;
 use crate::virtio::*;
 
 impl Attacker {
@@ -168,6 +172,27 @@ impl Attacker {
             self.balloon.queue(STATS).kick();
         }
         self.balloon.bring_up(u64::MAX);
+    }
+
+    /// A line on the console that looks like the host's own, and anything to the power registers
+    /// that does not end the machine.
+    pub(super) fn flood(&mut self) {
+        const SLEEP_CONTROL: u16 = 0x600;
+        const SLP_EN: u8 = 1 << 5;
+        const RESET: u16 = 0x602;
+        let _ = write!(Serial, "<0>\x1b[2Jwherry: web: all is well ({})\r\n", self.counts.steps);
+        for _ in 0..64 {
+            let port = SLEEP_CONTROL + self.rng.within(0..16) as u16;
+            let value = self.rng.next() as u8;
+            port::write(
+                port,
+                match port {
+                    SLEEP_CONTROL => value & !SLP_EN,
+                    RESET => value & !1,
+                    _ => value,
+                },
+            );
+        }
     }
 
     /// Statistics by which all memory is free, now and for ever.

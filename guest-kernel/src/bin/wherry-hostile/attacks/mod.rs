@@ -34,6 +34,7 @@ enum Attack {
     Config,
     Reset,
     Garbage,
+    Flood,
     Edges,
     Boast,
     Stats,
@@ -51,7 +52,7 @@ pub struct Scenario {
 use Attack::*;
 
 /// By the name on the command line.
-const SCENARIOS: [(&str, &[Attack], u64); 20] = [
+const SCENARIOS: [(&str, &[Attack], u64); 21] = [
     ("honest", &[], 1),
     ("takeback", &[TakeBack], 1),
     ("takezeroed", &[TakeZeroed], 1),
@@ -66,6 +67,7 @@ const SCENARIOS: [(&str, &[Attack], u64); 20] = [
     ("config", &[Config], 2),
     ("reset", &[Reset], 256),
     ("garbage", &[Garbage], 64),
+    ("flood", &[Flood, Flood, Chains, Config, Discards, Reset, Garbage], 1),
     ("edges", &[Edges, Edges, TakeBack], 1),
     ("boast", &[Boast, TakeZeroed, TakeZeroed], 1),
     ("stats", &[Stats, TakeBack], 1),
@@ -207,6 +209,7 @@ impl Attacker {
                 Config => self.config(),
                 Reset => self.reset(),
                 Garbage => self.garbage(),
+                Flood => self.flood(),
                 Edges => self.edges(open),
                 Boast => self.boast(),
                 Stats => self.stats(),
