@@ -38,6 +38,7 @@ Exit codes:
   8  the guest was migrated, but the --trace or --report file could not be written
   9  the guest stays paused at the source: somebody else has the lock of one of its disks
   10  the VM was killed (run, receive)
+  11  nobody came with the token while it was good (receive)
   128 + N  ended by signal N
 
 Files:
@@ -245,10 +246,11 @@ pub struct ConsoleArgs {
     its disk, or a kernel and initrd that the source sends unless --kernel and --initrd name the \
     same.\n\n\
     Without tls: the migration stream is neither encrypted nor authenticated: listen where only \
-    the source can reach. With it, sources need a certificate of the same authority.\n\n\
+    the source can reach. With it, the source needs the token, or a certificate of the authority.\n\n\
     Examples:\n  \
     wherry receive web tcp:10.0.0.2:4444\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
+    wherry receive web tls:10.0.0.2:4444 --token\n  \
     wherry receive web tls:10.0.0.2:4444 --tls /etc/wherry/tls --tls-peer host-a\n  \
     wherry receive web tcp:10.0.0.2:4444 --net tap=web0,id=net0\n  \
     wherry receive web tcp:10.0.0.2:4444 --net user,forward=2222:22\n  \
@@ -313,6 +315,7 @@ const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_S
     given.\n\n\
     Examples:\n  \
     wherry migrate web tcp:host-b:4444\n  \
+    wherry migrate web tls:host-b:4444 --token -\n  \
     wherry migrate web tls:host-b:4444 --tls /etc/wherry/tls\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \

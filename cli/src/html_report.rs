@@ -123,6 +123,8 @@ fn command(args: &MigrateArgs) -> String {
         vec!["wherry".to_owned(), "migrate".into(), args.name.clone(), args.uri.clone()];
     words.extend(args.tls.tls.as_ref().map(|folder| format!("--tls={}", folder.display())));
     words.extend(args.tls.tls_name.as_ref().map(|name| format!("--tls-name={name}")));
+    // Where it was, which is no secret.
+    words.extend(args.tls.token.as_ref().map(|from| format!("--token={from}")));
     words.push(format!("--hints={}", args.hints.as_str()));
     words.push(format!("--downtime-limit={}ms", args.downtime_limit));
     words.extend(args.bandwidth.map(|rate| format!("--bandwidth={rate}B/s")));

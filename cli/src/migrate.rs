@@ -39,13 +39,14 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
             )));
         }
     }
-    let (tls, tls_name) = args.tls.checked(&args.uri).map_err(ControlError::usage)?;
+    let credentials = args.tls.checked(&args.uri).map_err(ControlError::usage)?;
     let mut client = context.client(&args.name)?;
     let mut files = Files::create(&args)?;
     let request = MigrateRequest {
         uri: args.uri,
-        tls,
-        tls_name,
+        tls: credentials.folder,
+        tls_name: credentials.name,
+        token: credentials.token,
         hints: args.hints,
         downtime_limit_ms: args.downtime_limit,
         pause_limit_ms: args.pause_limit,

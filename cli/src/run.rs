@@ -46,7 +46,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
     let format = args.log.log_format;
-    let config = receive_config(args, context.out.quiet)?;
+    let config = receive_config(args, &context.out)?;
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     config.disks.iter().try_for_each(disk::check)?;
@@ -55,7 +55,7 @@ pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, Control
 }
 
 /// The configuration that the options describe, or what is wrong with them.
-pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, ControlError> {
+pub fn receive_config(args: ReceiveArgs, out: &Output) -> Result<ReceiveConfig, ControlError> {
     let serial = args.console.serial;
     let nets = net::ends(&args.net.net).map_err(ControlError::usage)?;
     let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
@@ -65,10 +65,11 @@ pub fn receive_config(args: ReceiveArgs, quiet: bool) -> Result<ReceiveConfig, C
     Ok(ReceiveConfig {
         name: args.name,
         uri: args.uri,
+        token: args.tls.token_to(out.json),
         tls: args.tls.tls.map(Into::into),
         tls_peers: args.tls.tls_peer,
         // With the guest's console on it, the terminal is the guest's.
-        progress: !quiet && serial != SerialSink::Stdio,
+        progress: !out.quiet && serial != SerialSink::Stdio,
         serial,
         max_memory: args.max_memory,
         memory_backing: args.backing.memory_backing.map(Into::into),

@@ -4,6 +4,8 @@
 //! again. So a key that was cut off, or two that ran into one line, are seen before a guest boots
 //! that lets nobody in.
 
+use wherry_codec::base64;
+
 /// The keys of a file, a line each; blank lines and comments are left out.
 pub fn parse(text: &str) -> Result<Vec<&str>, String> {
     if text.contains("PRIVATE KEY-----") || text.starts_with("PuTTY-User-Key-File") {
@@ -23,7 +25,7 @@ pub fn parse(text: &str) -> Result<Vec<&str>, String> {
 fn key(nr: usize, line: &str) -> Result<&str, String> {
     let words: Vec<&str> = line.split([' ', '\t']).filter(|word| !word.is_empty()).collect();
     let is_key = |words: &[&str]| match words {
-        [kind, blob, ..] => unbase64(blob).is_some_and(|blob| is_of(&blob, kind)),
+        [kind, blob, ..] => base64::decode(blob).is_some_and(|blob| is_of(&blob, kind)),
         _ => false,
     };
     if is_key(&words) && !line.contains(|c: char| c.is_control() && c != '\t') {
@@ -51,31 +53,6 @@ fn is_of(blob: &[u8], kind: &str) -> bool {
         (rest, nr) = (tail, nr + 1);
     }
     rest.is_empty() && nr > 1
-}
-
-/// RFC 4648 with its padding.
-fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let bare = text.trim_end_matches('=');
-    if !text.len().is_multiple_of(4) || text.len() - bare.len() > 2 {
-        return None;
-    }
-    let (mut out, mut bits, mut nr) = (Vec::new(), 0u32, 0);
-    for byte in bare.bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        (bits, nr) = (bits << 6 | u32::from(value), nr + 6);
-        if nr >= 8 {
-            nr -= 8;
-            out.push((bits >> nr) as u8);
-        }
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -1,59 +1,164 @@
-//! `--tls` of `wherry migrate` and `wherry receive`.
+//! `--tls` and `--token` of `wherry migrate` and `wherry receive`.
+//!
+//! A token is a secret for some minutes, and what is on a command line is seen by everybody who
+//! lists processes and kept in a shell's history: it is read from standard input, a file or the
+//! environment, and refused where it is typed.
 
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use wherry_migration::transport::tls::{MAX_CHARS, Token};
+use wherry_vmm::config::TokenTo;
 
 use super::uri;
+
+/// Where a token may be.
+const VARIABLE: &str = "WHERRY_TOKEN";
 
 /// `wherry migrate`
 #[derive(Debug, Args)]
 pub struct MigrateTlsArgs {
     /// For tls: the folder with this host's ca-cert.pem, client-cert.pem and client-key.pem
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "token")]
     pub tls: Option<PathBuf>,
     /// For tls: the name or address that the receiver's certificate is for [default: the HOST that
     /// is called]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "token")]
     pub tls_name: Option<String>,
+    /// For tls: the token that `receive --token` has printed: - reads it from standard input,
+    /// @FILE from a file [default: $WHERRY_TOKEN, if it is set and there is no --tls]
+    #[arg(long, value_name = "-|@FILE")]
+    pub token: Option<String>,
+}
+
+/// With what a source says who it is.
+#[derive(Debug, Default)]
+pub struct Credentials {
+    /// The folder in full, for the VM's process.
+    pub folder: Option<String>,
+    /// Whom the receiver's certificate is for.
+    pub name: Option<String>,
+    /// In place of both.
+    pub token: Option<Token>,
 }
 
 impl MigrateTlsArgs {
-    /// The folder in full, for the VM's process, and the name.
-    pub fn checked(&self, to: &str) -> Result<(Option<String>, Option<String>), String> {
-        check(to, self.tls.is_some(), self.tls_name.as_ref().map(|_| "tls-name"))?;
-        let folder = self.tls.as_deref().map(uri::in_full).transpose()?;
-        Ok((folder, self.tls_name.clone()))
+    /// What they say for this address.
+    pub fn checked(&self, to: &str) -> Result<Credentials, String> {
+        let environment = || std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
+        self.checked_in(to, environment)
     }
+
+    fn checked_in(
+        &self,
+        to: &str,
+        environment: impl FnOnce() -> Option<String>,
+    ) -> Result<Credentials, String> {
+        let nothing = self.tls.is_none() && self.token.is_none();
+        let variable = if nothing && to.starts_with("tls:") { environment() } else { None };
+        let token = self.token.is_some() || variable.is_some();
+        check(to, means(self.tls.is_some(), token), self.tls_name.as_ref().map(|_| "tls-name"))?;
+        let token = match (&self.token, &variable) {
+            (Some(from), _) => Some(read(from)?),
+            (None, Some(text)) => Some(parse(VARIABLE, text)?),
+            (None, None) => None,
+        };
+        let folder = self.tls.as_deref().map(uri::in_full).transpose()?;
+        Ok(Credentials { folder, name: self.tls_name.clone(), token })
+    }
+}
+
+/// The token that is there.
+fn read(from: &str) -> Result<Token, String> {
+    let mut line = String::new();
+    let failed = |e: io::Error| format!("cannot read the token from {from}: {e}");
+    match from.strip_prefix('@') {
+        Some(path) => {
+            let file = File::open(path).map_err(failed)?;
+            let found = file.metadata().map_err(failed)?;
+            if found.is_file() && found.permissions().mode() & 0o077 != 0 {
+                return Err(format!("others may read the token {path}: chmod 600 {path}"));
+            }
+            BufReader::new(file).take(MAX_CHARS as u64).read_line(&mut line).map_err(failed)?;
+        }
+        None if from == "-" => {
+            if io::stdin().is_terminal() {
+                eprint!("token: ");
+            }
+            io::stdin().lock().take(MAX_CHARS as u64).read_line(&mut line).map_err(failed)?;
+        }
+        // It is not repeated here either.
+        None => {
+            return Err(format!(
+                "--token takes - (standard input) or @FILE; a token that is typed here is seen by \
+                 everybody who lists processes ({VARIABLE} may have it, too)"
+            ));
+        }
+    }
+    parse(from, &line)
+}
+
+fn parse(from: &str, text: &str) -> Result<Token, String> {
+    text.parse().map_err(|e| format!("the token from {from}: {e}"))
 }
 
 /// `wherry receive`
 #[derive(Debug, Args)]
 pub struct ReceiveTlsArgs {
     /// For tls: the folder with this host's ca-cert.pem, server-cert.pem and server-key.pem
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "token")]
     pub tls: Option<PathBuf>,
     /// For tls: take only a source whose certificate is for this name or address (may be repeated)
     /// [default: any that the authority has signed]
-    #[arg(long, value_name = "NAME", action = ArgAction::Append)]
+    #[arg(long, value_name = "NAME", action = ArgAction::Append, conflicts_with = "token")]
     pub tls_peer: Vec<String>,
+    /// For tls: make certificates for one migration, and print the token that lets its source in
+    /// (see `migrate --token`): a secret, good once, within ten minutes
+    #[arg(long)]
+    pub token: bool,
+    /// Write the token into this file, which its owner alone can read, and do not print it
+    #[arg(long, value_name = "FILE", requires = "token")]
+    pub token_file: Option<PathBuf>,
 }
 
 impl ReceiveTlsArgs {
     /// Whether they fit the address.
     pub fn check(&self, at: &str) -> Result<(), String> {
-        check(at, self.tls.is_some(), self.tls_peer.first().map(|_| "tls-peer"))
+        let means = means(self.tls.is_some(), self.token);
+        check(at, means, self.tls_peer.first().map(|_| "tls-peer"))
+    }
+
+    /// Where the token goes, if there is to be one.
+    pub fn token_to(&self, json: bool) -> Option<TokenTo> {
+        self.token.then(|| match &self.token_file {
+            Some(path) => TokenTo::File(path.into()),
+            None if json => TokenTo::Json,
+            None => TokenTo::Line,
+        })
     }
 }
 
-/// Whether certificates were given where they are needed, and only there; `name` is the option that
-/// names somebody, if it was given. What was asked for in vain must not be sent in clear.
-fn check(uri: &str, folder: bool, name: Option<&str>) -> Result<(), String> {
-    match (uri.starts_with("tls:"), folder, name) {
-        (true, false, _) => Err(format!("{uri} needs --tls DIR, a folder with certificates")),
-        (false, true, _) => Err(format!("--tls is for tls:HOST:PORT; {uri} is not encrypted")),
-        (false, _, Some(name)) => {
-            Err(format!("--{name} is for tls:HOST:PORT; {uri} is not encrypted"))
+/// By which option there are certificates.
+fn means(folder: bool, token: bool) -> Option<&'static str> {
+    match folder {
+        true => Some("tls"),
+        false => token.then_some("token"),
+    }
+}
+
+/// Whether certificates were given, by these `means`, where they are needed, and only there; `name`
+/// is the option that names somebody, if it was given. What was asked for in vain must not be sent
+/// in clear.
+fn check(uri: &str, means: Option<&str>, name: Option<&str>) -> Result<(), String> {
+    match (uri.starts_with("tls:"), means.or(name)) {
+        (true, _) if means.is_none() => {
+            Err(format!("{uri} needs --token, or --tls DIR, a folder with certificates"))
+        }
+        (false, Some(option)) => {
+            Err(format!("--{option} is for tls:HOST:PORT; {uri} is not encrypted"))
         }
         _ => Ok(()),
     }
@@ -61,30 +166,76 @@ fn check(uri: &str, folder: bool, name: Option<&str>) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use wherry_migration::transport::tls::LIFETIME;
+
     use super::*;
 
     #[test]
     fn certificates_and_addresses_go_together() {
-        for (uri, folder, name) in
-            [("tls:b:1", true, None), ("tls:b:1", true, Some("tls-peer")), ("tcp:b:1", false, None)]
-        {
-            check(uri, folder, name).unwrap();
+        let (tls, token) = (Some("tls"), Some("token"));
+        for (uri, means, name) in [
+            ("tls:b:1", tls, None),
+            ("tls:b:1", tls, Some("tls-peer")),
+            ("tls:b:1", token, None),
+            ("tcp:b:1", None, None),
+        ] {
+            check(uri, means, name).unwrap();
         }
         for name in [None, Some("tls-name")] {
-            assert!(check("tls:b:1", false, name).unwrap_err().contains("needs --tls DIR"));
+            assert!(check("tls:b:1", None, name).unwrap_err().contains("needs --token, or --tls"));
             for uri in ["tcp:b:1", "unix:/x"] {
-                assert!(check(uri, true, name).unwrap_err().contains("not encrypted"), "{uri}");
+                for means in [tls, token] {
+                    let refused = check(uri, means, name).unwrap_err();
+                    assert!(refused.contains(means.unwrap()), "{refused}");
+                    assert!(refused.contains("not encrypted"), "{refused}");
+                }
             }
         }
-        assert!(check("tcp:b:1", false, Some("tls-name")).unwrap_err().contains("--tls-name"));
+        assert!(check("tcp:b:1", None, Some("tls-name")).unwrap_err().contains("--tls-name"));
+    }
+
+    fn args(tls: Option<&str>, token: Option<&str>) -> MigrateTlsArgs {
+        let token = token.map(Into::into);
+        MigrateTlsArgs { tls: tls.map(Into::into), tls_name: None, token }
     }
 
     #[test]
     fn the_folder_is_told_from_the_root() {
-        let args = MigrateTlsArgs { tls: Some("keys".into()), tls_name: Some("b".into()) };
-        let (folder, name) = args.checked("tls:host-b:4444").unwrap();
+        let args = MigrateTlsArgs { tls_name: Some("b".into()), ..args(Some("keys"), None) };
+        let Credentials { folder, name, .. } = args.checked("tls:host-b:4444").unwrap();
         let (folder, name) = (folder.unwrap(), name.unwrap());
         assert!(folder.starts_with('/') && folder.ends_with("/keys"), "{folder}");
         assert_eq!(name, "b");
+    }
+
+    #[test]
+    fn a_token_is_read_where_nobody_else_sees_it() {
+        let (_, token) = Token::make(LIFETIME).unwrap();
+        let text = token.text();
+        let none = || None;
+        // Typed: refused, and not said again.
+        let typed = args(None, Some(&text)).checked_in("tls:b:1", none).unwrap_err();
+        assert!(typed.contains("WHERRY_TOKEN") && !typed.contains(&text[10..30]), "{typed}");
+        // From the environment, if nothing else was said and there is use for it.
+        let variable = || Some(text.clone());
+        let found = |args: MigrateTlsArgs, to| args.checked_in(to, variable).unwrap().token;
+        assert_eq!(found(args(None, None), "tls:b:1"), Some(token.clone()));
+        assert_eq!(found(args(Some("/keys"), None), "tls:b:1"), None);
+        assert_eq!(found(args(None, None), "tcp:b:1"), None);
+        // From a file that is its owner's.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let at = format!("@{}", path.display());
+        let read = |to| args(None, Some(&at)).checked_in(to, none).map(|found| found.token);
+        assert!(read("tls:b:1").unwrap_err().contains("cannot read the token"));
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(read("tls:b:1").unwrap_err().contains("chmod 600"));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read("tls:b:1").unwrap(), Some(token));
+        assert!(read("tcp:b:1").unwrap_err().contains("not encrypted"));
+        std::fs::write(&path, &text[..100]).unwrap();
+        let cut = read("tls:b:1").unwrap_err();
+        assert!(cut.contains("not a whole one") && !cut.contains(&text[10..30]), "{cut}");
     }
 }

@@ -8,11 +8,12 @@
 //! off what is too much. So a decoded value counts only if it encodes to the very bytes that it
 //! came from.
 //!
-//! [`records`] puts a name, a kind and a version in front of such bytes; [`text`] makes words that
-//! are not trusted fit to be shown.
+//! [`records`] puts a name, a kind and a version in front of such bytes; [`base64`] makes text of
+//! any; [`text`] makes words that are not trusted fit to be shown.
 
 #![forbid(unsafe_code)]
 
+pub mod base64;
 #[cfg(feature = "golden")]
 pub mod golden;
 pub mod records;

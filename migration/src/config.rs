@@ -164,6 +164,9 @@ pub struct DestinationConfig {
     /// Give up on a source that sends nothing for this long. A source that is idle sends an Idle
     /// every second.
     pub stall_timeout: Duration,
+    /// How long to wait for a source. It then is not there yet, even if it has begun to introduce
+    /// itself.
+    pub patience: Duration,
     /// Time that a peer has, from connecting on, for its whole introduction.
     pub hello_timeout: Duration,
     /// Time for all data connections of the source, which it opens before it announces them.
@@ -189,6 +192,7 @@ impl Default for DestinationConfig {
     fn default() -> Self {
         Self {
             stall_timeout: Duration::from_secs(30),
+            patience: Duration::MAX,
             hello_timeout: Duration::from_secs(5),
             streams_timeout: Duration::from_secs(10),
             frame_limit: FrameLimit::default(),

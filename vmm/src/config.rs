@@ -216,6 +216,8 @@ pub struct ReceiveConfig {
     pub tls: Option<OsString>,
     /// Of whom one the source's certificate has to be; empty: of anybody whom the authority knows.
     pub tls_peers: Vec<String>,
+    /// For `tls:` in place of both: certificates for one source, which gets a token.
+    pub token: Option<TokenTo>,
     /// Where the serial console goes.
     pub serial: SerialSink,
     /// Whether standard error is told how it goes.
@@ -238,6 +240,17 @@ pub struct ReceiveConfig {
     pub initrd: Option<OsString>,
     /// Whether a guest's reboot starts it again, as at the source; otherwise it ends the VM.
     pub reboot: bool,
+}
+
+/// Where a receiver's token goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenTo {
+    /// A line on standard output.
+    Line,
+    /// The same, as JSON.
+    Json,
+    /// This file.
+    File(OsString),
 }
 
 /// Where the serial console goes. Clients of the control socket can attach to it in every case.

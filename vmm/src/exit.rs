@@ -31,6 +31,8 @@ pub enum Exit {
     DiskTaken = 9,
     /// The VM was killed, which who restarts what fails must tell from a crash.
     Killed = 10,
+    /// Nobody came with the receiver's token while it was good.
+    TokenExpired = 11,
 }
 
 impl Exit {
@@ -43,6 +45,7 @@ impl Exit {
             ErrorCode::MigrationFailed | ErrorCode::Cancelled => Exit::MigrationFailed,
             ErrorCode::MigrationUnknown => Exit::MigrationUnknown,
             ErrorCode::DiskTaken => Exit::DiskTaken,
+            ErrorCode::TokenExpired => Exit::TokenExpired,
             ErrorCode::TraceIncomplete => Exit::FileIncomplete,
             _ => Exit::Failed,
         }

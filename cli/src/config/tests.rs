@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser};
 use wherry_vmm::config::{NetBackend, ReceiveConfig, RunConfig};
 
 use super::super::args::{Cli, Command};
+use super::super::output::Output;
 use super::super::run;
 use super::*;
 
@@ -48,7 +49,9 @@ impl Files {
 
     fn receive(&self, options: &str) -> Result<ReceiveConfig, String> {
         match self.command(&format!("wherry receive {options}"))? {
-            Command::Receive(args) => run::receive_config(args, false).map_err(|e| e.message),
+            Command::Receive(args) => {
+                run::receive_config(args, &Output::standard()).map_err(|e| e.message)
+            }
             _ => unreachable!(),
         }
     }

@@ -71,7 +71,7 @@ pub struct Arrival {
 /// its data connections.
 ///
 /// # Errors
-/// Cancelled.
+/// Cancelled, or nobody came within [`DestinationConfig::patience`].
 pub fn await_source(
     listener: Listener,
     cfg: &DestinationConfig,
@@ -82,13 +82,14 @@ pub fn await_source(
     let mut door = Door::new(&listener, cancel, move |transport, interrupt| {
         hear(transport, &config, interrupt)
     });
+    let began = Instant::now();
     loop {
-        match door.next(Duration::MAX)? {
+        match door.next(cfg.patience.saturating_sub(began.elapsed()))? {
             Some(Heard { said: Ok(arrival), .. }) => {
                 return Ok(Arrival { connections: Some(Box::new(listener.clone())), ..arrival });
             }
             Some(Heard { peer, said: Err(cause) }) => turned_away(&peer, &cause),
-            None => {}
+            None => return Err(TransportError::TimedOut(cfg.patience)),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! TLS over TCP: encrypted, and each side knows by a certificate who the other is.
 //!
-//! TLS 1.3 alone, by rustls, which no other module knows of. Both sides have a folder with the
-//! authority's certificate, one of their own and its key (`files`). The source checks that the
+//! TLS 1.3 alone, by rustls, which no other module knows of. Both sides have the authority's
+//! certificate, one of their own and its key: in a folder (`files`), or, for one migration, the
+//! destination makes them and the source has a token (`token`). The source checks that the
 //! destination's certificate is from that authority and for the host that it called; the
 //! destination, that the source's is from it and, if names were given, for one of them. Sessions
 //! are not resumed, so each connection, data connections too, is checked from the start. Both ends
@@ -20,8 +21,10 @@ mod certificates;
 mod files;
 mod names;
 mod session;
+mod token;
 mod words;
 
 pub(super) use certificates::Caller;
 pub use certificates::{Client, Server};
+pub use token::{LIFETIME, MAX_CHARS, Token};
 pub use words::TlsError;

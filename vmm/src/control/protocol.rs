@@ -23,6 +23,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use wherry_migration::transport::tls::Token;
 use wherry_migration::{Compression, HintPolicy};
 
 use super::{DiskInfo, MigrationCounts, NetInfo};
@@ -101,6 +102,9 @@ pub struct MigrateRequest {
     /// Whom the receiver's certificate has to be for; `None`: for the URI's host. Left out then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_name: Option<String>,
+    /// For `tls:` in place of both: the receiver's token. Left out otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
     /// Free page hints.
     pub hints: HintPolicy,
     /// Longest acceptable predicted downtime in milliseconds.
@@ -140,6 +144,7 @@ impl Default for MigrateRequest {
             uri: String::new(),
             tls: None,
             tls_name: None,
+            token: None,
             hints: HintPolicy::default(),
             downtime_limit_ms: 300,
             pause_limit_ms: None,
@@ -224,6 +229,8 @@ pub enum ErrorCode {
     ConnectionLost,
     /// Somebody else has the lock of a disk: the guest is here and paused.
     DiskTaken,
+    /// Nobody has come with the receiver's token while it was good.
+    TokenExpired,
     /// The migration succeeded, the trace is not whole.
     TraceIncomplete,
     /// Anything else.
@@ -416,6 +423,8 @@ pub enum MigrationState {
 
 #[cfg(test)]
 mod tests {
+    use wherry_migration::transport::tls::LIFETIME;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Request, serde_json::Error> {
@@ -429,6 +438,10 @@ mod tests {
         migrate.compression = Compression::Lz4;
         migrate.streams = 4;
         migrate.pause_limit_ms = Some(20_000);
+        let (_, token) = Token::make(LIFETIME).unwrap();
+        let secret = token.text();
+        migrate.token = Some(token);
+        assert!(!format!("{migrate:?}").contains(&secret[20..40]));
         for request in [
             Request::Info {},
             Request::Resume { force: true },
@@ -440,12 +453,9 @@ mod tests {
             assert_eq!(parse(&line).unwrap(), request, "{line}");
         }
         let plain = serde_json::to_string(&MigrateRequest::new("tcp:b:1")).unwrap();
-        assert!(
-            !plain.contains("compression")
-                && !plain.contains("streams")
-                && !plain.contains("pause"),
-            "{plain}"
-        );
+        for left_out in ["compression", "streams", "pause", "token", "tls"] {
+            assert!(!plain.contains(left_out), "{plain}");
+        }
     }
 
     #[test]

@@ -10,11 +10,15 @@ use kvm_ioctls::VmFd;
 use tracing::warn;
 use wherry_migration::traits::{DestinationVm, FileId, GuestRam, Sink};
 use wherry_migration::wire::MAX_PAGES;
-use wherry_migration::{CancelToken, DestinationConfig, Listener, await_source, receive_from};
+use wherry_migration::{
+    CancelToken, DestinationConfig, Listener, TransportError, await_source, receive_from,
+};
 
 use super::boot::BootFiles;
 use super::course;
+use super::token::Told;
 use crate::config::ReceiveConfig;
+use crate::control::{ControlError, ErrorCode};
 use crate::kvm::open_kvm;
 use crate::life::owner::{Owner, Vcpus};
 use crate::machine::{Description, Machine, MachineHooks, MachineState};
@@ -44,6 +48,14 @@ struct DestinationMachine<'a> {
     /// Told whether it does.
     reboots: &'a AtomicBool,
     machine: Option<(Arc<Machine>, bool)>,
+}
+
+/// Nobody has come with the token in its time.
+fn expired(time: Duration) -> ControlError {
+    let text =
+        format!("nobody came with the token within {} s: it is no longer good", time.as_secs());
+    ControlError::new(ErrorCode::TokenExpired, text)
+        .hint("`wherry receive` makes a new one each time")
 }
 
 fn refuse(e: anyhow::Error) -> io::Error {
@@ -131,12 +143,13 @@ impl DestinationVm for DestinationMachine<'_> {
 }
 
 /// Waits for a source, takes its guest over and runs it (unless it was paused there). Whoever else
-/// connects is turned away, and the wait goes on, until `cancel` ends it.
+/// connects is turned away, and the wait goes on, until `cancel` ends it, or the token that was
+/// `told` is no longer good.
 ///
 /// # Errors
 /// As [`wherry_migration::receive_from`]; its text says who owns the guest.
 pub fn receive(
-    listener: Listener,
+    (listener, told): (Listener, Told),
     hooks: MachineHooks,
     (owner, reboots): (&Owner<Machine>, &AtomicBool),
     wanted: &ReceiveConfig,
@@ -148,8 +161,16 @@ pub fn receive(
     let &ReceiveConfig { progress, max_memory, .. } = wanted;
     let mut config =
         DestinationConfig { versions: newer::versions(), ..DestinationConfig::default() };
-    let source = await_source(listener, &config, cancel, &mut course::turned_away)
-        .context("no source connected")?;
+    let good_for = told.good_for;
+    config.patience = good_for.unwrap_or(config.patience);
+    let source = match await_source(listener, &config, cancel, &mut course::turned_away) {
+        Err(TransportError::TimedOut(time)) if good_for.is_some() => {
+            return Err(expired(time).into());
+        }
+        source => source.context("no source connected")?,
+    };
+    // It is used, whatever becomes of the migration.
+    drop(told);
     if let Some(most) = max_memory.or_else(available_memory) {
         config.max_pages = (most / PAGE).min(MAX_PAGES);
     }
@@ -168,7 +189,14 @@ pub fn receive(
         // The source waits for them, and freeing memory takes its time.
         arriving.hooks.disks.abandon();
     }
-    course.ended(received?);
+    course.ended(received.map_err(|e| {
+        let e = anyhow::Error::from(e);
+        if good_for.is_some() {
+            e.context("the token is used, and the guest did not come")
+        } else {
+            e
+        }
+    })?);
     if !arriving.boot.told {
         warn!(
             "the source is an older wherry and does not say what the guest boots: a reboot ends it \
@@ -184,6 +212,7 @@ pub fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Exit;
     use crate::machine::fixture;
 
     /// On KVM where there is one. A source whose clock stands in 1970 does not make the guest
@@ -212,6 +241,22 @@ mod tests {
         let clock_ns = arrived.save(true, u16::MAX).unwrap().vm.clock_ns;
         let aged = Duration::from_nanos(clock_ns - state.vm.clock_ns);
         assert!(aged < Duration::from_secs(3600), "{aged:?}");
+    }
+
+    #[test]
+    fn a_token_that_nobody_came_with_ends_the_wait_by_name() {
+        let Some(_) = fixture::description(1, None) else { return };
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut told = Told::default();
+        told.good_for = Some(Duration::from_millis(200));
+        let (owner, reboots) = (Owner::default(), AtomicBool::new(false));
+        let wanted = super::super::tests::receiver("tcp:127.0.0.1:1".into(), None);
+        let ends = (&owner, &reboots);
+        let cancel = CancelToken::new();
+        let ended = receive((listener, told), fixture::hooks(), ends, &wanted, &cancel);
+        let error = ControlError::from(ended.err().expect("a guest came"));
+        assert_eq!(Exit::of(&error), Exit::TokenExpired, "{error}");
+        assert!(error.message.contains("no longer good"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod adapters;
 mod boot;
 mod course;
 mod destination;
+mod token;
 mod updates;
 
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +17,7 @@ use serde_json::Value;
 use wherry_migration::aside::{Left, aside};
 use wherry_migration::error::describe;
 use wherry_migration::traits::{HintSource, SourceVm};
-use wherry_migration::transport::tls::{self, TlsError};
+use wherry_migration::transport::tls::{self, LIFETIME, TlsError, Token};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
     CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Report, SourceConfig, Transport,
@@ -34,6 +35,7 @@ pub use adapters::Hints;
 use adapters::SourceMachine;
 use course::Leaving;
 pub use destination::receive;
+pub use token::{Told, tell};
 
 /// Patience with a destination that does not answer a connection request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,12 +48,12 @@ const OLD: &str = "the destination is an older wherry, which boots no guest that
 /// them).
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Listens for a source. The files of VMs in the `runtime` folder are not for this: a VM of that
+/// Listens for a source, and says with which token it is let in, if it needs one. The files of VMs in the `runtime` folder are not for this: a VM of that
 /// name, this one included, would put its control socket in place of the migration's.
 ///
 /// # Errors
 /// Not an address, in use, the control socket of a VM, or certificates that are not right for it.
-pub fn listen(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<Listener> {
+pub fn listen(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<(Listener, Option<Token>)> {
     let endpoint: Endpoint = wanted.uri.parse()?;
     if let Endpoint::Unix(path) = &endpoint
         && is_of_a_vm(path, runtime)
@@ -62,11 +64,16 @@ pub fn listen(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<Listener
              end in .sock"
         );
     }
-    Ok(match &wanted.tls {
-        Some(folder) => {
-            tls::Server::load(Path::new(folder), &wanted.tls_peers)?.listen(&endpoint)?
+    Ok(match (&wanted.tls, &wanted.token) {
+        (Some(folder), _) => {
+            let server = tls::Server::load(Path::new(folder), &wanted.tls_peers)?;
+            (server.listen(&endpoint)?, None)
         }
-        None => Listener::bind(&endpoint)?,
+        (None, Some(_)) => {
+            let (server, token) = Token::make(LIFETIME)?;
+            (server.listen(&endpoint)?, Some(token))
+        }
+        (None, None) => (Listener::bind(&endpoint)?, None),
     })
 }
 
@@ -87,8 +94,12 @@ fn is_of_a_vm(path: &Path, runtime: &Path) -> bool {
 fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     let bad = |what: String| ControlError::new(ErrorCode::BadRequest, what);
     let endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
-    let certificates = request.tls.is_some();
+    let (folder, token) = (request.tls.is_some(), request.token.is_some());
+    let certificates = folder || token;
     match &endpoint {
+        _ if token && (folder || request.tls_name.is_some()) => {
+            return Err(bad("a token takes the place of certificates and their names".into()));
+        }
         Endpoint::Tls(_) if !certificates => {
             return Err(bad(TlsError::NoFolder(request.uri.clone()).to_string()));
         }
@@ -146,18 +157,27 @@ fn call(
     request: &MigrateRequest,
     cancel: &CancelToken,
 ) -> Result<Box<dyn Transport>, ControlError> {
-    let connected = match &request.tls {
-        Some(folder) => certificates(folder, request.tls_name.clone(), cancel)?.connect(
-            to,
-            CONNECT_TIMEOUT,
-            cancel,
-        ),
+    let client = match (&request.tls, &request.token) {
+        (Some(folder), _) => Some(certificates(folder, request.tls_name.clone(), cancel)?),
+        (None, Some(token)) => {
+            let bad = |e: TlsError| ControlError::new(ErrorCode::BadRequest, e.to_string());
+            Some(token.client().map_err(bad)?)
+        }
+        (None, None) => None,
+    };
+    let connected = match client {
+        Some(client) => client.connect(to, CONNECT_TIMEOUT, cancel),
         None => connect(to, CONNECT_TIMEOUT, cancel),
     };
     connected.map_err(|e| match e {
         TransportError::Cancelled => {
             ControlError::new(ErrorCode::Cancelled, "cancelled while connecting")
         }
+        e if request.token.is_some() => ControlError::new(ErrorCode::MigrationFailed, describe(&e))
+            .hint(format!(
+                "a token is good once and for ten minutes: `wherry receive NAME {to} --token` \
+                 there makes a new one; the guest goes on here"
+            )),
         TransportError::Tls(_) => ControlError::new(ErrorCode::MigrationFailed, describe(&e))
             .hint("docs/tls.md says what certificates both hosts need; the guest goes on here"),
         e => ControlError::new(ErrorCode::MigrationFailed, describe(&e))
@@ -330,11 +350,18 @@ mod tests {
     fn a_request_whose_limits_nothing_can_keep_is_refused() {
         let request = MigrateRequest::new("tcp:b:9");
         check(&request).unwrap();
+        let (_, token) = Token::make(LIFETIME).unwrap();
+        let with_token =
+            MigrateRequest { token: Some(token.clone()), ..MigrateRequest::new("tls:b:9") };
+        check(&with_token).unwrap();
         for wrong in [
             MigrateRequest { uri: "b:9".into(), ..request.clone() },
             MigrateRequest { uri: "tls:b:9".into(), ..request.clone() },
             MigrateRequest { tls: Some("/tls".into()), ..request.clone() },
             MigrateRequest { tls_name: Some("b".into()), ..request.clone() },
+            MigrateRequest { token: Some(token.clone()), ..request.clone() },
+            MigrateRequest { tls: Some("/tls".into()), ..with_token.clone() },
+            MigrateRequest { tls_name: Some("b".into()), ..with_token.clone() },
             MigrateRequest { streams: 0, ..request.clone() },
             MigrateRequest { bandwidth_bytes_s: Some(0), ..request.clone() },
             MigrateRequest { downtime_limit_ms: 0, ..request.clone() },
@@ -349,12 +376,13 @@ mod tests {
         }
     }
 
-    fn receiver(uri: String, tls: Option<&Path>) -> ReceiveConfig {
+    pub(super) fn receiver(uri: String, tls: Option<&Path>) -> ReceiveConfig {
         ReceiveConfig {
             name: "web".into(),
             uri,
             tls: tls.map(Into::into),
             tls_peers: Vec::new(),
+            token: None,
             serial: SerialSink::None,
             progress: false,
             max_memory: None,

@@ -330,19 +330,23 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let claim = dir.claim(&config.name)?;
     let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
     let nets = Nets::open(&config.nets)?;
-    let listener = migrate::listen(&config, dir.path())?;
+    let (listener, token) = migrate::listen(&config, dir.path())?;
     let disks = Arc::new(Disks::new(config.disks.clone())?);
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
     let ends = Ends { nets, disks, vsock, memory };
     let host = VmProcess::start(claim, None, &config.serial, ends)?;
+    let told = match (token, &config.token) {
+        (Some(token), Some(to)) => migrate::tell(&token, to)?,
+        _ => migrate::Told::default(),
+    };
     host.controller.manager.ready(&format!("waiting for a guest at {}", config.uri));
     // `kill` must end the wait for a source, too, and take its socket away.
     let (hooks, killed) = (host.hooks(), CancelToken::new());
     let (controller, cancel) = (host.controller.clone(), killed.clone());
     let received = host.unless_killed("receive", &killed, move || {
-        let told = (&*controller.owner, &controller.reboots);
-        migrate::receive(listener, hooks, told, &config, &cancel)
+        let ends = (&*controller.owner, &controller.reboots);
+        migrate::receive((listener, told), hooks, ends, &config, &cancel)
     });
     let machine = match (received, host.owner().machine().0) {
         (Ok(None), _) => return Ok(ExitReason::Killed),

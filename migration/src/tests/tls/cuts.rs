@@ -15,8 +15,8 @@ fn judge(hosts: &Hosts, plan: Plan) -> Option<Runs> {
     let relay = Relay::harming(&listener, plan);
     let model = Model::new(PAGES, plan.record.is_multiple_of(2), vec![]);
     let (cfg, dest_cfg) = impatient(config(HintMode::Auto));
-    let outcome =
-        migrate_through(hosts, &relay, &listener, (&cfg, &dest_cfg), &model).or_else(|| {
+    let outcome = migrate_through(&hosts.client(), &relay, &listener, (&cfg, &dest_cfg), &model)
+        .or_else(|| {
             // It never came to that.
             assert!(!model.paused(), "{name}");
             None
@@ -31,7 +31,7 @@ fn records(hosts: &Hosts) -> [usize; 2] {
     let model = Model::new(PAGES, true, vec![]);
     let (cfg, dest_cfg) = impatient(config(HintMode::Auto));
     let both = (&cfg, &dest_cfg);
-    let outcome = migrate_through(hosts, &relay, &listener, both, &model).unwrap();
+    let outcome = migrate_through(&hosts.client(), &relay, &listener, both, &model).unwrap();
     assert_eq!(check_outcome("no harm", &model, outcome), Runs::There);
     relay.records()
 }

@@ -6,6 +6,7 @@ mod cuts;
 mod refused;
 mod relay;
 mod strangers;
+mod token;
 
 use std::thread;
 
@@ -14,7 +15,7 @@ use super::handoff::{PAGES, script};
 use super::model::Model;
 use super::oracle::{Outcome, config};
 use super::strangers::{GUARD, Host, NEVER, host_at};
-use crate::transport::tls::{Client, Server};
+use crate::transport::tls::{Client, Server, Token};
 use crate::*;
 use authority::{Authority, Folder, HOST};
 use relay::Relay;
@@ -65,7 +66,7 @@ fn call(client: &Client, to: &Endpoint) -> Result<Box<dyn Transport>, TransportE
 
 /// A migration through a relay. `None`: there was no connection.
 fn migrate_through(
-    hosts: &Hosts,
+    client: &Client,
     relay: &Relay,
     listener: &Listener,
     (cfg, dest_cfg): (&SourceConfig, &DestinationConfig),
@@ -81,7 +82,7 @@ fn migrate_through(
             (received, dest)
         }
     });
-    let near = hosts.client().connect(relay.at(), 12 * cfg.stall_timeout, &cancel);
+    let near = client.connect(relay.at(), 12 * cfg.stall_timeout, &cancel);
     let report = near.map(|near| migrate(&model.vm(), near, cfg, &(), &CancelToken::new()));
     let (received, dest) = receiver.join().unwrap();
     let Ok(report) = report else {
@@ -91,16 +92,15 @@ fn migrate_through(
     Some((report, received, dest))
 }
 
-#[test]
-fn a_guest_moves_over_tls_and_nobody_on_the_way_can_read_it() {
-    let hosts = Hosts::new();
+/// A guest moves over one connection and over several, and the relay sees nothing of it.
+fn moves_unseen(client: &Client, server: &Server) {
     for streams in [1, 2] {
-        let listener = listening(&hosts.server());
+        let listener = listening(server);
         let relay = Relay::to(&listener);
         let model = Model::new(PAGES, false, script());
         let cfg = SourceConfig { streams, verify: true, ..config(HintMode::Auto) };
         let both = (&cfg, &DestinationConfig::default());
-        let outcome = migrate_through(&hosts, &relay, &listener, both, &model).unwrap();
+        let outcome = migrate_through(client, &relay, &listener, both, &model).unwrap();
         let (report, received, dest) = (outcome.0.unwrap(), outcome.1.unwrap(), outcome.2);
         assert!(received.acknowledged && dest.runs == 1 && model.paused());
         assert_eq!(received.bytes, report.total_bytes);
@@ -117,6 +117,14 @@ fn a_guest_moves_over_tls_and_nobody_on_the_way_can_read_it() {
             }
         }
     }
+}
+
+#[test]
+fn a_guest_moves_over_tls_and_nobody_on_the_way_can_read_it() {
+    let hosts = Hosts::new();
+    moves_unseen(&hosts.client(), &hosts.server());
+    let (server, token) = Token::make(NEVER).unwrap();
+    moves_unseen(&token.client().unwrap(), &server);
 }
 
 #[test]

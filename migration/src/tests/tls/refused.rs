@@ -16,7 +16,7 @@ use super::*;
 use crate::transport::tls::TlsError;
 
 /// What a source says after it was refused, at connecting or in place of the first answer.
-fn refused(client: &Client, to: &Endpoint) -> String {
+pub(super) fn refused(client: &Client, to: &Endpoint) -> String {
     let near = match call(client, to) {
         Ok(near) => near,
         Err(e) => return describe(&e),

@@ -73,10 +73,19 @@ fn strangers_at_the_door_for_further_connections_are_no_part_of_the_migration() 
     let other = Authority::new("somebody else");
     let stranger = Folder::of(&hosts.authority, "client", &other.signs(&["host-a"]));
     let stranger = Client::load(stranger.path(), None).unwrap();
-    let (listener, client) = (listening(&hosts.server()), hosts.client());
+    among_strangers(hosts.client(), stranger.clone(), &hosts.server());
+    // The right token does not do either, without the secret of this migration.
+    let (server, token) = Token::make(NEVER).unwrap();
+    among_strangers(token.client().unwrap(), stranger, &server);
+}
+
+/// The client's source has several connections, and is taken with all of them.
+fn among_strangers(client: Client, stranger: Client, server: &Server) {
+    let listener = listening(server);
     let at = listener.endpoint().unwrap();
     let Endpoint::Tls(address) = at.clone() else { unreachable!() };
     let kept = Mutex::new(Vec::<Box<dyn Send>>::new());
+    let source = client.clone();
     // Each before a further connection of the source's.
     let before = move || {
         let visit = || TcpStream::connect(&address).unwrap();
@@ -97,7 +106,7 @@ fn strangers_at_the_door_for_further_connections_are_no_part_of_the_migration() 
     };
     let relay = Relay::new(&listener, None, Box::new(before));
     let host = host_at(listener, NEVER);
-    let near = call(&hosts.client(), relay.at()).unwrap();
+    let near = call(&source, relay.at()).unwrap();
     host.takes(near, 2);
     assert_eq!(relay.seen().len(), 3);
 }

@@ -17,10 +17,10 @@ use super::super::{Transport, TransportError};
 use super::files::Files;
 use super::names;
 use super::session::{PROTOCOL, Secured};
-use super::words::{Side, TlsError};
+use super::words::{By, End, Side, TlsError};
 use crate::control::CancelToken;
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
@@ -29,6 +29,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub struct Client {
     pub(super) config: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,
+    by: By,
 }
 
 impl Client {
@@ -39,16 +40,28 @@ impl Client {
     /// A file is missing, is not what it should be, or the key may be read by others.
     pub fn load(folder: &Path, name: Option<&str>) -> Result<Self, TlsError> {
         let name = name.map(names::parse).transpose()?;
-        let files = Files::read(folder, Side::Source)?;
+        let client = Self::of(Files::read(folder, Side::Source)?, name, By::Folder)?;
+        client.map_err(|e| TlsError::own(folder, Side::Source, &e))
+    }
+
+    /// With these certificates; the inner error says that they are not right.
+    pub(super) fn of(
+        files: Files,
+        name: Option<ServerName<'static>>,
+        by: By,
+    ) -> Result<Result<Self, rustls::Error>, TlsError> {
         let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .map_err(TlsError::setup)?
             .with_root_certificates(files.roots)
             .with_client_auth_cert(files.chain, files.key);
-        let mut config = config.map_err(|e| TlsError::own(folder, Side::Source, &e))?;
-        config.alpn_protocols = vec![PROTOCOL.into()];
-        config.resumption = Resumption::disabled();
-        Ok(Self { config: Arc::new(config), name })
+        Ok(config.map(|mut config| {
+            config.alpn_protocols = vec![PROTOCOL.into()];
+            config.resumption = Resumption::disabled();
+            // A name that stands for whoever made the token is nobody's to see.
+            config.enable_sni = by == By::Folder;
+            Self { config: Arc::new(config), name, by }
+        }))
     }
 
     /// For the host of `HOST:PORT`.
@@ -57,7 +70,7 @@ impl Client {
             Some(name) => name.clone(),
             None => names::of_address(address)?,
         };
-        Ok(Caller { config: self.config.clone(), name })
+        Ok(Caller { config: self.config.clone(), name, by: self.by })
     }
 }
 
@@ -66,6 +79,7 @@ impl Client {
 pub struct Caller {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    by: By,
 }
 
 impl Caller {
@@ -78,7 +92,8 @@ impl Caller {
     ) -> Result<Box<dyn Transport>, TransportError> {
         let tls = ClientConnection::new(self.config.clone(), self.name.clone());
         let tls = tls.map_err(TlsError::setup)?;
-        let mut secured = Secured::new(socket, tls.into(), Side::Source);
+        let end = End { side: Side::Source, by: self.by };
+        let mut secured = Secured::new(socket, tls.into(), end);
         secured.greet(timeout, &|| cancel.is_cancelled())?;
         Ok(Box::new(secured))
     }
@@ -86,7 +101,10 @@ impl Caller {
 
 /// A destination's certificates.
 #[derive(Clone, Debug)]
-pub struct Server(pub(super) Arc<ServerConfig>);
+pub struct Server {
+    pub(super) config: Arc<ServerConfig>,
+    by: By,
+}
 
 impl Server {
     /// Reads `ca-cert.pem`, `server-cert.pem` and `server-key.pem` in `folder`. A source's
@@ -96,7 +114,16 @@ impl Server {
     /// As for [`Client::load`].
     pub fn load(folder: &Path, peers: &[String]) -> Result<Self, TlsError> {
         let peers = peers.iter().map(|name| names::parse(name)).collect::<Result<Vec<_>, _>>()?;
-        let files = Files::read(folder, Side::Destination)?;
+        let server = Self::of(Files::read(folder, Side::Destination)?, peers, By::Folder)?;
+        server.map_err(|e| TlsError::own(folder, Side::Destination, &e))
+    }
+
+    /// As [`Client::of`].
+    pub(super) fn of(
+        files: Files,
+        peers: Vec<ServerName<'static>>,
+        by: By,
+    ) -> Result<Result<Self, rustls::Error>, TlsError> {
         let roots = Arc::new(files.roots);
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
         let verifier = verifier.map_err(|e| TlsError::Setup(e.to_string()))?;
@@ -105,16 +132,18 @@ impl Server {
             .map_err(TlsError::setup)?
             .with_client_cert_verifier(names::checked(verifier, peers))
             .with_single_cert(files.chain, files.key);
-        let mut config = config.map_err(|e| TlsError::own(folder, Side::Destination, &e))?;
-        config.alpn_protocols = vec![PROTOCOL.into()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Self(Arc::new(config)))
+        Ok(config.map(|mut config| {
+            config.alpn_protocols = vec![PROTOCOL.into()];
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            Self { config: Arc::new(config), by }
+        }))
     }
 
     /// Somebody who has connected, and has not shaken hands.
     pub(in super::super) fn secure(&self, socket: TcpStream) -> io::Result<Box<dyn Transport>> {
-        let tls = ServerConnection::new(self.0.clone()).map_err(io::Error::other)?;
-        Ok(Box::new(Secured::new(socket, tls.into(), Side::Destination)))
+        let tls = ServerConnection::new(self.config.clone()).map_err(io::Error::other)?;
+        let end = End { side: Side::Destination, by: self.by };
+        Ok(Box::new(Secured::new(socket, tls.into(), end)))
     }
 }

@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::Connection;
 
 use super::super::{Halves, TICK, Transport, TransportError, WriteHalf, tune};
-use super::words::{Side, TlsError};
+use super::words::{End, TlsError};
 use crate::sync::lock;
 
 /// What both ends say that they speak (ALPN, RFC 7301).
@@ -42,7 +42,7 @@ struct Shared {
 /// TLS, and what has come and was not given to it yet.
 struct Session {
     tls: Connection,
-    side: Side,
+    own: End,
     came: Vec<u8>,
     /// Where that begins and ends.
     at: usize,
@@ -56,9 +56,9 @@ struct Session {
 }
 
 impl Secured {
-    pub(super) fn new(socket: TcpStream, tls: Connection, side: Side) -> Self {
+    pub(super) fn new(socket: TcpStream, tls: Connection, own: End) -> Self {
         let came = vec![0; ROOM];
-        let session = Session { tls, side, came, at: 0, end: 0, idle: 0, gone: 0, failed: false };
+        let session = Session { tls, own, came, at: 0, end: 0, idle: 0, gone: 0, failed: false };
         Self(Arc::new(Shared { socket, session: Mutex::new(session) }))
     }
 }
@@ -69,7 +69,7 @@ impl Transport for Secured {
         let Shared { socket, .. } = &*self.0;
         let prepared = socket.set_nonblocking(true).and_then(|()| tune(socket));
         prepared.map_err(TlsError::Connection)?;
-        let failed = |e| TlsError::broken(self.0.session().side, e);
+        let failed = |e| TlsError::broken(self.0.session().own.side, e);
         loop {
             // In each turn: a peer that always has one more byte must not hold on to us.
             if leave() {
@@ -95,7 +95,7 @@ impl Transport for Secured {
         let session = self.0.session();
         match session.tls.alpn_protocol() {
             Some(PROTOCOL) => Ok(()),
-            _ => Err(TlsError::other_protocol(session.side).into()),
+            _ => Err(TlsError::other_protocol(session.own.side).into()),
         }
     }
 
@@ -163,7 +163,7 @@ impl Session {
         if let Err(e) = self.tls.process_new_packets() {
             // An alert, which the other side may still read.
             let _ = self.push(socket);
-            return Err(io::Error::new(ErrorKind::InvalidData, TlsError::refused(self.side, &e)));
+            return Err(io::Error::new(ErrorKind::InvalidData, TlsError::refused(self.own, &e)));
         }
         Ok(())
     }

@@ -14,16 +14,35 @@ pub(super) enum Side {
     Destination,
 }
 
+/// Where certificates are from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum By {
+    /// A folder.
+    Folder,
+    /// A token, or who made it.
+    Token,
+}
+
+/// This end.
+#[derive(Clone, Copy)]
+pub(super) struct End {
+    pub(super) side: Side,
+    pub(super) by: By,
+}
+
 /// Why there is no TLS.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// An address that needs certificates, and none are there.
-    #[error("{0} needs certificates: --tls DIR")]
+    #[error("{0} needs a token or certificates: --token, or --tls DIR")]
     NoFolder(String),
     /// Certificates for an address that has no use for them.
     #[error("certificates are for tls:HOST:PORT, and {0} is not encrypted")]
     NotTls(String),
+    /// Not what a receiver said, or not all of it.
+    #[error("this is no token, or not a whole one")]
+    NotAToken,
     /// Files are missing.
     #[error("{} lacks {missing}", folder.display())]
     Incomplete {
@@ -80,12 +99,18 @@ impl TlsError {
     }
 
     /// What TLS did not like, at this side.
-    pub(super) fn refused(side: Side, e: &Tls) -> Self {
-        let peer = side.peer();
+    pub(super) fn refused(own: End, e: &Tls) -> Self {
+        let peer = own.side.peer();
         Self::Refused(match e {
-            Tls::InvalidCertificate(e) => certificate(side, e),
+            Tls::InvalidCertificate(e) => match of_a_token(own, e) {
+                Some(what) => what.into(),
+                None => certificate(own.side, e),
+            },
             Tls::NoCertificatesPresented => format!("the {peer} has no certificate"),
-            Tls::AlertReceived(alert) => alerted(peer, *alert),
+            Tls::AlertReceived(alert) => match told_of_a_token(own, *alert) {
+                Some(what) => what.into(),
+                None => alerted(peer, *alert),
+            },
             Tls::InvalidMessage(_) | Tls::InappropriateMessage { .. } => {
                 format!("the {peer} does not speak TLS")
             }
@@ -130,6 +155,49 @@ fn no_wherry(peer: &str) -> String {
     format!("the {peer} is not Wherry: it has TLS for something else")
 }
 
+/// What is wrong with the other side's certificate where this one has a token, or made it.
+fn of_a_token(own: End, e: &CertificateError) -> Option<&'static str> {
+    use CertificateError as E;
+    if own.by == By::Folder {
+        return None;
+    }
+    Some(match (own.side, e) {
+        // The authority of every token has the same name.
+        (Side::Source, E::BadSignature) => {
+            "the token is not of this receiver, but of another or of an earlier one at this address"
+        }
+        (Side::Source, E::UnknownIssuer) => {
+            "the receiver has certificates of its own (--tls), and has made no token"
+        }
+        (Side::Destination, E::BadSignature | E::UnknownIssuer) => {
+            "the source's certificate is not that of the token made here"
+        }
+        (Side::Destination, E::Expired | E::ExpiredContext { .. }) => {
+            "the source's token is too old"
+        }
+        _ => return None,
+    })
+}
+
+/// What the other side said of this one's token, or of its maker.
+fn told_of_a_token(own: End, alert: AlertDescription) -> Option<&'static str> {
+    use AlertDescription as A;
+    if own.by == By::Folder {
+        return None;
+    }
+    Some(match (own.side, alert) {
+        (Side::Source, A::CertificateExpired) => "the receiver refuses the token: it is too old",
+        (Side::Source, A::UnknownCA | A::DecryptError) => {
+            "the receiver refuses the token: it is of another receiver"
+        }
+        (Side::Destination, A::DecryptError) => "the source has the token of another receiver",
+        (Side::Destination, A::UnknownCA) => {
+            "the source has certificates of its own (--tls), and not the token made here"
+        }
+        _ => return None,
+    })
+}
+
 /// What is wrong with the other side's certificate.
 fn certificate(side: Side, e: &CertificateError) -> String {
     use CertificateError as E;
@@ -142,6 +210,10 @@ fn certificate(side: Side, e: &CertificateError) -> String {
         }
         E::NotValidYet | E::NotValidYetContext { .. } => {
             "is not valid yet; are the clocks of both hosts right?".into()
+        }
+        E::UnknownIssuer | E::BadSignature if side == Side::Source => {
+            "is not from the authority in ca-cert.pem here; does it wait for a token (--token)?"
+                .into()
         }
         E::UnknownIssuer | E::BadSignature => {
             "is not from the authority in ca-cert.pem here".into()
@@ -188,7 +260,9 @@ fn alerted(peer: &str, alert: AlertDescription) -> String {
     use AlertDescription as A;
     let own = |what: &str| format!("the {peer} refuses this side's certificate: {what}");
     match alert {
-        A::UnknownCA => own("it is not from the authority in its ca-cert.pem"),
+        A::UnknownCA => {
+            own("it is not from the authority in its ca-cert.pem, if it has one and not a token")
+        }
         A::BadCertificate => own("it is for another name, or broken"),
         A::CertificateExpired => own("it has expired or is not valid yet, or a clock is wrong"),
         A::CertificateRevoked => own("it was revoked"),

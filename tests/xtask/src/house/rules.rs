@@ -4,7 +4,7 @@
 
 /// What each crate imports of the others, all of it: a new arrow is a decision.
 pub const CRATES: &[(&str, &[&str])] = &[
-    ("cli", &["devices", "migration", "replay", "report", "rootfs", "vmm"]),
+    ("cli", &["codec", "devices", "migration", "replay", "report", "rootfs", "vmm"]),
     ("codec", &[]),
     ("devices", &["codec"]),
     ("migration", &["codec"]),

@@ -6,10 +6,15 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection};
 use socket2::SockRef;
 
+use super::super::words::{By, Side};
 use super::*;
 use crate::tests::tls::Hosts;
 
 const GUARD: Duration = Duration::from_secs(60);
+
+fn end(side: Side) -> End {
+    End { side, by: By::Folder }
+}
 
 /// Two ends that have shaken hands.
 fn pair() -> (Box<Secured>, Box<Secured>) {
@@ -19,9 +24,9 @@ fn pair() -> (Box<Secured>, Box<Secured>) {
     let (far, _) = listener.accept().unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
     let client = ClientConnection::new(hosts.client().config, name).unwrap();
-    let server = ServerConnection::new(hosts.server().0).unwrap();
-    let mut near = Secured::new(near, client.into(), Side::Source);
-    let mut far = Secured::new(far, server.into(), Side::Destination);
+    let server = ServerConnection::new(hosts.server().config).unwrap();
+    let mut near = Secured::new(near, client.into(), end(Side::Source));
+    let mut far = Secured::new(far, server.into(), end(Side::Destination));
     let far = thread::spawn(move || {
         far.greet(GUARD, &|| false).unwrap();
         far
@@ -226,7 +231,7 @@ fn the_kernel_is_kept_from_hoarding_here_too() {
 fn nothing_is_split_before_the_handshake() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let server = ServerConnection::new(Hosts::new().server().0).unwrap();
-    let early = Box::new(Secured::new(near, server.into(), Side::Destination)).split();
+    let server = ServerConnection::new(Hosts::new().server().config).unwrap();
+    let early = Box::new(Secured::new(near, server.into(), end(Side::Destination))).split();
     assert!(early.err().unwrap().to_string().contains("without a handshake"));
 }

@@ -1,0 +1,100 @@
+//! How a receiver's token gets to whoever is to migrate.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use wherry_migration::transport::tls::{LIFETIME, Token};
+
+use crate::config::TokenTo;
+
+/// A token that was told, if there is one. A file is emptied when this is dropped: the token is no
+/// longer good.
+#[derive(Default)]
+pub struct Told {
+    /// How long a source may take to come with it. `None`: no token, and no limit.
+    pub(super) good_for: Option<Duration>,
+    file: Option<File>,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file
+            && let Err(e) = file.set_len(0)
+        {
+            eprintln!("wherry: cannot empty the file of the token: {e}");
+        }
+    }
+}
+
+/// Tells it, to nobody else.
+///
+/// # Errors
+/// Standard output or the file cannot be written.
+pub fn tell(token: &Token, to: &TokenTo) -> anyhow::Result<Told> {
+    let text = token.text();
+    let mut told = Told { good_for: Some(LIFETIME), file: None };
+    let line = match to {
+        TokenTo::Line => text,
+        TokenTo::Json => serde_json::json!({ "token": text }).to_string(),
+        TokenTo::File(path) => {
+            let path = Path::new(path);
+            let failed = || format!("cannot write the token into {}", path.display());
+            told.file = Some(write(path, &text).with_context(failed)?);
+            return Ok(told);
+        }
+    };
+    let mut out = io::stdout().lock();
+    // A terminal may be raw by now.
+    let end = if out.is_terminal() { "\r\n" } else { "\n" };
+    let said = out.write_all(format!("{line}{end}").as_bytes()).and_then(|()| out.flush());
+    said.context("cannot print the token")?;
+    Ok(told)
+}
+
+/// The file, which is there only with all of it, and which nobody else can read at any time.
+fn write(path: &Path, text: &str) -> io::Result<File> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it is a folder"))?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}", std::process::id()));
+    let new = path.with_file_name(hidden);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = writeln!(file, "{text}").and_then(|()| fs::rename(&new, path));
+    if let Err(e) = written {
+        let _ = fs::remove_file(&new);
+        return Err(e);
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_file_is_its_owners_alone_and_empty_when_the_token_is_no_longer_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "an old one, which is long enough to be seen behind it".repeat(100))
+            .unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let (_, token) = Token::make(LIFETIME).unwrap();
+        let told = tell(&token, &TokenTo::File(path.clone().into())).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", token.text()));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(told);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+        // A folder is in the way.
+        let gone = tell(&token, &TokenTo::File(folder.path().into())).err().unwrap();
+        assert!(format!("{gone:#}").contains("cannot write the token"), "{gone:#}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
