@@ -245,18 +245,18 @@ pub struct ConsoleArgs {
 #[command(after_help = "A guest that reboots here boots what it did at the source: from \
     its disk, or a kernel and initrd that the source sends unless --kernel and --initrd name the \
     same.\n\n\
-    Without tls: the migration stream is neither encrypted nor authenticated: listen where only \
-    the source can reach. With it, the source needs the token, or a certificate of the authority.\n\n\
+    With tls: the source needs the token, or a certificate of the authority. Over tcp: the stream \
+    is neither encrypted nor authenticated: beyond this host only with --insecure.\n\n\
     Examples:\n  \
-    wherry receive web tcp:10.0.0.2:4444\n  \
+    wherry receive web tcp:10.0.0.2:4444 --insecure\n  \
     wherry receive web2 unix:/run/move.sock --serial none\n  \
     wherry receive web tls:10.0.0.2:4444 --token\n  \
     wherry receive web tls:10.0.0.2:4444 --tls /etc/wherry/tls --tls-peer host-a\n  \
-    wherry receive web tcp:10.0.0.2:4444 --net tap=web0,id=net0\n  \
-    wherry receive web tcp:10.0.0.2:4444 --net user,forward=2222:22\n  \
-    wherry receive web tcp:10.0.0.2:4444 --disk /mnt/shared/web.raw\n  \
-    wherry receive web tcp:10.0.0.2:4444 --kernel vmlinuz --initrd initrd.img\n  \
-    wherry receive web tcp:10.0.0.2:4444 --config web.toml")]
+    wherry receive web tls:10.0.0.2:4444 --token --net tap=web0,id=net0\n  \
+    wherry receive web tls:10.0.0.2:4444 --token --net user,forward=2222:22\n  \
+    wherry receive web tls:10.0.0.2:4444 --token --disk /mnt/shared/web.raw\n  \
+    wherry receive web tls:10.0.0.2:4444 --token --kernel vmlinuz --initrd initrd.img\n  \
+    wherry receive web tls:10.0.0.2:4444 --token --config web.toml")]
 pub struct ReceiveArgs {
     /// A file with options.
     #[command(flatten)]
@@ -314,14 +314,14 @@ const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_S
     process (this command was killed, a terminal was closed) cancels it too, unless --detach was \
     given.\n\n\
     Examples:\n  \
-    wherry migrate web tcp:host-b:4444\n  \
+    wherry migrate web tcp:host-b:4444 --insecure\n  \
     wherry migrate web tls:host-b:4444 --token -\n  \
     wherry migrate web tls:host-b:4444 --tls /etc/wherry/tls\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
-    wherry migrate web tcp:host-b:4444 --bandwidth 1Gbit --downtime-limit 100ms --detach\n  \
-    wherry migrate web tcp:host-b:4444 --compression lz4 --streams 4 --verify\n  \
-    wherry migrate web tcp:host-b:4444 --trace web.trace && wherry replay web.trace --bandwidth \
-    400Mbit"
+    wherry migrate web tls:host-b:4444 --token @token --detach --downtime-limit 100ms\n  \
+    wherry migrate web tls:host-b:4444 --token - --compression lz4 --streams 4 --verify\n  \
+    wherry migrate web tls:host-b:4444 --token - --trace web.trace && wherry replay web.trace \
+    --bandwidth 400Mbit"
 )]
 pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
@@ -409,9 +409,11 @@ pub struct ReplayArgs {
 
 /// `wherry report`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  wherry migrate web tcp:host-b:4444 --trace web.trace\n  \
+#[command(
+    after_help = "Examples:\n  wherry migrate web tls:host-b:4444 --token - --trace web.trace\n  \
     wherry report web.trace --output web.html\n  \
-    wherry report web.trace --output map.svg")]
+    wherry report web.trace --output map.svg"
+)]
 pub struct ReportArgs {
     /// Trace of a migration (see `wherry migrate --trace`)
     #[arg(value_name = "TRACE")]

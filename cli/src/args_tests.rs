@@ -21,8 +21,8 @@ fn every_command_has_examples() {
 fn limits_that_let_nothing_through_are_refused() {
     let parsed =
         |line: &str| Cli::try_parse_from(line.split(' ')).map(|_| ()).map_err(|e| e.to_string());
-    let receive = "wherry receive web tcp:b:9 --max-memory";
-    let migrate = "wherry migrate web tcp:b:9";
+    let receive = "wherry receive web tcp:localhost:9 --max-memory";
+    let migrate = "wherry migrate web tcp:localhost:9";
     for (line, reason) in [
         (format!("{receive} 0"), "every guest has 128 MiB or more"),
         (format!("{receive} 127MiB"), "every guest has 128 MiB or more"),

@@ -123,6 +123,7 @@ fn command(args: &MigrateArgs) -> String {
         vec!["wherry".to_owned(), "migrate".into(), args.name.clone(), args.uri.clone()];
     words.extend(args.tls.tls.as_ref().map(|folder| format!("--tls={}", folder.display())));
     words.extend(args.tls.tls_name.as_ref().map(|name| format!("--tls-name={name}")));
+    words.extend(args.tls.insecure.then(|| "--insecure".to_owned()));
     // Where it was, which is no secret.
     words.extend(args.tls.token.as_ref().map(|from| format!("--token={from}")));
     words.push(format!("--hints={}", args.hints.as_str()));

@@ -46,7 +46,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
         uri: args.uri,
         tls: credentials.folder,
         tls_name: credentials.name,
-        token: credentials.token,
+        token: credentials.token.map(Box::new),
         hints: args.hints,
         downtime_limit_ms: args.downtime_limit,
         pause_limit_ms: args.pause_limit,

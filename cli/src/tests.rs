@@ -324,8 +324,9 @@ fn ending() {
 #[test]
 fn migrating() {
     let bench = Bench::new();
-    let (exit, out, err) =
-        bench.run("wherry migrate web tcp:b:9 --hints on --downtime-limit 100ms --bandwidth 1Gbit");
+    let (exit, out, err) = bench.run(
+        "wherry migrate web tcp:localhost:9 --hints on --downtime-limit 100ms --bandwidth 1Gbit",
+    );
     assert_eq!(exit, Exit::Ok);
     assert!(
         out.contains("ROUND")
@@ -338,33 +339,33 @@ fn migrating() {
     let sent = bench.vm.last.lock().unwrap().clone().unwrap();
     assert_eq!((sent.hints, sent.downtime_limit_ms), (HintPolicy::On, 100));
     assert_eq!((sent.bandwidth_bytes_s, sent.compression), (Some(125_000_000), Compression::None));
-    let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --compression lz4");
+    let (_, out, _) = bench.run("wherry migrate web tcp:localhost:9 --compression lz4");
     assert!(out.contains("\ncompression: lz4, 78.1 MiB of memory in "), "{out}");
     assert_eq!(bench.vm.last.lock().unwrap().clone().unwrap().compression, Compression::Lz4);
-    let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --streams 4");
+    let (_, out, _) = bench.run("wherry migrate web tcp:localhost:9 --streams 4");
     assert!(out.contains("\nconnections: 4\n"), "{out}");
     assert_eq!((bench.vm.last.lock().unwrap().clone().unwrap().streams, sent.streams), (4, 1));
     bench.run("wherry migrate web tls:b:9 --tls /keys --tls-name host-b");
     let sent = bench.vm.last.lock().unwrap().clone().unwrap();
     assert_eq!((sent.tls.as_deref(), sent.tls_name.as_deref()), (Some("/keys"), Some("host-b")));
-    for wrong in ["tls:b:9", "tls:b:9 --tls-name b", "tcp:b:9 --tls /keys"] {
+    for wrong in ["tls:b:9", "tls:b:9 --tls-name b", "tcp:localhost:9 --tls /keys", "tcp:b:9"] {
         assert_eq!(bench.run(&format!("wherry migrate web {wrong}")).0, Exit::Usage, "{wrong}");
     }
     for wrong in ["0", "17", "all"] {
         assert_eq!(
-            bench.run(&format!("wherry migrate web tcp:b:9 --streams {wrong}")).0,
+            bench.run(&format!("wherry migrate web tcp:localhost:9 --streams {wrong}")).0,
             Exit::Usage
         );
     }
-    let (_, value) = bench.json("wherry migrate web tcp:b:9 -q");
+    let (_, value) = bench.json("wherry migrate web tcp:localhost:9 -q");
     assert_eq!(value["rounds"][0]["hinted_too_late"], 8);
-    assert_eq!(bench.run("wherry migrate web tcp:b:9 --quiet").2, "");
-    let (_, out, _) = bench.run("wherry migrate web tcp:b:9 --verify");
+    assert_eq!(bench.run("wherry migrate web tcp:localhost:9 --quiet").2, "");
+    let (_, out, _) = bench.run("wherry migrate web tcp:localhost:9 --verify");
     let verified =
         "verified: 262000 pages equal, 144 free and unwritten, 0 wrong (80.0 ms, 2.0 MiB)";
     assert!(out.contains(verified) && out.contains(", verify 0.0 ms, state"), "{out}");
     let (_, out, _) = bench.run("wherry info web");
-    assert!(out.contains("migration  to tcp:b:9: completed"), "{out}");
+    assert!(out.contains("migration  to tcp:localhost:9: completed"), "{out}");
     assert!(
         out.contains("hinted     8.0 MiB named, 28.0 KiB skipped; saved 28.0 KiB and 2.0 ms"),
         "{out}"
@@ -374,10 +375,10 @@ fn migrating() {
 #[test]
 fn migrations_that_fail_say_where_the_guest_is() {
     let bench = Bench::new();
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:1");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:1");
     assert_eq!(exit, Exit::MigrationFailed);
     assert!(err.contains("wherry: connection refused\n  the guest goes on at the source"), "{err}");
-    let (exit, value) = bench.json("wherry migrate web tcp:b:2");
+    let (exit, value) = bench.json("wherry migrate web tcp:localhost:2");
     assert_eq!(exit, Exit::MigrationUnknown);
     assert_eq!(value["error"]["code"], "migration_unknown");
     assert!(value["error"]["hint"].as_str().unwrap().contains("resume --force"));
@@ -408,14 +409,14 @@ fn ssh_into_a_guest_to_which_nothing_leads_says_what_would() {
 #[test]
 fn a_detached_migration_goes_on_and_can_be_cancelled() {
     let bench = Bench::new();
-    let (exit, value) = bench.json("wherry migrate web tcp:b:3 --detach");
+    let (exit, value) = bench.json("wherry migrate web tcp:localhost:3 --detach");
     assert_eq!((exit, &value["detached"]), (Exit::Ok, &json!(true)));
     assert!(bench.run("wherry info web").1.contains("under way: round 1"));
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:9");
     assert_eq!(exit, Exit::Failed);
     assert!(err.contains("a migration is under way"), "{err}");
     assert_eq!(bench.run("wherry cancel web").1, "cancelled; web goes on here\n");
-    assert!(bench.run("wherry info web").1.contains("tcp:b:3: cancelled"));
+    assert!(bench.run("wherry info web").1.contains("tcp:localhost:3: cancelled"));
     // One that fails before it begins says so.
     assert_eq!(bench.run("wherry migrate web unix:/x --detach").0, Exit::Ok);
 }
@@ -423,13 +424,13 @@ fn a_detached_migration_goes_on_and_can_be_cancelled() {
 #[test]
 fn a_cancel_that_meets_the_end_of_the_vm_says_so() {
     let bench = Bench::new();
-    assert_eq!(bench.run("wherry migrate web tcp:b:8 --detach").0, Exit::Ok);
+    assert_eq!(bench.run("wherry migrate web tcp:localhost:8 --detach").0, Exit::Ok);
     let (exit, out, err) = bench.run("wherry cancel web");
     assert_eq!((exit, out.as_str()), (Exit::MigrationFailed, ""));
     assert!(err.contains("the guest powered off"), "{err}");
 
     let bench = Bench::new();
-    assert_eq!(bench.run("wherry migrate web tcp:b:10 --detach").0, Exit::Ok);
+    assert_eq!(bench.run("wherry migrate web tcp:localhost:10 --detach").0, Exit::Ok);
     let (exit, _, err) = bench.run("wherry cancel web");
     bench.vm.seen_off.store(true, Ordering::SeqCst);
     assert_eq!(exit, Exit::MigrationFailed);
@@ -443,7 +444,7 @@ fn wrong_usage_is_code_2_also_as_json() {
     for line in [
         "wherry migrate web nowhere",
         "wherry info .x",
-        "wherry migrate web tcp:b:9 --downtime-limit 3",
+        "wherry migrate web tcp:localhost:9 --downtime-limit 3",
     ] {
         let (exit, value) = bench.json(line);
         assert_eq!(exit, Exit::Usage, "{line}");

@@ -1,4 +1,8 @@
-//! `--tls` and `--token` of `wherry migrate` and `wherry receive`.
+//! How a migration's stream is protected: `--tls`, `--token` and `--insecure` of `wherry migrate`
+//! and `wherry receive`.
+//!
+//! In clear over a network only who says so. Whether a name other than `localhost` stands for this
+//! host is not looked up: it is taken for another's.
 //!
 //! A token is a secret for some minutes, and what is on a command line is seen by everybody who
 //! lists processes and kept in a shell's history: it is read from standard input, a file or the
@@ -6,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -32,6 +37,9 @@ pub struct MigrateTlsArgs {
     /// @FILE from a file [default: $WHERRY_TOKEN, if it is set and there is no --tls]
     #[arg(long, value_name = "-|@FILE")]
     pub token: Option<String>,
+    /// For tcp: send the guest's memory in clear, and to whoever answers, though not to this host
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 /// With what a source says who it is.
@@ -61,6 +69,7 @@ impl MigrateTlsArgs {
         let variable = if nothing && to.starts_with("tls:") { environment() } else { None };
         let token = self.token.is_some() || variable.is_some();
         check(to, means(self.tls.is_some(), token), self.tls_name.as_ref().map(|_| "tls-name"))?;
+        check_clear(to, self.insecure)?;
         let token = match (&self.token, &variable) {
             (Some(from), _) => Some(read(from)?),
             (None, Some(text)) => Some(parse(VARIABLE, text)?),
@@ -122,13 +131,17 @@ pub struct ReceiveTlsArgs {
     /// Write the token into this file, which its owner alone can read, and do not print it
     #[arg(long, value_name = "FILE", requires = "token")]
     pub token_file: Option<PathBuf>,
+    /// For tcp: take a guest in clear, and from whoever connects, though not only from this host
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 impl ReceiveTlsArgs {
     /// Whether they fit the address.
     pub fn check(&self, at: &str) -> Result<(), String> {
         let means = means(self.tls.is_some(), self.token);
-        check(at, means, self.tls_peer.first().map(|_| "tls-peer"))
+        check(at, means, self.tls_peer.first().map(|_| "tls-peer"))?;
+        check_clear(at, self.insecure)
     }
 
     /// Where the token goes, if there is to be one.
@@ -164,6 +177,26 @@ fn check(uri: &str, means: Option<&str>, name: Option<&str>) -> Result<(), Strin
     }
 }
 
+/// Whether it is in clear only where nobody else can see it, or where that was asked for.
+fn check_clear(uri: &str, insecure: bool) -> Result<(), String> {
+    match uri.strip_prefix("tcp:") {
+        None if insecure => Err(format!("--insecure is for tcp:HOST:PORT, and not for {uri}")),
+        Some(address) if !insecure && !is_loopback(address) => Err(format!(
+            "{uri} is not encrypted, and others can be at its other end: use tls:{address} with \
+             --token or --tls DIR, or say --insecure"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `HOST:PORT` surely is this host for itself.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let ip = bare.parse::<IpAddr>().map(|ip| ip.to_canonical().is_loopback());
+    ip.unwrap_or_else(|_| bare.eq_ignore_ascii_case("localhost"))
+}
+
 #[cfg(test)]
 mod tests {
     use wherry_migration::transport::tls::LIFETIME;
@@ -196,7 +229,38 @@ mod tests {
 
     fn args(tls: Option<&str>, token: Option<&str>) -> MigrateTlsArgs {
         let token = token.map(Into::into);
-        MigrateTlsArgs { tls: tls.map(Into::into), tls_name: None, token }
+        MigrateTlsArgs { tls: tls.map(Into::into), tls_name: None, token, insecure: false }
+    }
+
+    #[test]
+    fn nothing_is_sent_or_taken_in_clear_off_this_host_unless_asked_for() {
+        let here = ["127.0.0.1:1", "127.8.9.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"];
+        for address in here {
+            check_clear(&format!("tcp:{address}"), false).unwrap();
+        }
+        // Any address of this host is one at which others are; so is what only may be this host.
+        for address in [
+            "0.0.0.0:1",
+            "[::]:1",
+            "10.0.0.2:1",
+            "[fe80::1]:1",
+            "[::ffff:10.0.0.2]:1",
+            "host-b:1",
+            "localhost.example:1",
+            "127.1:1",
+            "0:1",
+        ] {
+            let uri = format!("tcp:{address}");
+            let refused = check_clear(&uri, false).unwrap_err();
+            for way in ["--token", "--tls", "--insecure"] {
+                assert!(refused.contains(way), "{refused}");
+            }
+            check_clear(&uri, true).unwrap();
+        }
+        for uri in ["unix:/x", "tls:host-b:1"] {
+            check_clear(uri, false).unwrap();
+            assert!(check_clear(uri, true).unwrap_err().contains("--insecure is for tcp"), "{uri}");
+        }
     }
 
     #[test]
@@ -221,7 +285,7 @@ mod tests {
         let found = |args: MigrateTlsArgs, to| args.checked_in(to, variable).unwrap().token;
         assert_eq!(found(args(None, None), "tls:b:1"), Some(token.clone()));
         assert_eq!(found(args(Some("/keys"), None), "tls:b:1"), None);
-        assert_eq!(found(args(None, None), "tcp:b:1"), None);
+        assert_eq!(found(args(None, None), "tcp:localhost:1"), None);
         // From a file that is its owner's.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");

@@ -255,7 +255,7 @@ fn a_file_that_is_no_toml_is_refused_and_its_lines_are_not_shown() {
 fn one_file_serves_both_sides() {
     let files = files(FILES[0]);
     files.write("vm.toml", format!("max-memory = \"3GiB\"\n{}", FILES[0].trim_start()));
-    let config = files.receive("mail tcp:h:4 --config F/vm.toml --disk more").unwrap();
+    let config = files.receive("mail tcp:localhost:4 --config F/vm.toml --disk more").unwrap();
     assert_eq!((config.name.as_str(), config.max_memory), ("mail", Some(3 << 30)));
     let run = files.run("--config F/vm.toml").unwrap();
     assert_eq!(config.serial, run.serial);
@@ -265,16 +265,19 @@ fn one_file_serves_both_sides() {
     let ends: Vec<_> = run.nets.into_iter().map(|net| net.end).collect();
     assert_eq!(config.nets, ends);
     assert_eq!(config.nets[0].backend, NetBackend::Tap("web0".into()));
-    assert!(files.receive("mail tcp:h:4 --net tap=a,mtu=1400").is_err(), "typed, it is refused");
+    assert!(
+        files.receive("mail tcp:localhost:4 --net tap=a,mtu=1400").is_err(),
+        "typed, it is refused"
+    );
     // The name may come from the file, the address may not.
-    for line in ["tcp:h:4 --config F/vm.toml", "--config F/vm.toml tcp:h:4"] {
+    for line in ["tcp:localhost:4 --config F/vm.toml", "--config F/vm.toml tcp:localhost:4"] {
         assert_eq!(files.receive(line).unwrap().name, "web");
     }
     let error = files.receive("web --config F/vm.toml").unwrap_err();
     assert!(error.contains("write unix:/PATH, tcp:HOST:PORT or tls:HOST:PORT"), "{error}");
     // What is left out is checked.
     files.write("vm.toml", "memory = \"1\"");
-    let error = files.receive("web tcp:h:4 --config F/vm.toml").unwrap_err();
+    let error = files.receive("web tcp:localhost:4 --config F/vm.toml").unwrap_err();
     assert!(error.contains(":1: memory: a size needs a unit"), "{error}");
 }
 

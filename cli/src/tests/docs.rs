@@ -8,7 +8,10 @@ use super::*;
 
 /// What is wrong with a command, if anything is.
 fn mistake(shown: &Shown) -> Option<String> {
-    let error = Cli::try_parse_from(&shown.words).err()?;
+    let error = match Cli::try_parse_from(&shown.words) {
+        Ok(cli) => return in_clear(cli.command).filter(|_| shown.whole),
+        Err(error) => error,
+    };
     let fine = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => true,
         // A sentence may name a command, or an option, without all that it needs.
@@ -25,6 +28,16 @@ fn mistake(shown: &Shown) -> Option<String> {
     };
     let first = error.to_string().lines().next().unwrap_or_default().to_owned();
     (!fine).then(|| format!("{}: {}: {first}", shown.place, shown.words.join(" ")))
+}
+
+/// What is wrong with how a command's stream is protected. That of folders and tokens that are not
+/// here is not looked at.
+fn in_clear(command: Command) -> Option<String> {
+    match command {
+        Command::Receive(args) => args.tls.check(&args.uri).err(),
+        Command::Migrate(args) if args.tls.token.is_none() => args.tls.checked(&args.uri).err(),
+        _ => None,
+    }
 }
 
 fn mistakes(all: &[Shown]) -> Vec<String> {
@@ -83,6 +96,8 @@ fn mistakes_are_seen() {
         "wherry fly web",
         "wherry migrate web tcp:host-b:4444 --quickly",
         "wherry migrate web host-b:4444",
+        "wherry migrate web tcp:host-b:4444",
+        "wherry receive web tcp:0.0.0.0:4444",
         "wherry migrate web",
         "wherry ls && wherry stop web --timeout 30",
     ] {

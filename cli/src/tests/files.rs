@@ -7,7 +7,7 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
     let bench = Bench::new();
     let file = bench._temp.path().join("a.trace");
     let path = file.display();
-    let (exit, out, err) = bench.run(&format!("wherry migrate web tcp:b:9 --trace {path}"));
+    let (exit, out, err) = bench.run(&format!("wherry migrate web tcp:localhost:9 --trace {path}"));
     assert_eq!(exit, Exit::Ok, "{out}{err}");
     let text = std::fs::read_to_string(&file).unwrap();
     let lines = [
@@ -18,18 +18,19 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
     assert!(bench.vm.last.lock().unwrap().take().unwrap().trace);
 
     // The disk is full: the guest is migrated, and both are said.
-    let (exit, out, err) = bench.run("wherry migrate web tcp:b:9 --trace /dev/full");
+    let (exit, out, err) = bench.run("wherry migrate web tcp:localhost:9 --trace /dev/full");
     assert_eq!(exit, Exit::FileIncomplete);
     assert!(out.contains("migrated: 93.5 MiB"), "{out}");
     let why = "cannot write the trace file /dev/full: No space left on device (os error 28)";
     assert!(err.contains(&format!("{why}; the migration goes on")), "{err}");
     assert!(err.contains(&format!("wherry: the guest was migrated, but {why}")), "{err}");
-    let (exit, value) = bench.json("wherry migrate web tcp:b:9 --trace /dev/full");
+    let (exit, value) = bench.json("wherry migrate web tcp:localhost:9 --trace /dev/full");
     assert_eq!((exit, &value["total_bytes"]), (Exit::FileIncomplete, &json!(98_000_000)));
     assert_eq!(value["trace_error"]["code"], "trace_incomplete");
 
     for (port, word) in [(4, "has gaps: 7 events"), (5, "is incomplete")] {
-        let (exit, _, err) = bench.run(&format!("wherry migrate web tcp:b:{port} --trace {path}"));
+        let (exit, _, err) =
+            bench.run(&format!("wherry migrate web tcp:localhost:{port} --trace {path}"));
         assert_eq!(exit, Exit::FileIncomplete);
         assert!(
             err.contains("the guest was migrated, but the trace in") && err.contains(word),
@@ -37,7 +38,10 @@ fn a_trace_is_written_and_what_is_wrong_with_it_is_said() {
         );
     }
     // A failed migration is the worse news.
-    assert_eq!(bench.run("wherry migrate web tcp:b:1 --trace /dev/full").0, Exit::MigrationFailed);
+    assert_eq!(
+        bench.run("wherry migrate web tcp:localhost:1 --trace /dev/full").0,
+        Exit::MigrationFailed
+    );
 }
 
 #[test]
@@ -49,7 +53,7 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
         "wherry",
         "migrate",
         "web",
-        "tcp:b:6",
+        "tcp:localhost:6",
         "--report",
         page.to_str().unwrap(),
         "--max-rounds",
@@ -63,8 +67,8 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
         text.starts_with("<!DOCTYPE html>") && text.contains("Migration of a guest with 16 MiB"),
         "{text}"
     );
-    let again =
-        "wherry migrate web tcp:b:6 --hints=auto --downtime-limit=300ms --max-rounds=7 --trace=";
+    let again = "wherry migrate web tcp:localhost:6 --hints=auto --downtime-limit=300ms \
+                 --max-rounds=7 --trace=";
     assert!(text.contains(again) && text.contains("a page.html&#39;"), "{text}");
 
     // The same of the trace, which does not know the names.
@@ -78,24 +82,24 @@ fn a_report_is_written_and_what_is_wrong_with_it_is_said() {
     assert!(text.contains(again), "{text}");
 
     // The guest is what matters: files come after it, and what fails does so by its own code.
-    let (exit, out, err) = bench.run("wherry migrate web tcp:b:6 --report /dev/full");
+    let (exit, out, err) = bench.run("wherry migrate web tcp:localhost:6 --report /dev/full");
     assert_eq!(exit, Exit::FileIncomplete);
     assert!(
         out.contains("migrated: 93.5 MiB")
             && err.contains("cannot write the report /dev/full: No space"),
         "{out}{err}"
     );
-    let (exit, value) = bench.json("wherry migrate web tcp:b:6 --report /dev/full");
+    let (exit, value) = bench.json("wherry migrate web tcp:localhost:6 --report /dev/full");
     assert_eq!(
         (exit, &value["report_error"]["code"]),
         (Exit::FileIncomplete, &json!("trace_incomplete"))
     );
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --report /dev/null");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:9 --report /dev/null");
     assert!(
         exit == Exit::FileIncomplete && err.contains("this is no trace of a migration"),
         "{err}"
     );
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:1 --report /dev/full");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:1 --report /dev/full");
     assert!(exit == Exit::MigrationFailed && err.contains("cannot write the report"), "{err}");
 }
 
@@ -104,12 +108,16 @@ fn a_report_that_cannot_be_begun_stops_everything() {
     let bench = Bench::new();
     for (words, exit, text) in [
         (
-            "migrate web tcp:b:9 --report /no/such/folder/a",
+            "migrate web tcp:localhost:9 --report /no/such/folder/a",
             Exit::Failed,
             "cannot create the report file",
         ),
-        ("migrate web tcp:b:9 --report -", Exit::Usage, "name a file"),
-        ("migrate web tcp:b:9 --report /dev/null --detach", Exit::Usage, "exclude each other"),
+        ("migrate web tcp:localhost:9 --report -", Exit::Usage, "name a file"),
+        (
+            "migrate web tcp:localhost:9 --report /dev/null --detach",
+            Exit::Usage,
+            "exclude each other",
+        ),
         ("report /no/such/trace -o /dev/null", Exit::Failed, "cannot read /no/such/trace"),
         (
             "report /dev/null -o /dev/null",
@@ -133,8 +141,11 @@ fn a_migration_that_does_not_begin_leaves_files_as_they_were() {
     }
     // Nobody listens at :7; the engine has not begun, so there is no trace.
     for (report, trace) in [("r.html", "t.trace"), ("new.html", "new.trace")] {
-        let line =
-            format!("wherry migrate web tcp:b:7 --report {} --trace {}", at(report), at(trace));
+        let line = format!(
+            "wherry migrate web tcp:localhost:7 --report {} --trace {}",
+            at(report),
+            at(trace)
+        );
         let (exit, _, err) = bench.run(&line);
         assert_eq!(exit, Exit::MigrationFailed);
         assert!(err.contains(&format!("did not begin; {} was not written", at(report))), "{err}");
@@ -152,7 +163,7 @@ fn files_do_not_take_each_others_place() {
     let bench = Bench::new();
     let file = bench._temp.path().join("both");
     let path = file.display();
-    let line = format!("wherry migrate web tcp:b:6 --report {path} --trace {path}");
+    let line = format!("wherry migrate web tcp:localhost:6 --report {path} --trace {path}");
     let (exit, _, err) = bench.run(&line);
     assert!(exit == Exit::Usage && err.contains("name the same file"), "{err}");
     assert!(!file.exists() && bench.vm.last.lock().unwrap().is_none());
@@ -165,19 +176,19 @@ fn files_do_not_take_each_others_place() {
 #[test]
 fn a_trace_that_cannot_be_begun_stops_everything() {
     let bench = Bench::new();
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace /no/such/folder/a");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:9 --trace /no/such/folder/a");
     assert_eq!(exit, Exit::Failed);
     assert!(err.contains("cannot create the trace file /no/such/folder/a: No such file"), "{err}");
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace /dev/null --detach");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:9 --trace /dev/null --detach");
     assert_eq!(exit, Exit::Usage);
     assert!(err.contains("--trace and --detach exclude each other"), "{err}");
-    let (exit, _, err) = bench.run("wherry migrate web tcp:b:9 --trace -");
+    let (exit, _, err) = bench.run("wherry migrate web tcp:localhost:9 --trace -");
     assert_eq!(exit, Exit::Usage);
     assert!(err.contains("standard output is for the report"), "{err}");
     let untouched = bench._temp.path().join("kept");
     std::fs::write(&untouched, "old").unwrap();
-    let (exit, ..) =
-        bench.run(&format!("wherry migrate nobody tcp:b:9 --trace {}", untouched.display()));
+    let (exit, ..) = bench
+        .run(&format!("wherry migrate nobody tcp:localhost:9 --trace {}", untouched.display()));
     assert_eq!(exit, Exit::NoSuchVm);
     assert_eq!(std::fs::read_to_string(&untouched).unwrap(), "old");
     assert!(bench.vm.last.lock().unwrap().is_none());

@@ -161,16 +161,19 @@ impl Debian {
         hosts::output(&mut self.ssh(script)).with_context(|| self.last_words())
     }
 
-    /// Moves it to the other host; the migration's report.
+    /// Moves it to the other host, with a token; the migration's report.
     ///
     /// # Errors
     /// The migration failed.
     pub fn move_over(&mut self, args: &[&str]) -> Result<Value> {
         let to = self.other();
         self.moves += 1;
-        let uri = format!("tcp:{}:{}", to.address(), 4444 + self.moves);
-        let (source, mut destination) = self.receive(&uri)?;
-        let report = migrate(&source, NAME, &uri, args).with_context(|| {
+        let uri = format!("tls:{}:{}", to.address(), 4444 + self.moves);
+        let token = self.env.dir.join("token").display().to_string();
+        let (source, mut destination) = self.receive(&uri, &["--token", "--token-file", &token])?;
+        let from = format!("@{token}");
+        let args = [args, &["--token", &from]].concat();
+        let report = migrate(&source, NAME, &uri, &args).with_context(|| {
             format!("source: {}destination: {}", self.guest.last_words(), destination.last_words())
         })?;
         if !self.guest.wait_exit(Duration::from_secs(20))?.success() {
@@ -190,7 +193,7 @@ impl Debian {
         let to = self.other();
         self.moves += 1;
         let real = self.env.dir.join(format!("{}.migrate", self.moves));
-        let (source, mut destination) = self.receive(&format!("unix:{}", real.display()))?;
+        let (source, mut destination) = self.receive(&format!("unix:{}", real.display()), &[])?;
         let pid = self.guest.pid().to_string();
         let disk = self.disks.last().context("no disk")?.trim_start_matches("path=");
         let disk = disk.split(',').next().unwrap_or_default().to_owned();
@@ -229,14 +232,15 @@ impl Debian {
     }
 
     /// `wherry receive` on the other host; with the host that it is on.
-    fn receive(&self, uri: &str) -> Result<(Env, Guest)> {
+    fn receive(&self, uri: &str, args: &[&str]) -> Result<(Env, Guest)> {
         let source = self.hosts.on(self.place, &self.env)?;
         let target = self.hosts.on(self.other(), &self.env)?;
         let console = format!("file:{}", target.dir.join("console").display());
         let mut command = target.command(&["receive", NAME, uri, "--serial", &console]);
         command
             .args(self.disks.iter().flat_map(|disk| ["--disk", disk]))
-            .args(["--net", &self.net.end()]);
+            .args(["--net", &self.net.end()])
+            .args(args);
         Ok((source, Guest::spawn(&target, NAME, command)?))
     }
 

@@ -104,7 +104,7 @@ pub struct MigrateRequest {
     pub tls_name: Option<String>,
     /// For `tls:` in place of both: the receiver's token. Left out otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token: Option<Token>,
+    pub token: Option<Box<Token>>,
     /// Free page hints.
     pub hints: HintPolicy,
     /// Longest acceptable predicted downtime in milliseconds.
@@ -440,7 +440,7 @@ mod tests {
         migrate.pause_limit_ms = Some(20_000);
         let (_, token) = Token::make(LIFETIME).unwrap();
         let secret = token.text();
-        migrate.token = Some(token);
+        migrate.token = Some(token.into());
         assert!(!format!("{migrate:?}").contains(&secret[20..40]));
         for request in [
             Request::Info {},

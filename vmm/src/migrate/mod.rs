@@ -48,8 +48,9 @@ const OLD: &str = "the destination is an older wherry, which boots no guest that
 /// them).
 const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Listens for a source, and says with which token it is let in, if it needs one. The files of VMs in the `runtime` folder are not for this: a VM of that
-/// name, this one included, would put its control socket in place of the migration's.
+/// Listens for a source, and says with which token it is let in, if it needs one. The files of VMs
+/// in the `runtime` folder are not for this: a VM of that name, this one included, would put its
+/// control socket in place of the migration's.
 ///
 /// # Errors
 /// Not an address, in use, the control socket of a VM, or certificates that are not right for it.
@@ -351,15 +352,17 @@ mod tests {
         let request = MigrateRequest::new("tcp:b:9");
         check(&request).unwrap();
         let (_, token) = Token::make(LIFETIME).unwrap();
-        let with_token =
-            MigrateRequest { token: Some(token.clone()), ..MigrateRequest::new("tls:b:9") };
+        let with_token = MigrateRequest {
+            token: Some(Box::new(token.clone())),
+            ..MigrateRequest::new("tls:b:9")
+        };
         check(&with_token).unwrap();
         for wrong in [
             MigrateRequest { uri: "b:9".into(), ..request.clone() },
             MigrateRequest { uri: "tls:b:9".into(), ..request.clone() },
             MigrateRequest { tls: Some("/tls".into()), ..request.clone() },
             MigrateRequest { tls_name: Some("b".into()), ..request.clone() },
-            MigrateRequest { token: Some(token.clone()), ..request.clone() },
+            MigrateRequest { token: Some(Box::new(token.clone())), ..request.clone() },
             MigrateRequest { tls: Some("/tls".into()), ..with_token.clone() },
             MigrateRequest { tls_name: Some("b".into()), ..with_token.clone() },
             MigrateRequest { streams: 0, ..request.clone() },

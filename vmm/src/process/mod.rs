@@ -335,11 +335,12 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
     let ends = Ends { nets, disks, vsock, memory };
-    let host = VmProcess::start(claim, None, &config.serial, ends)?;
+    // Before anybody can see that it is up.
     let told = match (token, &config.token) {
         (Some(token), Some(to)) => migrate::tell(&token, to)?,
         _ => migrate::Told::default(),
     };
+    let host = VmProcess::start(claim, None, &config.serial, ends)?;
     host.controller.manager.ready(&format!("waiting for a guest at {}", config.uri));
     // `kill` must end the wait for a source, too, and take its socket away.
     let (hooks, killed) = (host.hooks(), CancelToken::new());
