@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use tracing::warn;
 use wherry_migration::transport::tls::{LIFETIME, Token};
 
 use crate::config::TokenTo;
@@ -26,7 +27,7 @@ impl Drop for Told {
         if let Some(file) = &self.file
             && let Err(e) = file.set_len(0)
         {
-            eprintln!("wherry: cannot empty the file of the token: {e}");
+            warn!("cannot empty the file of the token: {e}");
         }
     }
 }
