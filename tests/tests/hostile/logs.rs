@@ -39,7 +39,7 @@ fn counted(lines: &[Value], text: &str) -> (u64, u64) {
 #[test]
 fn a_guest_that_floods_its_console_and_its_devices_makes_no_lines_and_its_clients_few() -> Result<()>
 {
-    const CONSOLE: u64 = 16 << 10;
+    const CONSOLE: u64 = 4 << 10;
     let scratch = Scratch::new("flood")?;
     let env = scratch.env("HOSTILE")?;
     let console = scratch.path().join("console");
