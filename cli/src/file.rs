@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use wherry_vmm::control::ControlError;
+use wherry_vmm::whole_file;
 
 /// A file that is opened at the start, so that one that cannot be written is found then, and holds
 /// what it held before until there is something to write. One that was made for this and is not
@@ -79,27 +80,7 @@ pub fn replace(option: &str, path: &Path, bytes: &[u8]) -> Result<(), ControlErr
     let failed = |e: io::Error| {
         ControlError::failed(format!("cannot write the {option} file {}: {e}", path.display()))
     };
-    let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::IsADirectory.into()))?;
-    // Another name would take the place of a device, a pipe or a link.
-    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
-        return Err(failed(io::Error::other("what is there is not a regular file")));
-    }
-    let mut new = std::ffi::OsString::from(".");
-    new.push(name);
-    // Not with the ending of the name, by which others find files to read.
-    new.push(format!(".{}.new", std::process::id()));
-    let new = path.with_file_name(new);
-    // Left by one that was killed.
-    let _ = std::fs::remove_file(&new);
-    let written =
-        OpenOptions::new().write(true).create_new(true).open(&new).and_then(|mut file| {
-            let written = file.write_all(bytes).and_then(|()| std::fs::rename(&new, path));
-            if written.is_err() {
-                let _ = std::fs::remove_file(&new);
-            }
-            written
-        });
-    written.map_err(failed)
+    whole_file::put(path, bytes, 0o666).map(drop).map_err(failed)
 }
 
 /// Whether these are of one regular file.

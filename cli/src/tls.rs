@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
@@ -65,7 +65,7 @@ impl MigrateTlsArgs {
         to: &str,
         environment: impl FnOnce() -> Option<String>,
     ) -> Result<Credentials, String> {
-        let nothing = self.tls.is_none() && self.token.is_none();
+        let nothing = self.tls.is_none() && self.tls_name.is_none() && self.token.is_none();
         let variable = if nothing && to.starts_with("tls:") { environment() } else { None };
         let token = self.token.is_some() || variable.is_some();
         check(to, means(self.tls.is_some(), token), self.tls_name.as_ref().map(|_| "tls-name"))?;
@@ -90,6 +90,10 @@ fn read(from: &str) -> Result<Token, String> {
             let found = file.metadata().map_err(failed)?;
             if found.is_file() && found.permissions().mode() & 0o077 != 0 {
                 return Err(format!("others may read the token {path}: chmod 600 {path}"));
+            }
+            let us = rustix::process::geteuid().as_raw();
+            if found.is_file() && found.uid() != us && found.uid() != 0 {
+                return Err(format!("the token {path} is another user's file"));
             }
             BufReader::new(file).take(MAX_CHARS as u64).read_line(&mut line).map_err(failed)?;
         }
@@ -279,7 +283,7 @@ mod tests {
         let none = || None;
         // Typed: refused, and not said again.
         let typed = args(None, Some(&text)).checked_in("tls:b:1", none).unwrap_err();
-        assert!(typed.contains("WHERRY_TOKEN") && !typed.contains(&text[10..30]), "{typed}");
+        assert!(typed.contains("WHERRY_TOKEN") && !typed.contains(&text[52..92]), "{typed}");
         // From the environment, if nothing else was said and there is use for it.
         let variable = || Some(text.clone());
         let found = |args: MigrateTlsArgs, to| args.checked_in(to, variable).unwrap().token;
@@ -300,6 +304,6 @@ mod tests {
         assert!(read("tcp:b:1").unwrap_err().contains("not encrypted"));
         std::fs::write(&path, &text[..100]).unwrap();
         let cut = read("tls:b:1").unwrap_err();
-        assert!(cut.contains("not a whole one") && !cut.contains(&text[10..30]), "{cut}");
+        assert!(cut.contains("not a whole one") && !cut.contains(&text[52..92]), "{cut}");
     }
 }

@@ -27,3 +27,4 @@ mod sync;
 pub mod terminal;
 pub mod vcpu;
 pub mod vsock;
+pub mod whole_file;

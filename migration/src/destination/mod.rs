@@ -89,7 +89,11 @@ pub fn await_source(
                 return Ok(Arrival { connections: Some(Box::new(listener.clone())), ..arrival });
             }
             Some(Heard { peer, said: Err(cause) }) => turned_away(&peer, &cause),
-            None => return Err(TransportError::TimedOut(cfg.patience)),
+            None => {}
+        }
+        // Whoever else may come: there are strangers without end.
+        if began.elapsed() >= cfg.patience {
+            return Err(TransportError::TimedOut(cfg.patience));
         }
     }
 }

@@ -1,9 +1,7 @@
 //! How a receiver's token gets to whoever is to migrate.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +10,7 @@ use tracing::warn;
 use wherry_migration::transport::tls::{LIFETIME, Token};
 
 use crate::config::TokenTo;
+use crate::whole_file;
 
 /// A token that was told, if there is one. A file is emptied when this is dropped: the token is no
 /// longer good.
@@ -45,7 +44,8 @@ pub fn tell(token: &Token, to: &TokenTo) -> anyhow::Result<Told> {
         TokenTo::File(path) => {
             let path = Path::new(path);
             let failed = || format!("cannot write the token into {}", path.display());
-            told.file = Some(write(path, &text).with_context(failed)?);
+            let line = format!("{text}\n");
+            told.file = Some(whole_file::put(path, line.as_bytes(), 0o600).with_context(failed)?);
             return Ok(told);
         }
     };
@@ -57,24 +57,9 @@ pub fn tell(token: &Token, to: &TokenTo) -> anyhow::Result<Told> {
     Ok(told)
 }
 
-/// The file, which is there only with all of it, and which nobody else can read at any time.
-fn write(path: &Path, text: &str) -> io::Result<File> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("it is a folder"))?;
-    let mut hidden = OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}", std::process::id()));
-    let new = path.with_file_name(hidden);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    let written = writeln!(file, "{text}").and_then(|()| fs::rename(&new, path));
-    if let Err(e) = written {
-        let _ = fs::remove_file(&new);
-        return Err(e);
-    }
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -93,9 +78,14 @@ mod tests {
         drop(told);
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
-        // A folder is in the way.
-        let gone = tell(&token, &TokenTo::File(folder.path().into())).err().unwrap();
-        assert!(format!("{gone:#}").contains("cannot write the token"), "{gone:#}");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // What is no file is not replaced: a folder, a link such as to a device.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        for path in [folder.path(), &link, Path::new("/dev/null")] {
+            let gone = tell(&token, &TokenTo::File(path.into())).err().unwrap();
+            assert!(format!("{gone:#}").contains("cannot write the token"), "{gone:#}");
+        }
+        assert!(link.is_symlink() && !Path::new("/dev/null").is_file());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! The authority's name is always the same, so its public key makes it whole. Its certificates have
 //! wide dates, since the hosts' clocks may differ: how long a token is good is counted where it was
-//! made, by who waits for the source. The source's own ends with that time, a little later, in case
-//! somebody else forgets it.
+//! made, by who waits for the source. The source's own ends a day later, in case somebody else
+//! forgets it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,8 +32,10 @@ use super::words::{By, TlsError};
 /// How long a token is good.
 pub const LIFETIME: Duration = Duration::from_secs(600);
 
-/// Beyond that, for data connections of a source that came in the last moment.
-const GRACE: Duration = Duration::from_secs(60);
+/// Beyond that, by the certificate's dates: for data connections of a source that came in the last
+/// moment and whose kernel took long, and for a host whose clock is set meanwhile. Who waits for
+/// the source counts, by a clock that nobody sets; this is in case somebody forgets to.
+const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// What a token begins with; the number is that of its form.
 const PREFIX: &str = "wherry1:";
@@ -116,11 +118,21 @@ impl Token {
     }
 }
 
+/// Whether it begins as a token does, with a larger number.
+fn is_of_a_later_form(text: &str) -> bool {
+    let number = text.strip_prefix("wherry").and_then(|rest| Some(rest.split_once(':')?.0));
+    number.and_then(|number| number.parse::<u32>().ok()).is_some_and(|number| number > 1)
+}
+
 impl FromStr for Token {
     type Err = TlsError;
 
     fn from_str(text: &str) -> Result<Self, TlsError> {
-        let bytes = text.trim().strip_prefix(PREFIX).filter(|text| text.len() < MAX_CHARS);
+        let text = text.trim();
+        if is_of_a_later_form(text) {
+            return Err(TlsError::LaterToken);
+        }
+        let bytes = text.strip_prefix(PREFIX).filter(|text| text.len() < MAX_CHARS);
         let bytes = bytes.and_then(base64::decode).ok_or(TlsError::NotAToken)?;
         let whole = || {
             let (rest, sum) = bytes.split_last_chunk()?;

@@ -43,6 +43,9 @@ pub enum TlsError {
     /// Not what a receiver said, or not all of it.
     #[error("this is no token, or not a whole one")]
     NotAToken,
+    /// A token of a form that is not known here.
+    #[error("this token was made by a newer wherry than this one")]
+    LaterToken,
     /// Files are missing.
     #[error("{} lacks {missing}", folder.display())]
     Incomplete {
