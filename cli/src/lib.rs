@@ -16,6 +16,7 @@ mod list;
 mod log;
 mod metrics;
 mod migrate;
+mod names;
 mod net;
 mod one_of;
 mod output;

@@ -19,7 +19,7 @@ use super::file::OutputFile;
 use super::html_report::ReportFile;
 use super::report::{self, Progress};
 use super::trace::TraceFile;
-use super::{Context, terminal};
+use super::{Context, names, terminal};
 
 /// How long `cancel` waits for the migration to end.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -40,11 +40,15 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
         }
     }
     let credentials = args.tls.checked(&args.uri).map_err(ControlError::usage)?;
+    // Before the connection, which does not wait so long for a request.
+    let addresses = names::addresses(&args.uri)?;
+    let tls = names::certificates(credentials.folder.as_deref())?;
     let mut client = context.client(&args.name)?;
     let mut files = Files::create(&args)?;
     let request = MigrateRequest {
         uri: args.uri,
-        tls: credentials.folder,
+        addresses,
+        tls,
         tls_name: credentials.name,
         token: credentials.token.map(Box::new),
         hints: args.hints,
@@ -63,7 +67,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
     }
     cancel_on_signal(context.dir.clone(), args.name.clone());
     let mut show = Show::new(context);
-    let answer = client.call_with_events(&Request::Migrate(request), &mut |update| match update {
+    let answer = ask(&mut client, request, &mut |update| match update {
         Update::Progress(event) => show.update(context, &event),
         Update::Trace(line) => {
             if let Err(why) = files.write(&line) {
@@ -78,6 +82,23 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
             files.failed(context);
             Err(explain(&args.name, error))
         }
+    }
+}
+
+/// Asks for a migration. A VM's process of 0.2.0 looks names up itself, and knows of no addresses.
+fn ask(
+    client: &mut Client,
+    request: MigrateRequest,
+    tell: &mut dyn FnMut(Update),
+) -> Result<Value, ControlError> {
+    let named = (!request.addresses.is_empty())
+        .then(|| MigrateRequest { addresses: Vec::new(), ..request.clone() });
+    let old = |e: &ControlError| {
+        e.code == ErrorCode::BadRequest && e.message.contains("unknown field `addresses`")
+    };
+    match (client.call_with_events(&Request::Migrate(request), tell), named) {
+        (Err(e), Some(named)) if old(&e) => client.call_with_events(&Request::Migrate(named), tell),
+        (answer, _) => answer,
     }
 }
 
@@ -213,7 +234,7 @@ fn detached(
     // Left behind at the end of the process: closing the connection is what detaching means.
     std::thread::spawn(move || {
         let started = sender.clone();
-        let answer = client.call_with_events(&Request::Migrate(request), &mut |update| {
+        let answer = ask(&mut client, request, &mut |update| {
             let Update::Progress(event) = update else { return };
             // Connecting is where mistakes show: report those, not a start that was none.
             if !matches!(Progress::from(&event).phase.as_str(), "" | "handshake") {

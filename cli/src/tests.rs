@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -345,9 +346,21 @@ fn migrating() {
     let (_, out, _) = bench.run("wherry migrate web tcp:localhost:9 --streams 4");
     assert!(out.contains("\nconnections: 4\n"), "{out}");
     assert_eq!((bench.vm.last.lock().unwrap().clone().unwrap().streams, sent.streams), (4, 1));
-    bench.run("wherry migrate web tls:b:9 --tls /keys --tls-name host-b");
+    let keys = tempfile::tempdir().unwrap();
+    for file in ["ca-cert.pem", "client-cert.pem", "client-key.pem"] {
+        let path = keys.path().join(file);
+        std::fs::write(&path, file).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let keys = keys.path().display();
+    bench.run(&format!("wherry migrate web tls:localhost:9 --tls {keys} --tls-name host-b"));
     let sent = bench.vm.last.lock().unwrap().clone().unwrap();
-    assert_eq!((sent.tls.as_deref(), sent.tls_name.as_deref()), (Some("/keys"), Some("host-b")));
+    assert_eq!((sent.uri.as_str(), sent.tls_name.as_deref()), ("tls:localhost:9", Some("host-b")));
+    let told = serde_json::to_value(&sent).unwrap();
+    assert_eq!((&told["tls"]["key"], sent.addresses.is_empty()), (&json!("client-key.pem"), false));
+    assert!(!format!("{sent:?}").contains("client-key.pem"), "a secret is shown");
+    bench.run("wherry migrate web tcp:no-such-host.invalid:8 --insecure");
+    assert_eq!(bench.vm.last.lock().unwrap().clone().unwrap(), sent, "it was asked");
     for wrong in ["tls:b:9", "tls:b:9 --tls-name b", "tcp:localhost:9 --tls /keys", "tcp:b:9"] {
         assert_eq!(bench.run(&format!("wherry migrate web {wrong}")).0, Exit::Usage, "{wrong}");
     }

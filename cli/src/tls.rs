@@ -18,8 +18,6 @@ use clap::{ArgAction, Args};
 use wherry_migration::transport::tls::{MAX_CHARS, Token};
 use wherry_vmm::config::TokenTo;
 
-use super::uri;
-
 /// Where a token may be.
 const VARIABLE: &str = "WHERRY_TOKEN";
 
@@ -45,8 +43,8 @@ pub struct MigrateTlsArgs {
 /// With what a source says who it is.
 #[derive(Debug, Default)]
 pub struct Credentials {
-    /// The folder in full, for the VM's process.
-    pub folder: Option<String>,
+    /// The folder of the certificates.
+    pub folder: Option<PathBuf>,
     /// Whom the receiver's certificate is for.
     pub name: Option<String>,
     /// In place of both.
@@ -75,8 +73,7 @@ impl MigrateTlsArgs {
             (None, Some(text)) => Some(parse(VARIABLE, text)?),
             (None, None) => None,
         };
-        let folder = self.tls.as_deref().map(uri::in_full).transpose()?;
-        Ok(Credentials { folder, name: self.tls_name.clone(), token })
+        Ok(Credentials { folder: self.tls.clone(), name: self.tls_name.clone(), token })
     }
 }
 
@@ -265,15 +262,6 @@ mod tests {
             check_clear(uri, false).unwrap();
             assert!(check_clear(uri, true).unwrap_err().contains("--insecure is for tcp"), "{uri}");
         }
-    }
-
-    #[test]
-    fn the_folder_is_told_from_the_root() {
-        let args = MigrateTlsArgs { tls_name: Some("b".into()), ..args(Some("keys"), None) };
-        let Credentials { folder, name, .. } = args.checked("tls:host-b:4444").unwrap();
-        let (folder, name) = (folder.unwrap(), name.unwrap());
-        assert!(folder.starts_with('/') && folder.ends_with("/keys"), "{folder}");
-        assert_eq!(name, "b");
     }
 
     #[test]

@@ -43,5 +43,5 @@ pub use error::{Error, Failure, Ownership, Phase};
 pub use observe::{Observer, Progress};
 pub use report::{Downtime, HintFigures, HintUse, Reason, Report, RoundReport, Snapshot};
 pub use source::migrate;
-pub use transport::{Endpoint, Listener, Transport, TransportError, connect};
+pub use transport::{Endpoint, Listener, Transport, TransportError, connect, connect_at, look_up};
 pub use verify::verdict::{VerifyReport, WrongPage, WrongPages};

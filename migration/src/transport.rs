@@ -27,7 +27,7 @@ use socket2::SockRef;
 use thiserror::Error;
 
 use crate::control::CancelToken;
-pub use dial::connect;
+pub use dial::{At, connect, connect_at, look_up};
 pub use listen::Listener;
 
 /// Longest time that a half blocks in one call.

@@ -9,6 +9,9 @@
 //! 2. The parent believes nothing of what that process left: it waits for a bounded time, seals the
 //!    file, and checks every length and text in it ([`reader::Reader::read`]).
 //!
+//! A process that is confined itself has the reader started by another, which it names beforehand
+//! ([`launcher`]).
+//!
 //! Inside, [`gpt`] and [`signature`] find the root file system, and `ext4-view` reads it, its
 //! journal included.
 
@@ -17,6 +20,7 @@ mod extract;
 mod gpt;
 mod image;
 mod kernels;
+pub mod launcher;
 mod limits;
 pub mod reader;
 mod refusal;

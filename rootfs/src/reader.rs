@@ -2,9 +2,10 @@
 //!
 //! The process is this program again (`/proc/self/exe`, so it is of the same build even after an
 //! upgrade), started with [`ARGUMENT`]: a fork of a process with threads could only call what is
-//! safe in a signal handler. It gets three descriptors: the image as standard input, a memory file
-//! as standard output, and `/dev/null`. It closes all others, confines itself, reads, writes its
-//! answer, and ends.
+//! safe in a signal handler. Who reads an image once has it started by a thread; a VM's process,
+//! which will be confined, by a process ([`Reader::ahead`]). It gets three descriptors: the image
+//! as standard input, a memory file as standard output, and `/dev/null`. It closes all others,
+//! confines itself, reads, writes its answer, and ends.
 //!
 //! The parent waits for its end, with a deadline. Then nobody can write the file any more: it is
 //! sealed, and only then looked at.
@@ -13,19 +14,18 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 
 use crate::answer::{Answer, Listing, PAGE};
 use crate::extract::extract;
+use crate::launcher::{Job, Launcher, Program};
 use crate::limits::Limits;
 use crate::refusal::{Refusal, Why};
 use crate::sandbox::{self, Calls, ProcessLimits, SandboxError};
@@ -97,9 +97,10 @@ impl BootFiles {
 /// Starts processes that read images.
 #[derive(Debug, Clone)]
 pub struct Reader {
-    program: PathBuf,
-    arguments: Vec<OsString>,
+    program: Program,
     limits: Limits,
+    /// Who starts them, if that has been seen to.
+    launcher: Option<Launcher>,
 }
 
 impl Default for Reader {
@@ -111,8 +112,21 @@ impl Default for Reader {
 impl Reader {
     /// By another program, which calls [`serve_if_asked`]; for tests, also with other arguments.
     pub fn new(program: impl Into<PathBuf>, arguments: &[&str], limits: Limits) -> Self {
-        let arguments = arguments.iter().map(OsString::from).collect();
-        Self { program: program.into(), arguments, limits }
+        let Limits { kernel, initrd, memory, cpu_seconds, .. } = limits;
+        let numbers = [kernel, initrd, memory, cpu_seconds].map(|number| number.to_string());
+        let arguments = arguments.iter().map(OsString::from);
+        let arguments = arguments.chain(numbers.into_iter().map(Into::into)).collect();
+        let program = Program::bare(NAME, program.into().into_os_string(), arguments);
+        Self { program, limits, launcher: None }
+    }
+
+    /// Has a process that will start them, for one that is about to lose the right to.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn ahead(mut self) -> Result<Self, Error> {
+        self.launcher = Some(Launcher::process(&self.program).map_err(Error::Start)?);
+        Ok(self)
     }
 
     /// Reads what `image` would boot. The image may be open for writing, too, and with `O_DIRECT`;
@@ -123,8 +137,8 @@ impl Reader {
     pub fn read(&self, image: &File) -> Result<BootFiles, Error> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create(NAME, flags).map_err(|e| Error::Start(e.into()))?);
-        let child = self.start(image, &file).map_err(Error::Start)?;
-        let status = wait(child, self.limits.deadline).map_err(Error::Start)?;
+        let job = self.start(image, &file).map_err(Error::Start)?;
+        let status = wait(job, self.limits.deadline).map_err(Error::Start)?;
         let status = status.ok_or(Error::Deadline(self.limits.deadline))?;
         if !status.success() {
             return Err(Error::Died(how(status, &self.limits)));
@@ -137,46 +151,23 @@ impl Reader {
         Ok(BootFiles { listing, landlock, file })
     }
 
-    fn start(&self, image: &File, out: &File) -> io::Result<Child> {
-        let Limits { kernel, initrd, memory, cpu_seconds, .. } = self.limits;
-        Command::new(&self.program)
-            .arg0(NAME)
-            .args(&self.arguments)
-            .args([kernel, initrd, memory, cpu_seconds].map(|number| number.to_string()))
-            .env_clear()
-            .current_dir("/")
-            .stdin(image.try_clone()?)
-            .stdout(out.try_clone()?)
-            .stderr(Stdio::null())
-            .spawn()
+    fn start(&self, image: &File, out: &File) -> io::Result<Job> {
+        let launcher = match &self.launcher {
+            Some(launcher) => launcher.clone(),
+            None => Launcher::thread(self.program.clone())?,
+        };
+        launcher.start([Some(image.as_fd()), Some(out.as_fd()), None])
     }
 }
 
 /// Waits for a process; `None` if it had to be killed.
-fn wait(mut child: Child, deadline: Duration) -> io::Result<Option<ExitStatus>> {
-    let ended = ended_within(&child, deadline);
-    if matches!(ended, Ok(true)) {
-        return child.wait().map(Some);
+fn wait(mut job: Job, deadline: Duration) -> io::Result<Option<ExitStatus>> {
+    let ended = job.wait(Some(deadline))?;
+    if ended.is_none() {
+        job.kill();
+        job.wait(Some(LAST_STEPS))?;
     }
-    child.kill()?;
-    if ended_within(&child, LAST_STEPS)? {
-        child.wait()?;
-    }
-    ended.map(|_| None)
-}
-
-fn ended_within(child: &Child, time: Duration) -> io::Result<bool> {
-    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let end = Instant::now() + time;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
-            Ok(n) => return Ok(n > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
+    Ok(ended)
 }
 
 /// How a process ended, for people.

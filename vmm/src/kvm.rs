@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use kvm_ioctls::Kvm;
 
@@ -138,6 +139,25 @@ pub fn open(path: &Path) -> Result<Kvm, Finding> {
             format!("{name} answers API version {other}, not {API_VERSION}"),
         )
         .advise("it is not KVM, or one from before 2007")),
+    }
+}
+
+/// /dev/kvm, for all machines of a process: opened once, and by no reboot again. Clones are the
+/// same one.
+#[derive(Clone, Default)]
+pub struct KvmDevice(Arc<OnceLock<Kvm>>);
+
+impl KvmDevice {
+    /// Opens it, unless it is open.
+    ///
+    /// # Errors
+    /// As [`open_kvm`].
+    pub fn get(&self) -> anyhow::Result<&Kvm> {
+        if let Some(kvm) = self.0.get() {
+            return Ok(kvm);
+        }
+        let kvm = open_kvm()?;
+        Ok(self.0.get_or_init(|| kvm))
     }
 }
 

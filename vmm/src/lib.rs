@@ -22,6 +22,7 @@ pub mod migrate;
 pub mod net;
 mod newer;
 mod poll;
+mod proc_file;
 pub mod process;
 mod sync;
 pub mod terminal;

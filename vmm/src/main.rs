@@ -20,8 +20,9 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    // It does not return if this process is to read a disk.
+    // They do not return if this process is to read a disk, or to start what does.
     wherry_rootfs::reader::serve_if_asked(&args);
+    wherry_rootfs::launcher::serve_if_asked(&args);
     // A limit on the size of files (`ulimit -f`) is an error of the write that meets it, like a
     // full disk: not the end of a guest because its console's log has grown. SAFETY: ignoring a
     // signal installs no code; no other thread runs yet.

@@ -13,7 +13,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 use wherry_devices::GuestMemory;
 use wherry_rootfs::reader::ARGUMENT;
 use wherry_rootfs::{Limits, Reader};
-use wherry_vmm::boot::disk::from_disk_by;
+use wherry_vmm::boot::disk::from_disk;
 use wherry_vmm::boot::layout::ram_regions;
 use wherry_vmm::boot::loader::{LoadedKernel, load_files};
 
@@ -57,7 +57,7 @@ impl Booted {
 fn boot(image: &File) -> anyhow::Result<Booted> {
     let limits = Limits { deadline: Duration::from_secs(300), ..Limits::default() };
     let reader = Reader::new(env!("CARGO_BIN_EXE_wherry-vm"), &[ARGUMENT], limits);
-    let found = from_disk_by(&reader, image, "console=ttyS0")?;
+    let found = from_disk(&reader, image, "console=ttyS0")?;
     let ranges: Vec<_> =
         ram_regions(128 * MIB).iter().map(|&(a, l)| (GuestAddress(a), l as usize)).collect();
     let mem = GuestMemory::from_ranges(&ranges)?;

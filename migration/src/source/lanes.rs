@@ -20,13 +20,14 @@
 //! is sent. So lanes have no part in who owns the guest.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::config::SourceConfig;
 use crate::error::Error;
@@ -368,7 +369,11 @@ fn work(
 /// A number that nobody guesses.
 pub(super) fn random_token() -> io::Result<u128> {
     let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    // So few are given whole (getrandom(2)).
+    let got = getrandom(&mut bytes, GetRandomFlags::empty())?;
+    if got < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(u128::from_le_bytes(bytes))
 }
 

@@ -1,7 +1,10 @@
 //! Connecting to a destination, so that it can be cancelled at any time.
 //!
 //! A socket that does not block is asked again and again whether it is connected, with a sleep
-//! between that a cancel ends. Only the lookup of a name cannot be interrupted, and is done aside.
+//! between that a cancel ends.
+//!
+//! Names are looked up by whoever asks for the migration ([`look_up`]), not where the guest runs: a
+//! lookup reads files and loads libraries. It cannot be interrupted, and is done aside.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -15,15 +18,27 @@ use super::{Connections, Endpoint, Halves, TICK, Transport, TransportError};
 use crate::aside::{Left, aside};
 use crate::control::CancelToken;
 
-/// Connects to a listening destination, waiting up to `timeout` for its name and for each of its
-/// addresses. Ends at once when cancelled.
+/// Where a destination listens, with its addresses as they were [looked up](look_up): none if it is
+/// a number, or no network's.
+pub type At<'a> = (&'a Endpoint, &'a [SocketAddr]);
+
+/// Connects to a listening destination whose address is no name. Ends at once when cancelled.
 pub fn connect(
     to: &Endpoint,
     timeout: Duration,
     cancel: &CancelToken,
 ) -> Result<Box<dyn Transport>, TransportError> {
-    match to {
-        Endpoint::Tls(_) => Err(TlsError::NoFolder(to.to_string()).into()),
+    connect_at((to, &[]), timeout, cancel)
+}
+
+/// The same with a name, waiting up to `timeout` for each of its addresses.
+pub fn connect_at(
+    to: At<'_>,
+    timeout: Duration,
+    cancel: &CancelToken,
+) -> Result<Box<dyn Transport>, TransportError> {
+    match to.0 {
+        Endpoint::Tls(_) => Err(TlsError::NoFolder(to.0.to_string()).into()),
         _ => connect_by(to, None, timeout, cancel),
     }
 }
@@ -39,16 +54,29 @@ impl Client {
         timeout: Duration,
         cancel: &CancelToken,
     ) -> Result<Box<dyn Transport>, TransportError> {
-        match to {
+        self.connect_at((to, &[]), timeout, cancel)
+    }
+
+    /// The same with a name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_at(
+        &self,
+        to: At<'_>,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Transport>, TransportError> {
+        match to.0 {
             Endpoint::Tls(address) => connect_by(to, Some(&self.caller(address)?), timeout, cancel),
-            _ => Err(TlsError::NotTls(to.to_string()).into()),
+            _ => Err(TlsError::NotTls(to.0.to_string()).into()),
         }
     }
 }
 
 /// Connects, over TLS if there is a `caller`.
 fn connect_by(
-    to: &Endpoint,
+    to: At<'_>,
     caller: Option<&Caller>,
     timeout: Duration,
     cancel: &CancelToken,
@@ -91,13 +119,13 @@ impl Connections for Dial {
         cancel: &CancelToken,
         timeout: Duration,
     ) -> Result<Box<dyn Transport>, TransportError> {
-        Ok(dial(&self.0, self.1.as_ref(), timeout, cancel)?.0)
+        Ok(dial((&self.0, &[]), self.1.as_ref(), timeout, cancel)?.0)
     }
 }
 
 /// Connects, and says to which of its addresses.
 fn dial(
-    to: &Endpoint,
+    (to, at): At<'_>,
     caller: Option<&Caller>,
     timeout: Duration,
     cancel: &CancelToken,
@@ -110,8 +138,10 @@ fn dial(
             Ok((Box::new(UnixStream::from(socket)), to.clone()))
         }
         Endpoint::Tcp(address) | Endpoint::Tls(address) => {
-            let mut last = failed(io::Error::new(ErrorKind::NotFound, "the name has no address"));
-            for address in resolve(to, address, timeout, cancel)? {
+            let number = address.parse().ok();
+            let none = || io::Error::new(ErrorKind::NotFound, "the name has no address");
+            let mut last = TransportError::Resolve(to.clone(), none());
+            for address in number.iter().chain(at).copied() {
                 let domain = Domain::for_address(address);
                 match open(to, domain, &address.into(), timeout, cancel) {
                     Ok(socket) => {
@@ -172,22 +202,26 @@ fn is_under_way(e: &io::Error) -> bool {
         || matches!(e.raw_os_error(), Some(EALREADY | EINPROGRESS))
 }
 
-/// The addresses of `HOST:PORT`.
-fn resolve(
+/// The addresses of a destination that is called by a name, for [`connect_at`]: none if it needs no
+/// lookup. Waits for `timeout` at most.
+///
+/// # Errors
+/// The name is not known, or nobody answers.
+pub fn look_up(
     to: &Endpoint,
-    address: &str,
     timeout: Duration,
     cancel: &CancelToken,
 ) -> Result<Vec<SocketAddr>, TransportError> {
-    if let Ok(address) = address.parse() {
-        return Ok(vec![address]);
+    let (Endpoint::Tcp(name) | Endpoint::Tls(name)) = to else { return Ok(Vec::new()) };
+    if name.parse::<SocketAddr>().is_ok() {
+        return Ok(Vec::new());
     }
-    let name = address.to_owned();
-    look_up(to, timeout, cancel, move || Ok(name.to_socket_addrs()?.collect()))
+    let name = name.clone();
+    find_by(to, timeout, cancel, move || Ok(name.to_socket_addrs()?.collect()))
 }
 
 /// What `find` finds, on a thread of its own.
-fn look_up(
+fn find_by(
     to: &Endpoint,
     timeout: Duration,
     cancel: &CancelToken,
@@ -232,14 +266,14 @@ mod tests {
             Ok(vec![])
         };
         let ((tell, told), at, find) = (channel(), to.clone(), never.clone());
-        thread::spawn(move || tell.send(look_up(&at, Duration::ZERO, &CancelToken::new(), find)));
+        thread::spawn(move || tell.send(find_by(&at, Duration::ZERO, &CancelToken::new(), find)));
         let late = told.recv_timeout(Duration::from_secs(20)).expect("waited for").unwrap_err();
         let kind = |e: &TransportError| match e {
             TransportError::Resolve(_, e) => Some(e.kind()),
             _ => None,
         };
         assert_eq!(kind(&late), Some(ErrorKind::TimedOut), "{late:?}");
-        cancelled(move |cancel| look_up(&to, Duration::from_secs(600), cancel, never));
+        cancelled(move |cancel| find_by(&to, Duration::from_secs(600), cancel, never));
         drop(keep);
     }
 
@@ -271,9 +305,30 @@ mod tests {
         let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = Endpoint::Tcp(format!("localhost:{}", gone.local_addr().unwrap().port()));
         drop(gone);
+        let (limit, cancel) = (Duration::from_secs(600), CancelToken::new());
         for to in [at, Endpoint::Unix("/nobody/there".into())] {
-            let failed = connect(&to, Duration::from_secs(600), &CancelToken::new()).err().unwrap();
+            let addresses = look_up(&to, limit, &cancel).unwrap();
+            let failed = connect_at((&to, &addresses), limit, &cancel).err().unwrap();
             assert!(matches!(failed, TransportError::Connect(..)), "{failed:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_up_by_who_asks_and_its_addresses_are_tried_in_turn() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let (limit, cancel) = (Duration::from_secs(600), CancelToken::new());
+        let to = Endpoint::Tcp(format!("localhost:{}", there.port()));
+        let found = look_up(&to, limit, &cancel).unwrap();
+        assert!(found.contains(&there), "{found:?}");
+        // Nobody is at the first.
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+        connect_at((&to, &[nobody, there]), limit, &cancel).unwrap();
+        // Where the guest runs no name is looked up.
+        let unknown = connect(&to, limit, &cancel).err().unwrap();
+        assert!(matches!(unknown, TransportError::Resolve(..)), "{unknown:?}");
+        for number in [Endpoint::Tcp(there.to_string()), Endpoint::Unix("/x".into())] {
+            assert_eq!(look_up(&number, limit, &cancel).unwrap(), []);
         }
     }
 }

@@ -26,5 +26,6 @@ mod words;
 
 pub(super) use certificates::Caller;
 pub use certificates::{Client, Server};
+pub use files::{MOST_TOLD, Pem};
 pub use token::{LIFETIME, MAX_CHARS, Token};
 pub use words::TlsError;

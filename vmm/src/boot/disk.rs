@@ -4,6 +4,7 @@
 //! A reset boots what is there then, so a kernel that the guest has installed is used.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use anyhow::Context;
 use wherry_rootfs::{BootFiles, Listing, Reader};
@@ -28,15 +29,7 @@ pub struct FromDisk {
 ///
 /// # Errors
 /// It has nothing to boot, or none that can be read; the text says what there is.
-pub fn from_disk(image: &File, cmdline: &str) -> anyhow::Result<FromDisk> {
-    from_disk_by(&Reader::default(), image, cmdline)
-}
-
-/// The same by another program than this one, for tests.
-///
-/// # Errors
-/// As for [`from_disk`].
-pub fn from_disk_by(reader: &Reader, image: &File, cmdline: &str) -> anyhow::Result<FromDisk> {
+pub fn from_disk(reader: &Reader, image: &File, cmdline: &str) -> anyhow::Result<FromDisk> {
     let found = reader.read(image).context(
         "the disk cannot be booted from (with --kernel and --initrd a kernel of the host's boots)",
     )?;
@@ -46,15 +39,13 @@ pub fn from_disk_by(reader: &Reader, image: &File, cmdline: &str) -> anyhow::Res
 
 fn files(found: &BootFiles, cmdline: &str) -> anyhow::Result<Files> {
     let listing = &found.listing;
-    let part = |span: wherry_rootfs::reader::Span| {
-        let file = found.file().try_clone().context("too many open files")?;
-        anyhow::Ok(Part::new(file, span.start, span.len))
-    };
+    let file = Arc::new(found.file().try_clone().context("too many open files")?);
+    let part = |span: wherry_rootfs::reader::Span| Part::new(file.clone(), span.start, span.len);
     let name = |what, path: &str| format!("{what} {path} of the disk");
-    let kernel = Named { name: name("kernel", &listing.kernel.path), part: part(found.kernel())? };
+    let kernel = Named { name: name("kernel", &listing.kernel.path), part: part(found.kernel()) };
     let initrd = match (&listing.initrd, found.initrd()) {
         (Some(info), Some(span)) => {
-            Some(Named { name: name("initrd", &info.path), part: part(span)? })
+            Some(Named { name: name("initrd", &info.path), part: part(span) })
         }
         _ => None,
     };

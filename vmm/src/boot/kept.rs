@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -14,7 +13,7 @@ use wherry_migration::CancelToken;
 use wherry_migration::traits::{Digest, FileId};
 
 use super::error::READ;
-use super::part::{Part, open};
+use super::part::Part;
 
 /// Longest kernel that is carried, in bytes. (An initrd may be as long as the wire has files, and
 /// its guest's memory.)
@@ -29,23 +28,14 @@ pub struct Kept {
     id: FileId,
 }
 
-/// What is kept of a guest's kernel and initrd. What is not is read from its path.
-#[derive(Debug, Clone, Default)]
-pub struct Carried {
-    /// The kernel.
-    pub kernel: Option<Kept>,
-    /// The initial RAM disk.
-    pub initrd: Option<Kept>,
-}
-
 impl Kept {
-    /// What the file of this path has now, if it is no longer than `most`.
+    /// What `file` has now, if it is no longer than `most`.
     ///
     /// # Errors
-    /// It is, is no regular file, or cannot be read; or somebody cancels.
-    pub fn read(path: &Path, most: u64, cancel: &CancelToken) -> anyhow::Result<Self> {
+    /// It is, or cannot be read; or somebody cancels.
+    pub fn read(file: Part, most: u64, cancel: &CancelToken) -> anyhow::Result<Self> {
         let mut arriving = Arriving::new()?;
-        let id = read(path, most, &mut arriving.0, cancel)?;
+        let id = read(file, most, &mut arriving.0, cancel)?;
         Ok(arriving.seal(id)?)
     }
 
@@ -55,8 +45,8 @@ impl Kept {
     }
 
     /// Its bytes, from the first on.
-    pub fn part(&self) -> io::Result<Part> {
-        Ok(Part::new(self.file.try_clone()?, 0, self.id.len))
+    pub fn part(&self) -> Part {
+        Part::new(self.file.clone(), 0, self.id.len)
     }
 }
 
@@ -93,21 +83,16 @@ impl Arriving {
     }
 }
 
-/// What the file of this path has.
+/// Copies a file. Returns what it has.
 ///
 /// # Errors
 /// As for [`Kept::read`].
-pub fn file_id(path: &Path, most: u64) -> anyhow::Result<FileId> {
-    read(path, most, &mut io::sink(), &CancelToken::new())
-}
-
-fn read(
-    path: &Path,
+pub(super) fn read(
+    mut file: Part,
     most: u64,
     copy: &mut impl Write,
     cancel: &CancelToken,
 ) -> anyhow::Result<FileId> {
-    let mut file = open(path)?.context("is not a regular file")?;
     let mib = most >> 20;
     ensure!(file.len() <= most, "has {} MiB; {mib} are the most that is carried", file.len() >> 20);
     let (mut buffer, mut len, mut digest) = (vec![0; PIECE], 0, Digest::default());
@@ -129,7 +114,14 @@ fn read(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::source::Source;
     use super::*;
+
+    fn host(path: &Path) -> Source {
+        Source::open(path).unwrap()
+    }
 
     #[test]
     fn what_is_kept_is_what_the_file_had_and_cannot_be_changed() {
@@ -138,33 +130,31 @@ mod tests {
         let bytes: Vec<u8> = (0..3 * PIECE + 5).map(|at| (at / 7) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
         let cancel = CancelToken::new();
-        let kept = Kept::read(&path, MAX_KERNEL, &cancel).unwrap();
-        assert_eq!(kept.id(), file_id(&path, MAX_KERNEL).unwrap());
+        let kept = host(&path).keep(MAX_KERNEL, &cancel).unwrap();
+        assert_eq!(kept.id(), host(&path).id(MAX_KERNEL).unwrap());
         std::fs::write(&path, b"another").unwrap();
-        assert_ne!(kept.id(), file_id(&path, MAX_KERNEL).unwrap());
+        assert_ne!(kept.id(), host(&path).id(MAX_KERNEL).unwrap());
         // Each reader has all of it.
         for _ in 0..2 {
             let mut read = Vec::new();
-            kept.part().unwrap().read_to_end(&mut read).unwrap();
+            kept.part().read_to_end(&mut read).unwrap();
             assert!(read == bytes);
         }
         (&*kept.file).write_all(b"x").unwrap_err();
         kept.file.set_len(3).unwrap_err();
         cancel.cancel();
-        let error = Kept::read(&path, MAX_KERNEL, &cancel).unwrap_err().to_string();
+        let error = host(&path).keep(MAX_KERNEL, &cancel).unwrap_err().to_string();
         assert_eq!(error, "cancelled");
     }
 
     #[test]
-    fn what_is_too_long_or_no_file_is_refused_and_half_a_file_is_not_kept() {
+    fn what_is_too_long_is_refused_and_half_a_file_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("initrd");
         std::fs::write(&path, [7; 100]).unwrap();
-        assert_eq!(file_id(&path, 100).unwrap().len, 100);
-        let error = file_id(&path, 99).unwrap_err().to_string();
+        assert_eq!(host(&path).id(100).unwrap().len, 100);
+        let error = host(&path).id(99).unwrap_err().to_string();
         assert!(error.contains("are the most"), "{error}");
-        file_id(dir.path(), 100).unwrap_err();
-        file_id(&dir.path().join("none"), 100).unwrap_err();
         let arriving = Arriving::new().unwrap();
         arriving.sink().unwrap().write_all(&[7; 99]).unwrap();
         arriving.seal(FileId { len: 100, digest: 0 }).unwrap_err();

@@ -8,12 +8,12 @@
 use super::bzimage::BzImage;
 use super::elf::{ElfEntry, ElfKernel};
 use super::error::{READ, read_part};
-pub use super::files::Kernel;
 use super::files::{Files, Named};
-use super::kept::Carried;
 use super::layout::{CMDLINE, CMDLINE_AREA, MIN_RAM_BYTES, RAM_GRANULE};
 use super::params::{Handover, low_ram_end, write_reset_vector, write_start_info, write_zero_page};
 use super::part::Part;
+pub use super::source::Kernel;
+use super::source::Sources;
 use anyhow::{Context, bail, ensure};
 use std::io::{Read, Seek, SeekFrom};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
@@ -60,7 +60,7 @@ pub struct LoadedKernel {
 /// Loads what `source` names into fresh (zero) guest memory. `rsdp` comes from
 /// [`super::acpi::write_tables`].
 pub fn load(mem: &GuestMemory, source: &Kernel, rsdp: u64) -> anyhow::Result<LoadedKernel> {
-    load_files(mem, Files::open(source, &Carried::default())?, rsdp)
+    load_files(mem, Files::new(source, &Sources::open(source)?)?, rsdp)
 }
 
 /// The same of files that are open.

@@ -5,8 +5,8 @@
 //! ACPI, [`smbios::write_tables`] says which machine it is and what its systemd is told, and
 //! [`crate::cpu::regs`] points the first vCPU at the [`loader::Entry`] that came out.
 //!
-//! Kernel and initrd are files of the host's ([`files`]), or came with a guest that has moved
-//! ([`kept`]), or are the guest's own, out of its disk ([`disk`]).
+//! Kernel and initrd are files of the host's, or came with a guest that has moved ([`source`],
+//! [`kept`]), or are the guest's own, out of its disk ([`disk`]).
 //!
 //! Everything here runs once, before any vCPU, on freshly mapped (zero) guest memory. The files are
 //! not trusted: a corrupt one gives an error, never a panic, and never a write outside guest RAM.
@@ -26,4 +26,5 @@ mod params;
 mod part;
 pub mod reset;
 pub mod smbios;
+pub mod source;
 mod uki;

@@ -2,18 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use anyhow::Context;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-use super::error::READ;
-
-/// A part of a file, read as if it were a file of its own.
+/// A part of a file, read as if it were a file of its own. The file's position is of no account:
+/// others may read it at the same time.
 #[derive(Debug)]
 pub struct Part {
-    file: File,
+    file: Arc<File>,
     start: u64,
     len: u64,
     /// Position in it.
@@ -22,7 +22,7 @@ pub struct Part {
 
 impl Part {
     /// The `len` bytes from `start` on; what the file has not reads as its end.
-    pub(super) fn new(file: File, start: u64, len: u64) -> Self {
+    pub(super) fn new(file: Arc<File>, start: u64, len: u64) -> Self {
         Self { file, start, len, at: 0 }
     }
 
@@ -32,21 +32,21 @@ impl Part {
     }
 
     /// A part of this part, which must have checked that it lies in it.
-    pub(super) fn part(&self, (start, len): (u64, u64)) -> io::Result<Self> {
-        Ok(Self::new(self.file.try_clone()?, self.start.saturating_add(start), len))
+    pub(super) fn part(&self, (start, len): (u64, u64)) -> Self {
+        Self::new(self.file.clone(), self.start.saturating_add(start), len)
     }
 
-    /// Moves the file, whose position others may share, to ours; how much is left from there.
-    fn go(&mut self) -> io::Result<u64> {
-        self.file.seek(SeekFrom::Start(self.start.saturating_add(self.at)))?;
-        Ok(self.len.saturating_sub(self.at))
+    /// Where the next bytes are in the file, and how many of `wanted` may be read there.
+    fn next(&self, wanted: usize) -> (u64, usize) {
+        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        (self.start.saturating_add(self.at), wanted.min(left))
     }
 }
 
 impl Read for Part {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.go()?;
-        let n = (&self.file).take(left).read(buffer)?;
+        let (at, len) = self.next(buffer.len());
+        let n = self.file.read_at(buffer.get_mut(..len).unwrap_or_default(), at)?;
         self.at += n as u64;
         Ok(n)
     }
@@ -69,21 +69,17 @@ impl ReadVolatile for Part {
         &mut self,
         buffer: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
-        let left = usize::try_from(self.go().map_err(VolatileMemoryError::IOError)?);
-        let len = buffer.len().min(left.unwrap_or(usize::MAX));
-        let n = self.file.read_volatile(&mut buffer.subslice(0, len)?)?;
+        let failed = VolatileMemoryError::IOError;
+        let (at, len) = self.next(buffer.len());
+        let at =
+            libc::off_t::try_from(at).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let memory = buffer.ptr_guard_mut();
+        // SAFETY: `len` bytes at most of the slice, which is memory to be accessed as volatile; the
+        // call keeps nothing of it.
+        let got = unsafe { libc::pread(self.file.as_raw_fd(), memory.as_ptr().cast(), len, at) };
+        let n = usize::try_from(got).map_err(|_| failed(io::Error::last_os_error()))?;
+        buffer.bitmap().mark_dirty(0, n);
         self.at += n as u64;
         Ok(n)
     }
-}
-
-/// Opens a file for reading; `None` if it is not a regular file.
-pub(super) fn open(path: &Path) -> anyhow::Result<Option<Part>> {
-    let meta = std::fs::metadata(path).context(READ)?;
-    if !meta.is_file() {
-        return Ok(None);
-    }
-    let file = File::open(path).context(READ)?;
-    let len = file.metadata().context(READ)?.len();
-    Ok(Some(Part::new(file, 0, len)))
 }

@@ -1,7 +1,7 @@
 //! What a machine does at a reset.
 
-use super::kept::Carried;
 use super::smbios::Firmware;
+use super::source::Sources;
 
 /// See the module's text.
 #[derive(Debug, Clone, Default)]
@@ -10,8 +10,8 @@ pub struct Reset {
     pub boots: bool,
     /// Which machine it is, and what its systemd is told.
     pub firmware: Firmware,
-    /// What it boots, as far as that came with it.
-    pub carried: Carried,
+    /// What it boots, if that is not in its first disk.
+    pub sources: Sources,
     /// The kernel's path is another host's, from which the machine came.
     pub elsewhere: bool,
 }

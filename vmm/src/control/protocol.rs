@@ -20,18 +20,20 @@
 //! Unknown fields in a request are refused, so that an option that an older VMM does not know is
 //! never silently dropped.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
-use wherry_migration::transport::tls::Token;
+use wherry_migration::transport::tls::{MOST_TOLD, Pem, Token};
 use wherry_migration::{Compression, HintPolicy};
 
 use super::{DiskInfo, MigrationCounts, NetInfo};
 use crate::config::Forward;
 
-/// Longest accepted line in bytes, newline included, from a client. Answers of the VMM may be
-/// longer ([`MAX_REPLY_LINE`]).
-pub const MAX_REQUEST_LINE: usize = 64 * 1024;
+/// Longest accepted line in bytes, newline included, from a client: one with certificates. Answers
+/// of the VMM may be longer ([`MAX_REPLY_LINE`]).
+pub const MAX_REQUEST_LINE: usize = 2 * MOST_TOLD;
 
 /// Longest accepted line in bytes from a VMM; reports with many rounds are the longest.
 pub const MAX_REPLY_LINE: usize = 8 * 1024 * 1024;
@@ -96,9 +98,12 @@ impl Request {
 pub struct MigrateRequest {
     /// Where the receiver listens: `unix:/absolute/path`, `tcp:HOST:PORT` or `tls:HOST:PORT`.
     pub uri: String,
-    /// For `tls:`: the folder with this host's certificates, from the root. Left out otherwise.
+    /// What its name stands for, as the client has looked it up. Left out for a number or a path.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<SocketAddr>,
+    /// For `tls:`: this host's certificates, as the client has read them. Left out otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<String>,
+    pub tls: Option<Box<Pem>>,
     /// Whom the receiver's certificate has to be for; `None`: for the URI's host. Left out then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_name: Option<String>,
@@ -142,6 +147,7 @@ impl Default for MigrateRequest {
     fn default() -> Self {
         Self {
             uri: String::new(),
+            addresses: Vec::new(),
             tls: None,
             tls_name: None,
             token: None,

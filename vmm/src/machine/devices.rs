@@ -9,7 +9,7 @@ use wherry_devices::device::{Build, Devices, Subscriber};
 use wherry_devices::host::{BalloonBackend, DiskFull, Frames, Host, PowerSink, Sockets};
 use wherry_devices::virtio::blk::Disk;
 use wherry_devices::virtio::mmio::regs::offset::QUEUE_NOTIFY;
-use wherry_devices::virtio::rng::os_entropy;
+use wherry_devices::virtio::rng::OsEntropy;
 use wherry_devices::{Bus, GuestMemory};
 
 use super::irq::KvmIrqLine;
@@ -64,7 +64,7 @@ impl Host for MachineHost<'_> {
     }
 
     fn entropy(&self) -> io::Result<Box<dyn Read + Send>> {
-        Ok(Box::new(os_entropy()?))
+        Ok(Box::new(OsEntropy))
     }
 
     fn disk(&self, id: &str) -> io::Result<Arc<dyn Disk>> {

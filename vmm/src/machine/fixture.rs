@@ -1,17 +1,17 @@
 //! Machines for tests: without a kernel, on KVM where there is one.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use wherry_devices::virtio::balloon::BalloonConfig;
+use wherry_rootfs::Reader;
 use wherry_tests::needs::KVM;
 
 use super::{Description, Kernel, MachineHooks};
+use crate::boot::source::Source;
 use crate::config::{SerialSink, devices};
 use crate::console::Console;
-use crate::kvm::open_kvm;
+use crate::kvm::{KvmDevice, open_kvm};
 use crate::memory::Backing;
 use crate::net::Nets;
 use crate::vsock::Vsock;
@@ -29,19 +29,20 @@ pub fn hooks() -> MachineHooks {
     let (console, _) = Console::open(&SerialSink::None).unwrap();
     let (nets, disks) = (Nets::default(), Arc::default());
     let (vsock, memory) = (Vsock::default(), Backing::default());
-    MachineHooks { console, memory, nets, vsock, disks, wake: Arc::new(|| ()) }
+    MachineHooks {
+        console,
+        kvm: KvmDevice::default(),
+        reader: Reader::default(),
+        memory,
+        nets,
+        vsock,
+        disks,
+        wake: Arc::new(|| ()),
+    }
 }
 
-/// A file that opening waits for, as for one on a file server that is gone: somebody has a lease on
-/// it (fcntl(2)), and Linux asks them first.
-pub fn file_that_hangs(path: &Path) -> File {
-    let file = File::create(path).unwrap();
-    let fd = file.as_raw_fd();
-    // SAFETY: neither call takes a pointer. The second leaves nobody to be sent a signal.
-    let leased = unsafe {
-        libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
-            && libc::fcntl(fd, libc::F_SETOWN, 0) == 0
-    };
-    assert!(leased, "{}", std::io::Error::last_os_error());
-    file
+/// A kernel on a file server that is gone, until what is returned first is dropped.
+pub fn file_that_hangs() -> (Sender<()>, Source) {
+    let (gone, end) = channel();
+    (gone, Source::Hangs(Arc::new(Mutex::new(end))))
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use wherry_devices::host::DiskFull;
+use wherry_rootfs::Reader;
 
 use crate::console::Console;
 use crate::disks::Disks;
+use crate::kvm::KvmDevice;
 use crate::memory::Backing;
 use crate::net::Nets;
 use crate::vsock::Vsock;
@@ -15,6 +17,10 @@ use crate::vsock::Vsock;
 pub struct MachineHooks {
     /// Where COM1 goes.
     pub console: Console,
+    /// What runs it.
+    pub kvm: KvmDevice,
+    /// What reads the disk that it boots from.
+    pub reader: Reader,
     /// What its memory is made of.
     pub memory: Backing,
     /// What its network devices are connected to.

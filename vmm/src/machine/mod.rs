@@ -19,12 +19,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use tracing::warn;
 use wherry_devices::device::Devices;
 use wherry_devices::power::Power;
 use wherry_devices::serial::Serial;
 use wherry_devices::virtio::balloon::BalloonHandle;
+use wherry_rootfs::Reader;
 
 pub use balloon::refresh_statistics;
 pub use hooks::MachineHooks;
@@ -37,7 +38,6 @@ use crate::cpu::clock::ClockReading;
 use crate::cpu::state::{Destination, StateAccess};
 use crate::cpu::{self, vm_state::VmStateV1};
 use crate::disks::Disks;
-use crate::kvm::open_kvm;
 use crate::life::ending::Ending;
 use crate::life::owner::Vcpus;
 use crate::life::{End, Gate, Locks, Refusal};
@@ -77,7 +77,7 @@ impl Machine {
     /// # Errors
     /// KVM, memory or a device refuses; the text says which.
     pub fn build(description: &Description, hooks: MachineHooks) -> anyhow::Result<Self> {
-        let (vm, ram) = Self::create_vm_and_ram(description, &hooks.memory)?;
+        let (vm, ram) = Self::create_vm_and_ram(description, hooks.kvm.get()?, &hooks.memory)?;
         Self::assemble(description, &hooks, vm, ram, None)
     }
 
@@ -87,10 +87,10 @@ impl Machine {
     /// KVM lacks something, or the host cannot map the memory.
     pub fn create_vm_and_ram(
         description: &Description,
+        kvm: &Kvm,
         memory: &Backing,
     ) -> anyhow::Result<(Arc<VmFd>, Arc<Ram>)> {
-        let kvm = open_kvm()?;
-        cpu::vm::check_addresses(&kvm, description.ram_bytes)?;
+        cpu::vm::check_addresses(kvm, description.ram_bytes)?;
         let vm = Arc::new(kvm.create_vm().context("cannot create a VM")?);
         KvmLog::enable(&vm)?;
         cpu::vm::prepare(&vm)?;
@@ -122,7 +122,8 @@ impl Machine {
 
         let (pio, mmio) = (Arc::new(ports), Arc::new(mmio));
         let context = VcpuContext { pio, mmio, ending: ending.clone() };
-        let (vcpus, access) = build_vcpus(description, &vm, &context, restored)?;
+        let (vcpus, access) =
+            build_vcpus(description, (hooks.kvm.get()?, &vm), &context, restored)?;
         if let Some(s) = restored {
             s.vm.restore_chips(&vm).context("cannot restore the interrupt controllers")?;
             devices.after_restore().context("cannot set a device's interrupt")?;
@@ -148,11 +149,11 @@ impl Machine {
         })
     }
 
-    /// Loads a kernel and points the first vCPU at it.
+    /// Loads a kernel and points the first vCPU at it. `reader` reads the first disk if that boots.
     ///
     /// # Errors
     /// The kernel, initrd or command line cannot be loaded.
-    pub fn boot(&self) -> anyhow::Result<()> {
+    pub fn boot(&self, reader: &Reader) -> anyhow::Result<()> {
         let mem = self.ram.memory();
         let slots: Vec<u32> = self.description.devices.iter().filter_map(|d| d.slot).collect();
         let rsdp = acpi::write_tables(mem, self.description.nr_vcpus, &slots)?;
@@ -161,9 +162,9 @@ impl Machine {
         let files = if kernel.is_in_disk() {
             let id = self.description.boot_disk().context("there is no disk to boot from")?;
             let image = self.disks.boots(id).context("the disk to boot from is not open")?;
-            from_disk(&image, &kernel.cmdline)?.files
+            from_disk(reader, &image, &kernel.cmdline)?.files
         } else {
-            Files::open(kernel, &reset.carried)?
+            Files::new(kernel, &reset.sources)?
         };
         let loaded = loader::load_files(mem, files, rsdp)?;
         let first = self.vcpus.first().context("a machine has at least one vCPU")?;
@@ -284,7 +285,7 @@ impl Vcpus for Machine {
 /// it).
 fn build_vcpus(
     description: &Description,
-    vm: &VmFd,
+    (kvm, vm): (&Kvm, &VmFd),
     context: &VcpuContext,
     restored: Restored<'_>,
 ) -> anyhow::Result<(Vec<Vcpu>, StateAccess)> {
@@ -293,8 +294,8 @@ fn build_vcpus(
         .map(|id| vm.create_vcpu(u64::from(id)).with_context(|| format!("cannot create vCPU {id}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let first = fds.first().context("a machine has at least one vCPU")?;
-    let access = StateAccess::new(&open_kvm()?, vm, first)
-        .context("cannot find out what state a vCPU has")?;
+    let access =
+        StateAccess::new(kvm, vm, first).context("cannot find out what state a vCPU has")?;
     match restored {
         Some(s) => restore_vcpus(description, vm, &access, &fds, s)?,
         None => {

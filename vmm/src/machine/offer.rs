@@ -3,6 +3,8 @@
 //! It is beside the description, which older versions of Wherry read too: they refuse what they do
 //! not know, and a reset ends the guest there.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
@@ -12,8 +14,9 @@ use wherry_migration::wire::boot::MAX_FILE;
 
 use super::state::{Description, StateError, push};
 use crate::boot::credential::{self, Credential};
-use crate::boot::kept::{Carried, Kept, MAX_KERNEL};
+use crate::boot::kept::{Kept, MAX_KERNEL};
 use crate::boot::smbios::Firmware;
+use crate::boot::source::{Source, Sources};
 
 const RESET: Format =
     Format { magic: *b"WHRYBOOT", version: 1, flags: 0, most: 2, what: "description of a reset" };
@@ -49,7 +52,7 @@ pub struct Offer {
 
 impl Description {
     /// What a destination is to be told. Reads the files that the machine boots, as a reset here
-    /// would: what their paths have now. One who cancels wants nothing of it.
+    /// would: what is in them now. One who cancels wants nothing of it.
     pub fn offer(&self, cancel: &CancelToken) -> Offer {
         if !self.reset.boots {
             return Offer { reset: ResetV1::Ends, files: vec![], ends: None };
@@ -64,15 +67,14 @@ impl Description {
     }
 
     fn files(&self, cancel: &CancelToken) -> anyhow::Result<Vec<Kept>> {
-        let Carried { kernel, initrd } = &self.reset.carried;
+        let Sources { kernel, initrd } = &self.reset.sources;
         let given = self.kernel.initrd.as_ref().map(|path| ("initrd", path, initrd, MAX_FILE));
         let all = [Some(("kernel", &self.kernel.path, kernel, MAX_KERNEL)), given];
-        let read =
-            |(what, path, kept, most): (_, &std::path::PathBuf, &Option<Kept>, _)| match kept {
-                Some(kept) => Ok(kept.clone()),
-                None => Kept::read(path, most, cancel)
-                    .with_context(|| format!("{what} {}", path.display())),
-            };
+        let read = |(what, path, source, most): (_, &PathBuf, &Option<Source>, _)| {
+            let kept = source.as_ref().context("is not open");
+            kept.and_then(|source| source.keep(most, cancel))
+                .with_context(|| format!("{what} {}", path.display()))
+        };
         all.into_iter().flatten().map(read).collect()
     }
 

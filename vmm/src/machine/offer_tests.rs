@@ -111,8 +111,12 @@ fn a_destination_gets_what_a_reset_here_would_boot() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("k"), b"kernel").unwrap();
+    std::fs::write(path("i"), b"").unwrap();
     let mut machine = description(&path("k"), Some(&path("i")));
-    // A file is gone: the machine can move, and a reset there ends it.
+    machine.reset.sources = Sources::open(&machine.kernel).unwrap();
+    // More than is carried: the machine can move, and a reset there ends it.
+    let initrd = std::fs::File::options().write(true).open(path("i")).unwrap();
+    initrd.set_len(MAX_FILE + 1).unwrap();
     let offer = machine.offer(&CancelToken::new());
     assert_eq!((offer.reset, offer.files.len()), (ResetV1::Ends, 0));
     assert!(offer.ends.unwrap().contains(&path("i")));
@@ -121,7 +125,7 @@ fn a_destination_gets_what_a_reset_here_would_boot() {
     let offer = machine.offer(&CancelToken::new());
     assert_eq!((offer.reset, lens(&offer), &offer.ends), (ResetV1::Files, vec![6, 6], &None));
     // What came with it goes on, whatever is there now.
-    machine.reset.carried.initrd = offer.files.last().cloned();
+    machine.reset.sources.initrd = offer.files.last().cloned().map(Source::Came);
     std::fs::write(path("k"), b"new kernel").unwrap();
     std::fs::remove_file(path("i")).unwrap();
     assert_eq!(lens(&machine.offer(&CancelToken::new())), [10, 6]);

@@ -18,6 +18,7 @@ use wherry_devices::virtio::blk;
 use crate::boot::layout::{VIRTIO_MMIO_SLOTS, ports};
 pub use crate::boot::loader::Kernel;
 use crate::boot::reset::Reset;
+use crate::boot::source::Source;
 use crate::config::{MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES};
 use crate::cpu::compat::CpuDescriptionV1;
 use crate::cpu::{state::VcpuStateV1, vm_state::VmStateV1};
@@ -186,7 +187,8 @@ impl Description {
         // It is a peer's word: too long for a path, or no text for a terminal.
         let path = self.kernel.path.to_string_lossy();
         let path: String = path.chars().take(LONGEST_PATH).collect();
-        let came = if self.reset.carried.kernel.is_some() { ", came with the guest" } else { "" };
+        let came = self.reset.sources.kernel.as_ref().is_some_and(Source::came);
+        let came = if came { ", came with the guest" } else { "" };
         format!("{} of another host{came}", path.escape_debug())
     }
 

@@ -135,8 +135,8 @@ impl EngineMachine for SourceMachine {
     fn boot(&self) -> io::Result<Option<Boot>> {
         let description = self.machine.description().encode_reset(self.offer.reset);
         let description = description.map_err(io::Error::other)?;
-        let file = |kept: &Kept| Ok(BootFile { id: kept.id(), content: Box::new(kept.part()?) });
-        let files = self.offer.files.iter().map(file).collect::<io::Result<_>>()?;
+        let file = |kept: &Kept| BootFile { id: kept.id(), content: Box::new(kept.part()) };
+        let files = self.offer.files.iter().map(file).collect();
         Ok(Some(Boot { description, files }))
     }
 

@@ -5,33 +5,73 @@
 //! it has the same content; one that has another is named, and not used.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use tracing::warn;
 use wherry_migration::traits::{FileId, Sink};
 use wherry_migration::wire::boot::MAX_FILE;
 
-use crate::boot::kept::{Arriving, Carried, Kept, MAX_KERNEL, file_id};
+use crate::boot::kept::{Arriving, MAX_KERNEL};
+use crate::boot::source::{Source, Sources};
 use crate::machine::Description;
 use crate::machine::offer::ResetV1;
 
 /// A file of this host's that a guest may boot.
-struct Local {
+#[derive(Debug)]
+struct Given {
     what: &'static str,
     path: PathBuf,
+    source: Source,
+}
+
+impl Given {
+    /// `None`, and said, if it is of no use.
+    fn open(what: &'static str, path: Option<&OsStr>) -> Option<Self> {
+        let path = PathBuf::from(path?);
+        match Source::open(&path) {
+            Ok(source) => Some(Self { what, path, source }),
+            Err(e) => {
+                no_use(what, &path, &e);
+                None
+            }
+        }
+    }
+}
+
+fn no_use(what: &str, path: &Path, e: &anyhow::Error) {
+    let path = path.display();
+    warn!("{what} {path}: {e:#}; the source sends what its guest boots");
+}
+
+/// What a receiver was given for a guest to boot, open.
+#[derive(Debug, Default)]
+pub struct Here {
+    kernel: Option<Given>,
+    initrd: Option<Given>,
+}
+
+impl Here {
+    /// Follows the paths.
+    pub fn open(kernel: Option<&OsStr>, initrd: Option<&OsStr>) -> Self {
+        let (kernel, initrd) = (Given::open("kernel", kernel), Given::open("initrd", initrd));
+        Self { kernel, initrd }
+    }
+}
+
+/// One of them, and what is in it.
+struct Local {
+    given: Given,
     id: FileId,
 }
 
 impl Local {
     /// `None`, and said, if it is of no use.
-    fn new(what: &'static str, path: Option<&OsStr>, most: u64) -> Option<Self> {
-        let path = PathBuf::from(path?);
-        match file_id(&path, most) {
-            Ok(id) => Some(Self { what, path, id }),
+    fn new(given: Given, most: u64) -> Option<Self> {
+        match given.source.id(most) {
+            Ok(id) => Some(Self { given, id }),
             Err(e) => {
-                let path = path.display();
-                warn!("{what} {path}: {e:#}; the source sends what its guest boots");
+                no_use(given.what, &given.path, &e);
                 None
             }
         }
@@ -41,7 +81,7 @@ impl Local {
     fn is(&self, id: FileId) -> bool {
         let same = self.id == id;
         if !same {
-            let Self { what, path, .. } = self;
+            let Given { what, path, .. } = &self.given;
             let path = path.display();
             warn!("{what} {path} is not the guest's; the source sends that");
         }
@@ -62,10 +102,10 @@ pub struct BootFiles {
 
 impl BootFiles {
     /// As this host's own configuration has it. Reads its files.
-    pub fn new(kernel: Option<&OsStr>, initrd: Option<&OsStr>, reboot: bool) -> Self {
+    pub fn new(here: Here, reboot: bool) -> Self {
         Self {
-            kernel: Local::new("kernel", kernel, MAX_KERNEL),
-            initrd: Local::new("initrd", initrd, MAX_FILE),
+            kernel: here.kernel.and_then(|given| Local::new(given, MAX_KERNEL)),
+            initrd: here.initrd.and_then(|given| Local::new(given, MAX_FILE)),
             reboot,
             arriving: [None, None],
             told: false,
@@ -96,13 +136,18 @@ impl BootFiles {
         for (nth, ((id, local), (what, most))) in files.iter().zip(locals).zip(parts).enumerate() {
             let len = id.len;
             ensure!(len <= most, "a reset would boot a {what} of {len} bytes; {most} are the most");
-            if let Some(local) = local.filter(|local| local.is(*id)) {
+            if let Some(Local { given, .. }) = local.filter(|local| local.is(*id)) {
+                let (path, source) = (given.path.clone(), Some(given.source.clone()));
                 match nth {
                     0 => {
-                        machine.kernel.path.clone_from(&local.path);
+                        machine.kernel.path = path;
                         machine.reset.elsewhere = false;
+                        machine.reset.sources.kernel = source;
                     }
-                    _ => machine.kernel.initrd = Some(local.path.clone()),
+                    _ => {
+                        machine.kernel.initrd = Some(path);
+                        machine.reset.sources.initrd = source;
+                    }
                 }
                 sinks.push(None);
                 continue;
@@ -122,10 +167,12 @@ impl BootFiles {
     /// It is not.
     pub fn finish(&mut self, machine: &mut Description) -> std::io::Result<()> {
         let [kernel, initrd] = std::mem::take(&mut self.arriving);
-        let seal = |file: Option<(Arriving, FileId)>| -> std::io::Result<Option<Kept>> {
-            file.map(|(file, id)| file.seal(id)).transpose()
-        };
-        machine.reset.carried = Carried { kernel: seal(kernel)?, initrd: seal(initrd)? };
+        let Sources { kernel: boots, initrd: with } = &mut machine.reset.sources;
+        for (arrived, source) in [(kernel, boots), (initrd, with)] {
+            if let Some((file, id)) = arrived {
+                *source = Some(Source::Came(file.seal(id)?));
+            }
+        }
         Ok(())
     }
 }

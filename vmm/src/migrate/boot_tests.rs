@@ -50,7 +50,8 @@ fn what_this_host_has_is_not_sent_and_what_is_sent_is_kept() {
     std::fs::write(&kernel, b"kernel").unwrap();
     std::fs::write(&initrd, b"other!").unwrap();
     let mut machine = arrived();
-    let mut boot = BootFiles::new(Some(kernel.as_os_str()), Some(initrd.as_os_str()), true);
+    let mut boot =
+        BootFiles::new(Here::open(Some(kernel.as_os_str()), Some(initrd.as_os_str())), true);
     let mut sinks = boot.take(&mut machine, &said(), &[id(b"kernel"), id(b"initrd")]).unwrap();
     assert!(sinks[0].is_none() && boot.told && machine.reset.boots);
     assert_eq!((&machine.kernel.path, machine.reset.firmware.uuid), (&kernel, [7; 16]));
@@ -58,8 +59,8 @@ fn what_this_host_has_is_not_sent_and_what_is_sent_is_kept() {
     drop(sinks);
     boot.finish(&mut machine).unwrap();
     assert_eq!(machine.shown_kernel(), kernel.display().to_string());
-    let Carried { kernel, initrd } = machine.reset.carried;
-    assert!(kernel.is_none());
+    let Sources { kernel, initrd } = machine.reset.sources;
+    assert!(!kernel.unwrap().came());
     let mut read = Vec::new();
     initrd.unwrap().part().unwrap().read_to_end(&mut read).unwrap();
     assert_eq!(read, b"initrd");
@@ -68,11 +69,11 @@ fn what_this_host_has_is_not_sent_and_what_is_sent_is_kept() {
 #[test]
 fn nothing_is_wanted_where_a_reset_ends_the_guest() {
     let mut machine = arrived();
-    let mut boot = BootFiles::new(None, None, false);
+    let mut boot = BootFiles::new(Here::default(), false);
     let sinks = boot.take(&mut machine, &said(), &[id(b"k"), id(b"i")]).unwrap();
     assert!(sinks.iter().all(Option::is_none) && sinks.len() == 2);
     boot.finish(&mut machine).unwrap();
-    assert!(!machine.reset.boots && machine.reset.carried.kernel.is_none());
+    assert!(!machine.reset.boots && machine.reset.sources.kernel.is_none());
     assert_eq!(machine.shown_kernel(), "/source/k of another host");
 }
 
@@ -80,7 +81,7 @@ fn nothing_is_wanted_where_a_reset_ends_the_guest() {
 fn people_see_where_a_kernel_came_from_and_no_more_of_a_peers_word_than_a_path() {
     let mut machine = arrived();
     let files = [id(b"k"), id(b"")];
-    let mut boot = BootFiles::new(None, None, true);
+    let mut boot = BootFiles::new(Here::default(), true);
     let mut sinks = boot.take(&mut machine, &said(), &files).unwrap();
     sinks[0].as_mut().unwrap().write_all(b"k").unwrap();
     boot.finish(&mut machine).unwrap();
@@ -96,7 +97,7 @@ fn people_see_where_a_kernel_came_from_and_no_more_of_a_peers_word_than_a_path()
 fn files_too_long_for_the_guest_are_refused_before_there_is_room_for_them() {
     let take = |kernel: u64, initrd: u64| {
         let files = [kernel, initrd].map(|len| FileId { len, digest: 0 });
-        BootFiles::new(None, None, true).take(&mut arrived(), &said(), &files).map(drop)
+        BootFiles::new(Here::default(), true).take(&mut arrived(), &said(), &files).map(drop)
     };
     take(MAX_KERNEL, 128 << 20).unwrap();
     let error = take(MAX_KERNEL + 1, 0).unwrap_err().to_string();
@@ -107,7 +108,7 @@ fn files_too_long_for_the_guest_are_refused_before_there_is_room_for_them() {
 #[test]
 fn half_a_file_is_not_booted() {
     let mut machine = arrived();
-    let mut boot = BootFiles::new(None, None, true);
+    let mut boot = BootFiles::new(Here::default(), true);
     let mut sinks = boot.take(&mut machine, &said(), &[id(b"kernel"), id(b"")]).unwrap();
     sinks[0].as_mut().unwrap().write_all(b"kern").unwrap();
     boot.finish(&mut machine).unwrap_err();

@@ -1,6 +1,7 @@
 //! The destination's machine as the engine's traits want it.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,29 +10,33 @@ use anyhow::Context;
 use kvm_ioctls::VmFd;
 use tracing::warn;
 use wherry_migration::traits::{DestinationVm, FileId, GuestRam, Sink};
+use wherry_migration::transport::tls::Token;
 use wherry_migration::wire::MAX_PAGES;
 use wherry_migration::{
     CancelToken, DestinationConfig, Listener, TransportError, await_source, receive_from,
 };
 
-use super::boot::BootFiles;
-use super::course;
-use super::token::Told;
+use super::boot::{BootFiles, Here};
+use super::token::{Told, tell};
+use super::{course, listen};
 use crate::config::ReceiveConfig;
 use crate::control::{ControlError, ErrorCode};
-use crate::kvm::open_kvm;
 use crate::life::owner::{Owner, Vcpus};
 use crate::machine::{Description, Machine, MachineHooks, MachineState};
 use crate::memory::{PAGE, Ram};
 use crate::newer;
+use crate::proc_file::ProcFile;
 
 /// A guest's first steps after it arrived are slow: the host maps its memory page by page as it is
 /// touched.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(300);
 
+/// What this host says of its memory.
+const MEMINFO: &str = "/proc/meminfo";
+
 /// Memory that this host has available, in bytes.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+fn available_memory(meminfo: &ProcFile) -> Option<u64> {
+    let info = meminfo.text();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
@@ -95,9 +100,9 @@ impl DestinationVm for DestinationMachine<'_> {
         self.hooks.disks.check(&d.devices)?;
         self.hooks.nets.check(&d.devices)?;
         self.hooks.vsock.check(&d.devices)?;
-        let kvm = open_kvm().map_err(refuse)?;
-        d.check_cpu(&kvm).map_err(refuse)?;
-        let (vm, ram) = Machine::create_vm_and_ram(&d, &self.hooks.memory).map_err(refuse)?;
+        let kvm = self.hooks.kvm.get().map_err(refuse)?;
+        d.check_cpu(kvm).map_err(refuse)?;
+        let (vm, ram) = Machine::create_vm_and_ram(&d, kvm, &self.hooks.memory).map_err(refuse)?;
         self.vm_and_ram = Some((d, vm, ram.clone()));
         Ok(ram)
     }
@@ -142,6 +147,45 @@ impl DestinationVm for DestinationMachine<'_> {
     }
 }
 
+/// What a receiver has open before anybody is waited for.
+pub struct Ground {
+    listener: Listener,
+    here: Here,
+    meminfo: ProcFile,
+    /// By which a source is let in, if it needs one.
+    token: Option<Token>,
+    told: Told,
+}
+
+impl Ground {
+    /// Listens for a source, and follows the paths that the command line names. The files of VMs in
+    /// the `runtime` folder are not to listen at.
+    ///
+    /// # Errors
+    /// As for [`listen`].
+    pub fn open(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<Self> {
+        let (listener, token) = listen(wanted, runtime)?;
+        Ok(Self {
+            listener,
+            token,
+            told: Told::default(),
+            here: Here::open(wanted.kernel.as_deref(), wanted.initrd.as_deref()),
+            meminfo: ProcFile::open(MEMINFO),
+        })
+    }
+
+    /// Tells the token, if there is one: before anybody can see that this receiver is up.
+    ///
+    /// # Errors
+    /// As for [`tell`].
+    pub fn tell(&mut self, wanted: &ReceiveConfig) -> anyhow::Result<()> {
+        if let (Some(token), Some(to)) = (self.token.take(), &wanted.token) {
+            self.told = tell(&token, to)?;
+        }
+        Ok(())
+    }
+}
+
 /// Waits for a source, takes its guest over and runs it (unless it was paused there). Whoever else
 /// connects is turned away, and the wait goes on, until `cancel` ends it, or the token that was
 /// `told` is no longer good.
@@ -149,16 +193,16 @@ impl DestinationVm for DestinationMachine<'_> {
 /// # Errors
 /// As [`wherry_migration::receive_from`]; its text says who owns the guest.
 pub fn receive(
-    (listener, told): (Listener, Told),
+    ground: Ground,
     hooks: MachineHooks,
     (owner, reboots): (&Owner<Machine>, &AtomicBool),
     wanted: &ReceiveConfig,
     cancel: &CancelToken,
 ) -> anyhow::Result<Arc<Machine>> {
     // Before a source waits for it.
-    let ReceiveConfig { kernel, initrd, reboot, .. } = wanted;
-    let boot = BootFiles::new(kernel.as_deref(), initrd.as_deref(), *reboot);
-    let &ReceiveConfig { progress, max_memory, .. } = wanted;
+    let &ReceiveConfig { reboot, progress, max_memory, .. } = wanted;
+    let Ground { listener, here, meminfo, token: _, told } = ground;
+    let boot = BootFiles::new(here, reboot);
     let mut config =
         DestinationConfig { versions: newer::versions(), ..DestinationConfig::default() };
     let good_for = told.good_for;
@@ -171,7 +215,7 @@ pub fn receive(
     };
     // It is used, whatever becomes of the migration.
     drop(told);
-    if let Some(most) = max_memory.or_else(available_memory) {
+    if let Some(most) = max_memory.or_else(|| available_memory(&meminfo)) {
         config.max_pages = (most / PAGE).min(MAX_PAGES);
     }
     let course = course::Arriving::begin(progress);
@@ -230,7 +274,7 @@ mod tests {
             owner: &owner,
             begun: Instant::now(),
             vm_and_ram: None,
-            boot: BootFiles::new(None, None, true),
+            boot: BootFiles::new(Here::default(), true),
             reboots: &AtomicBool::new(false),
             machine: None,
         };
@@ -246,14 +290,15 @@ mod tests {
     #[test]
     fn a_token_that_nobody_came_with_ends_the_wait_by_name() {
         let Some(_) = fixture::description(1, None) else { return };
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
-        let mut told = Told::default();
-        told.good_for = Some(Duration::from_millis(200));
+        let runtime = tempfile::tempdir().unwrap();
+        let at = super::super::tests::receiver("tcp:127.0.0.1:0".into(), None);
+        let mut ground = Ground::open(&at, runtime.path()).unwrap();
+        ground.told.good_for = Some(Duration::from_millis(200));
         let (owner, reboots) = (Owner::default(), AtomicBool::new(false));
         let wanted = super::super::tests::receiver("tcp:127.0.0.1:1".into(), None);
         let ends = (&owner, &reboots);
         let cancel = CancelToken::new();
-        let ended = receive((listener, told), fixture::hooks(), ends, &wanted, &cancel);
+        let ended = receive(ground, fixture::hooks(), ends, &wanted, &cancel);
         let error = ControlError::from(ended.err().expect("a guest came"));
         assert_eq!(Exit::of(&error), Exit::TokenExpired, "{error}");
         assert!(error.message.contains("no longer good"), "{error}");
@@ -261,6 +306,6 @@ mod tests {
 
     #[test]
     fn the_host_says_how_much_memory_it_has() {
-        assert!(available_memory().unwrap() > 1 << 20);
+        assert!(available_memory(&ProcFile::open(MEMINFO)).unwrap() > 1 << 20);
     }
 }

@@ -8,8 +8,9 @@ mod destination;
 mod token;
 mod updates;
 
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use wherry_migration::transport::tls::{self, LIFETIME, TlsError, Token};
 use wherry_migration::wire::MAX_STREAMS;
 use wherry_migration::{
     CancelToken, Endpoint, Error, Listener, OnTimeout, Ownership, Report, SourceConfig, Transport,
-    TransportError, connect,
+    TransportError, connect_at,
 };
 
 use crate::config::ReceiveConfig;
@@ -34,8 +35,7 @@ use crate::newer;
 pub use adapters::Hints;
 use adapters::SourceMachine;
 use course::Leaving;
-pub use destination::receive;
-pub use token::{Told, tell};
+pub use destination::{Ground, receive};
 
 /// Patience with a destination that does not answer a connection request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ const STATISTICS_TIMEOUT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// Not an address, in use, the control socket of a VM, or certificates that are not right for it.
-pub fn listen(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<(Listener, Option<Token>)> {
+fn listen(wanted: &ReceiveConfig, runtime: &Path) -> anyhow::Result<(Listener, Option<Token>)> {
     let endpoint: Endpoint = wanted.uri.parse()?;
     if let Endpoint::Unix(path) = &endpoint
         && is_of_a_vm(path, runtime)
@@ -97,7 +97,11 @@ fn check(request: &MigrateRequest) -> Result<Endpoint, ControlError> {
     let endpoint = request.uri.parse().map_err(|e: TransportError| bad(e.to_string()))?;
     let (folder, token) = (request.tls.is_some(), request.token.is_some());
     let certificates = folder || token;
+    let number = |address: &str| address.parse::<SocketAddr>().is_ok();
     match &endpoint {
+        Endpoint::Tcp(to) | Endpoint::Tls(to) if request.addresses.is_empty() && !number(to) => {
+            return Err(bad(format!("what {to} stands for is not said; the client looks it up")));
+        }
         _ if token && (folder || request.tls_name.is_some()) => {
             return Err(bad("a token takes the place of certificates and their names".into()));
         }
@@ -158,17 +162,20 @@ fn call(
     request: &MigrateRequest,
     cancel: &CancelToken,
 ) -> Result<Box<dyn Transport>, ControlError> {
+    let at = (to, &*request.addresses);
     let client = match (&request.tls, &request.token) {
-        (Some(folder), _) => Some(certificates(folder, request.tls_name.clone(), cancel)?),
+        (Some(pem), _) => Some(tls::Client::new(pem, request.tls_name.as_deref())),
         (None, Some(token)) => {
             let bad = |e: TlsError| ControlError::new(ErrorCode::BadRequest, e.to_string());
-            Some(token.client().map_err(bad)?)
+            Some(Ok(token.client().map_err(bad)?))
         }
         (None, None) => None,
     };
     let connected = match client {
-        Some(client) => client.connect(to, CONNECT_TIMEOUT, cancel),
-        None => connect(to, CONNECT_TIMEOUT, cancel),
+        Some(client) => client
+            .map_err(TransportError::Tls)
+            .and_then(|client| client.connect_at(at, CONNECT_TIMEOUT, cancel)),
+        None => connect_at(at, CONNECT_TIMEOUT, cancel),
     };
     connected.map_err(|e| match e {
         TransportError::Cancelled => {
@@ -184,28 +191,6 @@ fn call(
         e => ControlError::new(ErrorCode::MigrationFailed, describe(&e))
             .hint(format!("start `wherry receive NAME {to}` there first; the guest goes on here")),
     })
-}
-
-/// What the source says who it is with. The folder may be where no read ends.
-fn certificates(
-    folder: &str,
-    name: Option<String>,
-    cancel: &CancelToken,
-) -> Result<tls::Client, ControlError> {
-    let failed = |why: String| {
-        let error = ControlError::new(ErrorCode::MigrationFailed, why);
-        error.hint("docs/tls.md says how to make them; the guest goes on here")
-    };
-    let from = PathBuf::from(folder);
-    let read = move || tls::Client::load(&from, name.as_deref());
-    match aside("certificates", None, cancel, read) {
-        Ok(read) => read.map_err(|e| failed(describe(&e))),
-        Err(Left::Failed(e)) => Err(failed(format!("cannot read the certificates: {e}"))),
-        Err(Left::Cancelled | Left::Late) => Err(ControlError::new(
-            ErrorCode::Cancelled,
-            "cancelled while the certificates were read",
-        )),
-    }
 }
 
 /// Migrates the machine away. On success it is paused for good and the report is returned;
@@ -349,21 +334,27 @@ mod tests {
 
     #[test]
     fn a_request_whose_limits_nothing_can_keep_is_refused() {
-        let request = MigrateRequest::new("tcp:b:9");
+        let request = MigrateRequest::new("tcp:10.0.0.2:9");
         check(&request).unwrap();
+        let addresses = vec!["10.0.0.2:9".parse().unwrap()];
+        let named = MigrateRequest { uri: "tcp:b:9".into(), addresses, ..request.clone() };
+        check(&named).unwrap();
+        let texts = serde_json::json!({"folder": "/tls", "ca": "", "chain": "", "key": ""});
+        let pem: Box<tls::Pem> = serde_json::from_value(texts).unwrap();
         let (_, token) = Token::make(LIFETIME).unwrap();
         let with_token = MigrateRequest {
             token: Some(Box::new(token.clone())),
-            ..MigrateRequest::new("tls:b:9")
+            ..MigrateRequest::new("tls:10.0.0.2:9")
         };
         check(&with_token).unwrap();
         for wrong in [
             MigrateRequest { uri: "b:9".into(), ..request.clone() },
-            MigrateRequest { uri: "tls:b:9".into(), ..request.clone() },
-            MigrateRequest { tls: Some("/tls".into()), ..request.clone() },
+            MigrateRequest { uri: "tls:10.0.0.2:9".into(), ..request.clone() },
+            MigrateRequest { uri: "tcp:b:9".into(), ..request.clone() },
+            MigrateRequest { tls: Some(pem.clone()), ..request.clone() },
             MigrateRequest { tls_name: Some("b".into()), ..request.clone() },
             MigrateRequest { token: Some(Box::new(token.clone())), ..request.clone() },
-            MigrateRequest { tls: Some("/tls".into()), ..with_token.clone() },
+            MigrateRequest { tls: Some(pem.clone()), ..with_token.clone() },
             MigrateRequest { tls_name: Some("b".into()), ..with_token.clone() },
             MigrateRequest { streams: 0, ..request.clone() },
             MigrateRequest { bandwidth_bytes_s: Some(0), ..request.clone() },
@@ -415,9 +406,12 @@ mod tests {
         let gone = refused("tls:127.0.0.1:0", Some(&empty.path().join("gone")));
         assert!(gone.contains("cannot read"), "{gone}");
         // And at the other side.
-        let failed = certificates(&empty.path().display().to_string(), None, &CancelToken::new());
-        let failed = failed.expect_err("it has certificates");
-        assert!(failed.message.contains("client-key.pem"), "{}", failed.message);
+        let texts = serde_json::json!({"folder": "/tls", "ca": "", "chain": "", "key": ""});
+        let tls = serde_json::from_value(texts).unwrap();
+        let to = Endpoint::Tls("127.0.0.1:9".into());
+        let request = MigrateRequest { tls: Some(tls), ..MigrateRequest::new(to.to_string()) };
+        let failed = call(&to, &request, &CancelToken::new()).err().expect("it has certificates");
+        assert!(failed.message.contains("/tls/ca-cert.pem: no certificate"), "{failed}");
         assert_eq!(failed.code, ErrorCode::MigrationFailed);
     }
 
@@ -427,7 +421,7 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let link = other.path().join("link");
         std::os::unix::fs::symlink(runtime.path(), &link).unwrap();
-        let at = |path: PathBuf| {
+        let at = |path: std::path::PathBuf| {
             listen(&receiver(format!("unix:{}", path.display()), None), runtime.path())
         };
         for taken in ["web.sock", "web.lock", ".web.new"] {

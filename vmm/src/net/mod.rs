@@ -42,7 +42,7 @@ enum End {
 }
 
 impl Nets {
-    /// Opens them.
+    /// Opens them, without a thread: what it opens is the last that this process may.
     ///
     /// # Errors
     /// One cannot be opened, and the text says which.
@@ -52,13 +52,27 @@ impl Nets {
             let opened = match backend {
                 NetBackend::Tap(name) => Tap::open(name).map(End::Tap),
                 NetBackend::Fd(fd) => Tap::inherited(*fd).map(End::Tap),
-                NetBackend::User(net) => Watch::start(id, Program::new(net))
+                NetBackend::User(net) => Watch::start(Program::new(net))
                     .map(|watch| End::User { watch, forwards: net.forwards.clone() }),
             };
             let end = opened.with_context(|| format!("cannot give network `{id}` to the guest"))?;
             all.insert(id.clone(), One { end, counts: Arc::default() });
         }
         Ok(Self(Arc::new(all)))
+    }
+
+    /// Begins to watch what they need beside this process.
+    ///
+    /// # Errors
+    /// There is no room for a thread.
+    pub fn begin(&mut self) -> io::Result<()> {
+        // There are no clones before they have begun.
+        for (id, one) in Arc::get_mut(&mut self.0).into_iter().flatten() {
+            if let End::User { watch, .. } = &mut one.end {
+                watch.begin(id)?;
+            }
+        }
+        Ok(())
     }
 
     /// The one of this device.
@@ -146,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_leaves_work_to_its_host_is_refused_by_one_that_does_not_do_it() {
-        let watch = Watch::start("db", Program::echo()).unwrap();
+        let watch = Watch::start(Program::echo()).unwrap();
         let one = One { end: End::User { watch, forwards: vec![] }, counts: Arc::default() };
         let nets = Nets(Arc::new([("db".to_owned(), one)].into()));
         nets.check(&[net(false)]).unwrap();

@@ -1,19 +1,18 @@
-//! passt(1) as a child, and another one when it ends.
+//! passt(1), and another one when it ends.
 //!
 //! It runs in the foreground, with one end of a socket pair as its standard input, and ends when
-//! the other end is closed: however this process ends, none is left. Nothing of it is waited for
-//! but the first answer at the very start, when there is still somebody to tell what is wrong;
-//! later a thread of its own watches it, and kills it if its stream is broken.
+//! the other end is closed: however this process ends, none is left. A process of its own starts it
+//! ([`launcher`](wherry_rootfs::launcher)), since this one may start none once it is confined.
+//! Nothing of it is waited for but the first answer at the very start, when there is still somebody
+//! to tell what is wrong; later a thread watches it, and has it killed if its stream is broken.
 //!
 //! The guest's addresses are the same on every host, so that it keeps them when it moves. It does
 //! not reach what listens on this host's loopback: passt would let it, by the gateway's address.
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, ErrorKind, PipeReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::ioctl_fionbio;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{info, warn};
+use wherry_rootfs::launcher::{self, Job, Launcher};
 
 use super::stream::{LONGEST, Stream};
 use super::user::User;
@@ -52,6 +51,8 @@ pub struct Program {
     pause: Duration,
     /// See [`FIRST_ANSWER`].
     patience: Duration,
+    /// By a process of its own, or, in tests, by a thread of this one.
+    apart: bool,
 }
 
 impl Program {
@@ -66,7 +67,15 @@ impl Program {
         for Forward { address, host, guest } in &net.forwards {
             command.extend(["-t".into(), format!("{address}/{host}:{guest}").into()]);
         }
-        Self { command, pause: FIRST_PAUSE, patience: FIRST_ANSWER }
+        Self { command, pause: FIRST_PAUSE, patience: FIRST_ANSWER, apart: cfg!(not(test)) }
+    }
+
+    fn launcher(&self) -> io::Result<Launcher> {
+        let Some((name, arguments)) = self.command.split_first() else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let program = launcher::Program::plain(name.clone(), arguments.to_vec());
+        if self.apart { Launcher::process(&program) } else { Launcher::thread(program) }
     }
 }
 
@@ -74,23 +83,44 @@ impl Program {
 pub struct Watch {
     quit: Arc<AtomicBool>,
     user: User,
+    /// What is to be watched, until it is.
+    started: Option<Started>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// How it is started again, and what runs.
+struct Started {
+    program: Program,
+    launcher: Launcher,
+    running: Running,
+}
+
 impl Watch {
-    /// Starts it for the network `id`, whose link is up from then on.
+    /// Starts it, for a network whose link is up from then on. There is no thread yet.
     ///
     /// # Errors
     /// The text says why it does not run, and what to do about it.
-    pub fn start(id: &str, program: Program) -> io::Result<Self> {
+    pub fn start(program: Program) -> io::Result<Self> {
         let (user, quit) = (User::new()?, Arc::new(AtomicBool::new(false)));
-        let (running, stream) = start(&program, &user, &quit)?;
+        let launcher = program.launcher()?;
+        let (running, stream) = start(&program, &launcher, &user, &quit)?;
         user.connect(stream)?;
+        let started = Some(Started { program, launcher, running });
+        Ok(Self { quit, user, started, thread: None })
+    }
+
+    /// Begins to watch it, as that of the network `id`.
+    ///
+    /// # Errors
+    /// There is no room for a thread.
+    pub fn begin(&mut self, id: &str) -> io::Result<()> {
+        let Some(started) = self.started.take() else { return Ok(()) };
         let thread = std::thread::Builder::new().name(format!("passt-{id}")).spawn({
-            let (id, user, quit) = (id.to_owned(), user.clone(), quit.clone());
-            move || watch(&id, &program, &user, running, &quit)
+            let (id, user, quit) = (id.to_owned(), self.user.clone(), self.quit.clone());
+            move || watch(&id, started, &user, &quit)
         })?;
-        Ok(Self { quit, user, thread: Some(thread) })
+        self.thread = Some(thread);
+        Ok(())
     }
 
     /// The guest's end.
@@ -110,7 +140,8 @@ impl Drop for Watch {
 }
 
 /// Until it is to quit: waits for the end of what runs, and starts it anew.
-fn watch(id: &str, program: &Program, user: &User, mut running: Running, quit: &AtomicBool) {
+fn watch(id: &str, started: Started, user: &User, quit: &AtomicBool) {
+    let Started { program, launcher, mut running } = started;
     let mut pause = program.pause;
     loop {
         let since = Instant::now();
@@ -133,7 +164,7 @@ fn watch(id: &str, program: &Program, user: &User, mut running: Running, quit: &
                 return;
             }
             pause = LONGEST_PAUSE.min(pause * 2);
-            let started = start(program, user, quit);
+            let started = start(&program, &launcher, user, quit);
             if let Ok(next) = started.and_then(|(next, stream)| user.connect(stream).map(|()| next))
             {
                 break next;
@@ -149,9 +180,15 @@ fn down(id: &str, why: &str) {
 }
 
 /// Starts it, and waits until it answers.
-fn start(program: &Program, user: &User, quit: &AtomicBool) -> io::Result<(Running, Stream)> {
+fn start(
+    program: &Program,
+    launcher: &Launcher,
+    user: &User,
+    quit: &AtomicBool,
+) -> io::Result<(Running, Stream)> {
     let (own, theirs) = UnixStream::pair()?;
-    let mut running = Running::spawn(program, theirs)?;
+    let mut running = Running::new(launcher, &theirs)?;
+    drop(theirs);
     let mut stream = Stream::new(own)?;
     let until = Instant::now() + program.patience;
     // They fail if it is gone, which is found out below.
@@ -194,52 +231,33 @@ fn question_6() -> Vec<u8> {
 
 /// One that runs.
 struct Running {
-    child: Child,
-    /// Becomes readable when it ends.
-    ended: OwnedFd,
+    job: Job,
     /// Standard error, until it is closed.
-    words: Option<ChildStderr>,
+    words: Option<PipeReader>,
     said: Vec<u8>,
 }
 
 impl Running {
-    fn spawn(program: &Program, stdin: UnixStream) -> io::Result<Self> {
-        let Some((name, args)) = program.command.split_first() else {
-            return Err(ErrorKind::InvalidInput.into());
-        };
-        // In a group of its own: Ctrl-C at the terminal is for the VM.
-        let spawned = Command::new(name)
-            .args(args)
-            .stdin(OwnedFd::from(stdin))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn();
-        let mut child = spawned.map_err(|e| match e.kind() {
+    fn new(launcher: &Launcher, network: &UnixStream) -> io::Result<Self> {
+        let (words, theirs) = io::pipe()?;
+        ioctl_fionbio(&words, true)?;
+        let job = launcher.start([Some(network.as_fd()), None, Some(theirs.as_fd())]);
+        let job = job.map_err(|e| match e.kind() {
             ErrorKind::NotFound => io::Error::new(e.kind(), ABSENT),
             _ => io::Error::new(e.kind(), format!("cannot start `passt`: {e}")),
         })?;
-        let words = child.stderr.take();
-        let quiet = words.as_ref().map_or(Ok(()), |words| ioctl_fionbio(words, true));
-        let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-        match quiet.and(ended) {
-            Ok(ended) => Ok(Self { child, ended, words, said: Vec::new() }),
-            Err(e) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                Err(e.into())
-            }
-        }
+        Ok(Self { job, words: Some(words), said: Vec::new() })
     }
 
     /// Waits until it ends, or is to be ended, and ends it. Returns why it did.
     fn wait(&mut self, user: &User, quit: &AtomicBool) -> String {
         loop {
             self.hear();
-            let over = look(&self.ended, PollFlags::IN).is_ok_and(|now| !now.is_empty());
+            let over = look(&self.job, PollFlags::IN).is_ok_and(|now| !now.is_empty());
             if over || !user.is_connected() || quit.load(Ordering::Acquire) {
                 return self.end();
             }
-            let ended = self.ended.as_fd();
+            let ended = self.job.as_fd();
             let fds = self.words.iter().map(|words| words.as_fd()).chain([ended]);
             user.wait_told(&fds.collect::<Vec<_>>(), Instant::now() + LONGEST_PAUSE);
         }
@@ -263,8 +281,12 @@ impl Running {
     /// Ends it. Returns how it ended, and what it said last.
     fn end(&mut self) -> String {
         // One that has ended by itself takes no harm, and keeps its exit status.
-        let _ = self.child.kill();
-        let status = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+        self.job.kill();
+        let status = match self.job.wait(None) {
+            Ok(Some(status)) => status.to_string(),
+            Ok(None) => "it runs on".into(),
+            Err(e) => e.to_string(),
+        };
         self.hear();
         let said = String::from_utf8_lossy(&self.said);
         // Without a log daemon passt says of each line that it could not be logged.
@@ -279,7 +301,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill().and_then(|()| self.child.wait());
+        self.job.kill();
+        let _ = self.job.wait(None);
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 
+use rustix::process::Pid;
 use wherry_devices::host::Frames;
 use wherry_devices::virtio::net::constants::MAX_FRAME;
 use wherry_tests::needs::PASST;
@@ -20,13 +21,20 @@ impl Program {
     fn script(text: &str, pids: &Path) -> Self {
         let text = format!("echo $$ >> '{}'\n{text}", pids.display());
         let command = ["/bin/sh", "-c", &text].map(Into::into).into();
-        Self { command, pause: Duration::from_millis(1), patience: GUARD }
+        Self { command, pause: Duration::from_millis(1), patience: GUARD, apart: false }
     }
 
     /// A network that gives back what it gets.
     pub fn echo() -> Self {
         Self::script("exec cat >&0", Path::new("/dev/null"))
     }
+}
+
+/// Starts it, and watches it.
+fn watched(program: Program) -> io::Result<Watch> {
+    let mut watch = Watch::start(program)?;
+    watch.begin("net0")?;
+    Ok(watch)
 }
 
 /// The processes that a script has noted, once there are as many.
@@ -65,7 +73,7 @@ fn it_ends_with_the_network() {
     let temp = tempfile::tempdir().unwrap();
     let pids = temp.path().join("pids");
     // It does not end by itself.
-    let watch = Watch::start("net0", Program::script("cat >&0; exec sleep 1000", &pids)).unwrap();
+    let watch = watched(Program::script("cat >&0; exec sleep 1000", &pids)).unwrap();
     let mut user = watch.user().clone();
     user.write(&[3; 80]).unwrap();
     frame(&mut user, |frame| frame[12..] == [3; 68]);
@@ -79,7 +87,7 @@ fn one_that_ends_is_started_again_and_the_guest_sees_the_link_go_and_come() {
     let pids = temp.path().join("pids");
     // The first answer, and no more.
     let once = Program::script("exec dd bs=1 count=46 >&0 2>/dev/null", &pids);
-    let watch = Watch::start("net0", once).unwrap();
+    let watch = watched(once).unwrap();
     let all = processes(&pids, 4);
     assert!(is_gone(all[0]) && is_gone(all[1]) && is_gone(all[2]));
     drop(watch);
@@ -91,7 +99,7 @@ fn one_that_sends_no_frames_is_ended_and_started_again() {
     let temp = tempfile::tempdir().unwrap();
     let pids = temp.path().join("pids");
     let text = "dd bs=1 count=46 >&0 2>/dev/null; printf '\\0\\0\\0\\0' >&0; exec sleep 1000";
-    let watch = Watch::start("net0", Program::script(text, &pids)).unwrap();
+    let watch = watched(Program::script(text, &pids)).unwrap();
     let (mut user, mut bytes) = (watch.user().clone(), vec![0; MAX_FRAME]);
     while user.read(&mut bytes).is_err_and(|e| e.kind() != ErrorKind::InvalidData) {}
     assert!(is_gone(processes(&pids, 2)[0]));
@@ -101,7 +109,7 @@ fn one_that_sends_no_frames_is_ended_and_started_again() {
 fn what_is_wrong_at_the_start_is_said() {
     let temp = tempfile::tempdir().unwrap();
     let pids = temp.path().join("pids");
-    let why = |program| Watch::start("net0", program).err().unwrap().to_string();
+    let why = |program| watched(program).err().unwrap().to_string();
     let taken = "echo Failed to bind >&2; echo 'Failed to send 9 bytes to syslog' >&2; exit 3";
     let text = why(Program::script(taken, &pids));
     assert_eq!(text, "passt ended (exit status: 3): Failed to bind");
@@ -117,7 +125,7 @@ fn what_is_wrong_at_the_start_is_said() {
 
 /// With the real one. `None`, and said, where there is none, or no network that it could use.
 fn real(forwards: Vec<Forward>) -> Option<io::Result<Watch>> {
-    let started = Watch::start("net0", Program::new(&UserNet { forwards, mtu: Some(1500) }));
+    let started = watched(Program::new(&UserNet { forwards, mtu: Some(1500) }));
     match started.as_ref().map_err(ToString::to_string) {
         Err(why) if why == ABSENT => PASST.or_not_run(Err(why)),
         Err(why) if why.contains("External interface not usable") => {
@@ -156,15 +164,16 @@ fn the_real_one_ends_by_itself_when_nobody_is_left() {
     let program = Program::new(&UserNet::default());
     let Some(_) = real(vec![]) else { return };
     let (user, quit) = (User::new().unwrap(), AtomicBool::new(false));
-    let (mut running, stream) = start(&program, &user, &quit).unwrap();
+    let launcher = program.launcher().unwrap();
+    let (mut running, stream) = start(&program, &launcher, &user, &quit).unwrap();
     // As when this process is killed.
     drop(stream);
     let until = Instant::now() + GUARD;
-    while !look(&running.ended, PollFlags::IN).unwrap().contains(PollFlags::IN) {
+    while !look(&running.job, PollFlags::IN).unwrap().contains(PollFlags::IN) {
         assert!(Instant::now() < until, "it runs on");
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(running.child.wait().unwrap().success());
+    assert!(running.job.wait(None).unwrap().unwrap().success());
 }
 
 #[test]

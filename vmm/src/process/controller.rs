@@ -23,6 +23,7 @@ use crate::machine::{Description, Machine, refresh_statistics};
 use crate::memory::PAGE;
 use crate::migrate;
 use crate::net::Nets;
+use crate::proc_file::ProcFile;
 use crate::vsock::Vsock;
 
 /// After a hand-off of which nobody knows what became.
@@ -79,6 +80,8 @@ pub struct Controller {
     pub(super) manager: Manager,
     /// What is known of the machine while there is none: before the first, and between two.
     shape: OnceLock<Shape>,
+    /// How much memory this process has.
+    statm: ProcFile,
 }
 
 impl Controller {
@@ -92,6 +95,7 @@ impl Controller {
             console,
             owner: Arc::default(),
             manager: Manager::from_env(),
+            statm: ProcFile::open("/proc/self/statm"),
             shape: OnceLock::new(),
         }
     }
@@ -225,8 +229,8 @@ impl Controller {
 }
 
 /// Resident memory of this process in bytes.
-fn rss_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+fn rss_bytes(statm: &ProcFile) -> u64 {
+    let text = statm.text();
     text.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * PAGE
 }
 
@@ -259,7 +263,7 @@ impl VmControl for Controller {
             state: self.shown(life),
             nr_vcpus: shape.nr_vcpus,
             ram_bytes: shape.ram_bytes,
-            rss_bytes: rss_bytes(),
+            rss_bytes: rss_bytes(&self.statm),
             kernel: shape.kernel,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             serial: Some(self.settings.serial.clone()),

@@ -10,6 +10,7 @@ use wherry_devices::virtio::balloon::BalloonConfig;
 use super::*;
 use crate::config::SerialSink;
 use crate::disks::tests::{disks, image};
+use crate::kvm::open_kvm;
 use crate::machine::{MachineHooks, fixture};
 use crate::memory::Backing;
 
@@ -50,7 +51,7 @@ fn memory_for_which_the_cpu_has_no_addresses_is_refused_before_it_is_made() {
     let Some((_, machine)) = paused() else { return };
     let mut description = machine.description().clone();
     description.ram_bytes = 1 << 53;
-    let refused = Machine::create_vm_and_ram(&description, &Backing::Memfd)
+    let refused = Machine::create_vm_and_ram(&description, &open_kvm().unwrap(), &Backing::Memfd)
         .err()
         .expect("it has 8 PiB of memory")
         .to_string();
@@ -260,15 +261,13 @@ fn a_guest_whose_disk_somebody_else_has_does_not_migrate_and_says_so_until_it_is
 
 #[test]
 fn a_migration_is_cancelled_that_still_reads_what_the_guest_boots() {
-    let temp = tempfile::tempdir().unwrap();
-    let path = temp.path().join("kernel");
     let Some(mut description) = fixture::description(1, None) else { return };
-    description.kernel.path = path.clone();
+    let (gone, source) = fixture::file_that_hangs();
+    description.reset.sources.kernel = Some(source);
     description.reset.boots = true;
     let vm = controller();
     let machine = Arc::new(Machine::build(&description, fixture::hooks()).unwrap());
     vm.owner.arrive(machine, false).unwrap();
-    let held = fixture::file_that_hangs(&path);
     let request = MigrateRequest::new("unix:/nowhere/at/all");
     let result = std::thread::scope(|scope| {
         let migrating = scope.spawn(|| vm.migrate(&request, &mut |_| ()));
@@ -282,5 +281,5 @@ fn a_migration_is_cancelled_that_still_reads_what_the_guest_boots() {
     assert_eq!(error.code, ErrorCode::Cancelled);
     assert!(error.message.contains("what the guest boots"), "{error}");
     assert_eq!(vm.info().state, VmState::Paused);
-    drop(held);
+    drop(gone);
 }

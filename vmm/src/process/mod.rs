@@ -18,12 +18,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tracing::{error, info, warn};
 use wherry_migration::CancelToken;
+use wherry_rootfs::Reader;
 
 use crate::boot::smbios::{Firmware, uuid};
+use crate::boot::source::Sources;
 use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices, with_vsock};
 use crate::console::Console;
 use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
 use crate::disks::Disks;
+use crate::kvm::KvmDevice;
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life};
 use crate::logging::COURSE;
@@ -54,6 +57,8 @@ struct Ends {
     disks: Arc<Disks>,
     vsock: Vsock,
     memory: Backing,
+    kvm: KvmDevice,
+    reader: Reader,
 }
 
 /// A VM process: its control socket, and what stands behind it.
@@ -61,6 +66,8 @@ struct VmProcess {
     controller: Arc<Controller>,
     nets: Nets,
     memory: Backing,
+    kvm: KvmDevice,
+    reader: Reader,
     /// Last, so that the socket and the lock go after everything else.
     _server: Server,
 }
@@ -72,7 +79,7 @@ impl VmProcess {
         serial: &SerialSink,
         ends: Ends,
     ) -> anyhow::Result<Self> {
-        let Ends { nets, disks, vsock, memory } = ends;
+        let Ends { nets, disks, vsock, memory, kvm, reader } = ends;
         let name = claim.name().to_owned();
         let (console, pty) = Console::open(serial)
             .with_context(|| format!("cannot open the serial console {serial}"))?;
@@ -89,7 +96,7 @@ impl VmProcess {
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
-        Ok(Self { controller, nets, memory, _server: server })
+        Ok(Self { controller, nets, memory, kvm, reader, _server: server })
     }
 
     fn owner(&self) -> &Arc<Owner<Machine>> {
@@ -100,7 +107,9 @@ impl VmProcess {
         let (console, owner) = (self.controller.console.clone(), self.owner().clone());
         let (nets, disks) = (self.nets.clone(), self.controller.disks.clone());
         let (vsock, memory) = (self.controller.settings.vsock.clone(), self.memory.clone());
-        MachineHooks { console, memory, nets, vsock, disks, wake: Arc::new(move || owner.poke()) }
+        let (kvm, wake) = (self.kvm.clone(), Arc::new(move || owner.poke()));
+        let reader = self.reader.clone();
+        MachineHooks { console, kvm, reader, memory, nets, vsock, disks, wake }
     }
 
     /// A machine that is about to run its first instruction; none if the VM was killed before. What
@@ -108,8 +117,9 @@ impl VmProcess {
     fn boot(&self, description: &Description) -> anyhow::Result<Option<Arc<Machine>>> {
         let (description, hooks) = (description.clone(), self.hooks());
         self.unless_killed("boot", &CancelToken::new(), move || {
+            let reader = hooks.reader.clone();
             let machine = Machine::build(&description, hooks)?;
-            machine.boot()?;
+            machine.boot(&reader)?;
             Ok(Arc::new(machine))
         })
     }
@@ -279,6 +289,13 @@ impl Brake {
     }
 }
 
+/// /dev/kvm, which is never opened again.
+fn open_device() -> anyhow::Result<KvmDevice> {
+    let kvm = KvmDevice::default();
+    kvm.get()?;
+    Ok(kvm)
+}
+
 /// Boots a machine and runs it to its end.
 ///
 /// # Errors
@@ -287,7 +304,8 @@ impl Brake {
 pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let claim = RuntimeDir::from_env()?.claim(&config.name)?;
     let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
-    let nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
+    let mut nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
+    nets.begin()?;
     let disks = Arc::new(Disks::new(config.disks)?);
     let described = disks.describe()?;
     let devices = devices(config.balloon.as_ref(), config.rng, &config.nets, described)?;
@@ -304,7 +322,10 @@ pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
     let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
     description.reset.firmware = Firmware { uuid, credentials: config.credentials };
     description.reset.boots = config.reboot;
-    let ends = Ends { nets, disks, vsock, memory };
+    description.reset.sources = Sources::open(&description.kernel)?;
+    let reader = Reader::default();
+    let reader = if description.kernel.is_in_disk() { reader.ahead()? } else { reader };
+    let ends = Ends { nets, disks, vsock, memory, kvm: open_device()?, reader };
     let host = VmProcess::start(claim, Some(&description), &config.serial, ends)?;
     host.controller.reboots.store(config.reboot, Ordering::SeqCst);
     let Some(machine) = host.boot(&description)? else { return Ok(ExitReason::Killed) };
@@ -329,17 +350,16 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let dir = RuntimeDir::from_env()?;
     let claim = dir.claim(&config.name)?;
     let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
-    let nets = Nets::open(&config.nets)?;
-    let (listener, token) = migrate::listen(&config, dir.path())?;
+    let mut nets = Nets::open(&config.nets)?;
+    nets.begin()?;
+    let mut ground = migrate::Ground::open(&config, dir.path())?;
     let disks = Arc::new(Disks::new(config.disks.clone())?);
     let path = config.vsock.clone().map(Into::into);
     let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
-    let ends = Ends { nets, disks, vsock, memory };
-    // Before anybody can see that it is up.
-    let told = match (token, &config.token) {
-        (Some(token), Some(to)) => migrate::tell(&token, to)?,
-        _ => migrate::Told::default(),
-    };
+    // The guest that comes may boot from its disk.
+    let reader = if config.reboot { Reader::default().ahead()? } else { Reader::default() };
+    let ends = Ends { nets, disks, vsock, memory, kvm: open_device()?, reader };
+    ground.tell(&config)?;
     let host = VmProcess::start(claim, None, &config.serial, ends)?;
     host.controller.manager.ready(&format!("waiting for a guest at {}", config.uri));
     // `kill` must end the wait for a source, too, and take its socket away.
@@ -347,7 +367,7 @@ pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
     let (controller, cancel) = (host.controller.clone(), killed.clone());
     let received = host.unless_killed("receive", &killed, move || {
         let ends = (&*controller.owner, &controller.reboots);
-        migrate::receive((listener, told), hooks, ends, &config, &cancel)
+        migrate::receive(ground, hooks, ends, &config, &cancel)
     });
     let machine = match (received, host.owner().machine().0) {
         (Ok(None), _) => return Ok(ExitReason::Killed),
@@ -399,8 +419,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
         let host = VmProcess::start(claim, None, &SerialSink::None, Ends::default()).unwrap();
-        description.kernel.path = temp.path().join("kernel");
-        let _held = fixture::file_that_hangs(&description.kernel.path);
+        let (_gone, source) = fixture::file_that_hangs();
+        description.reset.sources.kernel = Some(source);
         let booted = std::thread::scope(|scope| {
             let booting = scope.spawn(|| host.boot(&description));
             host.owner().kill();

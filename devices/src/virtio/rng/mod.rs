@@ -2,10 +2,10 @@
 //!
 //! It keeps nothing: what is saved of it is its transport.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::Bytes;
 
 use super::mmio::{MmioDevice, MmioStateV1, regs};
@@ -26,12 +26,14 @@ const PIECE: usize = 4 << 10;
 /// Chains in one batch.
 const BATCH: usize = 4;
 
-/// The host's kernel as a source: opened once, and never asked to wait.
-///
-/// # Errors
-/// The host has no such device.
-pub fn os_entropy() -> io::Result<File> {
-    File::open("/dev/urandom")
+/// The host's kernel as a source, by getrandom(2): it needs no file. It waits only while the host
+/// itself starts.
+pub struct OsEntropy;
+
+impl Read for OsEntropy {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        Ok(getrandom(bytes, GetRandomFlags::empty())?)
+    }
 }
 
 /// The kind.

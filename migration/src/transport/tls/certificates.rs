@@ -14,7 +14,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
 use super::super::{Transport, TransportError};
-use super::files::Files;
+use super::files::{Files, Pem};
 use super::names;
 use super::session::{PROTOCOL, Secured};
 use super::words::{By, End, Side, TlsError};
@@ -39,9 +39,17 @@ impl Client {
     /// # Errors
     /// A file is missing, is not what it should be, or the key may be read by others.
     pub fn load(folder: &Path, name: Option<&str>) -> Result<Self, TlsError> {
+        Self::new(&Pem::read(folder, Side::Source)?, name)
+    }
+
+    /// The same from what was read of it.
+    ///
+    /// # Errors
+    /// A text is not what it should be.
+    pub fn new(pem: &Pem, name: Option<&str>) -> Result<Self, TlsError> {
         let name = name.map(names::parse).transpose()?;
-        let client = Self::of(Files::read(folder, Side::Source)?, name, By::Folder)?;
-        client.map_err(|e| TlsError::own(folder, Side::Source, &e))
+        let client = Self::of(Files::parse(pem, Side::Source)?, name, By::Folder)?;
+        client.map_err(|e| TlsError::own(pem.folder(), Side::Source, &e))
     }
 
     /// With these certificates; the inner error says that they are not right.
@@ -114,7 +122,8 @@ impl Server {
     /// As for [`Client::load`].
     pub fn load(folder: &Path, peers: &[String]) -> Result<Self, TlsError> {
         let peers = peers.iter().map(|name| names::parse(name)).collect::<Result<Vec<_>, _>>()?;
-        let server = Self::of(Files::read(folder, Side::Destination)?, peers, By::Folder)?;
+        let pem = Pem::read(folder, Side::Destination)?;
+        let server = Self::of(Files::parse(&pem, Side::Destination)?, peers, By::Folder)?;
         server.map_err(|e| TlsError::own(folder, Side::Destination, &e))
     }
 

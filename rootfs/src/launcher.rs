@@ -1,0 +1,433 @@
+//! Starting a program, again and again, for a process that may start none itself.
+//!
+//! A VM's process is confined before its guest runs, and then can neither open a program nor
+//! execute one. What it will need later is named before that: a process of its own, this program
+//! again ([`Launcher::process`]), is told one command, and from then on starts that, with the
+//! descriptors that it is sent, and nothing else. So whoever breaks into the VM's process gets a
+//! process that reads an image, or a passt: nothing that the VM did not have anyway.
+//!
+//! They talk by packets over a pair of sockets. One command runs at a time; it is killed when it is
+//! asked for, or when the other end of the sockets is gone.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
+    socketpair,
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::sandbox;
+
+/// First argument of a process that is to start a program.
+pub const ARGUMENT: &str = "--start-for-another";
+/// Its name in lists of processes.
+const NAME: &str = "wherry-launcher";
+/// Second argument: the program's environment is empty, and it is in `/`.
+const BARE: &str = "bare";
+/// Second argument: its environment is this one.
+const PLAIN: &str = "plain";
+
+/// What is to be started.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// Its name in lists of processes, the program, its arguments.
+    command: Vec<OsString>,
+    bare: bool,
+}
+
+impl Program {
+    /// A program, which is called `name`, in an empty environment and in `/`.
+    pub fn bare(name: &str, program: OsString, arguments: Vec<OsString>) -> Self {
+        let command = [name.into(), program].into_iter().chain(arguments).collect();
+        Self { command, bare: true }
+    }
+
+    /// A program of the user's, with the environment of this process.
+    pub fn plain(program: OsString, arguments: Vec<OsString>) -> Self {
+        let command = [program.clone(), program].into_iter().chain(arguments).collect();
+        Self { command, bare: false }
+    }
+
+    /// The same in the arguments of a process.
+    fn from_arguments(arguments: &[OsString]) -> Option<Self> {
+        let (how, command) = arguments.split_first()?;
+        (command.len() >= 2).then(|| Self { command: command.to_vec(), bare: how == BARE })
+    }
+
+    fn spawn(&self, stdio: [Option<OwnedFd>; 3]) -> io::Result<Child> {
+        let [name, program, arguments @ ..] = &*self.command else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let mut command = Command::new(program);
+        if self.bare {
+            command.env_clear().current_dir("/");
+        }
+        let [stdin, stdout, stderr] = stdio.map(|fd| fd.map_or_else(Stdio::null, Stdio::from));
+        command.arg0(name).args(arguments).stdin(stdin).stdout(stdout).stderr(stderr).spawn()
+    }
+}
+
+/// What the launcher is told: what is to be done, for which command, and, for each of the first
+/// three descriptors, whether one comes with it.
+const ORDER: usize = 3;
+const START: u8 = 0;
+const KILL: u8 = 1;
+
+/// What it says: what has become of which command, and a number.
+const ANSWER: usize = 6;
+const STARTED: u8 = 0;
+/// The number is an error's.
+const FAILED: u8 = 1;
+/// The number is a status of wait(2).
+const ENDED: u8 = 2;
+
+/// Starts one program. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Launcher(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    control: OwnedFd,
+    /// Tells answers apart.
+    next: AtomicU8,
+    /// The process that starts it, if that is another one.
+    process: Option<Child>,
+}
+
+/// A command that was started.
+#[derive(Debug)]
+pub struct Job {
+    launcher: Launcher,
+    number: u8,
+    ended: Option<ExitStatus>,
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let kind = SocketType::SEQPACKET;
+    Ok(socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+impl Launcher {
+    /// In a process of its own, for one that is to be confined. It has its own process group, so
+    /// that Ctrl-C at the terminal is not for it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn process(program: &Program) -> io::Result<Self> {
+        let (control, theirs) = pair()?;
+        let mut command = Command::new("/proc/self/exe");
+        if program.bare {
+            command.env_clear().current_dir("/");
+        }
+        let process = command
+            .arg0(NAME)
+            .args([ARGUMENT, if program.bare { BARE } else { PLAIN }])
+            .args(&program.command)
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        Ok(Self::at(control, Some(process)))
+    }
+
+    /// On a thread, for a process that is not confined.
+    ///
+    /// # Errors
+    /// There is no room for one.
+    pub fn thread(program: Program) -> io::Result<Self> {
+        let (control, theirs) = pair()?;
+        let thread = std::thread::Builder::new().name("launcher".into());
+        thread.spawn(move || serve(&theirs, &program))?;
+        Ok(Self::at(control, None))
+    }
+
+    fn at(control: OwnedFd, process: Option<Child>) -> Self {
+        Self(Arc::new(Shared { control, next: AtomicU8::new(0), process }))
+    }
+
+    /// Starts the program with these descriptors; where there is none it gets `/dev/null`.
+    ///
+    /// # Errors
+    /// It cannot be started, or another one still runs.
+    pub fn start(&self, stdio: [Option<BorrowedFd<'_>>; 3]) -> io::Result<Job> {
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let which =
+            stdio.iter().zip(0..).fold(0, |which, (fd, nr)| which | (u8::from(fd.is_some()) << nr));
+        let order = [START, number, which];
+        let fds: Vec<BorrowedFd<'_>> = stdio.into_iter().flatten().collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut with = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !with.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let order = [IoSlice::new(&order)];
+        sendmsg(&self.0.control, &order, &mut with, SendFlags::NOSIGNAL)?;
+        let job = Job { launcher: self.clone(), number, ended: None };
+        loop {
+            match job.answer()? {
+                Some((STARTED, _)) => return Ok(job),
+                Some((_, error)) => return Err(io::Error::from_raw_os_error(error)),
+                None => {}
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            // It sees that we are gone, kills what it has started, and ends.
+            let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Job {
+    /// Kills it, if it still runs.
+    pub fn kill(&self) {
+        // If the launcher is gone, so is what it started.
+        let order = [KILL, self.number, 0];
+        let _ = send(&self.launcher.0.control, &order, SendFlags::NOSIGNAL);
+    }
+
+    /// Waits for its end, at most for `limit` if there is one: `None` then.
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<Option<ExitStatus>> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        while self.ended.is_none() {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let timeout = left.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+            let control = &self.launcher.0.control;
+            match poll(&mut [PollFd::new(control, PollFlags::IN)], timeout.as_ref()) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {
+                    if let Some((ENDED, status)) = self.answer()? {
+                        self.ended = Some(ExitStatus::from_raw(status));
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(self.ended)
+    }
+
+    /// The next answer, if it is about this one.
+    fn answer(&self) -> io::Result<Option<(u8, i32)>> {
+        let mut answer = [0; ANSWER];
+        let len = retry(|| Ok(recv(&self.launcher.0.control, &mut answer, RecvFlags::empty())?.0))?;
+        let [what, number, a, b, c, d] = answer;
+        match len {
+            ANSWER if number == self.number => Ok(Some((what, i32::from_ne_bytes([a, b, c, d])))),
+            ANSWER => Ok(None),
+            _ => Err(io::Error::other("the process that starts programs is gone")),
+        }
+    }
+}
+
+/// Becomes readable when it ends.
+impl AsFd for Job {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.launcher.0.control.as_fd()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            self.kill();
+        }
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
+
+/// Does the work and ends the process, if it was started for that: the first thing in `main`.
+pub fn serve_if_asked(arguments: &[OsString]) {
+    let Some((first, rest)) = arguments.get(1..).and_then(<[_]>::split_first) else { return };
+    if first != ARGUMENT {
+        return;
+    }
+    let program = Program::from_arguments(rest);
+    let closed = sandbox::close_all_but_standard();
+    let (Some(program), Ok(())) = (program, closed) else { std::process::exit(2) };
+    // SAFETY: the process was started with it, and nothing else in it uses it.
+    serve(&unsafe { OwnedFd::from_raw_fd(0) }, &program);
+    std::process::exit(0);
+}
+
+/// Until the other end is gone.
+fn serve(control: &OwnedFd, program: &Program) {
+    while let Some(order) = Order::next(control) {
+        let Order { what: START, number, stdio } = order else { continue };
+        match program.spawn(stdio) {
+            Ok(child) => {
+                say(control, STARTED, number, 0);
+                if !see_to(control, number, child) {
+                    return;
+                }
+            }
+            Err(e) => say(control, FAILED, number, e.raw_os_error().unwrap_or(libc::EINVAL)),
+        }
+    }
+}
+
+/// Waits for the end of what runs. False if the other end is gone.
+fn see_to(control: &OwnedFd, number: u8, mut child: Child) -> bool {
+    let Ok(pidfd) = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) else {
+        let _ = child.kill();
+        return false;
+    };
+    loop {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+        if retry(|| poll(&mut fds, None)).is_err() {
+            let _ = child.kill();
+            return false;
+        }
+        let (ended, told) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+        if ended {
+            let status = child.wait().map_or(libc::SIGKILL, ExitStatus::into_raw);
+            say(control, ENDED, number, status);
+            return true;
+        }
+        if told {
+            match Order::next(control) {
+                None => {
+                    let _ = child.kill();
+                    return false;
+                }
+                Some(Order { what: START, number, .. }) => {
+                    say(control, FAILED, number, libc::EBUSY)
+                }
+                Some(order) if order.number == number => _ = child.kill(),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn say(control: &OwnedFd, what: u8, number: u8, value: i32) {
+    let [a, b, c, d] = value.to_ne_bytes();
+    // Who is gone is noticed at the next look.
+    let _ = send(control, &[what, number, a, b, c, d], SendFlags::NOSIGNAL);
+}
+
+/// What the launcher is told.
+struct Order {
+    what: u8,
+    number: u8,
+    stdio: [Option<OwnedFd>; 3],
+}
+
+impl Order {
+    /// `None` if there will be no more.
+    fn next(control: &OwnedFd) -> Option<Self> {
+        let mut order = [0; ORDER];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut with = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let len = retry(|| {
+            let mut into = [IoSliceMut::new(&mut order)];
+            Ok(recvmsg(control, &mut into, &mut with, flags)?.bytes)
+        });
+        if len != Ok(ORDER) {
+            return None;
+        }
+        let mut came = with.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let mut came = came.by_ref().flatten();
+        let [what, number, which] = order;
+        let stdio = [1, 2, 4].map(|bit| if which & bit != 0 { came.next() } else { None });
+        Some(Self { what, number, stdio })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// Only so that a test that fails does not hang.
+    const GUARD: Option<Duration> = Some(Duration::from_secs(60));
+
+    fn shell(script: &str) -> Launcher {
+        let arguments = ["-c", script].map(OsString::from).into();
+        Launcher::thread(Program::plain("/bin/sh".into(), arguments)).unwrap()
+    }
+
+    #[test]
+    fn it_is_started_again_and_again_with_what_it_is_given() {
+        let launcher = shell("read line; echo \"$line $line\"; read more && exit 4; exit 3");
+        for word in ["one", "two"] {
+            let (from, to) = (io::pipe().unwrap(), io::pipe().unwrap());
+            io::Write::write_all(&mut &from.1, format!("{word}\n").as_bytes()).unwrap();
+            drop(from.1);
+            let stdio = [Some(from.0.as_fd()), Some(to.1.as_fd()), None];
+            let mut job = launcher.start(stdio).unwrap();
+            drop(to.1);
+            let mut said = String::new();
+            (&to.0).read_to_string(&mut said).unwrap();
+            assert_eq!(said, format!("{word} {word}\n"));
+            assert_eq!(job.wait(GUARD).unwrap().unwrap().code(), Some(3));
+        }
+    }
+
+    #[test]
+    fn it_is_killed_when_that_is_asked_for_and_then_another_runs() {
+        let launcher = shell("exec sleep 1000");
+        for _ in 0..2 {
+            let mut job = launcher.start([None; 3]).unwrap();
+            assert_eq!(job.wait(Some(Duration::ZERO)).unwrap(), None);
+            let busy = launcher.start([None; 3]).err().unwrap();
+            assert_eq!(busy.raw_os_error(), Some(libc::EBUSY));
+            job.kill();
+            assert_eq!(job.wait(GUARD).unwrap().unwrap().signal(), Some(libc::SIGKILL));
+        }
+    }
+
+    #[test]
+    fn what_it_started_ends_with_who_asked_for_it() {
+        let (mut ends, theirs) = io::pipe().unwrap();
+        let launcher = shell("exec sleep 1000");
+        let job = launcher.start([None, Some(theirs.as_fd()), None]).unwrap();
+        drop((theirs, job, launcher));
+        // The last one who has it open is gone.
+        assert_eq!(ends.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_started_says_why() {
+        let none = Launcher::thread(Program::plain("no-such-program".into(), vec![])).unwrap();
+        let error = none.start([None; 3]).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let folder = Launcher::thread(Program::bare("x", "/".into(), vec![])).unwrap();
+        let error = folder.start([None; 3]).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+}
