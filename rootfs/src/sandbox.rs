@@ -65,22 +65,24 @@ pub fn close_all_but_standard() -> Result<(), SandboxError> {
 /// # Errors
 /// A limit is above what this process may have.
 pub fn limit(limits: &ProcessLimits) -> Result<(), SandboxError> {
-    for (resource, name, value) in [
-        (Resource::As, "on memory", limits.memory),
-        (Resource::Cpu, "on CPU time", limits.cpu_seconds),
-        (Resource::Fsize, "on the size of files", limits.file_size),
-        (Resource::Nofile, "on descriptors", 0),
-        (Resource::Core, "on cores", 0),
-    ] {
-        // A limit that is already lower stays.
-        let hard = getrlimit(resource).maximum;
-        let lower = |value: u64| Some(hard.map_or(value, |hard| hard.min(value)));
-        // A second before the hard limit on CPU time, which only kills, SIGXCPU says why.
-        let grace = u64::from(resource == Resource::Cpu);
-        let limit = Rlimit { current: lower(value), maximum: lower(value.saturating_add(grace)) };
-        setrlimit(resource, limit).map_err(|e| SandboxError::Limit(name, e.into()))?;
-    }
-    Ok(())
+    lower(Resource::As, "on memory", limits.memory)?;
+    lower(Resource::Cpu, "on CPU time", limits.cpu_seconds)?;
+    lower(Resource::Fsize, "on the size of files", limits.file_size)?;
+    lower(Resource::Nofile, "on descriptors", 0)?;
+    lower(Resource::Core, "on cores", 0)
+}
+
+/// Sets one limit, hard and soft. One that is already lower stays. `name` is for the error.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn lower(resource: Resource, name: &'static str, value: u64) -> Result<(), SandboxError> {
+    let hard = getrlimit(resource).maximum;
+    let lower = |value: u64| Some(hard.map_or(value, |hard| hard.min(value)));
+    // A second before the hard limit on CPU time, which only kills, SIGXCPU says why.
+    let grace = u64::from(resource == Resource::Cpu);
+    let limit = Rlimit { current: lower(value), maximum: lower(value.saturating_add(grace)) };
+    setrlimit(resource, limit).map_err(|e| SandboxError::Limit(name, e.into()))
 }
 
 /// Forbids all that Landlock knows of here, and new privileges. Whether it did: a kernel may have

@@ -10,6 +10,7 @@ pub mod debian;
 pub mod docs;
 mod guest;
 pub mod hosts;
+pub mod inject;
 mod mount;
 pub mod needs;
 mod proxy;

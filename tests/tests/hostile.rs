@@ -9,6 +9,8 @@
 //! They run in the lab, and on a KVM that emulates kernel code in software. `WHERRY_SEEDS` is the
 //! number of seeds tried.
 
+#[path = "hostile/confined.rs"]
+mod confined;
 #[path = "hostile/logs.rs"]
 mod logs;
 #[path = "hostile/owner.rs"]

@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod control;
 pub mod cpu;

@@ -55,21 +55,27 @@ fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
         Machine::Receive(config) => &config.serial,
     };
     let failed = |e: io::Error| ControlError::failed(format!("cannot set up the terminal: {e}"));
-    // Before any other thread, so that all of them leave these signals to the watcher.
-    signals::watch(|signal| {
-        // The first asks the machine to end; without a machine, or the second time, that is that.
-        if SIGNAL.swap(signal, Ordering::SeqCst) != 0 || !signals::end_vm() {
-            terminal::exit_for_signal(signal);
+    let stdio = *serial == SerialSink::Stdio;
+    let mut raw = None;
+    // The first threads, so that all later ones leave these signals to the watcher. Until then a
+    // signal ends this process as any other.
+    let begin = || -> Result<(), ControlError> {
+        signals::watch(|signal| {
+            // The first asks the machine to end; without a machine, or the second time, that is
+            // that.
+            if SIGNAL.swap(signal, Ordering::SeqCst) != 0 || !signals::end_vm() {
+                terminal::exit_for_signal(signal);
+            }
+        })
+        .map_err(failed)?;
+        if stdio {
+            raw = raw_console(&name, quiet).map_err(failed)?;
         }
-    })
-    .map_err(failed)?;
-    let raw = match serial {
-        SerialSink::Stdio => raw_console(&name, quiet).map_err(failed)?,
-        _ => None,
+        Ok(())
     };
     let result = match machine {
-        Machine::Run(config) => process::run(config),
-        Machine::Receive(config) => process::receive(config),
+        Machine::Run(config) => process::run(config, begin),
+        Machine::Receive(config) => process::receive(config, begin),
     };
     drop(raw);
     let reason = result?;

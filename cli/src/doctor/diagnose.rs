@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use wherry_vmm::confine::landlock::version;
 use wherry_vmm::kvm::{Cpu, Finding, Verdict, open};
 
 use super::probe::{self, Detail, Status};
@@ -86,7 +87,8 @@ pub fn diagnose(path: &Path, probe: Command) -> Report {
             };
             drop(kvm);
             let (details, ended) = supervise(probe, PROBE_LIMIT);
-            Report::conclude([vec![opened], details, vec![pages()]].concat(), ended)
+            let others = vec![pages(), judge_landlock(version())];
+            Report::conclude([vec![opened], details, others].concat(), ended)
         }
     }
 }
@@ -111,6 +113,23 @@ fn judge_pages(setting: &str) -> Detail {
         (Status::Note, text)
     };
     Detail { check: "pages of guest memory".into(), status, text }
+}
+
+/// Whether the process of a VM is kept from the host's files.
+fn judge_landlock(version: Option<u32>) -> Detail {
+    let (status, text) = match version {
+        Some(version @ 4..) => (Status::Ok, format!("files and ports, by Landlock {version}")),
+        Some(version) => {
+            let text = format!("files, by Landlock {version}; Linux 6.7 keeps it from ports, too");
+            (Status::Ok, text)
+        }
+        None => {
+            let text = "no Landlock here: whoever breaks into a VM's process opens what its user \
+                        may; boot Linux with lsm=landlock,… to have it";
+            (Status::Note, text.to_owned())
+        }
+    };
+    Detail { check: "what a VM is kept from".into(), status, text }
 }
 
 /// Kills the probe however the supervision ends.
@@ -199,6 +218,14 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
         }
+    }
+
+    #[test]
+    fn a_kernel_without_landlock_is_named_and_is_good_all_the_same() {
+        let none = judge_landlock(None);
+        assert!(none.text.starts_with("no Landlock") && none.status == Status::Note);
+        assert!(judge_landlock(Some(2)).text.contains("6.7"));
+        assert!(!judge_landlock(Some(7)).text.contains("6.7"));
     }
 
     #[test]

@@ -5,7 +5,11 @@ use wherry_tests::{Env, Guest, GuestOptions, Result, Scratch};
 
 use super::{PATIENCE, SOON, migrate_in_time};
 
-fn moved(env: &Env, guest: &mut Guest, name: &str) -> Result<(Guest, serde_json::Value)> {
+pub(super) fn moved(
+    env: &Env,
+    guest: &mut Guest,
+    name: &str,
+) -> Result<(Guest, serde_json::Value)> {
     let uri = env.unix_uri(name);
     let there = Guest::receive(env, name, &uri)?;
     let report = migrate_in_time(env, &guest.name, &uri, &["--max-rounds", "2"])?;
@@ -13,7 +17,7 @@ fn moved(env: &Env, guest: &mut Guest, name: &str) -> Result<(Guest, serde_json:
     Ok((there, report))
 }
 
-fn reboots(guest: &mut Guest) -> Result<()> {
+pub(super) fn reboots(guest: &mut Guest) -> Result<()> {
     guest.console()?.send("reboot")?;
     guest.wait_for("reboot", SOON)?;
     let ready = guest.wait_for("ready", PATIENCE)?;
@@ -23,7 +27,7 @@ fn reboots(guest: &mut Guest) -> Result<()> {
     Ok(())
 }
 
-fn start(env: &Env, args: &[&str]) -> Result<Guest> {
+pub(super) fn start(env: &Env, args: &[&str]) -> Result<Guest> {
     let options = GuestOptions {
         memory: "128MiB".into(),
         append: "hostile=honest seed=7".into(),

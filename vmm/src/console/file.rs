@@ -9,7 +9,9 @@ const FULL: &[u8] = b"\n[wherry: the limit of this file is reached; further outp
 /// Takes output up to a size, then a note, then nothing.
 pub(super) struct Limited {
     file: File,
-    /// Bytes that still fit; `None` without a limit.
+    /// Bytes that it may have; `None` without a limit.
+    most: Option<u64>,
+    /// Bytes that still fit.
     left: Option<u64>,
     full: bool,
 }
@@ -19,7 +21,13 @@ impl Limited {
     pub(super) fn append(path: &Path, max: Option<u64>) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let len = file.metadata()?.len();
-        Ok(Self { file, left: max.map(|max| max.saturating_sub(len)), full: false })
+        let left = max.map(|max| max.saturating_sub(len));
+        Ok(Self { file, most: max.map(|max| max.max(len)), left, full: false })
+    }
+
+    /// Bytes that it may have, without that line; `None` if there is no limit.
+    pub(super) fn most(&self) -> Option<u64> {
+        self.most
     }
 }
 
@@ -58,6 +66,7 @@ mod tests {
         let mut out = Limited::append(&path, None).unwrap();
         out.write_all(&[b'a'; 10]).unwrap();
         let mut out = Limited::append(&path, Some(15)).unwrap();
+        assert_eq!(out.most(), Some(15));
         out.write_all(b"bbbbb").unwrap();
         assert_eq!(read(), b"aaaaaaaaaabbbbb");
         out.write_all(b"ccc").unwrap();

@@ -16,10 +16,12 @@ mod pty;
 mod tests;
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -69,6 +71,64 @@ struct Shared {
 #[derive(Clone, Default)]
 pub struct Console(Arc<Shared>);
 
+/// A console whose sink is open. There is no thread yet.
+pub struct Opened {
+    sink: Sink,
+    shown: String,
+}
+
+enum Sink {
+    None,
+    Stdio,
+    File(file::Limited),
+    Pty(File, PathBuf),
+}
+
+impl Opened {
+    /// The path of a pty's user's end.
+    pub fn pty(&self) -> Option<&Path> {
+        match &self.sink {
+            Sink::Pty(_, path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The most bytes that a file of it gets; `None`: any number.
+    pub fn largest_file(&self) -> Option<u64> {
+        match &self.sink {
+            Sink::None | Sink::Pty(..) => Some(0),
+            Sink::File(file) => file.most(),
+            // Redirected to a file, standard output has no limit of ours.
+            Sink::Stdio => {
+                let out = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+                let file = out.and_then(|out| out.metadata()).is_ok_and(|out| out.is_file());
+                if file { None } else { Some(0) }
+            }
+        }
+    }
+
+    /// The console, and what it is for people. It begins to write, and to read once there is a
+    /// machine.
+    ///
+    /// # Errors
+    /// There is no room for a thread.
+    pub fn start(self) -> io::Result<(Console, String)> {
+        let console = Console::default();
+        let pty = self.pty().map(|path| format!("pty {}", path.display()));
+        let shown = pty.unwrap_or(self.shown);
+        match self.sink {
+            Sink::None => {}
+            Sink::Stdio => console.join(Some(Box::new(io::stdin())), io::stdout())?,
+            Sink::File(file) => console.join(None, file)?,
+            Sink::Pty(master, _) => {
+                let source = pty::PtyIn(master.try_clone()?);
+                console.join(Some(Box::new(source)), pty::PtyOut(master))?;
+            }
+        }
+        Ok((console, shown))
+    }
+}
+
 /// The end that the serial port writes to.
 pub struct ConsoleOut(Console);
 
@@ -92,24 +152,24 @@ impl Console {
         lock(&self.0.inner)
     }
 
-    /// Opens the sink. For a pty the returned path is its user's end.
-    pub fn open(sink: &SerialSink) -> io::Result<(Self, Option<PathBuf>)> {
-        let console = Self::default();
-        let mut pty = None;
-        match sink {
-            SerialSink::None => {}
-            SerialSink::Stdio => console.join(Some(Box::new(io::stdin())), io::stdout())?,
+    /// Opens the sink, without a thread.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(sink: &SerialSink) -> io::Result<Opened> {
+        let shown = sink.to_string();
+        let sink = match sink {
+            SerialSink::None => Sink::None,
+            SerialSink::Stdio => Sink::Stdio,
             SerialSink::File { path, max } => {
-                console.join(None, file::Limited::append(path.as_ref(), *max)?)?;
+                Sink::File(file::Limited::append(path.as_ref(), *max)?)
             }
             SerialSink::Pty => {
                 let (master, path) = pty::open()?;
-                let source = pty::PtyIn(master.try_clone()?);
-                console.join(Some(Box::new(source)), pty::PtyOut(master))?;
-                pty = Some(path);
+                Sink::Pty(master, path)
             }
-        }
-        Ok((console, pty))
+        };
+        Ok(Opened { sink, shown })
     }
 
     fn join(

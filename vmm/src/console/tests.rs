@@ -12,7 +12,7 @@ use super::*;
 const GUARD: Duration = Duration::from_secs(60);
 
 fn console() -> Console {
-    Console::open(&SerialSink::None).unwrap().0
+    Console::open(&SerialSink::None).unwrap().start().unwrap().0
 }
 
 fn attach(console: &Console) -> UnixStream {
@@ -156,8 +156,10 @@ fn all_that_a_client_sends_arrives() {
 
 #[test]
 fn all_that_a_ptys_user_sends_arrives() {
-    let (console, path) = Console::open(&SerialSink::Pty).unwrap();
-    let user = std::fs::OpenOptions::new().read(true).write(true).open(path.unwrap());
+    let opened = Console::open(&SerialSink::Pty).unwrap();
+    let user = std::fs::OpenOptions::new().read(true).write(true).open(opened.pty().unwrap());
+    let (console, shown) = opened.start().unwrap();
+    assert!(shown.starts_with("pty /"), "{shown}");
     let mut user = user.unwrap();
     // Held open until all has arrived: a terminal's last user takes unread input with it.
     all_input_arrives(&console, {
@@ -280,8 +282,10 @@ fn a_late_client_sees_what_was_printed_and_can_type() {
 fn the_last_words_reach_everybody_and_then_comes_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    let (console, _) =
-        Console::open(&SerialSink::File { path: path.clone().into(), max: None }).unwrap();
+    let sink = SerialSink::File { path: path.clone().into(), max: None };
+    let opened = Console::open(&sink).unwrap();
+    assert_eq!(opened.largest_file(), None);
+    let (console, _) = opened.start().unwrap();
     let mut client = attach(&console);
     console.output().write_all(b"power down\n").unwrap();
     console.finish();

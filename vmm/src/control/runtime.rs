@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -319,6 +319,11 @@ impl NameClaim {
     /// Path of the control socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.socket(&self.name)
+    }
+
+    /// The folder of its files.
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
     }
 
     /// Where the guest's sockets end, if nobody says otherwise.

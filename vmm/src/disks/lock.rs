@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::confine::has_entered;
 use crate::process::start::PROGRAM;
 
 use super::claim::Lockable;
@@ -64,8 +65,12 @@ fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Who has the file open, as far as this user may see: `wherry-vm (1234)`. For messages.
+/// Who has the file open, as far as this user may see: `wherry-vm (1234)`. For messages, while this
+/// process is not confined yet.
 pub(super) fn users(file: &File) -> Option<String> {
+    if has_entered() {
+        return None;
+    }
     let own = file.metadata().ok()?;
     let same = |fd: &PathBuf| {
         std::fs::metadata(fd).is_ok_and(|of| (of.dev(), of.ino()) == (own.dev(), own.ino()))

@@ -24,6 +24,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -39,6 +40,7 @@ use counted::{Counted, Counts};
 use lock::{Locked, Stamp};
 use place::Place;
 
+use crate::confine::{Needs, Use};
 use crate::control::DiskInfo;
 use crate::life::Locks;
 use crate::sync::lock;
@@ -71,6 +73,8 @@ pub struct Disks {
     taken: Mutex<Option<(usize, Taken)>>,
     /// Those for which the host had no room, since anybody looked.
     full: Mutex<Vec<String>>,
+    /// Bytes that a file may have that this process writes; 0: any number.
+    largest: AtomicU64,
 }
 
 /// Does what cannot be interrupted, on a thread that is left to itself when the `limit` is over.
@@ -117,6 +121,33 @@ impl Disks {
         self.all.iter().map(describe).collect()
     }
 
+    /// Bytes of the largest one that is a file.
+    ///
+    /// # Errors
+    /// One is gone.
+    pub fn largest_file(&self) -> io::Result<u64> {
+        let sizes =
+            self.all.iter().map(|one| one.place.file_size().map_err(|e| refuse(&one.config, e)));
+        sizes.collect::<io::Result<Vec<_>>>().map(|sizes| sizes.into_iter().max().unwrap_or(0))
+    }
+
+    /// A process that is to open them later keeps their folders.
+    ///
+    /// # Errors
+    /// One is gone, or too many descriptors are open.
+    pub fn needs(&self, needs: &mut Needs) -> io::Result<()> {
+        for One { config, place, .. } in &self.all {
+            let kept = place.needed().map_err(|e| refuse(config, e))?;
+            needs.folder(kept, Use::Disk { written: !config.read_only })?;
+        }
+        Ok(())
+    }
+
+    /// None of them may be larger than this process may write files.
+    pub fn bound(&self, largest: u64) {
+        self.largest.store(largest, Ordering::Relaxed);
+    }
+
     /// Whether these are the disks of a machine that is to arrive. Leaves nothing open.
     ///
     /// # Errors
@@ -139,6 +170,11 @@ impl Disks {
             let disk = one.open_disk().map_err(|e| refuse(config, e))?;
             // The pause, in which it is opened, is then spared most of that.
             disk.forget();
+            let largest = self.largest.load(Ordering::Relaxed);
+            if largest > 0 && one.place.file_size()? > largest {
+                let text = "it has grown since this receiver was started; start it again";
+                return Err(refuse(config, text));
+            }
             let (here, there) = (disk.size() / SECTOR, options.sectors);
             if here != there {
                 let text = format!("it has {here} sectors here, and {there} at the source");

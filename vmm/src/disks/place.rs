@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
 use rustix::io::Errno;
 
 /// See the module's text.
@@ -33,6 +33,30 @@ impl Place {
         let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = openat2(CWD, folder, how, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
         Ok(Self { folder, name: name.to_owned() })
+    }
+
+    /// What a confined process needs to open it later: the folder, since another image may be
+    /// renamed into place. Of a device, that alone: beside it are all others.
+    pub(super) fn needed(&self) -> io::Result<OwnedFd> {
+        match self.file()? {
+            Some(_) => self.folder.try_clone(),
+            None => {
+                let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+                Ok(openat2(&self.folder, &self.name, how, Mode::empty(), within)?)
+            }
+        }
+    }
+
+    /// Bytes of what is there now, if that is a file.
+    pub(super) fn file_size(&self) -> io::Result<u64> {
+        Ok(self.file()?.unwrap_or(0))
+    }
+
+    fn file(&self) -> io::Result<Option<u64>> {
+        let stat = statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok(file.then(|| u64::try_from(stat.st_size).unwrap_or(0)))
     }
 
     /// Opens what is there now.

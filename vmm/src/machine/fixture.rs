@@ -26,7 +26,7 @@ pub fn description(nr_vcpus: u32, balloon: Option<&BalloonConfig>) -> Option<Des
 
 /// Nobody looks at it, and it has neither networks nor disks.
 pub fn hooks() -> MachineHooks {
-    let (console, _) = Console::open(&SerialSink::None).unwrap();
+    let (console, _) = Console::open(&SerialSink::None).unwrap().start().unwrap();
     let (nets, disks) = (Nets::default(), Arc::default());
     let (vsock, memory) = (Vsock::default(), Backing::default());
     MachineHooks {

@@ -49,6 +49,14 @@ impl Backing {
         Ok(Self::Folder(Arc::new(folder)))
     }
 
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Memfd => None,
+            Self::Folder(folder) => Some(folder),
+        }
+    }
+
     /// A new file of this length, which goes when it is closed.
     ///
     /// # Errors

@@ -36,8 +36,13 @@ const MEMINFO: &str = "/proc/meminfo";
 
 /// Memory that this host has available, in bytes.
 fn available_memory(meminfo: &ProcFile) -> Option<u64> {
+    memory(meminfo, "MemAvailable:")
+}
+
+/// A line of that file, in bytes.
+fn memory(meminfo: &ProcFile, name: &str) -> Option<u64> {
     let info = meminfo.text();
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = info.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -183,6 +188,11 @@ impl Ground {
             self.told = tell(&token, to)?;
         }
         Ok(())
+    }
+
+    /// The most memory that a guest may bring; `None`: nobody knows.
+    pub fn most_memory(&self, wanted: &ReceiveConfig) -> Option<u64> {
+        wanted.max_memory.or_else(|| memory(&self.meminfo, "MemTotal:"))
     }
 }
 

@@ -81,7 +81,7 @@ pub struct Controller {
     /// What is known of the machine while there is none: before the first, and between two.
     shape: OnceLock<Shape>,
     /// How much memory this process has.
-    statm: ProcFile,
+    pub(super) statm: ProcFile,
 }
 
 impl Controller {
@@ -94,8 +94,8 @@ impl Controller {
             started: Instant::now(),
             console,
             owner: Arc::default(),
-            manager: Manager::from_env(),
-            statm: ProcFile::open("/proc/self/statm"),
+            manager: Manager::default(),
+            statm: ProcFile::default(),
             shape: OnceLock::new(),
         }
     }

@@ -19,7 +19,7 @@ fn controller() -> Controller {
 }
 
 fn controller_of(disks: Disks) -> Controller {
-    let (console, _) = Console::open(&SerialSink::None).unwrap();
+    let (console, _) = Console::open(&SerialSink::None).unwrap().start().unwrap();
     let settings = VmSettings {
         name: "vm".into(),
         serial: "none".into(),

@@ -48,6 +48,11 @@ impl Manager {
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
+        if name.as_bytes().starts_with(b"@") {
+            // A confined process may only write to abstract sockets that it is connected to. One
+            // with a path may be replaced by the manager.
+            socket.connect_addr(&address)?;
+        }
         Ok(Self { to: Some((socket, address)), status: Mutex::default() })
     }
 

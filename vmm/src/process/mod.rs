@@ -3,39 +3,36 @@
 
 mod balloon;
 mod controller;
+mod ends;
 pub mod keyboard;
 mod manager;
+mod opening;
 pub mod start;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use wherry_migration::CancelToken;
 use wherry_rootfs::Reader;
 
-use crate::boot::smbios::{Firmware, uuid};
-use crate::boot::source::Sources;
-use crate::config::{ExitReason, ReceiveConfig, RunConfig, SerialSink, devices, with_vsock};
-use crate::console::Console;
-use crate::control::{NameClaim, RuntimeDir, Server, VmControl, signals};
-use crate::disks::Disks;
+use crate::config::ExitReason;
+use crate::console;
+use crate::control::{NameClaim, Server, VmControl, signals};
 use crate::kvm::KvmDevice;
 use crate::life::owner::Owner;
 use crate::life::{End, Event, Life};
 use crate::logging::COURSE;
-use crate::machine::{Description, Kernel, Machine, MachineHooks};
+use crate::machine::{Description, Machine, MachineHooks};
 use crate::memory::Backing;
-use crate::migrate;
 use crate::net::Nets;
-use crate::vsock::Vsock;
 use controller::{Controller, VmSettings};
+use ends::Ends;
+pub use opening::{receive, run};
 
 /// A receiver that is killed has so long to take its socket away, and a boot to end.
 const LAST_STEPS: Duration = Duration::from_secs(1);
@@ -49,17 +46,6 @@ const BRAKE_AFTER: usize = 3;
 const BRAKE_WITHIN: Duration = Duration::from_secs(10);
 /// The wait before each further one.
 const BRAKE_PAUSE: Duration = Duration::from_secs(1);
-
-/// What a host has for a guest.
-#[derive(Default)]
-struct Ends {
-    nets: Nets,
-    disks: Arc<Disks>,
-    vsock: Vsock,
-    memory: Backing,
-    kvm: KvmDevice,
-    reader: Reader,
-}
 
 /// A VM process: its control socket, and what stands behind it.
 struct VmProcess {
@@ -76,22 +62,19 @@ impl VmProcess {
     fn start(
         claim: NameClaim,
         expected: Option<&Description>,
-        serial: &SerialSink,
+        console: console::Opened,
         ends: Ends,
     ) -> anyhow::Result<Self> {
-        let Ends { nets, disks, vsock, memory, kvm, reader } = ends;
+        let Ends { nets, disks, vsock, memory, kvm, reader, manager, statm } = ends;
         let name = claim.name().to_owned();
-        let (console, pty) = Console::open(serial)
-            .with_context(|| format!("cannot open the serial console {serial}"))?;
-        let serial = pty.as_deref().map(Path::display).map_or_else(
-            || serial.to_string(),
-            |path| {
-                info!("the serial console of {name} is {path}");
-                format!("pty {path}")
-            },
-        );
+        if let Some(pty) = console.pty() {
+            info!("the serial console of {name} is {}", pty.display());
+        }
+        let (console, serial) = console.start().context("cannot serve the serial console")?;
         let settings = VmSettings { name, serial, vsock, nets: nets.clone() };
-        let controller = Arc::new(Controller::new(settings, console, disks));
+        let mut controller = Controller::new(settings, console, disks);
+        (controller.manager, controller.statm) = (manager, statm);
+        let controller = Arc::new(controller);
         expected.into_iter().for_each(|description| controller.expect(description));
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
@@ -289,107 +272,21 @@ impl Brake {
     }
 }
 
-/// /dev/kvm, which is never opened again.
-fn open_device() -> anyhow::Result<KvmDevice> {
-    let kvm = KvmDevice::default();
-    kvm.get()?;
-    Ok(kvm)
-}
-
-/// Boots a machine and runs it to its end.
-///
-/// # Errors
-/// Name in use, no usable KVM, a kernel or initrd that cannot be loaded, memory that the host
-/// cannot map.
-pub fn run(config: RunConfig) -> anyhow::Result<ExitReason> {
-    let claim = RuntimeDir::from_env()?.claim(&config.name)?;
-    let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
-    let mut nets = Nets::open(config.nets.iter().map(|net| &net.end))?;
-    nets.begin()?;
-    let disks = Arc::new(Disks::new(config.disks)?);
-    let described = disks.describe()?;
-    let devices = devices(config.balloon.as_ref(), config.rng, &config.nets, described)?;
-    let devices = with_vsock(devices, config.vsock.as_ref())?;
-    let path = config.vsock.and_then(|vsock| vsock.path).map(Into::into);
-    let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
-    vsock.check(&devices)?;
-    // Without a path the first disk's own kernel boots, whichever that is at each reset.
-    let path = config.kernel.unwrap_or_default().into();
-    let kernel = Kernel { path, initrd: config.initrd.map(Into::into), cmdline: config.cmdline };
-    // A host without a name calls its machines as others do.
-    let host = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
-    let uuid = uuid(&host, &config.name);
-    let mut description = Description::new(config.ram_bytes, config.nr_vcpus, devices, kernel)?;
-    description.reset.firmware = Firmware { uuid, credentials: config.credentials };
-    description.reset.boots = config.reboot;
-    description.reset.sources = Sources::open(&description.kernel)?;
-    let reader = Reader::default();
-    let reader = if description.kernel.is_in_disk() { reader.ahead()? } else { reader };
-    let ends = Ends { nets, disks, vsock, memory, kvm: open_device()?, reader };
-    let host = VmProcess::start(claim, Some(&description), &config.serial, ends)?;
-    host.controller.reboots.store(config.reboot, Ordering::SeqCst);
-    let Some(machine) = host.boot(&description)? else { return Ok(ExitReason::Killed) };
-    // Refused if it was killed meanwhile, which the run loop sees.
-    let _ = host.owner().arrive(machine.clone(), true);
-    host.controller.manager.ready(&host.owner().life().to_string());
-    info!(
-        target: COURSE,
-        vcpus = u64::from(description.nr_vcpus),
-        memory_bytes = description.ram_bytes,
-        "the guest runs"
-    );
-    host.run(machine)
-}
-
-/// Waits for a guest, takes it over and runs it to its end.
-///
-/// # Errors
-/// As for [`run`], and every way in which the migration can fail; then the guest is still at the
-/// source, or the text says that this is not known.
-pub fn receive(config: ReceiveConfig) -> anyhow::Result<ExitReason> {
-    let dir = RuntimeDir::from_env()?;
-    let claim = dir.claim(&config.name)?;
-    let memory = Backing::open(config.memory_backing.as_deref().map(Path::new))?;
-    let mut nets = Nets::open(&config.nets)?;
-    nets.begin()?;
-    let mut ground = migrate::Ground::open(&config, dir.path())?;
-    let disks = Arc::new(Disks::new(config.disks.clone())?);
-    let path = config.vsock.clone().map(Into::into);
-    let vsock = Vsock::at(path.unwrap_or_else(|| claim.vsock()));
-    // The guest that comes may boot from its disk.
-    let reader = if config.reboot { Reader::default().ahead()? } else { Reader::default() };
-    let ends = Ends { nets, disks, vsock, memory, kvm: open_device()?, reader };
-    ground.tell(&config)?;
-    let host = VmProcess::start(claim, None, &config.serial, ends)?;
-    host.controller.manager.ready(&format!("waiting for a guest at {}", config.uri));
-    // `kill` must end the wait for a source, too, and take its socket away.
-    let (hooks, killed) = (host.hooks(), CancelToken::new());
-    let (controller, cancel) = (host.controller.clone(), killed.clone());
-    let received = host.unless_killed("receive", &killed, move || {
-        let ends = (&*controller.owner, &controller.reboots);
-        migrate::receive(ground, hooks, ends, &config, &cancel)
-    });
-    let machine = match (received, host.owner().machine().0) {
-        (Ok(None), _) => return Ok(ExitReason::Killed),
-        (Ok(Some(machine)), _) => machine,
-        // It runs here, whatever failed after that.
-        (Err(e), Some(machine)) => {
-            error!("{e:#}; the guest runs here");
-            machine
-        }
-        (Err(e), None) => return Err(e),
-    };
-    host.run(machine)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::ends::open_console;
     use super::*;
-    use crate::config::DiskConfig;
+    use crate::config::{DiskConfig, SerialSink};
+    use crate::control::RuntimeDir;
+    use crate::disks::Disks;
     use crate::life::owner::Vcpus;
     use crate::logging::Format;
     use crate::logging::fixture::Heard;
     use crate::machine::fixture;
+
+    fn no_console() -> console::Opened {
+        open_console(&SerialSink::None).unwrap()
+    }
 
     #[test]
     fn a_reboot_too_many_waits_and_a_kill_ends_the_wait() {
@@ -397,7 +294,7 @@ mod tests {
         let Some(description) = fixture::description(1, None) else { return };
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let host = VmProcess::start(claim, None, &SerialSink::None, Ends::default()).unwrap();
+        let host = VmProcess::start(claim, None, no_console(), Ends::default()).unwrap();
         let machine = Arc::new(Machine::build(&description, host.hooks()).unwrap());
         host.owner().arrive(machine.clone(), false).unwrap();
         machine.ending.note(End::Reset, "");
@@ -418,7 +315,7 @@ mod tests {
         let Some(mut description) = fixture::description(1, None) else { return };
         let temp = tempfile::tempdir().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
-        let host = VmProcess::start(claim, None, &SerialSink::None, Ends::default()).unwrap();
+        let host = VmProcess::start(claim, None, no_console(), Ends::default()).unwrap();
         let (_gone, source) = fixture::file_that_hangs();
         description.reset.sources.kernel = Some(source);
         let booted = std::thread::scope(|scope| {
@@ -440,7 +337,7 @@ mod tests {
         disks.describe().unwrap();
         let claim = RuntimeDir::at(temp.path().join("run")).claim("vm").unwrap();
         let ends = Ends { disks: disks.clone(), ..Ends::default() };
-        let host = VmProcess::start(claim, None, &SerialSink::None, ends).unwrap();
+        let host = VmProcess::start(claim, None, no_console(), ends).unwrap();
         let wait = |limit| host.wait_for_disks(limit);
         assert!(wait(Duration::ZERO).unwrap());
         let request = disks.get("root").unwrap();
