@@ -10,7 +10,7 @@ use tracing::{error, info};
 use wherry_vmm::config::{ExitReason, SerialSink};
 use wherry_vmm::control::{ControlError, signals};
 use wherry_vmm::exit::{Exit, say};
-use wherry_vmm::logging::{self, Logging};
+use wherry_vmm::logging::{self, COURSE, Logging};
 use wherry_vmm::process::keyboard::raw_console;
 use wherry_vmm::process::start::{Machine, Start};
 use wherry_vmm::{process, terminal};
@@ -35,7 +35,10 @@ fn main() -> ExitCode {
     });
     let ended = match started {
         Ok((logging, start)) => supervise(start, logging).inspect_err(|error| match json {
-            true => say(error, true, &mut io::stdout(), &mut io::stderr()),
+            true => {
+                say(error, true, &mut io::stdout(), &mut io::stderr());
+                error!(target: COURSE, "{error}");
+            }
             false => error!(hint = error.hint.as_deref().unwrap_or_default(), "{error}"),
         }),
         Err(error) => {
@@ -68,6 +71,8 @@ fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
             }
         })
         .map_err(failed)?;
+        let no_thread = |e| ControlError::failed(format!("cannot have a thread for the log: {e}"));
+        logging.aside().map_err(no_thread)?;
         if stdio {
             raw = raw_console(&name, quiet).map_err(failed)?;
         }

@@ -199,6 +199,24 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// Says what a client wants to change. What decides who runs is said at a place of its own each, so
+/// that a client who asks for something else all the time does not hide it.
+fn note(request: &Request) {
+    let Some(what) = request.change() else { return };
+    macro_rules! say {
+        () => {
+            info!(target: COURSE, "a client asks for {what}")
+        };
+    }
+    match request {
+        Request::Kill {} => say!(),
+        Request::Stop {} => say!(),
+        Request::Resume { force: true } => say!(),
+        Request::MigrateCancel {} => say!(),
+        _ => say!(),
+    }
+}
+
 fn to_value<T: Serialize>(value: T) -> Result<Value, ControlError> {
     serde_json::to_value(value).map_err(|e| ControlError::failed(e.to_string()))
 }
@@ -264,9 +282,7 @@ impl Shared {
 
     fn dispatch(&self, request: Request) -> Result<Value, ControlError> {
         let vm = &self.vm;
-        if let Some(what) = request.change() {
-            info!(target: COURSE, "a client asks for {what}");
-        }
+        note(&request);
         match request {
             Request::Info {} => {
                 let mut info = vm.info();

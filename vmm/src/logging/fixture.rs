@@ -1,6 +1,7 @@
 //! A log that tests read, with a clock that they set.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::{Format, Journal, Limits, Log, Logging, Way};
@@ -34,7 +35,9 @@ impl Heard {
             way,
             limits: Mutex::<Limits>::default(),
             clock: Box::new(move || *lock(&clock)),
-            out: Box::new(move |bytes| lock(&out).extend(bytes)),
+            out: Arc::new(move |bytes: &[u8]| lock(&out).extend(bytes)),
+            aside: OnceLock::new(),
+            ended: AtomicBool::new(false),
         };
         Self { text, now, log: Arc::new(log) }
     }

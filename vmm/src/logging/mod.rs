@@ -18,17 +18,22 @@
 //! **Words that are not ours** come from guests, peers and their hosts. In all three forms they are
 //! [`printable`](wherry_codec::text::printable) and at most [`line::LONGEST`] bytes.
 //!
+//! **Nobody waits** for who reads this: once there may be threads, standard error has one of its own
+//! ([`aside`]). Only the end of the process waits, for [`LAST`].
+//!
 //! Devices and the migration engine know nothing of this: what they have to say they hand up, as
 //! errors, counters and progress. So a guest's mistakes with its devices are figures, not lines.
 
+mod aside;
 mod journal;
 mod limit;
 mod line;
 mod time;
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
@@ -36,12 +41,16 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber, error};
 
 use crate::sync::lock;
+use aside::Aside;
 use journal::Journal;
 use limit::Limits;
 use line::Line;
 
 /// Target of events that are of interest afterwards; see the module's text.
 pub const COURSE: &str = "wherry::course";
+
+/// How long the end of the process waits for its last lines to be taken.
+const LAST: Duration = Duration::from_secs(1);
 
 /// How it is said.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,17 +101,35 @@ struct Log {
     limits: Mutex<Limits>,
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
     /// Standard error. Each call is one line, or one with its hint.
-    out: Box<Out>,
+    out: Arc<Out>,
+    /// What keeps others from waiting for it, from [`Logging::aside`] on.
+    aside: OnceLock<Aside>,
+    ended: AtomicBool,
 }
 
 /// While this lives events are said. In the end it says what was left out.
 #[must_use]
 pub struct Logging(Arc<Log>);
 
+impl Logging {
+    /// From here on nobody waits for standard error: it gets a thread.
+    ///
+    /// # Errors
+    /// There can be none.
+    pub fn aside(&self) -> io::Result<()> {
+        let out = self.0.out.clone();
+        let aside = Aside::spawn(move |line| out(line))?;
+        let _ = self.0.aside.set(aside);
+        Ok(())
+    }
+}
+
 impl Drop for Logging {
     fn drop(&mut self) {
         let left = lock(&self.0.limits).end();
         left.into_iter().for_each(|left| self.0.say(&left.line()));
+        self.0.ended.store(true, Ordering::Relaxed);
+        self.0.settle();
     }
 }
 
@@ -125,17 +152,30 @@ pub fn start(format: Format, vm: &str, quiet: bool) -> io::Result<Logging> {
         way,
         limits: Mutex::default(),
         clock: Box::new(Instant::now),
-        // A standard error that nobody reads must not end a guest.
-        out: Box::new(|bytes| _ = io::stderr().write_all(bytes)),
+        out: Arc::new(stderr(io::stderr())),
+        aside: OnceLock::new(),
+        ended: AtomicBool::new(false),
     };
     let log = Arc::new(log);
     tracing::subscriber::set_global_default(log.clone()).map_err(io::Error::other)?;
-    say_panics();
+    say_panics(matches!(log.way, Way::Human));
     Ok(Logging(log))
 }
 
+/// What writes there. A standard error that nobody reads must not end a guest, and a line of which
+/// only a part was written must not spoil the next.
+fn stderr(to: impl Write + Send + 'static) -> impl Fn(&[u8]) + Send + Sync {
+    let to = Mutex::new((to, false));
+    move |line| {
+        let (to, torn) = &mut *lock(&to);
+        let whole = if *torn { to.write_all(b"\n") } else { Ok(()) };
+        *torn = whole.and_then(|()| to.write_all(line)).is_err();
+    }
+}
+
 /// A guest, a peer or a client may find a defect that panics, again and again.
-fn say_panics() {
+fn say_panics(to_people: bool) {
+    let backtrace = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0");
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let thread = std::thread::current();
@@ -143,7 +183,8 @@ fn say_panics() {
         let what = info.payload_as_str().unwrap_or("no text");
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         error!(thread, place, "a defect of Wherry: a panic at {place}: {what}");
-        if std::env::var_os("RUST_BACKTRACE").is_some() {
+        // It has lines as they come: for people alone.
+        if backtrace && to_people {
             usual(info);
         }
     }));
@@ -151,17 +192,43 @@ fn say_panics() {
 
 impl Log {
     fn say(&self, line: &Line) {
+        if let Some(lines) = self.aside.get().map(Aside::lost).filter(|lines| *lines > 0) {
+            let message = format!("{lines} lines are lost: nobody took them from standard error");
+            let fields = vec![("lost", lines.into())];
+            self.form(&Line { level: Level::WARN, message, hint: String::new(), fields });
+        }
+        self.form(line);
+    }
+
+    fn form(&self, line: &Line) {
         match &self.way {
-            Way::Human => (self.out)(line.human().as_bytes()),
+            Way::Human => self.write(line.human()),
             Way::Json => {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-                (self.out)(line.json(&self.vm, now.unwrap_or_default()).as_bytes());
+                self.write(line.json(&self.vm, now.unwrap_or_default()));
             }
             Way::Journal(journal) => {
                 if journal.send(&line.entry(&self.vm)).is_err() {
-                    (self.out)(line.human().as_bytes());
+                    self.write(line.human());
                 }
             }
+        }
+    }
+
+    fn write(&self, line: String) {
+        match self.aside.get() {
+            Some(aside) => aside.push(line.into_bytes()),
+            None => (self.out)(line.as_bytes()),
+        }
+        // What is said after the end is the last.
+        if self.ended.load(Ordering::Relaxed) {
+            self.settle();
+        }
+    }
+
+    fn settle(&self) {
+        if let Some(aside) = self.aside.get() {
+            aside.settle(LAST);
         }
     }
 }

@@ -140,6 +140,40 @@ fn a_flood_at_one_place_is_counted_and_hides_no_other() {
     assert_eq!(heard.text(), "");
 }
 
+/// Takes so many bytes, then none until it is told.
+struct Full(std::sync::mpsc::Receiver<usize>, usize, Arc<Mutex<Vec<u8>>>);
+
+impl Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.1 += self.0.try_iter().sum::<usize>();
+        let nr = bytes.len().min(self.1);
+        if nr == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.1 -= nr;
+        lock(&self.2).extend(&bytes[..nr]);
+        Ok(nr)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_line_that_was_torn_does_not_spoil_the_next() {
+    let (room, rooms) = std::sync::mpsc::channel();
+    let text = Arc::<Mutex<Vec<u8>>>::default();
+    let out = stderr(Full(rooms, 7, text.clone()));
+    for line in [&b"one\n"[..], b"second\n", b"third\n"] {
+        out(line);
+    }
+    room.send(100).unwrap();
+    out(b"fourth\n");
+    out(b"fifth\n");
+    assert_eq!(lock(&text).as_slice(), b"one\nsec\nfourth\nfifth\n");
+}
+
 #[test]
 fn only_a_stream_that_leads_to_the_journal_is_its_own() {
     // Nothing here was started by a service manager that has a stream of this number.

@@ -85,9 +85,18 @@ impl Arriving {
         Self { id, progress, said: Mutex::new((Phase::Handshake, Instant::now())) }
     }
 
-    /// It is here.
-    pub fn ended(&self, received: Received) {
-        let (migration, bytes) = (&self.id, received.bytes);
+    /// It is here, or did not come.
+    pub fn ended<E: std::error::Error>(&self, received: &Result<Received, E>) {
+        let migration = &self.id;
+        let received = match received {
+            Ok(received) => received,
+            Err(error) => {
+                let (phase, error) = (lock(&self.said).0.to_string(), describe(error));
+                warn!(target: COURSE, migration, phase, "the guest did not arrive: {error}");
+                return;
+            }
+        };
+        let bytes = received.bytes;
         info!(target: COURSE, migration, bytes, "the guest has arrived");
         if !received.acknowledged {
             warn!(

@@ -243,14 +243,15 @@ pub fn receive(
         // The source waits for them, and freeing memory takes its time.
         arriving.hooks.disks.abandon();
     }
-    course.ended(received.map_err(|e| {
+    course.ended(&received);
+    received.map_err(|e| {
         let e = anyhow::Error::from(e);
         if good_for.is_some() {
             e.context("the token is used, and the guest did not come")
         } else {
             e
         }
-    })?);
+    })?;
     if !arriving.boot.told {
         warn!(
             "the source is an older wherry and does not say what the guest boots: a reboot ends it \

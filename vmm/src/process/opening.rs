@@ -138,7 +138,8 @@ pub fn receive(
         (Ok(Some(machine)), _) => machine,
         // It runs here, whatever failed after that.
         (Err(e), Some(machine)) => {
-            error!("{e:#}; the guest runs here");
+            // Ours first: a peer's words may be longer than a line.
+            error!("the guest runs here: {e:#}");
             machine
         }
         (Err(e), None) => return Err(e),
