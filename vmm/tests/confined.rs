@@ -122,7 +122,7 @@ fn files(folder: &Path) {
     fs::rename(runtime.join(".web.new"), runtime.join("web.sock")).unwrap();
     drop(socket);
     fs::remove_file(runtime.join("web.sock")).unwrap();
-    File::options().write(true).create(true).open(runtime.join("x.lock")).unwrap();
+    File::options().write(true).create(true).truncate(false).open(runtime.join("x.lock")).unwrap();
     refused("read a lock", File::open(runtime.join("x.lock")));
     fs::remove_file(runtime.join("x.lock")).unwrap();
     fs::remove_file(sockets.join("move")).unwrap();
