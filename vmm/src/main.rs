@@ -12,8 +12,9 @@ use wherry_vmm::control::{ControlError, signals};
 use wherry_vmm::exit::{Exit, say};
 use wherry_vmm::logging::{self, COURSE, Logging};
 use wherry_vmm::process::keyboard::raw_console;
+use wherry_vmm::process::opening;
 use wherry_vmm::process::start::{Machine, Start};
-use wherry_vmm::{process, terminal};
+use wherry_vmm::terminal;
 
 /// The signal that asked us to end; 0 if none did.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -79,8 +80,8 @@ fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
         Ok(())
     };
     let result = match machine {
-        Machine::Run(config) => process::run(config, begin),
-        Machine::Receive(config) => process::receive(config, begin),
+        Machine::Run(config) => opening::run(config, begin),
+        Machine::Receive(config) => opening::receive(config, begin),
     };
     drop(raw);
     let reason = result?;

@@ -18,8 +18,8 @@
 //! **Words that are not ours** come from guests, peers and their hosts. In all three forms they are
 //! [`printable`](wherry_codec::text::printable) and at most [`line::LONGEST`] bytes.
 //!
-//! **Nobody waits** for who reads this: once there may be threads, standard error has one of its own
-//! ([`aside`]). Only the end of the process waits, for [`LAST`].
+//! **Nobody waits** for who reads this: once there may be threads, standard error has one of its
+//! own ([`aside`]). Only the end of the process waits, for [`LAST`].
 //!
 //! Devices and the migration engine know nothing of this: what they have to say they hand up, as
 //! errors, counters and progress. So a guest's mistakes with its devices are figures, not lines.

@@ -6,7 +6,7 @@ mod controller;
 mod ends;
 pub mod keyboard;
 mod manager;
-mod opening;
+pub mod opening;
 pub mod start;
 
 use std::collections::VecDeque;
@@ -32,7 +32,6 @@ use crate::memory::Backing;
 use crate::net::Nets;
 use controller::{Controller, VmSettings};
 use ends::Ends;
-pub use opening::{receive, run};
 
 /// A receiver that is killed has so long to take its socket away, and a boot to end.
 const LAST_STEPS: Duration = Duration::from_secs(1);
