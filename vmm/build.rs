@@ -6,12 +6,13 @@ use std::io;
 use std::path::Path;
 
 /// What is compiled into the VM's program, from this folder.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "src",
     "../codec/src",
     "../devices/src",
     "../migration/src",
     "../rootfs/src",
+    "../threads/src",
     "../trace/src",
     "../Cargo.lock",
 ];

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::control::CancelToken;
@@ -27,13 +26,13 @@ pub enum Left {
 /// # Errors
 /// See [`Left`]. It may go on, and what it returns is dropped.
 pub fn aside<T: Send + 'static>(
-    name: &str,
+    kind: &'static str,
     limit: Option<Duration>,
     cancel: &CancelToken,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Left> {
     let (tell, heard) = channel();
-    let spawned = thread::Builder::new().name(name.into()).spawn(move || {
+    let spawned = wherry_threads::of_kind(kind).spawn(move || {
         // Fails only when nobody waits any more.
         let _ = tell.send(work());
     });

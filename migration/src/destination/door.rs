@@ -13,7 +13,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::DestinationConfig;
@@ -132,7 +131,7 @@ impl<'a, T: Send + 'static> Door<'a, T> {
         let interrupt = Interrupt { cancel: self.cancel.clone(), ..Interrupt::default() };
         let (ask, tell, theirs) = (self.ask.clone(), self.tell.clone(), interrupt.clone());
         let name = peer.clone();
-        let spawned = thread::Builder::new().name("migration-greet".into()).spawn(move || {
+        let spawned = wherry_threads::of_kind("migration-greet").spawn(move || {
             // Fails only when nobody waits any more.
             let said = ask(transport, &theirs);
             let _ = tell.send((nr, Heard { peer: name, said }));
@@ -237,7 +236,7 @@ mod tests {
                 if minds || !is_source {
                     interrupt.check()?;
                 }
-                thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1));
             }
             Err(if port % 3 == 1 { Error::Closed } else { Error::NotWherry })
         })

@@ -16,7 +16,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::DestinationConfig;
@@ -182,8 +182,7 @@ impl Lanes {
         barrier.bytes.fetch_add(reader.bytes(), Ordering::Relaxed);
         reader.deadline = None;
         reader.interrupt = shared.interrupt.clone();
-        let thread = thread::Builder::new()
-            .name("migration-receive".into())
+        let thread = wherry_threads::of_kind("migration-receive")
             .spawn(move || {
                 // Nobody may wait for a thread that is gone, however it went.
                 let mut end = End { barrier: &barrier, result: Err(Error::Closed) };

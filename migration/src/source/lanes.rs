@@ -24,7 +24,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -166,8 +166,8 @@ impl Lanes {
             writer.send_control(Kind::Join, &Join { stream, token })?;
             let (lane, mut reader, tell) = (stream as usize, reader.another(), tell.clone());
             let (jobs, todo) = channel();
-            let thread = thread::Builder::new()
-                .name(format!("migration-send-{stream}"))
+            let thread = wherry_threads::of_kind("migration-send")
+                .named(format!("migration-send-{stream}"))
                 .spawn(move || {
                     let work = || work(&mut writer, lane, &mut reader, &todo, &tell);
                     // A panic is told like any other end.

@@ -248,8 +248,7 @@ impl<'a> Migration<'a> {
     ) -> Result<T, Error> {
         thread::scope(|scope| {
             let (tell, done) = channel();
-            let worker = thread::Builder::new()
-                .name("migration-walk".into())
+            let worker = wherry_threads::of_kind("migration-walk")
                 .spawn_scoped(scope, move || {
                     let _ = tell.send(work());
                 })

@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::{Compression, SourceConfig};
@@ -68,8 +68,7 @@ impl Peer {
         let (tell, answers) = channel();
         let unread = Arc::new(AtomicU32::new(0));
         let (stop, queued, verify) = (interrupt.clone(), unread.clone(), cfg.verify);
-        let reader = thread::Builder::new()
-            .name("migration-answers".into())
+        let reader = wherry_threads::of_kind("migration-answers")
             .spawn(move || read_answers(&mut frames, verify, &queued, &tell, &stop))
             .map_err(Error::Connection)?;
         let patience = (cfg.stall_timeout, cfg.frame_limit);

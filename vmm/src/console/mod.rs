@@ -216,8 +216,7 @@ impl Console {
         for source in sources {
             let console = self.clone();
             // Without a thread there is no input; the guest runs all the same.
-            let _ = std::thread::Builder::new()
-                .name("console-in".into())
+            let _ = wherry_threads::of_kind("console-in")
                 .spawn(move || console.pump(source, &|| false));
         }
         self.0.room.tell();
@@ -265,7 +264,7 @@ impl Console {
             id
         };
         let console = self.clone();
-        let spawned = std::thread::Builder::new().name("console-client".into()).spawn(move || {
+        let spawned = wherry_threads::of_kind("console-client").spawn(move || {
             console.pump(&reader, &|| hung_up(&reader));
             // Who has said all may still listen.
             wait_until_hung_up(&reader);

@@ -59,7 +59,7 @@ impl Outbox {
     pub(super) fn spawn(mut to: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let source = shared.clone();
-        let thread = std::thread::Builder::new().name("console-out".into()).spawn(move || {
+        let thread = wherry_threads::of_kind("console-out").spawn(move || {
             while let Some(batch) = source.take() {
                 // A failing sink (closed terminal, full disk) must not stop the guest.
                 let _ = write_patiently(&mut to, &batch).and_then(|()| to.flush());

@@ -109,8 +109,7 @@ impl Server {
             migrations: Mutex::default(),
         });
         let for_acceptor = shared.clone();
-        let acceptor = thread::Builder::new()
-            .name("control".into())
+        let acceptor = wherry_threads::of_kind("control")
             .spawn(move || accept_loop(&for_acceptor, &listener, &woken))
             .map_err(failed)?;
         Ok(Self { shared, wake, acceptor: Some(acceptor), _claim: claim })
@@ -180,7 +179,7 @@ fn admit(shared: &Arc<Shared>, mut stream: UnixStream) {
         id
     };
     let for_thread = shared.clone();
-    let spawned = thread::Builder::new().name("control-client".into()).spawn(move || {
+    let spawned = wherry_threads::of_kind("control-client").spawn(move || {
         let _ = catch_unwind(AssertUnwindSafe(|| for_thread.serve(stream)));
         lock(&for_thread.clients).open.remove(&id);
     });
@@ -360,7 +359,7 @@ impl Shared {
         let detach = request.detach;
         let (updates, queue) = updates::queue();
         let for_worker = self.clone();
-        let spawned = thread::Builder::new().name("control-migrate".into()).spawn(move || {
+        let spawned = wherry_threads::of_kind("control-migrate").spawn(move || {
             let shared = &for_worker;
             let result = guarded(|| {
                 shared.vm.migrate(&request, &mut |update| {

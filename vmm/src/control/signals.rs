@@ -10,7 +10,6 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, Weak};
-use std::thread;
 
 use super::VmControl;
 use crate::sync::lock;
@@ -56,7 +55,7 @@ pub fn watch(mut handler: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
     if failed != 0 {
         return Err(io::Error::from_raw_os_error(failed));
     }
-    thread::Builder::new().name("signals".into()).spawn(move || {
+    wherry_threads::of_kind("signals").spawn(move || {
         loop {
             let mut signal = 0;
             // SAFETY: both pointers are to initialised values that outlive the call.

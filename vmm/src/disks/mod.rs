@@ -27,7 +27,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -84,7 +83,7 @@ fn within<T: Send + 'static>(
 ) -> io::Result<Option<T>> {
     let (tell, done) = channel();
     let work = move || drop(tell.send(work()));
-    thread::Builder::new().name("disk-flush".into()).spawn(work)?;
+    wherry_threads::of_kind("disk-flush").spawn(work)?;
     Ok(done.recv_timeout(limit).ok())
 }
 

@@ -47,7 +47,7 @@ impl EventLoop {
         }
         manager.add_subscriber(Box::new(Wake(wake.try_clone()?)));
         let stop = quit.clone();
-        let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
+        let thread = wherry_threads::of_kind("devices").spawn(move || {
             let served = catch_unwind(AssertUnwindSafe(|| {
                 while !stop.load(Ordering::Acquire) {
                     // EINTR is the only error here that can occur and pass.

@@ -79,7 +79,7 @@ fn dead(machine: &Machine) -> io::Error {
 /// Devices announce themselves a while after the guest began to run here: it gets its hinted memory
 /// back then, and is not to stand still twice in one go.
 fn announce_later(machine: &Arc<Machine>) {
-    let spawned = std::thread::Builder::new().name("announce".into()).spawn({
+    let spawned = wherry_threads::of_kind("announce").spawn({
         let machine = Arc::downgrade(machine);
         move || {
             std::thread::sleep(ANNOUNCE_AFTER);

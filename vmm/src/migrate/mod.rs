@@ -258,11 +258,14 @@ fn go(
         teller.record(machine, &config);
     }
     std::thread::scope(|scope| {
-        let engine = scope.spawn(|| {
+        let engine = wherry_threads::of_kind("migration").spawn_scoped(scope, || {
             // Moved in, so that the channel closes when the engine ends.
             let teller = teller;
             wherry_migration::migrate(&vm, transport, &config, &teller, cancel)
         });
+        let engine = engine.map_err(|e| {
+            ControlError::new(ErrorCode::MigrationFailed, format!("no thread: {e}"))
+        })?;
         for update in updates {
             tell(update);
         }

@@ -39,7 +39,7 @@ impl<T: Send + 'static> Later<T> {
         }
         drop(state);
         let shared = self.0.clone();
-        let thread = std::thread::Builder::new().name("offloads".into());
+        let thread = wherry_threads::of_kind("offloads");
         if thread.spawn(move || shared.work()).is_err() {
             // Better late than never.
             self.0.work();

@@ -115,7 +115,7 @@ impl Watch {
     /// There is no room for a thread.
     pub fn begin(&mut self, id: &str) -> io::Result<()> {
         let Some(started) = self.started.take() else { return Ok(()) };
-        let thread = std::thread::Builder::new().name(format!("passt-{id}")).spawn({
+        let thread = wherry_threads::of_kind("passt").named(format!("passt-{id}")).spawn({
             let (id, user, quit) = (id.to_owned(), self.user.clone(), self.quit.clone());
             move || watch(&id, started, &user, &quit)
         })?;

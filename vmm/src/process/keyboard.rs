@@ -57,7 +57,7 @@ pub fn raw_console(name: &str, quiet: bool) -> io::Result<Option<RawMode>> {
     rustix::io::ioctl_fionbio(&guest, true)?;
     // The terminal stays open as `keyboard`.
     rustix::stdio::dup2_stdin(&reader)?;
-    std::thread::Builder::new().name("keyboard".into()).spawn(move || {
+    wherry_threads::of_kind("keyboard").spawn(move || {
         let mut escape = Escape::default();
         let mut buffer = [0; 256];
         let mut lossy = false;

@@ -98,8 +98,8 @@ impl Vcpu {
             fd: Mutex::new(fd),
         });
         let copy = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{id}"))
+        let thread = wherry_threads::of_kind("vcpu")
+            .named(format!("vcpu{id}"))
             .spawn(move || thread_main(&copy, &ctx))?;
         Ok(Self { shared, thread: Some(thread) })
     }

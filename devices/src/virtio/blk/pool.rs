@@ -116,7 +116,7 @@ impl Pool {
         let mut pool = Self { shared, workers: Vec::new() };
         for _ in 0..WORKERS {
             let shared = pool.shared.clone();
-            let thread = std::thread::Builder::new().name("disk".into());
+            let thread = wherry_threads::of_kind("disk");
             pool.workers.push(thread.spawn(move || shared.work())?);
         }
         Ok(pool)
