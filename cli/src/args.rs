@@ -9,6 +9,7 @@ use wherry_migration::{Compression, HintPolicy};
 use wherry_vmm::config::SerialSink;
 
 use super::boot_files::BootFilesArgs;
+use super::confine::ConfineArgs;
 use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
 use super::log::LogArgs;
@@ -212,6 +213,9 @@ pub struct RunArgs {
     /// What is said of it.
     #[command(flatten)]
     pub log: LogArgs,
+    /// What its process may do.
+    #[command(flatten)]
+    pub confine: ConfineArgs,
 }
 
 /// Options of `run` and `receive` alike.
@@ -301,6 +305,9 @@ pub struct ReceiveArgs {
     /// What is said of it.
     #[command(flatten)]
     pub log: LogArgs,
+    /// What its process may do.
+    #[command(flatten)]
+    pub confine: ConfineArgs,
 }
 
 /// What `--streams` may be.

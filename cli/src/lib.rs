@@ -5,6 +5,7 @@ mod all_vms;
 mod args;
 mod boot_files;
 mod config;
+mod confine;
 mod console;
 mod context;
 mod credentials;

@@ -11,6 +11,7 @@ use wherry_vmm::config::{
     DEFAULT_CMDLINE, MAX_CMDLINE, MAX_RAM_BYTES, MAX_VCPUS, MIN_RAM_BYTES, ReceiveConfig,
     RunConfig, SerialSink, check_slots,
 };
+use wherry_vmm::confine::seccomp::Mode;
 use wherry_vmm::control::{ControlError, ErrorCode};
 use wherry_vmm::exit::Exit;
 use wherry_vmm::kvm::{self, DEV_KVM};
@@ -26,7 +27,7 @@ use super::{Context, net, output::Output, vsock};
 
 /// `wherry run`
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
-    let format = args.log.log_format;
+    let (seccomp, format) = (args.confine.seccomp.into(), args.log.log_format);
     let config = run_config(args)?;
     check_output(&context.out, &config.serial)?;
     let kvm = open_kvm()?;
@@ -40,18 +41,18 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
     config.disks.iter().try_for_each(disk::check)?;
     check_backing(config.memory_backing.as_ref())?;
     drop(kvm);
-    become_vm(context, Machine::Run(config), format)
+    become_vm(context, Machine::Run(config), seccomp, format)
 }
 
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
-    let format = args.log.log_format;
+    let (seccomp, format) = (args.confine.seccomp.into(), args.log.log_format);
     let config = receive_config(args, &context.out)?;
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     config.disks.iter().try_for_each(disk::check)?;
     check_backing(config.memory_backing.as_ref())?;
-    become_vm(context, Machine::Receive(config), format)
+    become_vm(context, Machine::Receive(config), seccomp, format)
 }
 
 /// The configuration that the options describe, or what is wrong with them.
@@ -97,12 +98,14 @@ fn open_kvm() -> Result<Kvm, ControlError> {
 fn become_vm(
     context: &Context,
     machine: Machine,
+    seccomp: Mode,
     log_format: Format,
 ) -> Result<Exit, ControlError> {
     let own = std::env::current_exe()
         .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
     let program = own.with_file_name(PROGRAM);
-    let start = Start { machine, json: context.out.json, quiet: context.out.quiet, log_format };
+    let Output { json, quiet, .. } = context.out;
+    let start = Start { machine, seccomp, json, quiet, log_format };
     let error = start.exec(&program);
     let what = format!("cannot start {}: {error}", program.display());
     Err(ControlError::failed(what).hint("install wherry and wherry-vm of one build in one folder"))

@@ -3,6 +3,8 @@
 //! Signals that were ignored when the command started stay ignored: `nohup` sets SIGHUP so, and a
 //! shell without job control sets SIGINT and SIGQUIT so for what it starts with `&`.
 
+mod common;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,10 +13,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use common::receiver_place;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
-use tempfile::TempDir;
-use wherry_tests::needs::KVM;
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -35,29 +36,6 @@ fn wherry(dir: &Path, ignored: &str, args: &[&str]) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
-}
-
-/// Builds `wherry-vm` beside `wherry`: Cargo does that for the tests of its own package alone.
-fn build_vm() {
-    let folder = Path::new(env!("CARGO_BIN_EXE_wherry")).parent().unwrap();
-    let target = folder.parent().unwrap();
-    let profile = if folder.ends_with("debug") { "dev" } else { "release" };
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "wherry-vmm", "--bin", "wherry-vm"])
-        .args(["--profile", profile, "--target-dir"])
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status();
-    assert!(built.unwrap().success());
-}
-
-/// Where a `wherry receive` can run: a folder, and the runtime folder in it. `None` without a KVM.
-fn receiver_place() -> Option<(TempDir, RuntimeDir)> {
-    KVM.or_not_run(wherry_vmm::kvm::open_kvm())?;
-    build_vm();
-    let temp = tempfile::tempdir().unwrap();
-    let dir = RuntimeDir::at(temp.path().join("run"));
-    Some((temp, dir))
 }
 
 fn send(child: &Child, signal: i32) {

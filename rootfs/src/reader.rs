@@ -21,6 +21,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use seccompiler::SeccompAction;
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 
 use crate::answer::{Answer, Listing, PAGE};
@@ -255,6 +256,6 @@ pub fn confine(limits: &Limits) -> Result<bool, SandboxError> {
         .allow(&[libc::SYS_rt_sigprocmask, libc::SYS_gettid, libc::SYS_getpid])
         .allow_if(libc::SYS_write, &[(0, Eq, number(&error))])?
         .allow_if(libc::SYS_tgkill, &[(0, Eq, own)])?
-        .enforce()?;
+        .enforce(SeccompAction::KillProcess)?;
     Ok(landlock)
 }

@@ -135,16 +135,31 @@ impl Calls {
         Ok(self)
     }
 
-    /// From now on any other call kills this process with SIGSYS.
+    /// From now on this thread, and those that it starts, meet `other` with any other call.
     ///
     /// # Errors
-    /// The kernel has no seccomp.
-    pub fn enforce(self) -> Result<(), SandboxError> {
-        let (other, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
-        let filter = SeccompFilter::new(self.0, other, listed, TargetArch::x86_64);
-        let program = filter.and_then(BpfProgram::try_from).map_err(seccomp)?;
-        seccompiler::apply_filter(&program).map_err(|e| SandboxError::Seccomp(e.to_string()))
+    /// The kernel has no seccomp, or this thread has too many filters.
+    pub fn enforce(self, other: SeccompAction) -> Result<(), SandboxError> {
+        apply(self.0, other, SeccompAction::Allow)
     }
+
+    /// From now on these calls fail with this error, as where the kernel does not have them.
+    ///
+    /// # Errors
+    /// As for [`enforce`](Self::enforce).
+    pub fn refuse(self, error: i32) -> Result<(), SandboxError> {
+        apply(self.0, SeccompAction::Allow, SeccompAction::Errno(error as u32))
+    }
+}
+
+fn apply(
+    calls: BTreeMap<i64, Vec<SeccompRule>>,
+    other: SeccompAction,
+    listed: SeccompAction,
+) -> Result<(), SandboxError> {
+    let filter = SeccompFilter::new(calls, other, listed, TargetArch::x86_64);
+    let program = filter.and_then(BpfProgram::try_from).map_err(seccomp)?;
+    seccompiler::apply_filter(&program).map_err(seccomp)
 }
 
 fn seccomp(error: impl std::fmt::Display) -> SandboxError {

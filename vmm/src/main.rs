@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use tracing::{error, info};
 use wherry_vmm::config::{ExitReason, SerialSink};
+use wherry_vmm::confine::seccomp;
 use wherry_vmm::control::{ControlError, signals};
 use wherry_vmm::exit::{Exit, say};
 use wherry_vmm::logging::{self, COURSE, Logging};
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
 /// Runs a machine with signals and the terminal taken care of, and says how it ended.
 fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
     let name = start.name().to_owned();
-    let Start { machine, json, quiet, .. } = start;
+    let Start { machine, seccomp, json, quiet, .. } = start;
     let serial = match &machine {
         Machine::Run(config) => &config.serial,
         Machine::Receive(config) => &config.serial,
@@ -64,6 +65,8 @@ fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
     // The first threads, so that all later ones leave these signals to the watcher. Until then a
     // signal ends this process as any other.
     let begin = || -> Result<(), ControlError> {
+        seccomp::begin(seccomp)
+            .map_err(|e| ControlError::failed(e.to_string()).hint("--seccomp off does without"))?;
         signals::watch(|signal| {
             // The first asks the machine to end; without a machine, or the second time, that is
             // that.

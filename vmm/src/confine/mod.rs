@@ -10,12 +10,14 @@
 //!    core have the guest's memory in it.
 //! 3. [`limits`]: the size of files and the number of descriptors.
 //! 4. [`landlock`]: which files, ports and processes.
+//! 5. [`seccomp`]: which system calls, for each thread by its kind, before it does anything else.
 //!
 //! Landlock confines the calling thread and those that it starts (older kernels know nothing else),
 //! so there must be no other thread yet: [`enter`] refuses if there is one.
 
 pub mod landlock;
 pub mod limits;
+pub mod seccomp;
 
 use std::io;
 use std::os::fd::AsFd;

@@ -35,7 +35,7 @@ impl Aside {
         let (queue, lines) = sync_channel::<Vec<u8>>(ROOM);
         let waiting = Arc::<Waiting>::default();
         let theirs = waiting.clone();
-        std::thread::Builder::new().name("log".into()).spawn(move || {
+        wherry_threads::of_kind("log").spawn(move || {
             for line in lines {
                 write(&line);
                 *lock(&theirs.lines) -= 1;

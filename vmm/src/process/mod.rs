@@ -21,6 +21,7 @@ use wherry_migration::CancelToken;
 use wherry_rootfs::Reader;
 
 use crate::config::ExitReason;
+use crate::confine::seccomp;
 use crate::console;
 use crate::control::{NameClaim, Server, VmControl, signals};
 use crate::kvm::KvmDevice;
@@ -78,6 +79,7 @@ impl VmProcess {
         let control: Arc<dyn VmControl> = controller.clone();
         signals::forward_to(&control);
         let server = Server::start(claim, control).context("cannot offer the control socket")?;
+        seccomp::narrow_main();
         Ok(Self { controller, nets, memory, kvm, reader, _server: server })
     }
 
@@ -110,13 +112,13 @@ impl VmProcess {
     /// cancelled, and the thread left to itself if that does not end it.
     fn unless_killed<T: Send + 'static>(
         &self,
-        name: &str,
+        kind: &'static str,
         killed: &CancelToken,
         work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<Option<T>> {
         let (done, result) = channel();
         let owner = self.owner().clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+        let thread = wherry_threads::of_kind(kind).spawn(move || {
             // Also if it panics: nobody must wait for it.
             let got = catch_unwind(AssertUnwindSafe(work))
                 .unwrap_or_else(|_| Err(anyhow::anyhow!("a panic: a defect of Wherry")));

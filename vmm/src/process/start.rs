@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::config::{ReceiveConfig, RunConfig};
+use crate::confine::seccomp::Mode;
 use crate::control::ControlError;
 use crate::logging::Format;
 
@@ -34,6 +35,8 @@ const MAX_BYTES: u64 = 1 << 20;
 pub struct Start {
     /// The VM.
     pub machine: Machine,
+    /// What becomes of a system call that a thread may not make.
+    pub seccomp: Mode,
     /// How it ended, or why it cannot run, as JSON on standard output.
     pub json: bool,
     /// No remarks.
@@ -171,7 +174,8 @@ mod tests {
             vsock: None,
             disks: vec![],
         });
-        Start { machine, json: false, quiet: true, log_format: Format::Json }
+        let (seccomp, log_format) = (Mode::Log, Format::Json);
+        Start { machine, seccomp, json: false, quiet: true, log_format }
     }
 
     #[test]

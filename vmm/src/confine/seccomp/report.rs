@@ -1,0 +1,169 @@
+//! A call that is not allowed is said on standard error before it ends the process.
+//!
+//! The filter has the kernel send SIGSYS to the thread that made the call, instead of ending the
+//! process itself, so that the VM's log names thread and call: the kernel's own log does not always
+//! (it goes to a host's audit, if that is on), and its user may not read it. The handler does what
+//! is safe in a signal handler alone; nothing is allocated and no lock taken. Then the process ends
+//! by SIGSYS, as whoever started it sees. A handler that is not let write or end the process ends
+//! it, too: SIGSYS is blocked meanwhile, and the kernel ends a process whose blocked SIGSYS it must
+//! deliver.
+//!
+//! One call is refused, and that is all. glibc opens files of its own accord, only to read them:
+//! how memory is overcommitted when a heap shrinks for the first time, how many CPUs there are when
+//! a thread wants a heap of its own. It does without what it cannot open, and no VM is to end of
+//! that.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+
+use super::names;
+use super::requests::request;
+
+/// `SYS_SECCOMP`: a filter sent it.
+const BY_A_FILTER: c_int = 1;
+
+/// The beginning of `siginfo_t` of a SIGSYS (sigaction(2)); libc has no names for it.
+#[repr(C)]
+struct Info {
+    signal: c_int,
+    error: c_int,
+    code: c_int,
+    _padding: c_int,
+    _address: *const c_void,
+    call: c_int,
+}
+
+/// A line on the stack.
+struct Line {
+    bytes: [u8; 200],
+    len: usize,
+}
+
+impl Line {
+    const fn new() -> Self {
+        Self { bytes: [0; 200], len: 0 }
+    }
+
+    /// What has no room is left out.
+    fn text(&mut self, text: &[u8]) {
+        for (to, byte) in self.bytes.iter_mut().skip(self.len).zip(text) {
+            *to = *byte;
+            self.len += 1;
+        }
+    }
+
+    fn number(&mut self, number: u64, base: u64) {
+        let mut digits = [0; 20];
+        let mut left = number;
+        let mut used = 0;
+        for digit in digits.iter_mut().rev() {
+            *digit = b"0123456789abcdef"[(left % base) as usize];
+            left /= base;
+            used += 1;
+            if left == 0 {
+                break;
+            }
+        }
+        self.text(digits.get(digits.len() - used..).unwrap_or_default());
+    }
+
+    fn number_of(&mut self, call: c_int) {
+        self.text(b" (");
+        self.number(u64::from(call.unsigned_abs()), 10);
+        self.text(b")");
+    }
+}
+
+/// `thread vcpu0: system call ptrace (101) is not allowed`.
+fn line(thread: &[u8], call: c_int, second: u64) -> Line {
+    let mut line = Line::new();
+    line.text(b"wherry: thread ");
+    line.text(thread);
+    line.text(b": system call ");
+    line.text(names::name(call).unwrap_or("?").as_bytes());
+    line.number_of(call);
+    if libc::c_long::from(call) == libc::SYS_ioctl {
+        line.text(b" with ");
+        match request(second) {
+            Some(request) => line.text(request.name.as_bytes()),
+            None => {
+                line.text(b"0x");
+                line.number(second, 16);
+            }
+        }
+    }
+    line.text(b" is not allowed, which ends the VM; --seccomp log only notes it\n");
+    line
+}
+
+extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a siginfo_t, which for this signal begins so (sigaction(2)); of
+    // another sender's only the fields before the address are read.
+    let info = unsafe { &*info.cast::<Info>() };
+    // SAFETY: with SA_SIGINFO the third argument is the ucontext_t of the thread, which has it to
+    // itself while its handler runs.
+    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let argument = |register: c_int| registers[register as usize] as u64;
+    if info.code == BY_A_FILTER
+        && libc::c_long::from(info.call) == libc::SYS_openat
+        && argument(libc::REG_RDX) as c_int == libc::O_RDONLY | libc::O_CLOEXEC
+    {
+        // What the call returns.
+        registers[libc::REG_RAX as usize] = -i64::from(libc::EACCES);
+        return;
+    }
+    if info.code == BY_A_FILTER {
+        let mut name = [0_u8; 16];
+        // SAFETY: PR_GET_NAME writes at most 16 bytes, the last one a zero.
+        unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let line = line(name, info.call, argument(libc::REG_RSI));
+        // SAFETY: write reads the bytes of the line, of which there are so many.
+        unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
+    }
+    // SAFETY: both take plain numbers and are safe in a signal handler. The signal comes when this
+    // one returns.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+/// Installs the handler.
+///
+/// # Errors
+/// None that are known.
+pub fn install() -> io::Result<()> {
+    // SAFETY: zeros are a valid sigaction, whose fields are then set; the handler is safe in a
+    // signal handler by its text. On the alternative stack: the thread's own may be what is broken.
+    let done = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as extern "C" fn(_, _, _) as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(call: c_int, second: u64) -> String {
+        let line = line(b"vcpu0", call, second);
+        String::from_utf8(line.bytes[..line.len].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_line_names_thread_and_call() {
+        let all = said(101, 0);
+        assert!(all.starts_with("wherry: thread vcpu0: system call ptrace (101) is not allowed"));
+        assert!(all.ends_with("\n") && all.lines().count() == 1);
+        assert!(said(16, 0x5412).contains("ioctl (16) with 0x5412 is"));
+        assert!(said(16, 0xffff_ffff_0000_ae80).contains("ioctl (16) with KVM_RUN is"));
+        assert!(said(9999, 0).contains("call ? (9999) is"));
+        // The longest is not cut.
+        let line = line(b"migration-answe", 450, 0);
+        assert!(line.len < line.bytes.len(), "{}", line.len);
+    }
+}
