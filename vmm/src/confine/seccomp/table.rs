@@ -1,9 +1,9 @@
 //! What each kind of thread may ask of the kernel.
 //!
 //! A filter is inherited, so a thread may also do what those that it starts may do;
-//! [`Kind::all`](super::allowed) adds that up. Some calls are narrowed by their arguments, for every
-//! kind alike: see [`filter`](super::filter). `cargo run -p wherry-vmm --example seccomp` compares
-//! this table with what strace saw.
+//! [`Kind::all`](super::allowed) adds that up. Some calls are narrowed by their arguments, for
+//! every kind alike: see [`filter`](super::filter). `cargo run -p wherry-vmm --example seccomp`
+//! compares this table with what strace saw.
 
 use super::requests::*;
 
