@@ -14,6 +14,8 @@ use crate::Result;
 const RED_ZONE: u64 = 128;
 /// How often a thread that is busy is looked at.
 const TRIES: u32 = 1000;
+/// A thread of the kernel's that is counted as one of the process's (linux/sched.h).
+const PF_USER_WORKER: u32 = 0x4000;
 /// `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
@@ -34,19 +36,27 @@ pub struct Thread {
     pub name: String,
 }
 
-/// All of them.
+/// All of them that run the process's own code: KVM has a worker of the kernel's beside them, which
+/// nobody traces.
 ///
 /// # Errors
 /// The process is gone.
 pub fn threads(pid: u32) -> Result<Vec<Thread>> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/task"))?;
-    let thread = |entry: io::Result<std::fs::DirEntry>| {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = entry?.path();
+        let stat = std::fs::read_to_string(path.join("stat"))?;
+        // Its name is in brackets, and may have any of them in it (proc_pid_stat(5)).
+        let (_, rest) = stat.rsplit_once(')').context("no name")?;
+        let flags: u32 = rest.split_whitespace().nth(6).context("no flags")?.parse()?;
+        if flags & PF_USER_WORKER != 0 {
+            continue;
+        }
         let tid = path.file_name().and_then(|name| name.to_str()).context("no thread")?.parse()?;
         let name = std::fs::read_to_string(path.join("comm"))?.trim().to_owned();
-        Ok(Thread { tid, name })
-    };
-    entries.map(thread).collect()
+        all.push(Thread { tid, name });
+    }
+    Ok(all)
 }
 
 impl Thread {
