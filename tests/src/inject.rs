@@ -45,7 +45,8 @@ pub fn threads(pid: u32) -> Result<Vec<Thread>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = entry?.path();
-        let stat = std::fs::read_to_string(path.join("stat"))?;
+        // One that has ended meanwhile is none.
+        let Ok(stat) = std::fs::read_to_string(path.join("stat")) else { continue };
         // Its name is in brackets, and may have any of them in it (proc_pid_stat(5)).
         let (_, rest) = stat.rsplit_once(')').context("no name")?;
         let flags: u32 = rest.split_whitespace().nth(6).context("no flags")?.parse()?;
@@ -53,13 +54,19 @@ pub fn threads(pid: u32) -> Result<Vec<Thread>> {
             continue;
         }
         let tid = path.file_name().and_then(|name| name.to_str()).context("no thread")?.parse()?;
-        let name = std::fs::read_to_string(path.join("comm"))?.trim().to_owned();
+        let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
+        let name = name.map_or_else(String::new, |(name, _)| name.to_owned());
         all.push(Thread { tid, name });
     }
     Ok(all)
 }
 
 impl Thread {
+    /// Whether it has ended, as those that serve a client do.
+    pub fn is_gone(&self) -> bool {
+        !std::path::Path::new(&format!("/proc/{}", self.tid)).exists()
+    }
+
     /// What this thread is told when it opens this file to read: the number of an error, or `None`
     /// if it opens it.
     ///
