@@ -10,8 +10,18 @@ pub(super) fn moved(
     guest: &mut Guest,
     name: &str,
 ) -> Result<(Guest, serde_json::Value)> {
+    moved_with(env, guest, name, &[])
+}
+
+/// The same with more arguments of the receiver's.
+pub(super) fn moved_with(
+    env: &Env,
+    guest: &mut Guest,
+    name: &str,
+    args: &[String],
+) -> Result<(Guest, serde_json::Value)> {
     let uri = env.unix_uri(name);
-    let there = Guest::receive(env, name, &uri)?;
+    let there = Guest::receive_with(env, name, &uri, args)?;
     let report = migrate_in_time(env, &guest.name, &uri, &["--max-rounds", "2"])?;
     assert!(guest.wait_exit(SOON)?.success(), "{}", guest.log());
     Ok((there, report))
