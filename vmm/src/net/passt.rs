@@ -2,7 +2,7 @@
 //!
 //! It runs in the foreground, with one end of a socket pair as its standard input, and ends when
 //! the other end is closed: however this process ends, none is left. A process of its own starts it
-//! ([`launcher`](wherry_rootfs::launcher)), since this one may start none once it is confined.
+//! ([`wherry_rootfs::launcher`]), since this one may start none once it is confined.
 //! Nothing of it is waited for but the first answer at the very start, when there is still somebody
 //! to tell what is wrong; later a thread watches it, and has it killed if its stream is broken.
 //!
