@@ -21,11 +21,16 @@ const MIB: u64 = 1 << 20;
 
 type Case = fn(&Path);
 
-const CASES: [(&str, Case); 4] = [
-    ("what_is_open_stays_and_nothing_else_is_opened", files),
-    ("nothing_is_executed_bound_or_signalled", processes),
-    ("files_have_a_limit_and_cores_none_of_the_guest", limits),
-    ("a_process_that_has_threads_is_not_taken_for_confined", threads),
+/// Each by its name.
+macro_rules! cases {
+    ($($case:ident,)*) => { [$((stringify!($case), $case as Case),)*] };
+}
+
+const CASES: [(&str, Case); 4] = cases![
+    what_is_open_stays_and_nothing_else_is_opened,
+    nothing_is_executed_bound_or_signalled,
+    files_have_a_limit_and_cores_none_of_the_guest,
+    a_process_that_has_threads_is_not_taken_for_confined,
 ];
 
 fn main() -> ExitCode {
@@ -80,7 +85,7 @@ fn confined(needs: &Needs) -> bool {
     has
 }
 
-fn files(folder: &Path) {
+fn what_is_open_stays_and_nothing_else_is_opened(folder: &Path) {
     let outside = folder.join("outside");
     fs::write(&outside, "secret").unwrap();
     let [runtime, sockets, written, read, memory] =
@@ -140,7 +145,7 @@ fn files(folder: &Path) {
     Ram::new(MIB, &Backing::Memfd).unwrap();
 }
 
-fn processes(folder: &Path) {
+fn nothing_is_executed_bound_or_signalled(folder: &Path) {
     let mut needs = Needs::default();
     needs.folder(open(folder), Use::Sockets).unwrap();
     let bound = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -162,7 +167,7 @@ fn processes(folder: &Path) {
     assert!(rustix::thread::no_new_privs().unwrap());
 }
 
-fn limits(_: &Path) {
+fn files_have_a_limit_and_cores_none_of_the_guest(_: &Path) {
     // As the first thing that the VM's process does. SAFETY: ignoring a signal installs no code.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let log = tempfile::tempfile().unwrap();
@@ -184,7 +189,7 @@ fn limits(_: &Path) {
     assert!(memory.set_len(8 * MIB + 1).is_err() && memory.as_fd().try_clone_to_owned().is_ok());
 }
 
-fn threads(_: &Path) {
+fn a_process_that_has_threads_is_not_taken_for_confined(_: &Path) {
     let (go, wait) = std::sync::mpsc::channel::<()>();
     let other = std::thread::spawn(move || wait.recv());
     assert!(matches!(enter(&Needs::default()), Err(ConfineError::Threads(2))));
