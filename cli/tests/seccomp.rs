@@ -32,9 +32,10 @@ fn receive(dir: &Path, kind: &str, mode: &str) -> Output {
     let start = Instant::now();
     while vm.try_wait().unwrap().is_none() {
         if wherry(dir, &["info", "web"]).output().unwrap().status.success() {
-            let killed = wherry(dir, &["kill", "web"]).output().unwrap();
-            assert!(killed.status.success(), "{killed:?}");
-            break;
+            // One whose main thread is the one to end it may answer before that.
+            if wherry(dir, &["kill", "web"]).output().unwrap().status.success() {
+                break;
+            }
         }
         assert!(start.elapsed() < HANG, "it neither ends nor answers");
     }
