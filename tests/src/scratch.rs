@@ -1,6 +1,7 @@
 //! A scratch folder of a test's own.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 
@@ -17,7 +18,10 @@ impl Scratch {
     pub fn new(name: &str) -> Result<Self> {
         let base =
             std::env::var_os("WHERRY_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
-        let path = base.join(format!("wherry-{name}-{}", std::process::id()));
+        // Tests of one process run side by side, and two may use one name.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = base.join(format!("wherry-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
     }
