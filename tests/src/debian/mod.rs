@@ -161,18 +161,18 @@ impl Debian {
         hosts::output(&mut self.ssh(script)).with_context(|| self.last_words())
     }
 
-    /// Moves it to the other host, with a token; the migration's report.
+    /// Moves it to the other host, in clear: encrypted, an emulated CPU beside another one's lab sent
+    /// 6 MB/s, and a busy guest's last pages took longer than the downtime. The migration's report.
     ///
     /// # Errors
     /// The migration failed.
     pub fn move_over(&mut self, args: &[&str]) -> Result<Value> {
+        const CLEAR: &str = "--insecure";
         let to = self.other();
         self.moves += 1;
-        let uri = format!("tls:{}:{}", to.address(), 4444 + self.moves);
-        let token = self.env.dir.join("token").display().to_string();
-        let (source, mut destination) = self.receive(&uri, &["--token", "--token-file", &token])?;
-        let from = format!("@{token}");
-        let args = [args, &["--token", &from]].concat();
+        let uri = format!("tcp:{}:{}", to.address(), 4444 + self.moves);
+        let (source, mut destination) = self.receive(&uri, &[CLEAR])?;
+        let args = [args, &[CLEAR]].concat();
         let report = migrate(&source, NAME, &uri, &args).with_context(|| {
             format!("source: {}destination: {}", self.guest.last_words(), destination.last_words())
         })?;
