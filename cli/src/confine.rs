@@ -8,7 +8,7 @@ use wherry_vmm::confine::seccomp::Mode;
 pub struct ConfineArgs {
     /// What becomes of a system call that the VM's threads never need: it ends the VM, or only the
     /// kernel's log has it
-    #[arg(long, value_enum, default_value_t = Seccomp::Kill)]
+    #[arg(long, value_enum, default_value_t = Seccomp::Off)]
     pub seccomp: Seccomp,
 }
 

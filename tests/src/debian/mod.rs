@@ -161,8 +161,8 @@ impl Debian {
         hosts::output(&mut self.ssh(script)).with_context(|| self.last_words())
     }
 
-    /// Moves it to the other host, in clear: encrypted, an emulated CPU beside another one's lab sent
-    /// 6 MB/s, and a busy guest's last pages took longer than the downtime. The migration's report.
+    /// Moves it to the other host, in clear: encrypted, an emulated CPU sent 6 MB/s, and a busy
+    /// guest's last pages took longer than the downtime. The migration's report.
     ///
     /// # Errors
     /// The migration failed.
