@@ -9,14 +9,13 @@ use wherry_migration::{Compression, HintPolicy};
 use wherry_vmm::config::SerialSink;
 
 use super::boot_files::BootFilesArgs;
-use super::confine::ConfineArgs;
 use super::credentials::CredentialArgs;
 use super::disk::DiskArgs;
-use super::log::LogArgs;
 use super::metrics::MetricsArgs;
 use super::net::NetArgs;
 use super::one_of::one_of;
 use super::pages::PagesArgs;
+use super::process::ProcessArgs;
 use super::ssh::SshArgs;
 use super::tls::{MigrateTlsArgs, ReceiveTlsArgs};
 use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
@@ -210,12 +209,9 @@ pub struct RunArgs {
     /// Its sockets.
     #[command(flatten)]
     pub vsock: VsockArgs,
-    /// What is said of it.
+    /// Its process.
     #[command(flatten)]
-    pub log: LogArgs,
-    /// What its process may do.
-    #[command(flatten)]
-    pub confine: ConfineArgs,
+    pub process: ProcessArgs,
 }
 
 /// Options of `run` and `receive` alike.
@@ -302,12 +298,9 @@ pub struct ReceiveArgs {
     /// This host's end of its sockets.
     #[command(flatten)]
     pub vsock: VsockArgs,
-    /// What is said of it.
+    /// Its process.
     #[command(flatten)]
-    pub log: LogArgs,
-    /// What its process may do.
-    #[command(flatten)]
-    pub confine: ConfineArgs,
+    pub process: ProcessArgs,
 }
 
 /// What `--streams` may be.

@@ -27,7 +27,7 @@ use super::{Context, net, output::Output, vsock};
 
 /// `wherry run`
 pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
-    let (seccomp, format) = (args.confine.seccomp.into(), args.log.log_format);
+    let (seccomp, format) = (args.process.seccomp.into(), args.process.log_format);
     let config = run_config(args)?;
     check_output(&context.out, &config.serial)?;
     let kvm = open_kvm()?;
@@ -46,7 +46,7 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
 
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
-    let (seccomp, format) = (args.confine.seccomp.into(), args.log.log_format);
+    let (seccomp, format) = (args.process.seccomp.into(), args.process.log_format);
     let config = receive_config(args, &context.out)?;
     check_output(&context.out, &config.serial)?;
     open_kvm()?;

@@ -84,6 +84,8 @@ impl Program {
 const ORDER: usize = 3;
 const START: u8 = 0;
 const KILL: u8 = 1;
+/// What comes of an order some of whose descriptors were lost on the way.
+const TORN: u8 = 2;
 
 /// What it says: what has become of which command, and a number.
 const ANSWER: usize = 6;
@@ -199,7 +201,7 @@ impl Drop for Shared {
 impl Job {
     /// Kills it, if it still runs.
     pub fn kill(&self) {
-        // If the launcher is gone, so is what it started.
+        // Without a launcher nobody can: what it started ends when its descriptors do.
         let order = [KILL, self.number, 0];
         let _ = send(&self.launcher.0.control, &order, SendFlags::NOSIGNAL);
     }
@@ -282,8 +284,13 @@ pub fn serve_if_asked(arguments: &[OsString]) {
 /// Until the other end is gone.
 fn serve(control: &OwnedFd, program: &Program) {
     while let Some(order) = Order::next(control) {
-        let Order { what: START, number, stdio } = order else { continue };
-        match program.spawn(stdio) {
+        let Order { what, number, stdio } = order;
+        let started = match what {
+            START => program.spawn(stdio),
+            TORN => Err(io::Error::from_raw_os_error(libc::EBADF)),
+            _ => continue,
+        };
+        match started {
             Ok(child) => {
                 say(control, STARTED, number, 0);
                 if !see_to(control, number, child) {
@@ -319,7 +326,7 @@ fn see_to(control: &OwnedFd, number: u8, mut child: Child) -> bool {
                     let _ = child.kill();
                     return false;
                 }
-                Some(Order { what: START, number, .. }) => {
+                Some(Order { what: START | TORN, number, .. }) => {
                     say(control, FAILED, number, libc::EBUSY)
                 }
                 Some(order) if order.number == number => _ = child.kill(),
@@ -356,12 +363,15 @@ impl Order {
         if len != Ok(ORDER) {
             return None;
         }
-        let mut came = with.drain().filter_map(|message| match message {
+        let came = with.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(fds) => Some(fds),
             _ => None,
         });
-        let mut came = came.by_ref().flatten();
+        let came: Vec<OwnedFd> = came.flatten().collect();
         let [what, number, which] = order;
+        // As where this process has as many open as it may: none takes another's place.
+        let whole = came.len() == which.count_ones() as usize;
+        let (what, mut came) = (if whole { what } else { TORN }, came.into_iter());
         let stdio = [1, 2, 4].map(|bit| if which & bit != 0 { came.next() } else { None });
         Some(Self { what, number, stdio })
     }
@@ -409,6 +419,15 @@ mod tests {
             job.kill();
             assert_eq!(job.wait(GUARD).unwrap().unwrap().signal(), Some(libc::SIGKILL));
         }
+    }
+
+    #[test]
+    fn nothing_is_started_with_descriptors_that_did_not_come() {
+        let launcher = shell("exit 0");
+        // Three are announced.
+        send(&launcher.0.control, &[START, 9, 7], SendFlags::NOSIGNAL).unwrap();
+        let job = Job { launcher, number: 9, ended: None };
+        assert_eq!(job.answer().unwrap(), Some((FAILED, libc::EBADF)));
     }
 
     #[test]

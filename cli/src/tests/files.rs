@@ -253,3 +253,22 @@ fn replaying() {
         "{err}"
     );
 }
+
+#[test]
+fn a_runtime_folder_that_is_no_good_is_an_error_like_any_other() {
+    let run = |line: &str| {
+        let (stdout, stderr) = (Sink::default(), Sink::default());
+        let out = Output::to(Box::new(stdout.clone()), Box::new(stderr.clone()));
+        let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let error = ControlError::failed("it is not an absolute path");
+        let exit = execute(out, Err(error), &args);
+        let text = |sink: Sink| String::from_utf8(sink.0.borrow().clone()).unwrap();
+        (exit, text(stdout), text(stderr))
+    };
+    let (exit, out, err) = run("wherry ls --json");
+    assert_eq!((exit, err.as_str()), (Exit::Failed, ""));
+    let value: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(value["error"]["code"], "failed");
+    assert!(run("wherry ls").2.contains("is not an absolute path"));
+    assert_eq!(run("wherry --help").0, Exit::Ok);
+}

@@ -1,4 +1,4 @@
-//! System calls that each thread may make. Any other ends the process, by default.
+//! System calls that each thread may make. Any other ends the process, if that is asked for.
 //!
 //! A guest, a peer or a client that has got hold of a thread can ask the kernel for what the
 //! thread's kind needs, and for nothing else. Threads share memory, so it is the widest of them

@@ -1,15 +1,27 @@
-//! What the process of a VM may do: options of `run` and `receive` alike.
+//! `--log-format` and `--seccomp`: the process of a VM.
 
+use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use wherry_vmm::confine::seccomp::Mode;
+use wherry_vmm::logging::Format;
+
+use super::one_of::one_of;
 
 /// Options of `run` and `receive` alike.
 #[derive(Debug, Args)]
-pub struct ConfineArgs {
+pub struct ProcessArgs {
+    /// How standard error says what happens: for people, as entries of the journal, or as a JSON
+    /// object a line; auto is the journal where standard error leads there, else for people
+    #[arg(long, value_parser = format(), default_value = Format::Auto.as_str())]
+    pub log_format: Format,
     /// What becomes of a system call that the VM's threads never need: it ends the VM, or only the
     /// kernel's log has it
     #[arg(long, value_enum, default_value_t = Seccomp::Off)]
     pub seccomp: Seccomp,
+}
+
+fn format() -> impl TypedValueParser<Value = Format> {
+    one_of(Format::ALL.map(|format| (format.as_str(), format)))
 }
 
 /// As [`Mode`], in the words of the command line.
