@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::sum::crc32_is_faster;
 use crate::wire::version::VERSIONS;
-use crate::wire::{FEATURE_CRC32, FEATURES, MAX_PAGES};
+use crate::wire::{FEATURE_CRC32, FEATURE_UNSUMMED, FEATURES, MAX_PAGES};
 
 /// Which way to honour hints.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -182,9 +182,10 @@ pub struct DestinationConfig {
 }
 
 impl DestinationConfig {
-    /// Features that it knows.
-    pub(crate) fn features(&self) -> u64 {
-        if self.crc32 { FEATURES } else { FEATURES & !FEATURE_CRC32 }
+    /// Features that it knows, on a connection that finds damage itself or does not.
+    pub(crate) fn features(&self, finds_damage: bool) -> u64 {
+        let without = |has: bool, feature: u64| if has { 0 } else { feature };
+        FEATURES & !without(self.crc32, FEATURE_CRC32) & !without(finds_damage, FEATURE_UNSUMMED)
     }
 }
 

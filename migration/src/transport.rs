@@ -86,6 +86,12 @@ pub trait Transport: Send {
         None
     }
 
+    /// Whether it ends rather than deliver a byte that the other end did not send, as TLS does. So
+    /// do the data connections beside it.
+    fn finds_damage(&self) -> bool {
+        false
+    }
+
     /// Who is at the other end, as far as that is known; for messages.
     fn peer(&self) -> String {
         "a local process".into()

@@ -23,6 +23,7 @@ mod door;
 mod lanes;
 mod memory;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -106,12 +107,13 @@ fn hear(
 ) -> Result<Arrival, Error> {
     let deadline = greet(&mut *transport, cfg, interrupt)?;
     let connections = transport.data_connections();
+    let features = cfg.features(transport.finds_damage());
     let (input, output) = transport.split().map_err(Error::Connection)?;
     let (stall, frame) = (cfg.stall_timeout, cfg.frame_limit);
     let mut reader = FrameReader::new(input, (Some(stall), frame), interrupt.clone());
     reader.deadline = deadline;
     let mut writer = FrameWriter::new(output, None, (stall, frame), interrupt.clone());
-    match introduce(&mut reader, &mut writer, cfg) {
+    match introduce(&mut reader, &mut writer, (&cfg.versions, features)) {
         Ok((agreed, machine)) => {
             reader.deadline = None;
             Ok(Arrival { agreed, machine, reader, writer, connections })
@@ -131,10 +133,10 @@ fn hear(
 fn introduce(
     reader: &mut FrameReader,
     writer: &mut FrameWriter,
-    cfg: &DestinationConfig,
+    (versions, features): (&RangeInclusive<u16>, u64),
 ) -> Result<(Agreed, wire::Machine), Error> {
     reader.next(&[Kind::Hello], "as a greeting")?;
-    let agreed = Hello::decode(reader.payload())?.agree(&cfg.versions, cfg.features())?;
+    let agreed = Hello::decode(reader.payload())?.agree(versions, features)?;
     (reader.version, writer.version) = (agreed.version, agreed.version);
     reader.features = agreed.features;
     writer.send_control(Kind::Welcome, &Welcome::new(agreed))?;

@@ -22,8 +22,8 @@ use crate::wire::boot::{self, BootWanted};
 use crate::wire::codec;
 use crate::wire::version::{Agreed, Hello, Welcome};
 use crate::wire::{
-    self, FEATURE_BOOT, FEATURE_CRC32, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_VERIFY, Kind,
-    MAX_DESCRIPTION, MAX_STREAMS, WireError,
+    self, FEATURE_BOOT, FEATURE_CRC32, FEATURE_LZ4, FEATURE_STREAMS, FEATURE_UNSUMMED,
+    FEATURE_VERIFY, Kind, MAX_DESCRIPTION, MAX_STREAMS, WireError,
 };
 
 use super::lanes::{Lanes, random_token};
@@ -40,6 +40,8 @@ pub(super) struct Peer {
     pub(super) interrupt: Interrupt,
     /// Where data connections come from.
     connections: Option<Box<dyn Connections>>,
+    /// As [`Transport::finds_damage`] says of them.
+    finds_damage: bool,
     cap: Option<Cap>,
     /// Bytes of files that the machine boots, if the destination was told of them.
     pub(super) boot_file_bytes: Option<u64>,
@@ -60,6 +62,7 @@ impl Peer {
         cancel: &CancelToken,
     ) -> Result<Self, Error> {
         let connections = transport.data_connections();
+        let finds_damage = transport.finds_damage();
         let (input, output) = transport.split().map_err(Error::Connection)?;
         let cap = cfg.bandwidth.map(|rate| Arc::new(Mutex::new(Throttle::new(rate))));
         let interrupt = Interrupt { cancel: cancel.clone(), ..Interrupt::default() };
@@ -76,6 +79,7 @@ impl Peer {
             writer: FrameWriter::new(output, cap.clone(), patience, interrupt.clone()),
             interrupt,
             connections,
+            finds_damage,
             cap,
             boot_file_bytes: None,
             stall: cfg.stall_timeout,
@@ -100,7 +104,11 @@ impl Peer {
             (cfg.streams > 1, FEATURE_STREAMS),
         ];
         let boot = vm.machine.boot().map_err(Error::machine("say what it boots"))?;
-        let offered = [(boot.is_some(), FEATURE_BOOT), (cfg.crc32, FEATURE_CRC32)];
+        let offered = [
+            (boot.is_some(), FEATURE_BOOT),
+            (cfg.crc32, FEATURE_CRC32),
+            (self.finds_damage, FEATURE_UNSUMMED),
+        ];
         let offered = features(&offered);
         let hello = Hello { offered, ..Hello::new(&cfg.versions, features(&needed)) };
         self.writer.send_control(Kind::Hello, &hello)?;

@@ -16,8 +16,8 @@ use crate::traits::DestinationVm;
 use crate::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use crate::wire::{
-    FEATURE_CRC32, FEATURE_LZ4, FEATURES, Header, Kind, MAX_STATE, Machine, RoundStart, STATE_PART,
-    StateEnd, Sum, WireError, codec,
+    FEATURE_CRC32, FEATURE_LZ4, FEATURE_UNSUMMED, FEATURES, Header, Kind, MAX_STATE, Machine,
+    RoundStart, STATE_PART, StateEnd, Sum, WireError, codec,
 };
 use crate::*;
 
@@ -160,6 +160,10 @@ fn memory_is_summed_as_was_agreed_and_all_else_as_ever() {
     assert!(refused(sent(FEATURE_CRC32, &[])));
     assert!(refused(sent(0, &[Kind::Pages])));
     assert!(refused(sent(FEATURE_CRC32, &[Kind::Pages, Kind::Round])));
+    // Nothing else finds damage here.
+    let (result, _) = sent(FEATURE_UNSUMMED, &[]);
+    let cause = result.unwrap_err().cause;
+    assert!(matches!(cause, Error::Wire(WireError::Features(FEATURE_UNSUMMED))), "{cause}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Sides of different versions, and what no version may change.
 
-use std::io;
+use std::io::{self, Write};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,12 +10,14 @@ use super::hostile::{feed, frame_of, frame_summed, hello, machine, pages, round,
 use super::model::Model;
 use super::oracle::{config, pair};
 use crate::traits::{Machine, SourceVm};
+use crate::transport::{Halves, WriteHalf};
 use crate::wire::boot::{Boot, BootWanted, FileId};
 use crate::wire::digests::Digests;
 use crate::wire::pages::{pack_lz4, packed_room};
 use crate::wire::version::{Agreed, Hello, NEWEST, VERSIONS, Welcome};
 use crate::wire::{
-    Abort, FEATURE_CRC32, Join, Kind, StateEnd, Streams, Sum, SyncPoint, VerifyChunk,
+    Abort, FEATURE_CRC32, HEADER_LEN, Header, Join, Kind, StateEnd, Streams, Sum, SyncPoint,
+    VerifyChunk,
 };
 use crate::*;
 
@@ -119,13 +121,21 @@ fn moved_by(
     from: &SourceConfig,
     to: DestinationConfig,
 ) -> Result<Vec<u16>, Box<(Failure, Failure)>> {
-    let model = Model::new(200, false, vec![]);
-    let asked = Arc::new(Asked { inner: model.clone(), versions: Mutex::default() });
-    let vm = SourceVm { machine: asked.clone(), ..model.vm() };
-    let (near, far) = match from.streams {
+    let ends = match from.streams {
         1 => pair(),
         streams => super::streams::linked(streams, |_| pair()),
     };
+    moved_over(ends, from, to)
+}
+
+fn moved_over(
+    (near, far): (Box<dyn Transport>, Box<dyn Transport>),
+    from: &SourceConfig,
+    to: DestinationConfig,
+) -> Result<Vec<u16>, Box<(Failure, Failure)>> {
+    let model = Model::new(200, false, vec![]);
+    let asked = Arc::new(Asked { inner: model.clone(), versions: Mutex::default() });
+    let vm = SourceVm { machine: asked.clone(), ..model.vm() };
     let receiver = thread::spawn(move || {
         let mut dest = Dest::default();
         receive(far, &mut dest, &to, &(), &CancelToken::new()).map(|_| dest.memory())
@@ -163,6 +173,70 @@ fn memory_moves_whichever_side_has_no_use_for_crc32() {
                 SourceConfig { crc32: offers, streams, compression, ..config(HintMode::Auto) };
             let to = DestinationConfig { crc32: takes, ..DestinationConfig::default() };
             assert!(moved_by(&from, to).is_ok(), "{offers} {takes} {streams} {compression:?}");
+        }
+    }
+}
+
+/// A connection that finds damage itself or does not, and notes kinds and sums of what it sends.
+struct Noting {
+    inner: Box<dyn Transport>,
+    finds_damage: bool,
+    sums: Sums,
+}
+
+type Sums = Arc<Mutex<Vec<(Kind, u32)>>>;
+
+struct NotingHalf(Box<dyn WriteHalf>, Sums);
+
+impl Transport for Noting {
+    fn split(self: Box<Self>) -> io::Result<Halves> {
+        let (input, output) = self.inner.split()?;
+        Ok((input, Box::new(NotingHalf(output, self.sums))))
+    }
+
+    fn finds_damage(&self) -> bool {
+        self.finds_damage
+    }
+}
+
+impl Write for NotingHalf {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let header =
+            bytes.try_into().ok().and_then(|raw: &[u8; HEADER_LEN]| Header::decode(raw).ok());
+        let header = header.and_then(|h| Some((Kind::from_u16(h.kind)?, h.sum)));
+        self.1.lock().unwrap().extend(header);
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl WriteHalf for NotingHalf {
+    fn shutdown(&self) {
+        self.0.shutdown();
+    }
+}
+
+#[test]
+fn memory_goes_without_sums_if_both_ends_know_that_the_connection_finds_damage() {
+    for compression in [Compression::None, Compression::Lz4] {
+        for (here, there) in [(true, true), (true, false), (false, true), (false, false)] {
+            let sums = Sums::default();
+            let (near, far) = pair();
+            let noting = |inner, finds_damage, sums: &Sums| -> Box<dyn Transport> {
+                Box::new(Noting { inner, finds_damage, sums: sums.clone() })
+            };
+            let ends = (noting(near, here, &sums), noting(far, there, &Sums::default()));
+            let from = SourceConfig { compression, ..config(HintMode::Auto) };
+            moved_over(ends, &from, DestinationConfig::default()).unwrap();
+            let is_memory = |kind: Kind| matches!(kind, Kind::Pages | Kind::PagesLz4);
+            let (memory, rest): (Vec<_>, Vec<_>) =
+                sums.lock().unwrap().iter().copied().partition(|&(kind, _)| is_memory(kind));
+            assert!(!memory.is_empty() && rest.len() >= 3);
+            assert!(memory.iter().all(|&(_, sum)| (sum == 0) == (here && there)), "{memory:?}");
+            assert!(rest.iter().all(|&(_, sum)| sum != 0), "{rest:?}");
         }
     }
 }

@@ -100,6 +100,10 @@ impl Transport for Dialled {
         Some(Box::new(self.again.clone()))
     }
 
+    fn finds_damage(&self) -> bool {
+        self.stream.finds_damage()
+    }
+
     fn peer(&self) -> String {
         self.stream.peer()
     }

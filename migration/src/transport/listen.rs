@@ -232,6 +232,10 @@ mod tests {
         fn data_connections(&self) -> Option<Box<dyn Connections>> {
             Some(Box::new(self.1.clone()))
         }
+
+        fn finds_damage(&self) -> bool {
+            self.0.finds_damage()
+        }
     }
 
     impl Listener {

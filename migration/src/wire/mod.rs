@@ -98,9 +98,16 @@ pub const FEATURE_BOOT: u64 = 8;
 /// Feature of [`version::Hello`]: frames of memory are summed by CRC32. Offered, never needed, by
 /// and to sides where that is faster.
 pub const FEATURE_CRC32: u64 = 16;
+/// Feature of [`version::Hello`]: frames of memory are not summed. Offered, never needed, by and to
+/// sides whose connection finds damage itself, as TLS does.
+pub const FEATURE_UNSUMMED: u64 = 32;
 /// All features that there are.
-pub const FEATURES: u64 =
-    FEATURE_VERIFY | FEATURE_LZ4 | FEATURE_STREAMS | FEATURE_BOOT | FEATURE_CRC32;
+pub const FEATURES: u64 = FEATURE_VERIFY
+    | FEATURE_LZ4
+    | FEATURE_STREAMS
+    | FEATURE_BOOT
+    | FEATURE_CRC32
+    | FEATURE_UNSUMMED;
 /// Data connections at most.
 pub const MAX_STREAMS: u32 = 16;
 /// Most pages of guest RAM, one page less than 8 TiB: what one memory slot of KVM can have.

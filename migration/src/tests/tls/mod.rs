@@ -78,11 +78,13 @@ fn migrate_through(
         move || {
             let mut dest = Dest::default();
             let far = listener.accept(&cancel).unwrap();
+            assert!(far.finds_damage());
             let received = receive(far, &mut dest, &dest_cfg, &(), &cancel);
             (received, dest)
         }
     });
     let near = client.connect(relay.at(), 12 * cfg.stall_timeout, &cancel);
+    assert!(near.as_ref().map_or(true, |near| near.finds_damage()));
     let report = near.map(|near| migrate(&model.vm(), near, cfg, &(), &CancelToken::new()));
     let (received, dest) = receiver.join().unwrap();
     let Ok(report) = report else {

@@ -106,6 +106,10 @@ impl Transport for Secured {
         Ok((Box::new(Reads(self.0.clone())), Box::new(Writes(self.0))))
     }
 
+    fn finds_damage(&self) -> bool {
+        true
+    }
+
     fn peer(&self) -> String {
         self.0.socket.peer()
     }
