@@ -16,7 +16,7 @@ pub struct ProcessArgs {
     pub log_format: Format,
     /// What becomes of a system call that the VM's threads never need: it ends the VM, or only the
     /// kernel's log has it
-    #[arg(long, value_enum, default_value_t = Seccomp::Off)]
+    #[arg(long, value_enum, default_value_t = Seccomp::Kill)]
     pub seccomp: Seccomp,
 }
 

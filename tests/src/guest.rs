@@ -1,5 +1,6 @@
 //! A guest: its VMM process and its console.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -331,6 +332,13 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // A test may wait in vain for a guest whose VMM is gone, or be over without it.
+        let ended = self.ended().ok().flatten().and_then(|status| status.signal());
+        if ended.is_some_and(|signal| signal != libc::SIGKILL) {
+            let why = format!("the VMM of {} has ended by a signal:\n{}", self.name, self.log());
+            eprintln!("{why}");
+            assert!(ended != Some(libc::SIGSYS) || std::thread::panicking(), "{why}");
+        }
         self.kill();
     }
 }

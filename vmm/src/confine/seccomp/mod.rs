@@ -40,11 +40,11 @@ use wherry_rootfs::sandbox::{Calls, SandboxError};
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// It is said, and ends the process by SIGSYS.
+    #[default]
     Kill,
     /// It is made, and the kernel notes it.
     Log,
     /// It is made.
-    #[default]
     Off,
 }
 

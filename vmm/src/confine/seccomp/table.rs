@@ -322,8 +322,13 @@ pub const KINDS: &[Kind] = &[
         calls: &["fallocate", "lseek", "mincore", "pread64", "pwrite64", "recvfrom", "shutdown"],
         ..NONE
     },
-    // Frames, and a word to the guest's driver.
-    Kind { name: "announce", calls: &["writev"], requests: &[&[KVM_IRQ_LINE]], ..NONE },
+    // Frames, a word to the guest's driver, and when to say it again.
+    Kind {
+        name: "announce",
+        calls: &["timerfd_settime", "writev"],
+        requests: &[&[KVM_IRQ_LINE]],
+        ..NONE
+    },
     Kind {
         name: "boot",
         calls: &[
