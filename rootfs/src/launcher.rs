@@ -7,7 +7,8 @@
 //! process that reads an image, or a passt: nothing that the VM did not have anyway.
 //!
 //! They talk by packets over a pair of sockets. One command runs at a time; it is killed when it is
-//! asked for, or when the other end of the sockets is gone.
+//! asked for, when the other end of the sockets is gone, or when the process is that was there: an
+//! intruder could have handed its end of the sockets, and a disk's lock, to what it had started.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -26,7 +27,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
     socketpair,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
 use crate::sandbox;
 
@@ -152,7 +153,8 @@ impl Launcher {
     pub fn thread(program: Program) -> io::Result<Self> {
         let (control, theirs) = pair()?;
         let thread = std::thread::Builder::new().name("launcher".into());
-        thread.spawn(move || serve(&theirs, &program))?;
+        let other = Other { control: theirs, process: None };
+        thread.spawn(move || serve(&other, &program))?;
         Ok(Self::at(control, None))
     }
 
@@ -277,14 +279,51 @@ pub fn serve_if_asked(arguments: &[OsString]) {
     let closed = sandbox::close_all_but_standard();
     let (Some(program), Ok(())) = (program, closed) else { std::process::exit(2) };
     // SAFETY: the process was started with it, and nothing else in it uses it.
-    serve(&unsafe { OwnedFd::from_raw_fd(0) }, &program);
+    let control = unsafe { OwnedFd::from_raw_fd(0) };
+    let process = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+    // Where the parent had ended before, it is another's by now: init's, which ends with all else.
+    // Then the other end of the sockets is gone, too.
+    let Some(process) = process else { std::process::exit(2) };
+    serve(&Other { control, process: Some(process) }, &program);
     std::process::exit(0);
 }
 
-/// Until the other end is gone.
-fn serve(control: &OwnedFd, program: &Program) {
-    while let Some(order) = Order::next(control) {
-        let Order { what, number, stdio } = order;
+/// Who has things started.
+struct Other {
+    control: OwnedFd,
+    /// Its process, if that is another one.
+    process: Option<OwnedFd>,
+}
+
+/// What happens next.
+enum Event {
+    Gone,
+    Ended,
+    Told,
+}
+
+impl Other {
+    /// Waits until it says something, it is gone, or `running` has ended.
+    fn wait(&self, running: Option<&OwnedFd>) -> Event {
+        let gone = self.process.iter().map(|fd| (fd, Event::Gone));
+        let ended = running.into_iter().map(|fd| (fd, Event::Ended));
+        let all: Vec<_> = gone.chain(ended).chain([(&self.control, Event::Told)]).collect();
+        let mut fds: Vec<_> = all.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::IN)).collect();
+        if retry(|| poll(&mut fds, None)).is_err() {
+            return Event::Gone;
+        }
+        let ready = fds.iter().position(|fd| !fd.revents().is_empty());
+        drop(fds);
+        ready.and_then(|nr| all.into_iter().nth(nr)).map_or(Event::Gone, |(_, event)| event)
+    }
+}
+
+/// Until who has things started is gone.
+fn serve(other: &Other, program: &Program) {
+    let control = &other.control;
+    while let Event::Told = other.wait(None)
+        && let Some(Order { what, number, stdio }) = Order::next(control)
+    {
         let started = match what {
             START => program.spawn(stdio),
             TORN => Err(io::Error::from_raw_os_error(libc::EBADF)),
@@ -293,7 +332,7 @@ fn serve(control: &OwnedFd, program: &Program) {
         match started {
             Ok(child) => {
                 say(control, STARTED, number, 0);
-                if !see_to(control, number, child) {
+                if !see_to(other, number, child) {
                     return;
                 }
             }
@@ -302,36 +341,33 @@ fn serve(control: &OwnedFd, program: &Program) {
     }
 }
 
-/// Waits for the end of what runs. False if the other end is gone.
-fn see_to(control: &OwnedFd, number: u8, mut child: Child) -> bool {
+/// Waits for the end of what runs. False if who had it started is gone.
+fn see_to(other: &Other, number: u8, mut child: Child) -> bool {
+    let control = &other.control;
     let Ok(pidfd) = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) else {
         let _ = child.kill();
         return false;
     };
     loop {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
-        if retry(|| poll(&mut fds, None)).is_err() {
-            let _ = child.kill();
-            return false;
-        }
-        let (ended, told) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
-        if ended {
-            let status = child.wait().map_or(libc::SIGKILL, ExitStatus::into_raw);
-            say(control, ENDED, number, status);
-            return true;
-        }
-        if told {
-            match Order::next(control) {
-                None => {
-                    let _ = child.kill();
-                    return false;
-                }
-                Some(Order { what: START | TORN, number, .. }) => {
-                    say(control, FAILED, number, libc::EBUSY)
-                }
-                Some(order) if order.number == number => _ = child.kill(),
-                Some(_) => {}
+        let order = match other.wait(Some(&pidfd)) {
+            Event::Ended => {
+                let status = child.wait().map_or(libc::SIGKILL, ExitStatus::into_raw);
+                say(control, ENDED, number, status);
+                return true;
             }
+            Event::Told => Order::next(control),
+            Event::Gone => None,
+        };
+        match order {
+            None => {
+                let _ = child.kill();
+                return false;
+            }
+            Some(Order { what: START | TORN, number, .. }) => {
+                say(control, FAILED, number, libc::EBUSY)
+            }
+            Some(order) if order.number == number => _ = child.kill(),
+            Some(_) => {}
         }
     }
 }
@@ -448,5 +484,33 @@ mod tests {
         let folder = Launcher::thread(Program::bare("x", "/".into(), vec![])).unwrap();
         let error = folder.start([None; 3]).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn what_runs_ends_with_the_process_that_had_it_started_whoever_has_the_sockets() {
+        let mut process = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
+        let (control, theirs) = pair().unwrap();
+        let other = Other { control: theirs, process: Some(pidfd) };
+        let launcher = Launcher::at(control, None);
+        let serving = std::thread::spawn(move || {
+            let arguments = ["-c", "echo here; exec sleep 1000"].map(OsString::from).into();
+            serve(&other, &Program::plain("/bin/sh".into(), arguments));
+        });
+        // It has our end of the sockets, so that end is never gone.
+        let (mut said, theirs) = io::pipe().unwrap();
+        let ours = Some(launcher.0.control.as_fd());
+        let job = launcher.start([ours, Some(theirs.as_fd()), None]).unwrap();
+        drop(theirs);
+        let mut line = [0; 5];
+        said.read_exact(&mut line).unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let limit = GUARD.map(|limit| Timespec::try_from(limit).unwrap());
+        let closed = poll(&mut [PollFd::new(&said, PollFlags::IN)], limit.as_ref());
+        assert_eq!(closed, Ok(1), "it still runs");
+        assert_eq!(said.read(&mut line).unwrap(), 0);
+        serving.join().unwrap();
+        std::mem::forget(job);
     }
 }
