@@ -11,7 +11,7 @@ use wherry_vmm::config::{ExitReason, SerialSink};
 use wherry_vmm::confine::seccomp;
 use wherry_vmm::control::{ControlError, signals};
 use wherry_vmm::exit::{Exit, say};
-use wherry_vmm::logging::{self, COURSE, Logging};
+use wherry_vmm::logging::{self, COURSE, Format, Logging};
 use wherry_vmm::process::keyboard::raw_console;
 use wherry_vmm::process::opening;
 use wherry_vmm::process::start::{Machine, Start};
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 /// Runs a machine with signals and the terminal taken care of, and says how it ended.
 fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
     let name = start.name().to_owned();
-    let Start { machine, seccomp, json, quiet, .. } = start;
+    let Start { machine, seccomp, json, quiet, log_format, .. } = start;
     let serial = match &machine {
         Machine::Run(config) => &config.serial,
         Machine::Receive(config) => &config.serial,
@@ -65,7 +65,7 @@ fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
     // The first threads, so that all later ones leave these signals to the watcher. Until then a
     // signal ends this process as any other.
     let begin = || -> Result<(), ControlError> {
-        seccomp::begin(seccomp)
+        seccomp::begin(seccomp, log_format == Format::Json)
             .map_err(|e| ControlError::failed(e.to_string()).hint("--seccomp off does without"))?;
         signals::watch(|signal| {
             // The first asks the machine to end; without a machine, or the second time, that is

@@ -71,13 +71,14 @@ impl Mode {
 /// What a call that is not in its thread's list meets, in each thread of this process.
 static OTHER: OnceLock<SeccompAction> = OnceLock::new();
 
-/// Before the first thread: those that are started from now on narrow themselves.
+/// Before the first thread: those that are started from now on narrow themselves. What is said of a
+/// call that is not allowed is an object of JSON, or for people.
 ///
 /// # Errors
 /// The kernel has no seccomp.
-pub fn begin(mode: Mode) -> Result<(), SandboxError> {
+pub fn begin(mode: Mode, json: bool) -> Result<(), SandboxError> {
     let Some(other) = mode.action() else { return Ok(()) };
-    report::install().map_err(|e| SandboxError::Seccomp(e.to_string()))?;
+    report::install(json).map_err(|e| SandboxError::Seccomp(e.to_string()))?;
     // glibc starts a thread by clone3, whose flags no filter can see, unless there is none.
     Calls::default().allow(&[libc::SYS_clone3]).refuse(libc::ENOSYS)?;
     let _ = OTHER.set(other);

@@ -15,9 +15,10 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
+use std::sync::OnceLock;
 
 use super::names;
-use super::requests::request;
+use super::requests::{self, request};
 
 /// `SYS_SECCOMP`: a filter sent it.
 const BY_A_FILTER: c_int = 1;
@@ -74,10 +75,16 @@ impl Line {
     }
 }
 
+/// What stands before and behind what is said. No word of it needs an escape in JSON.
+static AROUND: OnceLock<[&str; 2]> = OnceLock::new();
+const HUMAN: [&str; 2] = ["wherry: ", "\n"];
+const JSON: [&str; 2] = [r#"{"level":"error","message":""#, "\"}\n"];
+
 /// `thread vcpu0: system call ptrace (101) is not allowed`.
-fn line(thread: &[u8], call: c_int, second: u64) -> Line {
+fn line(around: [&str; 2], thread: &[u8], call: c_int, second: u64) -> Line {
     let mut line = Line::new();
-    line.text(b"wherry: thread ");
+    line.text(around[0].as_bytes());
+    line.text(b"thread ");
     line.text(thread);
     line.text(b": system call ");
     line.text(names::name(call).unwrap_or("?").as_bytes());
@@ -92,7 +99,8 @@ fn line(thread: &[u8], call: c_int, second: u64) -> Line {
             }
         }
     }
-    line.text(b" is not allowed, which ends the VM; --seccomp log only notes it\n");
+    line.text(b" is not allowed, which ends the VM; --seccomp log only notes it");
+    line.text(around[1].as_bytes());
     line
 }
 
@@ -117,7 +125,8 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
         // SAFETY: PR_GET_NAME writes at most 16 bytes, the last one a zero.
         unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let line = line(name, info.call, argument(libc::REG_RSI));
+        let around = *AROUND.get().unwrap_or(&HUMAN);
+        let line = line(around, name, info.call, argument(libc::REG_RSI));
         // SAFETY: write reads the bytes of the line, of which there are so many.
         unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
     }
@@ -129,11 +138,12 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// Installs the handler.
+/// Installs the handler. What it says is an object of JSON, or for people.
 ///
 /// # Errors
 /// None that are known.
-pub fn install() -> io::Result<()> {
+pub fn install(json: bool) -> io::Result<()> {
+    let _ = AROUND.set(if json { JSON } else { HUMAN });
     // SAFETY: zeros are a valid sigaction, whose fields are then set; the handler is safe in a
     // signal handler by its text. On the alternative stack: the thread's own may be what is broken.
     let done = unsafe {
@@ -150,7 +160,7 @@ mod tests {
     use super::*;
 
     fn said(call: c_int, second: u64) -> String {
-        let line = line(b"vcpu0", call, second);
+        let line = line(HUMAN, b"vcpu0", call, second);
         String::from_utf8(line.bytes[..line.len].to_vec()).unwrap()
     }
 
@@ -163,7 +173,11 @@ mod tests {
         assert!(said(16, 0xffff_ffff_0000_ae80).contains("ioctl (16) with KVM_RUN is"));
         assert!(said(9999, 0).contains("call ? (9999) is"));
         // The longest is not cut.
-        let line = line(b"migration-answe", 450, 0);
+        let longest = requests::KVM_GET_MSR_FEATURE_INDEX_LIST;
+        let line = line(JSON, b"migration-answe", libc::SYS_ioctl as c_int, longest.number.into());
         assert!(line.len < line.bytes.len(), "{}", line.len);
+        let object: serde_json::Value = serde_json::from_slice(&line.bytes[..line.len]).unwrap();
+        let message = object["message"].as_str().unwrap();
+        assert!(message.ends_with("only notes it") && object["level"] == "error", "{message}");
     }
 }

@@ -51,7 +51,7 @@ fn act(what: &str) {
 fn is_process() -> bool {
     let Ok(kind) = std::env::var(KIND) else { return false };
     let what = std::env::var(ACT).unwrap();
-    begin(Mode::Kill).unwrap();
+    begin(Mode::Kill, false).unwrap();
     let kind = KINDS.iter().find(|k| k.name == kind).unwrap().name;
     let thread = wherry_threads::of_kind(kind).named(kind.chars().take(15).collect());
     let ended = thread.spawn(move || act(&what)).unwrap().join();
