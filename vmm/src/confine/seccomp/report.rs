@@ -18,7 +18,7 @@ use std::io;
 use std::sync::OnceLock;
 
 use super::names;
-use super::requests::{self, request};
+use super::requests::request;
 
 /// `SYS_SECCOMP`: a filter sent it.
 const BY_A_FILTER: c_int = 1;
@@ -173,7 +173,7 @@ mod tests {
         assert!(said(16, 0xffff_ffff_0000_ae80).contains("ioctl (16) with KVM_RUN is"));
         assert!(said(9999, 0).contains("call ? (9999) is"));
         // The longest is not cut.
-        let longest = requests::KVM_GET_MSR_FEATURE_INDEX_LIST;
+        let longest = super::super::requests::KVM_GET_MSR_FEATURE_INDEX_LIST;
         let line = line(JSON, b"migration-answe", libc::SYS_ioctl as c_int, longest.number.into());
         assert!(line.len < line.bytes.len(), "{}", line.len);
         let object: serde_json::Value = serde_json::from_slice(&line.bytes[..line.len]).unwrap();
