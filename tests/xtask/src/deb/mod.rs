@@ -35,8 +35,8 @@ pub struct Args {
     /// Package the release binaries that are there, without building them anew.
     #[arg(long)]
     as_built: bool,
-    /// Also look at it with lintian, install, use, remove and purge it in a fresh Debian, and use the
-    /// units under a systemd. Takes root, a /dev/kvm and some minutes.
+    /// Also look at it with lintian, install, use, remove and purge it in a fresh Debian, and use
+    /// the units under a systemd. Takes root, a /dev/kvm and some minutes.
     #[arg(long)]
     check: bool,
 }
