@@ -79,7 +79,7 @@ fn add_manual(
     let plain = Roff::new().control("ad", ["l"]).control("nh", []).to_roff();
     page.extend_from_slice(plain.as_bytes());
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    page.extend_from_slice(synopsis(command).to_roff().as_bytes());
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     if command.has_subcommands() {
@@ -95,6 +95,18 @@ fn add_manual(
         add_manual(below, Some(name), all)?;
     }
     Ok(())
+}
+
+/// How a command is written, as its help says it: options are described below, with their values.
+fn synopsis(command: &Command) -> Roff {
+    let usage = command.clone().render_usage().to_string();
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]).control("EX", []);
+    for line in usage.trim_start_matches("Usage:").lines() {
+        roff.text([roman(line.trim_start())]);
+    }
+    roff.control("EE", []);
+    roff
 }
 
 /// What a command's help says behind its options. A part that begins with its title becomes a
@@ -166,6 +178,8 @@ mod tests {
             let about = command.get_about().unwrap().to_string();
             let about = about.replace('-', r"\-").replace('\'', r"\*(Aq");
             assert!(section(page, "DESCRIPTION").contains(&about), "{page}");
+            let usage = format!(".EX\nwherry {} ", command.get_name().replace('-', r"\-"));
+            assert!(section(page, "SYNOPSIS").starts_with(&usage), "{page}");
             for option in command.get_arguments().filter(|option| !option.is_hide_set()) {
                 let Some(long) = option.get_long() else { continue };
                 let long = format!(r"\-\-{}", long.replace('-', r"\-"));

@@ -109,6 +109,8 @@ fn both_units_of_vms_confine_alike_and_name_the_folders_that_are_found() {
         assert_eq!(folder.unwrap(), format!("/run/{}", one(&unit, "RuntimeDirectory")));
         // A VM in a folder of its name: see `RuntimeDir::places`.
         assert_eq!(folder, Some("/run/wherry/%i"));
+        // Each VM has a user of its own.
+        assert_eq!(one(&unit, "User"), "vm-%i");
         assert_eq!(one(&unit, "Type"), "notify");
         // Or a line of a guest's console that begins with `<0>` is an emergency of the host.
         assert_eq!(one(&unit, "SyslogLevelPrefix"), "no");

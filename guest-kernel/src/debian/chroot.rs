@@ -8,16 +8,18 @@ use super::spec::Release;
 use crate::apt;
 use crate::error::{Error, Result, io};
 
-/// Runs in the new system, which is `$1`; says how that ended beside what it said.
+/// Runs beside the new system, which is `$1`; says how that ended beside what it said.
 const HOOK: &str = "set -eu
 cp -r \"$WHERRY_BRING\" \"$1/bring\"
 code=0
-chroot \"$1\" sh /bring/try >\"$WHERRY_SAID\" 2>&1 </dev/null || code=$?
+exec >\"$WHERRY_SAID\" 2>&1 </dev/null
+chroot \"$1\" sh /bring/try && sh \"$1/bring/boot\" \"$1\" || code=$?
 echo \"$code\" >\"$WHERRY_SAID.code\"
 ";
 
-/// Installs a release with these packages into a folder and runs the shell script `try` of the
-/// folder `bring`, which is `/bring` there, as root. What it said, and whether it succeeded.
+/// Installs a release with these packages into a folder and runs two shell scripts of the folder
+/// `bring`, which is `/bring` there, as root: `try` within that system, then `boot` outside of it,
+/// with its folder. What they said, and whether they succeeded.
 ///
 /// # Errors
 /// This is not root, or the packages cannot be had.
@@ -73,13 +75,18 @@ mod tests {
 
     #[test]
     fn the_hook_tells_what_was_said_and_how_it_ended() {
-        for (script, code) in [("echo fine", "0\n"), ("echo bad >&2; exit 3", "3\n")] {
+        for (tried, booted, code, all) in [
+            ("echo fine", "echo up", "0\n", "fine\nup\n"),
+            ("echo bad >&2; exit 3", "echo up", "3\n", "bad\n"),
+            ("echo fine", "exit 4", "4\n", "fine\n"),
+        ] {
             let temp = tempfile::tempdir().unwrap();
             let at = |name: &str| temp.path().join(name);
             for folder in ["brought", "tree", "bin"] {
                 fs::create_dir(at(folder)).unwrap();
             }
-            fs::write(at("brought/try"), script).unwrap();
+            fs::write(at("brought/try"), tried).unwrap();
+            fs::write(at("brought/boot"), booted).unwrap();
             // In place of chroot: nobody needs to be root for this.
             fs::write(at("bin/chroot"), "#!/bin/sh\nexec sh \"$1/$3\"\n").unwrap();
             let path = format!("{}:/usr/bin:/bin", at("bin").display());
@@ -89,8 +96,7 @@ mod tests {
             sh.env("WHERRY_BRING", at("brought")).env("WHERRY_SAID", at("said"));
             assert!(sh.status().unwrap().success());
             assert_eq!(fs::read_to_string(at("said.code")).unwrap(), code);
-            let said = fs::read_to_string(at("said")).unwrap();
-            assert!(["fine\n", "bad\n"].contains(&said.as_str()), "{said}");
+            assert_eq!(fs::read_to_string(at("said")).unwrap(), all);
         }
     }
 }

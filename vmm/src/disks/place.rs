@@ -14,12 +14,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, open, openat, statat};
 use rustix::io::Errno;
 
 /// See the module's text.
 pub(super) struct Place {
     folder: OwnedFd,
+    /// The last part of a resolved path: neither a way out of the folder nor one into another.
     name: OsString,
 }
 
@@ -27,11 +28,14 @@ impl Place {
     /// Of a file that is there.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         let path = path.canonicalize()?;
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::IsADirectory.into());
         };
-        let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = openat2(CWD, folder, how, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+        let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut folder = open("/", how, Mode::empty())?;
+        for part in parent.iter().skip(1) {
+            folder = openat(&folder, part, how, Mode::empty())?;
+        }
         Ok(Self { folder, name: name.to_owned() })
     }
 
@@ -42,8 +46,7 @@ impl Place {
             Some(_) => self.folder.try_clone(),
             None => {
                 let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-                Ok(openat2(&self.folder, &self.name, how, Mode::empty(), within)?)
+                Ok(openat(&self.folder, &self.name, how, Mode::empty())?)
             }
         }
     }
@@ -62,10 +65,8 @@ impl Place {
     /// Opens what is there now.
     pub(super) fn open(&self, how: OFlags) -> io::Result<File> {
         // A named pipe in place of an image must not hold anybody up.
-        let how = how | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let within =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match openat2(&self.folder, &self.name, how, Mode::empty(), within) {
+        let how = how | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match openat(&self.folder, &self.name, how, Mode::empty()) {
             Ok(file) => Ok(file.into()),
             Err(Errno::LOOP) => {
                 let text = "it is a symbolic link now, and was none when this VM was started";

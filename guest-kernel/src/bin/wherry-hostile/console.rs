@@ -8,9 +8,14 @@ use crate::serial::{COM1, say};
 
 const LINE_STATUS: u16 = COM1 + 5;
 const DATA_READY: u8 = 1;
-/// The machine's ACPI reset register, and what resets it.
+/// The machine's ACPI power registers (`devices/src/power`): sleep control and what powers off,
+/// reset and what resets, events and the power button's.
+const SLEEP_CONTROL_PORT: u16 = 0x600;
+const POWER_OFF: u8 = 5 << 2 | 1 << 5;
 const RESET_PORT: u16 = 0x602;
 const RESET: u8 = 1;
+const EVENTS_PORT: u16 = 0x604;
+const POWER_BUTTON: u8 = 1;
 /// Steps between two looks at the port, each of which is an exit.
 const PATIENCE: u32 = 16;
 
@@ -20,14 +25,24 @@ pub struct Console {
     line: [u8; 32],
     len: usize,
     calls: u32,
+    heeds_button: bool,
 }
 
 impl Console {
+    /// With the power button, which may be left alone.
+    pub fn new(heeds_button: bool) -> Self {
+        Self { heeds_button, ..Self::default() }
+    }
+
     /// Takes what was typed, and answers a whole line.
     pub fn poll(&mut self, guest: &mut Attacker) {
         self.calls = self.calls.wrapping_add(1);
         if !self.calls.is_multiple_of(PATIENCE) {
             return;
+        }
+        if self.heeds_button && port::read(EVENTS_PORT) & POWER_BUTTON != 0 {
+            say!("poweroff reason=button");
+            port::write(SLEEP_CONTROL_PORT, POWER_OFF);
         }
         while port::read(LINE_STATUS) & DATA_READY != 0 {
             match port::read(COM1) {

@@ -5,7 +5,7 @@
 //! KVM, one that emulates kernel code in software included. `hostile=NAME` on the kernel command
 //! line chooses what it does (`attacks`), `seed=N` with which random numbers. All the time it
 //! checks and rewrites its honest pages (`pages`), and it answers on the serial port in the
-//! language of `wherry-init` (`console`).
+//! language of `wherry-init` (`console`). With `button=heeded` the power button powers it off.
 //!
 //! What makes a guest's page honest: it holds a value that the guest counts on, and the guest never
 //! said anything about it that would let the host drop it. Hinting it is no such word if the page
@@ -59,7 +59,7 @@ extern "C" fn guest_main(start_info: u32) -> ! {
         say!("BAD there is no second vCPU, or it does not start");
         halt()
     }
-    let mut console = Console::default();
+    let mut console = Console::new(option("button") == Some("heeded"));
     let mut guest = Attacker::new(scenario, seed);
     say!("ready scenario={name} seed={seed} balloon={:x}", guest.balloon.features());
     loop {

@@ -9,7 +9,7 @@ mod tree;
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -24,7 +24,10 @@ use crate::note::note;
 use edition::Edition;
 
 /// What the fresh system of `--check` has beside the essential packages.
-const CHECKERS: [&str; 2] = ["lintian", "systemd"];
+const CHECKERS: [&str; 7] =
+    ["lintian", "systemd", "udev", "iproute2", "openssh-client", "openssh-server", "passt"];
+/// What it runs, of `packaging/debian`.
+const SCRIPTS: [&str; 3] = ["try", "boot", "units"];
 
 /// Options of `deb`.
 #[derive(Debug, Parser)]
@@ -32,8 +35,8 @@ pub struct Args {
     /// Package the release binaries that are there, without building them anew.
     #[arg(long)]
     as_built: bool,
-    /// Also look at it with lintian, install, use, remove and purge it in a fresh Debian, and judge
-    /// the units. Takes root and some minutes.
+    /// Also look at it with lintian, install, use, remove and purge it in a fresh Debian, and use
+    /// the units under a systemd. Takes root, a /dev/kvm and some minutes.
     #[arg(long)]
     check: bool,
 }
@@ -64,8 +67,9 @@ pub fn main(args: &Args) -> Result<u8> {
 fn check(workspace: &Workspace, deb: &Path, work: &Path) -> Result<()> {
     let bring = work.join("bring");
     fs::create_dir(&bring)?;
-    let name = deb.file_name().unwrap_or_default();
-    for (from, to) in [(deb.to_owned(), bring.join(name)), (script(workspace), bring.join("try"))] {
+    let scripts = SCRIPTS.map(|name| workspace.root.join("packaging/debian").join(name));
+    for from in scripts.into_iter().chain([deb.to_owned(), workspace.hostile()?]) {
+        let to = bring.join(from.file_name().unwrap_or_default());
         fs::copy(&from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     let cache = kernels::cache_dir();
@@ -75,8 +79,4 @@ fn check(workspace: &Workspace, deb: &Path, work: &Path) -> Result<()> {
     ensure!(passed, "the package did not pass; see above");
     note("the package passed");
     Ok(())
-}
-
-fn script(workspace: &Workspace) -> PathBuf {
-    workspace.root.join("packaging/debian/try")
 }

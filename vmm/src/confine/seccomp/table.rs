@@ -242,7 +242,6 @@ pub const KINDS: &[Kind] = &[
             "getdents64",
             "lseek",
             "openat",
-            "openat2",
             "pread64",
             "read",
             "recvfrom",
@@ -274,7 +273,6 @@ pub const KINDS: &[Kind] = &[
             "mincore",
             // A disk's lock that another took: who that is.
             "openat",
-            "openat2",
             "pread64",
             "preadv",
             "read",
@@ -352,7 +350,6 @@ pub const KINDS: &[Kind] = &[
             "memfd_create",
             "mincore",
             "openat",
-            "openat2",
             "pread64",
             "pwrite64",
             "read",
@@ -369,7 +366,16 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "receive",
-        calls: &["accept4", "getpeername", "getsockopt", "recvfrom", "shutdown", "writev"],
+        // And whether a disk has grown: newfstatat.
+        calls: &[
+            "accept4",
+            "getpeername",
+            "getsockopt",
+            "newfstatat",
+            "recvfrom",
+            "shutdown",
+            "writev",
+        ],
         requests: &[PAUSE],
         // It builds a machine, as one that boots does.
         starts: &["announce", "boot", "migration-greet", "migration-receive"],
