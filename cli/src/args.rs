@@ -14,6 +14,7 @@ use super::disk::DiskArgs;
 use super::metrics::MetricsArgs;
 use super::net::NetArgs;
 use super::one_of::one_of;
+use super::over_ssh::OverSshArgs;
 use super::pages::PagesArgs;
 use super::process::ProcessArgs;
 use super::ssh::SshArgs;
@@ -267,6 +268,9 @@ pub struct ReceiveArgs {
     /// Where to listen: unix:PATH, tcp:HOST:PORT, or tls:HOST:PORT, which is encrypted
     #[arg(value_parser = uri::parse)]
     pub uri: String,
+    /// Be what `migrate` starts by ssh: see `tether`.
+    #[arg(long, hide = true)]
+    pub over_ssh: bool,
     /// This host's certificates.
     #[command(flatten)]
     pub tls: ReceiveTlsArgs,
@@ -317,6 +321,8 @@ const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_S
     wherry migrate web tcp:host-b:4444 --insecure\n  \
     wherry migrate web tls:host-b:4444 --token -\n  \
     wherry migrate web tls:host-b:4444 --tls /etc/wherry/tls\n  \
+    wherry migrate web ssh://host-b\n  \
+    wherry migrate web ssh://admin@host-b/web2 --streams 2 -- --disk /srv/web.raw\n  \
     wherry migrate web unix:/run/move.sock --hints off --json >report.json\n  \
     wherry migrate web tls:host-b:4444 --token @token --detach --downtime-limit 100ms\n  \
     wherry migrate web tls:host-b:4444 --token - --compression lz4 --streams 4 --verify\n  \
@@ -327,8 +333,9 @@ pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
     #[arg(value_parser = name)]
     pub name: String,
-    /// Where the receiver listens: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT
-    #[arg(value_parser = uri::parse)]
+    /// Where the receiver listens: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT; or where to start
+    /// one by ssh: ssh://[USER@]HOST[:PORT][/NAME]
+    #[arg(value_parser = uri::destination)]
     pub uri: String,
     /// This host's certificates.
     #[command(flatten)]
@@ -372,6 +379,9 @@ pub struct MigrateArgs {
     /// Return once the migration has begun; `wherry info` shows how it goes
     #[arg(long)]
     pub detach: bool,
+    /// How a receiver is started.
+    #[command(flatten)]
+    pub over_ssh: OverSshArgs,
 }
 
 /// `wherry replay`

@@ -12,6 +12,7 @@ use wherry_vmm::exit::Exit;
 use super::Context;
 use super::args::{MigrateArgs, ReportArgs};
 use super::file::{OutputFile, same};
+use super::over_ssh::OverSshArgs;
 
 /// `wherry report TRACE`
 pub fn report(context: &mut Context, args: &ReportArgs) -> Result<Exit, ControlError> {
@@ -136,6 +137,12 @@ fn command(args: &MigrateArgs) -> String {
     words.extend(args.verify.then(|| "--verify".to_owned()));
     for (option, path) in [("trace", &args.trace), ("report", &args.report)] {
         words.extend(path.as_ref().map(|path| format!("--{option}={}", path.display())));
+    }
+    let OverSshArgs { remote_wherry, receive_args } = &args.over_ssh;
+    words.extend(remote_wherry.iter().map(|at| format!("--remote-wherry={}", at.display())));
+    if !receive_args.is_empty() {
+        words.push("--".into());
+        words.extend(receive_args.iter().map(|word| word.display().to_string()));
     }
     words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }

@@ -19,6 +19,7 @@ mod names;
 mod net;
 mod one_of;
 mod output;
+mod over_ssh;
 mod pages;
 mod process;
 mod replay;
@@ -29,6 +30,7 @@ mod ssh;
 mod ssh_key;
 #[cfg(test)]
 mod tests;
+mod tether;
 mod tls;
 mod trace;
 mod units;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,6 +18,7 @@ use wherry_vmm::exit::Exit;
 use super::args::MigrateArgs;
 use super::file::OutputFile;
 use super::html_report::ReportFile;
+use super::over_ssh::{Heard, OverSshArgs, Target};
 use super::report::{self, Progress};
 use super::trace::TraceFile;
 use super::{Context, names, terminal};
@@ -40,12 +42,16 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
         }
     }
     let credentials = args.tls.checked(&args.uri).map_err(ControlError::usage)?;
+    let target = target(&args).map_err(ControlError::usage)?;
     // Before the connection, which does not wait so long for a request.
-    let addresses = names::addresses(&args.uri)?;
+    let addresses = match &target {
+        Some(_) => Vec::new(),
+        None => names::addresses(&args.uri)?,
+    };
     let tls = names::certificates(credentials.folder.as_deref())?;
     let mut client = context.client(&args.name)?;
     let mut files = Files::create(&args)?;
-    let request = MigrateRequest {
+    let mut request = MigrateRequest {
         uri: args.uri,
         addresses,
         tls,
@@ -65,10 +71,28 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
     if args.detach {
         return detached(context, &args.name, client, request);
     }
-    cancel_on_signal(context.dir.clone(), args.name.clone());
-    let mut show = Show::new(context);
+    let (tell, heard) = channel();
+    let open = Arc::new(AtomicBool::new(target.is_none()));
+    cancel_on_signal(context.dir.clone(), args.name.clone(), open.clone(), tell.clone());
+    let opened = target.map(|host| host.open(context, &args.name, &args.over_ssh, (tell, &heard)));
+    let link = match opened.transpose() {
+        Ok(link) => link,
+        Err(error) => {
+            files.failed(context);
+            return Err(error);
+        }
+    };
+    open.store(true, Ordering::SeqCst);
+    if let Some(link) = &link {
+        request.uri = link.uri();
+        client = context.client(&args.name)?;
+    }
+    let (mut show, mut met) = (Show::new(context), false);
     let answer = ask(&mut client, request, &mut |update| match update {
-        Update::Progress(event) => show.update(context, &event),
+        Update::Progress(event) => {
+            met |= has_begun(&event);
+            show.update(context, &event);
+        }
         Update::Trace(line) => {
             if let Err(why) = files.write(&line) {
                 show.say(context, &format!("{why}; the migration goes on"));
@@ -76,12 +100,33 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
         }
     });
     show.finish();
+    let answer = match link {
+        Some(link) => link.close(answer, met),
+        None => answer,
+    };
     match answer {
         Ok(report) => migrated(context, report, files.finish()),
         Err(error) => {
             files.failed(context);
             Err(explain(&args.name, error))
         }
+    }
+}
+
+/// The host on which a receiver is to be started, if one is.
+fn target(args: &MigrateArgs) -> Result<Option<Target>, String> {
+    let target = Target::of(&args.uri)?;
+    let OverSshArgs { remote_wherry, receive_args } = &args.over_ssh;
+    match &target {
+        Some(_) if args.detach => {
+            Err("--detach and ssh:// exclude each other: this command holds the connection".into())
+        }
+        None if remote_wherry.is_some() || !receive_args.is_empty() => Err(format!(
+            "--remote-wherry and options for a receiver, behind --, are for ssh://HOST, and not \
+             for {}",
+            args.uri
+        )),
+        _ => Ok(target),
     }
 }
 
@@ -203,11 +248,16 @@ fn explain(name: &str, mut error: ControlError) -> ControlError {
     }
 }
 
-/// The first signal cancels and waits for the answer as usual; the second leaves without it.
-fn cancel_on_signal(dir: RuntimeDir, name: String) {
+/// The first signal cancels and waits for the answer as usual; the second leaves without it. Until
+/// the way is `open`, whoever opens it is told, and leaves.
+fn cancel_on_signal(dir: RuntimeDir, name: String, open: Arc<AtomicBool>, opener: Sender<Heard>) {
     let asked = Arc::new(AtomicBool::new(false));
     // Failing that, a signal ends us, the connection is lost, and the VM cancels by itself.
     let _ = signals::watch(move |signal| {
+        if !open.load(Ordering::SeqCst) {
+            let _ = opener.send(Heard::Signal(signal));
+            return;
+        }
         if asked.swap(true, Ordering::SeqCst) {
             terminal::exit_for_signal(signal);
         }
@@ -230,14 +280,14 @@ fn detached(
     request: MigrateRequest,
 ) -> Result<Exit, ControlError> {
     let uri = request.uri.clone();
-    let (sender, first) = std::sync::mpsc::channel();
+    let (sender, first) = channel();
     // Left behind at the end of the process: closing the connection is what detaching means.
     std::thread::spawn(move || {
         let started = sender.clone();
         let answer = ask(&mut client, request, &mut |update| {
             let Update::Progress(event) = update else { return };
             // Connecting is where mistakes show: report those, not a start that was none.
-            if !matches!(Progress::from(&event).phase.as_str(), "" | "handshake") {
+            if has_begun(&event) {
                 let _ = started.send(None);
             }
         });
@@ -261,6 +311,11 @@ fn detached(
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Whether the two sides have met.
+fn has_begun(event: &Value) -> bool {
+    !matches!(Progress::from(event).phase.as_str(), "" | "handshake")
 }
 
 /// `wherry cancel NAME`

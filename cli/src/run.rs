@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kvm_ioctls::Kvm;
 use wherry_vmm::config::{
@@ -22,6 +22,7 @@ use wherry_vmm::process::start::{Machine, PROGRAM, Start};
 use super::args::{self, ReceiveArgs, RunArgs};
 use super::disk;
 use super::doctor::no_kvm;
+use super::tether::{self, PATIENCE};
 use super::units::show_bytes;
 use super::{Context, net, output::Output, vsock};
 
@@ -47,12 +48,25 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
 /// `wherry receive`
 pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
     let (seccomp, format) = (args.process.seccomp.into(), args.process.log_format);
-    let config = receive_config(args, &context.out)?;
+    let over_ssh = args.over_ssh;
+    let mut config = receive_config(args, &context.out)?;
+    if over_ssh {
+        config.patience = Some(PATIENCE);
+        if config.serial == SerialSink::Stdio {
+            config.serial = SerialSink::None;
+        }
+    }
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     config.disks.iter().try_for_each(disk::check)?;
     check_backing(config.memory_backing.as_ref())?;
-    become_vm(context, Machine::Receive(config), seccomp, format)
+    if !over_ssh {
+        return become_vm(context, Machine::Receive(config), seccomp, format);
+    }
+    let (uri, program) = (config.uri.clone(), program()?);
+    let machine = Machine::Receive(config);
+    let start = Start { machine, seccomp, json: false, quiet: false, log_format: format };
+    tether::hold(context, &start, &program, &uri)
 }
 
 /// The configuration that the options describe, or what is wrong with them.
@@ -67,6 +81,7 @@ pub fn receive_config(args: ReceiveArgs, out: &Output) -> Result<ReceiveConfig, 
         name: args.name,
         uri: args.uri,
         token: args.tls.token_to(out.json),
+        patience: None,
         tls: args.tls.tls.map(Into::into),
         tls_peers: args.tls.tls_peer,
         // With the guest's console on it, the terminal is the guest's.
@@ -94,6 +109,13 @@ fn open_kvm() -> Result<Kvm, ControlError> {
     kvm::open(Path::new(DEV_KVM)).map_err(|found| no_kvm(&found))
 }
 
+/// The VM's program, which is beside this one.
+fn program() -> Result<PathBuf, ControlError> {
+    let own = std::env::current_exe()
+        .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
+    Ok(own.with_file_name(PROGRAM))
+}
+
 /// Goes on as the VM's process; returns only if that cannot be.
 fn become_vm(
     context: &Context,
@@ -101,9 +123,7 @@ fn become_vm(
     seccomp: Mode,
     log_format: Format,
 ) -> Result<Exit, ControlError> {
-    let own = std::env::current_exe()
-        .map_err(|e| ControlError::failed(format!("cannot find my own executable: {e}")))?;
-    let program = own.with_file_name(PROGRAM);
+    let program = program()?;
     let Output { json, quiet, .. } = context.out;
     let start = Start { machine, seccomp, json, quiet, log_format };
     let error = start.exec(&program);

@@ -51,17 +51,17 @@ pub struct SshArgs {
 /// Where a guest is in its network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    host: String,
-    port: Option<u16>,
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
 }
 
-fn user(text: &str) -> Result<String, String> {
+pub(super) fn user(text: &str) -> Result<String, String> {
     let fine = !text.is_empty() && !text.starts_with('-');
     let plain = text.chars().all(|c| c.is_ascii_graphic());
     if fine && plain { Ok(text.into()) } else { Err("not the name of a user".into()) }
 }
 
-fn address(text: &str) -> Result<Address, String> {
+pub(super) fn address(text: &str) -> Result<Address, String> {
     let wrong = || "write HOST, HOST:PORT or [IPV6]:PORT".to_owned();
     let (host, port) = match (text.strip_prefix('['), text.matches(':').count()) {
         (Some(rest), _) => {
@@ -136,7 +136,7 @@ pub fn ssh(context: &Context, args: &SshArgs) -> Result<Exit, ControlError> {
     Err(cannot_start(&Command::new("ssh").args(words).exec()))
 }
 
-fn cannot_start(e: &io::Error) -> ControlError {
+pub(super) fn cannot_start(e: &io::Error) -> ControlError {
     let error = ControlError::failed(format!("cannot start ssh: {e}"));
     match e.kind() {
         ErrorKind::NotFound => error.hint("install it: apt install openssh-client"),
@@ -160,9 +160,9 @@ fn words(args: &SshArgs, way: &Way, own: &Path, known_hosts: &Path) -> Vec<OsStr
             options.push("ProxyCommand=none".into());
         }
         Way::Vsock => {
-            let own = quoted(&doubled(own.as_os_str()));
+            let own = quoted(&OsString::from_vec(doubled(own.as_os_str())));
             let rest = format!(" vsock {name} {}", vsock::SSH);
-            options.push(joined(b"ProxyCommand=", &own, rest.as_bytes()));
+            options.push(joined(b"ProxyCommand=", own.as_bytes(), rest.as_bytes()));
         }
     }
     let mut words: Vec<OsString> =
@@ -187,10 +187,10 @@ fn doubled(text: &OsStr) -> Vec<u8> {
 }
 
 /// For the shell by which ssh starts it.
-fn quoted(text: &[u8]) -> Vec<u8> {
+pub(super) fn quoted(text: &OsStr) -> OsString {
     let each = |byte: &u8| if *byte == b'\'' { br"'\''".to_vec() } else { vec![*byte] };
-    let inner = text.iter().flat_map(each);
-    [b'\''].into_iter().chain(inner).chain([b'\'']).collect()
+    let inner: Vec<u8> = text.as_bytes().iter().flat_map(each).collect();
+    joined(b"'", &inner, b"'")
 }
 
 #[cfg(test)]

@@ -171,6 +171,9 @@ fn check(uri: &str, means: Option<&str>, name: Option<&str>) -> Result<(), Strin
         (true, _) if means.is_none() => {
             Err(format!("{uri} needs --token, or --tls DIR, a folder with certificates"))
         }
+        (false, Some(option)) if uri.starts_with("ssh:") => {
+            Err(format!("--{option} is for tls:HOST:PORT; ssh encrypts what it carries"))
+        }
         (false, Some(option)) => {
             Err(format!("--{option} is for tls:HOST:PORT; {uri} is not encrypted"))
         }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::over_ssh::Target;
+
 /// Checks `unix:PATH`, `tcp:HOST:PORT` or `tls:HOST:PORT` and returns it in full: a relative path
 /// is relative to here, not to wherever the VMM runs.
 pub fn parse(text: &str) -> Result<String, String> {
@@ -38,6 +40,14 @@ pub fn parse(text: &str) -> Result<String, String> {
     match port.parse::<u16>() {
         Ok(1..) if port.bytes().all(|b| b.is_ascii_digit()) => Ok(text.to_owned()),
         _ => Err(format!("\"{port}\" is not a port (1 to 65535); {FORMS}")),
+    }
+}
+
+/// The same for `migrate`, which also takes `ssh://[USER@]HOST[:PORT][/NAME]`.
+pub fn destination(text: &str) -> Result<String, String> {
+    match Target::of(text)? {
+        Some(_) => Ok(text.to_owned()),
+        None => parse(text),
     }
 }
 

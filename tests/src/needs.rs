@@ -22,6 +22,8 @@ pub const MKE2FS: Need = Need { what: "mke2fs", variable: "WHERRY_REQUIRE_MKE2FS
 pub const PROMTOOL: Need = Need { what: "promtool", variable: "WHERRY_REQUIRE_PROMTOOL" };
 /// groff(1).
 pub const GROFF: Need = Need { what: "groff", variable: "WHERRY_REQUIRE_GROFF" };
+/// An `sshd` that can be started, of the package openssh-server.
+pub const SSHD: Need = Need { what: "sshd", variable: "WHERRY_REQUIRE_SSHD" };
 /// passt(1).
 pub const PASST: Need = Need { what: "passt", variable: "WHERRY_REQUIRE_PASST" };
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wherry_codec::CodecError;
@@ -218,6 +219,8 @@ pub struct ReceiveConfig {
     pub tls_peers: Vec<String>,
     /// For `tls:` in place of both: certificates for one source, which gets a token.
     pub token: Option<TokenTo>,
+    /// How long to wait for a source. `None`: as long as it takes, or as a token is good.
+    pub patience: Option<Duration>,
     /// Where the serial console goes.
     pub serial: SerialSink,
     /// Whether standard error is told how it goes.

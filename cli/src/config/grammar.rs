@@ -15,8 +15,8 @@ use super::word::{Fault, Word, first_words};
 /// Commands that take a file.
 const COMMANDS: [&str; 2] = ["run", "receive"];
 /// Options without a key, on purpose: the file itself, and where a receiver listens, which is
-/// another address for each migration.
-pub const WITHOUT: [&str; 2] = ["config", "uri"];
+/// another address for each migration, or by whom it is started.
+pub const WITHOUT: [&str; 3] = ["config", "uri", "over_ssh"];
 /// Words that a guest brings along when it is received. A file that serves both has them.
 const BROUGHT: [(&str, &[&str]); 2] = [("net", &["mac", "mtu", "offloads"]), ("vsock", &["cid"])];
 /// What plain values are called in help.

@@ -1,7 +1,8 @@
 //! The runtime folder, names, and the lock that makes a name belong to one process.
 //!
 //! For each VM there are two files: `NAME.lock`, held with flock for as long as the VMM lives, and
-//! `NAME.sock`; and for some `NAME.vsock`, where the guest's sockets end, and `NAME.known_hosts`.
+//! `NAME.sock`; and for some `NAME.vsock`, where the guest's sockets end, `NAME.known_hosts`, and
+//! `NAME.log`, which stays when the VM has ended.
 //! The kernel releases the lock however the process ends, so a socket whose lock is free is stale
 //! and is replaced.
 //!
@@ -164,6 +165,24 @@ impl RuntimeDir {
     /// What `wherry ssh` knows of a VM's host keys. The name must have passed [`check_name`].
     pub fn known_hosts(&self, name: &str) -> PathBuf {
         self.path.join(known_hosts(name))
+    }
+
+    /// The log of a VM that has no terminal, to be added to.
+    ///
+    /// # Errors
+    /// The folder or the file cannot be made.
+    pub fn log(&self, name: &str) -> Result<File, ControlError> {
+        check_name(name)?;
+        let path = self.path.join(format!("{name}.log"));
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(
+            self.create()?,
+            format!("{name}.log"),
+            flags,
+            Mode::RUSR | Mode::WUSR,
+        );
+        Ok(file.map_err(io_error("open", &path))?.into())
     }
 
     /// Names that have a socket and a lock here, sorted. Some may be stale.

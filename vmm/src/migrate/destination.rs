@@ -216,7 +216,7 @@ pub fn receive(
     let mut config =
         DestinationConfig { versions: newer::versions(), ..DestinationConfig::default() };
     let good_for = told.good_for;
-    config.patience = good_for.unwrap_or(config.patience);
+    config.patience = good_for.or(wanted.patience).unwrap_or(config.patience);
     let source = match await_source(listener, &config, cancel, &mut course::turned_away) {
         Err(TransportError::TimedOut(time)) if good_for.is_some() => {
             return Err(expired(time).into());
@@ -313,6 +313,21 @@ mod tests {
         let error = ControlError::from(ended.err().expect("a guest came"));
         assert_eq!(Exit::of(&error), Exit::TokenExpired, "{error}");
         assert!(error.message.contains("no longer good"), "{error}");
+    }
+
+    #[test]
+    fn a_receiver_with_little_patience_ends_by_itself() {
+        let Some(_) = fixture::description(1, None) else { return };
+        let runtime = tempfile::tempdir().unwrap();
+        let mut wanted = super::super::tests::receiver("tcp:127.0.0.1:0".into(), None);
+        wanted.patience = Some(Duration::from_millis(200));
+        let ground = Ground::open(&wanted, runtime.path()).unwrap();
+        let (owner, reboots) = (Owner::default(), AtomicBool::new(false));
+        let cancel = CancelToken::new();
+        let ends = (&owner, &reboots);
+        let ended = receive(ground, fixture::hooks(), ends, &wanted, &cancel);
+        let error = format!("{:#}", ended.err().expect("a guest came"));
+        assert_eq!(error, "no source connected: no connection in 200 ms");
     }
 
     #[test]

@@ -380,6 +380,7 @@ mod tests {
             tls: tls.map(Into::into),
             tls_peers: Vec::new(),
             token: None,
+            patience: None,
             serial: SerialSink::None,
             progress: false,
             max_memory: None,

@@ -78,15 +78,22 @@ impl Start {
 
     /// Replaces this process by `program`, which gets this. Returns why that cannot be.
     pub fn exec(&self, program: &Path) -> io::Error {
-        let name = self.name();
-        match self.seal(BUILD) {
-            // The name is for people who list processes.
-            Ok(file) => Command::new(program)
-                .arg0(PROGRAM)
-                .args([name, &file.as_raw_fd().to_string()])
-                .exec(),
+        match self.command(program) {
+            Ok((mut command, _file)) => command.exec(),
             Err(e) => e,
         }
+    }
+
+    /// What starts `program`, which gets this, while the file is open.
+    ///
+    /// # Errors
+    /// There can be no such file.
+    pub fn command(&self, program: &Path) -> io::Result<(Command, File)> {
+        let file = self.seal(BUILD)?;
+        let mut command = Command::new(program);
+        // The name is for people who list processes.
+        command.arg0(PROGRAM).args([self.name(), &file.as_raw_fd().to_string()]);
+        Ok((command, file))
     }
 
     /// The file that is handed over.

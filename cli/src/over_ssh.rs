@@ -1,0 +1,388 @@
+//! `wherry migrate NAME ssh://HOST/NEWNAME`: the user's own ssh starts a receiver at the other host
+//! ([`tether`](super::tether)), and carries the migration's connections to its socket.
+//!
+//! The VM's process knows nothing of it: it migrates to a Unix socket, which is ssh's end here. One
+//! ssh serves any number of connections, and asks its user what it has to on their terminal.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+use clap::Args;
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde_json::Value;
+use wherry_vmm::control::{ControlError, ErrorCode};
+use wherry_vmm::terminal;
+
+use super::Context;
+use super::ssh::{self, Address};
+use super::tether::{END, Folder, end, wait, waiting};
+use super::vm_name::name;
+
+/// Patience with ssh, and with who types a password for it, until a receiver listens.
+const START: Duration = Duration::from_secs(300);
+
+/// Patience with an ssh that has nothing left to carry.
+const LAST: Duration = Duration::from_secs(10);
+
+/// How long it may take to see that ssh has ended, where that may be why a migration failed.
+const CUT: Duration = Duration::from_millis(500);
+
+/// Options of `migrate`.
+#[derive(Debug, Args)]
+pub struct OverSshArgs {
+    /// For ssh: the other host's wherry, if it is not in the PATH that ssh gives a command there
+    #[arg(long, value_name = "FILE")]
+    pub remote_wherry: Option<OsString>,
+    /// For ssh: options of `wherry receive` at the other host, such as its disks
+    #[arg(last = true, value_name = "RECEIVE-ARGS")]
+    pub receive_args: Vec<OsString>,
+}
+
+/// A host that ssh gets to, and the name that the VM is to have there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    user: Option<String>,
+    address: Address,
+    name: Option<String>,
+}
+
+impl Target {
+    /// What `ssh://[USER@]HOST[:PORT][/NAME]` says; `None`: it is another kind of address.
+    pub fn of(uri: &str) -> Result<Option<Self>, String> {
+        let Some(rest) = uri.strip_prefix("ssh://") else { return Ok(None) };
+        let wrong = |why: String| format!("{why}; write ssh://[USER@]HOST[:PORT][/NAME]");
+        let (host, to) = rest.split_once('/').unwrap_or((rest, ""));
+        let to = if to.is_empty() { None } else { Some(name(to).map_err(wrong)?) };
+        let (user, host) = match host.rsplit_once('@') {
+            Some((user, host)) => (Some(ssh::user(user).map_err(wrong)?), host),
+            None => (None, host),
+        };
+        let address = ssh::address(host).map_err(|_| wrong(format!("\"{host}\" is no host")))?;
+        Ok(Some(Self { user, address, name: to }))
+    }
+
+    /// For people.
+    fn shown(&self) -> String {
+        let user = self.user.iter().map(|user| format!("{user}@")).collect::<String>();
+        user + &self.address.host
+    }
+
+    /// What ssh is told: to let who connects to `here` get to `there`, where it starts a receiver.
+    fn words(&self, name: &str, args: &OverSshArgs, here: &Path, there: &str) -> Vec<OsString> {
+        // A connection of its own: one that others share outlives this. What nobody needs there,
+        // nobody there gets. That our forward was made is looked at; others' are nothing to us.
+        let mut words: Vec<OsString> = ["-T", "-a", "-x"].map(Into::into).into();
+        for option in [
+            "ControlPath=none",
+            "RemoteCommand=none",
+            "ExitOnForwardFailure=no",
+            "ServerAliveInterval=15",
+            // The folder lets nobody else in.
+            "StreamLocalBindMask=0000",
+        ] {
+            words.extend(["-o".into(), option.into()]);
+        }
+        words.extend(["-L".into(), format!("{}:{there}", here.display()).into()]);
+        words.extend(self.address.port.iter().flat_map(|p| ["-p".into(), p.to_string().into()]));
+        words.extend(self.user.iter().flat_map(|user| ["-l".into(), user.into()]));
+        words.extend(["--".into(), self.address.host.clone().into()]);
+        let wherry = args.remote_wherry.as_deref().unwrap_or(OsStr::new("wherry"));
+        let name = self.name.as_deref().unwrap_or(name);
+        let uri = format!("unix:{there}");
+        let command = [wherry, "receive".as_ref(), name.as_ref(), uri.as_ref()];
+        let command = command.into_iter().chain(["--over-ssh".as_ref()]);
+        let command = command.chain(args.receive_args.iter().map(OsString::as_os_str));
+        words.extend(command.map(ssh::quoted));
+        words
+    }
+
+    /// Starts a receiver for the VM called `name`, and says how to get to it. `tell` leads to
+    /// `heard`, which may also hear of signals: they end it.
+    pub fn open(
+        &self,
+        context: &Context,
+        name: &str,
+        args: &OverSshArgs,
+        (tell, heard): (Sender<Heard>, &Receiver<Heard>),
+    ) -> Result<Link, ControlError> {
+        let id = random()?;
+        let folder = own_folder(context.dir.of(name).path(), &id)?;
+        let (here, there) = (folder.0.join("s"), format!("/tmp/wherry-{id}/s"));
+        let mut command = Command::new("ssh");
+        command.args(self.words(name, args, &here, &there));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // What a terminal sends is for us: we end ssh when there is nothing left to carry.
+        let ignore = || {
+            for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP] {
+                // SAFETY: ignoring a signal installs no code, and signal(2) may be called here.
+                unsafe { libc::signal(signal, libc::SIG_IGN) };
+            }
+            Ok(())
+        };
+        // SAFETY: it makes system calls alone.
+        unsafe { command.pre_exec(ignore) };
+        let mut ssh = command.spawn().map_err(|e| ssh::cannot_start(&e))?;
+        let pipes = ssh.stdin.take().zip(ssh.stdout.take());
+        let (input, output) = pipes.ok_or_else(|| ControlError::failed("ssh has no pipes"))?;
+        std::thread::spawn(move || listen(output, &waiting(&format!("unix:{there}")), &tell));
+        let mut link = Link { ssh, input, folder, here, host: self.shown() };
+        match heard.recv_timeout(START) {
+            Ok(Heard::Waiting) if link.here.exists() => Ok(link),
+            Ok(Heard::Waiting) => {
+                Err(link.failed("ssh has made no socket here", "what ssh says is above"))
+            }
+            Ok(Heard::Ended) => {
+                let status = wait(&mut link.ssh, LAST);
+                let (text, hint) = why(&link.host, status);
+                Err(link.failed(&text, hint))
+            }
+            Ok(Heard::Signal(signal)) => {
+                drop(link.failed("", ""));
+                terminal::exit_for_signal(signal)
+            }
+            Err(_) => {
+                let text = format!("no receiver within {} s", START.as_secs());
+                Err(link.failed(&text, "what ssh says is above"))
+            }
+        }
+    }
+}
+
+/// What there is to hear until a receiver listens.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It listens.
+    Waiting,
+    /// ssh says nothing more.
+    Ended,
+    /// Somebody wants an end.
+    Signal(i32),
+}
+
+/// Looks for the `line`, and reads on. Whatever else there is comes from the other host's shell.
+fn listen(output: ChildStdout, line: &str, tell: &Sender<Heard>) {
+    for said in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        if said.trim_ascii_end() == line.as_bytes() {
+            let _ = tell.send(Heard::Waiting);
+        }
+    }
+    let _ = tell.send(Heard::Ended);
+}
+
+/// 128 bits that nobody guesses.
+fn random() -> Result<String, ControlError> {
+    let mut bytes = [0; 16];
+    // So few are given whole (getrandom(2)).
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|e| ControlError::failed(format!("no random numbers: {e}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The folder of ssh's end here, for a VM that has this `home`. A unit's VM is another user's, who
+/// connects: it gets a folder beside its home, in one that is nobody's to change but root's.
+fn own_folder(home: &Path, id: &str) -> Result<Folder, ControlError> {
+    let failed =
+        |e| ControlError::failed(format!("cannot have a folder at {}: {e}", home.display()));
+    let owner = std::fs::metadata(home).map_err(failed)?.uid();
+    if owner == rustix::process::geteuid().as_raw() {
+        return Folder::make(folder(home, id)?);
+    }
+    let made = Folder::make(folder(home.parent().unwrap_or(home), id)?)?;
+    std::os::unix::fs::lchown(&made.0, Some(owner), None).map_err(failed)?;
+    Ok(made)
+}
+
+/// Where it is. ssh makes something of other letters in a path.
+fn folder(dir: &Path, id: &str) -> Result<PathBuf, ControlError> {
+    let folder = dir.join(format!("ssh-{id}"));
+    let plain = |c: &u8| c.is_ascii_alphanumeric() || b"/._-".contains(c);
+    let bytes = folder.as_os_str().as_encoded_bytes();
+    if bytes.iter().all(plain) && bytes.len() + "/s".len() <= 107 {
+        return Ok(folder);
+    }
+    let text = format!("ssh makes no socket in {}", dir.display());
+    Err(ControlError::failed(text)
+        .hint("its path is too long, or has letters other than A-Z a-z 0-9 / . _ -"))
+}
+
+/// Why there is no receiver, from how ssh ended, and what to do about it.
+fn why(host: &str, status: Option<ExitStatus>) -> (String, &'static str) {
+    match status.and_then(|status| status.code()) {
+        Some(255) => (format!("ssh does not get to {host}"), "what ssh says is above"),
+        Some(126 | 127) => (
+            format!("ssh finds no wherry at {host}"),
+            "install it there, or say where it is: --remote-wherry /PATH/wherry",
+        ),
+        Some(2) => (
+            format!("the wherry at {host} does not take these options"),
+            "what it says is above; is it an older one? `wherry --version` says so, here and there",
+        ),
+        Some(code) => (format!("no receiver at {host}: exit code {code}"), "what it says is above"),
+        None => (format!("no receiver at {host}: ssh was ended"), "try again"),
+    }
+}
+
+/// A way to a receiver.
+#[derive(Debug)]
+pub struct Link {
+    ssh: Child,
+    input: ChildStdin,
+    folder: Folder,
+    here: PathBuf,
+    host: String,
+}
+
+impl Link {
+    /// Where the receiver is to be had.
+    pub fn uri(&self) -> String {
+        format!("unix:{}", self.here.display())
+    }
+
+    /// Nothing has begun, and nothing will.
+    fn failed(mut self, text: &str, hint: &str) -> ControlError {
+        end(&mut self.ssh);
+        let hint = format!("{hint}. The guest goes on here");
+        ControlError::new(ErrorCode::MigrationFailed, text).hint(hint)
+    }
+
+    /// Ends what carried a migration that was answered so. Whether the two sides have `met`.
+    pub fn close(
+        self,
+        answer: Result<Value, ControlError>,
+        met: bool,
+    ) -> Result<Value, ControlError> {
+        use ErrorCode::{ConnectionLost, MigrationFailed, MigrationUnknown, Timeout};
+        let Self { mut ssh, mut input, folder, host, .. } = self;
+        let code = answer.as_ref().err().map(|error| error.code);
+        let cut = match code {
+            Some(MigrationFailed | MigrationUnknown) => wait(&mut ssh, CUT),
+            _ => None,
+        };
+        if !matches!(code, None | Some(MigrationUnknown | ConnectionLost | Timeout)) {
+            // It is surely not there.
+            let _ = writeln!(input, "{END}");
+        }
+        drop(input);
+        if wait(&mut ssh, LAST).is_none() {
+            end(&mut ssh);
+        }
+        drop(folder);
+        answer.map_err(|mut error| {
+            if let Some(status) = cut {
+                error.message = format!("ssh to {host} ended ({status}): {}", error.message);
+            } else if code == Some(MigrationFailed) && !met && error.hint.is_none() {
+                error.hint = Some(format!(
+                    "does sshd at {host} forward to sockets (AllowStreamLocalForwarding)? What it \
+                     and the receiver say is above. The guest goes on here"
+                ));
+            }
+            error
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn target(uri: &str) -> Target {
+        Target::of(uri).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_host_and_a_name() {
+        let shown = |uri| {
+            let Target { user, address, name } = target(uri);
+            format!("{user:?} {} {:?} {name:?}", address.host, address.port)
+        };
+        assert_eq!(shown("ssh://b"), "None b None None");
+        assert_eq!(shown("ssh://b/"), "None b None None");
+        assert_eq!(
+            shown("ssh://me@b.lan:2222/web2"),
+            r#"Some("me") b.lan Some(2222) Some("web2")"#
+        );
+        assert_eq!(
+            shown("ssh://a@b@[fe80::1%eth0]:22"),
+            r#"Some("a@b") fe80::1%eth0 Some(22) None"#
+        );
+        assert_eq!(Target::of("tcp:b:1").unwrap(), None);
+        for wrong in [
+            "ssh://",
+            "ssh:///web",
+            "ssh://-oProxyCommand=x/web",
+            "ssh://me@-b/web",
+            "ssh://-l@b/web",
+            "ssh://@b/web",
+            "ssh://b:0",
+            "ssh://b:65536",
+            "ssh://b/-x",
+            "ssh://b/a/b",
+            "ssh://b/a b",
+            "ssh://b;x/web",
+            "ssh://b\n/web",
+            "ssh://m\ne@b/web",
+        ] {
+            let error = Target::of(wrong).expect_err(wrong);
+            assert!(error.contains("write ssh://[USER@]HOST"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn ssh_gets_no_option_and_no_shell_a_word_but_by_these_quotes() {
+        let args = OverSshArgs { remote_wherry: None, receive_args: vec![] };
+        let words = |uri: &str, args: &OverSshArgs| {
+            let words = target(uri).words("web", args, Path::new("/run/w/s"), "/tmp/wherry-1/s");
+            words.join(OsStr::new(" ")).into_string().unwrap()
+        };
+        let plain = words("ssh://b", &args);
+        assert!(
+            plain.ends_with(
+                " -L /run/w/s:/tmp/wherry-1/s -- b 'wherry' 'receive' 'web' \
+                 'unix:/tmp/wherry-1/s' '--over-ssh'"
+            ),
+            "{plain}"
+        );
+        let args = OverSshArgs {
+            remote_wherry: Some("/opt/w/wherry".into()),
+            receive_args: vec!["--disk".into(), "/a 'b'; c".into()],
+        };
+        let all = words("ssh://me@b:2222/web2", &args);
+        assert!(
+            all.ends_with(
+                " -p 2222 -l me -- b '/opt/w/wherry' 'receive' 'web2' 'unix:/tmp/wherry-1/s' \
+                 '--over-ssh' '--disk' '/a '\\''b'\\''; c'"
+            ),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn how_ssh_ended_says_what_to_do() {
+        for (code, text, hint) in [
+            (255, "does not get to b", "ssh says"),
+            (127, "no wherry at b", "--remote-wherry"),
+            (2, "these options", "wherry --version"),
+            (4, "exit code 4", "above"),
+        ] {
+            let said = why("b", Some(ExitStatus::from_raw(code << 8)));
+            assert!(said.0.contains(text) && said.1.contains(hint), "{said:?}");
+        }
+        assert!(why("b", Some(ExitStatus::from_raw(9))).0.contains("was ended"));
+    }
+
+    #[test]
+    fn a_folder_that_ssh_would_read_otherwise_is_refused() {
+        assert!(folder(Path::new("/run/user/0/wherry"), "1").is_ok());
+        for wrong in ["/run/a b", "/run/%h", "/run/$x", "/a:b", &format!("/{}", "x".repeat(99))] {
+            folder(Path::new(wrong), "1").expect_err(wrong);
+        }
+    }
+}
