@@ -18,7 +18,7 @@ use wherry_vmm::exit::Exit;
 use super::args::MigrateArgs;
 use super::file::OutputFile;
 use super::html_report::ReportFile;
-use super::over_ssh::{Heard, OverSshArgs, Target};
+use super::over_ssh::{Heard, Link, OverSshArgs, Target};
 use super::report::{self, Progress};
 use super::trace::TraceFile;
 use super::{Context, names, terminal};
@@ -83,9 +83,21 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
         }
     };
     open.store(true, Ordering::SeqCst);
-    if let Some(link) = &link {
-        request.uri = link.uri();
-        client = context.client(&args.name)?;
+    let link = match (link, heard.try_recv()) {
+        (Some(link), Ok(Heard::Signal(signal))) => link.left(signal),
+        (link, _) => link,
+    };
+    if let Some(opened) = &link {
+        request.uri = opened.uri();
+        // Who was asked before may have lost patience.
+        client = match context.client(&args.name) {
+            Ok(client) => client,
+            Err(error) => {
+                link.into_iter().for_each(Link::unused);
+                files.failed(context);
+                return Err(error);
+            }
+        };
     }
     let (mut show, mut met) = (Show::new(context), false);
     let answer = ask(&mut client, request, &mut |update| match update {

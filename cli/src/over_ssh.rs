@@ -5,11 +5,11 @@
 //! ssh serves any number of connections, and asks its user what it has to on their terminal.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
@@ -30,8 +30,11 @@ const START: Duration = Duration::from_secs(300);
 /// Patience with an ssh that has nothing left to carry.
 const LAST: Duration = Duration::from_secs(10);
 
+/// Patience with one that has carried nothing: its other half ends what it has started.
+const UNUSED: Duration = Duration::from_secs(1);
+
 /// How long it may take to see that ssh has ended, where that may be why a migration failed.
-const CUT: Duration = Duration::from_millis(500);
+const CUT: Duration = Duration::from_secs(2);
 
 /// Options of `migrate`.
 #[derive(Debug, Args)]
@@ -82,6 +85,7 @@ impl Target {
             "ControlPath=none",
             "RemoteCommand=none",
             "ExitOnForwardFailure=no",
+            "ClearAllForwardings=no",
             "ServerAliveInterval=15",
             // The folder lets nobody else in.
             "StreamLocalBindMask=0000",
@@ -142,10 +146,7 @@ impl Target {
                 let (text, hint) = why(&link.host, status);
                 Err(link.failed(&text, hint))
             }
-            Ok(Heard::Signal(signal)) => {
-                drop(link.failed("", ""));
-                terminal::exit_for_signal(signal)
-            }
+            Ok(Heard::Signal(signal)) => link.left(signal),
             Err(_) => {
                 let text = format!("no receiver within {} s", START.as_secs());
                 Err(link.failed(&text, "what ssh says is above"))
@@ -165,11 +166,28 @@ pub enum Heard {
     Signal(i32),
 }
 
-/// Looks for the `line`, and reads on. Whatever else there is comes from the other host's shell.
-fn listen(output: ChildStdout, line: &str, tell: &Sender<Heard>) {
-    for said in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-        if said.trim_ascii_end() == line.as_bytes() {
-            let _ = tell.send(Heard::Waiting);
+/// Looks for the `line`, and reads on. Whatever else there is comes from the other host, and may be
+/// long: of a line no more is kept than tells it from that one.
+fn listen(mut output: impl Read, line: &str, tell: &Sender<Heard>) {
+    let (mut said, mut bytes) = (Vec::new(), [0; 4096]);
+    loop {
+        let some = match output.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(len) => bytes.get(..len).unwrap_or_default(),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        for byte in some {
+            match byte {
+                b'\n' => {
+                    if said.trim_ascii_end() == line.as_bytes() {
+                        let _ = tell.send(Heard::Waiting);
+                    }
+                    said.clear();
+                }
+                byte if said.len() < line.len() + 2 => said.push(*byte),
+                _ => {}
+            }
         }
     }
     let _ = tell.send(Heard::Ended);
@@ -185,7 +203,7 @@ fn random() -> Result<String, ControlError> {
 }
 
 /// The folder of ssh's end here, for a VM that has this `home`. A unit's VM is another user's, who
-/// connects: it gets a folder beside its home, in one that is nobody's to change but root's.
+/// connects: it gets a folder beside its home, if that is in a folder that nobody but root changes.
 fn own_folder(home: &Path, id: &str) -> Result<Folder, ControlError> {
     let failed =
         |e| ControlError::failed(format!("cannot have a folder at {}: {e}", home.display()));
@@ -193,7 +211,13 @@ fn own_folder(home: &Path, id: &str) -> Result<Folder, ControlError> {
     if owner == rustix::process::geteuid().as_raw() {
         return Folder::make(folder(home, id)?);
     }
-    let made = Folder::make(folder(home.parent().unwrap_or(home), id)?)?;
+    let beside = home.parent().unwrap_or(home);
+    let found = std::fs::symlink_metadata(beside).map_err(failed)?;
+    if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
+        let text = format!("the VM is another user's, who may change {}", beside.display());
+        return Err(ControlError::failed(text).hint("migrate it as that user"));
+    }
+    let made = Folder::make(folder(beside, id)?)?;
     std::os::unix::fs::lchown(&made.0, Some(owner), None).map_err(failed)?;
     Ok(made)
 }
@@ -245,8 +269,23 @@ impl Link {
     }
 
     /// Nothing has begun, and nothing will.
-    fn failed(mut self, text: &str, hint: &str) -> ControlError {
-        end(&mut self.ssh);
+    pub fn unused(self) {
+        let Self { mut ssh, mut input, .. } = self;
+        let _ = writeln!(input, "{END}");
+        drop(input);
+        if wait(&mut ssh, UNUSED).is_none() {
+            end(&mut ssh);
+        }
+    }
+
+    /// The same, because of a signal.
+    pub fn left(self, signal: i32) -> ! {
+        self.unused();
+        terminal::exit_for_signal(signal)
+    }
+
+    fn failed(self, text: &str, hint: &str) -> ControlError {
+        self.unused();
         let hint = format!("{hint}. The guest goes on here");
         ControlError::new(ErrorCode::MigrationFailed, text).hint(hint)
     }
@@ -257,15 +296,22 @@ impl Link {
         answer: Result<Value, ControlError>,
         met: bool,
     ) -> Result<Value, ControlError> {
-        use ErrorCode::{ConnectionLost, MigrationFailed, MigrationUnknown, Timeout};
+        use ErrorCode::{
+            BadRequest, Busy, Cancelled, DiskTaken, InvalidState, MigrationFailed,
+            MigrationUnknown, NoSuchVm, Unsupported,
+        };
         let Self { mut ssh, mut input, folder, host, .. } = self;
         let code = answer.as_ref().err().map(|error| error.code);
         let cut = match code {
             Some(MigrationFailed | MigrationUnknown) => wait(&mut ssh, CUT),
             _ => None,
         };
-        if !matches!(code, None | Some(MigrationUnknown | ConnectionLost | Timeout)) {
-            // It is surely not there.
+        // These alone say that the guest is here; others may also mean that nobody could say.
+        if let Some(
+            MigrationFailed | Cancelled | Busy | InvalidState | Unsupported | BadRequest | NoSuchVm
+            | DiskTaken,
+        ) = code
+        {
             let _ = writeln!(input, "{END}");
         }
         drop(input);
@@ -278,8 +324,8 @@ impl Link {
                 error.message = format!("ssh to {host} ended ({status}): {}", error.message);
             } else if code == Some(MigrationFailed) && !met && error.hint.is_none() {
                 error.hint = Some(format!(
-                    "does sshd at {host} forward to sockets (AllowStreamLocalForwarding)? What it \
-                     and the receiver say is above. The guest goes on here"
+                    "if that does not say why: does sshd at {host} forward to sockets \
+                     (AllowStreamLocalForwarding)? The guest goes on here"
                 ));
             }
             error
@@ -362,6 +408,20 @@ mod tests {
             ),
             "{all}"
         );
+    }
+
+    #[test]
+    fn a_line_is_heard_among_others_that_may_be_long() {
+        let heard = |said: &[u8]| {
+            let (tell, heard) = std::sync::mpsc::channel();
+            listen(said, "it listens", &tell);
+            drop(tell);
+            heard.iter().collect::<Vec<_>>()
+        };
+        let long = vec![b'x'; 3 << 20];
+        let all = [b"hello\n", &long[..], b"it listens\nit listens\r\nit listens, not\n"].concat();
+        assert_eq!(heard(&all), [Heard::Waiting, Heard::Ended]);
+        assert_eq!(heard(&long), [Heard::Ended]);
     }
 
     #[test]

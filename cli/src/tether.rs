@@ -22,14 +22,14 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use wherry_vmm::control::{ControlError, Info, Request};
+use wherry_vmm::control::{ControlError, Info, Request, VmState};
 use wherry_vmm::exit::Exit;
 use wherry_vmm::process::start::Start;
 
 use super::Context;
 
 /// How long a receiver waits for its source, which connects as soon as it knows where.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Says that the guest stays at the source.
 pub const END: &str = "end";
@@ -123,7 +123,7 @@ pub fn hold(
             let text = format!("the receiver has ended: {status}");
             return if status.success() { Ok(Exit::Ok) } else { Err(ControlError::failed(text)) };
         }
-        if !listens && is_up(context, name, receiver.id()) {
+        if !listens && answer(context, name, receiver.id()).is_some() {
             listens = true;
             // Fails only if nobody reads it.
             let _ = writeln!(io::stdout(), "{}", waiting(uri));
@@ -131,8 +131,13 @@ pub fn hold(
         match told.recv_timeout(LOOK) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(stays) => {
-                // Nobody can have come before it was said where.
-                if stays || !listens {
+                // Nobody can have come before it was said where. A guest that is here lives on,
+                // whatever is said.
+                let waits = || {
+                    let info = answer(context, name, receiver.id());
+                    info.is_some_and(|info| info.state == VmState::Receiving)
+                };
+                if !listens || stays && waits() {
                     end(&mut receiver);
                 }
                 return Ok(Exit::Ok);
@@ -142,11 +147,11 @@ pub fn hold(
     }
 }
 
-/// Whether that process answers: it listens for a source before it does.
-fn is_up(context: &Context, name: &str, pid: u32) -> bool {
+/// What that process says of itself: it listens for a source before it does.
+fn answer(context: &Context, name: &str, pid: u32) -> Option<Info> {
     let info =
         context.client(name).and_then(|mut c| c.call_within::<Info>(&Request::Info {}, SOON));
-    info.is_ok_and(|info| info.pid == pid)
+    info.ok().filter(|info| info.pid == pid)
 }
 
 /// What the log has got since.

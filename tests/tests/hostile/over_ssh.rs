@@ -5,6 +5,7 @@
 //! by OpenSSH and an sshd of the test's own, where there is one.
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use wherry_tests::needs::SSHD;
-use wherry_tests::{Console, Env, Frame, Guest, Proxy, Result, Scratch, When, eventually};
+use wherry_tests::{Console, Env, Frame, Guest, Proxy, Result, Scratch, When, eventually, migrate};
 
 use super::{SOON, THROTTLED, check_report, start};
 
@@ -178,6 +179,24 @@ fn a_guest_moves_over_ssh_and_lives_on_without_it() -> Result<()> {
 }
 
 #[test]
+fn a_guest_that_has_arrived_is_not_ended_by_a_word_of_the_sources() -> Result<()> {
+    let hosts = Hosts::new("ssh-word", STAND_IN)?;
+    let mut guest = start(&hosts.near, "web", "honest", 1)?;
+    let uri = format!("unix:{}", hosts.bin.join("arrivals/s").display());
+    let mut command = hosts.far.command(&["receive", THERE, &uri, "--over-ssh"]);
+    command.args(["--max-memory", "1TiB"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut tether = command.spawn()?;
+    let mut line = String::new();
+    BufReader::new(tether.stdout.as_mut().context("no pipe")?).read_line(&mut line)?;
+    assert_eq!(line.trim_end(), format!("wherry: waiting at {uri}"));
+    check_report(&migrate(&hosts.near, "web", &uri, &THROTTLED)?);
+    ensure!(guest.wait_exit(SOON)?.success(), "{}", guest.log());
+    writeln!(tether.stdin.as_mut().context("no pipe")?, "end")?;
+    ensure!(tether.wait()?.success(), "the other half has failed");
+    intact_there(&hosts)
+}
+
+#[test]
 fn what_keeps_a_receiver_from_starting_is_said_and_the_guest_goes_on() -> Result<()> {
     let hosts = Hosts::new("ssh-not", STAND_IN)?;
     let guest = start(&hosts.near, "web", "honest", 1)?;
@@ -327,6 +346,7 @@ impl Sshd {
             let made = Command::new("ssh-keygen").args(words).arg(hosts.bin.join(key)).status();
             ensure!(made.context("ssh-keygen")?.success(), "ssh-keygen");
         }
+        // Another test may take it meanwhile; then this one is not run.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let there = hosts.far.dir.display();
         let config = format!(
