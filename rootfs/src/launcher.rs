@@ -331,51 +331,62 @@ fn serve(other: &Other, program: &Program) {
         };
         match started {
             Ok(child) => {
-                say(control, STARTED, number, 0);
                 if !see_to(other, number, child) {
                     return;
                 }
             }
-            Err(e) => say(control, FAILED, number, e.raw_os_error().unwrap_or(libc::EINVAL)),
+            Err(e) => {
+                let error = e.raw_os_error().unwrap_or(libc::EINVAL);
+                if !say(control, FAILED, number, error) {
+                    return;
+                }
+            }
         }
     }
 }
 
-/// Waits for the end of what runs. False if who had it started is gone.
+/// Says that it was started, and waits for the end of what runs. False, and it is killed, if who had
+/// it started is gone or does not listen.
 fn see_to(other: &Other, number: u8, mut child: Child) -> bool {
-    let control = &other.control;
-    let Ok(pidfd) = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) else {
+    let told = until_its_end(other, number, &mut child);
+    if !told {
         let _ = child.kill();
-        return false;
-    };
-    loop {
+    }
+    told
+}
+
+fn until_its_end(other: &Other, number: u8, child: &mut Child) -> bool {
+    let control = &other.control;
+    let Ok(pidfd) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return false };
+    let mut told = say(control, STARTED, number, 0);
+    while told {
         let order = match other.wait(Some(&pidfd)) {
             Event::Ended => {
                 let status = child.wait().map_or(libc::SIGKILL, ExitStatus::into_raw);
-                say(control, ENDED, number, status);
-                return true;
+                return say(control, ENDED, number, status);
             }
             Event::Told => Order::next(control),
             Event::Gone => None,
         };
         match order {
-            None => {
-                let _ = child.kill();
-                return false;
-            }
+            None => return false,
             Some(Order { what: START | TORN, number, .. }) => {
-                say(control, FAILED, number, libc::EBUSY)
+                told = say(control, FAILED, number, libc::EBUSY);
             }
             Some(order) if order.number == number => _ = child.kill(),
             Some(_) => {}
         }
     }
+    false
 }
 
-fn say(control: &OwnedFd, what: u8, number: u8, value: i32) {
+/// False if it cannot be told, now or ever. Who does not listen is not waited for: it might be an
+/// intruder, who had to let go of what runs.
+#[must_use]
+fn say(control: &OwnedFd, what: u8, number: u8, value: i32) -> bool {
     let [a, b, c, d] = value.to_ne_bytes();
-    // Who is gone is noticed at the next look.
-    let _ = send(control, &[what, number, a, b, c, d], SendFlags::NOSIGNAL);
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    retry(|| send(control, &[what, number, a, b, c, d], flags)).is_ok()
 }
 
 /// What the launcher is told.
@@ -511,6 +522,23 @@ mod tests {
         assert_eq!(closed, Ok(1), "it still runs");
         assert_eq!(said.read(&mut line).unwrap(), 0);
         serving.join().unwrap();
+        std::mem::forget(job);
+    }
+
+    #[test]
+    fn who_asks_and_does_not_listen_is_not_waited_for() {
+        let launcher = shell("exec sleep 1000");
+        let (said, theirs) = io::pipe().unwrap();
+        let ours = Some(launcher.0.control.as_fd());
+        let job = launcher.start([ours, Some(theirs.as_fd()), None]).unwrap();
+        drop(theirs);
+        let end = Instant::now() + GUARD.unwrap();
+        let now = Timespec::default();
+        while poll(&mut [PollFd::new(&said, PollFlags::IN)], Some(&now)) == Ok(0) {
+            assert!(Instant::now() < end, "it still runs");
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let _ = send(&launcher.0.control, &[START, 0, 0], flags);
+        }
         std::mem::forget(job);
     }
 }

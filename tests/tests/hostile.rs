@@ -13,6 +13,8 @@
 mod confined;
 #[path = "hostile/logs.rs"]
 mod logs;
+#[path = "hostile/networks.rs"]
+mod networks;
 #[path = "hostile/over_ssh.rs"]
 mod over_ssh;
 #[path = "hostile/owner.rs"]

@@ -65,7 +65,7 @@ fn supervise(start: Start, logging: Logging) -> Result<Exit, ControlError> {
     // The first threads, so that all later ones leave these signals to the watcher. Until then a
     // signal ends this process as any other.
     let begin = || -> Result<(), ControlError> {
-        seccomp::begin(seccomp, log_format == Format::Json)
+        seccomp::begin(seccomp, (log_format == Format::Json).then_some(&*name))
             .map_err(|e| ControlError::failed(e.to_string()).hint("--seccomp off does without"))?;
         signals::watch(|signal| {
             // The first asks the machine to end; without a machine, or the second time, that is

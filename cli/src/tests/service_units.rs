@@ -85,7 +85,7 @@ fn what_ended_well_or_was_killed_or_cannot_start_is_not_started_again() {
     let unit = settings(VMS[0]);
     assert_eq!(one(&unit, "Restart"), "on-failure");
     let never = [Exit::Usage, Exit::Kvm, Exit::Killed].map(|exit| (exit as u8).to_string());
-    assert_eq!(one(&unit, "RestartPreventExitStatus"), never.join(" ") + " SIGKILL");
+    assert_eq!(one(&unit, "RestartPreventExitStatus"), never.join(" ") + " SIGKILL SIGSYS");
     // Ended by SIGHUP, SIGINT or SIGTERM.
     for name in VMS {
         assert_eq!(one(&settings(name), "SuccessExitStatus"), "129 130 143");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::requests::Request;
-use super::table::{BASE, KINDS, Kind, LAUNCHING, STARTING};
+use super::table::{BASE, DESCRIPTORS, KINDS, Kind, LAUNCHING, STARTING};
 
 /// The kind of this name.
 pub fn kind(name: &str) -> Option<&'static Kind> {
@@ -22,7 +22,7 @@ pub struct Allowed {
 }
 
 impl Kind {
-    /// With [`BASE`], and with what those that it starts may do.
+    /// With [`BASE`] and [`DESCRIPTORS`], and with what those that it starts may do.
     pub fn all(&self) -> Allowed {
         let mut allowed = Allowed::default();
         self.add(&mut allowed);
@@ -30,7 +30,7 @@ impl Kind {
     }
 
     fn add(&self, to: &mut Allowed) {
-        to.calls.extend(BASE.iter().chain(self.calls));
+        to.calls.extend(BASE.iter().chain(DESCRIPTORS).chain(self.calls));
         for request in self.requests.iter().copied().flatten() {
             if !to.requests.contains(request) {
                 to.requests.push(*request);

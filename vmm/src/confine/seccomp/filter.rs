@@ -8,7 +8,7 @@
 //! | `fcntl` | flags, copies, locks and seals of descriptors |
 //! | `ioctl` | the requests of the kind |
 //! | `mmap`, `mprotect` | memory that holds no code |
-//! | `prctl` | a thread's name, no new privileges, timer slack |
+//! | `prctl` | a thread's name, no new privileges |
 //! | `seccomp` | one more filter |
 //! | `socket` | of Unix and IP |
 //! | `tgkill` | a thread of this process |

@@ -72,11 +72,11 @@ impl Mode {
 static OTHER: OnceLock<SeccompAction> = OnceLock::new();
 
 /// Before the first thread: those that are started from now on narrow themselves. What is said of a
-/// call that is not allowed is an object of JSON, or for people.
+/// call that is not allowed is an object of JSON of that VM, or for people.
 ///
 /// # Errors
 /// The kernel has no seccomp.
-pub fn begin(mode: Mode, json: bool) -> Result<(), SandboxError> {
+pub fn begin(mode: Mode, json: Option<&str>) -> Result<(), SandboxError> {
     let Some(other) = mode.action() else { return Ok(()) };
     report::install(json).map_err(|e| SandboxError::Seccomp(e.to_string()))?;
     // glibc starts a thread by clone3, whose flags no filter can see, unless there is none.

@@ -36,13 +36,13 @@ struct Info {
 
 /// A line on the stack.
 struct Line {
-    bytes: [u8; 200],
+    bytes: [u8; 320],
     len: usize,
 }
 
 impl Line {
     const fn new() -> Self {
-        Self { bytes: [0; 200], len: 0 }
+        Self { bytes: [0; 320], len: 0 }
     }
 
     /// What has no room is left out.
@@ -75,15 +75,22 @@ impl Line {
     }
 }
 
-/// What stands before and behind what is said. No word of it needs an escape in JSON.
-static AROUND: OnceLock<[&str; 2]> = OnceLock::new();
-const HUMAN: [&str; 2] = ["wherry: ", "\n"];
-const JSON: [&str; 2] = [r#"{"level":"error","message":""#, "\"}\n"];
+/// What stands before and behind what is said.
+type Around = [String; 2];
+static AROUND: OnceLock<Around> = OnceLock::new();
+
+/// For people, or as an object of JSON of the VM of that name: none of its letters needs an escape.
+fn around(json: Option<&str>) -> Around {
+    let Some(vm) = json else { return ["wherry: ".into(), "\n".into()] };
+    [format!(r#"{{"level":"error","vm":"{vm}","message":""#), "\"}\n".into()]
+}
 
 /// `thread vcpu0: system call ptrace (101) is not allowed`.
-fn line(around: [&str; 2], thread: &[u8], call: c_int, second: u64) -> Line {
+fn line(around: Option<&Around>, thread: &[u8], call: c_int, second: u64) -> Line {
     let mut line = Line::new();
-    line.text(around[0].as_bytes());
+    let [before, behind] =
+        around.map_or(["", "\n"], |around| around.each_ref().map(String::as_str));
+    line.text(before.as_bytes());
     line.text(b"thread ");
     line.text(thread);
     line.text(b": system call ");
@@ -100,7 +107,7 @@ fn line(around: [&str; 2], thread: &[u8], call: c_int, second: u64) -> Line {
         }
     }
     line.text(b" is not allowed, which ends the VM; --seccomp log only notes it");
-    line.text(around[1].as_bytes());
+    line.text(behind.as_bytes());
     line
 }
 
@@ -125,10 +132,15 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
         // SAFETY: PR_GET_NAME writes at most 16 bytes, the last one a zero.
         unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let around = *AROUND.get().unwrap_or(&HUMAN);
-        let line = line(around, name, info.call, argument(libc::REG_RSI));
-        // SAFETY: write reads the bytes of the line, of which there are so many.
-        unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
+        let line = line(AROUND.get(), name, info.call, argument(libc::REG_RSI));
+        let mut room = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
+        // SAFETY: poll has one descriptor to look at, and write reads the bytes of the line, of
+        // which there are so many. Nobody waits for who does not read it.
+        unsafe {
+            if libc::poll(&mut room, 1, 0) == 1 {
+                libc::write(2, line.bytes.as_ptr().cast(), line.len);
+            }
+        }
     }
     // SAFETY: both take plain numbers and are safe in a signal handler. The signal comes when this
     // one returns.
@@ -138,12 +150,12 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// Installs the handler. What it says is an object of JSON, or for people.
+/// Installs the handler. What it says is an object of JSON of that VM, or for people.
 ///
 /// # Errors
 /// None that are known.
-pub fn install(json: bool) -> io::Result<()> {
-    let _ = AROUND.set(if json { JSON } else { HUMAN });
+pub fn install(json: Option<&str>) -> io::Result<()> {
+    let _ = AROUND.set(around(json));
     // SAFETY: zeros are a valid sigaction, whose fields are then set; the handler is safe in a
     // signal handler by its text. On the alternative stack: the thread's own may be what is broken.
     let done = unsafe {
@@ -160,7 +172,7 @@ mod tests {
     use super::*;
 
     fn said(call: c_int, second: u64) -> String {
-        let line = line(HUMAN, b"vcpu0", call, second);
+        let line = line(Some(&around(None)), b"vcpu0", call, second);
         String::from_utf8(line.bytes[..line.len].to_vec()).unwrap()
     }
 
@@ -174,7 +186,12 @@ mod tests {
         assert!(said(9999, 0).contains("call ? (9999) is"));
         // The longest is not cut.
         let longest = super::super::requests::KVM_GET_MSR_FEATURE_INDEX_LIST;
-        let line = line(JSON, b"migration-answe", libc::SYS_ioctl as c_int, longest.number.into());
+        let line = line(
+            Some(&around(Some("web"))),
+            b"migration-answe",
+            libc::SYS_ioctl as c_int,
+            longest.number.into(),
+        );
         assert!(line.len < line.bytes.len(), "{}", line.len);
         let object: serde_json::Value = serde_json::from_slice(&line.bytes[..line.len]).unwrap();
         let message = object["message"].as_str().unwrap();

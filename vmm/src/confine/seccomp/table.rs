@@ -12,7 +12,7 @@ use super::requests::*;
 pub struct Kind {
     /// As whoever starts one calls it.
     pub name: &'static str,
-    /// What it calls beside [`BASE`].
+    /// What it calls beside [`BASE`] and [`DESCRIPTORS`].
     pub calls: &'static [&'static str],
     /// What it asks with `ioctl`.
     pub requests: &'static [&'static [Request]],
@@ -69,12 +69,39 @@ pub const BASE: &[&str] = &[
     "write",
 ];
 
+/// What acts on a descriptor that the process has already, and makes none. All threads may: they
+/// have the same ones, so to forbid one what another may do with them holds up nobody who has got
+/// hold of a thread, but ends a VM whose thread comes this way once in a while (an alert of TLS's,
+/// a device that was full when the guest was paused).
+pub const DESCRIPTORS: &[&str] = &[
+    "epoll_ctl",
+    "epoll_pwait",
+    "epoll_wait",
+    "fdatasync",
+    "fstat",
+    "fsync",
+    "getsockopt",
+    "lseek",
+    "pread64",
+    "preadv",
+    "preadv2",
+    "pwrite64",
+    "pwritev",
+    "read",
+    "readv",
+    "recvfrom",
+    "setsockopt",
+    "shutdown",
+    "timerfd_settime",
+    "writev",
+];
+
 /// To start a thread that narrows itself.
 pub const STARTING: &[&str] = &["clone", "clone3", "seccomp"];
 
-/// To have a program started by the launcher, and to take what it reads from a disk.
+/// To have a program started by the launcher, to take what it reads from a disk, and to put it away.
 pub const LAUNCHING: &[&str] =
-    &["fstat", "memfd_create", "pipe2", "pread64", "recvfrom", "recvmsg", "sendmsg", "statx"];
+    &["memfd_create", "pipe2", "recvmsg", "sendmsg", "statx", "wait4", "waitid"];
 
 /// To stop and start vCPUs and devices, and to read what a client asks for.
 const PAUSE: &[Request] = &[KVM_GET_CLOCK, KVM_GET_MSRS, KVM_IRQ_LINE, KVM_KVMCLOCK_CTRL];
@@ -141,9 +168,8 @@ const TERMINAL: &[Request] = &[TCGETS, TCGETS2, TCSETSW, TCSETSW2];
 pub const KINDS: &[Kind] = &[
     Kind {
         name: "vcpu",
-        // A reset of the socket device ends its streams.
-        calls: &["shutdown", "timerfd_settime"],
-        requests: &[&[KVM_RUN, KVM_IRQ_LINE]],
+        // And where a guest was that has crashed.
+        requests: &[&[KVM_RUN, KVM_IRQ_LINE, KVM_GET_REGS]],
         starts: &["offloads"],
         ..NONE
     },
@@ -153,28 +179,11 @@ pub const KINDS: &[Kind] = &[
             // Clients of the guest's sockets, and sockets of programs that its guest calls.
             "accept4",
             "connect",
-            "epoll_ctl",
-            "epoll_pwait",
-            "epoll_wait",
             // Memory that the guest gives back.
             "fallocate",
-            "getsockopt",
             // Where hinted memory is populated.
-            "lseek",
             "mincore",
-            "pread64",
-            // Of a disk, what is in memory already.
-            "preadv",
-            "preadv2",
-            "read",
-            // Frames of a tap's and of passt's.
-            "readv",
-            "recvfrom",
-            "setsockopt",
-            "shutdown",
             "socket",
-            "timerfd_settime",
-            "writev",
         ],
         requests: &[&[FIONBIO, KVM_CLEAR_DIRTY_LOG, KVM_IRQ_LINE]],
         starts: &["offloads"],
@@ -182,53 +191,32 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "disk",
-        calls: &[
-            "fallocate",
-            "fdatasync",
-            "fstat",
-            "fsync",
-            "lseek",
-            "pread64",
-            "preadv",
-            "preadv2",
-            "pwrite64",
-            "pwritev",
-            "statx",
-        ],
+        calls: &["fallocate", "statx"],
         requests: &[&[BLKDISCARD, BLKZEROOUT, KVM_IRQ_LINE]],
         ..NONE
     },
     // Waits for a flush, or for a lock, that may hang.
-    Kind { name: "disk-flush", calls: &["fdatasync", "fsync", "statx"], ..NONE },
+    Kind { name: "disk-flush", calls: &["statx"], ..NONE },
     Kind { name: "offloads", requests: &[&[TUNSETOFFLOAD]], ..NONE },
     // Has passt started anew, and asks it whether it is there.
     Kind {
         name: "passt",
-        calls: &["lseek", "read", "setsockopt", "shutdown", "socketpair", "writev"],
+        calls: &["socketpair"],
         requests: &[&[FIONBIO, KVM_IRQ_LINE]],
         launches: true,
         ..NONE
     },
     // Writes what is said.
     Kind { name: "log", ..NONE },
-    Kind { name: "console-out", calls: &["shutdown", "statx", "writev"], ..NONE },
-    Kind {
-        name: "console-in",
-        calls: &["read", "recvfrom", "shutdown"],
-        requests: &[&[KVM_IRQ_LINE]],
-        ..NONE
-    },
-    Kind {
-        name: "console-client",
-        calls: &["read", "recvfrom", "shutdown"],
-        requests: &[&[KVM_IRQ_LINE]],
-        ..NONE
-    },
-    Kind { name: "keyboard", calls: &["read"], requests: &[TERMINAL], ..NONE },
-    Kind { name: "signals", calls: &["rt_sigtimedwait"], requests: &[TERMINAL], ..NONE },
+    Kind { name: "console-out", calls: &["statx"], ..NONE },
+    Kind { name: "console-in", requests: &[&[KVM_IRQ_LINE]], ..NONE },
+    Kind { name: "console-client", requests: &[&[KVM_IRQ_LINE]], ..NONE },
+    Kind { name: "keyboard", requests: &[TERMINAL], ..NONE },
+    // Or the last who has the VM.
+    Kind { name: "signals", calls: &["rt_sigtimedwait", "unlink"], requests: &[TERMINAL], ..NONE },
     Kind {
         name: "control",
-        calls: &["accept4", "setsockopt", "shutdown"],
+        calls: &["accept4"],
         requests: &[&[FIONBIO]],
         starts: &["control-client"],
         ..NONE
@@ -238,16 +226,12 @@ pub const KINDS: &[Kind] = &[
         calls: &[
             // Disks, which a resume takes back.
             "fadvise64",
-            "fstat",
             "getdents64",
-            "lseek",
+            "newfstatat",
             "openat",
-            "pread64",
-            "read",
-            "recvfrom",
-            "setsockopt",
-            "shutdown",
             "statx",
+            // Should it be the last who has the VM.
+            "unlink",
         ],
         requests: &[&[FIONBIO], PAUSE],
         starts: &["console-client", "console-out", "control-migrate", "disk-flush", "offloads"],
@@ -255,35 +239,25 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "control-migrate",
-        calls: &["connect", "getsockopt", "lseek", "setsockopt", "shutdown", "socket"],
+        calls: &["connect", "socket"],
         requests: &[&[FIONBIO]],
         starts: &["boot-files", "disk-flush", "migration"],
         ..NONE
     },
-    Kind { name: "boot-files", calls: &["lseek", "read"], launches: true, ..NONE },
+    Kind { name: "boot-files", launches: true, ..NONE },
     Kind {
         name: "migration",
         calls: &[
             "connect",
             "fadvise64",
-            "fstat",
             "getdents64",
-            "getsockopt",
-            "lseek",
             "mincore",
+            "newfstatat",
             // A disk's lock that another took: who that is.
             "openat",
-            "pread64",
-            "preadv",
-            "read",
-            "recvfrom",
             "sendmsg",
-            "setsockopt",
-            "shutdown",
             "socket",
             "statx",
-            "timerfd_settime",
-            "writev",
         ],
         requests: &[&[FIONBIO], LOG, PAUSE, SAVE],
         starts: &[
@@ -295,38 +269,24 @@ pub const KINDS: &[Kind] = &[
         ],
         ..NONE
     },
-    Kind { name: "migration-answers", calls: &["read", "recvfrom", "shutdown"], ..NONE },
+    Kind { name: "migration-answers", ..NONE },
     Kind {
         name: "migration-send",
-        calls: &["lseek", "mincore", "pread64", "setsockopt", "shutdown", "writev"],
+        calls: &["mincore"],
         requests: &[&[KVM_CLEAR_DIRTY_LOG]],
         ..NONE
     },
     Kind {
         name: "migration-walk",
-        calls: &["fstat", "lseek", "mincore", "pread64", "statx"],
+        calls: &["mincore", "statx"],
         requests: &[LOG],
         starts: &["disk-flush"],
         ..NONE
     },
-    Kind {
-        name: "migration-greet",
-        calls: &["recvfrom", "setsockopt", "shutdown", "writev"],
-        requests: &[&[FIONBIO]],
-        ..NONE
-    },
-    Kind {
-        name: "migration-receive",
-        calls: &["fallocate", "lseek", "mincore", "pread64", "pwrite64", "recvfrom", "shutdown"],
-        ..NONE
-    },
-    // Frames, a word to the guest's driver, and when to say it again.
-    Kind {
-        name: "announce",
-        calls: &["timerfd_settime", "writev"],
-        requests: &[&[KVM_IRQ_LINE]],
-        ..NONE
-    },
+    Kind { name: "migration-greet", requests: &[&[FIONBIO]], ..NONE },
+    Kind { name: "migration-receive", calls: &["fallocate", "mincore"], ..NONE },
+    // Frames, and a word to the guest's driver.
+    Kind { name: "announce", requests: &[&[KVM_IRQ_LINE]], ..NONE },
     Kind {
         name: "boot",
         calls: &[
@@ -334,30 +294,24 @@ pub const KINDS: &[Kind] = &[
             // Whether somebody listens where the guest's sockets are to be.
             "connect",
             "epoll_create1",
-            "epoll_ctl",
             "eventfd2",
             "fadvise64",
             "fallocate",
             "fchmod",
             "flock",
-            "fstat",
             // The tmpfs of --memory-backing.
             "fstatfs",
             "ftruncate",
             "getdents64",
             "listen",
-            "lseek",
             "memfd_create",
             "mincore",
+            // How long a disk's file is.
+            "newfstatat",
             "openat",
-            "pread64",
-            "pwrite64",
-            "read",
-            "setsockopt",
             "socket",
             "statx",
             "timerfd_create",
-            "timerfd_settime",
             "unlink",
         ],
         requests: &[BUILD, LOAD, SAVE, LOG, &[KVM_IRQ_LINE]],
@@ -366,16 +320,7 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "receive",
-        // And whether a disk has grown: newfstatat.
-        calls: &[
-            "accept4",
-            "getpeername",
-            "getsockopt",
-            "newfstatat",
-            "recvfrom",
-            "shutdown",
-            "writev",
-        ],
+        calls: &["accept4", "getpeername"],
         requests: &[PAUSE],
         // It builds a machine, as one that boots does.
         starts: &["announce", "boot", "migration-greet", "migration-receive"],
@@ -384,8 +329,7 @@ pub const KINDS: &[Kind] = &[
     // Once the VM has begun. It builds the next machine at a reboot, and puts all away in the end.
     Kind {
         name: "main",
-        // The launchers end with it.
-        calls: &["shutdown", "unlinkat", "wait4", "waitid"],
+        calls: &["unlinkat"],
         requests: &[&[FIONBIO, KVM_IRQ_LINE], TERMINAL],
         starts: &["boot", "receive"],
         launches: true,

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::table::{BASE, KINDS, LAUNCHING, OF_CLIENTS, STARTING};
+use super::table::{BASE, DESCRIPTORS, KINDS, LAUNCHING, OF_CLIENTS, STARTING};
 use super::*;
 
 /// Which kind of thread a process is to have, and what that does.
@@ -51,7 +51,7 @@ fn act(what: &str) {
 fn is_process() -> bool {
     let Ok(kind) = std::env::var(KIND) else { return false };
     let what = std::env::var(ACT).unwrap();
-    begin(Mode::Kill, false).unwrap();
+    begin(Mode::Kill, None).unwrap();
     let kind = KINDS.iter().find(|k| k.name == kind).unwrap().name;
     let thread = wherry_threads::of_kind(kind).named(kind.chars().take(15).collect());
     let ended = thread.spawn(move || act(&what)).unwrap().join();
@@ -108,6 +108,7 @@ fn a_file_that_is_only_read_is_refused_and_any_other_ends_the_process() {
 fn lists_are_sorted_and_name_calls_that_there_are() {
     for (of, list) in KINDS.iter().map(|kind| (kind.name, kind.calls)).chain([
         ("base", BASE),
+        ("descriptors", DESCRIPTORS),
         ("starting", STARTING),
         ("launching", LAUNCHING),
     ]) {
@@ -115,6 +116,7 @@ fn lists_are_sorted_and_name_calls_that_there_are() {
         for call in list {
             assert!(names::number(call).is_some(), "{of}: {call}");
             assert!(of == "base" || !BASE.contains(call), "{of}: {call} is in the base");
+            assert!(of == "descriptors" || !DESCRIPTORS.contains(call), "{of}: {call}");
         }
     }
     let used: BTreeSet<_> = KINDS

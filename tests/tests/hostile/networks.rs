@@ -1,0 +1,50 @@
+//! A network of passt's, of a VM whose system calls are filtered.
+
+use anyhow::{Context, ensure};
+use wherry_tests::needs::PASST;
+use wherry_tests::{Guest, GuestOptions, Result, Scratch, eventually};
+
+use super::SOON;
+
+#[test]
+fn a_network_of_passts_comes_back_and_ends_with_its_vm() -> Result<()> {
+    let scratch = Scratch::new("passt")?;
+    let env = scratch.env("HOSTILE")?;
+    let options = GuestOptions {
+        memory: "128MiB".into(),
+        append: "hostile=honest seed=1".into(),
+        args: ["--net", "user"].map(Into::into).into(),
+        ..GuestOptions::default()
+    };
+    // It may be missing, or find no network of the host's.
+    let started = Guest::run(&env, "web", &options).map_err(|e| format!("{e:#}"));
+    let Some(mut guest) = PASST.or_not_run(started) else { return Ok(()) };
+    guest.wait_for("ready", SOON)?;
+    let children = |of: u32| -> Result<Vec<u32>> {
+        let all = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children"))?;
+        Ok(all.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+    };
+    let passt = |of: u32| -> Result<Option<u32>> {
+        let launchers = children(of)?;
+        let started: Result<Vec<_>> = launchers.into_iter().map(children).collect();
+        Ok(started?.into_iter().flatten().next())
+    };
+    let first = passt(guest.pid())?.context("no passt")?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(first)?).context("no process")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    eventually(SOON, || {
+        let found = passt(guest.pid())?.filter(|pid| *pid != first);
+        Ok(found.map_or_else(|| Err(guest.log()), |_| Ok(())))
+    })?;
+    eventually(SOON, || {
+        let log = guest.log();
+        Ok(if log.contains("is up again") { Ok(()) } else { Err(log) })
+    })?;
+    for word in ["pause", "resume"] {
+        env.query(&[word, "web"])?;
+    }
+    env.query(&["kill", "web"])?;
+    let ended = guest.wait_exit(SOON)?;
+    ensure!(ended.code() == Some(10), "{ended}: {}", guest.log());
+    Ok(())
+}
