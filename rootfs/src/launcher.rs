@@ -511,7 +511,10 @@ mod tests {
         // It has our end of the sockets, so that end is never gone.
         let (mut said, theirs) = io::pipe().unwrap();
         let ours = Some(launcher.0.control.as_fd());
-        let job = launcher.start([ours, Some(theirs.as_fd()), None]).unwrap();
+        // Which would have it ended.
+        let _job = std::mem::ManuallyDrop::new(
+            launcher.start([ours, Some(theirs.as_fd()), None]).unwrap(),
+        );
         drop(theirs);
         let mut line = [0; 5];
         said.read_exact(&mut line).unwrap();
@@ -522,7 +525,6 @@ mod tests {
         assert_eq!(closed, Ok(1), "it still runs");
         assert_eq!(said.read(&mut line).unwrap(), 0);
         serving.join().unwrap();
-        std::mem::forget(job);
     }
 
     #[test]
@@ -530,7 +532,10 @@ mod tests {
         let launcher = shell("exec sleep 1000");
         let (said, theirs) = io::pipe().unwrap();
         let ours = Some(launcher.0.control.as_fd());
-        let job = launcher.start([ours, Some(theirs.as_fd()), None]).unwrap();
+        // Which would have it ended.
+        let _job = std::mem::ManuallyDrop::new(
+            launcher.start([ours, Some(theirs.as_fd()), None]).unwrap(),
+        );
         drop(theirs);
         let end = Instant::now() + GUARD.unwrap();
         let now = Timespec::default();
@@ -539,6 +544,5 @@ mod tests {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             let _ = send(&launcher.0.control, &[START, 0, 0], flags);
         }
-        std::mem::forget(job);
     }
 }
