@@ -345,8 +345,8 @@ fn serve(other: &Other, program: &Program) {
     }
 }
 
-/// Says that it was started, and waits for the end of what runs. False, and it is killed, if who had
-/// it started is gone or does not listen.
+/// Says that it was started, and waits for the end of what runs. False, and it is killed, if who
+/// had it started is gone or does not listen.
 fn see_to(other: &Other, number: u8, mut child: Child) -> bool {
     let told = until_its_end(other, number, &mut child);
     if !told {

@@ -99,7 +99,8 @@ pub const DESCRIPTORS: &[&str] = &[
 /// To start a thread that narrows itself.
 pub const STARTING: &[&str] = &["clone", "clone3", "seccomp"];
 
-/// To have a program started by the launcher, to take what it reads from a disk, and to put it away.
+/// To have a program started by the launcher, to take what it reads from a disk, and to put it
+/// away.
 pub const LAUNCHING: &[&str] =
     &["memfd_create", "pipe2", "recvmsg", "sendmsg", "statx", "wait4", "waitid"];
 
