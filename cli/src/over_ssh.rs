@@ -186,7 +186,8 @@ fn listen(mut output: impl Read, line: &str, tell: &Sender<Heard>) {
                     said.clear();
                 }
                 byte if said.len() < line.len() + 2 => said.push(*byte),
-                _ => {}
+                // It is another one, however it begins.
+                _ => said.fill(0),
             }
         }
     }
@@ -419,7 +420,8 @@ mod tests {
             heard.iter().collect::<Vec<_>>()
         };
         let long = vec![b'x'; 3 << 20];
-        let all = [b"hello\n", &long[..], b"it listens\nit listens\r\nit listens, not\n"].concat();
+        let all =
+            [b"hello\n", &long[..], b"it listens\nit listens\r\nit listens  , not\n"].concat();
         assert_eq!(heard(&all), [Heard::Waiting, Heard::Ended]);
         assert_eq!(heard(&long), [Heard::Ended]);
     }

@@ -89,6 +89,14 @@ impl Hosts {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.bin.display()));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        // Whoever runs the tests in the background has it ignored, and so would the command.
+        let heed = || {
+            // SAFETY: the default installs no code, and signal(2) may be called here.
+            unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+            Ok(())
+        };
+        // SAFETY: it makes one system call.
+        unsafe { command.pre_exec(heed) };
         command
     }
 

@@ -165,7 +165,8 @@ const LOAD: &[Request] = &[
 /// The terminal is as it was before.
 const TERMINAL: &[Request] = &[TCGETS, TCGETS2, TCSETSW, TCSETSW2];
 
-/// All kinds. The two that a guest talks to come first.
+/// All kinds. The two that a guest talks to come first. Those that may be the last to let go of the
+/// VM when it ends put away its sockets (`unlink`) and launchers (`wait4`).
 pub const KINDS: &[Kind] = &[
     Kind {
         name: "vcpu",
@@ -212,8 +213,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "console-out", calls: &["statx"], ..NONE },
     Kind { name: "console-in", requests: &[&[KVM_IRQ_LINE]], ..NONE },
     Kind { name: "console-client", requests: &[&[KVM_IRQ_LINE]], ..NONE },
-    Kind { name: "keyboard", requests: &[TERMINAL], ..NONE },
-    // Or the last who has the VM.
+    Kind { name: "keyboard", calls: &["unlink"], requests: &[TERMINAL], ..NONE },
     Kind { name: "signals", calls: &["rt_sigtimedwait", "unlink"], requests: &[TERMINAL], ..NONE },
     Kind {
         name: "control",
@@ -227,11 +227,7 @@ pub const KINDS: &[Kind] = &[
         calls: &[
             // Disks, which a resume takes back.
             "fadvise64",
-            "getdents64",
-            "newfstatat",
-            "openat",
             "statx",
-            // Should it be the last who has the VM.
             "unlink",
         ],
         requests: &[&[FIONBIO], PAUSE],
@@ -240,7 +236,7 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "control-migrate",
-        calls: &["connect", "socket"],
+        calls: &["connect", "socket", "unlink"],
         requests: &[&[FIONBIO]],
         starts: &["boot-files", "disk-flush", "migration"],
         ..NONE
@@ -248,18 +244,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "boot-files", launches: true, ..NONE },
     Kind {
         name: "migration",
-        calls: &[
-            "connect",
-            "fadvise64",
-            "getdents64",
-            "mincore",
-            "newfstatat",
-            // A disk's lock that another took: who that is.
-            "openat",
-            "sendmsg",
-            "socket",
-            "statx",
-        ],
+        calls: &["connect", "fadvise64", "mincore", "sendmsg", "socket", "statx"],
         requests: &[&[FIONBIO], LOG, PAUSE, SAVE],
         starts: &[
             "disk-flush",
@@ -287,7 +272,12 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "migration-greet", requests: &[&[FIONBIO]], ..NONE },
     Kind { name: "migration-receive", calls: &["fallocate", "mincore"], ..NONE },
     // Frames, and a word to the guest's driver.
-    Kind { name: "announce", requests: &[&[KVM_IRQ_LINE]], ..NONE },
+    Kind {
+        name: "announce",
+        calls: &["unlink", "wait4", "waitid"],
+        requests: &[&[KVM_IRQ_LINE]],
+        ..NONE
+    },
     Kind {
         name: "boot",
         calls: &[
