@@ -333,9 +333,12 @@ pub struct MigrateArgs {
     /// Name of the VM (see `wherry ls`)
     #[arg(value_parser = name)]
     pub name: String,
-    /// Where the receiver listens: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT; or where to start
-    /// one by ssh: ssh://[USER@]HOST[:PORT][/NAME]
-    #[arg(value_parser = uri::destination)]
+    /// Where the receiver listens, or is to be started.
+    #[arg(
+        value_parser = uri::destination,
+        help = "Where the receiver listens: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT; or where \
+                to start one by ssh: ssh://[USER@]HOST[:PORT][/NAME]"
+    )]
     pub uri: String,
     /// This host's certificates.
     #[command(flatten)]
