@@ -17,6 +17,7 @@ use super::one_of::one_of;
 use super::over_ssh::OverSshArgs;
 use super::pages::PagesArgs;
 use super::process::ProcessArgs;
+use super::replay::ReplayArgs;
 use super::ssh::SshArgs;
 use super::tls::{MigrateTlsArgs, ReceiveTlsArgs};
 use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
@@ -308,7 +309,7 @@ pub struct ReceiveArgs {
 }
 
 /// What `--streams` may be.
-const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_STREAMS as i64;
+pub const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_STREAMS as i64;
 
 /// `wherry migrate`
 #[derive(Debug, Args)]
@@ -385,39 +386,6 @@ pub struct MigrateArgs {
     /// How a receiver is started.
     #[command(flatten)]
     pub over_ssh: OverSshArgs,
-}
-
-/// `wherry replay`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "The guest is taken to do the same things at the same times; docs/replay.md says \
-                  what a replay can know and how far it was \
-    off. The last line is the error of replaying with the settings of the recording.\n\n\
-    Examples:\n  \
-    wherry replay web.trace\n  \
-    wherry replay web.trace --bandwidth 400Mbit --downtime-limit 100ms\n  \
-    wherry replay web.trace --streams 4\n  \
-    wherry replay web.trace --hints off --json | jq .simulated.outcome.total_bytes"
-)]
-pub struct ReplayArgs {
-    /// File that `wherry migrate --trace` wrote
-    #[arg(value_name = "TRACE")]
-    pub trace: PathBuf,
-    /// Rate of the link, such as 400Mbit [default: as recorded]
-    #[arg(long, value_name = "RATE", value_parser = units::rate)]
-    pub bandwidth: Option<u64>,
-    /// Connections that carry memory, 1 to 16 [default: as recorded]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(STREAMS))]
-    pub streams: Option<u32>,
-    /// Longest predicted downtime [default: as recorded]
-    #[arg(long, value_name = "TIME", value_parser = units::millis)]
-    pub downtime_limit: Option<u64>,
-    /// Without the hints that were recorded, or with them [default: as recorded]
-    #[arg(long, value_enum)]
-    pub hints: Option<Switch>,
-    /// Pause the guest after this many rounds, however long the rest takes [default: as recorded]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_rounds: Option<u32>,
 }
 
 /// `wherry report`

@@ -2,16 +2,51 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
+use clap::Args;
 use serde_json::json;
 use wherry_replay::{Outcome, Replay, Settings, Trace};
 use wherry_vmm::control::ControlError;
 use wherry_vmm::exit::Exit;
 
 use super::Context;
-use super::args::{ReplayArgs, Switch};
-use super::units::{show_bytes, show_millis};
+use super::args::{STREAMS, Switch};
+use super::units::{self, show_bytes, show_millis};
+
+/// Options of `replay`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The guest is taken to do the same things at the same times; docs/replay.md says \
+                  what a replay can know and how far it was \
+    off. The last line is the error of replaying with the settings of the recording.\n\n\
+    Examples:\n  \
+    wherry replay web.trace\n  \
+    wherry replay web.trace --bandwidth 400Mbit --downtime-limit 100ms\n  \
+    wherry replay web.trace --streams 4\n  \
+    wherry replay web.trace --hints off --json | jq .simulated.outcome.total_bytes"
+)]
+pub struct ReplayArgs {
+    /// File that `wherry migrate --trace` wrote
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// Rate of the link, such as 400Mbit [default: as recorded]
+    #[arg(long, value_name = "RATE", value_parser = units::rate)]
+    pub bandwidth: Option<u64>,
+    /// Connections that carry memory, 1 to 16 [default: as recorded]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(STREAMS))]
+    pub streams: Option<u32>,
+    /// Longest predicted downtime [default: as recorded]
+    #[arg(long, value_name = "TIME", value_parser = units::millis)]
+    pub downtime_limit: Option<u64>,
+    /// Without the hints that were recorded, or with them [default: as recorded]
+    #[arg(long, value_enum)]
+    pub hints: Option<Switch>,
+    /// Pause the guest after this many rounds, however long the rest takes [default: as recorded]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rounds: Option<u32>,
+}
 
 /// `wherry replay TRACE`
 pub fn replay(context: &mut Context, args: &ReplayArgs) -> Result<Exit, ControlError> {

@@ -46,16 +46,15 @@ pub fn run(context: &mut Context, args: RunArgs) -> Result<Exit, ControlError> {
 }
 
 /// `wherry receive`
-pub fn receive(context: &mut Context, args: ReceiveArgs) -> Result<Exit, ControlError> {
+pub fn receive(context: &mut Context, mut args: ReceiveArgs) -> Result<Exit, ControlError> {
     let (seccomp, format) = (args.process.seccomp.into(), args.process.log_format);
     let over_ssh = args.over_ssh;
-    let mut config = receive_config(args, &context.out)?;
-    if over_ssh {
-        config.patience = Some(PATIENCE);
-        if config.serial == SerialSink::Stdio {
-            config.serial = SerialSink::None;
-        }
+    if over_ssh && args.console.serial == SerialSink::Stdio {
+        // It has no terminal.
+        args.console.serial = SerialSink::None;
     }
+    let mut config = receive_config(args, &context.out)?;
+    config.patience = over_ssh.then_some(PATIENCE);
     check_output(&context.out, &config.serial)?;
     open_kvm()?;
     config.disks.iter().try_for_each(disk::check)?;

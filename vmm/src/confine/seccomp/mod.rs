@@ -1,4 +1,4 @@
-//! System calls that each thread may make. Any other ends the process, if that is asked for.
+//! System calls that each thread may make. Any other ends the process, by default.
 //!
 //! A guest, a peer or a client that has got hold of a thread can ask the kernel for what the
 //! thread's kind needs, and for nothing else. Threads share memory, so it is the widest of them
