@@ -20,6 +20,7 @@ use super::process::ProcessArgs;
 use super::replay::ReplayArgs;
 use super::ssh::SshArgs;
 use super::tls::{MigrateTlsArgs, ReceiveTlsArgs};
+use super::values::{STREAMS, Switch};
 use super::vm::{BalloonArgs, ResumeArgs, StopArgs};
 use super::vm_name::name;
 use super::vsock::{StreamArgs, VsockArgs};
@@ -308,9 +309,6 @@ pub struct ReceiveArgs {
     pub process: ProcessArgs,
 }
 
-/// What `--streams` may be.
-pub const STREAMS: std::ops::RangeInclusive<i64> = 1..=wherry_migration::wire::MAX_STREAMS as i64;
-
 /// `wherry migrate`
 #[derive(Debug, Args)]
 #[command(
@@ -417,13 +415,6 @@ pub struct DoctorArgs {
     /// Measure, in the process that `doctor` starts for it.
     #[arg(long, hide = true)]
     pub probe: bool,
-}
-
-/// On or off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    On,
-    Off,
 }
 
 fn hints() -> impl TypedValueParser<Value = HintPolicy> {

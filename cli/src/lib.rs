@@ -35,6 +35,7 @@ mod tls;
 mod trace;
 mod units;
 mod uri;
+mod values;
 mod vm;
 mod vm_name;
 mod vsock;

@@ -12,8 +12,8 @@ use wherry_vmm::control::ControlError;
 use wherry_vmm::exit::Exit;
 
 use super::Context;
-use super::args::{STREAMS, Switch};
 use super::units::{self, show_bytes, show_millis};
+use super::values::{STREAMS, Switch};
 
 /// Options of `replay`.
 #[derive(Debug, Args)]

@@ -24,6 +24,7 @@ use super::disk;
 use super::doctor::no_kvm;
 use super::tether::{self, PATIENCE};
 use super::units::show_bytes;
+use super::values::Switch;
 use super::{Context, net, output::Output, vsock};
 
 /// `wherry run`
@@ -204,7 +205,7 @@ pub fn run_config(args: RunArgs) -> Result<RunConfig, ControlError> {
         serial: args.console.serial,
         reboot: !args.no_reboot,
         balloon,
-        rng: args.rng == args::Switch::On,
+        rng: args.rng == Switch::On,
         credentials,
         nets,
         disks,
