@@ -5,9 +5,13 @@
 //! too; one that is swapped out between the look and the copy comes back. But no page becomes a
 //! hole in between: whoever punches holes waits for readers, for some 100 µs.
 //!
+//! Most of the time a page takes is waiting for memory, so the next one is asked for while this one
+//! is looked at and summed.
+//!
 //! For a single page the look costs more than it saves: 1.4 instead of 1.2 µs where 256 pages took
 //! 0.34 instead of 0.87 µs each.
 
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::PoisonError;
@@ -15,7 +19,9 @@ use std::sync::PoisonError;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use wherry_migration::traits::{Keep, PAGE_SIZE, sift};
 
-use super::{PAGE, Ram, Region};
+use super::{PAGE, Piece, Ram, Region};
+
+const CACHE_LINE: usize = 64;
 
 /// Pages that are looked at, and read, while nobody punches a hole: 1 MiB.
 const PIECE: usize = 256;
@@ -80,6 +86,9 @@ impl Ram {
             let source = from.subslice(at, PAGE_SIZE).map_err(io::Error::other)?;
             let copy = room.get_mut(len..len + PAGE_SIZE).unwrap_or_default();
             source.copy_to(copy);
+            if let Ok(next) = from.subslice(at + PAGE_SIZE, PAGE_SIZE) {
+                fetch(&next);
+            }
             if keep(page, copy) {
                 len += PAGE_SIZE;
             }
@@ -98,6 +107,17 @@ impl Ram {
         let failed = unsafe { libc::mincore(start, slice.len(), there.as_mut_ptr()) } != 0;
         // The other bits are reserved.
         there.iter_mut().for_each(|page| *page = if failed { 0 } else { *page & 1 });
+    }
+}
+
+/// Has the CPU bring these bytes into its second cache while it goes on with others. Its own look
+/// ahead ends with a page.
+fn fetch(bytes: &Piece<'_>) {
+    let start = bytes.ptr_guard();
+    for line in (0..bytes.len()).step_by(CACHE_LINE) {
+        // SAFETY: a prefetch accesses nothing as far as the program can tell, whatever the address
+        // is (Intel SDM vol. 2, PREFETCHh), and this one lies within the slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.as_ptr().add(line).cast()) };
     }
 }
 

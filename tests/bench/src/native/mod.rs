@@ -32,6 +32,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use crate::case::size_bytes;
+use crate::link::Link;
 use way::MIB;
 
 /// Options of `native`.
@@ -43,6 +44,9 @@ pub struct Args {
     /// Runs of everything.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Only the ways that have this in their name, as in `wherry tcp 2 lz4`, and no pause.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Puts the destination's memory into this folder, too, as of `wherry receive`.
     #[arg(long, value_name = "DIR")]
     memory_backing: Option<PathBuf>,
@@ -70,12 +74,18 @@ pub fn main(args: &Args) -> Result<u8> {
     ensure!(bytes >= MIB && bytes.is_multiple_of(MIB), "--memory is whole MiB");
     let sizes = args.ram.iter().map(|size| size_bytes(size)).collect::<Result<Vec<_>>>()?;
     let populated = size_bytes(&args.populated)?;
+    // Before anything is a thread.
+    let tcp = Link::new().unpaced();
     // First of all: what is wrong with a size is said at once.
-    let pauses = pause::rows::rows(&pause::all(&sizes, populated, args.runs)?);
+    let pauses = match args.only.is_empty() {
+        true => pause::rows::rows(&pause::all(&sizes, populated, args.runs)?),
+        false => Vec::new(),
+    };
     let copies = if args.pause {
         Vec::new()
     } else {
-        results::rows(&rounds::all(bytes, args.runs, args.memory_backing.as_deref())?, bytes)
+        let runs = rounds::all(bytes, args.runs, args.memory_backing.as_deref(), &args.only)?;
+        results::rows(&runs, bytes, tcp.as_deref())
     };
     print!("{}{}", results::table(&copies), pause::rows::table(&pauses));
     if let Some(path) = &args.json {

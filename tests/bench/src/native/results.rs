@@ -7,7 +7,7 @@ use wherry_migration::Compression;
 
 use super::cost::Run;
 use super::rounds::Runs;
-use super::way::{Variant, Way};
+use super::way::{Socket, Variant, Way};
 use crate::spread::median;
 
 /// A row: medians of all runs of a way.
@@ -16,6 +16,9 @@ pub struct Row {
     /// What was measured.
     #[serde(flatten)]
     pub way: Way,
+    /// TCP's congestion control.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion_control: Option<String>,
     /// Guest memory.
     pub bytes: u64,
     /// How often.
@@ -41,8 +44,8 @@ pub struct Row {
     pub each: Vec<Run>,
 }
 
-/// All rows.
-pub fn rows(runs: &Runs, bytes: u64) -> Vec<Row> {
+/// All rows, measured with this congestion control.
+pub fn rows(runs: &Runs, bytes: u64, tcp: Option<&str>) -> Vec<Row> {
     let gib = bytes as f64 / f64::from(1 << 30);
     let both = |run: &Run| run.source_cpu_s + run.destination_cpu_s;
     let row = |(way, each): &(Way, Vec<Run>)| {
@@ -56,6 +59,7 @@ pub fn rows(runs: &Runs, bytes: u64) -> Vec<Row> {
         let engine: Vec<f64> = engine.collect();
         Row {
             way: *way,
+            congestion_control: tcp.filter(|_| way.transport != Socket::Unix).map(Into::into),
             bytes,
             runs: each.len(),
             wire_bytes: of(&|run| run.wire_bytes as f64) as u64,

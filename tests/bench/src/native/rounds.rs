@@ -19,10 +19,12 @@ use crate::note::note;
 /// A way, and its runs in their order: one a round.
 pub type Runs = Vec<(Way, Vec<Run>)>;
 
-/// Runs all of them, so many rounds; those that need a folder for memory if there is one.
-pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>) -> Result<Runs> {
+/// Runs all that have `only` in their name, so many rounds; those that need a folder for memory if
+/// there is one.
+pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>, only: &str) -> Result<Runs> {
     let qemu = Qemu::given(bytes, SEED)?;
-    let ways = Way::all(folder.is_some(), qemu.is_some());
+    let mut ways = Way::all(folder.is_some(), qemu.is_some());
+    ways.retain(|way| way.name().contains(only));
     let ram = Arc::new(Ram::new(bytes, &Backing::Memfd)?);
     content::fill(&ram, SEED)?;
     let warm = content::first(SEED, MIB)?;

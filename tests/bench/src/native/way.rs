@@ -112,6 +112,20 @@ impl Way {
         all
     }
 
+    /// As in `wherry tcp 2 lz4`.
+    pub fn name(&self) -> String {
+        let variant = match self.variant {
+            Variant::PlainWarm => "plain_warm",
+            Variant::PlainNew => "plain_new",
+            Variant::Wherry => "wherry",
+            Variant::Qemu => "qemu",
+            Variant::Pause => "pause",
+        };
+        let lz4 = if self.compression == Compression::Lz4 { " lz4" } else { "" };
+        let folder = if self.backed { " folder" } else { "" };
+        format!("{variant} {} {}{lz4}{folder}", self.transport, self.streams)
+    }
+
     /// That of the pause.
     pub fn pause() -> Self {
         Self {
