@@ -193,7 +193,10 @@ fn tables(kernel: &str) -> Result<()> {
     let scratch = Scratch::new("memory")?;
     let env = scratch.env(kernel)?;
     host_memory(&env, true)?;
-    host_memory(&env, false)?;
+    // What comes back without reports is the balloon's, which the first has shown.
+    if std::env::var_os("WHERRY_SOAK").is_some() {
+        host_memory(&env, false)?;
+    }
     guest_memory(&env)
 }
 
