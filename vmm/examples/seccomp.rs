@@ -61,11 +61,15 @@ fn main() -> std::io::Result<ExitCode> {
     Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// By a thread's name, which the kernel cuts after 15 bytes and which may have a number.
+/// By a thread's name, which the kernel cuts after 15 bytes and behind which may be a number
+/// or what it is for.
 fn find(name: &str) -> Option<&'static Kind> {
-    let name = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
-    let cut = |kind: &&Kind| kind.name == name || (name.len() > 13 && kind.name.starts_with(name));
-    KINDS.iter().find(cut)
+    let bare = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
+    let is = |kind: &&Kind| {
+        let of_many = name.strip_prefix(kind.name).is_some_and(|rest| rest.starts_with('-'));
+        kind.name == bare || of_many || (bare.len() > 13 && kind.name.starts_with(bare))
+    };
+    KINDS.iter().filter(is).max_by_key(|kind| kind.name.len())
 }
 
 /// `123<vcpu0> ioctl(0x1b, 0xae80, …`: the thread and its name, and what it asked. Nothing of a

@@ -130,10 +130,12 @@ impl<'a> Leg<'a> {
         let destination = self.destination.insert(Guest::receive(self.env, &name, &uri)?);
         let outcome = run(self.env, &self.guest.name, &uri, hop)?;
         let Some(report) = outcome else {
-            ensure!(
-                !destination.wait_exit(SOON)?.success(),
-                "a receiver without a guest must not succeed"
-            );
+            match destination.wait_exit(SOON) {
+                Ok(end) => ensure!(!end.success(), "a receiver without a guest must not succeed"),
+                // Cancelled before it was told of a guest: it waits on for who has one.
+                Err(_) if waits(&destination.log()) => destination.kill(),
+                Err(e) => return Err(e),
+            }
             self.destination = None;
             self.tally.count(tally::CANCELLED);
             return Ok(format!("cancelled after {} ms", hop.cancel_ms.unwrap_or_default()));
@@ -238,6 +240,11 @@ fn threads(pid: u32) -> String {
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks.map(|task| read(task.path().join("comm")) + &read(task.path().join("stack"))).collect()
+}
+
+/// Whether a receiver with this log has turned away all who came, or nobody came.
+fn waits(log: &str) -> bool {
+    log.lines().last().is_none_or(|line| line.ends_with("still waiting for the source"))
 }
 
 /// The report; none if it was cancelled in time.

@@ -35,6 +35,7 @@ mod setup;
 mod signals;
 mod table;
 mod testing;
+mod traced;
 mod vm_demo;
 
 use std::process::ExitCode;

@@ -15,7 +15,7 @@ use crate::inside::is_called;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{debians, deny, host, house, image, images, inside, intel, releases, setup};
+use crate::{debians, deny, host, house, image, images, inside, intel, releases, setup, traced};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -44,6 +44,9 @@ pub struct Args {
     /// Runs all of it on this machine's own KVM or not at all, and writes a report to send in.
     #[arg(long, conflicts_with_all = ["units", "soak"])]
     host: bool,
+    /// Has each VM's system calls written into DIR, by strace: slow, and some tests notice.
+    #[arg(long, value_name = "DIR", conflicts_with = "units")]
+    strace: Option<PathBuf>,
     /// Gives up on the integration tests after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u64,
@@ -151,7 +154,13 @@ fn in_labs(
     mut executables: Vec<PathBuf>,
     outcomes: &mut Vec<Outcome>,
 ) -> Result<()> {
-    let wherry = workspace.wherry()?;
+    let mut wherry = workspace.wherry()?;
+    let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
+    if let Some(dir) = &args.strace {
+        let dir = std::path::absolute(dir)?;
+        wherry = traced::wherry(&wherry, &dir)?;
+        job.writable.push(dir);
+    }
     let images = images::all(workspace)?;
     let hostile = workspace.hostile()?;
     // Some tests mount and make networks, which is nothing for a person's own machine.
@@ -164,7 +173,6 @@ fn in_labs(
         note(&format!("tests of a stock Debian are not run, for want of its image: {why}"));
     }
     let debian = executables.iter().any(|test| is_called(test, "debian"));
-    let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
     job.timeout = Some(Duration::from_secs(args.timeout));
     job.env = images::lab_environment(&wherry, &images);
     job.env.push(("WHERRY_KERNEL_HOSTILE".into(), hostile.clone().into()));
