@@ -130,7 +130,7 @@ pub struct ReceiveTlsArgs {
     #[arg(long)]
     pub token: bool,
     /// Write the token into this file, which its owner alone can read, and do not print it
-    #[arg(long, value_name = "FILE", requires = "token")]
+    #[arg(long, value_name = "FILE", requires = "token", conflicts_with = "tls")]
     pub token_file: Option<PathBuf>,
     /// For tcp: take a guest in clear, and from whoever connects, though not only from this host
     #[arg(long)]

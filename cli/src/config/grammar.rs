@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, Command, CommandFactory, ValueHint};
+use clap::{Arg, ArgAction, Command, CommandFactory, Id, ValueHint};
 use toml::Spanned;
 
 use super::super::args::Cli;
@@ -151,6 +151,17 @@ impl Grammar {
     pub fn positions(&self) -> Vec<String> {
         let all = self.args(&self.command).filter(|arg| arg.is_positional());
         all.map(|arg| arg.get_id().to_string()).collect()
+    }
+
+    /// Those that exclude an option, or are excluded by it.
+    pub fn rivals(&self, option: &Choice) -> Vec<String> {
+        let Some(command) = self.root.find_subcommand(&self.command) else { return Vec::new() };
+        let id = option.arg.get_id();
+        let excludes = |one: &Arg, id: &Id| {
+            command.get_arg_conflicts_with(one).iter().any(|other| other.get_id() == id)
+        };
+        let rival = |arg: &&Arg| excludes(arg, id) || excludes(&option.arg, arg.get_id());
+        command.get_arguments().filter(rival).map(|arg| arg.get_id().to_string()).collect()
     }
 
     /// The option of a key.

@@ -109,11 +109,13 @@ impl Given {
             let option = grammar.find(key)?;
             let values = value::words(&option, value, &folder)?;
             grammar.check(&option, &values)?;
+            // What is typed wins over what cannot be beside it, too.
+            let ousted = |option| grammar.rivals(option).iter().any(|id| self.typed(id));
             let own = match option.of {
                 // What is missing of the command's own words is the last of them.
                 Use::Position => !grammar.positions().iter().all(|id| self.typed(id)),
-                Use::Once => !self.typed(option.arg.get_id().as_str()),
-                Use::Repeated => true,
+                Use::Once => !self.typed(option.arg.get_id().as_str()) && !ousted(&option),
+                Use::Repeated => !ousted(&option),
                 Use::Other => false,
             };
             if own {

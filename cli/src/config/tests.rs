@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use clap::{CommandFactory, Parser};
-use wherry_vmm::config::{NetBackend, ReceiveConfig, RunConfig};
+use wherry_vmm::config::{NetBackend, ReceiveConfig, RunConfig, TokenTo};
 
 use super::super::args::{Cli, Command};
 use super::super::output::Output;
@@ -187,6 +187,32 @@ fn what_is_typed_wins_and_what_may_be_repeated_is_added() {
     // Twice is still wrong.
     let twice = run("cpus = 2", "--kernel k --config F/vm.toml --memory 1G --memory 2G");
     assert!(twice.unwrap_err().contains("cannot be used multiple times"));
+}
+
+#[test]
+fn what_is_typed_wins_over_what_it_excludes() {
+    let files = Files::new("tls = \"keys\"\ntls-peer = \"host-a\"");
+    let line = "web tls:b:4 --config F/vm.toml";
+    let told = |more: &str| {
+        let config = files.receive(&format!("{line}{more}")).unwrap();
+        (config.tls.map(PathBuf::from), config.tls_peers, config.token)
+    };
+    let keys = Some(PathBuf::from(files.path("keys")));
+    assert_eq!(told(""), (keys, vec!["host-a".into()], None));
+    assert_eq!(told(" --token"), (None, vec![], Some(TokenTo::Line)));
+    let file = TokenTo::File(files.path("token").into());
+    files.write("vm.toml", "token-file = \"token\"\ntoken = true");
+    assert_eq!(told(""), (None, vec![], Some(file)));
+    assert_eq!(told(" --tls /k"), (Some("/k".into()), vec![], None));
+    // Both typed, or both in the file, are wrong as ever; so is a key that is left out.
+    let both = files.receive(&format!("{line} --tls /k --token")).unwrap_err();
+    assert!(both.contains("cannot be used with"), "{both}");
+    files.write("vm.toml", "tls = \"keys\"\ntoken = true");
+    let both = files.receive(line).unwrap_err();
+    assert!(both.contains("cannot be used with"), "{both}");
+    files.write("vm.toml", "tls = [\"keys\"]");
+    let wrong = files.receive(&format!("{line} --token")).unwrap_err();
+    assert!(wrong.contains(":1: tls: one value is wanted"), "{wrong}");
 }
 
 #[test]
