@@ -48,6 +48,7 @@ pub fn migrate(context: &mut Context, args: MigrateArgs) -> Result<Exit, Control
         Some(_) => Vec::new(),
         None => names::addresses(&args.uri)?,
     };
+    args.tls.check_found(&args.uri, &addresses).map_err(ControlError::usage)?;
     let tls = names::certificates(credentials.folder.as_deref())?;
     let mut client = context.client(&args.name)?;
     let mut files = Files::create(&args)?;

@@ -15,11 +15,16 @@ const LOOKUP: Duration = Duration::from_secs(10);
 
 /// What the name in a migration's address stands for: nothing if it is a number or a path.
 pub fn addresses(uri: &str) -> Result<Vec<SocketAddr>, ControlError> {
-    let to: Endpoint = uri.parse().map_err(|e| ControlError::usage(format!("{e}")))?;
-    look_up(&to, LOOKUP, &CancelToken::new()).map_err(|e| {
-        ControlError::new(ErrorCode::MigrationFailed, describe(&e))
+    look(uri).map_err(|why| {
+        ControlError::new(ErrorCode::MigrationFailed, why)
             .hint("is the host's name spelt right? The guest goes on here")
     })
+}
+
+/// The same, or why it is not known.
+pub fn look(uri: &str) -> Result<Vec<SocketAddr>, String> {
+    let to: Endpoint = uri.parse().map_err(|e| format!("{e}"))?;
+    look_up(&to, LOOKUP, &CancelToken::new()).map_err(|e| describe(&e))
 }
 
 /// This host's certificates.

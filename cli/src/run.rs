@@ -76,10 +76,10 @@ pub fn receive_config(args: ReceiveArgs, out: &Output) -> Result<ReceiveConfig, 
     let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
     let vsock = vsock::end(args.vsock.vsock).map_err(ControlError::usage)?;
     check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
-    args.tls.check(&args.uri).map_err(ControlError::usage)?;
+    let uri = args.tls.checked(args.uri).map_err(ControlError::usage)?;
     Ok(ReceiveConfig {
         name: args.name,
-        uri: args.uri,
+        uri,
         token: args.tls.token_to(out.json),
         patience: None,
         tls: args.tls.tls.map(Into::into),

@@ -1,8 +1,8 @@
 //! How a migration's stream is protected: `--tls`, `--token` and `--insecure` of `wherry migrate`
 //! and `wherry receive`.
 //!
-//! In clear over a network only who says so. Whether a name other than `localhost` stands for this
-//! host is not looked up: it is taken for another's.
+//! In clear over a network only who says so. `localhost` is looked up once, and has to stand for
+//! this host alone; any other name is taken for another's.
 //!
 //! A token is a secret for some minutes, and what is on a command line is seen by everybody who
 //! lists processes and kept in a shell's history: it is read from standard input, a file or the
@@ -10,13 +10,15 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 use wherry_migration::transport::tls::{MAX_CHARS, Token};
 use wherry_vmm::config::TokenTo;
+
+use super::names;
 
 /// Where a token may be.
 const VARIABLE: &str = "WHERRY_TOKEN";
@@ -56,6 +58,11 @@ impl MigrateTlsArgs {
     pub fn checked(&self, to: &str) -> Result<Credentials, String> {
         let environment = || std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
         self.checked_in(to, environment)
+    }
+
+    /// Whether they let it go to the addresses that were found for this one.
+    pub fn check_found(&self, to: &str, found: &[SocketAddr]) -> Result<(), String> {
+        check_found(to, self.insecure, found)
     }
 
     fn checked_in(
@@ -138,11 +145,18 @@ pub struct ReceiveTlsArgs {
 }
 
 impl ReceiveTlsArgs {
-    /// Whether they fit the address.
-    pub fn check(&self, at: &str) -> Result<(), String> {
+    /// Where to listen, if they fit the address: at a number in place of `localhost`, where it is
+    /// in clear.
+    pub fn checked(&self, at: String) -> Result<String, String> {
         let means = means(self.tls.is_some(), self.token);
-        check(at, means, self.tls_peer.first().map(|_| "tls-peer"))?;
-        check_clear(at, self.insecure)
+        check(&at, means, self.tls_peer.first().map(|_| "tls-peer"))?;
+        check_clear(&at, self.insecure)?;
+        let clear = at.strip_prefix("tcp:").filter(|_| !self.insecure);
+        if clear.is_some_and(|address| is_localhost(host(address))) {
+            let found = names::look(&at)?;
+            return listen_at(&at, &found);
+        }
+        Ok(at)
     }
 
     /// Where the token goes, if there is to be one.
@@ -185,20 +199,56 @@ fn check(uri: &str, means: Option<&str>, name: Option<&str>) -> Result<(), Strin
 fn check_clear(uri: &str, insecure: bool) -> Result<(), String> {
     match uri.strip_prefix("tcp:") {
         None if insecure => Err(format!("--insecure is for tcp:HOST:PORT, and not for {uri}")),
-        Some(address) if !insecure && !is_loopback(address) => Err(format!(
-            "{uri} is not encrypted, and others can be at its other end: use tls:{address} with \
-             --token or --tls DIR, or say --insecure"
-        )),
+        Some(address) if !insecure && !may_be_loopback(host(address)) => Err(in_clear(uri, uri)),
         _ => Ok(()),
     }
 }
 
-/// Whether `HOST:PORT` surely is this host for itself.
-fn is_loopback(address: &str) -> bool {
+/// The same of what a name was found to stand for: none if it is a number.
+fn check_found(uri: &str, insecure: bool, found: &[SocketAddr]) -> Result<(), String> {
+    let others = found.iter().find(|at| !is_loopback(at.ip()));
+    match others.filter(|_| !insecure && uri.starts_with("tcp:")) {
+        Some(at) => Err(in_clear(uri, &format!("{uri}, which is {at} here,"))),
+        None => Ok(()),
+    }
+}
+
+/// The address as a number, of those that were found for it: nobody looks it up again, who might
+/// find others.
+fn listen_at(uri: &str, found: &[SocketAddr]) -> Result<String, String> {
+    check_found(uri, false, found)?;
+    // A host may have one of the two versions of IP alone, and know the other's address.
+    let usable = found.iter().find(|at| TcpListener::bind((at.ip(), 0)).is_ok());
+    let at = usable.or(found.first()).ok_or_else(|| format!("{uri} has no address here"))?;
+    Ok(format!("tcp:{at}"))
+}
+
+fn in_clear(uri: &str, what: &str) -> String {
+    let address = uri.strip_prefix("tcp:").unwrap_or(uri);
+    format!(
+        "{what} is not encrypted, and others can be at its other end: use tls:{address} with \
+         --token or --tls DIR, or say --insecure"
+    )
+}
+
+/// The host of `HOST:PORT`.
+fn host(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let ip = bare.parse::<IpAddr>().map(|ip| ip.to_canonical().is_loopback());
-    ip.unwrap_or_else(|_| bare.eq_ignore_ascii_case("localhost"))
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+fn is_localhost(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+}
+
+/// Whether a host is this one for itself, as far as that is known without looking it up.
+fn may_be_loopback(host: &str) -> bool {
+    host.parse().map_or_else(|_| is_localhost(host), is_loopback)
+}
+
+/// Whether it surely is this host for itself.
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
 }
 
 #[cfg(test)]
@@ -264,6 +314,44 @@ mod tests {
         for uri in ["unix:/x", "tls:host-b:1"] {
             check_clear(uri, false).unwrap();
             assert!(check_clear(uri, true).unwrap_err().contains("--insecure is for tcp"), "{uri}");
+        }
+    }
+
+    #[test]
+    fn localhost_is_this_host_only_if_all_that_it_stands_for_is() {
+        let at = |all: &[&str]| all.iter().map(|at| at.parse().unwrap()).collect::<Vec<_>>();
+        let uri = "tcp:localhost:4";
+        let here = at(&["127.0.0.1:4", "[::1]:4", "127.9.9.9:4", "[::ffff:127.0.0.1]:4"]);
+        check_found(uri, false, &here).unwrap();
+        assert_eq!(listen_at(uri, &here).unwrap(), "tcp:127.0.0.1:4");
+        for others in ["192.0.2.1:4", "0.0.0.0:4", "[::]:4", "[::ffff:10.0.0.2]:4"] {
+            for found in [at(&[others]), at(&["127.0.0.1:4", others])] {
+                for refused in [check_found(uri, false, &found), listen_at(uri, &found).map(drop)] {
+                    let refused = refused.unwrap_err();
+                    for word in [others, "tls:localhost:4", "--token", "--insecure"] {
+                        assert!(refused.contains(word), "{refused}");
+                    }
+                }
+                check_found(uri, true, &found).unwrap();
+                check_found("tls:localhost:4", false, &found).unwrap();
+            }
+        }
+        assert!(listen_at(uri, &[]).unwrap_err().contains("no address"));
+        // It is the number that is listened at.
+        let none = || ReceiveTlsArgs {
+            tls: None,
+            tls_peer: Vec::new(),
+            token: false,
+            token_file: None,
+            insecure: false,
+        };
+        for name in ["tcp:localhost:4", "tcp:LocalHost:4"] {
+            let found = none().checked(name.into()).unwrap();
+            assert!(["tcp:127.0.0.1:4", "tcp:[::1]:4"].contains(&found.as_str()), "{found}");
+        }
+        let insecure = ReceiveTlsArgs { insecure: true, ..none() };
+        for (args, uri) in [(insecure, "tcp:localhost:4"), (none(), "tcp:127.0.0.1:4")] {
+            assert_eq!(args.checked(uri.into()).unwrap(), uri);
         }
     }
 
