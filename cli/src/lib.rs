@@ -27,6 +27,7 @@ mod report;
 mod run;
 mod serial;
 mod ssh;
+mod ssh_folder;
 mod ssh_key;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -21,7 +20,8 @@ use wherry_vmm::terminal;
 
 use super::Context;
 use super::ssh::{self, Address};
-use super::tether::{END, Folder, end, wait, waiting};
+use super::ssh_folder::Folder;
+use super::tether::{END, end, wait, waiting};
 use super::vm_name::name;
 
 /// Patience with ssh, and with who types a password for it, until a receiver listens.
@@ -116,8 +116,8 @@ impl Target {
         (tell, heard): (Sender<Heard>, &Receiver<Heard>),
     ) -> Result<Link, ControlError> {
         let id = random()?;
-        let folder = own_folder(context.dir.of(name).path(), &id)?;
-        let (here, there) = (folder.0.join("s"), format!("/tmp/wherry-{id}/s"));
+        let folder = Folder::beside_vm(context.dir.of(name).path(), &id)?;
+        let (here, there) = (folder.socket(), format!("/tmp/wherry-{id}/s"));
         let mut command = Command::new("ssh");
         command.args(self.words(name, args, &here, &there));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -201,39 +201,6 @@ fn random() -> Result<String, ControlError> {
     getrandom(&mut bytes, GetRandomFlags::empty())
         .map_err(|e| ControlError::failed(format!("no random numbers: {e}")))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The folder of ssh's end here, for a VM that has this `home`. A unit's VM is another user's, who
-/// connects: it gets a folder beside its home, if that is in a folder that nobody but root changes.
-fn own_folder(home: &Path, id: &str) -> Result<Folder, ControlError> {
-    let failed =
-        |e| ControlError::failed(format!("cannot have a folder at {}: {e}", home.display()));
-    let owner = std::fs::metadata(home).map_err(failed)?.uid();
-    if owner == rustix::process::geteuid().as_raw() {
-        return Folder::make(folder(home, id)?);
-    }
-    let beside = home.parent().unwrap_or(home);
-    let found = std::fs::symlink_metadata(beside).map_err(failed)?;
-    if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
-        let text = format!("the VM is another user's, who may change {}", beside.display());
-        return Err(ControlError::failed(text).hint("migrate it as that user"));
-    }
-    let made = Folder::make(folder(beside, id)?)?;
-    std::os::unix::fs::lchown(&made.0, Some(owner), None).map_err(failed)?;
-    Ok(made)
-}
-
-/// Where it is. ssh makes something of other letters in a path.
-fn folder(dir: &Path, id: &str) -> Result<PathBuf, ControlError> {
-    let folder = dir.join(format!("ssh-{id}"));
-    let plain = |c: &u8| c.is_ascii_alphanumeric() || b"/._-".contains(c);
-    let bytes = folder.as_os_str().as_encoded_bytes();
-    if bytes.iter().all(plain) && bytes.len() + "/s".len() <= 107 {
-        return Ok(folder);
-    }
-    let text = format!("ssh makes no socket in {}", dir.display());
-    Err(ControlError::failed(text)
-        .hint("its path is too long, or has letters other than A-Z a-z 0-9 / . _ -"))
 }
 
 /// Why there is no receiver, from how ssh ended, and what to do about it.
@@ -438,13 +405,5 @@ mod tests {
             assert!(said.0.contains(text) && said.1.contains(hint), "{said:?}");
         }
         assert!(why("b", Some(ExitStatus::from_raw(9))).0.contains("was ended"));
-    }
-
-    #[test]
-    fn a_folder_that_ssh_would_read_otherwise_is_refused() {
-        assert!(folder(Path::new("/run/user/0/wherry"), "1").is_ok());
-        for wrong in ["/run/a b", "/run/%h", "/run/$x", "/a:b", &format!("/{}", "x".repeat(99))] {
-            folder(Path::new(wrong), "1").expect_err(wrong);
-        }
     }
 }

@@ -12,11 +12,10 @@
 //!
 //! The end of standard input ends this process.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -27,6 +26,7 @@ use wherry_vmm::exit::Exit;
 use wherry_vmm::process::start::Start;
 
 use super::Context;
+use super::ssh_folder::Folder;
 
 /// How long a receiver waits for its source, which connects as soon as it knows where.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,25 +46,6 @@ const WORDS: u64 = 16 << 10;
 /// The line that says that a receiver listens.
 pub fn waiting(uri: &str) -> String {
     format!("wherry: waiting at {uri}")
-}
-
-/// A new folder that is only its owner's. Dropping it removes it, and what is in it.
-#[derive(Debug)]
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    /// Makes it.
-    pub fn make(path: PathBuf) -> Result<Self, ControlError> {
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|e| ControlError::failed(format!("cannot make {}: {e}", path.display())))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 /// How it ended, if it does in time.

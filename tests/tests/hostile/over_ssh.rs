@@ -100,6 +100,13 @@ impl Hosts {
         command
     }
 
+    /// ssh's folders here.
+    fn folders(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(&self.near.dir)?.filter_map(|entry| entry.ok());
+        let ours = entries.filter(|e| e.file_name().to_string_lossy().starts_with("ssh-"));
+        Ok(ours.map(|entry| entry.path()).collect())
+    }
+
     fn pid(&self) -> Result<String> {
         let (pid, _) = eventually(SOON, || {
             let pid = fs::read_to_string(self.bin.join("pid")).unwrap_or_default();
@@ -116,10 +123,7 @@ impl Hosts {
     /// Nothing of ssh's, and no receiver without a guest, is left.
     fn clean(&self) -> Result<()> {
         eventually(SOON, || {
-            let mut left = Vec::new();
-            let folders = fs::read_dir(&self.near.dir)?.filter_map(|entry| entry.ok());
-            let folders = folders.filter(|e| e.file_name().to_string_lossy().starts_with("ssh-"));
-            left.extend(folders.map(|entry| entry.path()));
+            let mut left = self.folders()?;
             if let Ok(pid) = fs::read_to_string(self.bin.join("pid")) {
                 left.push(Path::new("/proc").join(pid.trim()));
             }
@@ -327,6 +331,31 @@ fn whoever_cancels_leaves_nothing_behind_at_any_time() -> Result<()> {
         Ok(if states == wanted { Ok(()) } else { Err(format!("{states:?}")) })
     })?;
     Ok(())
+}
+
+#[test]
+fn what_a_killed_one_has_left_goes_with_the_next_and_nothing_else() -> Result<()> {
+    let hosts = Hosts::new("ssh-left", STAND_IN)?;
+    let _guest = start(&hosts.near, "web", "honest", 1)?;
+    hosts.how("exec sleep 600")?;
+    let mut killed = hosts.migrate("web", &[]).spawn()?;
+    let pid = hosts.pid()?;
+    killed.kill()?;
+    killed.wait()?;
+    let left = hosts.folders()?;
+    assert_eq!(left.len(), 1, "{left:?}");
+    fs::remove_file(hosts.bin.join("pid"))?;
+    let waiting = hosts.migrate("web", &[]).spawn()?;
+    hosts.pid()?;
+    let now = hosts.folders()?;
+    assert!(now.len() == 1 && now != left, "{left:?}, {now:?}");
+    hosts.how("exit 255")?;
+    assert_eq!(hosts.migrate("web", &[]).output()?.status.code(), Some(5));
+    assert_eq!(hosts.folders()?, now);
+    ctrl_c(&waiting)?;
+    assert_eq!(waiting.wait_with_output()?.status.code(), Some(130));
+    kill("-KILL", &pid)?;
+    hosts.clean()
 }
 
 fn in_round_one(guest: &Guest) -> Result<()> {
