@@ -82,6 +82,12 @@ impl Target {
         // nobody there gets. That our forward was made is looked at; others' are nothing to us.
         let mut words: Vec<OsString> = ["-T", "-a", "-x"].map(Into::into).into();
         for option in [
+            // An ssh before 8.7 knows not all of these. With a list of ours the user's own would
+            // not count, and what it names would be an error.
+            "IgnoreUnknown=*",
+            "StdinNull=no",
+            "SessionType=default",
+            "ForkAfterAuthentication=no",
             "ControlPath=none",
             "RemoteCommand=none",
             "ExitOnForwardFailure=no",

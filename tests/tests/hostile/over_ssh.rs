@@ -397,7 +397,9 @@ impl Sshd {
         fs::write(hosts.bin.join("known"), format!("[127.0.0.1]:{port} {host}"))?;
         let config = format!(
             "Host b\nHostName 127.0.0.1\nPort {port}\nIdentityFile {dir}/key\nIdentitiesOnly yes\n\
-             IdentityAgent none\nUserKnownHostsFile {dir}/known\nBatchMode yes\n"
+             IdentityAgent none\nUserKnownHostsFile {dir}/known\nBatchMode yes\n\
+             IgnoreUnknown Unheard,StdinNull,SessionType,ForkAfterAuthentication\nUnheard yes\n\
+             StdinNull yes\nSessionType none\nForkAfterAuthentication yes\n"
         );
         fs::write(hosts.bin.join("config"), config)?;
         let log = fs::File::create(hosts.bin.join("sshd.log"))?;
