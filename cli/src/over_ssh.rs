@@ -5,14 +5,15 @@
 //! ssh serves any number of connections, and asks its user what it has to on their terminal.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
 use wherry_vmm::control::{ControlError, ErrorCode};
@@ -125,24 +126,22 @@ impl Target {
         let folder = Folder::beside_vm(context.dir.of(name).path(), &id)?;
         let (here, there) = (folder.socket(), format!("/tmp/wherry-{id}/s"));
         let mut command = Command::new("ssh");
-        command.args(self.words(name, args, &here, &there));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        // What a terminal sends is for us: we end ssh when there is nothing left to carry.
-        let ignore = || {
-            for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP] {
-                // SAFETY: ignoring a signal installs no code, and signal(2) may be called here.
-                unsafe { libc::signal(signal, libc::SIG_IGN) };
-            }
-            Ok(())
-        };
+        command.args(self.words(name, args, &here, &there)).stdout(Stdio::piped());
+        let pipe = io::pipe().and_then(|(leash, input)| Ok((leash.try_clone()?, leash, input)));
+        let (own, leash, input) = pipe.map_err(|e| ssh::cannot_start(&e))?;
+        command.stdin(own);
         // SAFETY: it makes system calls alone.
-        unsafe { command.pre_exec(ignore) };
-        let mut ssh = command.spawn().map_err(|e| ssh::cannot_start(&e))?;
-        let pipes = ssh.stdin.take().zip(ssh.stdout.take());
-        let (input, output) = pipes.ok_or_else(|| ControlError::failed("ssh has no pipes"))?;
+        unsafe { command.pre_exec(before_ssh) };
+        let spawned = command.spawn();
+        // It has the pipe's other end.
+        drop(command);
+        let mut ssh = spawned.map_err(|e| ssh::cannot_start(&e))?;
+        let output = ssh.stdout.take().ok_or_else(|| ControlError::failed("ssh has no pipe"))?;
         std::thread::spawn(move || listen(output, &waiting(&format!("unix:{there}")), &tell));
         let mut link = Link { ssh, input, folder, here, host: self.shown() };
-        match heard.recv_timeout(START) {
+        let said = heard.recv_timeout(START);
+        unleash(leash);
+        match said {
             Ok(Heard::Waiting) if link.here.exists() => Ok(link),
             Ok(Heard::Waiting) => {
                 Err(link.failed("ssh has made no socket here", "what ssh says is above"))
@@ -159,6 +158,45 @@ impl Target {
             }
         }
     }
+}
+
+/// What ssh's process does before it is ssh.
+fn before_ssh() -> io::Result<()> {
+    /// As the kernel has it on all that we run on.
+    const F_SETSIG: i32 = 10;
+    // What a terminal sends is for us: we end ssh when there is nothing left to carry.
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP] {
+        // SAFETY: ignoring a signal installs no code, and signal(2) may be called here.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    // Our threads block those that a thread of ours waits for, which ssh has not.
+    let mut none = std::mem::MaybeUninit::uninit();
+    // SAFETY: the first fills the set in, and the second reads it; both may be called here.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+    // It does not look at its standard input while it asks for a password, and would do so on and
+    // on if we were killed. So it gets a signal when nobody can write there any more, be that by
+    // now; else its own end of ours, which is closed when it becomes ssh, is not the last.
+    let own = std::process::id().cast_signed();
+    for (what, value) in
+        [(libc::F_SETOWN, own), (F_SETSIG, libc::SIGTERM), (libc::F_SETFL, libc::O_ASYNC)]
+    {
+        // SAFETY: these take a number, and fcntl(2) may be called here.
+        if unsafe { libc::fcntl(libc::STDIN_FILENO, what, value) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// From here on ssh hears of its standard input as anybody does: a hand-off that is under way when
+/// we are killed is not to be cut, and the other half ends ssh when all is carried.
+fn unleash(leash: PipeReader) {
+    let flags = fcntl_getfl(&leash);
+    // It fails for no pipe.
+    let _ = flags.and_then(|flags| fcntl_setfl(&leash, flags - OFlags::ASYNC));
 }
 
 /// What there is to hear until a receiver listens.
@@ -230,7 +268,7 @@ fn why(host: &str, status: Option<ExitStatus>) -> (String, &'static str) {
 #[derive(Debug)]
 pub struct Link {
     ssh: Child,
-    input: ChildStdin,
+    input: PipeWriter,
     folder: Folder,
     here: PathBuf,
     host: String,

@@ -320,11 +320,14 @@ fn whoever_cancels_leaves_nothing_behind_at_any_time() -> Result<()> {
     let (code, said) = outcome(child.wait_with_output()?);
     assert!(code == 5 && said.contains("cancelled"), "{code}, {said}");
     hosts.clean()?;
-    // Somebody who cannot say so.
+    // Somebody who cannot say so. ssh ends when all is carried, and not before.
+    hosts.how("trap 'touch ended' TERM")?;
     let mut child = hosts.migrate("web", &slow).spawn()?;
     in_round_one(&guest)?;
     child.kill()?;
     child.wait()?;
+    gone(&hosts.pid()?)?;
+    assert!(!hosts.bin.join("ended").exists(), "ssh was ended");
     eventually(SOON, || {
         let states = (guest.info()?["state"].clone(), hosts.there());
         let wanted = ("running".into(), None);
@@ -333,20 +336,37 @@ fn whoever_cancels_leaves_nothing_behind_at_any_time() -> Result<()> {
     Ok(())
 }
 
+/// Waits until a process that has lost its parent is gone, or a zombie.
+fn gone(pid: &str) -> Result<()> {
+    eventually(SOON, || {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        Ok(if words.is_empty() { Ok(()) } else { Err(format!("{pid} is there")) })
+    })?;
+    Ok(())
+}
+
 #[test]
 fn what_a_killed_one_has_left_goes_with_the_next_and_nothing_else() -> Result<()> {
     let hosts = Hosts::new("ssh-left", STAND_IN)?;
     let _guest = start(&hosts.near, "web", "honest", 1)?;
-    hosts.how("exec sleep 600")?;
+    // When it says so, it has read what it is to do.
+    hosts.how("touch asleep; exec sleep 600")?;
+    let asleep = || -> Result<()> {
+        let asleep = hosts.bin.join("asleep");
+        eventually(SOON, || Ok(fs::remove_file(&asleep).map_err(|e| e.to_string())))?;
+        Ok(())
+    };
     let mut killed = hosts.migrate("web", &[]).spawn()?;
+    asleep()?;
     let pid = hosts.pid()?;
     killed.kill()?;
     killed.wait()?;
+    // Nobody types a password for it any more.
+    gone(&pid)?;
     let left = hosts.folders()?;
     assert_eq!(left.len(), 1, "{left:?}");
-    fs::remove_file(hosts.bin.join("pid"))?;
     let waiting = hosts.migrate("web", &[]).spawn()?;
-    hosts.pid()?;
+    asleep()?;
     let now = hosts.folders()?;
     assert!(now.len() == 1 && now != left, "{left:?}, {now:?}");
     hosts.how("exit 255")?;
@@ -354,7 +374,6 @@ fn what_a_killed_one_has_left_goes_with_the_next_and_nothing_else() -> Result<()
     assert_eq!(hosts.folders()?, now);
     ctrl_c(&waiting)?;
     assert_eq!(waiting.wait_with_output()?.status.code(), Some(130));
-    kill("-KILL", &pid)?;
     hosts.clean()
 }
 
