@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::Signal;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
 use wherry_vmm::control::{ControlError, ErrorCode};
@@ -24,6 +25,9 @@ use super::ssh::{self, Address};
 use super::ssh_folder::Folder;
 use super::tether::{END, end, wait, waiting};
 use super::vm_name::name;
+
+/// What ends ssh: it makes none itself, and gives the terminal back when it gets one at a prompt.
+const LEASH: Signal = Signal::ALARM;
 
 /// Patience with ssh, and with who types a password for it, until a receiver listens.
 const START: Duration = Duration::from_secs(300);
@@ -164,8 +168,9 @@ impl Target {
 fn before_ssh() -> io::Result<()> {
     /// As the kernel has it on all that we run on.
     const F_SETSIG: i32 = 10;
-    // What a terminal sends is for us: we end ssh when there is nothing left to carry.
-    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP] {
+    // What a terminal sends, or who ends a whole group, is for us: we end ssh when there is nothing
+    // left to carry.
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTSTP, libc::SIGTERM] {
         // SAFETY: ignoring a signal installs no code, and signal(2) may be called here.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
@@ -180,8 +185,8 @@ fn before_ssh() -> io::Result<()> {
     // on if we were killed. So it gets a signal when nobody can write there any more, be that by
     // now; else its own end of ours, which is closed when it becomes ssh, is not the last.
     let own = std::process::id().cast_signed();
-    for (what, value) in
-        [(libc::F_SETOWN, own), (F_SETSIG, libc::SIGTERM), (libc::F_SETFL, libc::O_ASYNC)]
+    let leash = LEASH.as_raw();
+    for (what, value) in [(libc::F_SETOWN, own), (F_SETSIG, leash), (libc::F_SETFL, libc::O_ASYNC)]
     {
         // SAFETY: these take a number, and fcntl(2) may be called here.
         if unsafe { libc::fcntl(libc::STDIN_FILENO, what, value) } < 0 {
@@ -286,7 +291,7 @@ impl Link {
         let _ = writeln!(input, "{END}");
         drop(input);
         if wait(&mut ssh, UNUSED).is_none() {
-            end(&mut ssh);
+            end(&mut ssh, LEASH);
         }
     }
 
@@ -328,7 +333,7 @@ impl Link {
         }
         drop(input);
         if wait(&mut ssh, LAST).is_none() {
-            end(&mut ssh);
+            end(&mut ssh, LEASH);
         }
         drop(folder);
         answer.map_err(|mut error| {

@@ -76,7 +76,7 @@ pub fn receive_config(args: ReceiveArgs, out: &Output) -> Result<ReceiveConfig, 
     let disks = disk::all(args.disks.disks).map_err(ControlError::usage)?;
     let vsock = vsock::end(args.vsock.vsock).map_err(ControlError::usage)?;
     check_slots(disks.len() + nets.len()).map_err(ControlError::usage)?;
-    let uri = args.tls.checked(args.uri).map_err(ControlError::usage)?;
+    let uri = args.tls.checked(args.uri)?;
     Ok(ReceiveConfig {
         name: args.name,
         uri,

@@ -2,13 +2,14 @@
 //!
 //! Who has made one holds its lock (flock) for as long as the process lives. One that was killed
 //! leaves its folder behind; the next that makes one beside it finds its lock free, and removes it.
+//! Killed while it makes one, it leaves an empty one without its name, which stays.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use wherry_vmm::control::ControlError;
 
 /// What the folders here are called, before 128 bits in hexadecimal.
@@ -42,7 +43,7 @@ impl Folder {
         let unlocked = dir.join(unlocked);
         DirBuilder::new().mode(0o700).create(&unlocked)?;
         let made = locked(&unlocked).and_then(|lock| {
-            fs::rename(&unlocked, path)?;
+            renameat_with(CWD, &unlocked, CWD, path, RenameFlags::NOREPLACE)?;
             Ok(Self { path: path.into(), _lock: lock })
         });
         made.inspect_err(|_| drop(fs::remove_dir(&unlocked)))

@@ -59,9 +59,9 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// Ends it: asks, and does not wait for long.
-pub fn end(child: &mut Child) {
-    let _ = kill_process(Pid::from_child(child), Signal::TERM);
+/// Ends it: asks by this signal, and does not wait for long.
+pub fn end(child: &mut Child, signal: Signal) {
+    let _ = kill_process(Pid::from_child(child), signal);
     if wait(child, SOON).is_none() {
         let _ = child.kill();
         let _ = child.wait();
@@ -119,7 +119,7 @@ pub fn hold(
                     info.is_some_and(|info| info.state == VmState::Receiving)
                 };
                 if !listens || stays && waits() {
-                    end(&mut receiver);
+                    end(&mut receiver, Signal::TERM);
                 }
                 return Ok(Exit::Ok);
             }

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use wherry_migration::transport::tls::{MAX_CHARS, Token};
 use wherry_vmm::config::TokenTo;
+use wherry_vmm::control::ControlError;
 
 use super::names;
 
@@ -137,7 +138,8 @@ pub struct ReceiveTlsArgs {
     #[arg(long)]
     pub token: bool,
     /// Write the token into this file, which its owner alone can read, and do not print it
-    #[arg(long, value_name = "FILE", requires = "token", conflicts_with = "tls")]
+    #[arg(long, value_name = "FILE", requires = "token",
+        conflicts_with_all = ["tls", "tls_peer"])]
     pub token_file: Option<PathBuf>,
     /// For tcp: take a guest in clear, and from whoever connects, though not only from this host
     #[arg(long)]
@@ -147,14 +149,14 @@ pub struct ReceiveTlsArgs {
 impl ReceiveTlsArgs {
     /// Where to listen, if they fit the address: at a number in place of `localhost`, where it is
     /// in clear.
-    pub fn checked(&self, at: String) -> Result<String, String> {
+    pub fn checked(&self, at: String) -> Result<String, ControlError> {
         let means = means(self.tls.is_some(), self.token);
-        check(&at, means, self.tls_peer.first().map(|_| "tls-peer"))?;
-        check_clear(&at, self.insecure)?;
+        let fit = check(&at, means, self.tls_peer.first().map(|_| "tls-peer"));
+        fit.and_then(|()| check_clear(&at, self.insecure)).map_err(ControlError::usage)?;
         let clear = at.strip_prefix("tcp:").filter(|_| !self.insecure);
         if clear.is_some_and(|address| is_localhost(host(address))) {
-            let found = names::look(&at)?;
-            return listen_at(&at, &found);
+            let found = names::look(&at).map_err(ControlError::failed)?;
+            return listen_at(&at, &found).map_err(ControlError::usage);
         }
         Ok(at)
     }

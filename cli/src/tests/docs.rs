@@ -34,7 +34,7 @@ fn mistake(shown: &Shown) -> Option<String> {
 /// here is not looked at.
 fn in_clear(command: Command) -> Option<String> {
     match command {
-        Command::Receive(args) => args.tls.checked(args.uri).err(),
+        Command::Receive(args) => args.tls.checked(args.uri).err().map(|e| e.message),
         Command::Migrate(args) if args.tls.token.is_none() => args.tls.checked(&args.uri).err(),
         _ => None,
     }

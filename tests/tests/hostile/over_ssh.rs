@@ -321,7 +321,7 @@ fn whoever_cancels_leaves_nothing_behind_at_any_time() -> Result<()> {
     assert!(code == 5 && said.contains("cancelled"), "{code}, {said}");
     hosts.clean()?;
     // Somebody who cannot say so. ssh ends when all is carried, and not before.
-    hosts.how("trap 'touch ended' TERM")?;
+    hosts.how("trap 'touch ended' ALRM")?;
     let mut child = hosts.migrate("web", &slow).spawn()?;
     in_round_one(&guest)?;
     child.kill()?;

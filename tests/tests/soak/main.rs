@@ -9,6 +9,7 @@
 mod plan;
 mod tally;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -130,12 +131,8 @@ impl<'a> Leg<'a> {
         let destination = self.destination.insert(Guest::receive(self.env, &name, &uri)?);
         let outcome = run(self.env, &self.guest.name, &uri, hop)?;
         let Some(report) = outcome else {
-            match destination.wait_exit(SOON) {
-                Ok(end) => ensure!(!end.success(), "a receiver without a guest must not succeed"),
-                // Cancelled before it was told of a guest: it waits on for who has one.
-                Err(_) if waits(&destination.log()) => destination.kill(),
-                Err(e) => return Err(e),
-            }
+            left_alone(destination, &uri)?;
+            destination.kill();
             self.destination = None;
             self.tally.count(tally::CANCELLED);
             return Ok(format!("cancelled after {} ms", hop.cancel_ms.unwrap_or_default()));
@@ -242,9 +239,24 @@ fn threads(pid: u32) -> String {
     tasks.map(|task| read(task.path().join("comm")) + &read(task.path().join("stack"))).collect()
 }
 
-/// Whether a receiver with this log has turned away all who came, or nobody came.
-fn waits(log: &str) -> bool {
-    log.lines().last().is_none_or(|line| line.ends_with("still waiting for the source"))
+/// Waits until a receiver whose source was cancelled has ended without a guest or, where that was
+/// before it was told of one, turns away whoever comes and waits on.
+fn left_alone(receiver: &mut Guest, uri: &str) -> Result<()> {
+    let at = uri.trim_start_matches("unix:");
+    eventually(SOON, || {
+        if let Some(end) = receiver.ended()? {
+            ensure!(!end.success(), "a receiver without a guest must not succeed");
+            return Ok(Ok(()));
+        }
+        // A stranger, should the source not have come at all. Where nobody listens it is about to
+        // end.
+        drop(UnixStream::connect(at));
+        let log = receiver.log();
+        let last = log.lines().last().unwrap_or_default();
+        let waits = last.ends_with("still waiting for the source");
+        Ok(if waits { Ok(()) } else { Err(format!("it neither ends nor waits: {log}")) })
+    })?;
+    Ok(())
 }
 
 /// The report; none if it was cancelled in time.

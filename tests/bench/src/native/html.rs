@@ -194,7 +194,7 @@ mod tests {
                 (way(Variant::Wherry, socket), vec![run(2.0)]),
             ]
         });
-        let copies = rows(&both.concat(), 1 << 30);
+        let copies = rows(&both.concat(), 1 << 30, Some("reno"));
         let pauses: Vec<_> = [Memory::Sparse, Memory::Fragmented]
             .map(|memory| {
                 let usage = Usage::new(memory, 1 << 40, 1 << 30, 1).unwrap();

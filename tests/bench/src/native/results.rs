@@ -148,7 +148,7 @@ mod tests {
             (way(Variant::PlainNew), vec![run(3.0), run(3.0), run(15.0)]),
             (way(Variant::Wherry), vec![run(1.0), run(1.0), run(31.0)]),
         ];
-        let rows = rows(&runs, 2 << 30);
+        let rows = rows(&runs, 2 << 30, Some("reno"));
         assert_eq!((rows[0].of_plain_new, rows[1].of_plain_new), (1.0, 0.5));
         assert_eq!((rows[1].source_cpu_s_per_gib, rows[1].cpu_s_per_gib), (0.5, 1.0));
         assert_eq!((rows[1].gib_per_s, rows[1].wire_bytes), (0.5, 2 << 30));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use wherry_vmm::memory::{Backing, Ram};
 
 use super::content::SEED;
@@ -25,6 +25,7 @@ pub fn all(bytes: u64, rounds: u32, folder: Option<&Path>, only: &str) -> Result
     let qemu = Qemu::given(bytes, SEED)?;
     let mut ways = Way::all(folder.is_some(), qemu.is_some());
     ways.retain(|way| way.name().contains(only));
+    ensure!(!ways.is_empty(), "no way has `{only}` in its name");
     let ram = Arc::new(Ram::new(bytes, &Backing::Memfd)?);
     content::fill(&ram, SEED)?;
     let warm = content::first(SEED, MIB)?;
