@@ -88,7 +88,7 @@ fn parse(line: &str) -> Option<(String, String, String)> {
             let known = u64::from_str_radix(number, 16).ok().and_then(request);
             known.map_or_else(|| format!("ioctl 0x{number}"), |request| request.name.into())
         }
-        "openat" if line.contains(" = -13") => return None,
+        "openat" if line.contains("/proc/sys/vm/overcommit_memory") => return None,
         call => call.to_owned(),
     };
     Some((id.to_owned(), thread.to_owned(), asked))
