@@ -156,6 +156,8 @@ mod tests {
         let link = format!("ssh-{}", id("4"));
         std::os::unix::fs::symlink(elsewhere.path(), named(&link)).unwrap();
         let second = Folder::beside_vm(home.path(), &id("5")).unwrap();
+        // One that is there, be it empty, is nobody's to take.
+        Folder::make(named("ssh-2")).unwrap_err();
         assert!(mine.socket().exists() && elsewhere.path().join("s").exists());
         assert!(!named(&left).exists() && named(&others).join("web.sock").exists());
         drop((mine, second));

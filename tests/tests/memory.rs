@@ -193,7 +193,7 @@ fn tables(kernel: &str) -> Result<()> {
     let scratch = Scratch::new("memory")?;
     let env = scratch.env(kernel)?;
     host_memory(&env, true)?;
-    // What comes back without reports is the balloon's, which the first has shown.
+    // For the table: that the balloon gives memory back is shown in balloon.rs, too.
     if std::env::var_os("WHERRY_SOAK").is_some() {
         host_memory(&env, false)?;
     }

@@ -29,7 +29,7 @@ impl Link {
     /// the congestion control that is used then, as far as the kernel says.
     ///
     /// BBR, the default of some hosts, paces: the kernel starts a timer for every 64 KiB. On a
-    /// loopback, which has no queue to keep short, that is as much CPU time as two copies.
+    /// loopback, which has no queue to keep short, that doubles what a copy costs.
     pub fn unpaced(self) -> Option<String> {
         if self.own {
             // Every kernel has it, and every namespace may use it.

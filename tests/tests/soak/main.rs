@@ -242,15 +242,13 @@ fn threads(pid: u32) -> String {
 /// Waits until a receiver whose source was cancelled has ended without a guest or, where that was
 /// before it was told of one, turns away whoever comes and waits on.
 fn left_alone(receiver: &mut Guest, uri: &str) -> Result<()> {
-    let at = uri.trim_start_matches("unix:");
+    // A stranger, should the source not have come at all. Where nobody listens it is about to end.
+    drop(UnixStream::connect(uri.trim_start_matches("unix:")));
     eventually(SOON, || {
         if let Some(end) = receiver.ended()? {
             ensure!(!end.success(), "a receiver without a guest must not succeed");
             return Ok(Ok(()));
         }
-        // A stranger, should the source not have come at all. Where nobody listens it is about to
-        // end.
-        drop(UnixStream::connect(at));
         let log = receiver.log();
         let last = log.lines().last().unwrap_or_default();
         let waits = last.ends_with("still waiting for the source");

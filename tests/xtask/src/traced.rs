@@ -2,11 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// A `wherry` like this one, whose VMs leave in `dir/traces` what they ask, a file each.
 pub fn wherry(real: &Path, dir: &Path) -> Result<PathBuf> {
+    let there = Command::new("strace").arg("-V").output().is_ok();
+    ensure!(there, "strace is missing: apt-get install strace");
     let (bin, traces) = (dir.join("bin"), dir.join("traces"));
     for folder in [&bin, &traces] {
         let made = std::fs::create_dir_all(folder);

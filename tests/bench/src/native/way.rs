@@ -114,13 +114,9 @@ impl Way {
 
     /// As in `wherry tcp 2 lz4`.
     pub fn name(&self) -> String {
-        let variant = match self.variant {
-            Variant::PlainWarm => "plain_warm",
-            Variant::PlainNew => "plain_new",
-            Variant::Wherry => "wherry",
-            Variant::Qemu => "qemu",
-            Variant::Pause => "pause",
-        };
+        // As in the JSON.
+        let variant = serde_json::to_string(&self.variant).unwrap_or_default();
+        let variant = variant.trim_matches('"');
         let lz4 = if self.compression == Compression::Lz4 { " lz4" } else { "" };
         let folder = if self.backed { " folder" } else { "" };
         format!("{variant} {} {}{lz4}{folder}", self.transport, self.streams)
