@@ -79,6 +79,11 @@ impl Claimed {
 pub(super) struct Protected(Words);
 
 impl Protected {
+    /// Whether there is nothing left to read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The pages of the next frame.
     pub(super) fn next_frame(&mut self) -> Option<Frame> {
         let mut words = Vec::new();

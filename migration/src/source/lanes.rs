@@ -1,9 +1,10 @@
 //! Sending over several connections at once.
 //!
 //! The engine's thread claims and protects pages (module `claim`). With data connections it reads
-//! none of them itself: each frame goes to a *lane*, a thread that reads it, compresses it,
-//! checksums it and writes it to a connection of its own. So all work that grows with memory is
-//! spread over CPUs and connections. What decides whether a page is lost stays on one thread: a
+//! none of them itself: what it protects at a time goes to a *lane*, a thread that reads it frame
+//! by frame, compresses, checksums and writes each to a connection of its own. So all work that
+//! grows with memory is spread over CPUs and connections, and the engine wakes up once for two
+//! frames. What decides whether a page is lost stays on one thread: a
 //! lane gets a page that is claimed and protected, and a round is accounted for and harvested when
 //! all lanes have said that they are done.
 //!
@@ -37,33 +38,33 @@ use crate::transport::{Connections, TICK};
 use crate::wire::version::Agreed;
 use crate::wire::{self, Join, Kind, SyncPoint};
 
-use super::claim::Frame;
+use super::claim::Protected;
 use super::meter::Meter;
 use super::reader::Reader;
 
-/// Frames of a lane: one on its way, one ready.
-const FRAMES: u32 = 2;
+/// Jobs of a lane: one on its way, one ready.
+const JOBS: u32 = 2;
 /// How long a destination may take to accept all data connections: less than it waits for a peer
 /// that says nothing.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Frames with less content than this say little about the link.
+/// What has less content than this says little about the link.
 pub(super) const MEASURE: usize = 128 << 10;
 
 enum Job {
-    Pages(Frame, Arc<Round>),
+    Pages(Protected, Arc<Round>),
     Sync(u32),
 }
 
 /// What a lane has done.
 enum Done {
-    /// A frame is written, with so many bytes of content.
+    /// Its frames are written, with so many bytes of content.
     Pages(usize),
     Sync,
     /// All that there was.
     End,
 }
 
-/// A lane that can take a frame.
+/// A lane that can take pages.
 pub(super) struct Idle(usize);
 
 /// What was sent, and how long that took.
@@ -106,7 +107,7 @@ pub(super) struct Lanes {
     /// Time that lanes read, and that they worked otherwise, all together.
     reading: Duration,
     busy: Duration,
-    /// When the last frame was done, or the first one begun.
+    /// When the last job was done, or the first one begun.
     clock: Instant,
     /// Small frames, to be measured with the next big one: the
     /// other lanes' bytes went out in this time, too.
@@ -180,7 +181,7 @@ impl Lanes {
                 .map_err(Error::Connection)?;
             lanes.lanes.push(Lane { jobs, thread });
         }
-        for _ in 0..FRAMES {
+        for _ in 0..JOBS {
             lanes.idle.extend((0..lanes.lanes.len()).map(Idle));
         }
         Ok(lanes)
@@ -201,7 +202,7 @@ impl Lanes {
         self.busy
     }
 
-    /// A lane that can take a frame, if there is one within `patience`.
+    /// A lane that can take pages, if there is one within `patience`.
     pub(super) fn take(
         &mut self,
         patience: Duration,
@@ -222,14 +223,14 @@ impl Lanes {
         idle.into_iter().for_each(|idle| self.idle.push_front(idle));
     }
 
-    /// Has a frame of this round read and sent.
+    /// Has pages of this round read and sent.
     pub(super) fn send(
         &mut self,
         Idle(lane): Idle,
-        frame: Frame,
+        pages: Protected,
         round: &Arc<Round>,
     ) -> Result<(), Error> {
-        self.give(lane, Job::Pages(frame, round.clone()))
+        self.give(lane, Job::Pages(pages, round.clone()))
     }
 
     /// Whether everything is written.
@@ -343,10 +344,14 @@ fn work(
         let job = jobs.recv_timeout(SIGN_OF_LIFE);
         let (since, mut reading) = (Instant::now(), Duration::ZERO);
         let done = match job {
-            Ok(Job::Pages(frame, round)) => {
-                let len = reader.read(&round, &frame, writer)?;
-                reading = since.elapsed();
-                reader.send(writer)?;
+            Ok(Job::Pages(mut pages, round)) => {
+                let mut len = 0;
+                while let Some(frame) = pages.next_frame() {
+                    let begun = Instant::now();
+                    len += reader.read(&round, &frame, writer)?;
+                    reading += begun.elapsed();
+                    reader.send(writer)?;
+                }
                 Done::Pages(len)
             }
             Ok(Job::Sync(round)) => {

@@ -6,8 +6,8 @@
 //! is not yet; only then is the page read. A write after the protection is in the next harvest, a
 //! write before it is in what was read. (In later rounds the harvest has protected everything.)
 //!
-//! Up to 256 pages are claimed and protected at a time, half of them is a chunk: what is read
-//! together and goes out as one frame. A page is looked at while it is in the CPU's first cache,
+//! Up to 256 pages are claimed and protected at a time, which a lane takes together; half of them
+//! is a chunk: what is read together and goes out as one frame. A page is looked at while it is in the CPU's first cache,
 //! just copied, and a chunk is written while it is in the second. Slices and cancels are never late
 //! by more than a few milliseconds.
 
@@ -23,7 +23,7 @@ use crate::traits::{DirtyLog, SourceVm};
 use crate::transport::TICK;
 use crate::wire::{Kind, SyncPoint};
 
-use super::claim::{Claimed, Frame, Protected};
+use super::claim::{Claimed, Protected};
 use super::lanes::{Lanes, MEASURE};
 use super::meter::Meter;
 use super::reader::Reader;
@@ -100,16 +100,21 @@ impl Sender {
             return Ok(true);
         }
         let started = Instant::now();
-        let frame = self.next_frame(round, cursor, guarded)?;
+        if self.protected.is_empty() {
+            let claimed = Claimed::take(round, cursor);
+            let protected = claimed.protect(&*self.log, guarded, self.nr_pages);
+            self.protected = protected.map_err(Error::machine("write-protect guest memory"))?;
+        }
         self.reading_here += started.elapsed();
-        let Some(frame) = frame else {
+        if self.protected.is_empty() {
             self.lanes.keep(lane);
             return Ok(*cursor < round.nr_words());
-        };
+        }
         if let Some(lane) = lane {
-            self.lanes.send(lane, frame, round)?;
+            self.lanes.send(lane, std::mem::take(&mut self.protected), round)?;
             return Ok(true);
         }
+        let Some(frame) = self.protected.next_frame() else { return Ok(true) };
         let reading = Instant::now();
         let len = self.reader.read(round, &frame, out)?;
         let read = reading.elapsed();
@@ -121,21 +126,5 @@ impl Sender {
             self.meter.add(len as u64, out.bytes() - before, started.elapsed());
         }
         Ok(true)
-    }
-
-    /// The next pages to read: of what is protected, or else from word `cursor` on.
-    fn next_frame(
-        &mut self,
-        round: &Round,
-        cursor: &mut usize,
-        guarded: Option<&AtomicBitmap>,
-    ) -> Result<Option<Frame>, Error> {
-        if let Some(frame) = self.protected.next_frame() {
-            return Ok(Some(frame));
-        }
-        let claimed = Claimed::take(round, cursor);
-        let protected = claimed.protect(&*self.log, guarded, self.nr_pages);
-        self.protected = protected.map_err(Error::machine("write-protect guest memory"))?;
-        Ok(self.protected.next_frame())
     }
 }
