@@ -8,6 +8,7 @@ mod common;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::receiver_place;
@@ -42,30 +43,37 @@ fn receive(dir: &Path, kind: &str, mode: &str) -> Output {
     vm.wait_with_output().unwrap()
 }
 
+/// A VM of its own for each mode, one after the other.
+fn ends_by_sigsys(dir: &Path, kind: &str, thread: &str) {
+    std::fs::create_dir_all(dir).unwrap();
+    let Output { status, stderr, .. } = receive(dir, kind, "kill");
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind}: {said}");
+    let line = format!("wherry: thread {thread}: system call personality (135) is not allowed");
+    assert_eq!(said.matches(&line).count(), 1, "{said}");
+    // Or it is not the end: ended by `wherry kill`, which is no failure of its own.
+    for mode in ["log", "off"] {
+        let Output { status, stderr, .. } = receive(dir, kind, mode);
+        let said = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(10), "{kind}, {mode}: {said}");
+        assert!(!said.contains("not allowed"), "{said}");
+    }
+}
+
 #[test]
 fn it_ends_by_sigsys_and_says_thread_and_call() {
     let Some((_temp, runtime)) = receiver_place() else { return };
-    let dir = runtime.path();
-    std::fs::create_dir_all(dir).unwrap();
-    for (kind, thread) in [
-        ("signals", "signals"),
-        ("console-out", "console-out"),
-        ("control", "control"),
-        ("control-client", "control-client"),
-        ("main", "wherry-vm"),
-        ("receive", "receive"),
-    ] {
-        let Output { status, stderr, .. } = receive(dir, kind, "kill");
-        let said = String::from_utf8_lossy(&stderr);
-        assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind}: {said}");
-        let line = format!("wherry: thread {thread}: system call personality (135) is not allowed");
-        assert_eq!(said.matches(&line).count(), 1, "{said}");
-        // Or it is not the end: ended by `wherry kill`, which is no failure of its own.
-        for mode in ["log", "off"] {
-            let Output { status, stderr, .. } = receive(dir, kind, mode);
-            let said = String::from_utf8_lossy(&stderr);
-            assert_eq!(status.code(), Some(10), "{kind}, {mode}: {said}");
-            assert!(!said.contains("not allowed"), "{said}");
+    thread::scope(|scope| {
+        for (kind, thread) in [
+            ("signals", "signals"),
+            ("console-out", "console-out"),
+            ("control", "control"),
+            ("control-client", "control-client"),
+            ("main", "wherry-vm"),
+            ("receive", "receive"),
+        ] {
+            let dir = runtime.path().join(kind);
+            scope.spawn(move || ends_by_sigsys(&dir, kind, thread));
         }
-    }
+    });
 }

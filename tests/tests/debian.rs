@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use wherry_tests::debian::flow::Flow;
 use wherry_tests::debian::ledger::{self, Ledger};
-use wherry_tests::debian::{Debian, Killed, Net, load};
+use wherry_tests::debian::{Debian, Killed, Net, load, sockets};
 use wherry_tests::hosts::{FORWARDED, GUEST, Hosts, MAC, Place};
 use wherry_tests::{Env, Frame, Mount, Result, Scratch, When, eventually};
 
@@ -93,9 +93,12 @@ fn hosts_are_built_beside_what_a_killed_test_left() -> Result<()> {
 fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let scratch = Scratch::new("debian")?;
     let storage = Mount::ext4(&scratch.path().join("mount"), 96 << 20)?;
-    let mut debian = start(&scratch, &scratch.path().join("mount"), &["--memory", "768MiB"])?;
+    let args = ["--memory", "768MiB", "--vsock", "on"];
+    let mut debian = start(&scratch, &scratch.path().join("mount"), &args)?;
     assert_eq!(debian.run("hostname")?.trim(), "deb");
     assert_eq!(debian.run("systemctl is-system-running --wait")?.trim(), "running");
+    sockets::begin(&debian)?;
+    sockets::both_ways(&mut debian)?;
     load::begin(&debian)?;
 
     // A connection at full speed, with large segments that the card cuts.
@@ -104,6 +107,8 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let before = flow.checked();
     debian.move_over(&["--verify"])?;
     let after = flow.checked();
+    // Its listener came along.
+    sockets::both_ways(&mut debian)?;
     assert!(before < after, "it stood still: {before} bytes before, {after} after");
     flow.wait_for((100 << 20).max(after + 1))?;
 

@@ -3,6 +3,7 @@
 pub mod flow;
 pub mod ledger;
 pub mod load;
+pub mod sockets;
 pub mod stream;
 
 use std::fs::Permissions;

@@ -82,10 +82,10 @@ impl Workspace {
         self.cargo_with(&[], args)
     }
 
-    /// The same, with these variables of the environment set to 1.
-    pub fn cargo_with(&self, variables: &[&str], args: &[&str]) -> Result<()> {
+    /// The same, with these variables of the environment.
+    pub fn cargo_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Result<()> {
         let mut command = cargo();
-        command.args(args).envs(variables.iter().map(|name| (name, "1")));
+        command.args(args).envs(variables.iter().copied());
         self.run(command)
     }
 

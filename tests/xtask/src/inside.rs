@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+use crate::calls::Calls;
 use crate::note::note;
 use crate::table::Table;
 use crate::{host, lab};
@@ -47,6 +48,9 @@ pub struct Args {
     /// This lab's number in it.
     #[arg(long, value_name = "N")]
     lab: u32,
+    /// File for what the VMs' threads ask of the kernel, which must be a lab's.
+    #[arg(long, value_name = "FILE")]
+    calls: Option<PathBuf>,
     /// Test executables.
     executables: Vec<PathBuf>,
 }
@@ -56,12 +60,13 @@ pub const FRESH: u8 = 75;
 
 /// Tests that take minutes in emulation, the longest first. Begun late, one of them would run alone
 /// when the other labs are through.
-const LONG: [&str; 6] = [
-    "ten_times_there_and_back_under_a_writer",
+const LONG: [&str; 7] = [
     "a_stock_debian_works_while_it_moves",
     "balloon_on_cloud_6_12",
     "balloon_on_cloud_6_1",
+    "there_and_back_under_a_writer",
     "memory_of_host_and_guest_on_cloud_6_1",
+    "replays_come_close_to_what_happens",
     "owner::pause_beside_migrate_then_resume_never_two",
 ];
 
@@ -90,6 +95,8 @@ pub fn main(args: &Args) -> Result<u8> {
     std::fs::create_dir_all(&args.table)
         .with_context(|| format!("cannot create {}", args.table.display()))?;
     let table = Table { dir: &args.table, lab: args.lab };
+    let counted = |file| Calls::count(file, &args.executables);
+    let mut calls = args.calls.as_deref().map(counted).transpose()?;
     let (mut nr_passed, mut again, mut failed) = (0, Vec::new(), Vec::new());
     let mut ran = false;
     for (executable, name) in in_order(args)? {
@@ -106,7 +113,9 @@ pub fn main(args: &Args) -> Result<u8> {
                 note(&format!("{name}: once more, this host is emulated"));
             }
             ran = true;
-            entry.note(run(executable, &name, Duration::from_secs(args.limit))?)?;
+            let passed = run(executable, &name, Duration::from_secs(args.limit))?;
+            calls.as_mut().map(Calls::write).transpose()?;
+            entry.note(passed)?;
         }
         match (entry.passed, entry.failures) {
             (false, _) => failed.push(name),

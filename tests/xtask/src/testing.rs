@@ -15,7 +15,7 @@ use crate::inside::is_called;
 use crate::lab::{self, Job};
 use crate::note::note;
 use crate::releases::Builds;
-use crate::{debians, deny, host, house, image, images, inside, intel, releases, setup, traced};
+use crate::{debians, deny, host, house, image, images, inside, intel, releases, setup};
 
 /// Options of `test`.
 #[derive(Debug, Parser)]
@@ -44,9 +44,6 @@ pub struct Args {
     /// Runs all of it on this machine's own KVM or not at all, and writes a report to send in.
     #[arg(long, conflicts_with_all = ["units", "soak"])]
     host: bool,
-    /// Has each VM's system calls written into DIR, by strace: slow, and some tests notice.
-    #[arg(long, value_name = "DIR", conflicts_with = "units")]
-    strace: Option<PathBuf>,
     /// Gives up on the integration tests after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u64,
@@ -95,8 +92,11 @@ fn tests(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Res
                 Err(e) => note(&format!("/dev/kvm: {e}: unit tests that need it are not run")),
             }
             // The integration tests' own folder is left to the lab.
-            workspace
-                .cargo_with(&required, &["test", "--workspace", "--exclude", "wherry-tests"])?;
+            let units = ["test", "--workspace", "--exclude", "wherry-tests"];
+            let mut variables: Vec<_> = required.iter().map(|&name| (name, "1")).collect();
+            let threads = threads();
+            variables.push(("RUST_TEST_THREADS", &threads));
+            workspace.cargo_with(&variables, &units)?;
             workspace.cargo(&["test", "--package", "wherry-tests", "--lib"])?;
             Ok(true)
         }));
@@ -154,17 +154,13 @@ fn in_labs(
     mut executables: Vec<PathBuf>,
     outcomes: &mut Vec<Outcome>,
 ) -> Result<()> {
-    let mut wherry = workspace.wherry()?;
+    let wherry = workspace.wherry()?;
     let mut job = Job { cwd: workspace.root.clone(), ..Job::default() };
-    if let Some(dir) = &args.strace {
-        let dir = std::path::absolute(dir)?;
-        wherry = traced::wherry(&wherry, &dir)?;
-        job.writable.push(dir);
-    }
     let images = images::all(workspace)?;
     let hostile = workspace.hostile()?;
     // Some tests mount and make networks, which is nothing for a person's own machine.
-    if !lab::is_ours(workspace)? {
+    let in_a_lab = lab::is_ours(workspace)?;
+    if !in_a_lab {
         executables.retain(|test| !is_called(test, "debian") && !is_called(test, "storage"));
         note("tests that mount and make networks are not run here (WHERRY_LAB=qemu runs them)");
     }
@@ -188,7 +184,10 @@ fn in_labs(
     job.env.push(("WHERRY_KEEP".into(), keep.clone().into()));
     let table = table(workspace)?;
     let _ = std::fs::remove_dir_all(&table);
-    std::fs::create_dir(&table).with_context(|| format!("cannot create {}", table.display()))?;
+    // In a place of its own: what is in the table itself are tests.
+    let calls = table.join("calls");
+    std::fs::create_dir_all(&calls)
+        .with_context(|| format!("cannot create {}", calls.display()))?;
     job.argv.extend(["--table".into(), table.into()]);
     job.writable.push(keep);
     if args.soak {
@@ -235,7 +234,11 @@ fn in_labs(
             let labs: Vec<_> = (1..=labs)
                 .map(|number| {
                     let mut job = job.clone();
-                    job.argv.extend(["--lab".into(), number.to_string().into()]);
+                    let number = number.to_string();
+                    if in_a_lab {
+                        job.argv.extend(["--calls".into(), calls.join(&number).into()]);
+                    }
+                    job.argv.extend(["--lab".into(), number.into()]);
                     job.argv.extend(executables.iter().cloned());
                     scope.spawn(|| run_in_labs(workspace, job))
                 })
@@ -245,7 +248,22 @@ fn in_labs(
             ended.into_iter().try_fold(true, |all, lab| Ok(all & lab.map_err(|_| panicked())??))
         })
     }));
+    // Of a part of the tests it says nothing.
+    if in_a_lab && args.filter.is_none() && debian {
+        outcomes.push(timed("lists of system calls", || used(workspace, &calls)));
+    }
     Ok(())
+}
+
+/// Whether the tests used every rule in the lists of system calls.
+fn used(workspace: &Workspace, calls: &Path) -> Result<bool> {
+    let files = std::fs::read_dir(calls).context("no calls were counted")?;
+    let files: Vec<_> = files.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+    let mut command = vec!["run", "--quiet", "--package", "wherry-vmm", "--example", "seccomp"];
+    command.push("--");
+    command.extend(files.iter().filter_map(|file| file.to_str()));
+    workspace.cargo(&command)?;
+    Ok(true)
 }
 
 fn panicked() -> anyhow::Error {
@@ -273,6 +291,12 @@ fn run_in_labs(workspace: &Workspace, mut job: Job) -> Result<bool> {
     }
 }
 
+/// How many tests of one executable run at a time: they judge order and bytes, and many of them
+/// wait, for a deadline or for a peer, most of the time.
+fn threads() -> String {
+    thread::available_parallelism().map_or(4, |n| n.get().max(4)).to_string()
+}
+
 /// Runs the tests of bare-metal guests on this machine, whose KVM runs those and no Linux. A soak
 /// takes more seeds.
 fn here(
@@ -284,9 +308,7 @@ fn here(
     filter: &[&str],
 ) -> Result<bool> {
     let mut command = Command::new(test);
-    // They judge order and bytes, and one alone leaves half of two CPUs idle.
-    let threads = thread::available_parallelism().map_or(1, |n| n.get().min(2));
-    command.arg(format!("--test-threads={threads}")).args(filter).stdout(std::io::stderr());
+    command.env("RUST_TEST_THREADS", threads()).args(filter).stdout(std::io::stderr());
     command.env("WHERRY_BIN", wherry).env("WHERRY_KERNEL_HOSTILE", hostile);
     command.envs(builds.iter().map(|(name, path)| (name, path)));
     command.env("WHERRY_SEEDS", if soak { "100" } else { "1" });

@@ -42,7 +42,6 @@ requests! {
     TCGETS2 = 0x802c_542a;
     TCSETSW2 = 0x402c_542c;
     TUNSETOFFLOAD = 0x4004_54d0;
-    KVM_GET_API_VERSION = kvm(0, 0, 0x00);
     KVM_CREATE_VM = kvm(0, 0, 0x01);
     KVM_GET_MSR_INDEX_LIST = kvm(READ | WRITE, size_of::<kvm_msr_list>(), 0x02);
     KVM_CHECK_EXTENSION = kvm(0, 0, 0x03);

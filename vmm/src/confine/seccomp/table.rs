@@ -45,7 +45,6 @@ pub const BASE: &[&str] = &[
     "mprotect",
     "mremap",
     "munmap",
-    "nanosleep",
     "poll",
     "ppoll",
     "prctl",
@@ -79,8 +78,6 @@ pub const DESCRIPTORS: &[&str] = &[
     "epoll_wait",
     "fdatasync",
     "fstat",
-    "fsync",
-    "getsockopt",
     "lseek",
     "pread64",
     "preadv",
@@ -88,7 +85,6 @@ pub const DESCRIPTORS: &[&str] = &[
     "pwrite64",
     "pwritev",
     "read",
-    "readv",
     "recvfrom",
     "setsockopt",
     "shutdown",
@@ -101,8 +97,7 @@ pub const STARTING: &[&str] = &["clone", "clone3", "seccomp"];
 
 /// To have a program started by the launcher, to take what it reads from a disk, and to put it
 /// away.
-pub const LAUNCHING: &[&str] =
-    &["memfd_create", "pipe2", "recvmsg", "sendmsg", "statx", "wait4", "waitid"];
+pub const LAUNCHING: &[&str] = &["memfd_create", "pipe2", "sendmsg", "statx", "wait4"];
 
 /// To stop and start vCPUs and devices, and to read what a client asks for.
 const PAUSE: &[Request] = &[KVM_GET_CLOCK, KVM_GET_MSRS, KVM_IRQ_LINE, KVM_KVMCLOCK_CTRL];
@@ -126,7 +121,7 @@ const SAVE: &[Request] = &[
     KVM_GET_XSAVE,
     KVM_GET_XSAVE2,
 ];
-/// A machine that is made.
+/// A machine that is made, and its state at its first instruction.
 const BUILD: &[Request] = &[
     FIONBIO,
     KVM_CHECK_EXTENSION,
@@ -135,28 +130,33 @@ const BUILD: &[Request] = &[
     KVM_CREATE_VCPU,
     KVM_CREATE_VM,
     KVM_ENABLE_CAP,
-    KVM_GET_API_VERSION,
-    KVM_GET_MSR_FEATURE_INDEX_LIST,
+    KVM_GET_IRQCHIP,
+    KVM_GET_LAPIC,
+    KVM_GET_MSRS,
     KVM_GET_MSR_INDEX_LIST,
+    KVM_GET_SREGS,
     KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
     KVM_IOEVENTFD,
     KVM_SET_CPUID2,
-    KVM_SET_IDENTITY_MAP_ADDR,
-    KVM_SET_TSS_ADDR,
-];
-/// Its state, at its first boot and on arrival.
-const LOAD: &[Request] = &[
-    KVM_SET_CLOCK,
-    KVM_SET_DEBUGREGS,
     KVM_SET_FPU,
+    KVM_SET_IDENTITY_MAP_ADDR,
     KVM_SET_IRQCHIP,
     KVM_SET_LAPIC,
-    KVM_SET_MP_STATE,
     KVM_SET_MSRS,
-    KVM_SET_PIT2,
     KVM_SET_REGS,
     KVM_SET_SREGS,
+    KVM_SET_TSS_ADDR,
+    KVM_SET_USER_MEMORY_REGION,
+];
+/// What else the state of one that arrives takes.
+const ARRIVE: &[Request] = &[
+    KVM_GET_MSR_FEATURE_INDEX_LIST,
+    KVM_GET_TSC_KHZ,
+    KVM_SET_CLOCK,
+    KVM_SET_DEBUGREGS,
+    KVM_SET_MP_STATE,
+    KVM_SET_PIT2,
     KVM_SET_TSC_KHZ,
     KVM_SET_VCPU_EVENTS,
     KVM_SET_XCRS,
@@ -191,26 +191,15 @@ pub const KINDS: &[Kind] = &[
         starts: &["offloads"],
         ..NONE
     },
-    Kind {
-        name: "disk",
-        calls: &["fallocate", "statx"],
-        requests: &[&[BLKDISCARD, BLKZEROOUT, KVM_IRQ_LINE]],
-        ..NONE
-    },
-    // Waits for a flush, or for a lock, that may hang.
-    Kind { name: "disk-flush", calls: &["statx"], ..NONE },
+    Kind { name: "disk", calls: &["fallocate"], requests: &[&[BLKDISCARD, BLKZEROOUT]], ..NONE },
+    // Waits for a flush, which may hang.
+    Kind { name: "disk-flush", ..NONE },
     Kind { name: "offloads", requests: &[&[TUNSETOFFLOAD]], ..NONE },
     // Has passt started anew, and asks it whether it is there.
-    Kind {
-        name: "passt",
-        calls: &["socketpair"],
-        requests: &[&[FIONBIO, KVM_IRQ_LINE]],
-        launches: true,
-        ..NONE
-    },
+    Kind { name: "passt", calls: &["socketpair"], requests: &[&[FIONBIO]], launches: true, ..NONE },
     // Writes what is said.
     Kind { name: "log", ..NONE },
-    Kind { name: "console-out", calls: &["statx"], ..NONE },
+    Kind { name: "console-out", ..NONE },
     Kind { name: "console-in", requests: &[&[KVM_IRQ_LINE]], ..NONE },
     Kind { name: "console-client", requests: &[&[KVM_IRQ_LINE]], ..NONE },
     Kind { name: "keyboard", calls: &["unlink"], requests: &[TERMINAL], ..NONE },
@@ -244,7 +233,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "boot-files", launches: true, ..NONE },
     Kind {
         name: "migration",
-        calls: &["connect", "fadvise64", "mincore", "sendmsg", "socket", "statx"],
+        calls: &["connect", "fadvise64", "mincore", "socket", "statx"],
         requests: &[&[FIONBIO], LOG, PAUSE, SAVE],
         starts: &[
             "disk-flush",
@@ -256,28 +245,19 @@ pub const KINDS: &[Kind] = &[
         ..NONE
     },
     Kind { name: "migration-answers", ..NONE },
-    Kind {
-        name: "migration-send",
-        calls: &["mincore"],
-        requests: &[&[KVM_CLEAR_DIRTY_LOG]],
-        ..NONE
-    },
+    // It protects nothing: what it is given is protected.
+    Kind { name: "migration-send", calls: &["mincore"], ..NONE },
     Kind {
         name: "migration-walk",
-        calls: &["mincore", "statx"],
+        calls: &["statx"],
         requests: &[LOG],
         starts: &["disk-flush"],
         ..NONE
     },
     Kind { name: "migration-greet", requests: &[&[FIONBIO]], ..NONE },
-    Kind { name: "migration-receive", calls: &["fallocate", "mincore"], ..NONE },
+    Kind { name: "migration-receive", calls: &["fallocate"], ..NONE },
     // Frames, and a word to the guest's driver.
-    Kind {
-        name: "announce",
-        calls: &["unlink", "wait4", "waitid"],
-        requests: &[&[KVM_IRQ_LINE]],
-        ..NONE
-    },
+    Kind { name: "announce", calls: &["unlink", "wait4"], requests: &[&[KVM_IRQ_LINE]], ..NONE },
     Kind {
         name: "boot",
         calls: &[
@@ -287,32 +267,36 @@ pub const KINDS: &[Kind] = &[
             "epoll_create1",
             "eventfd2",
             "fadvise64",
-            "fallocate",
             "fchmod",
             "flock",
             // The tmpfs of --memory-backing.
             "fstatfs",
             "ftruncate",
-            "getdents64",
             "listen",
             "memfd_create",
-            "mincore",
-            // How long a disk's file is.
-            "newfstatat",
             "openat",
             "socket",
             "statx",
             "timerfd_create",
             "unlink",
         ],
-        requests: &[BUILD, LOAD, SAVE, LOG, &[KVM_IRQ_LINE]],
+        requests: &[BUILD],
         starts: &["console-in", "devices", "disk", "disk-flush", "offloads", "vcpu"],
         launches: true,
     },
     Kind {
         name: "receive",
-        calls: &["accept4", "getpeername"],
-        requests: &[PAUSE],
+        calls: &[
+            "accept4",
+            // Memory that became zero.
+            "fallocate",
+            "getpeername",
+            // Memory that is compared.
+            "mincore",
+            // How long a disk's file is.
+            "newfstatat",
+        ],
+        requests: &[ARRIVE, PAUSE],
         // It builds a machine, as one that boots does.
         starts: &["announce", "boot", "migration-greet", "migration-receive"],
         ..NONE
