@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::receiver_place;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{ControlModes, InputModes, LocalModes, OutputModes, tcgetattr};
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -122,38 +122,81 @@ fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
     assert_eq!(code, Some(128 + libc::SIGTERM), "{text}");
 }
 
-#[test]
-fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
-    let Some((temp, dir)) = receiver_place() else { return };
-    let mut keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+/// A terminal, and what is typed at it.
+fn terminal() -> (File, File) {
+    let keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
     grantpt(&keyboard).unwrap();
     unlockpt(&keyboard).unwrap();
     let path = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
-    let terminal = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let modes = || {
-        let t = tcgetattr(&terminal).unwrap();
-        (t.input_modes, t.output_modes, t.control_modes, t.local_modes)
-    };
-    let before = modes();
-    assert!(before.3.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG));
-    let child = Command::new(env!("CARGO_BIN_EXE_wherry"))
-        .args(["receive", "web", &format!("unix:{}", temp.path().join("move.sock").display())])
+    (OpenOptions::new().read(true).write(true).open(path).unwrap(), keyboard)
+}
+
+/// A line at a time, shown as it is typed, and Ctrl-C is a signal: all of what raw mode is without.
+const COOKED: LocalModes = LocalModes::ICANON.union(LocalModes::ECHO).union(LocalModes::ISIG);
+
+type Modes = (InputModes, OutputModes, ControlModes, LocalModes);
+
+fn modes(terminal: &File) -> Modes {
+    let t = tcgetattr(terminal).unwrap();
+    (t.input_modes, t.output_modes, t.control_modes, t.local_modes)
+}
+
+/// A receiver whose guest's console is on `terminal`.
+fn receive_at(terminal: &File, temp: &Path, dir: &RuntimeDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wherry"));
+    command
+        .args(["receive", "web", &format!("unix:{}", temp.join("move.sock").display())])
         .env("WHERRY_RUNTIME_DIR", dir.path())
         .stdin(terminal.try_clone().unwrap())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
+    let Some((temp, dir)) = receiver_place() else { return };
+    let (terminal, mut keyboard) = terminal();
+    let before = modes(&terminal);
+    assert!(before.3.contains(COOKED));
+    let child = receive_at(&terminal, temp.path(), &dir).spawn().unwrap();
     let start = Instant::now();
     while Client::connect(&dir, "web").is_err() {
         assert!(start.elapsed() < HANG, "{:?}", end(child));
         std::thread::sleep(Duration::from_millis(5));
     }
-    let raw = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
-    assert!(!modes().3.intersects(raw), "{:?}", modes());
+    assert!(!modes(&terminal).3.intersects(COOKED), "{:?}", modes(&terminal));
     keyboard.write_all(b"\x1dq").unwrap();
     let (code, text) = end(child);
-    assert_eq!((code, modes() == before), (Some(10), true), "{text}");
+    assert_eq!((code, modes(&terminal) == before), (Some(10), true), "{text}");
+}
+
+/// Nobody who would put it back outlives the VM's process, so the thread that ends it does.
+#[cfg(debug_assertions)]
+#[test]
+fn a_terminal_is_as_it_was_after_a_call_that_is_not_allowed() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let Some((temp, dir)) = receiver_place() else { return };
+    // One that may set a terminal for its own work, and one that may not.
+    for kind in ["main", "control"] {
+        let (terminal, _keyboard) = terminal();
+        let before = modes(&terminal);
+        let mut command = receive_at(&terminal, temp.path(), &dir);
+        let mut child = command.env("WHERRY_FORBIDDEN_CALL", kind).spawn().unwrap();
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < HANG);
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let (_, text) = end(child);
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind}: {text}");
+        assert!(text.contains("personality"), "{kind}: {text}");
+        assert!(modes(&terminal) == before, "{kind}: {:?}", modes(&terminal));
+    }
 }
 
 #[test]

@@ -2,11 +2,10 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-
-use crate::sync::lock;
 
 /// Leaves the console.
 pub const ESCAPE: u8 = 0x1D;
@@ -15,8 +14,11 @@ pub const ESCAPE: u8 = 0x1D;
 pub const INPUT_LOST: &str =
     "\r\n[wherry: the guest takes no input; what is typed now is lost]\r\n";
 
-/// The terminal's state before raw mode, with its descriptor.
-static ORIGINAL: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+/// The terminal's state before raw mode, with its descriptor: a process has one terminal. Without a
+/// lock, which a signal handler could wait for in vain.
+static ORIGINAL: OnceLock<(OwnedFd, Termios)> = OnceLock::new();
+/// The terminal may be raw.
+static RAW: AtomicBool = AtomicBool::new(false);
 
 /// While this lives the terminal is raw.
 #[must_use]
@@ -35,7 +37,8 @@ impl RawMode {
         let mut raw = original.clone();
         raw.make_raw();
         // Before the change, so that a signal in between restores.
-        *lock(&ORIGINAL) = Some((fd, original));
+        let _ = ORIGINAL.set((fd, original));
+        RAW.store(true, Ordering::SeqCst);
         if let Err(e) = tcsetattr(&terminal, OptionalActions::Drain, &raw) {
             restore();
             return Err(e.into());
@@ -53,8 +56,22 @@ impl Drop for RawMode {
 /// Puts the terminal back as it was before raw mode. From any thread; without effect if it is not
 /// raw.
 pub fn restore() {
-    if let Some((fd, original)) = lock(&ORIGINAL).take() {
-        let _ = tcsetattr(&fd, OptionalActions::Drain, &original);
+    put_back(OptionalActions::Drain);
+}
+
+/// As [`restore`], and safe in a signal handler: it takes no lock, and does not wait for a terminal
+/// that shows nothing.
+pub fn restore_at_once() {
+    put_back(OptionalActions::Now);
+}
+
+fn put_back(when: OptionalActions) {
+    if let Some((fd, original)) = ORIGINAL.get()
+        && RAW.load(Ordering::SeqCst)
+    {
+        let _ = tcsetattr(fd, when, original);
+        // Not before: who finds it done may end the process.
+        RAW.store(false, Ordering::SeqCst);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::report;
 use super::requests::Request;
 use super::table::{BASE, DESCRIPTORS, KINDS, Kind, LAUNCHING, STARTING};
 
@@ -22,10 +23,12 @@ pub struct Allowed {
 }
 
 impl Kind {
-    /// With [`BASE`] and [`DESCRIPTORS`], and with what those that it starts may do.
+    /// With [`BASE`], [`DESCRIPTORS`] and the [`report`]'s, and with what those that it starts may
+    /// do.
     pub fn all(&self) -> Allowed {
         let mut allowed = Allowed::default();
         self.add(&mut allowed);
+        allowed.requests.extend(report::REQUESTS);
         allowed
     }
 

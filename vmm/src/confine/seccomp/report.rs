@@ -3,8 +3,9 @@
 //! The filter has the kernel send SIGSYS to the thread that made the call, instead of ending the
 //! process itself, so that the VM's log names thread and call: the kernel's own log does not always
 //! (it goes to a host's audit, if that is on), and its user may not read it. The handler does what
-//! is safe in a signal handler alone; nothing is allocated and no lock taken. Then the process ends
-//! by SIGSYS, as whoever started it sees. A handler that is not let write or end the process ends
+//! is safe in a signal handler alone; nothing is allocated and no lock taken. A terminal that is raw
+//! is put back as it was, by [`REQUESTS`], which every thread may make for that. Then the process
+//! ends by SIGSYS, as whoever started it sees. A handler that is not let write or end the process ends
 //! it, too: SIGSYS is blocked meanwhile, and the kernel ends a process whose blocked SIGSYS it must
 //! deliver.
 //!
@@ -18,7 +19,11 @@ use std::io;
 use std::sync::OnceLock;
 
 use super::names;
-use super::requests::request;
+use super::requests::{Request, TCSETS, TCSETS2, request};
+use crate::terminal;
+
+/// What [`terminal::restore_at_once`] asks with `ioctl`.
+pub const REQUESTS: &[Request] = &[TCSETS, TCSETS2];
 
 /// `SYS_SECCOMP`: a filter sent it.
 const BY_A_FILTER: c_int = 1;
@@ -142,6 +147,7 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
             }
         }
     }
+    terminal::restore_at_once();
     // SAFETY: both take plain numbers and are safe in a signal handler. The signal comes when this
     // one returns.
     unsafe {

@@ -37,9 +37,11 @@ requests! {
     BLKDISCARD = 0x1277;
     BLKZEROOUT = 0x127f;
     TCGETS = 0x5401;
+    TCSETS = 0x5402;
     TCSETSW = 0x5403;
     FIONBIO = 0x5421;
     TCGETS2 = 0x802c_542a;
+    TCSETS2 = 0x402c_542b;
     TCSETSW2 = 0x402c_542c;
     TUNSETOFFLOAD = 0x4004_54d0;
     KVM_CREATE_VM = kvm(0, 0, 0x01);

@@ -122,6 +122,7 @@ fn lists_are_sorted_and_name_calls_that_there_are() {
     let used: BTreeSet<_> = KINDS
         .iter()
         .flat_map(|kind| kind.requests.iter().copied().flatten())
+        .chain(report::REQUESTS)
         .map(|r| r.name)
         .collect();
     for request in requests::ALL {
