@@ -17,6 +17,7 @@
 pub mod claim;
 mod config;
 mod counted;
+mod full;
 mod lock;
 mod place;
 
@@ -31,17 +32,20 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use wherry_devices::device::Spec;
+use wherry_devices::host::DiskFull;
 use wherry_devices::virtio::blk::{self, Disk, DiskOptions, FileDisk, Limits, SECTOR, Throttled};
 
 use claim::{Claim, Taken};
 pub use config::DiskConfig;
 use counted::{Counted, Counts};
+use full::OnFull;
 use lock::{Locked, Stamp};
 use place::Place;
 
 use crate::confine::{Needs, Use};
 use crate::control::DiskInfo;
 use crate::life::Locks;
+use crate::life::wake::Wake;
 use crate::sync::lock;
 
 /// How long a flush may take while the guest stands still, as its requests may.
@@ -71,7 +75,7 @@ pub struct Disks {
     /// What was in the way when the locks were last taken back: which disk, and why.
     taken: Mutex<Option<(usize, Taken)>>,
     /// Those for which the host had no room, since anybody looked.
-    full: Mutex<Vec<String>>,
+    full: full::Ids,
     /// Bytes that a file may have that this process writes; 0: any number.
     largest: AtomicU64,
 }
@@ -323,6 +327,11 @@ impl Disks {
     /// The disks for which there was no room since anybody asked.
     pub fn full(&self) -> Vec<String> {
         std::mem::take(&mut *lock(&self.full))
+    }
+
+    /// What disks' threads tell that there is no room: it is [noted](Self::full), and `wake` poked.
+    pub fn on_full(&self, wake: Arc<Wake>) -> Arc<dyn DiskFull> {
+        Arc::new(OnFull { ids: self.full.clone(), wake })
     }
 
     /// The host has no room for what the guest writes to this one.

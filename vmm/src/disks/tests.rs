@@ -286,7 +286,9 @@ fn a_flush_that_hangs_is_left_to_itself_when_its_time_is_over() {
 #[test]
 fn disks_without_room_are_named_once() {
     let disks = Disks::default();
-    disks.note_full("disk0");
+    let wake = Arc::new(Wake::default());
+    let full = disks.on_full(wake.clone());
+    assert!(full.disk_full("disk0") && wake.was_poked());
     disks.note_full("data");
     assert_eq!(disks.full(), ["disk0", "data"]);
     assert!(disks.full().is_empty());

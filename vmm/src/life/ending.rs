@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::End;
+use super::wake::Wake;
 use crate::sync::lock;
 
 /// See the module's text.
@@ -15,13 +16,12 @@ pub struct Ending {
     /// Looked at between two exits of a vCPU.
     over: AtomicBool,
     said: Mutex<Option<(End, String)>>,
-    /// Wakes the run loop.
-    wake: Arc<dyn Fn() + Send + Sync>,
+    wake: Arc<Wake>,
 }
 
 impl Ending {
     /// Nothing has ended yet.
-    pub fn new(wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+    pub fn new(wake: Arc<Wake>) -> Self {
         Self { over: AtomicBool::new(false), said: Mutex::new(None), wake }
     }
 
@@ -36,7 +36,7 @@ impl Ending {
             *said = Some((end, why.to_owned()));
             self.over.store(true, Ordering::Release);
         }
-        (self.wake)();
+        self.wake.poke();
     }
 
     /// Whether the guest has ended: then no vCPU goes on.
@@ -57,28 +57,25 @@ impl Ending {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
 
     #[test]
     fn the_first_end_counts_and_a_flood_of_them_wakes_nobody() {
-        let woken = Arc::new(AtomicUsize::new(0));
-        let wake = woken.clone();
-        let ending = Ending::new(Arc::new(move || {
-            wake.fetch_add(1, Ordering::Relaxed);
-        }));
+        let wake = Arc::new(Wake::default());
+        let ending = Ending::new(wake.clone());
         assert!(!ending.is_over());
+        ending.note(End::PowerOff, "");
+        assert!(wake.was_poked());
         for _ in 0..1000 {
             ending.note(End::PowerOff, "");
             ending.note(End::Reset, "");
         }
-        assert_eq!((ending.end(), woken.load(Ordering::Relaxed)), (Some(End::PowerOff), 1));
+        assert_eq!((ending.end(), wake.was_poked()), (Some(End::PowerOff), false));
     }
 
     #[test]
     fn a_crash_outweighs_a_reset() {
-        let ending = Ending::new(Arc::new(|| ()));
+        let ending = Ending::new(Arc::default());
         ending.note(End::Reset, "");
         ending.note(End::Fatal, "lost its way");
         ending.note(End::Fatal, "again");

@@ -47,6 +47,7 @@
 
 pub mod ending;
 pub mod owner;
+pub mod wake;
 
 use std::fmt;
 

@@ -7,11 +7,12 @@
 //! Three things do not wait for that lock, so that they get through whatever holds it: the guest's
 //! end (a slot of the machine), `kill` (a flag), and `cancel` (the token's atomic).
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use wherry_migration::CancelToken;
 
+use super::wake::Wake;
 use super::{Act, End, Event, Gate, Hold, Life, Locks, Phase, Refusal, locks, step};
 use crate::sync::lock;
 
@@ -46,18 +47,10 @@ struct Inner<M> {
     hold: Option<Hold>,
 }
 
-/// What wakes the run loop.
-#[derive(Default)]
-struct Signal {
-    poked: bool,
-    killed: bool,
-}
-
 /// See the module's text.
 pub struct Owner<M> {
     inner: Mutex<Inner<M>>,
-    signal: Mutex<Signal>,
-    changed: Condvar,
+    wake: Arc<Wake>,
     cancel: Mutex<Option<CancelToken>>,
 }
 
@@ -65,8 +58,7 @@ impl<M: Vcpus> Default for Owner<M> {
     fn default() -> Self {
         Self {
             inner: Mutex::new(Inner { life: Life::Receiving, machine: None, hold: None }),
-            signal: Mutex::default(),
-            changed: Condvar::new(),
+            wake: Arc::default(),
             cancel: Mutex::new(None),
         }
     }
@@ -180,14 +172,17 @@ impl<M: Vcpus> Owner<M> {
 
     /// Ends the VM as soon as that can be. Never waits.
     pub fn kill(&self) {
-        lock(&self.signal).killed = true;
-        self.poke();
+        self.wake.kill();
     }
 
     /// Wakes the run loop.
     pub fn poke(&self) {
-        lock(&self.signal).poked = true;
-        self.changed.notify_all();
+        self.wake.poke();
+    }
+
+    /// What wakes it.
+    pub fn wake(&self) -> Arc<Wake> {
+        self.wake.clone()
     }
 
     /// Waits until `ready` of the state gives something; looks again whenever something happened.
@@ -196,30 +191,18 @@ impl<M: Vcpus> Owner<M> {
             if let Some(done) = ready(self.life()) {
                 return done;
             }
-            let mut signal = lock(&self.signal);
-            while !std::mem::take(&mut signal.poked) {
-                signal = self.changed.wait(signal).unwrap_or_else(PoisonError::into_inner);
-            }
+            self.wake.wait();
         }
     }
 
     /// Waits for `time`, less if the VM is killed. Whether it was.
     pub fn killed_within(&self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        let mut signal = lock(&self.signal);
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if signal.killed || left.is_zero() {
-                return signal.killed;
-            }
-            let wait = self.changed.wait_timeout(signal, left);
-            signal = wait.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.wake.killed_within(time)
     }
 
     /// What the guest and `kill` did since anybody looked.
     fn catch_up(&self, inner: &mut Inner<M>) {
-        let killed = lock(&self.signal).killed.then_some(End::Kill);
+        let killed = self.wake.is_killed().then_some(End::Kill);
         let ended = inner.machine.as_ref().and_then(|m| m.ended());
         for end in [ended, killed].into_iter().flatten() {
             // An end is never refused.

@@ -72,7 +72,7 @@ impl Host for MachineHost<'_> {
     }
 
     fn disk_full(&self) -> Arc<dyn DiskFull> {
-        Arc::new(self.hooks.clone())
+        self.hooks.disks.on_full(self.hooks.wake.clone())
     }
 
     fn net(&self, id: &str) -> io::Result<Box<dyn Frames>> {

@@ -98,7 +98,7 @@ mod tests {
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
         kick.write(1).unwrap();
         let (sender, at_work) = channel();
-        let ending = Arc::new(Ending::new(Arc::new(|| ())));
+        let ending = Arc::new(Ending::new(Arc::default()));
         let broken = Box::new(Broken(kick, sender));
         let running = EventLoop::spawn(vec![broken], ending.clone()).unwrap();
         at_work.recv().unwrap();

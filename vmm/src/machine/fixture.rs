@@ -37,7 +37,7 @@ pub fn hooks() -> MachineHooks {
         nets,
         vsock,
         disks,
-        wake: Arc::new(|| ()),
+        wake: Arc::default(),
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use wherry_devices::host::DiskFull;
 use wherry_rootfs::Reader;
 
 use crate::console::Console;
 use crate::disks::Disks;
 use crate::kvm::KvmDevice;
+use crate::life::wake::Wake;
 use crate::memory::Backing;
 use crate::net::Nets;
 use crate::vsock::Vsock;
@@ -29,15 +29,6 @@ pub struct MachineHooks {
     pub vsock: Vsock,
     /// Its disks on this host.
     pub disks: Arc<Disks>,
-    /// Told that the guest has ended itself, or that a disk is full, on any thread; must not wait.
-    pub wake: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl DiskFull for MachineHooks {
-    /// The run loop pauses the guest.
-    fn disk_full(&self, id: &str) -> bool {
-        self.disks.note_full(id);
-        (self.wake)();
-        true
-    }
+    /// Told that the guest has ended itself, or that a disk is full.
+    pub wake: Arc<Wake>,
 }

@@ -1,10 +1,13 @@
 //! A machine that stands still, on KVM where there is one.
 
 use kvm_bindings::kvm_clock_data;
+use wherry_devices::host::Host as _;
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::DirtyLog as _;
 
 use super::*;
+use crate::kvm::open_kvm;
+use crate::memory::Backing;
 
 /// On a host whose TSC is unstable KVM lets a guest's TSC stand still while its vCPU does not run.
 /// Here its clock jumps, which looks the same: an hour passes on it, and none on the TSCs. What is
@@ -49,4 +52,21 @@ fn kvms_log_has_every_page_at_first_and_a_harvest_takes_them() {
     // Twice into the same room: what was there before does not count.
     assert_eq!([harvest(), harvest()], [pages - 128, 0]);
     machine.log.stop().unwrap();
+}
+
+/// The thread may do less than it takes to put a VM away, and behind a disk that hangs it ends
+/// last.
+#[test]
+fn what_a_disks_thread_has_of_its_vm_does_not_keep_it() {
+    let Some(description) = fixture::description(1, None) else { return };
+    let kvm = open_kvm().unwrap();
+    let (vm, ram) = Machine::create_vm_and_ram(&description, &kvm, &Backing::Memfd).unwrap();
+    let hooks = fixture::hooks();
+    let ending = Arc::new(Ending::new(hooks.wake.clone()));
+    let host = MachineHost { vm: &vm, ram: &ram, ending: &ending, hooks: &hooks };
+    let full = host.disk_full();
+    let disks = Arc::downgrade(&hooks.disks);
+    drop(hooks);
+    assert!(disks.upgrade().is_none());
+    assert!(full.disk_full("disk0"));
 }

@@ -88,10 +88,10 @@ impl VmProcess {
     }
 
     fn hooks(&self) -> MachineHooks {
-        let (console, owner) = (self.controller.console.clone(), self.owner().clone());
+        let console = self.controller.console.clone();
         let (nets, disks) = (self.nets.clone(), self.controller.disks.clone());
         let (vsock, memory) = (self.controller.settings.vsock.clone(), self.memory.clone());
-        let (kvm, wake) = (self.kvm.clone(), Arc::new(move || owner.poke()));
+        let (kvm, wake) = (self.kvm.clone(), self.owner().wake());
         let reader = self.reader.clone();
         MachineHooks { console, kvm, reader, memory, nets, vsock, disks, wake }
     }

@@ -68,7 +68,7 @@ fn parks(vcpu: &Vcpu) {
 }
 
 fn ending() -> Arc<Ending> {
-    Arc::new(Ending::new(Arc::new(|| ())))
+    Arc::new(Ending::new(Arc::default()))
 }
 
 #[test]
