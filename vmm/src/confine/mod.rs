@@ -89,11 +89,12 @@ pub fn has_entered() -> bool {
     ENTERED.load(Ordering::Relaxed)
 }
 
-/// Confines this process for good. Says whether Landlock takes part.
+/// Confines this process for good. Says whether Landlock takes part. The folders are closed: they
+/// are opened by their paths, or the process has them open elsewhere.
 ///
 /// # Errors
 /// It is not confined, or not as far as this kernel can: go no further.
-pub fn enter(needs: &Needs) -> Result<bool, ConfineError> {
+pub fn enter(needs: Needs) -> Result<bool, ConfineError> {
     // Where there is no /proc nobody can be asked.
     if let Ok(threads) = std::fs::read_dir("/proc/self/task").map(Iterator::count)
         && threads != 1

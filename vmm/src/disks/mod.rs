@@ -63,7 +63,8 @@ struct Open {
 
 struct One {
     config: DiskConfig,
-    place: Place,
+    /// None: everything is open, and nothing is opened any more.
+    place: Mutex<Option<Place>>,
     counts: Arc<Counts>,
     open: Mutex<Option<Open>>,
 }
@@ -104,6 +105,7 @@ impl Disks {
     pub fn new(configs: impl IntoIterator<Item = DiskConfig>) -> io::Result<Self> {
         let one = |config: DiskConfig| {
             let place = Place::of(Path::new(&config.path)).map_err(|e| refuse(&config, e))?;
+            let place = Mutex::new(Some(place));
             Ok(One { config, place, counts: Arc::default(), open: Mutex::default() })
         };
         let all = configs.into_iter().map(one).collect::<io::Result<_>>()?;
@@ -129,8 +131,8 @@ impl Disks {
     /// # Errors
     /// One is gone.
     pub fn largest_file(&self) -> io::Result<u64> {
-        let sizes =
-            self.all.iter().map(|one| one.place.file_size().map_err(|e| refuse(&one.config, e)));
+        let size = |one: &One| one.file_size().map_err(|e| refuse(&one.config, e));
+        let sizes = self.all.iter().map(size);
         sizes.collect::<io::Result<Vec<_>>>().map(|sizes| sizes.into_iter().max().unwrap_or(0))
     }
 
@@ -139,11 +141,16 @@ impl Disks {
     /// # Errors
     /// One is gone, or too many descriptors are open.
     pub fn needs(&self, needs: &mut Needs) -> io::Result<()> {
-        for One { config, place, .. } in &self.all {
-            let kept = place.needed().map_err(|e| refuse(config, e))?;
-            needs.folder(kept, Use::Disk { written: !config.read_only })?;
+        for one in &self.all {
+            let kept = one.beneath(Place::needed).map_err(|e| refuse(&one.config, e))?;
+            needs.folder(kept, Use::Disk { written: !one.config.read_only })?;
         }
         Ok(())
+    }
+
+    /// The guest is in this process, which has its disks open for good: their folders are closed.
+    pub fn close_folders(&self) {
+        self.all.iter().for_each(|one| *lock(&one.place) = None);
     }
 
     /// None of them may be larger than this process may write files.
@@ -174,7 +181,7 @@ impl Disks {
             // The pause, in which it is opened, is then spared most of that.
             disk.forget();
             let largest = self.largest.load(Ordering::Relaxed);
-            if largest > 0 && one.place.file_size()? > largest {
+            if largest > 0 && one.file_size()? > largest {
                 let text = "it has grown since this receiver was started; start it again";
                 return Err(refuse(config, text));
             }
@@ -376,7 +383,7 @@ impl One {
 
     fn open_anew(&self) -> io::Result<Open> {
         let disk = self.open_disk()?;
-        let file = self.place.open(OFlags::RDONLY)?;
+        let file = self.beneath(|place| place.open(OFlags::RDONLY))?;
         let which = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
         if which(&file)? != which(disk.file())? {
             return Err(io::Error::other("it was replaced while it was opened; try again"));
@@ -388,7 +395,16 @@ impl One {
     fn open_disk(&self) -> io::Result<FileDisk> {
         let mut how = if self.config.read_only { OFlags::RDONLY } else { OFlags::RDWR };
         how.set(OFlags::DIRECT, self.config.direct);
-        FileDisk::new(self.place.open(how)?)
+        FileDisk::new(self.beneath(|place| place.open(how))?)
+    }
+
+    fn file_size(&self) -> io::Result<u64> {
+        self.beneath(Place::file_size)
+    }
+
+    fn beneath<T>(&self, work: impl FnOnce(&Place) -> io::Result<T>) -> io::Result<T> {
+        let place = lock(&self.place);
+        work(place.as_ref().ok_or_else(|| io::Error::other("its folder is closed"))?)
     }
 
     fn lockable<'a>(&self, disk: &'a FileDisk) -> Locked<'a> {

@@ -147,6 +147,7 @@ impl DestinationVm for DestinationMachine<'_> {
             Some(_) => dead(machine),
             None => io::Error::other(refusal),
         })?;
+        self.hooks.disks.close_folders();
         announce_later(machine);
         Ok(())
     }

@@ -61,11 +61,12 @@ pub fn run(
     let console = open_console(&config.serial)?;
     let (ram, disk) = (config.ram_bytes, disks.largest_file()?);
     needs.largest_file = Sizes { ram, disk, console: console.largest_file() }.largest();
+    disks.close_folders();
     let mut ends = Ends::open(nets, disks, vsock, memory)?;
     if description.kernel.is_in_disk() {
         ends.reader = ends.reader.ahead()?;
     }
-    enter(&needs)?;
+    enter(needs)?;
     begin()?;
     ends.nets.begin()?;
     let host = VmProcess::start(claim, Some(&description), console, ends)?;
@@ -121,7 +122,7 @@ pub fn receive(
     }
     ground.tell(&config)?;
     // Before anybody is listened to.
-    enter(&needs)?;
+    enter(needs)?;
     begin()?;
     ends.nets.begin()?;
     let host = VmProcess::start(claim, None, console, ends)?;
