@@ -23,11 +23,14 @@ use toml::de::DeTable;
 use wherry_vmm::control::ControlError;
 
 use super::args::Cli;
-use grammar::{Grammar, Use};
+use grammar::{Choice, Grammar, Use};
 pub use show::show;
 use value::Folder;
 use word::Fault;
 pub use word::first_words;
+
+/// The key that lets a stream be in clear, for `tcp:` alone.
+const IN_CLEAR: &str = "insecure";
 
 /// The command line with the words of its `--config` file in it, if it has one.
 ///
@@ -97,6 +100,17 @@ impl Given {
             && self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
 
+    /// Whether a permission of the file is of use at the address that was typed. What is not does no
+    /// harm there; the option itself is refused, as one that was given in vain. Nothing that protects
+    /// a stream is ever left out for an address.
+    fn permits(&self, option: &Choice, grammar: &Grammar) -> bool {
+        let clear = |id: &String| {
+            let typed = self.matches.try_get_raw(id).ok().flatten();
+            typed.into_iter().flatten().any(|word| word.as_encoded_bytes().starts_with(b"tcp:"))
+        };
+        option.key() != IN_CLEAR || grammar.positions().iter().any(clear)
+    }
+
     /// The words of the file, in its order.
     fn words(&self, text: &str, folder: Folder) -> Result<Vec<OsString>, Fault> {
         let table = DeTable::parse(text).map_err(|e| {
@@ -114,7 +128,10 @@ impl Given {
             let own = match option.of {
                 // What is missing of the command's own words is the last of them.
                 Use::Position => !grammar.positions().iter().all(|id| self.typed(id)),
-                Use::Once => !self.typed(option.arg.get_id().as_str()) && !ousted(&option),
+                Use::Once => {
+                    let typed = self.typed(option.arg.get_id().as_str());
+                    !typed && !ousted(&option) && self.permits(&option, &grammar)
+                }
                 Use::Repeated => !ousted(&option),
                 Use::Other => false,
             };

@@ -216,6 +216,39 @@ fn what_is_typed_wins_over_what_it_excludes() {
 }
 
 #[test]
+fn a_file_lets_a_stream_be_in_clear_only_where_a_clear_one_was_typed() {
+    let files = Files::new("insecure = true");
+    let told = |line: &str| files.receive(&format!("{line} --config F/vm.toml"));
+    assert_eq!(told("web tcp:10.0.0.2:4").unwrap().uri, "tcp:10.0.0.2:4");
+    for (line, tls) in [
+        ("web tls:b:4 --tls /k", Some("/k".into())),
+        ("web tls:b:4 --token", None),
+        ("web unix:/x", None),
+    ] {
+        assert_eq!(told(line).unwrap().tls, tls, "{line}");
+    }
+    assert!(told("web tls:b:4").unwrap_err().contains("needs --token, or --tls"));
+    for means in ["--token", "--tls /k"] {
+        assert!(
+            told(&format!("web tcp:10.0.0.2:4 {means}")).unwrap_err().contains("not encrypted")
+        );
+    }
+    // Typed, it is said in vain. The name may be the file's.
+    assert!(told("web tls:b:4 --token --insecure").unwrap_err().contains("--insecure is for tcp"));
+    files.write("vm.toml", "name = \"web\"\ninsecure = true");
+    assert_eq!(told("tcp:10.0.0.2:4").unwrap().name, "web");
+    // What protects is not left out in silence, whatever was typed.
+    for text in ["tls = \"keys\"", "token = true", "insecure = true\ntls = \"keys\""] {
+        files.write("vm.toml", text);
+        for more in ["", " --insecure"] {
+            let error = told(&format!("web tcp:10.0.0.2:4{more}")).unwrap_err();
+            assert!(error.contains("is not encrypted"), "{text}{more}: {error}");
+        }
+    }
+    assert!(told("web tls:b:4").is_ok(), "one file for both");
+}
+
+#[test]
 fn unknown_keys_and_wrong_values_are_refused_with_their_lines() {
     for (text, why) in [
         ("cpus = 2\n\nmemroy = \"1GiB\"", "3: there is no key `memroy`; did you mean `memory`?"),
