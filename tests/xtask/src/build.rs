@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Said, so that options of rustc's are for programs, not for what builds them.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -122,7 +123,7 @@ impl Workspace {
         let flags: Vec<_> = options.iter().flat_map(|option| ["-C", option]).collect();
         let mut command = cargo();
         command
-            .args(["build", "--quiet", "--release", "--target", STATIC_TARGET])
+            .args(["build", "--quiet", "--release", "--target", TARGET])
             .args(["--package", "wherry-guest-kernel", "--bin", name, "--no-default-features"])
             .args(["--features", &features.join(",")])
             // In place of the caller's. Separated so that a path may have spaces.
@@ -131,7 +132,7 @@ impl Workspace {
             .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
             .env("CARGO_PROFILE_RELEASE_PANIC", "abort");
         self.run(command)?;
-        Ok(self.target.join(STATIC_TARGET).join("release").join(name))
+        Ok(self.target.join(TARGET).join("release").join(name))
     }
 
     /// Builds the release binaries `wherry` and, beside it, `wherry-vm`.
@@ -146,6 +147,23 @@ impl Workspace {
             "--bins",
         ])?;
         Ok(self.wherry_path())
+    }
+
+    /// The same for a package: with these options of rustc's, apart from the others.
+    pub fn packaged(&self, flags: &[String]) -> Result<()> {
+        let mut command = cargo();
+        command
+            .args(["build", "--release", "--locked", "--target", TARGET])
+            .args(["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"])
+            // In place of the caller's. Separated so that a path may have spaces.
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        self.run(command)
+    }
+
+    /// Where that is.
+    pub fn packaged_path(&self) -> PathBuf {
+        self.target.join(TARGET).join("release/wherry")
     }
 
     /// Where the release binary `wherry` is, built or not.

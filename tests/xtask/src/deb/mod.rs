@@ -1,10 +1,11 @@
 //! `cargo xtask deb`: a Debian package of the two programs, their pages and their units.
 //!
 //! - [`edition`]: its version. [`tree`]: what is in it. [`licences`]: those of the crates that are
-//!   linked in.
+//!   linked in. [`paths`]: those of the build, which are left out.
 
 mod edition;
 mod licences;
+mod paths;
 mod tree;
 
 use std::fs;
@@ -22,6 +23,7 @@ use crate::build::Workspace;
 use crate::image::Terminal;
 use crate::note::note;
 use edition::Edition;
+use paths::Paths;
 
 /// What the fresh system of `--check` has beside the essential packages.
 const CHECKERS: [&str; 7] =
@@ -32,7 +34,7 @@ const SCRIPTS: [&str; 3] = ["try", "boot", "units"];
 /// Options of `deb`.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Package the release binaries that are there, without building them anew.
+    /// Package the binaries that the last package was made of, without building them anew.
     #[arg(long)]
     as_built: bool,
     /// Also look at it with lintian, install, use, remove and purge it in a fresh Debian, and use
@@ -44,13 +46,14 @@ pub struct Args {
 /// Runs `cargo xtask deb`.
 pub fn main(args: &Args) -> Result<u8> {
     let workspace = Workspace::find()?;
+    let paths = Paths::of(&workspace)?;
     if !args.as_built {
-        workspace.wherry()?;
+        workspace.packaged(&paths.flags())?;
     }
     let edition = Edition::of(&workspace)?;
     let work = tempfile::tempdir_in(workspace.out()?).context("cannot make a folder")?;
     let root = work.path().join("root");
-    tree::make(&workspace, &edition, &root)?;
+    tree::make(&workspace, &edition, &paths, &root)?;
     let deb = workspace.out()?.join(format!("wherry_{}_amd64.deb", edition.version));
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(&deb);

@@ -10,6 +10,7 @@ use wherry_tests::hosts::output;
 
 use super::edition::Edition;
 use super::licences;
+use super::paths::Paths;
 use crate::build::Workspace;
 
 /// Both programs; `/usr/bin/wherry` leads to the first, which finds the second beside itself.
@@ -29,16 +30,17 @@ const FILES: [(&str, &str); 7] = [
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 /// Makes all of it at `root`.
-pub fn make(workspace: &Workspace, edition: &Edition, root: &Path) -> Result<()> {
+pub fn make(workspace: &Workspace, edition: &Edition, paths: &Paths, root: &Path) -> Result<()> {
     let tree = Tree { root, packaging: workspace.root.join("packaging") };
     let programs = ["wherry", "wherry-vm"];
     for name in programs {
-        tree.copy(&workspace.wherry_path().with_file_name(name), PROGRAMS, name, 0o755)?;
+        tree.copy(&workspace.packaged_path().with_file_name(name), PROGRAMS, name, 0o755)?;
         run(
             "strip",
             &["--strip-unneeded", "--remove-section=.comment"],
             &[&tree.at(PROGRAMS).join(name)],
         )?;
+        paths.check(&tree.at(PROGRAMS).join(name))?;
     }
     fs::create_dir_all(tree.at("usr/bin"))?;
     symlink("../libexec/wherry/wherry", tree.at("usr/bin/wherry"))?;
