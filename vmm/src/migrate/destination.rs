@@ -268,6 +268,8 @@ pub fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TokenTo;
+    use crate::control::MigrateRequest;
     use crate::exit::Exit;
     use crate::machine::fixture;
 
@@ -314,6 +316,44 @@ mod tests {
         let error = ControlError::from(ended.err().expect("a guest came"));
         assert_eq!(Exit::of(&error), Exit::TokenExpired, "{error}");
         assert!(error.message.contains("no longer good"), "{error}");
+    }
+
+    #[test]
+    fn a_token_is_used_by_a_source_that_came_with_it_though_its_guest_did_not() {
+        let Some(description) = fixture::description(1, None) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let mut wanted = super::super::tests::receiver("tls:127.0.0.1:0".into(), None);
+        wanted.token = Some(TokenTo::File(path.clone().into()));
+        // Less than the guest has.
+        wanted.max_memory = Some(1 << 20);
+        let mut ground = Ground::open(&wanted, folder.path()).unwrap();
+        ground.tell(&wanted).unwrap();
+        let uri = ground.listener.endpoint().unwrap().to_string();
+        let token: Token = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+        let request = MigrateRequest { token: Some(Box::new(token)), ..MigrateRequest::new(uri) };
+        let source = Arc::new(Owner::default());
+        let machine = Arc::new(Machine::build(&description, fixture::hooks()).unwrap());
+        source.arrive(machine.clone(), false).unwrap();
+        let come = || {
+            let of = (&machine, false);
+            super::super::to(&source, of, &request, &mut |_| (), &CancelToken::new()).unwrap_err()
+        };
+        let (owner, reboots) = (Owner::default(), AtomicBool::new(false));
+        let (ends, cancel) = ((&owner, &reboots), CancelToken::new());
+        let (first, second, there) = std::thread::scope(|scope| {
+            let receiver =
+                scope.spawn(|| receive(ground, fixture::hooks(), ends, &wanted, &cancel));
+            let came = (come(), come());
+            cancel.cancel();
+            (came.0, came.1, receiver.join().unwrap())
+        });
+        let there = format!("{:#}", there.err().expect("a guest came"));
+        assert!(there.contains("the token is used, and the guest did not come"), "{there}");
+        assert!(!first.message.contains("cannot connect"), "{first}");
+        let hint = second.hint.as_deref().unwrap_or_default();
+        assert!(hint.contains("a token is good once"), "{second}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
     }
 
     #[test]

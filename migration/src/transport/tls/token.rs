@@ -240,6 +240,29 @@ mod tests {
         assert_eq!(anchor.subject_public_key_info.as_ref(), public);
     }
 
+    /// An intruder takes any receiver for the right one, so it is the receiver that must refuse.
+    #[test]
+    fn who_knows_the_receiver_and_has_another_ones_certificate_is_no_source() {
+        let (server, token) = Token::make(LIFETIME).unwrap();
+        let (_, other) = Token::make(LIFETIME).unwrap();
+        let mixed = Token { authority: token.authority, ..other };
+        let listener = server.listen(&"tls:127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = listener.endpoint().unwrap();
+        let refused = std::thread::scope(|scope| {
+            let cancel = CancelToken::new();
+            // It may take itself for let in: it has the last word of the handshake.
+            let come =
+                || mixed.client().unwrap().connect(&at, LIFETIME, &CancelToken::new()).map(drop);
+            let near = scope.spawn(come);
+            let mut far = listener.next(&cancel, LIFETIME).unwrap();
+            let refused = far.greet(LIFETIME, &|| false).map_err(|e| describe(&e));
+            drop(far);
+            let _ = near.join().unwrap();
+            refused.expect_err("it is let in")
+        });
+        assert!(refused.contains("not that of the token made here"), "{refused}");
+    }
+
     #[test]
     fn who_has_the_token_is_no_receiver_for_others_who_have_it() {
         let Made { receiver, token } = Made::new(SystemTime::now() + LIFETIME).unwrap();
