@@ -100,9 +100,9 @@ impl Given {
             && self.matches.value_source(id) == Some(ValueSource::CommandLine)
     }
 
-    /// Whether a permission of the file is of use at the address that was typed. What is not does no
-    /// harm there; the option itself is refused, as one that was given in vain. Nothing that protects
-    /// a stream is ever left out for an address.
+    /// Whether a permission of the file is of use at the address that was typed: the option itself
+    /// is refused where it is given in vain. Nothing that protects a stream is ever left out for
+    /// an address.
     fn permits(&self, option: &Choice, grammar: &Grammar) -> bool {
         let clear = |id: &String| {
             let typed = self.matches.try_get_raw(id).ok().flatten();

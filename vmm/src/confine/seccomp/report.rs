@@ -3,11 +3,11 @@
 //! The filter has the kernel send SIGSYS to the thread that made the call, instead of ending the
 //! process itself, so that the VM's log names thread and call: the kernel's own log does not always
 //! (it goes to a host's audit, if that is on), and its user may not read it. The handler does what
-//! is safe in a signal handler alone; nothing is allocated and no lock taken. A terminal that is raw
-//! is put back as it was, by [`REQUESTS`], which every thread may make for that. Then the process
-//! ends by SIGSYS, as whoever started it sees. A handler that is not let write or end the process ends
-//! it, too: SIGSYS is blocked meanwhile, and the kernel ends a process whose blocked SIGSYS it must
-//! deliver.
+//! is safe in a signal handler alone; nothing is allocated and no lock taken. A terminal that is
+//! raw is put back as it was, by [`REQUESTS`], which every thread may make for that. Then the
+//! process ends by SIGSYS, as whoever started it sees. A handler that is not let write or end the
+//! process ends it, too: SIGSYS is blocked meanwhile, and the kernel ends a process whose blocked
+//! SIGSYS it must deliver.
 //!
 //! One call is refused, and that is all. glibc opens files of its own accord, only to read them:
 //! how memory is overcommitted when a heap shrinks for the first time, how many CPUs there are when
