@@ -4,9 +4,9 @@
 //! none of them itself: what it protects at a time goes to a *lane*, a thread that reads it frame
 //! by frame, compresses, checksums and writes each to a connection of its own. So all work that
 //! grows with memory is spread over CPUs and connections, and the engine wakes up once for two
-//! frames. What decides whether a page is lost stays on one thread: a
-//! lane gets a page that is claimed and protected, and a round is accounted for and harvested when
-//! all lanes have said that they are done.
+//! frames. What decides whether a page is lost stays on one thread: a lane gets pages that are
+//! claimed and protected, and a round is accounted for and harvested when all lanes have said that
+//! they are done.
 //!
 //! # Invariant
 //! A page that is sent in one round and again in a later one is applied in that order, even if it
@@ -109,8 +109,8 @@ pub(super) struct Lanes {
     busy: Duration,
     /// When the last job was done, or the first one begun.
     clock: Instant,
-    /// Small frames, to be measured with the next big one: the
-    /// other lanes' bytes went out in this time, too.
+    /// Small jobs, to be measured with the next big one: the other lanes' bytes went out in this
+    /// time, too.
     small: Sent,
     interrupt: Interrupt,
 }

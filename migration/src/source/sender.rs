@@ -7,9 +7,9 @@
 //! write before it is in what was read. (In later rounds the harvest has protected everything.)
 //!
 //! Up to 256 pages are claimed and protected at a time, which a lane takes together; half of them
-//! is a chunk: what is read together and goes out as one frame. A page is looked at while it is in the CPU's first cache,
-//! just copied, and a chunk is written while it is in the second. Slices and cancels are never late
-//! by more than a few milliseconds.
+//! is a chunk: what is read together and goes out as one frame. A page is looked at while it is in
+//! the CPU's first cache, just copied, and a chunk is written while it is in the second. Slices and
+//! cancels are never late by more than a few milliseconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -24,7 +24,8 @@ const SOCKET: &str = "sub at { pack('SSLLx4', 40, 0, @_) } socket(S, 40, 1, 0) o
 pub fn begin(debian: &Debian) -> Result<()> {
     // It has begun when its parent, which listens, is through.
     let echo = format!(
-        "{SOCKET} bind(S, at({THERE}, 0xffffffff)) or die $!; listen(S, 8) or die $!; exit if fork; \
+        "{SOCKET} bind(S, at({THERE}, 0xffffffff)) or die $!; listen(S, 8) or die $!; \
+         exit if fork; \
          while (accept(C, S)) {{ while (sysread C, $_, 65536) {{ syswrite C, $_ }} close C }}"
     );
     debian.run(&format!(

@@ -11,7 +11,8 @@
 //! - [`model`]: the model checker.
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
 //! - [`testing`], [`demo`], [`vm_demo`], [`mod@bench`] and [`devices`]: what runs in the lab;
-//!   [`inside`]: the part of the tests that is there, [`calls`]: what their VMs ask of its kernel. [`intel`]: those on an Intel CPU.
+//!   [`inside`]: the part of the tests that is there, [`calls`]: what their VMs ask of its kernel.
+//!   [`intel`]: those on an Intel CPU.
 
 mod bench;
 mod build;
