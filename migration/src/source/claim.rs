@@ -84,6 +84,11 @@ impl Protected {
         self.0.is_empty()
     }
 
+    /// No more than the next frame of it.
+    pub(super) fn part(&mut self) -> Self {
+        Self(self.next_frame().map(|frame| frame.words.into()).unwrap_or_default())
+    }
+
     /// The pages of the next frame.
     pub(super) fn next_frame(&mut self) -> Option<Frame> {
         let mut words = Vec::new();
@@ -251,6 +256,16 @@ mod tests {
         }
         assert_eq!(*guest.read.lock().unwrap(), wanted);
         frames
+    }
+
+    #[test]
+    fn a_part_is_a_frame_and_the_rest_stays() {
+        let words = (0..4).map(|word| (word, u64::MAX)).collect();
+        let mut all = Protected(words);
+        let pages = |part: &Protected| part.0.iter().map(|(_, taken)| taken.count_ones()).sum();
+        let parts: [u32; 3] = std::array::from_fn(|_| pages(&all.part()));
+        assert_eq!(parts, [FRAME_PAGES, FRAME_PAGES, 0]);
+        assert!(all.is_empty());
     }
 
     #[test]

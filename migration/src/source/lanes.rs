@@ -84,6 +84,8 @@ struct LaneReport {
     /// How long reading took, and how long all the rest.
     reading: Duration,
     busy: Duration,
+    /// Of both, what went into frames that have nothing for the link.
+    in_vain: Duration,
     at: Instant,
 }
 
@@ -218,6 +220,11 @@ impl Lanes {
         Ok(self.idle.pop_front())
     }
 
+    /// Whether one may have nothing to do: as many places are free as there are lanes.
+    pub(super) fn are_waiting(&self) -> bool {
+        self.idle.len() >= self.lanes.len()
+    }
+
     /// Gives back a lane, if one was taken, that was not needed.
     pub(super) fn keep(&mut self, idle: Option<Idle>) {
         idle.into_iter().for_each(|idle| self.idle.push_front(idle));
@@ -281,7 +288,7 @@ impl Lanes {
             next = Some(self.reports.try_recv().unwrap_or(Err(Error::Closed)));
         }
         while let Some(report) = next {
-            let LaneReport { lane, done, wire, reading, busy, at } = report?;
+            let LaneReport { lane, done, wire, reading, busy, in_vain, at } = report?;
             self.bytes += wire;
             self.reading += reading;
             self.busy += busy;
@@ -289,11 +296,9 @@ impl Lanes {
                 self.nr_under_way -= 1;
             }
             if let Done::Pages(len) = done {
-                if len == 0 {
-                    // Nothing for the link: this lane's share of the time does not count.
-                    let nr = self.lanes.len().max(1) as u32;
-                    self.clock = self.clock.max(at.min(self.clock + (reading + busy) / nr));
-                }
+                // Nothing for the link: this lane's share of the time does not count.
+                let nr = self.lanes.len().max(1) as u32;
+                self.clock = self.clock.max(at.min(self.clock + in_vain / nr));
                 // Lanes work side by side: what counts is the time from one being done to the next,
                 // whichever it is.
                 self.small.content += len as u64;
@@ -332,25 +337,31 @@ fn work(
     tell: &Sender<Result<LaneReport, Error>>,
 ) -> Result<(), Error> {
     let mut told = 0;
-    let mut say = |done, writer: &FrameWriter, since: Instant, reading: Duration| {
-        let wire = writer.bytes() - told;
-        told = writer.bytes();
-        let at = Instant::now();
-        // Fails only when nobody listens any more.
-        let busy = (at - since).saturating_sub(reading);
-        let _ = tell.send(Ok(LaneReport { lane, done, wire, reading, busy, at }));
-    };
+    let mut say =
+        |done, writer: &FrameWriter, since: Instant, [reading, in_vain]: [Duration; 2]| {
+            let wire = writer.bytes() - told;
+            told = writer.bytes();
+            let at = Instant::now();
+            // Fails only when nobody listens any more.
+            let busy = (at - since).saturating_sub(reading);
+            let _ = tell.send(Ok(LaneReport { lane, done, wire, reading, busy, in_vain, at }));
+        };
     loop {
         let job = jobs.recv_timeout(SIGN_OF_LIFE);
-        let (since, mut reading) = (Instant::now(), Duration::ZERO);
+        let since = Instant::now();
+        let (mut reading, mut in_vain) = (Duration::ZERO, Duration::ZERO);
         let done = match job {
             Ok(Job::Pages(mut pages, round)) => {
                 let mut len = 0;
                 while let Some(frame) = pages.next_frame() {
                     let begun = Instant::now();
-                    len += reader.read(&round, &frame, writer)?;
+                    let content = reader.read(&round, &frame, writer)?;
                     reading += begun.elapsed();
                     reader.send(writer)?;
+                    if content == 0 {
+                        in_vain += begun.elapsed();
+                    }
+                    len += content;
                 }
                 Done::Pages(len)
             }
@@ -363,11 +374,11 @@ fn work(
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => {
-                say(Done::End, writer, since, reading);
+                say(Done::End, writer, since, [reading, in_vain]);
                 return Ok(());
             }
         };
-        say(done, writer, since, reading);
+        say(done, writer, since, [reading, in_vain]);
     }
 }
 
@@ -386,21 +397,22 @@ pub(super) fn random_token() -> io::Result<u128> {
 mod tests {
     use super::*;
 
-    /// What the link is measured at, in bytes per second, after reports of frames: their bytes,
-    /// when they were done, and how long they were read.
-    fn measured(frames: &[(usize, Duration, Duration)]) -> f64 {
+    /// What the link is measured at, in bytes per second, after reports of jobs: their bytes, when
+    /// they were done, and how long they had nothing for the link.
+    fn measured(jobs: &[(usize, Duration, Duration)]) -> f64 {
         let (tell, reports) = channel();
         let begun = Instant::now();
         let mut lanes = Lanes::of(reports, &Interrupt::default());
-        (lanes.nr_under_way, lanes.clock) = (frames.len(), begun);
-        for &(len, at, reading) in frames {
+        (lanes.nr_under_way, lanes.clock) = (jobs.len(), begun);
+        for &(len, at, in_vain) in jobs {
             let (done, wire, at) = (Done::Pages(len), len as u64, begun + at);
-            let report = LaneReport { lane: 0, done, wire, reading, busy: Duration::ZERO, at };
+            let (reading, busy) = (Duration::ZERO, Duration::ZERO);
+            let report = LaneReport { lane: 0, done, wire, reading, busy, in_vain, at };
             tell.send(Ok(report)).unwrap();
         }
         let mut meter = Meter::default();
         lanes.hear(Duration::ZERO, &mut meter).unwrap();
-        assert_eq!((lanes.nr_under_way, lanes.idle.len()), (0, frames.len()));
+        assert_eq!((lanes.nr_under_way, lanes.idle.len()), (0, jobs.len()));
         meter.rate().unwrap()
     }
 
@@ -418,11 +430,11 @@ mod tests {
 
     #[test]
     fn zeros_do_not_make_the_link_slow() {
-        // Two frames of zeros, 10 ms each, before each big one, which takes 10 ms.
+        // A job of zeros, 10 ms, and one that is half zeros, 20 ms.
         let ms = Duration::from_millis;
         let frames = (0..20).flat_map(|n| {
             let at = 30 * n;
-            [(0, at + 10, 10), (0, at + 20, 10), (MEASURE, at + 30, 1)]
+            [(0, at + 10, 10), (MEASURE, at + 30, 10)]
         });
         let frames = frames.map(|(len, at, reading)| (len, ms(at), ms(reading)));
         let (rate, link) = (measured(&frames.collect::<Vec<_>>()), MEASURE as f64 * 100.0);

@@ -111,7 +111,12 @@ impl Sender {
             return Ok(*cursor < round.nr_words());
         }
         if let Some(lane) = lane {
-            self.lanes.send(lane, std::mem::take(&mut self.protected), round)?;
+            // Where a lane may have nothing to do, as in a last round, they share.
+            let pages = match self.lanes.are_waiting() {
+                true => self.protected.part(),
+                false => std::mem::take(&mut self.protected),
+            };
+            self.lanes.send(lane, pages, round)?;
             return Ok(true);
         }
         let Some(frame) = self.protected.next_frame() else { return Ok(true) };

@@ -3,8 +3,9 @@
 //!
 //! The lab's kernel counts it by itself (Documentation/trace/histogram.rst): a count for each
 //! thread and call, and for each thread and request of `ioctl`. A call costs little more by that,
-//! and a test notices nothing. A thread is known by its name, which is its kind; what it does
-//! before it has one is counted as its parent's.
+//! and a test notices nothing. A thread is known by its name, which is its kind. The kernel notes
+//! the name with the first such call of a thread after a [`write`](Calls::write): one that it makes
+//! before it has its own name is its parent's, and so are those of that number that follow.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -91,8 +92,8 @@ fn cut(name: &str) -> String {
 /// `vcpu0` and 16, of `{ common_pid: vcpu0           [        84], id:         16 } hitcount: 20`.
 fn parse(line: &str, field: &str) -> Option<(String, u64)> {
     let line = line.strip_prefix("{ common_pid: ")?;
-    let (thread, rest) = line.split_once('[')?;
-    let (_, rest) = rest.split_once(&format!("], {field}:"))?;
+    let (thread, rest) = line.split_once(&format!("], {field}:"))?;
+    let (thread, _) = thread.rsplit_once('[')?;
     let number = rest.split_once('}')?.0.trim().parse().ok()?;
     Some((thread.trim().to_owned(), number))
 }
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(parse(line, "cmd").unwrap(), ("migration-walk".into(), 44610));
         assert_eq!(parse(line, "id"), None);
         let line = "{ common_pid: a [b]           [        84], id:         16 } hitcount:   2";
-        assert_eq!(parse(line, "id"), None);
+        assert_eq!(parse(line, "id").unwrap(), ("a [b]".into(), 16));
         for other in ["", "Totals:", "    Hits: 703", "# event histogram", "{ common_pid: x"] {
             assert_eq!(parse(other, "id"), None, "{other}");
         }

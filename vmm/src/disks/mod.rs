@@ -358,7 +358,7 @@ impl One {
         if let Err(taken) = self.lock(&mut found, force)
             && !force
         {
-            // Opened anew at the next attempt.
+            // A receiver's next attempt opens it anew.
             drop(open);
             return Err(io::Error::other(self.explain(&taken, Some(&found.disk))));
         }

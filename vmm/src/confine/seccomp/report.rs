@@ -168,6 +168,8 @@ pub fn install(json: Option<&str>) -> io::Result<()> {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as extern "C" fn(_, _, _) as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // Who sets a terminal in the background is stopped by it, with all locks that the VM has.
+        libc::sigaddset(&mut action.sa_mask, libc::SIGTTOU);
         libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut())
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

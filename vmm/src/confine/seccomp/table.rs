@@ -3,7 +3,8 @@
 //! A filter is inherited, so a thread may also do what those that it starts may do;
 //! [`Kind::all`](super::allowed) adds that up. Some calls are narrowed by their arguments, for
 //! every kind alike: see [`filter`](super::filter). `cargo run -p wherry-vmm --example seccomp`
-//! compares this table with what strace saw.
+//! compares this table with what the lab's kernel
+//! counted.
 
 use super::requests::*;
 
@@ -74,6 +75,7 @@ pub const BASE: &[&str] = &[
 /// a device that was full when the guest was paused).
 pub const DESCRIPTORS: &[&str] = &[
     "epoll_ctl",
+    // rustix's, where the sockets between host and guest wait.
     "epoll_pwait",
     "epoll_wait",
     "fdatasync",
@@ -202,8 +204,13 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "console-out", ..NONE },
     Kind { name: "console-in", requests: &[&[KVM_IRQ_LINE]], ..NONE },
     Kind { name: "console-client", requests: &[&[KVM_IRQ_LINE]], ..NONE },
-    Kind { name: "keyboard", calls: &["unlink"], requests: &[TERMINAL], ..NONE },
-    Kind { name: "signals", calls: &["rt_sigtimedwait", "unlink"], requests: &[TERMINAL], ..NONE },
+    Kind { name: "keyboard", calls: &["unlink", "wait4"], requests: &[TERMINAL], ..NONE },
+    Kind {
+        name: "signals",
+        calls: &["rt_sigtimedwait", "unlink", "wait4"],
+        requests: &[TERMINAL],
+        ..NONE
+    },
     Kind {
         name: "control",
         calls: &["accept4"],
@@ -218,6 +225,7 @@ pub const KINDS: &[Kind] = &[
             "fadvise64",
             "statx",
             "unlink",
+            "wait4",
         ],
         requests: &[&[FIONBIO], PAUSE],
         starts: &["console-client", "console-out", "control-migrate", "disk-flush", "offloads"],
@@ -225,12 +233,13 @@ pub const KINDS: &[Kind] = &[
     },
     Kind {
         name: "control-migrate",
-        calls: &["connect", "socket", "unlink"],
+        calls: &["connect", "socket", "unlink", "wait4"],
         requests: &[&[FIONBIO]],
         starts: &["boot-files", "disk-flush", "migration"],
         ..NONE
     },
-    Kind { name: "boot-files", launches: true, ..NONE },
+    // A copy of what the guest boots.
+    Kind { name: "boot-files", calls: &["memfd_create", "statx"], ..NONE },
     Kind {
         name: "migration",
         calls: &["connect", "fadvise64", "mincore", "socket", "statx"],
@@ -266,7 +275,6 @@ pub const KINDS: &[Kind] = &[
             "connect",
             "epoll_create1",
             "eventfd2",
-            "fadvise64",
             "fchmod",
             "flock",
             // The tmpfs of --memory-backing.
@@ -288,6 +296,8 @@ pub const KINDS: &[Kind] = &[
         name: "receive",
         calls: &[
             "accept4",
+            // Disks that another host has written.
+            "fadvise64",
             // Memory that became zero.
             "fallocate",
             "getpeername",
@@ -307,7 +317,7 @@ pub const KINDS: &[Kind] = &[
         calls: &["unlinkat"],
         requests: &[&[FIONBIO, KVM_IRQ_LINE], TERMINAL],
         starts: &["boot", "receive"],
-        launches: true,
+        ..NONE
     },
 ];
 
