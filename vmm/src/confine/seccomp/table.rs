@@ -125,7 +125,6 @@ const SAVE: &[Request] = &[
 ];
 /// A machine that is made, and its state at its first instruction.
 const BUILD: &[Request] = &[
-    FIONBIO,
     KVM_CHECK_EXTENSION,
     KVM_CREATE_IRQCHIP,
     KVM_CREATE_PIT2,
@@ -153,6 +152,7 @@ const BUILD: &[Request] = &[
 ];
 /// What else the state of one that arrives takes.
 const ARRIVE: &[Request] = &[
+    FIONBIO,
     KVM_GET_MSR_FEATURE_INDEX_LIST,
     KVM_GET_TSC_KHZ,
     KVM_SET_CLOCK,
@@ -270,20 +270,13 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "boot",
         calls: &[
-            "bind",
-            // Whether somebody listens where the guest's sockets are to be.
-            "connect",
             "epoll_create1",
             "eventfd2",
-            "fchmod",
-            "flock",
             // The tmpfs of --memory-backing.
             "fstatfs",
             "ftruncate",
-            "listen",
             "memfd_create",
             "openat",
-            "socket",
             "statx",
             "timerfd_create",
             "unlink",
@@ -296,15 +289,23 @@ pub const KINDS: &[Kind] = &[
         name: "receive",
         calls: &[
             "accept4",
+            // The guest's sockets, whose device comes with it.
+            "bind",
+            // Whether somebody listens where they are to be.
+            "connect",
             // Disks that another host has written.
             "fadvise64",
             // Memory that became zero.
             "fallocate",
+            "fchmod",
+            "flock",
             "getpeername",
+            "listen",
             // Memory that is compared.
             "mincore",
             // How long a disk's file is.
             "newfstatat",
+            "socket",
         ],
         requests: &[ARRIVE, PAUSE],
         // It builds a machine, as one that boots does.
