@@ -82,13 +82,25 @@ impl Read for PtyIn {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
+    use std::time::Instant;
 
     use super::*;
     use crate::poll;
 
+    /// Waits until nobody has the other end open: a process that another test starts has it, too,
+    /// until it is the program that it is to be.
+    fn alone(master: &File) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !poll::look(master, PollFlags::OUT).unwrap().contains(PollFlags::HUP) {
+            assert!(Instant::now() < end, "somebody has it open");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     #[test]
     fn a_pty_neither_echoes_nor_edits_nor_keeps_what_nobody_reads() {
         let (master, path) = open().unwrap();
+        alone(&master);
         let (mut out, mut input) = (PtyOut(master.try_clone().unwrap()), PtyIn(master));
         // More than a terminal holds. Apart, since one that waits would do so for ever.
         let (mut unread, (done, is_done)) = (PtyOut(out.0.try_clone().unwrap()), channel());
@@ -112,6 +124,7 @@ mod tests {
             input.read_exact(&mut typed).unwrap();
             assert_eq!(&typed, b"a\x03\r\x13");
             drop(user);
+            alone(&out.0);
             out.write_all(b"between").unwrap();
         }
     }
