@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use wherry_vmm::confine::seccomp::names;
-use wherry_vmm::confine::seccomp::requests::{Request, request};
-use wherry_vmm::confine::seccomp::table::{BASE, DESCRIPTORS, KINDS, Kind, LAUNCHING, OF_CLIENTS};
+use wherry_vmm::confine::seccomp::requests::request;
+use wherry_vmm::confine::seccomp::table::{BASE, DESCRIPTORS, KINDS, Kind, LAUNCHING};
 
 /// Who asked, and what: a call, or a request of `ioctl`.
 type Seen = BTreeSet<(&'static str, String)>;
@@ -23,7 +23,7 @@ const REASONS: &[(&str, &[&str], &str)] = &[
     ("LAUNCHING", &["pipe2"], "as passt's"),
     ("devices", &[STARTS], "offloads that a guest changes by its control queue"),
     ("console-in", &["KVM_IRQ_LINE"], "what somebody types at a terminal"),
-    ("keyboard", &TERMINAL, "the same"),
+    ("keyboard", &TERMINAL, "a terminal, as before"),
     ("signals", &TERMINAL, "a signal at a terminal"),
     ("main", &TERMINAL, "the end at a terminal"),
     ("keyboard", &["unlink", "wait4"], THE_LAST),
@@ -57,47 +57,33 @@ fn main() -> std::io::Result<ExitCode> {
         seen.extend(std::fs::read_to_string(path)?.lines().filter_map(parse));
     }
     let anybody: BTreeSet<_> = seen.iter().map(|(_, asked)| asked.as_str()).collect();
-    let has = |kind: &Kind, rule: &str| seen.contains(&(kind.name, rule.to_owned()));
-    let mut unused: Vec<(&str, &str)> = Vec::new();
-    for kind in KINDS {
-        let requests = kind.requests.iter().copied().flatten().map(|request| request.name);
-        let own = kind.calls.iter().copied().chain(requests);
-        unused.extend(own.filter(|rule| !has(kind, rule)).map(|rule| (kind.name, rule)));
-        // Every thread narrows itself; those that start others make one more call.
-        if !kind.starts.is_empty() && !has(kind, "clone") {
-            unused.push((kind.name, STARTS));
-        }
-        // It asks the launcher by that.
-        if kind.launches && !has(kind, "sendmsg") {
-            unused.push((kind.name, LAUNCHES));
-        }
-    }
     let shared = [("BASE", BASE), ("DESCRIPTORS", DESCRIPTORS), ("LAUNCHING", LAUNCHING)];
-    for (list, rules) in shared {
-        let never = rules.iter().filter(|rule| !anybody.contains(**rule));
-        unused.extend(never.map(|rule| (list, *rule)));
-    }
-    let mut missing = 0;
-    for (list, rule) in
-        REASONS.iter().flat_map(|(list, rules, _)| rules.iter().map(move |rule| (*list, *rule)))
-    {
-        let kind = KINDS.iter().find(|kind| kind.name == list);
-        let shared = shared.iter().any(|(name, rules)| *name == list && rules.contains(&rule));
-        if !shared && !kind.is_some_and(|kind| may(kind, rule)) {
-            println!("{list}: {rule} has a reason and is in no list");
-            missing += 1;
-        }
-    }
-    let reason = |rule: &(&str, &str)| {
-        REASONS.iter().find(|(kind, rules, _)| *kind == rule.0 && rules.contains(&rule.1))
+    let of_all = shared.iter().flat_map(|(list, rules)| rules.iter().map(|rule| (*list, *rule)));
+    let of_kinds = KINDS.iter().flat_map(|kind| own(kind).map(|rule| (kind.name, rule)));
+    let rules: BTreeSet<_> = of_all.chain(of_kinds).collect();
+    let used = |&(list, rule): &(&'static str, &str)| match rule {
+        // Every thread narrows itself; those that start others make one more call.
+        STARTS => seen.contains(&(list, "clone".into())),
+        // It asks the launcher by that.
+        LAUNCHES => seen.contains(&(list, "sendmsg".into())),
+        _ if shared.iter().any(|(name, _)| *name == list) => anybody.contains(rule),
+        _ => seen.contains(&(list, rule.into())),
     };
+    let mut unused: Vec<_> = rules.iter().copied().filter(|rule| !used(rule)).collect();
+    let reasons = REASONS.iter();
+    let reasons = reasons.flat_map(|(list, rules, _)| rules.iter().map(|rule| (*list, *rule)));
+    let reasons: BTreeSet<_> = reasons.collect();
+    let stale: Vec<_> = reasons.difference(&rules).collect();
+    for (list, rule) in &stale {
+        println!("{list}: {rule} has a reason and is in no list");
+    }
     for (kind, rules, why) in REASONS {
         let here: Vec<_> = rules.iter().filter(|rule| unused.contains(&(*kind, **rule))).collect();
         if !here.is_empty() {
             println!("{kind}: {here:?} not used here: {why}");
         }
     }
-    unused.retain(|rule| reason(rule).is_none());
+    unused.retain(|rule| !reasons.contains(rule));
     for (kind, rule) in &unused {
         println!("{kind}: NOTHING USES {rule}");
     }
@@ -108,16 +94,19 @@ fn main() -> std::io::Result<ExitCode> {
              rustix and libc among them, before it goes"
         );
     }
-    Ok(if unused.is_empty() && missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if unused.is_empty() && stale.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether the rule is one of the kind's own.
-fn may(kind: &Kind, rule: &str) -> bool {
-    let asks = |request: &&Request| request.name == rule;
-    kind.calls.contains(&rule)
-        || kind.requests.iter().copied().flatten().find(asks).is_some()
-        || (rule == STARTS && !kind.starts.is_empty())
-        || (rule == LAUNCHES && kind.launches)
+/// What a kind's list says of the kind itself.
+fn own(kind: &Kind) -> impl Iterator<Item = &'static str> {
+    let requests = kind.requests.iter().copied().flatten().map(|request| request.name);
+    let starts = (!kind.starts.is_empty()).then_some(STARTS);
+    kind.calls
+        .iter()
+        .copied()
+        .chain(requests)
+        .chain(starts)
+        .chain(kind.launches.then_some(LAUNCHES))
 }
 
 /// By a thread's name, which the kernel cuts after 15 bytes and behind which may be a number
@@ -131,8 +120,7 @@ fn find(name: &str) -> Option<&'static str> {
     if bare == "wherry-vm" {
         return Some("main");
     }
-    let kinds = KINDS.iter().map(|kind| kind.name).filter(|kind| !OF_CLIENTS.contains(kind));
-    kinds.filter(|kind| is(kind)).max_by_key(|kind| kind.len())
+    KINDS.iter().map(|kind| kind.name).filter(is).max_by_key(|kind| kind.len())
 }
 
 /// `id 16 vcpu0` and `cmd 44672 vcpu0`: the number of a call or of a request of `ioctl`, and the
