@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use wherry_devices::host::BalloonBackend;
 use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::balloon::{
-    Balloon, BalloonConfig, BalloonDeviceStateV1, BalloonHandle, HintRange,
+    Balloon, BalloonConfig, BalloonDeviceState, BalloonHandle, HintRange,
 };
 use wherry_devices::virtio::mmio::regs::{
     F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, offset, status,
@@ -199,7 +199,7 @@ impl Rig {
     }
 
     /// A destination with the same memory: the guest's rings go on where they were.
-    pub fn move_to(&self, state: &BalloonDeviceStateV1) -> Result<Self, MmioError> {
+    pub fn move_to(&self, state: &BalloonDeviceState) -> Result<Self, MmioError> {
         let (line, host) = (Arc::<Line>::default(), Arc::<Host>::default());
         let balloon = Balloon::restore(
             self.cfg.clone(),

@@ -5,7 +5,7 @@ use wherry_devices::kinds::KINDS;
 use wherry_devices::power::PowerStateV1;
 use wherry_devices::serial::SerialStateV1;
 use wherry_devices::virtio::balloon::{
-    BalloonConfig, BalloonDeviceStateV1, BalloonStateV1, HintStateV1, PageSetV1,
+    BalloonConfig, BalloonDeviceState, BalloonState, HintStateV1, SavedPages,
 };
 use wherry_devices::virtio::blk::{BlkStateV1, DescV1, DiskOptions, KeptV1};
 use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
@@ -60,10 +60,10 @@ fn power() -> Vec<u8> {
     encode(&PowerStateV1 { sleep_control: 1, events: 0x0203_0405 }).unwrap()
 }
 
-fn balloon() -> Vec<u8> {
-    let with = |ballooned, held_stats| BalloonDeviceStateV1 {
+fn balloon(version: u32) -> Vec<u8> {
+    let with = |ballooned, held_stats| BalloonDeviceState {
         mmio: mmio(5),
-        device: BalloonStateV1 {
+        device: BalloonState {
             num_pages: 0x0102_0304,
             actual: 0x1112_1314,
             poison_val: 0x2122_2324,
@@ -79,9 +79,11 @@ fn balloon() -> Vec<u8> {
             },
         },
     };
-    let runs = with(PageSetV1::Runs(vec![(7, 8)]), None);
-    let bits = with(PageSetV1::Bits(vec![9]), Some(0x6162));
-    [encode(&runs).unwrap(), encode(&bits).unwrap()].concat()
+    let runs = with(SavedPages::Runs(vec![(7, 8)]), None);
+    let bits = with(SavedPages::Bits(vec![9]), Some(0x6162));
+    let words = with(SavedPages::Words(vec![(0x7172_7374, 9)]), None);
+    let all = [&runs, &bits, &words].map(|state| encode(state).unwrap());
+    all[..if version == 1 { 2 } else { 3 }].concat()
 }
 
 fn blk() -> Vec<u8> {
@@ -100,7 +102,7 @@ fn golden_bytes_of_every_kind_of_state() {
         let bytes = match (kind.name, version) {
             ("serial", 1) => serial(),
             ("power", 1) => power(),
-            ("virtio-balloon", 1) => balloon(),
+            ("virtio-balloon", version) => balloon(version),
             ("virtio-rng", 1) => encode(&VirtioStateV1 { mmio: mmio(4), device: () }).unwrap(),
             ("virtio-blk", 1) => blk(),
             ("virtio-net", 1) => {

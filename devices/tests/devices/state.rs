@@ -10,7 +10,7 @@ use wherry_devices::power::{Power, PowerStateV1};
 use wherry_devices::serial::{Serial, SerialStateV1};
 use wherry_devices::virtio::balloon::constants::*;
 use wherry_devices::virtio::balloon::{
-    BalloonConfig, BalloonDeviceStateV1, BalloonStateError, PageSetV1,
+    BalloonConfig, BalloonDeviceState, BalloonStateError, SavedPages,
 };
 use wherry_devices::virtio::mmio::MmioError;
 use wherry_devices::virtio::mmio::regs::{INT_CONFIG, offset};
@@ -88,7 +88,7 @@ impl Saved for Power {
 }
 
 impl Saved for Rig {
-    type State = BalloonDeviceStateV1;
+    type State = BalloonDeviceState;
     fn fresh() -> Self {
         Rig::cold(BalloonConfig::default())
     }
@@ -117,13 +117,13 @@ impl Saved for Rig {
             |r| r.w32(offset::STATUS, 0),
         ]
     }
-    fn save(&self) -> BalloonDeviceStateV1 {
+    fn save(&self) -> BalloonDeviceState {
         self.balloon.set_paused(true);
         let state = self.balloon.state();
         self.balloon.set_paused(false);
         state
     }
-    fn restore(&self, state: &BalloonDeviceStateV1) -> Self {
+    fn restore(&self, state: &BalloonDeviceState) -> Self {
         self.move_to(state).unwrap()
     }
 }
@@ -163,10 +163,10 @@ fn a_guest_goes_on_with_its_rings_after_a_move() {
     there.deflate(&[pfn(HIGH)]);
 }
 
-type Spoil = fn(&mut BalloonDeviceStateV1);
+type Spoil = fn(&mut BalloonDeviceState);
 
 /// A live balloon with everything in use.
-fn busy() -> (Rig, BalloonDeviceStateV1) {
+fn busy() -> (Rig, BalloonDeviceState) {
     let mut rig = Rig::default_up();
     rig.inflate(&[pfn(FREE)]);
     let at = rig.buffer(&stats_bytes(&[(4, 7)]));
@@ -219,9 +219,9 @@ fn hostile_balloon_state_is_an_error() {
     use BalloonStateError as E;
     let spoils: Vec<(E, Spoil)> = vec![
         (E::RamPages { saved: 5, own: 8192 }, |s| s.device.ram_pages = 5),
-        (E::PageSet, |s| s.device.ballooned = PageSetV1::Bits(vec![0; 127])),
-        (E::PageSet, |s| s.device.ballooned = PageSetV1::Runs(vec![(8192, 1)])),
-        (E::PageSet, |s| s.device.ballooned = PageSetV1::Runs(vec![(1, u64::MAX)])),
+        (E::PageSet, |s| s.device.ballooned = SavedPages::Bits(vec![0; 127])),
+        (E::PageSet, |s| s.device.ballooned = SavedPages::Runs(vec![(8192, 1)])),
+        (E::PageSet, |s| s.device.ballooned = SavedPages::Runs(vec![(1, u64::MAX)])),
         (E::HeldStats, |s| s.device.held_stats = Some(128)),
         (E::HeldStats, |s| s.device.held_stats = Some(u16::MAX)),
         (E::HeldStats, |s| s.mmio.queues[2].ready = false),

@@ -9,6 +9,11 @@
 //! to a later version and are ignored.
 //!
 //! A release reads and writes its own version and the one before.
+//!
+//! | version | since | what is new |
+//! |---|---|---|
+//! | 2 | 0.2.0 | two sides agree on a version |
+//! | 3 | 0.3.0 | the balloon's state has a form for torn sets of pages |
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -23,7 +28,7 @@ use super::kind::Kind;
 /// The first version in which two sides agree on one.
 pub const FIRST: u16 = 2;
 /// The newest version that this side speaks.
-pub const NEWEST: u16 = 2;
+pub const NEWEST: u16 = 3;
 /// All versions that this side speaks.
 pub const VERSIONS: RangeInclusive<u16> = FIRST..=NEWEST;
 /// This program's name and version, for the other side's messages.

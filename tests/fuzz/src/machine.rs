@@ -7,9 +7,7 @@ use vm_memory::GuestAddress;
 use wherry_devices::device::Saved;
 use wherry_devices::host::BalloonBackend;
 use wherry_devices::serial::{Serial, SerialStateV1};
-use wherry_devices::virtio::balloon::{
-    Balloon, BalloonConfig, BalloonDeviceStateV1, BalloonHandle,
-};
+use wherry_devices::virtio::balloon::{Balloon, BalloonConfig, BalloonDeviceState, BalloonHandle};
 use wherry_devices::{BusDevice, GuestMemory, InterruptLine};
 use wherry_migration::wire::version::NEWEST;
 use wherry_vmm::cpu::state::VcpuStateV1;
@@ -56,7 +54,7 @@ pub fn machine(data: &[u8]) {
                 }
             }
         }
-        2 => drop(wherry_codec::decode::<BalloonDeviceStateV1>(input.0).inspect(balloon)),
+        2 => drop(wherry_codec::decode::<BalloonDeviceState>(input.0).inspect(balloon)),
         3 => drop(wherry_codec::decode::<SerialStateV1>(input.0).inspect(serial)),
         _ => {
             if let Ok(state) = wherry_codec::decode::<VcpuStateV1>(input.0) {
@@ -78,12 +76,12 @@ fn serial(state: &SerialStateV1) {
     restore(&serial.state()).unwrap_or_else(|e| panic!("its own state is refused: {e:?}"));
 }
 
-fn restore(state: &BalloonDeviceStateV1, mem: &Arc<GuestMemory>) -> Option<BalloonHandle> {
+fn restore(state: &BalloonDeviceState, mem: &Arc<GuestMemory>) -> Option<BalloonHandle> {
     let cfg = BalloonConfig::default();
     Balloon::restore(cfg, mem.clone(), Arc::new(Nobody), Arc::new(Nobody), state).ok()
 }
 
-fn balloon(state: &BalloonDeviceStateV1) {
+fn balloon(state: &BalloonDeviceState) {
     let mem = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).expect("memory"));
     let Some(balloon) = restore(state, &mem) else { return };
     assert!(restore(&balloon.state(), &mem).is_some(), "its own state is refused");

@@ -9,7 +9,7 @@ use vm_memory::{ByteValued, GuestAddress};
 use wherry_devices::device::{Saved, Spec};
 use wherry_devices::power::PowerStateV1;
 use wherry_devices::serial::SerialStateV1;
-use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceStateV1, PageSetV1};
+use wherry_devices::virtio::balloon::{BalloonConfig, BalloonDeviceState, SavedPages};
 use wherry_devices::virtio::mmio::{MmioStateV1, QueueStateV1, VirtioStateV1};
 use wherry_migration::wire::digests::Digests;
 use wherry_migration::wire::pages::{Run, encode_runs, pack_lz4, packed_room};
@@ -301,7 +301,7 @@ fn vcpu(id: u32) -> VcpuStateV1 {
 }
 
 /// A live balloon with everything in use.
-fn live_balloon() -> BalloonDeviceStateV1 {
+fn live_balloon() -> BalloonDeviceState {
     use wherry_devices::host::BalloonBackend;
     use wherry_devices::virtio::balloon::Balloon;
     struct Nobody;
@@ -333,7 +333,7 @@ fn live_balloon() -> BalloonDeviceStateV1 {
             ..state.mmio.queues[0].clone()
         })
         .collect();
-    state.device.ballooned = PageSetV1::Runs(vec![(3, 5), (100, 20)]);
+    state.device.ballooned = SavedPages::Runs(vec![(3, 5), (100, 20)]);
     state.device.held_stats = Some(4);
     state.device.hinting.last_id = 5;
     state.device.hinting.field = 5;
@@ -364,6 +364,8 @@ fn machine() -> Seeds {
     let typed =
         SerialStateV1 { fifo: b"typed".to_vec(), backlog: vec![7; 100], ..Default::default() };
     let (power, balloon) = (PowerStateV1::default(), live_balloon());
+    let mut torn = balloon.clone();
+    torn.device.ballooned = SavedPages::Words(vec![(0, 0x55), (2, 1 << 63)]);
     let rng = MmioStateV1 { device_type: 4, ..balloon.mmio.clone() };
     let rng = VirtioStateV1 { mmio: rng, device: () };
     let vcpus = vec![vcpu(0), vcpu(1)];
@@ -377,6 +379,7 @@ fn machine() -> Seeds {
         ("description", with(0, description.encode(NEWEST))),
         ("state", with(1, state.encode(NEWEST))),
         ("balloon", with(2, wherry_codec::encode(&balloon))),
+        ("torn-balloon", with(2, wherry_codec::encode(&torn))),
         ("serial", with(3, wherry_codec::encode(&typed))),
         ("vcpu", with(4, wherry_codec::encode(&vcpu(1)))),
     ]

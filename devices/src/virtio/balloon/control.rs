@@ -9,7 +9,7 @@ use super::config::{BalloonConfig, Role};
 use super::constants::*;
 use super::device::Balloon;
 use super::hinting::{HintError, HintRange, SeenGate};
-use super::state::BalloonDeviceStateV1;
+use super::state::BalloonDeviceState;
 use super::stats::BalloonStats;
 use super::telemetry::BalloonTelemetry;
 use crate::GuestMemory;
@@ -70,7 +70,7 @@ impl Balloon {
         mem: Arc<GuestMemory>,
         irq: Arc<dyn InterruptLine>,
         backend: Arc<dyn BalloonBackend>,
-        state: &BalloonDeviceStateV1,
+        state: &BalloonDeviceState,
     ) -> Result<BalloonHandle, MmioError> {
         let balloon = Self::new(&cfg, mem.clone(), backend);
         let device = MmioDevice::restore(balloon, mem, irq, state)?;
@@ -119,9 +119,9 @@ impl BalloonHandle {
         self.device.urgent().live()
     }
 
-    /// The whole state. Take it while paused.
-    pub fn state(&self) -> BalloonDeviceStateV1 {
-        self.device.urgent().state()
+    /// The whole state, in its newest version. Take it while paused.
+    pub fn state(&self) -> BalloonDeviceState {
+        self.device.urgent().state(super::KIND.state_for(u16::MAX))
     }
 
     /// Counters.

@@ -48,8 +48,8 @@ pub use self::config::BalloonConfig;
 pub use self::control::{BalloonFigures, BalloonHandle, DoneGuard};
 pub use self::device::Balloon;
 pub use self::hinting::{HintError, HintRange, HintState, HintStateV1, Hinting};
-pub use self::ram::PageSetV1;
-pub use self::state::{BalloonDeviceStateV1, BalloonStateError, BalloonStateV1};
+pub use self::ram::SavedPages;
+pub use self::state::{BalloonDeviceState, BalloonState, BalloonStateError};
 pub use self::stats::BalloonStats;
 pub use self::telemetry::BalloonTelemetry;
 
@@ -64,7 +64,7 @@ pub static KIND: Kind = Kind {
     name: "virtio-balloon",
     id: "balloon",
     options: 1,
-    states: &[(2, 1)],
+    states: &[(2, 1), (3, 2)],
     virtio: true,
     build: |build| {
         let balloon = Balloon::new(&build.options()?, build.host.memory(), build.host.balloon());
@@ -73,7 +73,7 @@ pub static KIND: Kind = Kind {
 };
 
 impl VirtioDevice for Balloon {
-    type State = BalloonStateV1;
+    type State = BalloonState;
 
     fn device_type(&self) -> u32 {
         DEVICE_ID
@@ -154,11 +154,11 @@ impl VirtioDevice for Balloon {
         self.set.saved_bytes()
     }
 
-    fn state(&self) -> BalloonStateV1 {
-        self.save()
+    fn state(&self, version: u32) -> BalloonState {
+        self.save(version)
     }
 
-    fn load(&mut self, mmio: &MmioStateV1, state: &BalloonStateV1) -> Result<bool, Cause> {
+    fn load(&mut self, mmio: &MmioStateV1, state: &BalloonState) -> Result<bool, Cause> {
         self.load_saved(mmio, state)?;
         Ok(self.hinting.field() != state.hinting.field)
     }

@@ -94,13 +94,15 @@ pub(super) struct PageSet {
     count: u64,
 }
 
-/// A saved set: whichever is smaller.
+/// A saved set: the form that is the smallest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PageSetV1 {
+pub enum SavedPages {
     /// Runs of flat page numbers: (first, how many), ascending, with gaps between them.
     Runs(Vec<(u64, u64)>),
     /// Bit n of word m is page 64 m + n.
     Bits(Vec<u64>),
+    /// Since version 2: words of such bits, ascending by their numbers, without empty ones.
+    Words(Vec<(u32, u64)>),
 }
 
 /// The bits that are set, ascending.
@@ -222,37 +224,56 @@ impl PageSet {
         runs
     }
 
-    /// About the bytes that [`save`](Self::save) takes, before they are packed.
-    pub(super) fn saved_bytes(&self) -> u64 {
-        self.nr_runs().saturating_mul(16).min(self.words.len() as u64 * 8)
+    /// Bytes of the forms: as runs, as bits, as words.
+    ///
+    /// Not the runs themselves, to count them: of a torn set they take many times its bits.
+    fn sizes(&self) -> [u64; 3] {
+        let nr_used: u64 = self.used.iter().map(|used| u64::from(used.count_ones())).sum();
+        [self.nr_runs() * 16, self.words.len() as u64 * 8, nr_used * 12]
     }
 
-    pub(super) fn save(&self) -> PageSetV1 {
-        // Not the runs themselves, to count them: of a torn set they take many times its bits.
-        if self.nr_runs() * 2 <= self.words.len() as u64 {
-            PageSetV1::Runs(self.runs())
+    /// About the bytes that [`save`](Self::save) takes in the newest version.
+    pub(super) fn saved_bytes(&self) -> u64 {
+        self.sizes().into_iter().min().unwrap_or(0)
+    }
+
+    /// In this version of the balloon's state.
+    pub(super) fn save(&self, version: u32) -> SavedPages {
+        let [runs, bits, words] = self.sizes();
+        if version > 1 && words < runs.min(bits) {
+            // Fewer than 2^25: guest RAM has less than 2^31 pages.
+            SavedPages::Words(self.words_from(0).map(|(at, bits)| (at as u32, bits)).collect())
+        } else if runs <= bits {
+            SavedPages::Runs(self.runs())
         } else {
-            PageSetV1::Bits(self.words.clone())
+            SavedPages::Bits(self.words.clone())
         }
     }
 
     /// `None`: the set does not fit the RAM, or its runs are not ascending and apart.
-    pub(super) fn restore(ram: Ram, saved: &PageSetV1) -> Option<Self> {
+    pub(super) fn restore(ram: Ram, saved: &SavedPages) -> Option<Self> {
         let mut set = Self::new(ram);
         match saved {
-            PageSetV1::Runs(runs) => set.fill_runs(runs)?,
-            PageSetV1::Bits(words) => {
-                let spare = (set.words.len() as u64 * 64).checked_sub(set.ram.pages)?;
-                let beyond = words.last().is_some_and(|w| w.leading_zeros() < spare as u32);
-                if words.len() != set.words.len() || beyond {
-                    return None;
-                }
-                for (at, &bits) in words.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+            SavedPages::Runs(runs) => set.fill_runs(runs)?,
+            SavedPages::Bits(words) if words.len() == set.words.len() => {
+                for (at, &bits) in words.iter().enumerate() {
                     set.put(at, bits)?;
                 }
             }
+            SavedPages::Bits(_) => return None,
+            SavedPages::Words(words) => {
+                let ascending = words.windows(2).all(|two| two[0].0 < two[1].0);
+                if !ascending || words.iter().any(|(_, bits)| *bits == 0) {
+                    return None;
+                }
+                for &(at, bits) in words {
+                    set.put(at as usize, bits)?;
+                }
+            }
         }
-        Some(set)
+        let spare = set.words.len() as u64 * 64 - set.ram.pages;
+        let beyond = set.words.last().is_some_and(|w| u64::from(w.leading_zeros()) < spare);
+        (!beyond).then_some(set)
     }
 
     fn fill_runs(&mut self, runs: &[(u64, u64)]) -> Option<()> {
@@ -310,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn set_is_exact_and_survives_saving_in_both_forms() {
+    fn set_is_exact_and_survives_saving_in_every_form() {
         let mut set = PageSet::new(two_regions());
         for gfn in [0, 1, 2, 63, 64, 255, (4 << 30) >> 12, ((4 << 30) >> 12) + 511] {
             assert_eq!(set.insert(gfn), Some(true));
@@ -330,18 +351,33 @@ mod tests {
         set.remove(64);
         assert_eq!(words(&set, 1)[0], (3, 1 << 63));
         set.insert(64);
-        let saved = set.save();
-        assert!(matches!(saved, PageSetV1::Runs(_)));
-        let back = PageSet::restore(two_regions(), &saved).unwrap();
-        assert_eq!((back.ranges(), back.count()), (set.ranges(), 8));
+        let survives = |set: &PageSet, saved: &SavedPages| {
+            let back = PageSet::restore(two_regions(), saved).unwrap();
+            assert_eq!((back.ranges(), back.count()), (set.ranges(), set.count()));
+            assert_eq!(back.used, set.used);
+        };
+        let (runs, words) = (set.save(1), set.save(2));
+        assert!(matches!((&runs, &words), (SavedPages::Runs(_), SavedPages::Words(_))));
+        survives(&set, &runs);
+        survives(&set, &words);
 
         for gfn in (0..256).step_by(2) {
             set.insert(gfn);
         }
-        let saved = set.save();
-        assert!(matches!(saved, PageSetV1::Bits(_)));
-        let back = PageSet::restore(two_regions(), &saved).unwrap();
-        assert_eq!((back.ranges(), back.count()), (set.ranges(), set.count()));
+        let (bits, words) = (set.save(1), set.save(2));
+        assert!(matches!((&bits, &words), (SavedPages::Bits(_), SavedPages::Words(_))));
+        survives(&set, &bits);
+        survives(&set, &words);
+
+        (0..512).for_each(|page| {
+            set.insert(((4 << 30) >> 12) + page);
+        });
+        for page in (0..512).step_by(2) {
+            set.remove(((4 << 30) >> 12) + page);
+        }
+        let saved = set.save(2);
+        assert!(matches!(saved, SavedPages::Bits(_)), "every word is torn");
+        survives(&set, &saved);
     }
 
     #[test]
@@ -352,11 +388,26 @@ mod tests {
             set.insert(gfn);
         }
         assert_eq!((set.saved_bytes(), set.runs().len()), (32, 2));
+        assert!(matches!(set.save(2), SavedPages::Runs(_)));
         for gfn in (0..256).step_by(2) {
             set.insert(gfn);
         }
-        let PageSetV1::Bits(words) = set.save() else { panic!("runs would be longer") };
-        assert_eq!(set.saved_bytes(), words.len() as u64 * 8);
+        let SavedPages::Words(words) = set.save(2) else { panic!("other forms are longer") };
+        assert_eq!((set.saved_bytes(), words.len()), (4 * 12, 4));
+        assert!(matches!(set.save(1), SavedPages::Bits(_)), "the former release knows no words");
+    }
+
+    #[test]
+    fn a_torn_set_takes_what_is_torn_and_not_what_ram_there_is() {
+        let saved = |ram| {
+            let mem = [(GuestAddress(0), ram)];
+            let mut set = PageSet::new(Ram::new(&GuestMemory::from_ranges(&mem).unwrap()));
+            for gfn in (1..512).step_by(2) {
+                set.insert(gfn);
+            }
+            wherry_codec::encode(&set.save(2)).unwrap().len()
+        };
+        assert_eq!([saved(4 * MIB), saved(256 * MIB)], [4 + 8 + 8 * 12; 2]);
     }
 
     #[test]
@@ -371,15 +422,23 @@ mod tests {
         ];
         for bad in runs {
             assert!(
-                PageSet::restore(two_regions(), &PageSetV1::Runs(bad.to_vec())).is_none(),
+                PageSet::restore(two_regions(), &SavedPages::Runs(bad.to_vec())).is_none(),
                 "{bad:?}"
             );
         }
         for words in [0, 11, 13] {
-            assert!(PageSet::restore(two_regions(), &PageSetV1::Bits(vec![0; words])).is_none());
+            assert!(PageSet::restore(two_regions(), &SavedPages::Bits(vec![0; words])).is_none());
+        }
+        let words: [&[(u32, u64)]; 5] =
+            [&[(12, 1)], &[(u32::MAX, 1)], &[(3, 0)], &[(3, 1), (3, 2)], &[(4, 1), (3, 1)]];
+        for bad in words {
+            let bad = SavedPages::Words(bad.to_vec());
+            assert!(PageSet::restore(two_regions(), &bad).is_none(), "{bad:?}");
         }
         let odd = Ram::new(&GuestMemory::from_ranges(&[(GuestAddress(0), 65 * 4096)]).unwrap());
-        assert!(PageSet::restore(odd.clone(), &PageSetV1::Bits(vec![0, 2])).is_none());
-        assert!(PageSet::restore(odd, &PageSetV1::Bits(vec![0, 1])).is_some());
+        let restored = |saved| PageSet::restore(odd.clone(), &saved).is_some();
+        let last = |word| [SavedPages::Bits(vec![0, word]), SavedPages::Words(vec![(1, word)])];
+        assert_eq!(last(2).map(restored), [false; 2]);
+        assert_eq!(last(1).map(restored), [true; 2]);
     }
 }

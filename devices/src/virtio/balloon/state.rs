@@ -6,7 +6,7 @@ use super::config::Role;
 use super::constants::{F_FREE_PAGE_HINT, F_PAGE_POISON};
 use super::device::Balloon;
 use super::hinting::{HintStateV1, Hinting};
-use super::ram::{PageSet, PageSetV1};
+use super::ram::{PageSet, SavedPages};
 use crate::virtio::mmio::regs::status;
 use crate::virtio::mmio::{MmioStateV1, VirtioStateV1};
 
@@ -35,9 +35,10 @@ pub enum BalloonStateError {
     Poison,
 }
 
-/// The balloon without its transport. Numbers of pages are in 4096 bytes.
+/// The balloon without its transport. Numbers of pages are in 4096 bytes. Both versions have this
+/// layout; version 2 knows one form more of [`SavedPages`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BalloonStateV1 {
+pub struct BalloonState {
     /// Target.
     pub num_pages: u32,
     /// What the driver says it gave.
@@ -47,7 +48,7 @@ pub struct BalloonStateV1 {
     /// Pages of guest RAM.
     pub ram_pages: u64,
     /// Pages in the balloon.
-    pub ballooned: PageSetV1,
+    pub ballooned: SavedPages,
     /// Whether that set is to be believed.
     pub set_known: bool,
     /// Head of the statistics buffer that the device holds.
@@ -57,16 +58,16 @@ pub struct BalloonStateV1 {
 }
 
 /// A balloon with its transport.
-pub type BalloonDeviceStateV1 = VirtioStateV1<BalloonStateV1>;
+pub type BalloonDeviceState = VirtioStateV1<BalloonState>;
 
 impl Balloon {
-    pub(super) fn save(&self) -> BalloonStateV1 {
-        BalloonStateV1 {
+    pub(super) fn save(&self, version: u32) -> BalloonState {
+        BalloonState {
             num_pages: self.num_pages,
             actual: self.actual,
             poison_val: self.poison_val,
             ram_pages: self.ram.pages(),
-            ballooned: self.set.save(),
+            ballooned: self.set.save(version),
             set_known: self.set_known,
             held_stats: self.stats.held,
             hinting: self.hinting.saved(),
@@ -76,7 +77,7 @@ impl Balloon {
     pub(super) fn load_saved(
         &mut self,
         mmio: &MmioStateV1,
-        saved: &BalloonStateV1,
+        saved: &BalloonState,
     ) -> Result<(), BalloonStateError> {
         let own = self.ram.pages();
         if saved.ram_pages != own {

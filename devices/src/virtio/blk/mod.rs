@@ -186,7 +186,7 @@ impl VirtioDevice for Blk {
         (descs * size_of::<DescV1>()) as u64
     }
 
-    fn state(&self) -> BlkStateV1 {
+    fn state(&self, _: u32) -> BlkStateV1 {
         BlkStateV1 { kept: self.pool.kept() }
     }
 

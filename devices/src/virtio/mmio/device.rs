@@ -60,8 +60,8 @@ impl<D: VirtioDevice + 'static> Device for TwoLane<MmioDevice<D>> {
         self.urgent().device.state_bytes()
     }
 
-    fn save(&self, _: u32) -> Result<Vec<u8>, CodecError> {
-        wherry_codec::encode(&self.urgent().state())
+    fn save(&self, version: u32) -> Result<Vec<u8>, CodecError> {
+        wherry_codec::encode(&self.urgent().state(version))
     }
 
     fn announce(&self) {

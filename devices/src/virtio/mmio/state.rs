@@ -12,9 +12,9 @@ use crate::interrupt::InterruptLine;
 use crate::virtio::VirtioDevice;
 
 impl<D: VirtioDevice> MmioDevice<D> {
-    /// The whole state. Take it while paused.
-    pub fn state(&self) -> VirtioStateV1<D::State> {
-        VirtioStateV1 { mmio: self.transport_state(), device: self.device.state() }
+    /// The whole state, in this version of the device's. Take it while paused.
+    pub fn state(&self, version: u32) -> VirtioStateV1<D::State> {
+        VirtioStateV1 { mmio: self.transport_state(), device: self.device.state(version) }
     }
 
     fn transport_state(&self) -> MmioStateV1 {

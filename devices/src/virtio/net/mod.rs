@@ -285,7 +285,7 @@ impl VirtioDevice for Net {
         self.frames.wake();
     }
 
-    fn state(&self) -> NetStateV1 {
+    fn state(&self, _: u32) -> NetStateV1 {
         NetStateV1 { guest_offloads: self.guest_offloads, announce: self.announcement.asked }
     }
 

@@ -105,7 +105,7 @@ impl VirtioDevice for Rng {
         Completion::Used(self.fill(chain) as u32)
     }
 
-    fn state(&self) {}
+    fn state(&self, _: u32) {}
 
     fn load(&mut self, _mmio: &MmioStateV1, _state: &()) -> Result<bool, Cause> {
         Ok(false)

@@ -294,7 +294,7 @@ impl VirtioDevice for Vsock {
         tell(&self.rx_wanted);
     }
 
-    fn state(&self) -> VsockStateV1 {
+    fn state(&self, _: u32) -> VsockStateV1 {
         let (next_port, resets_sent) = (self.table.next_port, self.gate.sent);
         VsockStateV1 { next_port, resets_sent, events: self.gate.held.iter().copied().collect() }
     }

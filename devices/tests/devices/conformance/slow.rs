@@ -91,7 +91,7 @@ impl VirtioDevice for Slow {
         self.to.send(ticket).unwrap();
         Completion::Held
     }
-    fn state(&self) -> u64 {
+    fn state(&self, _: u32) -> u64 {
         self.answered
     }
     fn load(&mut self, _: &MmioStateV1, state: &u64) -> Result<bool, Cause> {

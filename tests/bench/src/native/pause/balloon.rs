@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use wherry_devices::interrupt::InterruptLine;
 use wherry_devices::virtio::balloon::{
-    Balloon, BalloonConfig, BalloonDeviceStateV1, BalloonHandle, PageSetV1,
+    Balloon, BalloonConfig, BalloonDeviceState, BalloonHandle, SavedPages,
 };
 use wherry_devices::virtio::mmio::MmioError;
 use wherry_devices::virtio::mmio::regs::status;
@@ -33,7 +33,7 @@ pub fn with(ram: &Arc<Ram>, pages: &[u64]) -> Result<BalloonHandle> {
     state.mmio.status =
         status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
     state.mmio.driver_features = state.mmio.device_features;
-    state.device.ballooned = PageSetV1::Runs(runs(pages));
+    state.device.ballooned = SavedPages::Runs(runs(pages));
     restored(ram, &state).context("no balloon").inspect(|balloon| balloon.set_paused(false))
 }
 
@@ -55,7 +55,7 @@ pub fn load(ram: &Arc<Ram>, state: &[u8]) -> io::Result<BalloonHandle> {
     restored(ram, &state).map_err(io::Error::other)
 }
 
-fn restored(ram: &Arc<Ram>, state: &BalloonDeviceStateV1) -> Result<BalloonHandle, MmioError> {
+fn restored(ram: &Arc<Ram>, state: &BalloonDeviceState) -> Result<BalloonHandle, MmioError> {
     Balloon::restore(config(), ram.memory().clone(), Arc::new(Nobody), ram.clone(), state)
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use wherry_devices::device::Device;
-use wherry_devices::virtio::balloon::BalloonHandle;
+use wherry_devices::virtio::balloon::{BalloonHandle, KIND};
 use wherry_migration::bitmap::Bitmap;
 use wherry_migration::traits::{DirtyLog, Machine};
 use wherry_vmm::kvm::open_kvm;
@@ -150,6 +150,6 @@ impl Machine for Guest {
     }
 
     fn save(&self, version: u16) -> io::Result<Vec<u8>> {
-        self.balloon.device().save(version.into()).map_err(io::Error::other)
+        self.balloon.device().save(KIND.state_for(version)).map_err(io::Error::other)
     }
 }
