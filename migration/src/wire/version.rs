@@ -13,7 +13,7 @@
 //! | version | since | what is new |
 //! |---|---|---|
 //! | 2 | 0.2.0 | two sides agree on a version |
-//! | 3 | 0.3.0 | the balloon's state has a form for torn sets of pages |
+//! | 3 | after 0.2.0 | the balloon's state has a form for torn sets of pages |
 
 use std::fmt;
 use std::ops::RangeInclusive;

@@ -10,7 +10,8 @@
 //! |---|---|
 //! | `constants` | numbers, with their sections |
 //! | `config` | what is offered |
-//! | `ram` | what is RAM, and the exact set of ballooned pages |
+//! | `ram` | what is RAM |
+//! | `set` | the exact set of ballooned pages |
 //! | `device` | the balloon: what its queues share |
 //! | `config_space` | the four fields |
 //! | `inflate` | inflate and deflate queues |
@@ -33,6 +34,7 @@ mod hinting;
 mod inflate;
 mod ram;
 mod reporting;
+mod set;
 mod state;
 mod stats;
 mod telemetry;
@@ -48,7 +50,7 @@ pub use self::config::BalloonConfig;
 pub use self::control::{BalloonFigures, BalloonHandle, DoneGuard};
 pub use self::device::Balloon;
 pub use self::hinting::{HintError, HintRange, HintState, HintStateV1, Hinting};
-pub use self::ram::SavedPages;
+pub use self::set::SavedPages;
 pub use self::state::{BalloonDeviceState, BalloonState, BalloonStateError};
 pub use self::stats::BalloonStats;
 pub use self::telemetry::BalloonTelemetry;

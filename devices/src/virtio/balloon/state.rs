@@ -6,7 +6,7 @@ use super::config::Role;
 use super::constants::{F_FREE_PAGE_HINT, F_PAGE_POISON};
 use super::device::Balloon;
 use super::hinting::{HintStateV1, Hinting};
-use super::ram::{PageSet, SavedPages};
+use super::set::{PageSet, SavedPages};
 use crate::virtio::mmio::regs::status;
 use crate::virtio::mmio::{MmioStateV1, VirtioStateV1};
 
