@@ -8,10 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use super::oracle::{config, pair};
+use super::model::Model;
+use super::oracle::{config, migrate_over, pair};
+use super::streams::linked;
+use super::versions::{Noting, Sums};
 use crate::bitmap::{Bitmap, cost};
 use crate::observe::{Event, Observer};
 use crate::traits::*;
+use crate::wire::Kind;
 use crate::*;
 
 const PAGES: u64 = 1 << 24;
@@ -175,7 +179,7 @@ fn later_rounds_and_the_pause_cost_what_is_dirty() {
         };
         let there = Arc::new(Sparse::default());
         let mut dest = There(there.clone());
-        let (near, far) = if streams == 1 { pair() } else { super::streams::linked(2, |_| pair()) };
+        let (near, far) = if streams == 1 { pair() } else { linked(2, |_| pair()) };
         let receiver = thread::spawn(move || {
             receive(far, &mut dest, &DestinationConfig::default(), &(), &CancelToken::new())
         });
@@ -194,4 +198,23 @@ fn later_rounds_and_the_pause_cost_what_is_dirty() {
             assert_eq!(made, 0, "{from} to {to}: words of new bitmaps");
         }
     }
+}
+
+#[test]
+fn connections_share_what_is_little() {
+    // 170 pages in use: two frames, as a last round may have, claimed and protected in one go.
+    let model = Model::new(256, false, vec![]);
+    let sums = [(); 2].map(|()| Sums::default());
+    let ends = linked(2, |lane| {
+        let (inner, far) = pair();
+        let sums = sums[lane as usize].clone();
+        (Box::new(Noting { inner, finds_damage: false, sums }), far)
+    });
+    let cfg = SourceConfig { hints: HintPolicy::Off, streams: 2, ..config(HintMode::Auto) };
+    let (report, received, dest) = migrate_over(&model, &cfg, &DestinationConfig::default(), ends);
+    assert_eq!((report.unwrap().rounds[0].sent, received.is_ok()), (170, true));
+    model.compare(&dest.memory()).unwrap();
+    let frames = sums
+        .map(|sums| sums.lock().unwrap().iter().filter(|(kind, _)| *kind == Kind::Pages).count());
+    assert_eq!(frames, [1, 1]);
 }

@@ -155,7 +155,7 @@ fn moved_over(
 #[test]
 fn guests_move_between_a_release_and_the_next_both_ways() {
     for streams in [1, 2] {
-        assert_eq!(moved(VERSIONS, VERSIONS, streams).unwrap(), [2, 2]);
+        assert_eq!(moved(VERSIONS, VERSIONS, streams).unwrap(), [NEWEST; 2]);
         assert_eq!(moved(2..=3, 2..=2, streams).unwrap(), [2, 2]);
         assert_eq!(moved(2..=2, 2..=3, streams).unwrap(), [2, 2]);
         assert_eq!(moved(2..=3, 2..=3, streams).unwrap(), [3, 3]);
@@ -178,13 +178,13 @@ fn memory_moves_whichever_side_has_no_use_for_crc32() {
 }
 
 /// A connection that finds damage itself or does not, and notes kinds and sums of what it sends.
-struct Noting {
-    inner: Box<dyn Transport>,
-    finds_damage: bool,
-    sums: Sums,
+pub(super) struct Noting {
+    pub(super) inner: Box<dyn Transport>,
+    pub(super) finds_damage: bool,
+    pub(super) sums: Sums,
 }
 
-type Sums = Arc<Mutex<Vec<(Kind, u32)>>>;
+pub(super) type Sums = Arc<Mutex<Vec<(Kind, u32)>>>;
 
 struct NotingHalf(Box<dyn WriteHalf>, Sums);
 

@@ -24,7 +24,10 @@ fn every_way_moves_every_byte() {
     let page = std::fs::read_to_string(html).unwrap();
     assert_eq!(page.matches("<figure>").count(), 5);
     let ways: Vec<String> = rows.iter().map(name).collect();
-    let plain = |socket: &str| ["warm", "new"].map(|to| format!("plain_{to} {socket} 1 none"));
+    let plain = |socket: &str| {
+        ["warm {} 1", "new {} 1", "new {} 2", "new {} 4"]
+            .map(|how| format!("plain_{} none", how.replace("{}", socket)))
+    };
     let of = |socket: &str| {
         ["1 none", "2 none", "4 none", "1 lz4"].map(|how| format!("wherry {socket} {how}"))
     };

@@ -68,7 +68,8 @@ pub fn main(args: &Args) -> Result<u8> {
             let (listener, at) = plain::Listener::bind(&at)?;
             say(&at.to_string())?;
             let before = cost::cpu()?;
-            let got = plain::receive(&mut listener.accept()?, variant, job.bytes, warm)?;
+            let sockets = listener.accept(job.way.streams)?;
+            let got = plain::receive(sockets, variant, job.bytes, warm)?;
             let took = cost::cpu()? - before;
             wait_for_end()?;
             got.check(job.seed)?;

@@ -61,7 +61,7 @@ fn one(way: Way, ram: &Arc<Ram>, warm: &[u8], folder: Option<&Path>) -> Result<R
     let wire_bytes = match way.variant {
         Variant::Wherry => engine::send(way, ram, &to, dir.path())?,
         variant => {
-            plain::send(&mut plain::connect(&to)?, variant, ram, warm)?;
+            plain::send(plain::connect(&to, way.streams)?, variant, ram, warm)?;
             ram.bytes()
         }
     };

@@ -100,8 +100,11 @@ impl Way {
                 compression,
                 backed: false,
             };
-            let copies = [Variant::PlainWarm, Variant::PlainNew].map(|copy| way(copy, 1, none));
-            all.extend(copies.iter().filter(|_| plain));
+            let copies = [(Variant::PlainWarm, 1), (Variant::PlainNew, 1)];
+            // What several connections cost, whoever uses them.
+            let shared = [(Variant::PlainNew, 2), (Variant::PlainNew, 4)];
+            let copies = copies.into_iter().chain(shared).filter(|_| plain);
+            all.extend(copies.map(|(copy, streams)| way(copy, streams, none)));
             all.extend([1, 2, 4].map(|streams| way(Variant::Wherry, streams, none)));
             all.push(way(Variant::Wherry, 1, lz4));
             let backed = [1, 2].map(|n| Self { backed: true, ..way(Variant::Wherry, n, none) });
