@@ -12,8 +12,8 @@ use crate::inside::is_called;
 use crate::lab::{self, Job};
 
 /// The executables, and their tests that show what differs on another make of CPU: a stock guest
-/// boots and reboots, is moved with hints and compared, with two vCPUs; and bare-metal guests that
-/// break the rules.
+/// boots and reboots, is moved with hints and compared, with two vCPUs and with values in AVX
+/// registers; and bare-metal guests that break the rules.
 const TESTS: [(&str, &[&str]); 3] = [
     ("boot", &["cloud_6_1_one_cpu_1_gib", "a_reboot_starts_the_guest_again"]),
     (
@@ -24,7 +24,13 @@ const TESTS: [(&str, &[&str]); 3] = [
             "reboots::a_guest_reboots_where_it_has_moved_to_with_what_came_with_it",
         ],
     ),
-    ("migration", &["twice_there_and_back_with_little_memory"]),
+    (
+        "migration",
+        &[
+            "twice_there_and_back_with_little_memory",
+            "values_in_avx_registers_live_through_ten_moves",
+        ],
+    ),
 ];
 
 /// The word that stands before each name for a filter.
