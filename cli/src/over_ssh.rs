@@ -5,6 +5,7 @@
 //! ssh serves any number of connections, and asks its user what it has to on their terminal.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,9 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
 use wherry_vmm::control::{ControlError, ErrorCode};
@@ -37,6 +39,9 @@ const LAST: Duration = Duration::from_secs(10);
 
 /// Patience with one that has carried nothing: its other half ends what it has started.
 const UNUSED: Duration = Duration::from_secs(1);
+
+/// Patience with what ssh has started.
+const A_SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// How long it may take to see that ssh has ended, where that may be why a migration failed.
 const CUT: Duration = Duration::from_secs(2);
@@ -204,6 +209,31 @@ fn unleash(leash: PipeReader) {
     let _ = flags.and_then(|flags| fcntl_setfl(&leash, flags - OFlags::ASYNC));
 }
 
+/// Ends ssh, and what it has started to get to its host by way of another: an ssh that asks for a
+/// password for that does not heed its parent's end, and would take what is typed next for one.
+fn end_all(ssh: &mut Child) {
+    let started: Vec<_> = offspring(ssh.id())
+        .into_iter()
+        .filter_map(|process| pidfd_open(process, PidfdFlags::empty()).ok())
+        .collect();
+    end(ssh, LEASH);
+    for process in started {
+        let _ = pidfd_send_signal(&process, LEASH);
+        // Until it has given the terminal back, or does not.
+        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&A_SECOND));
+    }
+}
+
+/// The children of a process of one thread, and theirs.
+fn offspring(process: u32) -> Vec<Pid> {
+    // Where the kernel does not say, nobody is known.
+    let children = format!("/proc/{process}/task/{process}/children");
+    let children = fs::read_to_string(children).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse::<u32>().ok());
+    let pid = |child: u32| Pid::from_raw(child.cast_signed());
+    children.flat_map(|child| pid(child).into_iter().chain(offspring(child))).collect()
+}
+
 /// What there is to hear until a receiver listens.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -291,7 +321,7 @@ impl Link {
         let _ = writeln!(input, "{END}");
         drop(input);
         if wait(&mut ssh, UNUSED).is_none() {
-            end(&mut ssh, LEASH);
+            end_all(&mut ssh);
         }
     }
 
@@ -333,7 +363,7 @@ impl Link {
         }
         drop(input);
         if wait(&mut ssh, LAST).is_none() {
-            end(&mut ssh, LEASH);
+            end_all(&mut ssh);
         }
         drop(folder);
         answer.map_err(|mut error| {

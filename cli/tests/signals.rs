@@ -5,17 +5,17 @@
 
 mod common;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use common::receiver_place;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{ControlModes, InputModes, LocalModes, OutputModes, tcgetattr};
+use wherry_tests::terminal::{self, COOKED, modes};
 use wherry_vmm::control::{Client, Info, Request, RuntimeDir};
 
 /// Nothing here takes a second; only a hang takes longer than this.
@@ -43,8 +43,8 @@ fn send(child: &Child, signal: i32) {
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
 }
 
-/// Exit code and standard error.
-fn end(mut child: Child) -> (Option<i32>, String) {
+/// How it has ended, and standard error.
+fn end(mut child: Child) -> (ExitStatus, String) {
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if start.elapsed() > HANG {
@@ -54,7 +54,7 @@ fn end(mut child: Child) -> (Option<i32>, String) {
     }
     let mut text = String::new();
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    (child.wait().unwrap().code(), text)
+    (child.wait().unwrap(), text)
 }
 
 /// A VM whose migration goes on until it is cancelled. Tells of each request.
@@ -99,8 +99,8 @@ fn a_migration_in_the_background_is_not_cancelled_by_signals_that_were_ignored()
     // Had one of the three counted, this would be the second, which leaves without an answer.
     send(&child, libc::SIGTERM);
     assert!(told.recv_timeout(HANG).unwrap().contains("\"migrate_cancel\""));
-    let (code, text) = end(child);
-    assert_eq!((code, text.matches("cancelling").count()), (Some(5), 1), "{text}");
+    let (status, text) = end(child);
+    assert_eq!((status.code(), text.matches("cancelling").count()), (Some(5), 1), "{text}");
 }
 
 #[test]
@@ -118,27 +118,8 @@ fn a_receiver_outlives_the_terminal_that_it_was_started_in_with_nohup() {
     Client::connect(&dir, "web").unwrap().call::<Info>(&Request::Info {}).unwrap();
     // The code is the signal's that ended it.
     send(&child, libc::SIGTERM);
-    let (code, text) = end(child);
-    assert_eq!(code, Some(128 + libc::SIGTERM), "{text}");
-}
-
-/// A terminal, and what is typed at it.
-fn terminal() -> (File, File) {
-    let keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
-    grantpt(&keyboard).unwrap();
-    unlockpt(&keyboard).unwrap();
-    let path = ptsname(&keyboard, Vec::new()).unwrap().into_string().unwrap();
-    (OpenOptions::new().read(true).write(true).open(path).unwrap(), keyboard)
-}
-
-/// A line at a time, shown as it is typed, and Ctrl-C is a signal: all of what raw mode is without.
-const COOKED: LocalModes = LocalModes::ICANON.union(LocalModes::ECHO).union(LocalModes::ISIG);
-
-type Modes = (InputModes, OutputModes, ControlModes, LocalModes);
-
-fn modes(terminal: &File) -> Modes {
-    let t = tcgetattr(terminal).unwrap();
-    (t.input_modes, t.output_modes, t.control_modes, t.local_modes)
+    let (status, text) = end(child);
+    assert_eq!(status.code(), Some(128 + libc::SIGTERM), "{text}");
 }
 
 /// A receiver whose guest's console is on `terminal`.
@@ -153,49 +134,58 @@ fn receive_at(terminal: &File, temp: &Path, dir: &RuntimeDir) -> Command {
     command
 }
 
-#[test]
-fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
-    let Some((temp, dir)) = receiver_place() else { return };
-    let (terminal, mut keyboard) = terminal();
-    let before = modes(&terminal);
-    assert!(before.3.contains(COOKED));
-    let child = receive_at(&terminal, temp.path(), &dir).spawn().unwrap();
+/// The same, once it has made the terminal raw.
+fn receiving_at(terminal: &File, temp: &Path, dir: &RuntimeDir) -> Child {
+    let child = receive_at(terminal, temp, dir).spawn().unwrap();
     let start = Instant::now();
-    while Client::connect(&dir, "web").is_err() {
+    while Client::connect(dir, "web").is_err() {
         assert!(start.elapsed() < HANG, "{:?}", end(child));
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(!modes(&terminal).3.intersects(COOKED), "{:?}", modes(&terminal));
+    assert!(!modes(terminal).unwrap().3.intersects(COOKED), "{:?}", modes(terminal));
+    child
+}
+
+#[test]
+fn a_terminal_is_raw_while_a_vm_has_it_and_as_it_was_afterwards() {
+    let Some((temp, dir)) = receiver_place() else { return };
+    let (terminal, mut keyboard) = terminal::open().unwrap();
+    let before = modes(&terminal).unwrap();
+    assert!(before.3.contains(COOKED));
+    let child = receiving_at(&terminal, temp.path(), &dir);
     keyboard.write_all(b"\x1dq").unwrap();
-    let (code, text) = end(child);
-    assert_eq!((code, modes(&terminal) == before), (Some(10), true), "{text}");
+    let (status, text) = end(child);
+    assert_eq!((status.code(), modes(&terminal).unwrap() == before), (Some(10), true), "{text}");
 }
 
 /// Nobody who would put it back outlives the VM's process, so the thread that ends it does.
+#[test]
+fn a_terminal_is_as_it_was_after_a_signal_that_ends_the_process() {
+    let Some((temp, dir)) = receiver_place() else { return };
+    for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
+        let (terminal, _keyboard) = terminal::open().unwrap();
+        let before = modes(&terminal).unwrap();
+        let child = receiving_at(&terminal, temp.path(), &dir);
+        send(&child, signal);
+        let (status, text) = end(child);
+        let ended = (status.signal(), modes(&terminal).unwrap() == before);
+        assert_eq!(ended, (Some(signal), true), "{text}");
+    }
+}
+
 #[cfg(debug_assertions)]
 #[test]
 fn a_terminal_is_as_it_was_after_a_call_that_is_not_allowed() {
-    use std::os::unix::process::ExitStatusExt;
-
     let Some((temp, dir)) = receiver_place() else { return };
     // One that may set a terminal for its own work, and one that may not.
     for kind in ["main", "control"] {
-        let (terminal, _keyboard) = terminal();
-        let before = modes(&terminal);
+        let (terminal, _keyboard) = terminal::open().unwrap();
+        let before = modes(&terminal).unwrap();
         let mut command = receive_at(&terminal, temp.path(), &dir);
-        let mut child = command.env("WHERRY_FORBIDDEN_CALL", kind).spawn().unwrap();
-        let start = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(start.elapsed() < HANG);
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let (_, text) = end(child);
+        let (status, text) = end(command.env("WHERRY_FORBIDDEN_CALL", kind).spawn().unwrap());
         assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind}: {text}");
         assert!(text.contains("personality"), "{kind}: {text}");
-        assert!(modes(&terminal) == before, "{kind}: {:?}", modes(&terminal));
+        assert!(modes(&terminal).unwrap() == before, "{kind}: {:?}", modes(&terminal));
     }
 }
 

@@ -15,6 +15,7 @@ mod mount;
 pub mod needs;
 mod proxy;
 mod scratch;
+pub mod terminal;
 
 pub use balloon::{Balloon, eventually, note};
 pub use console::{Console, Fields};

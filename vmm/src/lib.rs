@@ -14,6 +14,7 @@ pub mod control;
 pub mod cpu;
 pub mod disks;
 pub mod exit;
+mod folder;
 pub mod kvm;
 pub mod life;
 pub mod logging;

@@ -1,5 +1,10 @@
-//! The terminal in raw mode, and back on every path out.
+//! The terminal in raw mode, and back on every path out but SIGKILL.
+//!
+//! A signal by which a fault ends the process puts it back first, in a handler that does what is
+//! safe in one alone, with system calls that every thread may make ([`handle`], [`end_by`]). Then
+//! the process ends by that signal, as it would have.
 
+use std::ffi::{c_int, c_void};
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
@@ -20,6 +25,15 @@ static ORIGINAL: OnceLock<(OwnedFd, Termios)> = OnceLock::new();
 /// The terminal may be raw.
 static RAW: AtomicBool = AtomicBool::new(false);
 
+/// Signals by which a fault ends a process, but for that of a call that is not allowed: who handles
+/// it has something to say.
+const FAULTS: [c_int; 5] = [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV];
+/// Who handled these before: the standard library, which says whose stack has overflowed.
+static BEFORE: OnceLock<[libc::sighandler_t; FAULTS.len()]> = OnceLock::new();
+
+/// What is called with a signal, what there is to know of it, and the thread's registers.
+pub type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
 /// While this lives the terminal is raw.
 #[must_use]
 pub struct RawMode(());
@@ -38,6 +52,8 @@ impl RawMode {
         raw.make_raw();
         // Before the change, so that a signal in between restores.
         let _ = ORIGINAL.set((fd, original));
+        // SAFETY: it does what is safe in a signal handler alone.
+        BEFORE.get_or_init(|| FAULTS.map(|signal| unsafe { handle(signal, fault) }));
         RAW.store(true, Ordering::SeqCst);
         if let Err(e) = tcsetattr(&terminal, OptionalActions::Drain, &raw) {
             restore();
@@ -59,12 +75,6 @@ pub fn restore() {
     put_back(OptionalActions::Drain);
 }
 
-/// As [`restore`], and safe in a signal handler: it takes no lock, and does not wait for a terminal
-/// that shows nothing.
-pub fn restore_at_once() {
-    put_back(OptionalActions::Now);
-}
-
 fn put_back(when: OptionalActions) {
     if let Some((fd, original)) = ORIGINAL.get()
         && RAW.load(Ordering::SeqCst)
@@ -73,6 +83,54 @@ fn put_back(when: OptionalActions) {
         // Not before: who finds it done may end the process.
         RAW.store(false, Ordering::SeqCst);
     }
+}
+
+/// Has this called with a signal, which must be one that can be handled. Returns who was before.
+///
+/// # Safety
+/// It does what is safe in a signal handler alone.
+pub unsafe fn handle(signal: c_int, handler: Handler) -> libc::sighandler_t {
+    // SAFETY: zeros are a valid sigaction, whose fields are then set; the handler is safe as one.
+    // On the alternative stack: the thread's own may be what is broken.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut before = action;
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // Who sets a terminal in the background is stopped by it, with all locks that the VM has.
+        libc::sigaddset(&mut action.sa_mask, libc::SIGTTOU);
+        libc::sigaction(signal, &action, &mut before);
+        before.sa_sigaction
+    }
+}
+
+/// The end of a handler: the terminal is as it was, and the process ends by this signal as soon as
+/// the handler returns.
+pub fn end_by(signal: c_int) {
+    // It does not wait for a terminal that shows nothing.
+    put_back(OptionalActions::Now);
+    // SAFETY: both take plain numbers and are safe in a signal handler. The signal is blocked until
+    // then.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+extern "C" fn fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    put_back(OptionalActions::Now);
+    let place = FAULTS.iter().position(|fault| *fault == signal);
+    let before = BEFORE.get().zip(place).and_then(|(all, place)| all.get(place));
+    if let Some(before) = before.filter(|of| ![libc::SIG_DFL, libc::SIG_IGN].contains(of)) {
+        // SAFETY: signal takes plain numbers and is safe in a signal handler. What was installed is
+        // a function that is safe as one, and takes these three or the first of them. It may abort,
+        // and the alternative stack has no room for one more handler.
+        unsafe {
+            libc::signal(libc::SIGABRT, libc::SIG_DFL);
+            std::mem::transmute::<usize, Handler>(*before)(signal, info, context);
+        }
+    }
+    end_by(signal);
 }
 
 /// Ends the process for a signal, terminal restored, as shells expect it.

@@ -311,6 +311,17 @@ fn whoever_cancels_leaves_nothing_behind_at_any_time() -> Result<()> {
     ctrl_c(&child)?;
     assert_eq!(child.wait_with_output()?.status.code(), Some(130));
     hosts.clean()?;
+    // While the ssh to a host on the way does.
+    hosts.how("sleep 600 >/dev/null 2>&1 & echo $! >on-the-way; wait")?;
+    let child = hosts.migrate("web", &[]).spawn()?;
+    let (asks, _) = eventually(SOON, || {
+        let asks = fs::read_to_string(hosts.bin.join("on-the-way")).unwrap_or_default();
+        Ok(if asks.ends_with('\n') { Ok(asks) } else { Err("no second ssh".into()) })
+    })?;
+    ctrl_c(&child)?;
+    assert_eq!(child.wait_with_output()?.status.code(), Some(130));
+    gone(asks.trim())?;
+    hosts.clean()?;
     // In round one.
     hosts.how("")?;
     let slow = [&["--bandwidth", "5Mbit"][..], &RECEIVE].concat();

@@ -24,10 +24,10 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::set_no_new_privs;
 
+use crate::folder;
 use landlock::Folder;
 pub use landlock::Use;
 
@@ -73,10 +73,7 @@ impl Needs {
     /// # Errors
     /// It cannot be opened.
     pub fn beside(&mut self, path: &Path, used: Use) -> io::Result<()> {
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = openat(CWD, folder.unwrap_or(Path::new(".")), flags, Mode::empty())?;
-        self.folders.push(Folder { folder, used });
+        self.folders.push(Folder { folder: folder::around(path)?, used });
         Ok(())
     }
 }

@@ -4,15 +4,19 @@
 //! loop is told by it. Whoever takes the news takes all of them, so that the next change is news
 //! again.
 //!
+//! A guest's connections begin beneath the folder that the socket was made in, which is kept open:
+//! whoever renames one of those around it leads none of them elsewhere.
+//!
 //! Nobody waits for a client. One that does not say what it wants in time, or whose guest does not
 //! answer in time, is sent away; there are only so many that have not said it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -26,6 +30,7 @@ use wherry_devices::virtio::vsock::MAX_CONNECTIONS;
 use wherry_migration::{Endpoint, Listener};
 
 use super::client::{Client, Said};
+use crate::folder;
 use crate::sync::lock;
 
 /// Clients that have not said yet what they want.
@@ -63,7 +68,8 @@ struct Inner {
     listener: UnixListener,
     /// Takes the socket away in the end.
     _place: Listener,
-    path: PathBuf,
+    folder: OwnedFd,
+    name: OsString,
     patience: Patience,
     state: Mutex<State>,
 }
@@ -140,7 +146,8 @@ impl Hub {
             epoll: Arc::new(epoll),
             listener,
             _place: place,
-            path: path.to_owned(),
+            folder: folder::around(path)?,
+            name: path.file_name().unwrap_or_default().to_owned(),
             patience,
             state: Mutex::new(state),
         })))
@@ -220,7 +227,8 @@ impl Sockets for Hub {
     }
 
     fn connect(&mut self, token: u64, port: u32) -> io::Result<Box<dyn Stream>> {
-        let mut path = self.0.path.clone().into_os_string();
+        let mut path = OsString::from(format!("/proc/self/fd/{}/", self.0.folder.as_raw_fd()));
+        path.push(&self.0.name);
         path.push(format!("_{port}"));
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;

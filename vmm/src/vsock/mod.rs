@@ -24,6 +24,9 @@ use hub::{Hub, Patience};
 /// Longest path in bytes: with `_PORT` behind it, it still is one of a socket.
 pub const MAX_PATH: usize = 107 - "_4294967295".len();
 
+/// Longest file name in bytes: the same beneath its folder, as [`hub`] connects there.
+pub const MAX_NAME: usize = MAX_PATH - "/proc/self/fd/4095/".len();
+
 /// Where a process has that end. Clones are the same one.
 #[derive(Clone, Default)]
 pub struct Vsock(Arc<Place>);
@@ -50,11 +53,12 @@ impl Vsock {
             return Ok(Box::new(hub.clone()));
         }
         let path = &self.0.path;
-        let len = path.as_os_str().len();
-        if len == 0 || len > MAX_PATH {
+        let (len, name) = (path.as_os_str().len(), path.file_name().unwrap_or_default().len());
+        if name == 0 || name > MAX_NAME || len > MAX_PATH {
             return Err(io::Error::other(format!(
-                "the path of a guest's sockets, {}, has {len} bytes; it must have 1 to {MAX_PATH}: \
-                 choose another with --vsock path=FILE",
+                "the path of a guest's sockets, {}, has {len} bytes, {name} of them its name; it \
+                 must have at most {MAX_PATH}, 1 to {MAX_NAME} of them its name: choose another \
+                 with --vsock path=FILE",
                 path.display()
             )));
         }

@@ -219,10 +219,10 @@ fn silent_clients_are_few_and_the_next_come_when_they_are_gone() {
 #[test]
 fn the_guest_reaches_who_listens_beside_the_socket() {
     let mut host = host(Patience::default());
-    assert!(host.hub.connect(3, 1234).is_err());
-    let beside = format!("{}_1234", host.path.display());
+    assert!(host.hub.connect(3, u32::MAX).is_err());
+    let beside = format!("{}_{}", host.path.display(), u32::MAX);
     let listener = UnixListener::bind(&beside).unwrap();
-    let mut stream = host.hub.connect(3, 1234).unwrap();
+    let mut stream = host.hub.connect(3, u32::MAX).unwrap();
     stream.write(b"hello").unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let mut got = [0; 5];
@@ -230,7 +230,21 @@ fn the_guest_reaches_who_listens_beside_the_socket() {
     server.write_all(b"back").unwrap();
     assert_eq!((&got, &read(&mut host, &mut *stream)[..]), (b"hello", &b"back"[..]));
     drop(listener);
-    assert!(host.hub.connect(4, 1234).is_err(), "its socket is there, and nobody listens");
+    assert!(host.hub.connect(4, u32::MAX).is_err(), "its socket is there, and nobody listens");
+}
+
+#[test]
+fn the_guest_reaches_nobody_in_a_folder_that_took_the_place_of_the_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, aside) = (dir.path().join("its"), dir.path().join("aside"));
+    std::fs::create_dir(&folder).unwrap();
+    let mut hub = Hub::open(&folder.join("web.vsock"), Patience::default()).unwrap();
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    let _stranger = UnixListener::bind(folder.join("web.vsock_1234")).unwrap();
+    assert!(hub.connect(3, 1234).is_err());
+    let _listener = UnixListener::bind(aside.join("web.vsock_1234")).unwrap();
+    hub.connect(3, 1234).unwrap();
 }
 
 #[test]
@@ -249,7 +263,8 @@ fn the_socket_is_taken_once_replaced_when_stale_and_gone_in_the_end() {
     assert!(error.contains("web.vsock"), "{error}");
     drop((vsock, first));
     assert!(!path.exists());
-    for path in ["".into(), "x".repeat(MAX_PATH + 1)] {
+    let long = format!("{}/web.vsock", "x".repeat(MAX_PATH - 9));
+    for path in ["".into(), "..".into(), "x".repeat(MAX_NAME + 1), long] {
         let error = Vsock::at(path).get().err().unwrap().to_string();
         assert!(error.contains("--vsock path=FILE"), "{error}");
     }

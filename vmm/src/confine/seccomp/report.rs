@@ -4,10 +4,10 @@
 //! process itself, so that the VM's log names thread and call: the kernel's own log does not always
 //! (it goes to a host's audit, if that is on), and its user may not read it. The handler does what
 //! is safe in a signal handler alone; nothing is allocated and no lock taken. A terminal that is
-//! raw is put back as it was, by [`REQUESTS`], which every thread may make for that. Then the
-//! process ends by SIGSYS, as whoever started it sees. A handler that is not let write or end the
-//! process ends it, too: SIGSYS is blocked meanwhile, and the kernel ends a process whose blocked
-//! SIGSYS it must deliver.
+//! raw is put back as it was, as for other signals that end a process ([`terminal`]), by
+//! [`REQUESTS`], which every thread may make for that. Then the process ends by SIGSYS, as whoever
+//! started it sees. A handler that is not let write or end the process ends it, too: SIGSYS is
+//! blocked meanwhile, and the kernel ends a process whose blocked SIGSYS it must deliver.
 //!
 //! One call is refused, and that is all. glibc opens files of its own accord, only to read them:
 //! how memory is overcommitted when a heap shrinks for the first time, how many CPUs there are when
@@ -15,14 +15,13 @@
 //! that.
 
 use std::ffi::{c_int, c_void};
-use std::io;
 use std::sync::OnceLock;
 
 use super::names;
 use super::requests::{Request, TCSETS, TCSETS2, request};
 use crate::terminal;
 
-/// What [`terminal::restore_at_once`] asks with `ioctl`.
+/// What [`terminal::end_by`] asks with `ioctl`.
 pub const REQUESTS: &[Request] = &[TCSETS, TCSETS2];
 
 /// `SYS_SECCOMP`: a filter sent it.
@@ -147,32 +146,14 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
             }
         }
     }
-    terminal::restore_at_once();
-    // SAFETY: both take plain numbers and are safe in a signal handler. The signal comes when this
-    // one returns.
-    unsafe {
-        libc::signal(signal, libc::SIG_DFL);
-        libc::raise(signal);
-    }
+    terminal::end_by(signal);
 }
 
 /// Installs the handler. What it says is an object of JSON of that VM, or for people.
-///
-/// # Errors
-/// None that are known.
-pub fn install(json: Option<&str>) -> io::Result<()> {
+pub fn install(json: Option<&str>) {
     let _ = AROUND.set(around(json));
-    // SAFETY: zeros are a valid sigaction, whose fields are then set; the handler is safe in a
-    // signal handler by its text. On the alternative stack: the thread's own may be what is broken.
-    let done = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as extern "C" fn(_, _, _) as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // Who sets a terminal in the background is stopped by it, with all locks that the VM has.
-        libc::sigaddset(&mut action.sa_mask, libc::SIGTTOU);
-        libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut())
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: by its text it does what is safe in a signal handler alone.
+    unsafe { terminal::handle(libc::SIGSYS, handler) };
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! The table by itself, and filters in processes that are this test again.
 
 use std::collections::BTreeSet;
+use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use wherry_tests::terminal;
 
 use super::table::{BASE, DESCRIPTORS, KINDS, LAUNCHING, OF_CLIENTS, STARTING};
 use super::*;
@@ -14,11 +17,16 @@ const ACT: &str = "WHERRY_TEST_ACT";
 
 /// This test again, in a process of its own.
 fn process(test: &str, kind: &str, act: &str) -> Output {
+    process_at(Stdio::null(), test, kind, act)
+}
+
+/// The same, with this as standard input.
+fn process_at(stdin: impl Into<Stdio>, test: &str, kind: &str, act: &str) -> Output {
     let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
     let own = std::env::current_exe().unwrap();
     let mut command = Command::new(own);
     command.args([&test, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env(KIND, kind).env(ACT, act).env("RUST_BACKTRACE", "1").output().unwrap()
+    command.stdin(stdin).env(KIND, kind).env(ACT, act).env("RUST_BACKTRACE", "1").output().unwrap()
 }
 
 fn act(what: &str) {
@@ -43,15 +51,25 @@ fn act(what: &str) {
             assert_eq!(error.raw_os_error(), Some(libc::EACCES));
         }
         "write a file" => drop(std::fs::File::create("/dev/null")),
+        "abort" => std::process::abort(),
+        // SAFETY: it is not, which is what is looked at.
+        "touch nothing" => unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) },
+        "overflow" => drop(black_box(deep(0))),
         other => panic!("{other}?"),
     }
 }
 
-/// If this is such a process: does what it is for.
+fn deep(n: u64) -> u64 {
+    let frame = black_box([n; 64]);
+    if n == u64::MAX { 0 } else { deep(n + 1) + frame[0] }
+}
+
+/// If this is such a process: does what it is for. On a terminal, if it has one, that is raw.
 fn is_process() -> bool {
     let Ok(kind) = std::env::var(KIND) else { return false };
     let what = std::env::var(ACT).unwrap();
     begin(Mode::Kill, None).unwrap();
+    let _raw = crate::terminal::RawMode::enter().unwrap();
     let kind = KINDS.iter().find(|k| k.name == kind).unwrap().name;
     let thread = wherry_threads::of_kind(kind).named(kind.chars().take(15).collect());
     let ended = thread.spawn(move || act(&what)).unwrap().join();
@@ -71,6 +89,32 @@ fn a_forbidden_call_of_each_kind_ends_the_process_and_is_said() {
         let name: String = kind.name.chars().take(15).collect();
         let line = format!("thread {name}: system call personality (135) is not allowed");
         assert!(said.contains(&line), "{said}");
+    }
+}
+
+/// And as without a terminal, with what the standard library says of a stack.
+#[test]
+fn a_fault_in_each_kind_of_thread_ends_the_process_and_puts_the_terminal_back() {
+    if is_process() {
+        return;
+    }
+    let test = "a_fault_in_each_kind_of_thread_ends_the_process_and_puts_the_terminal_back";
+    for kind in KINDS {
+        for (act, signal, says) in [
+            ("abort", libc::SIGABRT, ""),
+            ("touch nothing", libc::SIGSEGV, ""),
+            ("overflow", libc::SIGABRT, "has overflowed its stack"),
+        ] {
+            let (terminal, _keyboard) = terminal::open().unwrap();
+            let before = terminal::modes(&terminal).unwrap();
+            let own = terminal.try_clone().unwrap();
+            let Output { status, stderr, .. } = process_at(own, test, kind.name, act);
+            let said = String::from_utf8_lossy(&stderr);
+            assert_eq!(status.signal(), Some(signal), "{}, {act}: {said}", kind.name);
+            assert!(said.contains(says), "{}, {act}: {said}", kind.name);
+            let after = terminal::modes(&terminal).unwrap();
+            assert!(after == before, "{}, {act}: {after:?}", kind.name);
+        }
     }
 }
 
