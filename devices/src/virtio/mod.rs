@@ -117,8 +117,8 @@ pub trait VirtioDevice: Send {
     fn state_bytes(&self) -> u64 {
         0
     }
-    /// What is saved, in this version of those in [`Kind::states`](crate::device::Kind::states). The
-    /// device is paused.
+    /// What is saved, in this version of [`Kind::states`](crate::device::Kind::states). The device
+    /// is paused.
     fn state(&self, version: u32) -> Self::State;
     /// Becomes as saved, with the transport as saved in `mmio`. Returns whether config space is not
     /// as it was saved.
