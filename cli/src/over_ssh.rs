@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -41,7 +42,7 @@ const LAST: Duration = Duration::from_secs(10);
 const UNUSED: Duration = Duration::from_secs(1);
 
 /// Patience with what ssh has started.
-const A_SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const STARTED: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// How long it may take to see that ssh has ended, where that may be why a migration failed.
 const CUT: Duration = Duration::from_secs(2);
@@ -209,18 +210,32 @@ fn unleash(leash: PipeReader) {
     let _ = flags.and_then(|flags| fcntl_setfl(&leash, flags - OFlags::ASYNC));
 }
 
-/// Ends ssh, and what it has started to get to its host by way of another: an ssh that asks for a
-/// password for that does not heed its parent's end, and would take what is typed next for one.
-fn end_all(ssh: &mut Child) {
-    let started: Vec<_> = offspring(ssh.id())
+/// What ssh has started to get to its host by way of another: an ssh that asks for a password for
+/// that does not heed its parent's end, and would take what is typed next for one.
+fn started_by(ssh: &Child) -> Vec<OwnedFd> {
+    let held: Vec<_> = offspring(ssh.id())
         .into_iter()
-        .filter_map(|process| pidfd_open(process, PidfdFlags::empty()).ok())
+        .filter_map(|process| Some((process, pidfd_open(process, PidfdFlags::empty()).ok()?)))
         .collect();
-    end(ssh, LEASH);
+    // A number that is still its descendant's was so when it was opened, and is no stranger's.
+    let still = offspring(ssh.id());
+    held.into_iter().filter(|(process, _)| still.contains(process)).map(|(_, held)| held).collect()
+}
+
+/// Ends ssh, if it does not end by itself within this time, and what it has started.
+fn end_all(ssh: &mut Child, patience: Duration) {
+    if wait(ssh, Duration::ZERO).is_some() {
+        // Its number may be another's by now.
+        return;
+    }
+    let started = started_by(ssh);
+    if wait(ssh, patience).is_none() {
+        end(ssh, LEASH);
+    }
     for process in started {
         let _ = pidfd_send_signal(&process, LEASH);
         // Until it has given the terminal back, or does not.
-        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&A_SECOND));
+        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&STARTED));
     }
 }
 
@@ -320,9 +335,7 @@ impl Link {
         let Self { mut ssh, mut input, .. } = self;
         let _ = writeln!(input, "{END}");
         drop(input);
-        if wait(&mut ssh, UNUSED).is_none() {
-            end_all(&mut ssh);
-        }
+        end_all(&mut ssh, UNUSED);
     }
 
     /// The same, because of a signal.
@@ -362,9 +375,7 @@ impl Link {
             let _ = writeln!(input, "{END}");
         }
         drop(input);
-        if wait(&mut ssh, LAST).is_none() {
-            end_all(&mut ssh);
-        }
+        end_all(&mut ssh, LAST);
         drop(folder);
         answer.map_err(|mut error| {
             if let Some(status) = cut {

@@ -39,8 +39,9 @@ pub trait Device: Any + Send + Sync {
     /// Goes on, and looks at everything again. Idempotent.
     fn resume(&self);
 
-    /// Bytes that its state takes now beyond a few KiB, if it depends on what the guest does.
-    fn state_bytes(&self) -> u64 {
+    /// Bytes that its state takes now in this version beyond a few KiB, if it depends on what the
+    /// guest does.
+    fn state_bytes(&self, _version: u32) -> u64 {
         0
     }
 
@@ -263,9 +264,13 @@ impl Devices {
         self.0.iter().rev().for_each(|(_, device)| device.resume());
     }
 
-    /// Bytes of all states that depend on what the guest does.
-    pub fn state_bytes(&self) -> u64 {
-        self.0.iter().map(|(_, device)| device.state_bytes()).sum()
+    /// Bytes of all states that depend on what the guest does, for a peer of this version of the
+    /// protocol.
+    pub fn state_bytes(&self, protocol: u16) -> u64 {
+        let of = |(spec, device): &(Spec, Arc<dyn Device>)| {
+            device.state_bytes(spec.kind.state_for(protocol))
+        };
+        self.0.iter().map(of).sum()
     }
 
     /// Saves all for a peer of this version of the protocol.

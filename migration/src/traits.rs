@@ -193,9 +193,9 @@ pub trait Machine: Send + Sync {
         Ok(None)
     }
 
-    /// Bytes that the state takes now beyond a few KiB, if it depends on what the guest does: they
-    /// are sent in the pause. The machine runs.
-    fn state_bytes(&self) -> u64 {
+    /// Bytes that the state takes now in this version of the protocol beyond a few KiB, if it
+    /// depends on what the guest does: they are sent in the pause. The machine runs.
+    fn state_bytes(&self, _version: u16) -> u64 {
         0
     }
 

@@ -43,7 +43,8 @@ fn failed(result: Result<serde_json::Value>) -> Result<MigrateError> {
 fn a_disk_keeps_what_was_written_across_moves() -> Result<()> {
     let scratch = Scratch::new("disks")?;
     let env = scratch.env("CLOUD_6_12")?;
-    let path = image(&scratch, "disk.raw", 20)?;
+    // Many times its memory, and written to its end: the largest file that the VM may write.
+    let path = image(&scratch, "disk.raw", 4096)?;
     let mut guest = start(&env, &path, "disk:24,7")?;
     guest.wait_for("ready", BOOT)?;
     // Nobody else gets it, and that is said before anything is begun.
@@ -53,10 +54,10 @@ fn a_disk_keeps_what_was_written_across_moves() -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("in use"), "{said}");
     // A receiver without the disk, and with another one: refused by name, and the guest goes on.
-    let small = image(&scratch, "small.raw", 19)?;
+    let small = image(&scratch, "small.raw", 4095)?;
     for (name, args, word) in [
         ("none", vec![], "`disk0`"),
-        ("small", disk(&small), "38912 sectors here, and 40960 at the source"),
+        ("small", disk(&small), "8386560 sectors here, and 8388608 at the source"),
     ] {
         let uri = env.unix_uri(name);
         let mut receiver = Guest::receive_with(&env, name, &uri, &args)?;

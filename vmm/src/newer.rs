@@ -9,7 +9,7 @@ use wherry_migration::wire::version::{NEWEST, VERSIONS};
 /// Versions of the protocol that this program speaks.
 pub fn versions() -> RangeInclusive<u16> {
     match cfg!(feature = "newer") {
-        true => *VERSIONS.start()..=NEWEST + 1,
+        true => NEWEST..=NEWEST + 1,
         false => VERSIONS,
     }
 }

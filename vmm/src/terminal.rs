@@ -2,7 +2,7 @@
 //!
 //! A signal by which a fault ends the process puts it back first, in a handler that does what is
 //! safe in one alone, with system calls that every thread may make ([`handle`], [`end_by`]). Then
-//! the process ends by that signal, as it would have.
+//! the process ends by that signal, as it would have (one that was ignored ends it, too).
 
 use std::ffi::{c_int, c_void};
 use std::io::{self, IsTerminal};
@@ -95,7 +95,7 @@ pub unsafe fn handle(signal: c_int, handler: Handler) -> libc::sighandler_t {
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         let mut before = action;
-        action.sa_sigaction = handler as usize;
+        action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         // Who sets a terminal in the background is stopped by it, with all locks that the VM has.
         libc::sigaddset(&mut action.sa_mask, libc::SIGTTOU);
@@ -127,7 +127,7 @@ extern "C" fn fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_v
         // and the alternative stack has no room for one more handler.
         unsafe {
             libc::signal(libc::SIGABRT, libc::SIG_DFL);
-            std::mem::transmute::<usize, Handler>(*before)(signal, info, context);
+            std::mem::transmute::<*const (), Handler>(*before as *const ())(signal, info, context);
         }
     }
     end_by(signal);

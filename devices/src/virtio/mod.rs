@@ -114,7 +114,7 @@ pub trait VirtioDevice: Send {
     fn resumed(&mut self) {}
 
     /// As [`Device::state_bytes`](crate::device::Device::state_bytes).
-    fn state_bytes(&self) -> u64 {
+    fn state_bytes(&self, _version: u32) -> u64 {
         0
     }
     /// What is saved, in this version of [`Kind::states`](crate::device::Kind::states). The device

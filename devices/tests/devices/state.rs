@@ -220,6 +220,7 @@ fn hostile_balloon_state_is_an_error() {
     let spoils: Vec<(E, Spoil)> = vec![
         (E::RamPages { saved: 5, own: 8192 }, |s| s.device.ram_pages = 5),
         (E::PageSet, |s| s.device.ballooned = SavedPages::Bits(vec![0; 127])),
+        (E::PageSet, |s| s.device.ballooned = SavedPages::Words(vec![(128, 1)])),
         (E::PageSet, |s| s.device.ballooned = SavedPages::Runs(vec![(8192, 1)])),
         (E::PageSet, |s| s.device.ballooned = SavedPages::Runs(vec![(1, u64::MAX)])),
         (E::HeldStats, |s| s.device.held_stats = Some(128)),

@@ -189,7 +189,8 @@ impl<'a> Migration<'a> {
     /// What the downtime would be with so many dirty pages, and the state that the machine would
     /// have now.
     pub(super) fn predicted_downtime(&self, dirty_pages: u64) -> Duration {
-        let (meter, state) = (&self.sender.meter, self.vm.machine.state_bytes());
+        let state = self.vm.machine.state_bytes(self.peer.writer.version);
+        let meter = &self.sender.meter;
         let pages = meter.time_for(dirty_pages);
         let here = self.harvesting + self.planning + self.cfg.switchover_estimate;
         pages.saturating_add(meter.time_on_link(state)).saturating_add(here)

@@ -30,7 +30,7 @@ pub const FIRST: u16 = 2;
 /// The newest version that this side speaks.
 pub const NEWEST: u16 = 3;
 /// All versions that this side speaks.
-pub const VERSIONS: RangeInclusive<u16> = FIRST..=NEWEST;
+pub const VERSIONS: RangeInclusive<u16> = NEWEST - 1..=NEWEST;
 /// This program's name and version, for the other side's messages.
 pub const RELEASE: &str = concat!("wherry ", env!("CARGO_PKG_VERSION"));
 /// Longest name of a release in bytes.

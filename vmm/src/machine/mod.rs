@@ -179,8 +179,8 @@ impl Machine {
     }
 
     /// Bytes of the state that depend on what the guest does.
-    pub fn state_bytes(&self) -> u64 {
-        self.devices.state_bytes()
+    pub fn state_bytes(&self, protocol: u16) -> u64 {
+        self.devices.state_bytes(protocol)
     }
 
     /// State of all but RAM, for a peer of this version of the protocol. Paused machines only.

@@ -140,8 +140,8 @@ impl EngineMachine for SourceMachine {
         Ok(Some(Boot { description, files }))
     }
 
-    fn state_bytes(&self) -> u64 {
-        self.machine.state_bytes()
+    fn state_bytes(&self, version: u16) -> u64 {
+        self.machine.state_bytes(version)
     }
 
     fn save(&self, version: u16) -> io::Result<Vec<u8>> {

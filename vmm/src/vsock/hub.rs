@@ -126,6 +126,7 @@ impl Hub {
     /// # Errors
     /// It cannot be made, or somebody listens there.
     pub fn open(path: &Path, patience: Patience) -> io::Result<Self> {
+        let folder = folder::around(path)?;
         let place = Listener::bind(&Endpoint::Unix(path.to_owned())).map_err(io::Error::other)?;
         let listener = UnixListener::from(place.as_fd().try_clone_to_owned()?);
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
@@ -146,7 +147,7 @@ impl Hub {
             epoll: Arc::new(epoll),
             listener,
             _place: place,
-            folder: folder::around(path)?,
+            folder,
             name: path.file_name().unwrap_or_default().to_owned(),
             patience,
             state: Mutex::new(state),

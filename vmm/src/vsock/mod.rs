@@ -1,8 +1,8 @@
 //! The host's end of a guest's sockets, by Firecracker's convention, which needs no privileges and
 //! no register of addresses: a client connects to a Unix socket, writes `CONNECT PORT` and a
 //! newline, and reads `OK` and its own port when a program of the guest has accepted; the bytes
-//! behind are the stream's. A guest that connects to a port of the host's gets whoever listens at
-//! the path of that socket with `_PORT` behind it.
+//! behind are the stream's. A guest that connects to a port of the host's gets whoever listens in
+//! that socket's folder at its name with `_PORT` behind it.
 //!
 //! The socket is this user's alone. It is made before a guest runs, or arrives, and stays through
 //! reboots.

@@ -152,8 +152,8 @@ impl VirtioDevice for Balloon {
         std::mem::take(&mut self.rest_is_news)
     }
 
-    fn state_bytes(&self) -> u64 {
-        self.set.saved_bytes()
+    fn state_bytes(&self, version: u32) -> u64 {
+        self.set.saved_bytes(version)
     }
 
     fn state(&self, version: u32) -> BalloonState {

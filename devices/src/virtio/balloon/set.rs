@@ -98,12 +98,16 @@ impl PageSet {
         Some(was)
     }
 
-    /// Sets these bits of a word. `None`: there is no such word. Otherwise how many were new.
+    /// Sets these bits of a word, which the caller knows to be RAM. `None`: there is no such word.
+    /// Otherwise how many were new.
     pub(super) fn put(&mut self, at: usize, bits: u64) -> Option<u64> {
-        let place = self.parts.get_mut(at / PART)?;
+        if at as u64 >= self.nr_words() {
+            return None;
+        }
         if bits == 0 {
             return Some(0);
         }
+        let place = self.parts.get_mut(at / PART)?;
         let part = place.get_or_insert_with(|| Box::new(Part { used: 0, words: [0; PART] }));
         let word = &mut part.words[at % PART];
         let new = u64::from((bits & !*word).count_ones());
@@ -177,9 +181,11 @@ impl PageSet {
         [self.nr_runs() * 16, self.nr_words() * 8, nr_used * 12]
     }
 
-    /// About the bytes that [`save`](Self::save) takes in the newest version.
-    pub(super) fn saved_bytes(&self) -> u64 {
-        self.sizes().into_iter().min().unwrap_or(0)
+    /// About the bytes that [`save`](Self::save) takes.
+    pub(super) fn saved_bytes(&self, version: u32) -> u64 {
+        let [runs, bits, words] = self.sizes();
+        let both = runs.min(bits);
+        if version > 1 { both.min(words) } else { both }
     }
 
     /// In this version of the balloon's state.
@@ -197,7 +203,8 @@ impl PageSet {
         }
     }
 
-    /// `None`: the set does not fit the RAM, or its runs are not ascending and apart.
+    /// `None`: the set does not fit the RAM, its runs are not ascending and apart, or its words are
+    /// not ascending and used.
     pub(super) fn restore(ram: Ram, saved: &SavedPages) -> Option<Self> {
         let mut set = Self::new(ram);
         match saved {
@@ -317,18 +324,19 @@ mod tests {
     #[test]
     fn what_saving_takes_is_known_before() {
         let mut set = PageSet::new(two_regions());
-        assert_eq!(set.saved_bytes(), 0);
+        assert_eq!([1, 2].map(|version| set.saved_bytes(version)), [0, 0]);
         for gfn in [62, 63, 64, 65, 200] {
             set.insert(gfn);
         }
-        assert_eq!((set.saved_bytes(), set.runs().len()), (32, 2));
+        assert_eq!((set.saved_bytes(2), set.runs().len()), (32, 2));
         assert!(matches!(set.save(2), SavedPages::Runs(_)));
         for gfn in (0..256).step_by(2) {
             set.insert(gfn);
         }
         let SavedPages::Words(words) = set.save(2) else { panic!("other forms are longer") };
-        assert_eq!((set.saved_bytes(), words.len()), (4 * 12, 4));
-        assert!(matches!(set.save(1), SavedPages::Bits(_)), "the former release knows no words");
+        assert_eq!((set.saved_bytes(2), words.len()), (4 * 12, 4));
+        let SavedPages::Bits(bits) = set.save(1) else { panic!("0.2.0 knows no words") };
+        assert_eq!(set.saved_bytes(1), bits.len() as u64 * 8);
     }
 
     #[test]

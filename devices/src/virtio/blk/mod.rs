@@ -181,7 +181,7 @@ impl VirtioDevice for Blk {
         }
     }
 
-    fn state_bytes(&self) -> u64 {
+    fn state_bytes(&self, _: u32) -> u64 {
         let descs: usize = self.pool.kept().iter().map(|kept| kept.descs.len()).sum();
         (descs * size_of::<DescV1>()) as u64
     }

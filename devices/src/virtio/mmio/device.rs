@@ -56,8 +56,8 @@ impl<D: VirtioDevice + 'static> Device for TwoLane<MmioDevice<D>> {
         self.urgent().set_paused(false);
     }
 
-    fn state_bytes(&self) -> u64 {
-        self.urgent().device.state_bytes()
+    fn state_bytes(&self, version: u32) -> u64 {
+        self.urgent().device.state_bytes(version)
     }
 
     fn save(&self, version: u32) -> Result<Vec<u8>, CodecError> {

@@ -1,7 +1,7 @@
 //! A disk that is written, flushed, trimmed and read back: what a block device must not lose.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
@@ -12,7 +12,7 @@ use crate::modules;
 
 /// Bytes written or read at once: 64 KiB.
 const PIECE: usize = 16 * PAGE;
-/// Pieces of the disk that are used.
+/// Pieces of the disk that are used: its last ones.
 const PIECES: u64 = 256;
 
 /// The first virtio disk. Its driver may still be at work.
@@ -45,7 +45,10 @@ fn content(seed: u64, pass: u64, piece: u64, out: &mut [u8]) {
 /// Writes the whole of it again and again, in another order each time, and reads it back: what was
 /// written before it with what is being written. `mib=… bad=…`
 pub fn passes(passes: u64, seed: u64) -> io::Result<String> {
-    let disk = open()?;
+    let mut disk = open()?;
+    let end = disk.seek(SeekFrom::End(0))?;
+    let start = end.checked_sub(PIECES * PIECE as u64).ok_or(ErrorKind::InvalidInput)?;
+    let at = |piece: u64| start + piece * PIECE as u64;
     let (mut buffer, mut wanted) = (Mapping::new(PIECE / PAGE)?, vec![0; PIECE]);
     let mut bad = 0;
     // What each piece was written in; 0: never.
@@ -54,12 +57,11 @@ pub fn passes(passes: u64, seed: u64) -> io::Result<String> {
         for nth in 0..PIECES {
             // An odd factor visits each piece once.
             let piece = nth.wrapping_mul(2 * pass + 1) % PIECES;
-            let at = piece * PIECE as u64;
             content(seed, pass, piece, bytes(&mut buffer));
-            disk.write_all_at(bytes(&mut buffer), at)?;
+            disk.write_all_at(bytes(&mut buffer), at(piece))?;
             written[piece as usize] = pass;
             let other = nth.wrapping_mul(7) % PIECES;
-            disk.read_exact_at(bytes(&mut buffer), other * PIECE as u64)?;
+            disk.read_exact_at(bytes(&mut buffer), at(other))?;
             match written[other as usize] {
                 0 => {}
                 pass => {
@@ -71,7 +73,7 @@ pub fn passes(passes: u64, seed: u64) -> io::Result<String> {
         disk.sync_all()?;
         if pass % 2 == 0 {
             // The last quarter is not needed any more; a trimmed disk need not read as zero.
-            discard(&disk, PIECES / 4 * 3 * PIECE as u64, PIECES / 4 * PIECE as u64)?;
+            discard(&disk, at(PIECES / 4 * 3), PIECES / 4 * PIECE as u64)?;
             written[PIECES as usize / 4 * 3..].fill(0);
         }
     }

@@ -253,7 +253,7 @@ impl Machine for Model {
         Ok(self.boots.load(SeqCst).then_some(Boot { description, files }))
     }
 
-    fn state_bytes(&self) -> u64 {
+    fn state_bytes(&self, _: u16) -> u64 {
         self.state_bytes.load(SeqCst)
     }
 

@@ -92,10 +92,10 @@ fn copied(socket: Socket, plain: Option<&Row>, rows: &[&Row]) -> Result<String> 
 fn label(row: &Row) -> String {
     let (way, more) = (row.way, if row.way.streams == 1 { "" } else { "s" });
     match way.variant {
-        Variant::PlainWarm | Variant::PlainNew if way.streams == 1 => way.variant.to_string(),
-        Variant::PlainWarm | Variant::PlainNew => {
-            format!("{}, {} streams", way.variant, way.streams)
-        }
+        Variant::PlainWarm | Variant::PlainNew => match way.streams {
+            1 => way.variant.to_string(),
+            streams => format!("{}, {streams} streams", way.variant),
+        },
         Variant::Wherry | Variant::Qemu | Variant::Pause => {
             let how = match (way.backed, way.compression) {
                 (true, _) => ", folder",

@@ -2,7 +2,7 @@
 //!
 //! Into new memory means what a simple program would do: read(2) straight into the mapping of guest
 //! memory that nobody has touched. Each page is allocated and zeroed on the way. Over several
-//! connections each has a thread at either end, and every so manieth piece.
+//! connections each has a thread at either end, and every n-th piece.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use wherry_tests::terminal;
 
 use super::table::{BASE, DESCRIPTORS, KINDS, LAUNCHING, OF_CLIENTS, STARTING};
@@ -68,6 +69,8 @@ fn deep(n: u64) -> u64 {
 fn is_process() -> bool {
     let Ok(kind) = std::env::var(KIND) else { return false };
     let what = std::env::var(ACT).unwrap();
+    // As a VM's process, and no core for each of many ends.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
     begin(Mode::Kill, None).unwrap();
     let _raw = crate::terminal::RawMode::enter().unwrap();
     let kind = KINDS.iter().find(|k| k.name == kind).unwrap().name;

@@ -145,8 +145,8 @@ impl Machine for Guest {
         Ok(Vec::new())
     }
 
-    fn state_bytes(&self) -> u64 {
-        self.balloon.device().state_bytes()
+    fn state_bytes(&self, version: u16) -> u64 {
+        self.balloon.device().state_bytes(KIND.state_for(version))
     }
 
     fn save(&self, version: u16) -> io::Result<Vec<u8>> {
