@@ -222,16 +222,14 @@ fn started_by(ssh: &Child) -> Vec<OwnedFd> {
     held.into_iter().filter(|(process, _)| still.contains(process)).map(|(_, held)| held).collect()
 }
 
-/// Ends ssh, if it does not end by itself within this time, and what it has started.
+/// Ends an ssh that does not end by itself within this time, and what it has started. Of one that
+/// does nobody is ended: what it leaves behind has its work done.
 fn end_all(ssh: &mut Child, patience: Duration) {
-    if wait(ssh, Duration::ZERO).is_some() {
-        // Its number may be another's by now.
+    if wait(ssh, patience).is_some() {
         return;
     }
     let started = started_by(ssh);
-    if wait(ssh, patience).is_none() {
-        end(ssh, LEASH);
-    }
+    end(ssh, LEASH);
     for process in started {
         let _ = pidfd_send_signal(&process, LEASH);
         // Until it has given the terminal back, or does not.
