@@ -87,13 +87,13 @@ fn whole_pages(start: u64, end: u64) -> (u64, u64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use vm_memory::GuestAddress;
 
-    const MIB: usize = 1 << 20;
+    pub const MIB: usize = 1 << 20;
 
-    fn two_regions() -> Ram {
+    pub fn two_regions() -> Ram {
         let mem =
             GuestMemory::from_ranges(&[(GuestAddress(0), MIB), (GuestAddress(4 << 30), 2 * MIB)])
                 .unwrap();

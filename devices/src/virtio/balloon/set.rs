@@ -258,18 +258,10 @@ impl PageSet {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ram::tests::{MIB, two_regions};
     use super::*;
     use crate::GuestMemory;
     use vm_memory::GuestAddress;
-
-    const MIB: usize = 1 << 20;
-
-    fn two_regions() -> Ram {
-        let mem =
-            GuestMemory::from_ranges(&[(GuestAddress(0), MIB), (GuestAddress(4 << 30), 2 * MIB)])
-                .unwrap();
-        Ram::new(&mem)
-    }
 
     #[test]
     fn set_is_exact_and_survives_saving_in_every_form() {
