@@ -224,6 +224,7 @@ mod tests {
                 "--memory-backing",
                 "--ram",
                 "--populated",
+                "--filters",
             ];
             if with_value.contains(&word.as_str()) {
                 words.next();

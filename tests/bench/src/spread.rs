@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use wherry_tests::median;
 
 use crate::entry::Entry;
 
@@ -33,19 +34,12 @@ fn of(figures: &[Value]) -> Value {
         let mut numbers: Vec<f64> = figures.iter().filter_map(|f| f[key].as_f64()).collect();
         numbers.sort_by(f64::total_cmp);
         if let (Some(min), Some(median), Some(max)) =
-            (numbers.first(), median(&numbers), numbers.last())
+            (numbers.first(), median(numbers.iter().copied()), numbers.last())
         {
             spread.insert(key.clone(), json!({ "min": min, "median": median, "max": max }));
         }
     }
     Value::Object(spread)
-}
-
-/// The middle of sorted numbers, or the mean of the two in the middle.
-pub fn median(sorted: &[f64]) -> Option<f64> {
-    let middle = sorted.len() / 2;
-    let upper = *sorted.get(middle)?;
-    Some(if sorted.len() % 2 == 1 { upper } else { (sorted[middle - 1] + upper) / 2.0 })
 }
 
 /// One entry for each case and VMM: the only run, or the successful one whose total time is the

@@ -16,7 +16,7 @@ use wherry_guest_kernel::tools::QEMU;
 use crate::build::Workspace;
 use crate::lab::{self, Job};
 use crate::note::{check_writable, note};
-use crate::{devices, images, peer, setup};
+use crate::{devices, filters, images, peer, setup};
 
 /// A lab begins no run after so many seconds: the longer one lives, the more is lost when it
 /// freezes.
@@ -82,6 +82,12 @@ pub struct Args {
     /// Of --native the pause alone.
     #[arg(long, requires = "native")]
     pause: bool,
+    /// Measures what the filters of system calls cost a boot and a migration, and nothing else:
+    /// so many with and without, in turns, of a bare-metal guest on this machine's KVM.
+    #[arg(long, value_name = "PAIRS", value_parser = clap::value_parser!(u32).range(1..=10_000),
+        conflicts_with_all = ["cases", "quick", "only", "peer", "runs", "html", "from", "resume",
+        "devices", "native"])]
+    filters: Option<u32>,
     /// The half of --devices that runs in the lab: leaves its figures in this folder.
     #[arg(long, hide = true, value_name = "DIR", requires = "devices")]
     inner: Option<PathBuf>,
@@ -105,6 +111,9 @@ pub fn main(args: &Args) -> Result<u8> {
     }
     if args.devices {
         return devices::outer(&wanted, args.json.as_deref());
+    }
+    if let Some(pairs) = args.filters {
+        return filters::main(pairs, args.json.as_deref());
     }
     let workspace = Workspace::find()?;
     let out = workspace.out()?.join("bench");

@@ -12,7 +12,7 @@
 //! - [`house`]: rules for the source: circles, who may import whom, width; and its size.
 //! - [`testing`], [`demo`], [`vm_demo`], [`mod@bench`] and [`devices`]: what runs in the lab;
 //!   [`inside`]: the part of the tests that is there, [`calls`]: what their VMs ask of its kernel.
-//!   [`intel`]: those on an Intel CPU.
+//!   [`intel`]: those on an Intel CPU. [`filters`]: a benchmark outside of it.
 
 mod bench;
 mod build;
@@ -22,6 +22,7 @@ mod debians;
 mod demo;
 mod deny;
 mod devices;
+mod filters;
 mod host;
 mod house;
 mod image;

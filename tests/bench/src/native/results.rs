@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use wherry_migration::Compression;
+use wherry_tests::median;
 
 use super::cost::Run;
 use super::rounds::Runs;
 use super::way::{Socket, Variant, Way};
-use crate::spread::median;
 
 /// A row: medians of all runs of a way.
 #[derive(Debug, Serialize)]
@@ -77,9 +77,7 @@ pub fn rows(runs: &Runs, bytes: u64, tcp: Option<&str>) -> Vec<Row> {
 
 /// The median.
 pub fn middle(numbers: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = numbers.collect();
-    sorted.sort_by(f64::total_cmp);
-    median(&sorted).unwrap_or(f64::NAN)
+    median(numbers).unwrap_or(f64::NAN)
 }
 
 /// For the terminal.

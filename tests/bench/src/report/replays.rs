@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::BufReader;
 
 use wherry_replay::{OutcomeError, Replay, Settings, Trace};
+use wherry_tests::median;
 
 use super::traces::Traces;
 use crate::case::Hints;
@@ -67,9 +68,8 @@ pub fn table(entries: &[Entry], traces: &Traces) -> String {
         let figures: [fn(&OutcomeError) -> f64; 4] =
             [|e| e.round_one_bytes, |e| e.total_bytes, |e| e.total_ms, |e| e.downtime_ms];
         for figure in figures {
-            let mut column: Vec<f64> = errors.iter().map(|e| figure(e).abs()).collect();
-            column.sort_by(f64::total_cmp);
-            if let (Some(median), Some(worst)) = (spread::median(&column), column.last()) {
+            let column = || errors.iter().map(|e| figure(e).abs());
+            if let (Some(median), Some(worst)) = (median(column()), column().reduce(f64::max)) {
                 let _ = write!(out, "{:>16}", format!("{median:.1} %, {worst:.1} %"));
             }
         }

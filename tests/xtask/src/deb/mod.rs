@@ -26,8 +26,17 @@ use edition::Edition;
 use paths::Paths;
 
 /// What the fresh system of `--check` has beside the essential packages.
-const CHECKERS: [&str; 7] =
-    ["lintian", "systemd", "udev", "iproute2", "openssh-client", "openssh-server", "passt"];
+const CHECKERS: [&str; 8] = [
+    "lintian",
+    "systemd",
+    "udev",
+    "iproute2",
+    "openssh-client",
+    "openssh-server",
+    "passt",
+    // For its promtool.
+    "prometheus",
+];
 /// What it runs, of `packaging/debian`.
 const SCRIPTS: [&str; 3] = ["try", "boot", "units"];
 

@@ -1,5 +1,7 @@
 //! The table of ratios.
 
+use wherry_tests::median;
+
 use super::results::{Results, Sample};
 
 /// At most so many times QEMU's time and CPU time.
@@ -22,14 +24,8 @@ struct Median {
     guest_share: f64,
 }
 
-fn median(samples: &[&Sample]) -> Option<Median> {
-    let of = |value: fn(&Sample) -> f64| {
-        let mut values: Vec<f64> = samples.iter().map(|sample| value(sample)).collect();
-        values.sort_by(f64::total_cmp);
-        let (low, high) =
-            (values.get((values.len().max(1) - 1) / 2)?, values.get(values.len() / 2)?);
-        Some((low + high) / 2.0)
-    };
+fn all_of(samples: &[&Sample]) -> Option<Median> {
+    let of = |value: fn(&Sample) -> f64| median(samples.iter().map(|sample| value(sample)));
     Some(Median {
         rate: of(|s| s.rate)?,
         cpu_ns: of(|s| s.cpu_ns)?,
@@ -48,7 +44,7 @@ fn medians(samples: &[Sample], work: &str) -> Vec<(String, Median)> {
     });
     let of = |name: &&str| {
         let of_name: Vec<_> = of_work().filter(|sample| sample.vmm == *name).collect();
-        Some(((*name).to_owned(), median(&of_name)?))
+        Some(((*name).to_owned(), all_of(&of_name)?))
     };
     names.iter().filter_map(of).collect()
 }
@@ -144,7 +140,7 @@ mod tests {
 
     #[test]
     fn nothing_has_no_median() {
-        assert_eq!(median(&[]), None);
+        assert_eq!(all_of(&[]), None);
         assert!(medians(&[sample("wherry", 1.0, 1.0)], "other").is_empty());
     }
 }

@@ -1,9 +1,9 @@
 //! A guest that does not run: memory, the machine's own dirty log and balloon, and somebody who
-//! writes the same pages before each harvest.
+//! is told when to write the same pages again.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -30,7 +30,6 @@ pub struct Guest {
     /// KVM's part of it again, to be measured by itself.
     kvm: Option<KvmLog>,
     writes: AtomicU64,
-    paused: AtomicBool,
     left: std::sync::Mutex<Option<Left>>,
 }
 
@@ -57,8 +56,8 @@ impl Guest {
             Some([log, copy]) => (DirtySources::new(log), Some(copy)),
             None => (DirtySources::of_devices(ram.clone()), None),
         };
-        let (writes, paused, left) = Default::default();
-        Ok((Self { ram, usage, balloon, log, kvm, writes, paused, left }, why))
+        let (writes, left) = Default::default();
+        Ok((Self { ram, usage, balloon, log, kvm, writes, left }, why))
     }
 
     /// Its balloon.
@@ -72,7 +71,8 @@ impl Guest {
         left.context("the dirty log was never turned off")
     }
 
-    fn write(&self) -> io::Result<()> {
+    /// Writes the pages that it writes, as a device does.
+    pub fn write(&self) -> io::Result<()> {
         let nth = self.writes.fetch_add(1, SeqCst) + 1;
         self.usage.write(&self.ram, nth).map_err(io::Error::other)
     }
@@ -98,9 +98,6 @@ impl DirtyLog for Guest {
     }
 
     fn harvest(&self, out: &mut Bitmap) -> io::Result<()> {
-        if !self.paused.load(SeqCst) {
-            self.write()?;
-        }
         self.log.harvest(out)
     }
 
@@ -128,7 +125,6 @@ impl Machine for Guest {
     }
 
     fn pause(&self) -> io::Result<()> {
-        self.paused.store(true, SeqCst);
         self.balloon.set_paused(true);
         Ok(())
     }
