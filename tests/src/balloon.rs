@@ -1,11 +1,11 @@
 //! The balloon from outside: `wherry balloon`, and the memory that the VMM's process has.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::{Guest, Result};
+use crate::{Guest, Result, eventually};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -15,27 +15,6 @@ const PAGE: u64 = 4096;
 pub fn note(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "    {text}");
-}
-
-/// Waits until `probe` gives something; the time that it took comes with it.
-///
-/// # Errors
-/// It fails, or gives nothing in time; then its last word on why not is told.
-pub fn eventually<T>(
-    timeout: Duration,
-    mut probe: impl FnMut() -> Result<std::result::Result<T, String>>,
-) -> Result<(T, Duration)> {
-    let start = Instant::now();
-    loop {
-        let why = match probe()? {
-            Ok(value) => return Ok((value, start.elapsed())),
-            Err(why) => why,
-        };
-        if start.elapsed() > timeout {
-            bail!("not after {timeout:?}: {why}");
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// What `wherry balloon NAME --json` says.

@@ -5,6 +5,7 @@
 //! line and the guest's console protocol, nothing of Wherry's inside.
 
 mod balloon;
+pub mod cargo;
 mod console;
 pub mod debian;
 pub mod docs;
@@ -17,14 +18,16 @@ pub mod needs;
 mod proxy;
 mod scratch;
 pub mod terminal;
+mod wait;
 
-pub use balloon::{Balloon, eventually, note};
+pub use balloon::{Balloon, note};
 pub use console::{Console, Fields};
 pub use guest::{Env, Guest, GuestOptions, MigrateError, SETTLE, migrate};
 pub use median::median;
 pub use mount::Mount;
 pub use proxy::{Frame, Proxy, When};
 pub use scratch::Scratch;
+pub use wait::{eventually, grows_to};
 
 /// Result with any error; tests and tools only print it.
 pub type Result<T> = anyhow::Result<T>;

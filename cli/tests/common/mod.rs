@@ -1,9 +1,9 @@
 //! For tests of both programs: `wherry` goes on as `wherry-vm`.
 
 use std::path::Path;
-use std::process::Command;
 
 use tempfile::TempDir;
+use wherry_tests::cargo::{PROGRAMS_OF_UNITS, cargo};
 use wherry_tests::needs::KVM;
 use wherry_vmm::control::RuntimeDir;
 
@@ -12,8 +12,9 @@ fn build_vm() {
     let folder = Path::new(env!("CARGO_BIN_EXE_wherry")).parent().unwrap();
     let target = folder.parent().unwrap();
     let profile = if folder.ends_with("debug") { "dev" } else { "release" };
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "wherry-vmm", "--bin", "wherry-vm"])
+    let built = cargo()
+        .args(["build", "--quiet"])
+        .args(PROGRAMS_OF_UNITS)
         .args(["--profile", profile, "--target-dir"])
         .arg(target)
         .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -11,7 +11,11 @@ use anyhow::{Context, anyhow, ensure};
 
 use super::Debian;
 use crate::hosts::Place;
-use crate::{Result, eventually};
+use crate::{Result, grows_to};
+
+/// A connection over which nothing comes for so long has ended, whatever TCP says: a guest whose
+/// host is emulated sends again after at most a few seconds.
+const STANDSTILL: Duration = Duration::from_secs(120);
 
 /// A connection over which the guest sends numbers as fast as it can, 8 bytes each, that are
 /// checked here.
@@ -68,17 +72,16 @@ impl Flow {
         self.checked.load(Ordering::Relaxed)
     }
 
-    /// Waits until `bytes` have come and were right.
+    /// Waits until `bytes` have come and were right, for as long as any come.
     ///
     /// # Errors
-    /// They did not.
+    /// They stand still, or the connection broke; [`end`](Self::end) says how.
     pub fn wait_for(&self, bytes: u64) -> Result<()> {
-        let enough = || {
-            let checked = self.checked();
-            let over = checked >= bytes || self.reader.is_finished();
-            Ok(if over { Ok(()) } else { Err(format!("{checked} of {bytes} bytes came")) })
+        let count = || {
+            ensure!(!self.reader.is_finished(), "the connection broke after {}", self.checked());
+            Ok(self.checked())
         };
-        eventually(Duration::from_secs(180), enough).map(drop)
+        grows_to(bytes, STANDSTILL, count).context("bytes of the connection")
     }
 
     /// Ends it.

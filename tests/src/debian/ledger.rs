@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::debian::Debian;
 use crate::hosts::{self, GUEST, Hosts, Place};
-use crate::{Result, eventually};
+use crate::{Result, eventually, grows_to};
 use anyhow::{Context, bail, ensure};
 
 /// Where Debian 12 keeps PostgreSQL's programs.
@@ -110,12 +110,7 @@ impl Ledger {
             let answer = ask(hosts, "select count(*) from ledger")?;
             answer.trim().parse().with_context(|| format!("not a number: {answer}"))
         };
-        let wanted = count()? + more;
-        let enough = || {
-            let now = count()?;
-            Ok(if now >= wanted { Ok(()) } else { Err(format!("{now} of {wanted} are there")) })
-        };
-        eventually(END, enough).map(drop)
+        grows_to(count()? + more, END, count).context("transactions in the ledger")
     }
 
     /// Ends pgbench and compares what it saw with what is in the table.

@@ -1,20 +1,20 @@
 //! `wherry migrate NAME ssh://HOST`: a receiver that ssh starts, and what becomes of it and of the
 //! guest when ssh fails, ends or is ended.
 //!
-//! Mostly by a stand-in for ssh, for which this host is the other one and a link the forward; once
-//! by OpenSSH and an sshd of the test's own, where there is one.
+//! By a stand-in for ssh, for which this host is the other one and a link the forward; the module
+//! `openssh` has the real one.
+
+mod openssh;
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::Value;
-use wherry_tests::needs::SSHD;
 use wherry_tests::{Console, Env, Frame, Guest, Proxy, Result, Scratch, When, eventually, migrate};
 
 use super::{SOON, THROTTLED, check_report, start};
@@ -171,10 +171,19 @@ fn intact_there(hosts: &Hosts) -> Result<()> {
     Ok(())
 }
 
+/// A migration over two connections.
+fn migration(hosts: &Hosts, guest: &Guest) -> Command {
+    hosts.migrate(&guest.name, &[&THROTTLED[..], &["--streams", "2"], &RECEIVE].concat())
+}
+
 /// Moves a guest, which has to go on by itself.
 fn moves(hosts: &Hosts, guest: &mut Guest) -> Result<()> {
-    let args = [&THROTTLED[..], &["--streams", "2"], &RECEIVE].concat();
-    let output = hosts.migrate(&guest.name, &args).output()?;
+    let output = migration(hosts, guest).output()?;
+    moved(hosts, guest, output)
+}
+
+/// What that migration said: the guest is there, and nothing is left here.
+fn moved(hosts: &Hosts, guest: &mut Guest, output: Output) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
     check_report(&serde_json::from_slice(&output.stdout)?);
@@ -396,103 +405,4 @@ fn in_round_one(guest: &Guest) -> Result<()> {
         Ok(if there { Ok(()) } else { Err(info.to_string()) })
     })?;
     Ok(())
-}
-
-/// An sshd of this user's that lets this user in, on this host alone.
-struct Sshd(Child);
-
-impl Sshd {
-    fn start(hosts: &Hosts) -> Result<Self> {
-        const SSHD: &str = "/usr/sbin/sshd";
-        ensure!(Path::new(SSHD).exists(), "no {SSHD}");
-        // Root's looks for it.
-        let _ = fs::create_dir_all("/run/sshd");
-        let dir = hosts.bin.display();
-        for key in ["host", "key"] {
-            let words = ["-q", "-t", "ed25519", "-N", "", "-f"];
-            let made = Command::new("ssh-keygen").args(words).arg(hosts.bin.join(key)).status();
-            ensure!(made.context("ssh-keygen")?.success(), "ssh-keygen");
-        }
-        // Another test may take it meanwhile; then this one is not run.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let there = hosts.far.dir.display();
-        let config = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {dir}/host\nPidFile none\nUsePAM no\n\
-             AuthorizedKeysFile {dir}/key.pub\nStrictModes no\nPermitRootLogin yes\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             SetEnv WHERRY_RUNTIME_DIR={there}\n"
-        );
-        fs::write(hosts.bin.join("sshd_config"), config)?;
-        let host = fs::read_to_string(hosts.bin.join("host.pub"))?;
-        fs::write(hosts.bin.join("known"), format!("[127.0.0.1]:{port} {host}"))?;
-        let config = format!(
-            "Host b\nHostName 127.0.0.1\nPort {port}\nIdentityFile {dir}/key\nIdentitiesOnly yes\n\
-             IdentityAgent none\nUserKnownHostsFile {dir}/known\nBatchMode yes\n\
-             IgnoreUnknown Unheard,StdinNull,SessionType,ForkAfterAuthentication\nUnheard yes\n\
-             StdinNull yes\nSessionType none\nForkAfterAuthentication yes\n"
-        );
-        fs::write(hosts.bin.join("config"), config)?;
-        let log = fs::File::create(hosts.bin.join("sshd.log"))?;
-        let mut sshd = Command::new(SSHD);
-        sshd.args(["-D", "-e", "-f"]).arg(hosts.bin.join("sshd_config")).stderr(log);
-        let mut sshd = Self(sshd.stdin(Stdio::null()).spawn()?);
-        eventually(SOON, || {
-            let log = fs::read_to_string(hosts.bin.join("sshd.log"))?;
-            if log.contains("Server listening") {
-                return Ok(Ok(()));
-            }
-            match sshd.0.try_wait()? {
-                Some(status) => bail!("sshd has ended: {status}: {log}"),
-                None => Ok(Err(log)),
-            }
-        })?;
-        Ok(sshd)
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[test]
-fn openssh_carries_it_all() -> Result<()> {
-    let ssh = "#!/bin/sh\ncd \"${0%/*}\"\necho $$ >pid\nexec /usr/bin/ssh -F config \"$@\"\n";
-    let hosts = Hosts::new("openssh", ssh)?;
-    let Some(_sshd) = SSHD.or_not_run(Sshd::start(&hosts).map_err(|e| format!("{e:#}"))) else {
-        return Ok(());
-    };
-    let mut guest = start(&hosts.near, "web", "honest", 1)?;
-    let refused = |file: &str, reason: &str| -> Result<()> {
-        let (file, aside) = (hosts.bin.join(file), hosts.bin.join("aside"));
-        fs::rename(&file, &aside)?;
-        let (code, said) = outcome(hosts.migrate("web", &[]).output()?);
-        fs::rename(&aside, &file)?;
-        assert!(code == 5 && said.contains(reason), "{code}, {said}");
-        assert!(said.contains("ssh does not get to b"), "{said}");
-        hosts.clean()
-    };
-    refused("known", "Host key verification failed")?;
-    refused("key.pub", "Permission denied")?;
-    let slow = [&["--bandwidth", "5Mbit"][..], &RECEIVE].concat();
-    let child = hosts.migrate("web", &slow).spawn()?;
-    in_round_one(&guest)?;
-    kill("-KILL", &hosts.pid()?)?;
-    let (code, said) = outcome(child.wait_with_output()?);
-    assert!(code == 5 && said.contains("ssh to b ended"), "{code}, {said}");
-    hosts.clean()?;
-    assert_eq!((guest.info()?["state"].clone(), hosts.there()), ("running".into(), None));
-    // ssh, which would cut the connection, is not to hear of it: SIGHUP, SIGINT, SIGQUIT.
-    let child = hosts.migrate("web", &slow).spawn()?;
-    in_round_one(&guest)?;
-    let status = fs::read_to_string(format!("/proc/{}/status", hosts.pid()?))?;
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t"));
-    assert_eq!(u64::from_str_radix(ignored.context("no signals")?, 16)? & 0b111, 0b111);
-    ctrl_c(&child)?;
-    let (code, said) = outcome(child.wait_with_output()?);
-    assert!(code == 5 && said.contains(": cancelled"), "{code}, {said}");
-    hosts.clean()?;
-    moves(&hosts, &mut guest)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use wherry_tests::cargo::cargo;
 
 /// Said, so that options of rustc's are for programs, not for what builds them.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -15,14 +16,6 @@ pub struct Workspace {
     pub root: PathBuf,
     /// Cargo's target directory.
     pub target: PathBuf,
-}
-
-fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Set for us by the `cargo run` that started us; it would name our own package to build
-    // scripts.
-    command.env_remove("CARGO_MANIFEST_DIR");
-    command
 }
 
 /// What cargo knows of this workspace.

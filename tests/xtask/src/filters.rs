@@ -137,8 +137,8 @@ fn cpu(pid: u32) -> Result<f64> {
 type Figure = fn(&Sample) -> f64;
 
 fn show(samples: &[Sample]) {
-    println!("| medians of {} | filters | without | ratio |", samples.len() / 2);
-    println!("|---|---|---|---|");
+    println!("| medians of {} | filters | without | ratio of pairs | 95 % |", samples.len() / 2);
+    println!("|---|---|---|---|---|");
     let figures: [(&str, Figure); 4] = [
         ("boot, s", |sample| sample.boot.wall_s),
         ("boot, CPU s", |sample| sample.boot.cpu_s),
@@ -148,15 +148,37 @@ fn show(samples: &[Sample]) {
     for (name, figure) in figures {
         let [with, without] = MODES.map(|mode| {
             let of = samples.iter().filter(|sample| sample.seccomp == mode);
-            median(of.map(figure)).unwrap_or(f64::NAN)
+            of.map(figure).collect::<Vec<_>>()
         });
-        println!("| {name} | {with:.4} | {without:.4} | {:.3} |", with / without);
+        let ratios = with.iter().zip(&without).map(|(with, without)| with / without);
+        let (low, ratio, high) = interval(ratios.collect());
+        let [with, without] = [with, without].map(|of| median(of).unwrap_or(f64::NAN));
+        println!("| {name} | {with:.4} | {without:.4} | {ratio:.3} | {low:.3} to {high:.3} |");
     }
+}
+
+/// The median, and between which of the numbers that of all that there could be is, 95 times of
+/// 100: by how many of them may be on one side of it (binomial, as a normal distribution).
+fn interval(mut numbers: Vec<f64>) -> (f64, f64, f64) {
+    numbers.sort_by(f64::total_cmp);
+    let n = numbers.len();
+    let aside = ((n as f64 - 1.96 * (n as f64).sqrt()) / 2.0).floor().max(0.0) as usize;
+    let at = |index: usize| numbers.get(index).copied().unwrap_or(f64::NAN);
+    let (low, high) = (at(aside), at(n.saturating_sub(1).saturating_sub(aside)));
+    (low, median(numbers.iter().copied()).unwrap_or(f64::NAN), high)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_interval_is_that_of_the_tables() {
+        // For 25 numbers the 8th and the 18th, as in any table of the sign test.
+        let numbers = (1..=25).map(f64::from).collect();
+        assert_eq!(interval(numbers), (8.0, 13.0, 18.0));
+        assert_eq!(interval(vec![2.0, 1.0]), (1.0, 1.5, 2.0));
+    }
 
     #[test]
     fn a_process_takes_time_and_is_asked_until_it_is_waited_for() {

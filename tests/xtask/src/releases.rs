@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
+use wherry_tests::cargo::PROGRAMS_OF_UNITS;
 
 use crate::build::Workspace;
 use crate::note::note;
@@ -27,7 +28,8 @@ fn newer(workspace: &Workspace) -> Result<PathBuf> {
     let place = workspace.out()?.join("releases/newer");
     let shared = format!("build.build-dir={:?}", text(&workspace.target)?);
     let more = ["--features", "wherry-vmm/newer", "--config", &shared];
-    binaries(workspace, &workspace.root, &place, &more)
+    let options = [&PROGRAMS_OF_UNITS[..], &more].concat();
+    binaries(workspace, &workspace.root, &place, &options)
 }
 
 /// The last release, built once. `None`, and said, where this copy of the repository lacks it.
@@ -53,8 +55,9 @@ fn last(workspace: &Workspace) -> Result<Option<PathBuf>> {
     let source = place.join("source");
     export(&workspace.root, commit, &source)?;
     // Not to be debugged, and therefore sooner.
+    let packages = ["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"];
     let more = ["--locked", "--config", "profile.dev.debug=false"];
-    let built = binaries(workspace, &source, &place, &more);
+    let built = binaries(workspace, &source, &place, &[&packages[..], &more].concat());
     // Its source is no part of this tree, for whoever looks for packages or counts lines.
     let _ = std::fs::remove_dir_all(&source);
     let _ = std::fs::remove_dir_all(place.join("target"));
@@ -99,8 +102,8 @@ fn export(root: &Path, commit: &str, to: &Path) -> Result<()> {
     std::fs::remove_file(&tar).with_context(|| format!("cannot remove {file}"))
 }
 
-/// Builds both programs of the tree at `root`, quickly and not to be fast, and puts them into
-/// `place`.
+/// Builds both programs of the tree at `root`, with these options, quickly and not to be fast, and
+/// puts them into `place`.
 fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> Result<PathBuf> {
     // A target directory for each: cargo takes packages of the same name, version and place in
     // their workspace for the same, and goes by the times of files. In one directory this tree
@@ -108,9 +111,8 @@ fn binaries(workspace: &Workspace, root: &Path, place: &Path, more: &[&str]) -> 
     let target = place.join("target");
     let manifest = root.join("Cargo.toml");
     let (manifest, dir) = (text(&manifest)?, text(&target)?);
-    let packages = ["--package", "wherry-cli", "--package", "wherry-vmm", "--bins"];
-    let options = ["--manifest-path", manifest, "--target-dir", dir];
-    workspace.cargo(&[&["build"], &packages[..], &options, more].concat())?;
+    workspace
+        .cargo(&[&["build", "--manifest-path", manifest, "--target-dir", dir], more].concat())?;
     std::fs::create_dir_all(place).with_context(|| format!("cannot create {}", place.display()))?;
     // `wherry` last: it is what says that all is there.
     for program in ["wherry-vm", "wherry"] {
