@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::{Console, Fields, Result};
+use crate::{Console, Fields, Result, SOON};
 
 fn var(name: &str) -> Result<PathBuf> {
     std::env::var_os(name)
@@ -211,7 +211,7 @@ impl Guest {
         let child =
             command.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start wherry")?;
         let mut guest = Self { name: name.into(), env: env.clone(), child, console: None };
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + SOON;
         while !guest.info().is_ok_and(|i| i.get("state").is_some()) {
             if let Some(status) = guest.child.try_wait()? {
                 bail!("wherry ended at once ({status}):\n{}", guest.log());

@@ -27,7 +27,7 @@ pub use median::median;
 pub use mount::Mount;
 pub use proxy::{Frame, Proxy, When};
 pub use scratch::Scratch;
-pub use wait::{eventually, grows_to};
+pub use wait::{BOOT, SOON, eventually, grows_to};
 
 /// Result with any error; tests and tools only print it.
 pub type Result<T> = anyhow::Result<T>;

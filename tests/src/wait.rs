@@ -9,6 +9,12 @@ use anyhow::bail;
 
 use crate::Result;
 
+/// Whatever is waited for takes seconds, on a slow and busy machine a minute: only what hangs takes
+/// longer than this. It judges nobody's speed.
+pub const SOON: Duration = Duration::from_secs(240);
+/// The same for a guest that boots.
+pub const BOOT: Duration = Duration::from_secs(420);
+
 /// Waits until `probe` gives something; the time that it took comes with it.
 ///
 /// # Errors

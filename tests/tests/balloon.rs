@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use wherry_tests::{Env, Fields, Guest, GuestOptions, Result, Scratch, eventually, migrate, note};
+use wherry_tests::{
+    BOOT, Env, Fields, Guest, GuestOptions, Result, SOON, Scratch, eventually, migrate, note,
+};
 
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
 const PAGES_PER_MIB: u64 = 256;
 
 /// Tags that Linux 6.1 sends; later ones send more.
@@ -70,7 +70,7 @@ fn statistics(guest: &mut Guest, tags: &[&str]) -> Result<()> {
     assert_eq!(sent, tags.len(), "{}", balloon.0);
     assert_eq!(balloon.statistic("total_memory"), Some(status.num("memtotal_kb")? * 1024));
     // A guest that is busy may answer too late for one call; then the next call has it.
-    eventually(Duration::from_secs(10), || {
+    eventually(SOON, || {
         let free = guest.balloon()?.statistic("free_memory").unwrap_or(0) / 1024;
         let said = guest.ask("status", SOON)?.num("memfree_kb")?;
         let near = free.abs_diff(said) < 4096;
@@ -81,7 +81,7 @@ fn statistics(guest: &mut Guest, tags: &[&str]) -> Result<()> {
         })
     })?;
     let before = balloon.counter("stats_updates")?;
-    eventually(Duration::from_secs(10), || {
+    eventually(SOON, || {
         let sent = guest.balloon()?.counter("stats_updates")?;
         Ok(if sent > before { Ok(()) } else { Err(format!("{sent} times")) })
     })?;
@@ -91,7 +91,7 @@ fn statistics(guest: &mut Guest, tags: &[&str]) -> Result<()> {
 
 /// Waits until the VMM's memory has shrunk to `mib`.
 fn shrinks_to(guest: &Guest, mib: u64) -> Result<Duration> {
-    let ((), took) = eventually(Duration::from_secs(40), || {
+    let ((), took) = eventually(SOON, || {
         let rss = guest.rss_mib()?;
         Ok(if rss <= mib { Ok(()) } else { Err(format!("{rss} MiB resident, not {mib}")) })
     })?;
@@ -188,7 +188,7 @@ const COMPACT_MIB: u64 = 30;
 /// Waits until the host's set and the guest's word agree: while a page moves, the new one is in the
 /// set and the old one still is, too.
 fn settled(guest: &Guest) -> Result<u64> {
-    let (pages, _) = eventually(Duration::from_secs(10), || {
+    let (pages, _) = eventually(SOON, || {
         let balloon = guest.balloon()?;
         let (actual, pages) = (balloon.actual(), balloon.pages()?);
         Ok(if actual == pages {
@@ -380,7 +380,7 @@ fn poisoned_memory_stays(guest: &mut Guest) -> Result<()> {
     guest.ask("fill 100", SOON)?;
     let (used, before) = (guest.rss_mib()?, guest.balloon()?.counter("reported_bytes")?);
     guest.ask("free 100", SOON)?;
-    let (balloon, took) = eventually(Duration::from_secs(40), || {
+    let (balloon, took) = eventually(SOON, || {
         let balloon = guest.balloon()?;
         let reported = balloon.counter("reported_bytes")? - before;
         Ok(if reported >= 80 << 20 {

@@ -1,11 +1,6 @@
 //! Stock kernels boot, power off and reboot.
 
-use std::time::Duration;
-
-use wherry_tests::{Guest, GuestOptions, Result, Scratch};
-
-const BOOT: Duration = Duration::from_secs(120);
-const SOON: Duration = Duration::from_secs(30);
+use wherry_tests::{BOOT, Guest, GuestOptions, Result, SOON, Scratch};
 
 fn boots(kernel: &str, cpus: u32, memory: &str, total_kb: std::ops::Range<u64>) -> Result<()> {
     let scratch = Scratch::new("boot")?;

@@ -13,13 +13,10 @@ use wherry_tests::debian::flow::Flow;
 use wherry_tests::debian::ledger::{self, Ledger};
 use wherry_tests::debian::{Debian, Killed, Net, load, sockets};
 use wherry_tests::hosts::{FORWARDED, GUEST, Hosts, MAC, Place};
-use wherry_tests::{Env, Frame, Mount, Result, Scratch, When, eventually};
+use wherry_tests::{Env, Frame, Mount, Result, SOON, Scratch, When, eventually, note};
 
 /// What the guest's kernel says about its disks; nothing, if all is well.
 const DISK_ERRORS: &str = "journalctl -k --no-pager | grep -iE 'I/O error|EXT4-fs error' || true";
-
-/// What waits for a disk begins to wait.
-const SOON: Duration = Duration::from_secs(60);
 
 /// A block device of the lab.
 fn device(variable: &str) -> Result<String> {
@@ -45,6 +42,12 @@ fn start_on(net: Net, scratch: &Scratch, data: &Path, args: &[&str]) -> Result<D
     Ok(debian)
 }
 
+/// Says which step of a long test begins, and how many seconds after its beginning.
+fn steps() -> impl Fn(&str) {
+    let began = Instant::now();
+    move |what| note(&format!("{:>4} s: {what}", began.elapsed().as_secs()))
+}
+
 /// All frames that reach the client from now on: their first bytes in hexadecimal, a line each.
 fn sniff(hosts: &Hosts) -> Result<Child> {
     const SNIFF: &str = "socket(S, 17, 3, unpack('S', pack('n', 3))) or die $!; \
@@ -60,7 +63,7 @@ fn wait_for_port(hosts: &Hosts, port: &str) -> Result<()> {
         let line = table.lines().find(|line| line.contains(MAC)).unwrap_or("nothing").to_owned();
         Ok(if line.contains(port) { Ok(()) } else { Err(format!("the switch knows {line}")) })
     };
-    eventually(Duration::from_secs(30), there).map(drop)
+    eventually(SOON, there).map(drop)
 }
 
 /// Writes of the disk for data that have ended, if others are with the device.
@@ -91,12 +94,15 @@ fn hosts_are_built_beside_what_a_killed_test_left() -> Result<()> {
 
 #[test]
 fn a_stock_debian_works_while_it_moves() -> Result<()> {
+    let say = steps();
     let scratch = Scratch::new("debian")?;
     let storage = Mount::ext4(&scratch.path().join("mount"), 96 << 20)?;
     let args = ["--memory", "768MiB", "--vsock", "on"];
     let mut debian = start(&scratch, &scratch.path().join("mount"), &args)?;
+    say("reached; waits for all that starts");
     assert_eq!(debian.run("hostname")?.trim(), "deb");
     assert_eq!(debian.run("systemctl is-system-running --wait")?.trim(), "running");
+    say("sockets, load and connection");
     sockets::begin(&debian)?;
     sockets::both_ways(&mut debian)?;
     load::begin(&debian)?;
@@ -105,13 +111,16 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     let flow = Flow::begin(&debian)?;
     flow.wait_for(1)?;
     let before = flow.checked();
+    say("moves");
     debian.move_over(&["--verify"])?;
+    say("has moved");
     let after = flow.checked();
     // Its listener came along.
     sockets::both_ways(&mut debian)?;
     assert!(before < after, "it stood still: {before} bytes before, {after} after");
     flow.wait_for(after + (16 << 20))?;
 
+    say("storage stands still");
     // No request of that disk ends, and none of the network waits for one. One is behind what the
     // load writes, which may be busy elsewhere for long.
     let frozen = storage.freeze()?;
@@ -123,11 +132,13 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     flow.wait_for(flow.checked() + (8 << 20))?;
     assert_eq!(ended_writes(&debian)?, Ok(ended), "the disk did not hang");
     drop(frozen);
+    say("storage goes on");
     flow.end()?;
     wait_for_port(&debian.hosts, "up-b")?;
 
     // Now nobody asks it anything: the switch learns where it is from it and its host alone.
     let mut sniffer = sniff(&debian.hosts)?;
+    say("moves back");
     debian.move_over(&[])?;
     wait_for_port(&debian.hosts, "up-a")?;
     std::thread::sleep(Duration::from_secs(2));
@@ -152,9 +163,13 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
     println!("wherry-vm's own memory: {own} KiB");
     assert!(own <= 16 << 10, "{own} KiB");
 
+    say("the load ends");
     println!("passes of the load: {}", load::end(&debian)?);
     assert_eq!(debian.run(DISK_ERRORS)?, "");
-    debian.shut_down()
+    say("shuts down");
+    debian.shut_down()?;
+    say("is through");
+    Ok(())
 }
 
 /// A program at the client that says a word to whoever connects to its port 5001.
@@ -323,8 +338,7 @@ fn soak_a_source_that_is_killed_after_the_hand_off_has_lost_no_commit() -> Resul
 /// more where it arrived. The new kernel's initrd has only the modules that this guest needs: to
 /// pack all of them takes more than 20 minutes in emulation.
 fn lives(disk: &str, packages: &str) -> Result<()> {
-    let began = Instant::now();
-    let say = |what: &str| println!("{:>5} s: {what}", began.elapsed().as_secs());
+    let say = steps();
     let scratch = Scratch::new("debian-kernels")?;
     let hosts = Hosts::build(Path::new(&device("WHERRY_TOOLS")?), scratch.path())?;
     let env = Env::binary(scratch.path())?.on_fast_storage()?;

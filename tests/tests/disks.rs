@@ -3,16 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use wherry_tests::{
-    Env, Frame, Guest, GuestOptions, MigrateError, Proxy, Result, Scratch, When, migrate,
+    BOOT, Env, Frame, Guest, GuestOptions, MigrateError, Proxy, Result, SOON, Scratch, When,
+    migrate,
 };
-
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
-/// The guest writes its disk through.
-const WRITTEN: Duration = Duration::from_secs(400);
 
 fn image(scratch: &Scratch, name: &str, mib: u64) -> Result<PathBuf> {
     let path = scratch.path().join(name);
@@ -74,7 +69,7 @@ fn a_disk_keeps_what_was_written_across_moves() -> Result<()> {
         assert!(guest.wait_exit(SOON)?.success(), "{}", guest.log());
         guest = next;
     }
-    let written = guest.wait_for("disk", WRITTEN)?;
+    let written = guest.wait_for("disk", SOON)?;
     assert_eq!((written.num("mib")?, written.num("bad")?), (24 * 16, 0));
     assert_eq!(guest.ask("verify", SOON)?.num("bad")?, 0);
     Ok(())
@@ -116,7 +111,7 @@ fn a_guest_whose_disk_a_stranger_took_stays_paused_and_says_so() -> Result<()> {
     // The stranger is gone.
     drop(stranger.lock().unwrap().take());
     assert!(resume()?.success());
-    assert_eq!(guest.ask("disk 2", WRITTEN)?.num("bad")?, 0);
+    assert_eq!(guest.ask("disk 2", SOON)?.num("bad")?, 0);
     assert_eq!(guest.ask("verify", SOON)?.num("bad")?, 0);
     Ok(())
 }
@@ -138,6 +133,6 @@ fn a_destination_that_had_the_disk_gives_it_back() -> Result<()> {
     assert_eq!(error.code, 5, "{error}");
     assert!(!destination.wait_exit(SOON)?.success());
     assert_eq!(state(&guest)?, "running");
-    assert_eq!(guest.ask("disk 2", WRITTEN)?.num("bad")?, 0);
+    assert_eq!(guest.ask("disk 2", SOON)?.num("bad")?, 0);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use wherry_tests::{Env, Guest, GuestOptions, Result, Scratch};
+use wherry_tests::{BOOT, Env, Guest, GuestOptions, Result, SOON, Scratch};
 
 fn refused(env: &Env, args: &[&str], words: &[&str]) -> Result<()> {
     let Output { status, stderr, .. } = env.command(args).output()?;
@@ -46,7 +46,7 @@ fn names_ports_and_peers() -> Result<()> {
     let env = scratch.env("CLOUD_6_1")?;
     let mut guest =
         Guest::run(&env, "taken", &GuestOptions { memory: "256MiB".into(), ..Default::default() })?;
-    guest.wait_for("ready", std::time::Duration::from_secs(120))?;
+    guest.wait_for("ready", BOOT)?;
     let kernel = env.kernel.as_ref().unwrap().display().to_string();
     refused(&env, &["run", "taken", "--kernel", &kernel, "--serial", "none"], &["taken", "name"])?;
     refused(&env, &["info", "nobody"], &["nobody"])?;
@@ -69,6 +69,6 @@ fn names_ports_and_peers() -> Result<()> {
     refused(&env, &["migrate", "taken", "tcp:127.0.0.1:1"], &["connect"])?;
     refused(&env, &["migrate", "taken", "carrier-pigeon:x"], &["unix:"])?;
     assert_eq!(guest.info()?["state"], "running");
-    assert_eq!(guest.ask("verify", std::time::Duration::from_secs(60))?.num("bad")?, 0);
+    assert_eq!(guest.ask("verify", SOON)?.num("bad")?, 0);
     Ok(())
 }

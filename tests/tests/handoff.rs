@@ -2,14 +2,11 @@
 //! in none.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use wherry_tests::{
-    Env, Frame, Guest, GuestOptions, MigrateError, Proxy, Result, Scratch, When, migrate,
+    BOOT, Env, Frame, Guest, GuestOptions, MigrateError, Proxy, Result, SOON, Scratch, When,
+    migrate,
 };
-
-const BOOT: Duration = Duration::from_secs(120);
-const SOON: Duration = Duration::from_secs(60);
 
 struct Broken {
     env: Env,

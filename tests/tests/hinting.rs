@@ -1,14 +1,10 @@
 //! `--hints auto` on stock Linux: which guest is asked, which is not, and when asking ends early.
 //! Counts and decisions, never times.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use serde_json::Value;
-use wherry_tests::{Env, Guest, GuestOptions, Result, Scratch, migrate};
+use wherry_tests::{BOOT, Env, Guest, GuestOptions, Result, SOON, Scratch, migrate};
 
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
 /// Pages of a block that Linux hints.
 const BLOCK: u64 = 1024;
 /// Hints in a row that clear nothing before the engine asks no more.

@@ -31,11 +31,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
-use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, Scratch, migrate};
+use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, SOON, Scratch, migrate};
 
-const SOON: Duration = Duration::from_secs(60);
-/// A migration that takes longer hangs: each is over in a few seconds, or tens of them in the lab.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// More than a VMM needs beside guest RAM, whatever the guest sends: KiB.
 const MAX_PRIVATE_KIB: u64 = 48 * 1024;
 /// Each round lasts long enough for hints to matter, and after some the guest is moved whatever is
@@ -68,7 +65,7 @@ fn migrate_in_time(env: &Env, name: &str, uri: &str, args: &[&str]) -> Result<Va
     let (send, outcome) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || send.send(migrate(env, name, uri, args)));
-        match outcome.recv_timeout(PATIENCE) {
+        match outcome.recv_timeout(SOON) {
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Timeout) => {
                 // Lets the thread end, and the test with it.

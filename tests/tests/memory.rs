@@ -4,11 +4,9 @@
 use std::time::Duration;
 
 use wherry_tests::{
-    Env, Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate, note,
+    BOOT, Env, Guest, GuestOptions, MigrateError, Result, SOON, Scratch, eventually, migrate, note,
 };
 
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
 const USED_MIB: u64 = 250;
 const BALLOON_MIB: u64 = 200;
 /// Noise: what a guest's kernel takes and gives by itself.
@@ -46,7 +44,7 @@ fn row(guest: &mut Guest, what: &str) -> Result<u64> {
 
 /// Waits until the host has no more than `mib` of the guest's memory.
 fn shrinks_to(guest: &Guest, mib: u64) -> Result<Duration> {
-    let ((), took) = eventually(Duration::from_secs(40), || {
+    let ((), took) = eventually(SOON, || {
         let rss = guest.rss_mib()?;
         Ok(if rss <= mib { Ok(()) } else { Err(format!("{rss} MiB resident, not {mib}")) })
     })?;
@@ -146,7 +144,7 @@ fn end(env: &Env, mut guest: Guest, how: End) -> Result<(Guest, [u64; 3])> {
         }
     }
     // In emulation the guest takes its time.
-    let (after, _) = eventually(Duration::from_secs(10), || {
+    let (after, _) = eventually(SOON, || {
         let free = free_mib(&mut guest)?;
         Ok(if free + NOISE_MIB > before {
             Ok(free)

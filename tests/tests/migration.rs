@@ -6,11 +6,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 use wherry_tests::{
-    Env, Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate, note,
+    BOOT, Env, Guest, GuestOptions, MigrateError, Result, SOON, Scratch, eventually, migrate, note,
 };
-
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
 
 /// Migrates `guest` to a new VMM called `name` and lets the guest check all of its memory there.
 fn hop(env: &Env, guest: &mut Guest, name: &str, args: &[&str]) -> Result<(Guest, Value)> {
@@ -74,8 +71,9 @@ fn there_and_back_under_a_writer() -> Result<()> {
     there_and_back("pingpong", "384MiB", "wherry.work=fill:80,free:80+writer:16,8", turns)
 }
 
-/// For hosts that are too slow for more.
+/// For hosts that are too slow for more: one of those is in the soak's list.
 #[test]
+#[ignore = "others take more turns"]
 fn twice_there_and_back_with_little_memory() -> Result<()> {
     there_and_back("little", "256MiB", "wherry.work=fill:40,free:40+writer:4,1", 4)
 }

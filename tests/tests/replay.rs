@@ -7,14 +7,10 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
-use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, Scratch, migrate};
-
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
+use wherry_tests::{BOOT, Env, Guest, GuestOptions, MigrateError, Result, SOON, Scratch, migrate};
 
 /// A migration of a fresh guest with 1 GiB.
 struct Case {

@@ -9,12 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use wherry_tests::hosts::output;
 use wherry_tests::{
-    Guest, GuestOptions, MigrateError, Mount, Result, Scratch, eventually, migrate,
+    BOOT, Guest, GuestOptions, MigrateError, Mount, Result, SOON, Scratch, eventually, migrate,
 };
-
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
-const WRITTEN: Duration = Duration::from_secs(400);
 
 fn guest(env: &wherry_tests::Env, image: &Path) -> Result<Guest> {
     File::create(image)?.set_len(20 << 20)?;
@@ -63,11 +59,11 @@ fn a_disk_that_hangs_fails_the_migration_and_nothing_else() -> Result<()> {
     assert!(!destination.wait_exit(SOON)?.success());
     is(&guest, "running")?;
     drop(frozen);
-    assert_eq!(guest.wait_for("disk", WRITTEN)?.num("bad")?, 0);
+    assert_eq!(guest.wait_for("disk", SOON)?.num("bad")?, 0);
     let uri = env.unix_uri("again");
     let mut destination = Guest::receive_with(&env, "again", &uri, &disk)?;
     migrate(&env, "source", &uri, &["--verify"])?;
-    assert_eq!(destination.ask("disk 1", WRITTEN)?.num("bad")?, 0);
+    assert_eq!(destination.ask("disk 1", SOON)?.num("bad")?, 0);
     Ok(())
 }
 
@@ -83,7 +79,7 @@ fn a_full_disk_pauses_the_guest_until_there_is_room() -> Result<()> {
     assert!(guest.log().contains("no room on this host"), "{}", guest.log());
     output(Command::new("mount").args(["-o", "remount,size=64m"]).arg(&dir))?;
     assert!(env.command(&["resume", "source"]).status()?.success());
-    assert_eq!(guest.wait_for("disk", WRITTEN)?.num("bad")?, 0);
+    assert_eq!(guest.wait_for("disk", SOON)?.num("bad")?, 0);
     is(&guest, "running")
 }
 

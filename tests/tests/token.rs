@@ -4,13 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Context;
-use wherry_tests::{Env, Guest, GuestOptions, MigrateError, Result, Scratch, migrate};
-
-const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(60);
+use wherry_tests::{BOOT, Env, Guest, GuestOptions, MigrateError, Result, SOON, Scratch, migrate};
 
 /// A receiver, and its token.
 fn receive(env: &Env, name: &str, port: u16) -> Result<(Guest, String, String)> {

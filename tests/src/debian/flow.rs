@@ -5,17 +5,12 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 
 use super::Debian;
 use crate::hosts::Place;
-use crate::{Result, grows_to};
-
-/// A connection over which nothing comes for so long has ended, whatever TCP says: a guest whose
-/// host is emulated sends again after at most a few seconds.
-const STANDSTILL: Duration = Duration::from_secs(120);
+use crate::{Result, SOON, grows_to};
 
 /// A connection over which the guest sends numbers as fast as it can, 8 bytes each, that are
 /// checked here.
@@ -81,7 +76,7 @@ impl Flow {
             ensure!(!self.reader.is_finished(), "the connection broke after {}", self.checked());
             Ok(self.checked())
         };
-        grows_to(bytes, STANDSTILL, count).context("bytes of the connection")
+        grows_to(bytes, SOON, count).context("bytes of the connection")
     }
 
     /// Ends it.

@@ -10,15 +10,12 @@ use std::time::{Duration, Instant};
 
 use crate::debian::Debian;
 use crate::hosts::{self, GUEST, Hosts, Place};
-use crate::{Result, eventually, grows_to};
+use crate::{Result, SOON, eventually, grows_to};
 use anyhow::{Context, bail, ensure};
 
 /// Where Debian 12 keeps PostgreSQL's programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 const CLIENTS: &str = "2";
-/// pgbench ends in time once it is asked to.
-const END: Duration = Duration::from_secs(60);
-
 const TRANSACTION: &str = "\
 \\set i :i + 1
 \\set aid random(1, 100000)
@@ -110,7 +107,7 @@ impl Ledger {
             let answer = ask(hosts, "select count(*) from ledger")?;
             answer.trim().parse().with_context(|| format!("not a number: {answer}"))
         };
-        grows_to(count()? + more, END, count).context("transactions in the ledger")
+        grows_to(count()? + more, SOON, count).context("transactions in the ledger")
     }
 
     /// Ends pgbench and compares what it saw with what is in the table.
@@ -125,7 +122,7 @@ impl Ledger {
         // Its own alarm at the end of the time it was given: it finishes what it has begun.
         let pid = self.pgbench.id();
         hosts::output(std::process::Command::new("kill").args(["-ALRM", &pid.to_string()]))?;
-        let end = Instant::now() + END;
+        let end = Instant::now() + SOON;
         let status = loop {
             match self.pgbench.try_wait()? {
                 Some(status) => break status,
@@ -143,7 +140,7 @@ impl Ledger {
     /// It does not notice, or cannot be compared.
     pub fn end_of_lost(mut self, hosts: &Hosts) -> Result<Outcome> {
         let gone = || Ok(self.pgbench.try_wait()?.map(drop).ok_or("pgbench waits".to_owned()));
-        eventually(2 * END, gone)?;
+        eventually(SOON, gone)?;
         // The database recovers before it lets anybody in.
         let program = format!("{BIN}/pg_isready");
         let ready = || {
@@ -151,7 +148,7 @@ impl Ledger {
             let said = String::from_utf8_lossy(&out.stdout).into_owned();
             Ok(if out.status.success() { Ok(()) } else { Err(said) })
         };
-        eventually(2 * END, ready)?;
+        eventually(SOON, ready)?;
         self.compare(hosts)
     }
 

@@ -18,13 +18,9 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::hosts::{self, Hosts, Place};
-use crate::{Env, Frame, Guest, Proxy, Result, When, eventually, migrate};
+use crate::{BOOT, Env, Frame, Guest, Proxy, Result, SOON, When, eventually, migrate};
 
-/// A stock Debian boots in a quarter of this in the lab.
-pub const BOOT: Duration = Duration::from_secs(420);
 const NAME: &str = "deb";
-/// A VMM ends, or says that it runs.
-const SOON: Duration = Duration::from_secs(60);
 
 /// Its network card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +116,10 @@ impl Debian {
         let open = || {
             let out = self.ssh("true").output()?;
             let why = || format!("no ssh into it: {}", String::from_utf8_lossy(&out.stderr));
+            if !out.status.success() {
+                // Where CPUs are emulated, asking without a pause takes much of what it boots with.
+                std::thread::sleep(Duration::from_secs(1));
+            }
             Ok(if out.status.success() { Ok(()) } else { Err(why()) })
         };
         eventually(BOOT, open).map(drop).with_context(|| self.last_words())
@@ -177,7 +177,7 @@ impl Debian {
         let report = migrate(&source, NAME, &uri, &args).with_context(|| {
             format!("source: {}destination: {}", self.guest.last_words(), destination.last_words())
         })?;
-        if !self.guest.wait_exit(Duration::from_secs(20))?.success() {
+        if !self.guest.wait_exit(SOON)?.success() {
             bail!("the source ended with an error: {}", self.guest.log());
         }
         self.guest = destination;
@@ -261,9 +261,9 @@ impl Debian {
     /// It does not shut down, or its file system is not sound.
     pub fn shut_down(mut self) -> Result<()> {
         let host = self.hosts.on(self.place, &self.env)?;
-        hosts::output(&mut host.command(&["stop", NAME, "--timeout", "180s"]))
+        hosts::output(&mut host.command(&["stop", NAME, "--timeout", "240s"]))
             .with_context(|| self.last_words())?;
-        self.guest.wait_exit(Duration::from_secs(20))?;
+        self.guest.wait_exit(SOON)?;
         self.check_disk()
     }
 

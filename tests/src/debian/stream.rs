@@ -6,15 +6,12 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::hosts::Hosts;
+use crate::{Result, SOON};
 use anyhow::{Context, anyhow};
 
 /// The guest says a number each tenth of a second.
 const SCRIPT: &str = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done";
-
-/// A login is slow where CPUs are emulated.
-const LOGIN: Duration = Duration::from_secs(60);
 
 /// A session that runs.
 pub struct Stream {
@@ -49,7 +46,7 @@ impl Stream {
             };
             lines.map(told).collect()
         });
-        first.recv_timeout(LOGIN).context("nothing comes over ssh")?;
+        first.recv_timeout(SOON).context("nothing comes over ssh")?;
         Ok(Self { ssh, reader })
     }
 

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use wherry_tests::{Env, Guest, GuestOptions, Result, Scratch};
 
-use super::{PATIENCE, SOON, migrate_in_time};
+use super::{SOON, migrate_in_time};
 
 pub(super) fn moved(
     env: &Env,
@@ -30,7 +30,7 @@ pub(super) fn moved_with(
 pub(super) fn reboots(guest: &mut Guest) -> Result<()> {
     guest.console()?.send("reboot")?;
     guest.wait_for("reboot", SOON)?;
-    let ready = guest.wait_for("ready", PATIENCE)?;
+    let ready = guest.wait_for("ready", SOON)?;
     // Its command line came with it.
     assert_eq!((ready.num("seed")?, guest.info()?["state"].as_str()), (7, Some("running")));
     assert_eq!(guest.ask("verify", SOON)?.num("bad")?, 0);

@@ -16,15 +16,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use wherry_tests::{
-    Env, Fields, Guest, GuestOptions, MigrateError, Result, Scratch, eventually, migrate, note,
+    BOOT, Env, Fields, Guest, GuestOptions, MigrateError, Result, SOON, Scratch, eventually,
+    migrate, note,
 };
 
 use plan::{Dice, Hop, Kind, LEG};
 use tally::Tally;
 
-const BOOT: Duration = Duration::from_secs(180);
-/// The guest is busy in all of its threads.
-const SOON: Duration = Duration::from_secs(90);
 const MEMORY: &str = "256MiB";
 const CHECK_MIB: u64 = 24;
 const PAGES_PER_MIB: u64 = 256;
@@ -185,7 +183,7 @@ impl<'a> Leg<'a> {
         self.rest(0)?;
         self.guest.ask("writer 0", SOON)?;
         let wanted = self.before.num("memfree_kb")?;
-        eventually(Duration::from_secs(20), || {
+        eventually(SOON, || {
             self.guest.ask("drop", SOON)?;
             let free = self.guest.ask("status", SOON)?.num("memfree_kb")?;
             let back = free + FREE_TOLERANCE_KIB >= wanted;
