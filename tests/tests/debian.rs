@@ -129,7 +129,7 @@ fn a_stock_debian_works_while_it_moves() -> Result<()> {
          seek=200000 oflag=direct conv=notrunc",
     )?;
     let (ended, _) = eventually(SOON, || ended_writes(&debian))?;
-    flow.wait_for(flow.checked() + (8 << 20))?;
+    flow.wait_for(flow.checked() + (4 << 20))?;
     assert_eq!(ended_writes(&debian)?, Ok(ended), "the disk did not hang");
     drop(frozen);
     say("storage goes on");

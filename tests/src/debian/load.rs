@@ -11,7 +11,7 @@ use crate::Result;
 const LOAD: &str = "\
     seed=1; while [ ! -e /run/enough ]; do \
         fio --bs=4k --rw=randwrite --direct=1 --verify=crc32c --verify_fatal=1 --randseed=$seed \
-            --size=8M --output=/root/load.log \
+            --size=4M --output=/root/load.log \
             --name=file --filename=/root/load --fsync=32 \
             --name=disk --filename=/dev/disk/by-id/virtio-data --trim_percentage=10 \
             --trim_verify_zero=1 --trim_backlog=64 --verify_backlog=256 \

@@ -84,27 +84,49 @@ fn table(workspace: &Workspace) -> Result<PathBuf> {
 
 fn tests(workspace: &Workspace, args: &Args, outcomes: &mut Vec<Outcome>) -> Result<()> {
     if !args.integration {
-        outcomes.push(timed("unit tests", || {
-            // Setup has installed e2fsprogs and passt.
-            let mut required = vec![needs::MKE2FS.variable, needs::PASST.variable];
-            match lab::look_at_kvm() {
-                Ok(()) => required.push(needs::KVM.variable),
-                Err(e) => note(&format!("/dev/kvm: {e}: unit tests that need it are not run")),
+        thread::scope(|scope| {
+            if !args.units {
+                scope.spawn(|| fetch_ahead(workspace, args));
             }
-            let mut variables: Vec<_> = required.iter().map(|&name| (name, "1")).collect();
-            let threads = threads();
-            variables.push(("RUST_TEST_THREADS", &threads));
-            // The integration tests' own folder is left to the lab.
-            let units = ["test", "--workspace", "--exclude", "wherry-tests"];
-            workspace.cargo_with(&variables, &units)?;
-            workspace.cargo(&["test", "--package", "wherry-tests", "--lib"])?;
-            Ok(true)
-        }));
+            outcomes.push(timed("unit tests", || units(workspace)));
+        });
     }
     if !args.units {
         integration(workspace, args, outcomes)?;
     }
     Ok(())
+}
+
+/// Provides what the integration tests boot while the unit tests are built and wait: it comes from
+/// the network, and is put together by one CPU. What fails is tried again where it is needed, and
+/// said there.
+fn fetch_ahead(workspace: &Workspace, args: &Args) {
+    let kernels = images::missing().into_iter().map(|id| images::kernel(id).map(drop));
+    let debian = image::tested();
+    // A filter may leave out what boots it, and outside of a lab nothing does.
+    let needed = args.filter.is_none() && lab::is_ours(workspace).unwrap_or(false);
+    let needed = needed && image::obstacle(&debian).is_none();
+    let debian = needed.then(|| image::provide(&debian, false).map(drop));
+    for failed in kernels.chain(debian).filter_map(Result::err) {
+        note(&format!("{failed:#}\ntrying again later"));
+    }
+}
+
+fn units(workspace: &Workspace) -> Result<bool> {
+    // Setup has installed e2fsprogs and passt.
+    let mut required = vec![needs::MKE2FS.variable, needs::PASST.variable];
+    match lab::look_at_kvm() {
+        Ok(()) => required.push(needs::KVM.variable),
+        Err(e) => note(&format!("/dev/kvm: {e}: unit tests that need it are not run")),
+    }
+    // The integration tests' own folder is left to the lab.
+    let units = ["test", "--workspace", "--exclude", "wherry-tests"];
+    let mut variables: Vec<_> = required.iter().map(|&name| (name, "1")).collect();
+    let threads = threads();
+    variables.push(("RUST_TEST_THREADS", &threads));
+    workspace.cargo_with(&variables, &units)?;
+    workspace.cargo(&["test", "--package", "wherry-tests", "--lib"])?;
+    Ok(true)
 }
 
 fn timed(name: &str, work: impl FnOnce() -> Result<bool>) -> Outcome {
